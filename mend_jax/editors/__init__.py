@@ -1,0 +1,32 @@
+"""Editors by name. Adding one is adding a file and a line in `EDITORS`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mend_jax.editors.base import EditTransform, Link, Run, chain, factor_editor
+from mend_jax.editors.fine_tune import fine_tune
+from mend_jax.editors.mend import mend
+from mend_jax.errors import ConfigError
+
+__all__ = ["EDITORS", "EditTransform", "Link", "Run", "chain", "factor_editor", "make_editor"]
+
+EDITORS: dict[str, Callable[..., EditTransform]] = {
+    "mend": mend,
+    "fine_tune": fine_tune,
+}
+
+
+def make_editor(name: str, options: Mapping[str, Any]) -> EditTransform:
+    """The named editor with these options; unknown names and options are refused by name."""
+    if name not in EDITORS:
+        raise ConfigError(f"editor.name is {name!r}; known editors: {sorted(EDITORS)}")
+    known = inspect.signature(EDITORS[name]).parameters
+    if unknown := sorted(set(options) - set(known)):
+        raise ConfigError(f"editor {name!r} has no option {unknown}; it has {sorted(known)}")
+    try:
+        return EDITORS[name](**options)
+    except ValueError as e:
+        raise ConfigError(f"editor {name!r}: {e}") from e

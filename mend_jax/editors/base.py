@@ -1,0 +1,131 @@
+"""The editor protocol, in the manner of Optax: pairs of pure functions, and chains of links.
+
+An *editor* turns E requested corrections (a `Problem`) into E independent edits. A *link* is one
+step of a factor editor: it maps a signal to a signal, the first signal being the factors of the
+inner loss by weight name, the last an `Edit`. Learned parameters and running state (statistics) are
+passed in and out. Every leaf of a signal may have leading axes (E), so no editor needs a vmap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from mend_jax.edits import Edit
+from mend_jax.forward import Problem
+from mend_jax.models import WeightSpec
+
+Weights = tuple[WeightSpec, ...]
+
+
+class Run(NamedTuple):
+    """What a link is told about one application, all static.
+
+    Attributes:
+      weights: the edited weights, in edit order (a dict's order is lost under jit).
+      train: whether running statistics are updated.
+    """
+
+    weights: Weights
+    train: bool
+
+
+class Link(NamedTuple):
+    """One step of a factor editor.
+
+    Attributes:
+      name: key of its parameters and state in the chain's.
+      init: (key, weights) -> (params, state); both may be empty dicts.
+      apply: (params, state, signal, run) -> (signal, state); state changes only if `run.train`.
+    """
+
+    name: str
+    init: Callable[[jax.Array, Weights], tuple[Any, Any]]
+    apply: Callable[[Any, Any, Any, Run], tuple[Any, Any]]
+
+
+class EditTransform(NamedTuple):
+    """A whole editor.
+
+    Attributes:
+      init: (key, weights) -> (params, state).
+      edit: (params, state, problem, train) -> (Edit with leading axis E, state).
+      trainable: whether `params` are learned; an editor without parameters needs no training.
+    """
+
+    init: Callable[[jax.Array, Weights], tuple[Any, Any]]
+    edit: Callable[[Any, Any, Problem, bool], tuple[Edit, Any]]
+    trainable: bool = True
+
+
+def stateless(name: str, apply: Callable[[Any], Any]) -> Link:
+    """A link without parameters or state."""
+    return Link(name, lambda key, weights: ({}, {}), lambda p, s, signal, run: (apply(signal), s))
+
+
+def chain(*links: Link) -> Link:
+    """The links one after the other; parameters and state are dicts by link name."""
+    names = [link.name for link in links]
+    if repeated := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"links of a chain need different names; repeated: {repeated}")
+
+    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
+        keys = jax.random.split(key, max(len(links), 1))
+        made = {
+            link.name: link.init(k, weights) for link, k in zip(links, keys, strict=True)
+        }
+        params = {name: p for name, (p, _) in made.items()}
+        return params, {name: s for name, (_, s) in made.items()}
+
+    def apply(params: Any, state: Any, signal: Any, run: Run) -> tuple[Any, Any]:
+        new_state = {}
+        for link in links:
+            signal, new_state[link.name] = link.apply(
+                params[link.name], state[link.name], signal, run
+            )
+        return signal, new_state
+
+    return Link("chain", init, apply)
+
+
+def factor_editor(link: Link) -> EditTransform:
+    """An editor from a link (usually a chain) that maps factors to an Edit."""
+
+    def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
+        return link.apply(params, state, problem.factors(), Run(problem.weights, train))
+
+    return EditTransform(link.init, edit)
+
+
+class Group(NamedTuple):
+    """Weights that share one network and one set of statistics.
+
+    Attributes:
+      key: `{d_in}x{d_out}` when shared by shape, else the weight's name.
+      members: the weights, in edit order; a weight's index is its `mode` (FiLM row).
+    """
+
+    key: str
+    members: tuple[WeightSpec, ...]
+
+    @property
+    def d_in(self) -> int:
+        return self.members[0].d_in
+
+    @property
+    def d_out(self) -> int:
+        return self.members[0].d_out
+
+
+def group_weights(weights: Sequence[WeightSpec], shared: bool) -> tuple[Group, ...]:
+    """One group a weight shape (paper, section 3.1: parameters shared across layers), or a weight.
+
+    Two weights of one shape but different roles (Llama's gate and up) share a group, as in the
+    original code.
+    """
+    members: dict[str, list[WeightSpec]] = {}
+    for w in weights:
+        members.setdefault(f"{w.d_in}x{w.d_out}" if shared else w.name, []).append(w)
+    return tuple(Group(key, tuple(ws)) for key, ws in members.items())

@@ -1,0 +1,103 @@
+"""Small links that factor editors share: normalisation, layer learning rates, the outer sum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mend_jax.edits import Edit, LowRank
+from mend_jax.editors.base import Link, Run, Weights, group_weights, stateless
+from mend_jax.factors import Factors, block_moments, merge_moments, no_moments, normalise
+
+Signal = dict[str, Factors]
+
+
+def normalize(shared: bool = True, one_by_one: bool = False, pass_through: bool = False) -> Link:
+    """Per-dimension z-scoring of u and delta with running statistics (paper, section 3.1).
+
+    While training, the statistics take in the current rows first and are then used; afterwards they
+    are frozen. Masked rows never count.
+
+    Args:
+      shared: one set of statistics per weight shape instead of per weight.
+      one_by_one: as the original code does, each weight is normalised right after its own update,
+        so that the first weight of a shape does not yet see the rows of the second. Otherwise all
+        weights of a group are taken in before any is normalised.
+      pass_through: keep statistics but hand the factors on unchanged (`norm: False` in the original
+        code, the paper's "no norm" ablation).
+    """
+
+    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
+        del key
+        groups = group_weights(weights, shared)
+        state = {g.key: {"u": no_moments(g.d_in), "delta": no_moments(g.d_out)} for g in groups}
+        return {}, state
+
+    def absorb(moments, f: Factors):
+        return {
+            "u": merge_moments(moments["u"], block_moments(f.u, f.mask)),
+            "delta": merge_moments(moments["delta"], block_moments(f.delta, f.mask)),
+        }
+
+    def apply(params: Any, state: Any, signal: Signal, run: Run) -> tuple[Signal, Any]:
+        del params
+        moments, out = dict(state), dict(signal)
+        for group in group_weights(run.weights, shared):
+            names = [w.name for w in group.members]
+            if run.train and not one_by_one:
+                for name in names:
+                    moments[group.key] = absorb(moments[group.key], signal[name])
+            for name in names:
+                f = signal[name]
+                if run.train and one_by_one:
+                    moments[group.key] = absorb(moments[group.key], f)
+                if not pass_through:
+                    now = jax.lax.stop_gradient(moments[group.key])
+                    out[name] = f.replace(
+                        u=normalise(now["u"], f.u), delta=normalise(now["delta"], f.delta)
+                    )
+        return out, moments
+
+    return Link("normalize", init, apply)
+
+
+def scale_by_layer_lr(init_lr: float, log_space: bool) -> Link:
+    """delta *= alpha_l, a learned step size for each weight (paper, section 3.2).
+
+    Args:
+      init_lr: alpha at the start.
+      log_space: learn log(alpha), so that alpha keeps its sign and moves by a factor a step. The
+        paper and the original code learn alpha itself.
+    """
+
+    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
+        del key
+        start = jnp.log(init_lr) if log_space else jnp.asarray(init_lr)
+        return {w.name: jnp.asarray(start, jnp.float32) for w in weights}, {}
+
+    def apply(params: Any, state: Any, signal: Signal, run: Run) -> tuple[Signal, Any]:
+        del run
+        alpha = {n: jnp.exp(p) if log_space else p for n, p in params.items()}
+        return {n: f.replace(delta=f.delta * alpha[n]) for n, f in signal.items()}, state
+
+    return Link("scale_by_layer_lr", init, apply)
+
+
+def outer_sum(sign: float) -> Link:
+    """W' = W + sign * sum_n u_n delta_n^T over the rows that count, kept as a low-rank pair.
+
+    The paper subtracts (sign -1); the original code adds (sign +1) and has to learn the sign.
+    """
+
+    def apply(signal: Signal) -> Edit:
+        deltas = {}
+        for name, f in signal.items():
+            keep = f.mask[..., None]
+            deltas[name] = LowRank(
+                a=jnp.where(keep, f.u, 0.0), b=sign * jnp.where(keep, f.delta, 0.0)
+            )
+        return Edit(deltas=deltas)
+
+    return stateless("outer_sum", apply)

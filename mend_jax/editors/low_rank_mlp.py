@@ -1,0 +1,120 @@
+"""The editor network: residual low-rank layers with a scale and shift per edited weight."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from mend_jax.editors.base import Group, Link, Run, Weights, group_weights
+from mend_jax.factors import Factors
+
+Sides = Literal["combined", "separate", "x_only", "delta_only", "one_sided"]
+Init = Literal["id", "xavier"]
+
+
+def relu_one_at_zero(x: jax.Array) -> jax.Array:
+    """max(x, 0) with derivative 1 at exactly 0.
+
+    At the identity start every pre-activation is exactly 0. `jax.nn.relu` has derivative 0 there, so
+    the network would never train; torch's clamp, which the original code uses, has 1.
+    """
+    return jnp.where(x >= 0, x, jnp.zeros_like(x))
+
+
+def low_rank_mlp(
+    rank: int | None = 1920,
+    n_hidden: int = 1,
+    shared: bool = True,
+    sides: Sides = "combined",
+    init: Init = "id",
+    v_init: Literal["normal", "xavier"] = "normal",
+) -> Link:
+    """(u, delta) -> (u~, delta~) by n_hidden + 1 layers (paper, Eq. 3a and 3b).
+
+    A layer is h = z + relu(s * (U V z + b) + o); U[d, r], V[r, d]; s, o belong to the weight (FiLM),
+    the rest is shared by the weights of one shape. Every layer has the ReLU, also the last: so the
+    original code, although the paper's text suggests a linear output.
+
+    Args:
+      rank: r, at most d; None for full rank.
+      n_hidden: hidden layers; the paper has one.
+      shared: one network per weight shape with FiLM rows; otherwise one per weight, without FiLM.
+      sides: what the network sees and changes. "combined": one network on concat(u, delta);
+        "separate": one for u, one for delta; "x_only" / "delta_only": the other side passes
+        unchanged; "one_sided": the network acts on delta if d_in > d_out, else on u.
+      init: "id": U = 0, so the start is exactly the identity. "xavier": Xavier uniform U (gain
+        sqrt 2) and V, and no residual connection, which is the paper's "no ID init" ablation.
+      v_init: how V starts under "id". The original code draws N(0, 1) ("normal"); the paper's text
+        says Xavier, whose entries are about 100 times smaller at its sizes: the same meta learning
+        rate then moves the network about 100 times more slowly.
+    """
+    if sides not in get_args(Sides):
+        raise ValueError(f"sides {sides!r} is not one of {get_args(Sides)}")
+    if init not in get_args(Init):
+        raise ValueError(f"init {init!r} is not one of {get_args(Init)}")
+
+    def nets_of(group: Group) -> dict[str, int]:
+        """Which networks a group has, and their width."""
+        if sides == "combined":
+            return {"combined": group.d_in + group.d_out}
+        both = {"u": group.d_in, "delta": group.d_out}
+        if sides == "separate":
+            return both
+        on_delta = sides == "delta_only" or (sides == "one_sided" and group.d_in > group.d_out)
+        side = "delta" if on_delta else "u"
+        return {side: both[side]}
+
+    def init_layer(key: jax.Array, dim: int, modes: int) -> dict[str, jax.Array]:
+        mid = dim if rank is None else min(rank, dim)
+        key_u, key_v = jax.random.split(key)
+        xavier = jax.nn.initializers.glorot_uniform()
+        if init == "id":
+            u = jnp.zeros((dim, mid))
+            normal = v_init == "normal"
+            v = jax.random.normal(key_v, (mid, dim)) if normal else xavier(key_v, (mid, dim))
+        else:
+            u = xavier(key_u, (dim, mid)) * jnp.sqrt(2.0)
+            v = xavier(key_v, (mid, dim))
+        layer = {"u": u, "v": v, "bias": jnp.zeros((dim,))}
+        if shared:
+            layer |= {"scale": jnp.ones((modes, dim)), "shift": jnp.zeros((modes, dim))}
+        return layer
+
+    def init_fn(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
+        params: dict[str, Any] = {}
+        for group in group_weights(weights, shared):
+            nets = {}
+            for net, dim in nets_of(group).items():
+                key, *layer_keys = jax.random.split(key, n_hidden + 2)
+                nets[net] = [init_layer(k, dim, len(group.members)) for k in layer_keys]
+            params[group.key] = nets
+        return params, {}
+
+    def run(layers: list[dict[str, jax.Array]], z: jax.Array, mode: int) -> jax.Array:
+        lead = (1,) * (z.ndim - 1)
+        for layer in layers:
+            pre = (z @ layer["v"].T) @ layer["u"].T + layer["bias"].reshape(*lead, -1)
+            if shared:
+                pre = pre * layer["scale"][mode].reshape(*lead, -1)
+                pre = pre + layer["shift"][mode].reshape(*lead, -1)
+            act = relu_one_at_zero(pre)
+            z = z + act if init == "id" else act
+        return z
+
+    def transform(nets: dict[str, Any], f: Factors, mode: int) -> Factors:
+        if "combined" in nets:
+            z = run(nets["combined"], jnp.concatenate([f.u, f.delta], axis=-1), mode)
+            d_in = f.u.shape[-1]
+            return f.replace(u=z[..., :d_in], delta=z[..., d_in:])
+        return f.replace(**{side: run(net, getattr(f, side), mode) for side, net in nets.items()})
+
+    def apply(params: Any, state: Any, signal: dict[str, Factors], run: Run):
+        out = dict(signal)
+        for group in group_weights(run.weights, shared):
+            for mode, w in enumerate(group.members):
+                out[w.name] = transform(params[group.key], signal[w.name], mode)
+        return out, state
+
+    return Link("low_rank_mlp", init_fn, apply)

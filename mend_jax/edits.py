@@ -1,0 +1,170 @@
+"""An edit: small deltas to a few weights, as a pytree that is applied without touching W.
+
+MEND's edit of a weight is sum_n u~_n delta~_n^T (paper, section 3.1): already a low-rank pair.
+It is kept as that pair, so an edited forward pass costs little and the edit can be saved, composed,
+undone, vmapped and sharded like any other pytree. Leading axes `...` (E independent edits) are free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from mend_jax.errors import CheckpointError
+
+
+@flax.struct.dataclass
+class LowRank:
+    """W' = W + a^T b with a[..., N, d_in] and b[..., N, d_out]."""
+
+    a: jax.Array
+    b: jax.Array
+
+    def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """x W' for x[..., d_in], factored or densified, whichever multiplies less."""
+        a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
+        if cheaper_dense(math.prod(x.shape[:-1]), *self.a.shape[-2:], self.b.shape[-1]):
+            return x @ (kernel + a.T @ b)
+        return x @ kernel + (x @ a.T) @ b
+
+    def dense(self) -> jax.Array:
+        """The delta as a matrix [..., d_in, d_out]."""
+        return jnp.einsum("...ni,...no->...io", self.a, self.b)
+
+    def scale(self, factor: float | jax.Array) -> LowRank:
+        return self.replace(b=self.b * factor)
+
+
+@flax.struct.dataclass
+class Dense:
+    """W' = W + w with w[..., d_in, d_out]; what fine-tuning returns."""
+
+    w: jax.Array
+
+    def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return x @ (kernel + self.w.astype(x.dtype))
+
+    def dense(self) -> jax.Array:
+        return self.w
+
+    def scale(self, factor: float | jax.Array) -> Dense:
+        return Dense(self.w * factor)
+
+
+Delta = LowRank | Dense
+
+
+def cheaper_dense(n_tokens: int, n_rows: int, d_in: int, d_out: int) -> bool:
+    """Whether forming a^T b once beats two thin matmuls a token (multiplications, static shapes).
+
+    Factored: n_tokens * n_rows * (d_in + d_out). Dense: n_rows * d_in * d_out to form it, and it
+    then rides in the matmul with W for free.
+    """
+    return n_tokens * (d_in + d_out) > d_in * d_out
+
+
+@flax.struct.dataclass
+class Edit:
+    """Deltas by weight name (`block_28/mlp/up`), and which base they are for.
+
+    Attributes:
+      deltas: name -> LowRank or Dense.
+      base: fingerprint of the base weights, "" if unknown; checked when the edit is applied.
+      facts: the (prompt, target) pairs that the edit was made from.
+    """
+
+    deltas: dict[str, Delta]
+    base: str = flax.struct.field(pytree_node=False, default="")
+    facts: tuple[tuple[str, str], ...] = flax.struct.field(pytree_node=False, default=())
+
+    def scale(self, factor: float | jax.Array) -> Edit:
+        """The edit with every delta multiplied by `factor`."""
+        return self.replace(deltas={name: d.scale(factor) for name, d in self.deltas.items()})
+
+    def negate(self) -> Edit:
+        """The edit that undoes this one (exactly so only when composed, not in a merged bf16 W)."""
+        return self.scale(-1.0)
+
+    def compose(self, other: Edit) -> Edit:
+        """Both edits at once: the deltas are summed, low-rank pairs by concatenating their rows."""
+        if self.base and other.base and self.base != other.base:
+            raise CheckpointError(
+                f"edits of different bases cannot be composed: {self.base} and {other.base}"
+            )
+        names = [*self.deltas, *(n for n in other.deltas if n not in self.deltas)]
+        return Edit(
+            deltas={n: _add(self.deltas.get(n), other.deltas.get(n)) for n in names},
+            base=self.base or other.base,
+            facts=self.facts + other.facts,
+        )
+
+    def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """New nested parameters with W' in place of W; `params` are left as they are."""
+        return merge(params, self)
+
+    def save(self, path: str) -> None:
+        """Writes a safetensors file; see `mend_jax.edit_files`."""
+        from mend_jax import edit_files
+
+        edit_files.save(path, self)
+
+    @staticmethod
+    def load(path: str) -> Edit:
+        """Reads what `save` wrote."""
+        from mend_jax import edit_files
+
+        return edit_files.load(path)
+
+    def at(self, index: int) -> Edit:
+        """One of E independent edits that share a leading axis."""
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
+
+def _add(x: Delta | None, y: Delta | None) -> Delta:
+    if x is None or y is None:
+        return x if y is None else y
+    if isinstance(x, LowRank) and isinstance(y, LowRank):
+        return LowRank(
+            a=jnp.concatenate([x.a, y.a], axis=-2), b=jnp.concatenate([x.b, y.b], axis=-2)
+        )
+    return Dense(x.dense() + y.dense())
+
+
+def as_collection(edit: Edit) -> dict[str, Any]:
+    """The linen collection "edits" that `EditableDense` reads."""
+    tree: dict[str, Any] = {}
+    for name, delta in edit.deltas.items():
+        node = tree
+        for part in name.split("/"):
+            node = node.setdefault(part, {})
+        node["delta"] = delta
+    return tree
+
+
+def merge(params: Mapping[str, Any], edit: Edit) -> dict[str, Any]:
+    """Nested parameters with every edited kernel W replaced by W + delta, in W's dtype.
+
+    The sum is taken in float32 and rounded once. Raises CheckpointError for a weight that the
+    parameters do not have unstacked (an edit of a block that lies in the trunk).
+    """
+
+    def replaced(node, parts, delta, name):
+        if not isinstance(node, Mapping) or parts[0] not in node:
+            raise CheckpointError(
+                f"the edit changes {name}, which is not an unstacked weight of this model; "
+                "load the model with last_n_blocks large enough to reach that block"
+            )
+        if len(parts) > 1:
+            return {**node, parts[0]: replaced(node[parts[0]], parts[1:], delta, name)}
+        kernel = node[parts[0]]
+        total = kernel.astype(jnp.float32) + delta.dense().astype(jnp.float32)
+        return {**node, parts[0]: total.astype(kernel.dtype)}
+
+    for name, delta in edit.deltas.items():
+        params = replaced(params, [*name.split("/"), "kernel"], delta, name)
+    return dict(params)

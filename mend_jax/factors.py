@@ -1,0 +1,80 @@
+"""Factors (u, delta) of the gradient of one correction, their masks and running statistics."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Factors:
+    """The gradient of a weight as a sum over rows (tokens): sum_n u_n delta_n^T.
+
+    Attributes:
+      u: float32[..., N, d_in], inputs of the weight.
+      delta: float32[..., N, d_out], gradients of the loss with respect to its outputs.
+      mask: bool[..., N], False on rows that must not count: padding, and rows where u or delta is
+        all zero. (The original code drops such rows; shapes here are static, so they are masked.)
+    """
+
+    u: jax.Array
+    delta: jax.Array
+    mask: jax.Array
+
+    def gradient(self) -> jax.Array:
+        """The dense gradient [..., d_in, d_out] that the rows sum to."""
+        keep = self.mask[..., None].astype(self.u.dtype)
+        return jnp.einsum("...ni,...no->...io", self.u * keep, self.delta)
+
+
+def masked_factors(u: jax.Array, delta: jax.Array, real: jax.Array) -> Factors:
+    """Float32 factors without gradient, with zero rows and padding masked."""
+    u, delta = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (u, delta))
+    return Factors(u, delta, real & (u != 0).any(-1) & (delta != 0).any(-1))
+
+
+@flax.struct.dataclass
+class Moments:
+    """Running mean and sum of squared deviations per dimension, over `count` rows (float32)."""
+
+    count: jax.Array
+    mean: jax.Array
+    m2: jax.Array
+
+    def std(self) -> jax.Array:
+        """Sample standard deviation (divides by count - 1); 1 until two rows were seen."""
+        spread = jnp.sqrt(self.m2 / jnp.maximum(self.count - 1.0, 1.0))
+        return jnp.where(self.count > 1.0, spread, jnp.ones_like(spread))
+
+
+def no_moments(dim: int) -> Moments:
+    """The moments of nothing; normalising with them is the identity."""
+    return Moments(jnp.zeros(()), jnp.zeros((dim,)), jnp.zeros((dim,)))
+
+
+def block_moments(x: jax.Array, mask: jax.Array) -> Moments:
+    """The moments of one block: all rows x[..., d] where mask[...] holds."""
+    x = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    keep = mask.reshape(-1, 1)
+    count = keep.sum(dtype=jnp.float32)
+    mean = jnp.where(keep, x, 0.0).sum(0) / jnp.maximum(count, 1.0)
+    deviation = jnp.where(keep, x - mean[None], 0.0)
+    return Moments(count, mean, jnp.square(deviation).sum(0))
+
+
+def merge_moments(x: Moments, y: Moments) -> Moments:
+    """The moments of both sets of rows together, exactly (Chan, Golub and LeVeque 1983).
+
+    The original code updates row by row (Welford); the result is the same up to rounding.
+    """
+    count = x.count + y.count
+    share = y.count / jnp.maximum(count, 1.0)
+    gap = y.mean - x.mean
+    return Moments(count, x.mean + gap * share, x.m2 + y.m2 + jnp.square(gap) * x.count * share)
+
+
+def normalise(moments: Moments, x: jax.Array) -> jax.Array:
+    """(x - mean) / (std + 1e-7) per dimension, the constant of the original code."""
+    lead = (1,) * (x.ndim - 1)
+    return (x - moments.mean.reshape(*lead, -1)) / (moments.std().reshape(*lead, -1) + 1e-7)

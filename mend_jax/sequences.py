@@ -1,0 +1,44 @@
+"""Fixed-shape token sequences and the positions in them that are scored."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+
+@flax.struct.dataclass
+class Sequences:
+    """Token sequences with the output positions that a loss or metric looks at.
+
+    Leading axes `...` are free: [B] for plain batches, [E, B] for E independent edits of B texts.
+    Only S scored positions a sequence go through the vocabulary projection (the head).
+
+    Attributes:
+      tokens: int32[..., T], padded with any valid id.
+      mask: bool[..., T], True on real tokens; padding may stand on either side.
+      score_pos: int32[..., S], index t of an output whose next token is scored.
+      target: int32[..., S], the token that should come after position `score_pos`.
+      score_mask: bool[..., S], True on real scored positions.
+    """
+
+    tokens: Array
+    mask: Array
+    score_pos: Array
+    target: Array
+    score_mask: Array
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The leading axes."""
+        return tuple(self.tokens.shape[:-1])
+
+    def reshape(self, *lead: int) -> Sequences:
+        """The same sequences under other leading axes."""
+        return jax.tree.map(lambda a: a.reshape(*lead, a.shape[-1]), self)
+
+    def flat(self) -> Sequences:
+        """All leading axes folded into one."""
+        return self.reshape(-1)
