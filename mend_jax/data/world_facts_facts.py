@@ -1,4 +1,4 @@
-"""Which true facts `world_facts` is made of: (relation, subject, answer) with what else is right."""
+"""Which true facts `world_facts` is made of: relation, subject, answer, what else is right."""
 
 from __future__ import annotations
 

@@ -127,9 +127,7 @@ class _Maker:
         other = held_out if unseen else seen[second]
         return fill(seen[first], fact.subject), fill(other, fact.subject), unseen
 
-    def _near(
-        self, number: int, fact: TrueFact, target: str, rng: np.random.Generator
-    ) -> TrueFact:
+    def _near(self, number: int, fact: TrueFact, target: str, rng: np.random.Generator) -> TrueFact:
         """A true fact that the edit must leave alone; every second row of the same relation."""
         relations = sorted(self.by_relation)
         for attempt in range(_TRIES):

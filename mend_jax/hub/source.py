@@ -118,10 +118,10 @@ def _download_from_hub(repo: str, revision: str | None, spec: str) -> Path:
             ignore_patterns=list(_HUB_NOT_FILES),
         )
     except Exception as error:  # the hub client raises errors of many libraries
-        reason = str(error).strip().splitlines() or [""]
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise WeightsError(
             f"cannot get {spec!r}: there is no local folder of that name, and the Hugging Face "
-            f"hub did not give it ({type(error).__name__}: {reason[0]}). Check the id and the "
+            f"hub did not give it ({type(error).__name__}: {reason}). Check the id and the "
             "network; or, on a machine that has the model, copy the folder with config.json, "
             "*.safetensors and tokenizer.json here and give its path instead."
         ) from error

@@ -1,0 +1,124 @@
+"""Configs: a Python file with `get_config(variant)`, found by name, overridden from the command line."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from mend_jax.errors import ConfigError
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def find_config(name: str) -> Path:
+    """The file for `--config=NAME.py`: a path as given, or a name in a `configs` folder.
+
+    Raises:
+      ConfigError: there is no such file; the message lists the nearest and all known names.
+    """
+    folders = [Path.cwd() / "configs", _REPOSITORY / "configs", _REPOSITORY / "mend_jax/configs"]
+    candidates = [Path(name), *(folder / name for folder in folders)]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = sorted({p.name for f in folders for p in f.glob("*.py") if not p.name.startswith("_")})
+    raise ConfigError(f"no config {name!r}{nearest(name, known)}; known configs: {known}")
+
+
+def load_config(spec: str) -> ml_collections.ConfigDict:
+    """The config of `NAME.py` or `NAME.py:variant`, locked.
+
+    Raises:
+      ConfigError: no such file, no `get_config` in it, or no such variant.
+    """
+    name, _, variant = spec.partition(":")
+    path = find_config(name)
+    module_spec = importlib.util.spec_from_file_location(f"mend_jax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} has no function get_config(variant)")
+    try:
+        config = module.get_config(variant)
+    except KeyError as e:
+        raise ConfigError(f"{path}: unknown variant or key {e}") from e
+    config.lock()
+    return config
+
+
+def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str]) -> None:
+    """Applies `key.sub=value` settings in place; values must have the type of what they replace.
+
+    Raises:
+      ConfigError: an unknown key (the nearest one is named), or a value of another type.
+    """
+    for setting in overrides:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--config.{setting}: write --config.KEY=VALUE")
+        node, path = config, key.split(".")
+        for depth, part in enumerate(path):
+            if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+                known = list(flat_keys(config))
+                raise ConfigError(f"config has no key {key!r}{nearest(key, known)}")
+            if depth < len(path) - 1:
+                node = node[part]
+        if isinstance(node[path[-1]], ml_collections.ConfigDict):
+            raise ConfigError(f"config.{key} is a group of keys: set one of {sorted(node[path[-1]])}")
+        node[path[-1]] = parse_value(key, text, node[path[-1]])
+
+
+def parse_value(key: str, text: str, old: Any) -> Any:
+    """`text` as a value of the type of `old`."""
+    if isinstance(old, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    if old is None or value is None:
+        return value
+    if isinstance(old, float) and type(value) is int:
+        value = float(value)
+    if isinstance(old, tuple) and isinstance(value, (list, str)):
+        value = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+    if type(value) is not type(old):
+        raise ConfigError(
+            f"config.{key}={text}: expected {type(old).__name__} such as {old!r}, "
+            f"got {type(value).__name__}"
+        )
+    return value
+
+
+def flat_keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Every settable key, dotted."""
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from flat_keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A "did you mean" clause, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close:  # right last part in another group, such as lr for train.lr
+        close = [k for k in known if k.split(".")[-1] == name.split(".")[-1]][:1]
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The config as stable JSON text."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list)
+
+
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config as JSON gives it back (tuples become lists), for comparing and storing."""
+    return json.loads(to_json(config))

