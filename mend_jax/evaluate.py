@@ -1,111 +1,232 @@
-"""Scores of an editor on held-out edits: before and after, on the edit, its paraphrase, elsewhere."""
+"""Evaluates an editor on a whole split: teacher-forced, freely generated, and elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from mend_jax.editors.base import EditTransform, Weights
-from mend_jax.edits import Edit, as_collection
-from mend_jax.forward import Problem, scored_logits
-from mend_jax.losses import correct_tokens, token_kl, token_nll, whole_answer
-from mend_jax.models.decoder import DecoderLM
-from mend_jax.models.generate import generate
-from mend_jax.models.layers import EDITS
-from mend_jax.objective import locality_sets, with_trunk
-from mend_jax.sequences import Sequences
+from mend_jax import metrics
+from mend_jax.editors.base import EditTransform
+from mend_jax.scoring import ASKED, edit_and_score, generate_answers
+from mend_jax.forward import make_problem
+from mend_jax.language_model import LanguageModel
+from mend_jax.mesh import shard_batch
+from mend_jax.objective import locality_sets
+from mend_jax.writers import Progress
 
-ASKED = ("edit", "rephrase")
-Sums = dict[str, jax.Array]
+Batch = Mapping[str, Any]
+TEXTS = (*ASKED, "near", "far")
 
 
-def edit_and_score(
+def make_scorer(editor: EditTransform, model: LanguageModel) -> Callable[..., Any]:
+    """Jitted (params, state, base, batch) -> (edits, scores); see `scoring.edit_and_score`."""
+    return jax.jit(
+        functools.partial(
+            edit_and_score, editor=editor, model=model.module, weights=model.weights
+        )
+    )
+
+
+def collect(
+    parts: dict[tuple[str, str], list[np.ndarray]], scores: Mapping[str, Any], valid: np.ndarray
+) -> None:
+    """Appends a batch's scores [E, n] to `parts`, rows that only fill up the batch left out."""
+    for name, group in jax.device_get(scores).items():
+        for key, values in group.items():
+            parts.setdefault((name, key), []).append(np.asarray(values)[valid])
+
+
+def join(parts: Mapping[tuple[str, str], list[np.ndarray]]) -> dict[tuple[str, str], np.ndarray]:
+    return {key: np.concatenate(values) for key, values in parts.items()}
+
+
+def validate(
+    scorer: Callable[..., Any], params: Any, state: Any, model: LanguageModel,
+    batches: Iterator[Batch], mesh: Any, *, c_edit: float, c_loc: float,
+) -> dict[str, float]:  # fmt: skip
+    """Teacher-forced validation numbers and the meta-loss that early stopping watches."""
+    parts: dict[tuple[str, str], list[np.ndarray]] = {}
+    sets: list[str] = []
+    for batch in batches:
+        sets = locality_sets(batch)
+        _, scores = scorer(params, state, model.params, shard_batch(mesh, texts_of(batch)))
+        collect(parts, scores, np.asarray(batch["valid"]))
+    scores = join(parts)
+    found = {f"{name}_exact": float(scores[name, "exact"].mean()) for name in ASKED}
+    by_set = {name: metrics.locality_summary(scores, name) for name in sets}
+    for name, summary in by_set.items():
+        found |= {f"kl_{name}": summary["kl"], f"agree_{name}": summary["argmax_agreement"]}
+    kl = sum(s["kl"] for s in by_set.values()) / max(len(by_set), 1)
+    nll = float(scores["rephrase", "nll"].mean())
+    return {"loss": c_edit * nll + c_loc * kl, "nll_rephrase": nll, "kl": kl, **found}
+
+
+def texts_of(batch: Batch) -> dict[str, Any]:
+    return {name: batch[name] for name in TEXTS if name in batch}
+
+
+def evaluate(
+    editor: EditTransform,
     params: Any,
     state: Any,
-    base: Any,
-    batch: Mapping[str, Any],
+    model: LanguageModel,
+    batches: Iterator[Batch],
+    rows: Sequence[Mapping[str, Any]],
+    mesh: Any,
     *,
-    editor: EditTransform,
-    model: DecoderLM,
-    weights: Weights,
-) -> tuple[Edit, dict[str, dict[str, jax.Array]]]:
-    """Makes the E edits of a batch and scores each text before and after its edit.
+    n_edits: int,
+    max_new: int,
+    n_examples: int = 0,
+    what: str = "evaluate",
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The `eval` entry of results.json and before/after examples, over one pass of `batches`.
 
-    Returns:
-      The edits and, for each set of texts, arrays [E, n]: for `edit` and `rephrase` exact, token,
-      nll (and the same with `_before`); for locality sets sums over scored tokens of kl, agree,
-      right, right_before, nll, nll_before, and n_tokens, whole answers right and right before.
+    Free generation is greedy and must stop by itself: it counts as a success when the end-of-text
+    token comes within `max_new` tokens and what stands before it is the target, give or take white
+    space and a final full stop.
+
+    Args:
+      rows: the split that `batches` number by `index`; gives texts, relations and subsets.
+      n_edits: how many edits the pass has, for the progress line.
+      n_examples: how many examples to pick, successes and failures.
     """
-    sets = locality_sets(batch)
-    texts = with_trunk(model, base, batch, [*ASKED, *sets])
-    problem = Problem(model, base, weights, *texts["edit"])
-    edit, _ = editor.edit(params, state, problem, False)
+    scorer = make_scorer(editor, model)
+    eos = model.tokenizer.eos_id
+    write = jax.jit(
+        functools.partial(generate_answers, model.module, max_new=max_new, eos_id=eos)
+    )
+    parts: dict[tuple[str, str], list[np.ndarray]] = {}
+    numbers: list[int] = []
+    answers: list[dict[str, Any]] = []
+    progress = Progress(what, n_edits)
+    sets: list[str] = []
+    for batch in batches:
+        sets = locality_sets(batch)
+        valid, texts = np.asarray(batch["valid"]), shard_batch(mesh, texts_of(batch))
+        edit, scores = scorer(params, state, model.params, texts)
+        collect(parts, scores, valid)
+        index = np.asarray(batch["index"])[valid].tolist()
+        generated = {}
+        for name in (*ASKED, *sets[:1]):
+            for suffix, under in (("", edit), ("_before", None)):
+                ids = np.asarray(write(model.params, texts[name], under))[valid]
+                generated[name + suffix] = [_answer(model, row) for row in ids]
+        for i, number in enumerate(index):
+            answers.append({name: values[i] for name, values in generated.items()})
+            numbers.append(number)
+        progress.update(len(numbers), force=len(numbers) == n_edits)
+    scores = join(parts)
+    scores |= _generated_scores(answers, [rows[i] for i in numbers])
+    chosen = [rows[i] for i in numbers]
+    unseen = np.asarray([bool(r.get("rephrase_unseen", False)) for r in chosen])
+    summary = metrics.summarise(
+        scores, sets, {"rephrase_seen": ~unseen, "rephrase_unseen": unseen}
+    )
+    relations = [str(r.get("relation", "")) for r in chosen]
+    summary["by_relation"] = metrics.by_relation(scores, relations, sets)
+    examples = _examples(scores, answers, chosen, sets, n_examples)
+    return summary, examples
+
+
+def _answer(model: LanguageModel, ids: np.ndarray) -> dict[str, Any]:
+    return {"text": model.decode_answer(ids), "stopped": model.tokenizer.eos_id in ids.tolist()}
+
+
+def normalise_answer(text: str) -> str:
+    """Without surrounding white space and one final full stop."""
+    return text.strip().removesuffix(".").strip()
+
+
+def _generated_scores(
+    answers: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> dict[tuple[str, str], np.ndarray]:
     scores = {}
-    for name, (seqs, h) in texts.items():
-        before = scored_logits(model, base, h, seqs)
-        after = scored_logits(model, base, h, seqs, edit)
-        if name in ASKED:
-            scores[name] = answer_scores(after, seqs) | {
-                f"{k}_before": v for k, v in answer_scores(before, seqs).items()
-            }
-        else:
-            scores[name] = locality_scores(before, after, seqs)
-    return edit, scores
+    for name in ASKED:
+        for suffix in ("", "_before"):
+            scores[name, f"generated{suffix}"] = np.asarray(
+                [
+                    a[name + suffix]["stopped"]
+                    and normalise_answer(a[name + suffix]["text"]) == normalise_answer(r["target"])
+                    for a, r in zip(answers, rows, strict=True)
+                ],
+                np.float32,
+            )
+    return scores
 
 
-def answer_scores(logits: jax.Array, seqs: Sequences) -> Sums:
-    """exact: whole answer right; token: share of its tokens right; nll: mean of its tokens."""
-    keep = seqs.score_mask
-    n_tokens = jnp.maximum(keep.sum(-1), 1).astype(jnp.float32)
-    correct = correct_tokens(logits, seqs.target)
-    nll = token_nll(logits, seqs.target)
-    return {
-        "exact": whole_answer(correct, keep).astype(jnp.float32),
-        "token": (correct & keep).sum(-1).astype(jnp.float32) / n_tokens,
-        "nll": jnp.where(keep, nll, 0.0).sum(-1) / n_tokens,
-    }
+def _examples(
+    scores: Mapping[tuple[str, str], np.ndarray],
+    answers: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    sets: Sequence[str],
+    count: int,
+) -> list[dict[str, Any]]:
+    """`count` edits: the first good ones of different relations, and up to 4 failures among them.
 
-
-def locality_scores(before: jax.Array, after: jax.Array, seqs: Sequences) -> Sums:
-    """Sums over scored tokens of the change that an edit makes to an unrelated text."""
-    keep = seqs.score_mask
-
-    def total(values: jax.Array) -> jax.Array:
-        return jnp.where(keep, values.astype(jnp.float32), 0.0).sum(-1)
-
-    right_before = correct_tokens(before, seqs.target)
-    right = correct_tokens(after, seqs.target)
-    return {
-        "n_tokens": total(jnp.ones(keep.shape)),
-        "kl": total(token_kl(before, after)),
-        "agree": total(jnp.argmax(before, -1) == jnp.argmax(after, -1)),
-        "right": total(right),
-        "right_before": total(right_before),
-        "nll": total(token_nll(after, seqs.target)),
-        "nll_before": total(token_nll(before, seqs.target)),
-    }
-
-
-def generate_answers(
-    model: DecoderLM, base: Any, seqs: Sequences, edit: Edit | None, *, max_new: int, eos_id: int
-) -> jax.Array:
-    """Free greedy continuations int32[E, n, max_new] of the prompts of scored texts [E, n].
-
-    The prompt is what stands before the first scored token: everything up to `score_pos[..., 0]`.
+    Good: edit and paraphrase right when generated, and no locality KL above 0.1.
     """
-    T = seqs.tokens.shape[-1]
-    prompt = seqs.mask & (jnp.arange(T)[None, None] <= seqs.score_pos[..., :1])
+    made = []
+    for i, (a, r) in enumerate(zip(answers, rows, strict=True)):
+        kl = {s: float(scores[s, "kl"][i] / max(scores[s, "n_tokens"][i], 1)) for s in sets}
+        good = all(scores[name, "generated"][i] > 0 for name in ASKED) and all(
+            v <= 0.1 for v in kl.values()
+        )
+        example = {k: r.get(k, "") for k in ("relation", "prompt", "target", "truth", "rephrase")}
+        example |= {"near_prompt": r.get("near_prompt", ""), "near_answer": r.get("near_answer", "")}
+        example |= {"before": a["edit_before"]["text"], "after": a["edit"]["text"]}
+        for name in ("rephrase", *sets[:1]):
+            for suffix, key in (("_before", "before"), ("", "after")):
+                example[f"{name}_{key}"] = a[name + suffix]["text"]
+        example |= {f"kl_{s}": v for s, v in kl.items()} | {"good": good}
+        made.append(example)
+    failures = _one_a_relation([e for e in made if not e["good"]], min(4, count))
+    successes = _one_a_relation([e for e in made if e["good"]], count - len(failures))
+    return successes + failures
 
-    def one(tokens, mask, edit):
-        variables = {"params": base}
-        if edit is not None:
-            variables[EDITS] = as_collection(edit)
-        return generate(model, variables, tokens, mask, max_new=max_new, eos_id=eos_id)
 
-    if edit is None:
-        flat = one(seqs.tokens.reshape(-1, T), prompt.reshape(-1, T), None)
-        return flat.reshape(*seqs.lead, max_new)
-    return jax.vmap(one)(seqs.tokens, prompt, edit)
+def _one_a_relation(examples: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The first `count`, relations taking turns."""
+    turn: dict[str, int] = {}
+    keyed = []
+    for position, e in enumerate(examples):
+        turn[e["relation"]] = turn.get(e["relation"], 0) + 1
+        keyed.append((turn[e["relation"]], position, e))
+    return [e for _, _, e in sorted(keyed, key=lambda k: k[:2])[:count]]
+
+
+def time_edits(
+    editor: EditTransform, params: Any, state: Any, model: LanguageModel, batch: Batch,
+    repeats: int = 10,
+) -> float:  # fmt: skip
+    """Median seconds to make one edit from its tokens, the trunk pass included, compiled before."""
+
+    @jax.jit
+    def make(params, state, base, seqs):
+        problem = make_problem(model.module, base, model.weights, seqs)
+        return editor.edit(params, state, problem, False)[0]
+
+    n = batch["edit"].lead[0]
+    seconds = []
+    for i in range(repeats + 1):
+        one = jax.tree.map(lambda a, at=i % n: a[at : at + 1], batch["edit"])
+        began = time.perf_counter()
+        jax.block_until_ready(make(params, state, model.params, one))
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory of the accelerator where it tells, else of this process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

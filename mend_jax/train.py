@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -214,26 +213,6 @@ def resume(
     state = checkpoint.restore_state(manager, step, fresh)
     batches.set_state(meta["data_state"])
     return state, Record(**meta["record"])
-
-
-def mean_scores(
-    score: Callable[[Batch], dict[str, dict[str, jax.Array]]],
-    batches: Iterator[Batch],
-    mesh: Any,
-    limit: int | None = None,
-) -> dict[tuple[str, str], np.ndarray]:
-    """Every score as one value an edit text over whole batches, padding rows left out.
-
-    Returns {(texts, score): float[N]}.
-    """
-    found: dict[tuple[str, str], list[np.ndarray]] = {}
-    for batch in itertools.islice(batches, limit):
-        texts = {k: batch[k] for k in TEXT_KEYS if k in batch}
-        valid = np.asarray(batch["valid"])
-        for name, group in jax.device_get(score(shard_batch(mesh, texts))).items():
-            for key, values in group.items():
-                found.setdefault((name, key), []).append(values[valid])
-    return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
 def place(mesh: Any, state: TrainState) -> TrainState:

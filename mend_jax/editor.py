@@ -1,0 +1,118 @@
+"""The trained editor as users hold it: facts in, an Edit out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from mend_jax import checkpoint, experiment
+from mend_jax.data.encode import encode_qa, stack
+from mend_jax.data.facts import Fact
+from mend_jax.edits import Edit
+from mend_jax.editors.base import EditTransform
+from mend_jax.errors import CheckpointError, DataError
+from mend_jax.forward import make_problem
+from mend_jax.language_model import LanguageModel
+
+_BUCKET = 8  # texts are padded to a multiple of this many tokens, so few shapes are compiled
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Editor:
+    """An editor with its learned parameters and the base that it was trained for.
+
+    Attributes:
+      model: the unedited base.
+      transform: the pure editor.
+      params, state: its learned parameters and statistics.
+    """
+
+    model: LanguageModel
+    transform: EditTransform
+    params: Any
+    state: Any
+
+    @staticmethod
+    def restore(workdir: str | Path, model: LanguageModel | None = None) -> Editor:
+        """The best checkpoint of a run folder, with its base.
+
+        Args:
+          workdir: a folder that `python -m mend_jax.main --workdir` trained in.
+          model: the base if it is loaded already; by default the run's own is loaded.
+
+        Raises:
+          CheckpointError: no finished checkpoint, a damaged one, or another base than it was
+            trained for (both fingerprints are named).
+        """
+        workdir = Path(workdir)
+        try:
+            config = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
+        except (OSError, ValueError) as e:
+            raise CheckpointError(
+                f"{workdir} holds no run ({e}): train one with `python -m mend_jax.main "
+                f"--config=quickstart.py --workdir={workdir}`"
+            ) from e
+        transform = experiment.build_editor(config)
+        manager = checkpoint.open_manager(workdir / "checkpoints", read_only=True)
+        step = manager.best_step() or manager.latest_step()
+        if step is None:
+            raise CheckpointError(f"{workdir}/checkpoints holds no step: let the run train on")
+        meta = checkpoint.restore_meta(manager, step)
+        model = model or experiment.build_model(config)
+        checkpoint.refuse_other_run(
+            meta, {"base": model.fingerprint}, manager.directory / str(step)
+        )
+        like = experiment.abstract_state(
+            config, transform, experiment.build_optimizer(config), model.weights
+        )
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like
+        )
+        state = checkpoint.restore_state(manager, step, like)
+        return Editor(model, transform, state.params, state.editor_state)
+
+    def edit(self, facts: Sequence[Fact | tuple[str, str]]) -> Edit:
+        """One edit that brings in all the facts together: one pass forward and back.
+
+        Facts are edited into the base that this editor was trained for, whatever edit is in force
+        elsewhere; compose edits to stack them.
+
+        Args:
+          facts: (prompt, target) pairs or `Fact`s.
+
+        Raises:
+          DataError: no facts, an empty one, or one that does not fit the model's context.
+        """
+        pairs = [(f.prompt, f.target) if isinstance(f, Fact) else tuple(f) for f in facts]
+        if not pairs:
+            raise DataError("no facts to edit: give at least one (prompt, target) pair")
+        tokenizer, limit = self.model.tokenizer, self.model.config.n_positions
+        whole = [encode_qa(tokenizer, p, t, limit, limit) for p, t in pairs]
+        length = _round_up(max(int(s.mask.sum()) for s in whole))
+        scored = _round_up(max(int(s.score_mask.sum()) for s in whole))
+        seqs = [
+            encode_qa(tokenizer, p, t, min(length, limit), min(scored, limit)) for p, t in pairs
+        ]
+        edit = _edit(
+            self.transform, self.model.module, self.model.weights, self.params, self.state,
+            self.model.params, stack([stack(seqs)]),
+        )  # fmt: skip
+        return edit.at(0).replace(base=self.model.fingerprint, facts=tuple(pairs))
+
+
+def _round_up(n: int) -> int:
+    return -(-n // _BUCKET) * _BUCKET
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _edit(transform, module, weights, params, state, base, seqs):
+    problem = make_problem(module, base, weights, seqs)
+    return transform.edit(params, state, problem, False)[0]

@@ -1,0 +1,194 @@
+"""From a config to the things a run is made of: model, editor, optimiser, mesh, encoded data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from mend_jax import config as configs
+from mend_jax import data
+from mend_jax.data.pipeline import EncodedRows, Lengths, batches, encode_rows
+from mend_jax.editors import EditTransform, make_editor
+from mend_jax.errors import ConfigError
+from mend_jax.language_model import LanguageModel, load_model
+from mend_jax.mesh import batch_axis_size, make_mesh, replicate
+from mend_jax.optimizer import make_optimizer
+from mend_jax.train import TrainState, init_state
+
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Some rows of a split and their tokens."""
+
+    rows: Sequence[Row]
+    encoded: EncodedRows
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that a run needs and that does not change while it runs."""
+
+    config: ml_collections.ConfigDict
+    model: LanguageModel
+    editor: EditTransform
+    tx: optax.GradientTransformation
+    mesh: Any
+    dataset: data.DataSet
+    train: Split
+    validation: Split
+    test: Split
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with."""
+        return {
+            "base": self.model.fingerprint,
+            "tokenizer": self.model.tokenizer.fingerprint,
+            "data": self.dataset.fingerprint,
+            "config": configs.plain(self.config),
+        }
+
+    def fresh_state(self) -> TrainState:
+        return replicate(self.mesh, new_state(self.config, self.editor, self.tx, self.model.weights))
+
+    def train_batches(self) -> Any:
+        """An endless, shuffled, resumable iterator over this process's part of each step."""
+        c = self.config
+        return batches(
+            self.train.encoded,
+            edits_per_step=c.train.edits_per_step,
+            edits_per_batch=c.data.edits_per_batch,
+            seed=c.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def eval_batches(self, split: Split, edits_per_step: int) -> Any:
+        """One pass over a split, in order, the last batch filled up and marked."""
+        return batches(
+            split.encoded,
+            edits_per_step=edits_per_step,
+            edits_per_batch=self.config.data.edits_per_batch,
+            shuffle=False,
+            num_epochs=1,
+            drop_remainder=False,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+
+def build_editor(config: ml_collections.ConfigDict) -> EditTransform:
+    return make_editor(config.editor.name, config.editor.options.to_dict())
+
+
+def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    c = config.train
+    return make_optimizer(
+        lr=c.lr,
+        layer_lr_lr=c.layer_lr_lr,
+        clip=c.clip,
+        accumulate=c.accumulate,
+        warmup=c.warmup,
+        steps=c.steps,
+        decay=c.decay,
+    )
+
+
+def build_model(config: ml_collections.ConfigDict) -> LanguageModel:
+    c = config.model
+    return load_model(
+        c.spec, last_n_blocks=c.last_n_blocks, edit_roles=c.edit_roles, dtype=c.dtype
+    )
+
+
+def new_state(config, editor, tx, weights) -> TrainState:
+    """The state that training starts from; also tells a checkpoint's structure."""
+    return init_state(editor, weights, tx, config.seed)
+
+
+def abstract_state(config, editor, tx, weights) -> TrainState:
+    """Shapes and dtypes of `new_state`, nothing computed."""
+    return jax.eval_shape(functools.partial(new_state, config, editor, tx, weights))
+
+
+def choose_rows(rows: Sequence[Row], count: int) -> list[Row]:
+    """`count` rows spread over the split by a fixed shuffle (0: all), in their own order."""
+    order = np.random.default_rng(0).permutation(len(rows))
+    chosen = np.sort(order[: count or len(rows)])
+    return [rows[int(i)] for i in chosen]
+
+
+def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
+    """Checks a config against itself, then loads base and data.
+
+    Raises:
+      ConfigError: before anything is loaded, for values that cannot work together.
+      WeightsError, DataError: what cannot be loaded.
+    """
+    check(config)
+    editor, tx, mesh = build_editor(config), build_optimizer(config), make_mesh(config.mesh)
+    for where in ("train", "eval"):
+        per_step = config[where].edits_per_step
+        if per_step % batch_axis_size(mesh):
+            raise ConfigError(
+                f"{where}.edits_per_step is {per_step}, not a multiple of the {batch_axis_size(mesh)} "
+                "ways that the mesh splits edits (mesh.data x mesh.fsdp)"
+            )
+    model = build_model(config)
+    model = dataclasses.replace(model, params=replicate(mesh, model.params))
+    dataset = data.load(config.data.name, config.data.dir or None)
+    lengths = Lengths(config.data.max_len, config.data.max_target, config.data.far_len)
+    if max(lengths.max_len, lengths.far_len) > model.config.n_positions:
+        raise ConfigError(
+            f"data.max_len {lengths.max_len} or data.far_len {lengths.far_len} is more than the "
+            f"model's context of {model.config.n_positions} tokens"
+        )
+
+    def split(name: str, count: int) -> Split:
+        rows = choose_rows(dataset.split(name), count)
+        return Split(rows, encode_rows(rows, model.tokenizer, lengths))
+
+    return Experiment(
+        config, model, editor, tx, mesh, dataset,
+        train=split("train", config.data.train_edits),
+        validation=split("validation", config.train.val_edits),
+        test=split("test", config.eval.edits),
+    )  # fmt: skip
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for a value that is out of range."""
+    least = {
+        "train.steps": 0, "train.edits_per_step": 1, "train.accumulate": 1, "train.log_every": 1,
+        "train.val_every": 1, "train.val_edits": 1, "train.checkpoint_every": 1,
+        "train.patience": 0, "train.warmup": 0, "eval.edits": 1, "eval.edits_per_step": 1,
+        "eval.max_new_tokens": 1, "eval.examples": 0, "data.train_edits": 0,
+        "data.edits_per_batch": 1, "data.max_len": 2, "data.max_target": 1, "data.far_len": 2,
+        "model.last_n_blocks": 1,
+    }  # fmt: skip
+    flat = dict((key, _get(config, key)) for key in configs.flat_keys(config))
+    wrong = [f"{k} is {flat[k]}, at least {low} is needed" for k, low in least.items() if flat[k] < low]
+    wrong += [
+        f"{k} is {flat[k]}, more than 0 is needed"
+        for k in ("train.lr", "train.layer_lr_lr", "train.clip")
+        if not flat[k] > 0
+    ]
+    if wrong:
+        raise ConfigError("config: " + "; ".join(wrong))
+
+
+def _get(config: ml_collections.ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config

@@ -1,0 +1,64 @@
+"""python -m mend_jax.main --config=NAME.py[:variant] [--workdir=DIR] [--config.key=value ...]
+
+Trains an editor (or resumes, or skips), evaluates it and leaves config.json, metrics.jsonl,
+results.json, report.html with plots, and checkpoints/ in DIR (default runs/NAME[-variant]).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mend_jax import config as configs
+from mend_jax.errors import ConfigError, MendError
+
+
+def parse(argv: Sequence[str]):
+    """(config, workdir, config name) of a command line.
+
+    Raises:
+      ConfigError: an unknown config, key or flag.
+    """
+    overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    parser = argparse.ArgumentParser(
+        prog="python -m mend_jax.main", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--config", required=True, help="a file in configs/, or a path; :variant")
+    parser.add_argument("--workdir", default="", help="where the run lives")
+    try:
+        args, unknown = parser.parse_known_args(
+            [a for a in argv if not a.startswith("--config.")]
+        )
+    except argparse.ArgumentError as e:
+        raise ConfigError(str(e)) from e
+    if unknown:
+        known = ["--config", "--workdir", "--config.KEY"]
+        raise ConfigError(f"unknown argument {unknown[0]!r}{configs.nearest(unknown[0], known)}")
+    config = configs.load_config(args.config)
+    configs.apply_overrides(config, overrides)
+    name, _, variant = args.config.partition(":")
+    stem = Path(name).stem + (f"-{variant}" if variant else "")
+    return config, args.workdir or f"runs/{stem}", args.config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0 when the run is finished, 2 for an error that the message explains."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        config, workdir, name = parse(sys.argv[1:] if argv is None else argv)
+        from mend_jax.run import train_and_evaluate  # after the flags: importing jax takes seconds
+
+        train_and_evaluate(config, workdir, name)
+    except MendError as e:
+        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

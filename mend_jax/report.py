@@ -1,0 +1,323 @@
+"""The report of a run: one page of numbers, pictures and examples that can be mailed as it is."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import tempfile
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from mend_jax import plots
+from mend_jax.errors import DataError
+from mend_jax.plots import Lines, Method, Results, dig, interval, label, mean, number
+from mend_jax.writers import JsonLines, duration, write_text
+
+DASH = "–"
+_TEMPLATES = Path(__file__).resolve().parent / "templates"
+_REORDERING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+
+Row = dict[str, Any]
+
+# (kind, name, key of the score, what it says, whether more is better)
+_ANSWERS = (
+    ("percent", "whole answer", "success_exact", "each token of the answer is first choice", True),
+    ("percent", "its tokens", "success_token", "share of answer tokens that are first choice", True),
+    ("percent", "free writing", "success_generated", "left to write on, it writes the answer", True),
+    ("plain", "NLL", "nll", "surprise at the answer, nats a token; 0 is certainty", False),
+)
+_CHANGES = (
+    ("plain", "KL", "kl", "how far predictions moved, nats a token; 0 is not at all", False),
+    ("percent", "same choice", "argmax_agreement", "tokens whose first choice stayed", True),
+    ("points", "accuracy lost", "accuracy_drawdown", "right tokens before less after, in %", False),
+    ("plain", "perplexity added", "perplexity_drawdown", "perplexity after less before", False),
+)
+_COSTS = (
+    ("percent", "success", "success", "the edit and its paraphrases taken together", True),
+    ("count", "test edits", "n", "each made alone on the untouched base model", None),
+    ("time", "time an edit", "seconds_per_edit", "to make the edit", False),
+    ("bytes", "peak memory", "peak_memory_bytes", "the most that was in use", False),
+)
+# (where in an evaluation, name, what these texts are, their scores)
+_GROUPS = (
+    ("", "In all", "success and cost", _COSTS),
+    ("edit.", "The edited question", "the very text that the edit was made from", _ANSWERS),
+    ("rephrase.", "Its paraphrases", "the same fact, asked in other words", _ANSWERS),
+    ("rephrase_seen.", "Paraphrases, known wordings", "as training also words them", _ANSWERS),
+    ("rephrase_unseen.", "Paraphrases, new wordings", "as training never does", _ANSWERS),
+    ("locality.", "Other texts, together", "what an edit should leave alone", _CHANGES),
+    ("locality.near.", "Near texts", "like questions about something else", _CHANGES),
+    ("locality.far.", "Far texts", "prose that has nothing to do with the edit", _CHANGES),
+)
+_TILES = (
+    ("percent", "edit.success_exact", "of edits take", "the edited question is answered right"),
+    ("percent", "rephrase.success_exact", "of paraphrases follow", "asked in other words"),
+    ("percent", "locality.near.argmax_agreement", "near stays", "first choices, like questions"),
+    ("percent", "locality.far.argmax_agreement", "far stays", "first choices, unrelated prose"),
+    ("time", "seconds_per_edit", "an edit", "to make one"),
+)
+
+
+def write(workdir: Path) -> Path:
+    """Writes report.html and its pictures from the files that a run left in `workdir`.
+
+    Reads results.json and, where there are any, metrics.jsonl and examples.json. What they lack the
+    page leaves out; what is not a number it shows as a dash. Equal files give an equal page.
+
+    Returns:
+      The path of report.html.
+
+    Raises:
+      DataError: results.json is missing, or it or examples.json is not JSON of the right kind.
+    """
+    workdir = Path(workdir)
+    results = _read(workdir / "results.json", dict)
+    examples = _read(workdir / "examples.json", list, [])
+    lines = [x for x in JsonLines(workdir / "metrics.jsonl").read() if isinstance(x, dict)]
+    pictures = draw(results, lines)
+    for name, png in pictures.items():
+        _write_bytes(workdir / name, png)
+    write_text(workdir / "report.html", page(results, examples, pictures))
+    return workdir / "report.html"
+
+
+def draw(results: Results, lines: Lines) -> dict[str, bytes]:
+    """Every picture that there are numbers for, by file name."""
+    drawn = {
+        "summary.png": plots.summary_png(results, lines),
+        "success.png": plots.success_png(results),
+        "tradeoff.png": plots.tradeoff_png(results, lines),
+        "training.png": plots.training_png(results, lines),
+    }
+    return {name: png for name, png in drawn.items() if png is not None}
+
+
+def page(results: Results, examples: Sequence[Any], pictures: Mapping[str, bytes]) -> str:
+    """The HTML page, pictures inside; every text from outside is escaped."""
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters["starts"] = starts_with
+    found = plots.methods(results)
+    config = dig(results, "config")
+    data = {k: base64.b64encode(png).decode("ascii") for k, png in pictures.items()}
+    shown = [example_card(visible(e)) for e in examples if isinstance(e, Mapping)]
+    view = {
+        "title": f"Run of {text(dig(results, 'config_name') or 'an editor')}",
+        "lead": lead(results, found),
+        "tiles": tiles(results),
+        "facts": facts(results),
+        "methods": found,
+        "tables": tables(found),
+        "relations": relations(results),
+        "worked": [e for e in shown if e["good"]],
+        "failed": [e for e in shown if not e["good"]],
+        "config": json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) if config else "",
+        "pictures": {k.removesuffix(".png"): f"data:image/png;base64,{v}" for k, v in data.items()},
+        "DASH": DASH,
+    }
+    return env.get_template("report.html.j2").render(view)
+
+
+def text(value: Any, kind: str = "plain") -> str:
+    """A value as the page shows it: percent, points (of percent), plain, count, time or bytes."""
+    x = number(value)
+    if x is None:
+        return value if isinstance(value, str) and value else DASH
+    if kind in ("percent", "points"):
+        return f"{100 * x:.1f}" + ("%" if kind == "percent" else "")
+    if kind == "count":
+        return f"{round(x):,}".replace(",", "\u202f")
+    if kind == "time":
+        return duration(x) if x >= 60 else f"{x:.3g} s"
+    if kind == "bytes":
+        return f"{x / 1e9:.2f} GB" if x >= 1e9 else f"{x / 1e6:.0f} MB"
+    return f"{x:.3g}" if abs(x) < 1000 else f"{x:.0f}"
+
+
+def visible(value: Any) -> Any:
+    """Strings anywhere in a value with what cannot be seen or stored made visible."""
+    if isinstance(value, str):
+        hidden = ("Cc", "Cs")
+        value = value.replace("\r\n", "\n").replace("\n", "⏎").replace("\t", " ")
+        odd = {c for c in value if c in _REORDERING or unicodedata.category(c) in hidden}
+        return "".join("\ufffd" if c in odd else c for c in value)
+    if isinstance(value, Mapping):
+        return {visible(k): visible(v) for k, v in value.items()}
+    return [visible(v) for v in value] if isinstance(value, list) else value
+
+
+def starts_with(output: Any, answer: Any) -> bool:
+    """Whether a text begins with an answer, whatever the case and the spaces before it."""
+    head = str(output or "").lstrip(" ⏎").casefold()
+    return bool(answer) and head.startswith(str(answer).strip().casefold())
+
+
+def lead(results: Results, found: Sequence[Method]) -> str:
+    """One sentence on what this page is about."""
+    if not found:
+        return ""
+    n, base = text(dig(results, "eval.n"), "count"), text(dig(results, "base.spec"))
+    return f"{found[0].name} edits {base}: {n} test facts, each changed by an edit of its own."
+
+
+def tiles(results: Results) -> list[dict[str, str]]:
+    """The headline numbers, those there are."""
+    found = []
+    for kind, path, name, note in _TILES:
+        if (value := number(dig(results, f"eval.{path}"))) is not None:
+            head, _, tail = path.partition(".")
+            before = dig(results, f"eval.{head}.before.{tail}")
+            if number(before) is not None:
+                note = f"{note}; before the edit {text(before, kind)}"
+            found.append({"value": text(value, kind), "name": name, "note": note})
+    return found
+
+
+def facts(results: Results) -> list[tuple[str, str]]:
+    """What was run, on what, for how long."""
+    seed = dig(results, "config.seed")
+    left_out = dig(results, "data.left_out")
+    splits = [
+        f"{text(dig(results, f'data.{k}'), 'count')} {k}"
+        for k in ("train", "validation", "test")
+        if dig(results, f"data.{k}") is not None
+    ]
+    steps = text(dig(results, "training.steps"), "count")
+    best = text(dig(results, "training.best_step"), "count")
+    rows = [
+        ("Config", dig(results, "config_name")),
+        ("Base model", _with_print(results, "base", "spec")),
+        ("Data", _with_print(results, "data", "name")),
+        ("Facts", ", ".join(splits)),
+        ("Left out", _pairs(left_out)),
+        ("Seed", dig(results, "config.train.seed") if seed is None else seed),
+        ("Steps", f"{steps}, of which step {best} was kept" if best != DASH else steps),
+        ("Stopped early", dig(results, "training.stopped")),
+        ("Editor's parameters", text(dig(results, "training.editor_parameters"), "count")),
+        ("Training time", text(dig(results, "training.seconds"), "time")),
+        ("Time in all", text(dig(results, "seconds_total"), "time")),
+        ("Machine", dig(results, "hardware")),
+        ("Versions", _pairs(dig(results, "versions"))),
+    ]
+    return [(name, str(value)) for name, value in rows if value not in (None, "", [], {}, DASH)]
+
+
+def tables(found: Sequence[Method]) -> list[dict[str, Any]]:
+    """Editor against baselines, a group of rows a kind of text; only rows that have numbers.
+
+    What a score says is told where it first appears.
+    """
+    made, told = [], set()
+    for where, name, note, scores in _GROUPS:
+        rows = [row(found, where, *score) for score in scores]
+        rows = [r for r in rows if any(c["text"] != DASH for c in r["cells"])]
+        for r in rows:
+            r["about"] = "" if r["name"] in told else r["about"]
+            told.add(r["name"])
+        if rows:
+            made.append({"name": name, "note": note, "rows": rows})
+    return made
+
+
+def row(
+    found: Sequence[Method],
+    where: str,
+    kind: str,
+    name: str,
+    key: str,
+    about: str,
+    more: bool | None,
+) -> Row:
+    """A score of every method, with its interval; the best of several is marked."""
+    values = [number(dig(m.scores, where + key)) for m in found]
+    finite = [v for v in values if v is not None]
+    best = (max if more else min)(finite) if more is not None and len(finite) > 1 else None
+    cells = []
+    for m, value in zip(found, values, strict=True):
+        ends = interval(dig(m.scores, f"{where}ci95.{key}" if where else f"{key}_ci95"))
+        between = "–".join(text(end, kind).rstrip("%") for end in ends or ())
+        marked = value is not None and value == best
+        cells.append({"text": text(value, kind), "ci": between, "best": marked})
+    before = dig(found[0].scores, f"{where}before.{key}")
+    return {"name": name, "about": about, "before": text(before, kind), "cells": cells}
+
+
+def relations(results: Results) -> list[Row]:
+    """Scores by relation, the best understood first."""
+    scores = dig(results, "eval.by_relation") or {}
+    order = sorted(scores, key=lambda name: (-(mean(scores[name], "rephrase") or 0), name))
+    made = []
+    for name in order:
+        bars = {k: number(dig(scores[name], k)) for k in ("edit", "rephrase")}
+        bars = {k: {"text": text(v, "percent"), "width": 100 * (v or 0)} for k, v in bars.items()}
+        n, kl = text(dig(scores[name], "n"), "count"), text(dig(scores[name], "kl"))
+        made.append({"name": label(name), "n": n, "kl": kl} | bars)
+    return made
+
+
+def example_card(example: Mapping[str, Any]) -> dict[str, Any]:
+    """One edit as three questions, each with the wanted answer and the outputs before and after."""
+    asked = (
+        ("Edited question", "prompt", "target", "before", "after"),
+        ("Paraphrase", "rephrase", "target", "rephrase_before", "rephrase_after"),
+        ("Neighbour, to be left alone", "near_prompt", "near_answer", "near_before", "near_after"),
+    )
+    keys = ("name", "prompt", "wanted", "before", "after")
+    rows = [(name, *(example.get(k) for k in paths)) for name, *paths in asked]
+    return {
+        "relation": label(example.get("relation") or ""),
+        "target": text(example.get("target")),
+        "truth": text(example.get("truth")),
+        "kl_near": text(example.get("kl_near")),
+        "kl_far": text(example.get("kl_far")),
+        "good": example.get("good") is True,
+        "rows": [dict(zip(keys, r, strict=True)) for r in rows if r[1]],
+    }
+
+
+def _with_print(results: Results, group: str, name: str) -> str:
+    value, fingerprint = dig(results, f"{group}.{name}"), dig(results, f"{group}.fingerprint")
+    return f"{value or ''} ({fingerprint})" if fingerprint else value or ""
+
+
+def _pairs(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return str(value or "")
+    return ", ".join(f"{label(k)} {v}" for k, v in value.items())
+
+
+def _read(path: Path, kind: type, default: Any = None) -> Any:
+    """A JSON file of a kind; `default`, where there is one, for a missing file."""
+    if default is not None and not path.exists():
+        return default
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise DataError(f"{path} is missing: evaluate the run first, it writes this file") from e
+    except ValueError as e:
+        raise DataError(f"{path} is not JSON ({e}): evaluate the run again") from e
+    if not isinstance(value, kind):
+        raise DataError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}")
+    return value
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    """Writes a whole file or nothing: a temporary file beside it, renamed over it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(content)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,226 @@
+"""One run: train (or resume, or skip), evaluate, report; the work behind the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from mend_jax import checkpoint, report
+from mend_jax import config as configs
+from mend_jax.editors import make_editor
+from mend_jax.errors import CheckpointError, ConfigError
+from mend_jax.evaluate import evaluate, make_scorer, peak_memory_bytes, time_edits, validate
+from mend_jax.experiment import Experiment, open_experiment
+from mend_jax.mesh import batch_axis_size, replicate
+from mend_jax.models.params import count
+from mend_jax.train import Plan, Record, TrainState, make_train_step, resume, train
+from mend_jax.writers import JsonLines, write_json, write_text
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: str | Path, config_name: str = ""
+) -> dict[str, Any]:
+    """Runs a config in a folder and returns what results.json holds.
+
+    The folder resumes an interrupted run exactly; a finished one only writes its report again.
+
+    Raises:
+      MendError: bad config, weights, data or checkpoint, before compute starts; or a loss that is
+        not finite, with the last good state kept.
+    """
+    began = time.monotonic()
+    workdir = prepare(Path(workdir))
+    finished = read_results(workdir)
+    if finished is not None:
+        theirs = {"config": finished["config"]}
+        checkpoint.refuse_other_run(theirs, {"config": configs.plain(config)}, workdir)
+        say(f"{workdir} is finished: writing its report again")
+        report.write(workdir)
+        return finished
+
+    experiment = open_experiment(config)
+    say(
+        f"base {experiment.model.spec} ({experiment.model.fingerprint}), "
+        f"{len(experiment.model.weights)} edited weights; {experiment.dataset.name}: "
+        f"{len(experiment.train)} train, {len(experiment.validation)} validation, "
+        f"{len(experiment.test)} test edits"
+    )
+    manager = checkpoint.open_manager(workdir / "checkpoints")
+    state, record = train_editor(experiment, workdir, manager)
+    evaluated, examples = evaluate_editor(experiment, state)
+    baselines = {
+        name: evaluate_baseline(experiment, name, options)
+        for name, options in config.eval.baselines.items()
+    }
+    results = {
+        "config_name": config_name,
+        "config": configs.plain(config),
+        "base": {"spec": experiment.model.spec, "fingerprint": experiment.model.fingerprint},
+        "data": describe_data(experiment),
+        "hardware": hardware(),
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES}
+        | {"python": platform.python_version()},
+        "training": {
+            **dataclasses.asdict(record),
+            "steps": int(manager.latest_step() or 0),
+            "best_step": record.best_step,
+            "editor_parameters": count(state.params),
+        },
+        "eval": evaluated,
+        "baselines": baselines,
+        "seconds_total": time.monotonic() - began,
+    }
+    results["eval"]["peak_memory_bytes"] = peak_memory_bytes()
+    write_json(workdir / "examples.json", examples)
+    write_json(workdir / "results.json", results)
+    page = report.write(workdir)
+    say(headline(results))
+    say(f"report: {page}")
+    return results
+
+
+def prepare(workdir: Path) -> Path:
+    """Makes the folder and refuses one that cannot be written, before hours are spent."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_text(workdir / ".writable", "")
+        (workdir / ".writable").unlink()
+    except OSError as e:
+        raise ConfigError(f"--workdir {workdir} cannot be written ({e}); choose another") from e
+    return workdir
+
+
+def read_results(workdir: Path) -> dict[str, Any] | None:
+    """results.json of a finished run, or None."""
+    path = workdir / "results.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise CheckpointError(f"{path} is damaged ({e}); delete it to evaluate again") from e
+
+
+def train_editor(
+    experiment: Experiment, workdir: Path, manager: Any
+) -> tuple[TrainState, Record]:
+    """Trains from where the folder stands; returns the best state by validation loss."""
+    c = experiment.config
+    log = JsonLines(workdir / "metrics.jsonl")
+    batches = experiment.train_batches()
+    mine = experiment.identity()
+    state, record = resume(manager, experiment.fresh_state(), batches, mine)
+    state = replicate(experiment.mesh, state)
+    write_text(workdir / "config.json", configs.to_json(c) + "\n")
+    log.rewind(int(state.step))
+    if not experiment.editor.trainable or c.train.steps == 0:
+        return state, record
+    if int(state.step):
+        say(f"resuming after step {int(state.step)}")
+    if int(state.step) < c.train.steps and not record.stopped:
+        scorer = make_scorer(experiment.editor, experiment.model)
+
+        def validate_state(state: TrainState) -> dict[str, float]:
+            return validate(
+                scorer, state.params, state.editor_state, experiment.model,
+                experiment.eval_batches(experiment.validation, c.eval.edits_per_step),
+                experiment.mesh, c_edit=c.train.c_edit, c_loc=c.train.c_loc,
+            )  # fmt: skip
+
+        step = make_train_step(
+            experiment.editor, experiment.tx, model=experiment.model.module,
+            weights=experiment.model.weights, c_edit=c.train.c_edit, c_loc=c.train.c_loc,
+        )  # fmt: skip
+        plan = Plan(**{f.name: c.train[f.name] for f in dataclasses.fields(Plan)})
+        state = train(
+            state, experiment.model.params, batches, mesh=experiment.mesh, plan=plan,
+            train_step=step, validate=validate_state, manager=manager, meta=mine, record=record,
+            log=log,
+        )  # fmt: skip
+    best = manager.best_step()
+    if best is not None and best != int(state.step):
+        state = checkpoint.restore_state(manager, best, state)
+    return state, record
+
+
+def evaluate_editor(
+    experiment: Experiment, state: TrainState
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The test split under the trained editor."""
+    return _evaluate(
+        experiment, experiment.editor, state.params, state.editor_state,
+        experiment.config.eval.edits_per_step, experiment.config.eval.examples,
+        experiment.config.editor.name,
+    )  # fmt: skip
+
+
+def evaluate_baseline(experiment: Experiment, name: str, options: Any) -> dict[str, Any]:
+    """The same test split under an editor that needs no training."""
+    options = options.to_dict()
+    per_step = options.pop("edits_per_step", experiment.config.eval.edits_per_step)
+    editor = make_editor(options.pop("editor", name), options)
+    params, state = editor.init(jax.random.key(experiment.config.seed), experiment.model.weights)
+    return _evaluate(experiment, editor, params, state, per_step, 0, name)[0]
+
+
+def _evaluate(experiment, editor, params, state, per_step, n_examples, name):
+    c, split = experiment.config, experiment.test
+    params, state = (replicate(experiment.mesh, tree) for tree in (params, state))
+    per_step = max(per_step, batch_axis_size(experiment.mesh))
+    found, examples = evaluate(
+        editor, params, state, experiment.model, experiment.eval_batches(split, per_step),
+        split.rows, experiment.mesh, n_edits=len(split), max_new=c.eval.max_new_tokens,
+        n_examples=n_examples, what=f"evaluate {name}",
+    )  # fmt: skip
+    first = next(experiment.eval_batches(split, per_step))
+    found["seconds_per_edit"] = time_edits(editor, params, state, experiment.model, first)
+    return found, examples
+
+
+def describe_data(experiment: Experiment) -> dict[str, Any]:
+    splits = {n: getattr(experiment, n) for n in ("train", "validation", "test")}
+    return {
+        "name": experiment.dataset.name,
+        "fingerprint": experiment.dataset.fingerprint,
+        "license": experiment.dataset.license,
+        **{name: len(split) for name, split in splits.items()},
+        "left_out": {name: dict(split.encoded.dropped) for name, split in splits.items()},
+    }
+
+
+def hardware() -> str:
+    """The machine in words: accelerators, cores, system."""
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}"
+
+
+def headline(results: dict[str, Any]) -> str:
+    """The final numbers in a few lines."""
+    lines = []
+    for name, e in {results["config"]["editor"]["name"]: results["eval"], **results["baselines"]}.items():
+        lines.append(
+            f"{name}: success {e['success']:.3f} (edit {e['edit']['success_exact']:.3f}, paraphrase "
+            f"{e['rephrase']['success_exact']:.3f}, generated "
+            f"{e['edit']['success_generated']:.3f}/{e['rephrase']['success_generated']:.3f}), "
+            f"locality KL {e['locality']['kl']:.4f}, arg max kept "
+            f"{e['locality']['argmax_agreement']:.3f}; n = {e['n']}"
+        )
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+

@@ -1,0 +1,111 @@
+"""Scores of an editor on held-out edits: before and after, on the edit, its paraphrase, elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mend_jax.editors.base import EditTransform, Weights
+from mend_jax.edits import Edit, as_collection
+from mend_jax.forward import Problem, scored_logits
+from mend_jax.losses import correct_tokens, token_kl, token_nll, whole_answer
+from mend_jax.models.decoder import DecoderLM
+from mend_jax.models.generate import generate
+from mend_jax.models.layers import EDITS
+from mend_jax.objective import locality_sets, with_trunk
+from mend_jax.sequences import Sequences
+
+ASKED = ("edit", "rephrase")
+Sums = dict[str, jax.Array]
+
+
+def edit_and_score(
+    params: Any,
+    state: Any,
+    base: Any,
+    batch: Mapping[str, Any],
+    *,
+    editor: EditTransform,
+    model: DecoderLM,
+    weights: Weights,
+) -> tuple[Edit, dict[str, dict[str, jax.Array]]]:
+    """Makes the E edits of a batch and scores each text before and after its edit.
+
+    Returns:
+      The edits and, for each set of texts, arrays [E, n]: for `edit` and `rephrase` exact, token,
+      nll (and the same with `_before`); for locality sets sums over scored tokens of kl, agree,
+      right, right_before, nll, nll_before, and n_tokens, whole answers right and right before.
+    """
+    sets = locality_sets(batch)
+    texts = with_trunk(model, base, batch, [*ASKED, *sets])
+    problem = Problem(model, base, weights, *texts["edit"])
+    edit, _ = editor.edit(params, state, problem, False)
+    scores = {}
+    for name, (seqs, h) in texts.items():
+        before = scored_logits(model, base, h, seqs)
+        after = scored_logits(model, base, h, seqs, edit)
+        if name in ASKED:
+            scores[name] = answer_scores(after, seqs) | {
+                f"{k}_before": v for k, v in answer_scores(before, seqs).items()
+            }
+        else:
+            scores[name] = locality_scores(before, after, seqs)
+    return edit, scores
+
+
+def answer_scores(logits: jax.Array, seqs: Sequences) -> Sums:
+    """exact: whole answer right; token: share of its tokens right; nll: mean of its tokens."""
+    keep = seqs.score_mask
+    n_tokens = jnp.maximum(keep.sum(-1), 1).astype(jnp.float32)
+    correct = correct_tokens(logits, seqs.target)
+    nll = token_nll(logits, seqs.target)
+    return {
+        "exact": whole_answer(correct, keep).astype(jnp.float32),
+        "token": (correct & keep).sum(-1).astype(jnp.float32) / n_tokens,
+        "nll": jnp.where(keep, nll, 0.0).sum(-1) / n_tokens,
+    }
+
+
+def locality_scores(before: jax.Array, after: jax.Array, seqs: Sequences) -> Sums:
+    """Sums over scored tokens of the change that an edit makes to an unrelated text."""
+    keep = seqs.score_mask
+
+    def total(values: jax.Array) -> jax.Array:
+        return jnp.where(keep, values.astype(jnp.float32), 0.0).sum(-1)
+
+    right_before = correct_tokens(before, seqs.target)
+    right = correct_tokens(after, seqs.target)
+    return {
+        "n_tokens": total(jnp.ones(keep.shape)),
+        "kl": total(token_kl(before, after)),
+        "agree": total(jnp.argmax(before, -1) == jnp.argmax(after, -1)),
+        "right": total(right),
+        "right_before": total(right_before),
+        "nll": total(token_nll(after, seqs.target)),
+        "nll_before": total(token_nll(before, seqs.target)),
+    }
+
+
+def generate_answers(
+    model: DecoderLM, base: Any, seqs: Sequences, edit: Edit | None, *, max_new: int, eos_id: int
+) -> jax.Array:
+    """Free greedy continuations int32[E, n, max_new] of the prompts of scored texts [E, n].
+
+    The prompt is what stands before the first scored token: everything up to `score_pos[..., 0]`.
+    """
+    T = seqs.tokens.shape[-1]
+    prompt = seqs.mask & (jnp.arange(T)[None, None] <= seqs.score_pos[..., :1])
+
+    def one(tokens, mask, edit):
+        variables = {"params": base}
+        if edit is not None:
+            variables[EDITS] = as_collection(edit)
+        return generate(model, variables, tokens, mask, max_new=max_new, eos_id=eos_id)
+
+    if edit is None:
+        flat = one(seqs.tokens.reshape(-1, T), prompt.reshape(-1, T), None)
+        return flat.reshape(*seqs.lead, max_new)
+    return jax.vmap(one)(seqs.tokens, prompt, edit)
