@@ -22,6 +22,7 @@ SMALLEST_KL = 1e-5  # where a KL of 0 stands on a logarithmic axis
 
 Results = Mapping[str, Any]
 Lines = Sequence[Mapping[str, Any]]
+Pair = tuple[str, str]  # a title and what is measured, or a name and a colour
 Draw = Callable[[Axes], None]
 
 
@@ -83,17 +84,14 @@ def curve(lines: Lines, kind: str, key: str) -> tuple[list[float], list[float]]:
 
 def training_png(results: Results, lines: Lines) -> bytes | None:
     """Loss terms, validation success and validation KL against step."""
-    losses = {"loss": ("loss", INK), "nll_rephrase": ("paraphrase NLL", EDITOR)}
-    losses["kl"] = ("KL elsewhere", NEAR)
+    losses = {"loss": ("loss", INK), "nll_rephrase": ("NLL", EDITOR), "kl": ("KL", NEAR)}
     change = {"kl_near": ("near texts", NEAR), "kl_far": ("far texts", FAR)}
-    stays = ("Validation: does the rest stay?", "KL on other texts, nats a token; less is better")
-    best = dig(results, "training.best_step")
-    panels = [
-        _curves(lines, "train", losses, ("Training loss and its terms", "nats a token")),
-        _learning(results, lines, ("Validation: does the edit take?", "share of right answers")),
-        _curves(lines, "validation", change, stays, best=best),
-    ]
-    return _row(panels, 15, 4.8)
+    loss = ("Training loss and its terms", "NLL of paraphrases, KL elsewhere; nats a token")
+    take = ("Validation: does the edit take?", "share of right answers")
+    stay = ("Validation: does the rest stay?", "KL on other texts, nats a token; less is better")
+    change_curves = _curves(lines, "validation", change, stay, dig(results, "training.best_step"))
+    learning = _learning(results, lines, take)
+    return _row([_curves(lines, "train", losses, loss, None), learning, change_curves], 15, 4.8)
 
 
 def tradeoff_png(results: Results, lines: Lines) -> bytes | None:
@@ -104,15 +102,12 @@ def tradeoff_png(results: Results, lines: Lines) -> bytes | None:
 def success_png(results: Results) -> bytes | None:
     """Exact, token and generated success before and after, on edits and on paraphrases."""
     measures = {"whole answer": "exact", "its tokens": "token", "free writing": "generated"}
-    titles = {
-        "edit": ("The edited question", "success in %, before and after; line: 95% interval"),
-        "rephrase": ("Its paraphrases", "the same fact, asked in other words"),
-    }
-    panels = [
-        _bars(results, title, {k: f"{texts}.success_{v}" for k, v in measures.items()})
-        for texts, title in titles.items()
-    ]
-    return _row(panels, 13, 5)
+    edit, rephrase = (
+        {k: f"{texts}.success_{v}" for k, v in measures.items()} for texts in ("edit", "rephrase")
+    )
+    asked = ("The edited question", "success in %, before and after; line: 95% interval")
+    other = ("Its paraphrases", "the same fact, asked in other words")
+    return _row([_bars(results, asked, edit), _bars(results, other, rephrase)], 13, 5)
 
 
 def summary_png(results: Results, lines: Lines) -> bytes | None:
@@ -140,7 +135,7 @@ def _row(panels: Sequence[Draw | None], width: float, height: float) -> bytes | 
     return out.getvalue()
 
 
-def _dress(ax: Axes, title: tuple[str, str], x: str = "", grid: str = "y") -> None:
+def _dress(ax: Axes, title: Pair, x: str = "", grid: str = "y") -> None:
     """The house look: a title and what is measured on the left, quiet axes, few lines."""
     ax.set_facecolor(PAPER)
     ax.set_title(title[0], loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=27)
@@ -176,10 +171,9 @@ def _percent(axis: Any) -> None:
 def _curves(
     lines: Lines,
     kind: str,
-    terms: Mapping[str, tuple[str, str]],
-    title: tuple[str, str],
-    *,
-    best: Any = None,
+    terms: Mapping[str, Pair],
+    title: Pair,
+    best: Any,
     percent: bool = False,
 ) -> Draw | None:
     """Curves {key: (name, colour)} against step; training curves smoothed over their raw selves."""
@@ -212,10 +206,10 @@ def _curves(
     return draw
 
 
-def _learning(results: Results, lines: Lines, title: tuple[str, str]) -> Draw | None:
+def _learning(results: Results, lines: Lines, title: Pair) -> Draw | None:
     terms = {"edit_exact": ("the edit", EDITOR), "rephrase_exact": ("paraphrases", PARAPHRASE)}
     best = dig(results, "training.best_step")
-    return _curves(lines, "validation", terms, title, best=best, percent=True)
+    return _curves(lines, "validation", terms, title, best, percent=True)
 
 
 def _tradeoff(results: Results, lines: Lines) -> Draw | None:
@@ -225,10 +219,10 @@ def _tradeoff(results: Results, lines: Lines) -> Draw | None:
         both = mean(scores, "locality.near.kl", "locality.far.kl")
         return both if both is not None else number(dig(scores, "locality.kl"))
 
-    checks = [line for line in lines if line.get("kind") == "validation"]
     path = [
         (mean(v, "kl_near", "kl_far"), mean(v, "edit_exact", "rephrase_exact"), mean(v, "step"))
-        for v in checks
+        for v in lines
+        if v.get("kind") == "validation"
     ]
     path = [(max(point[0], SMALLEST_KL), *point[1:]) for point in path if None not in point]
     exact = ("edit.success_exact", "rephrase.success_exact")
@@ -254,24 +248,24 @@ def _tradeoff(results: Results, lines: Lines) -> Draw | None:
             ax.scatter([x], [y], marker=shape, s=size, color=m.color, edgecolor=PAPER, zorder=5)
             left = x < math.sqrt(low * high)
             at = {"ha": "left" if left else "right", "xytext": (-6 if left else 6, 11)}
-            ax.annotate(
-                m.name.replace("$", r"\$"), (x, y), textcoords="offset points", color=m.color,
-                fontsize=11, fontweight="bold", zorder=6, **at,
-            )  # fmt: skip
+            at |= {"textcoords": "offset points", "fontsize": 11, "fontweight": "bold", "zorder": 6}
+            ax.annotate(m.name.replace("$", r"\$"), (x, y), color=m.color, **at)
         ax.set(xscale="log", xlim=(low, high), ylim=(0, 1.14))
         _log(ax.xaxis, low, high)
         _percent(ax.yaxis)
-        about = "success ↑ against change on other texts; up left is best"
-        x_label = "KL on near and far texts, nats a token"
-        _dress(ax, ("What it costs elsewhere", about), x_label, "both")
+        title = (
+            "What it costs elsewhere",
+            "success against change on other texts; up left is best",
+        )
+        _dress(ax, title, "KL on near and far texts, nats a token", "both")
 
     return draw
 
 
-def _bars(results: Results, title: tuple[str, str], clusters: Mapping[str, str]) -> Draw | None:
+def _bars(results: Results, title: Pair, clusters: Mapping[str, str]) -> Draw | None:
     """Bars {cluster: path of a score}: before any edit, then each method with its interval."""
     found = methods(results)
-    if all(number(dig(m.scores, path)) is None for m in found for path in clusters.values()):
+    if all(mean(m.scores, path) is None for m in found for path in clusters.values()):
         return None
     width = 0.84 / (len(found) + 1)
 
@@ -279,20 +273,18 @@ def _bars(results: Results, title: tuple[str, str], clusters: Mapping[str, str])
         if height is None:
             return
         ax.bar(x, height, width * 0.92, color=color, zorder=2)
-        ends = interval(ends)
         ax.plot([x, x] if ends else [], ends or [], color=INK, linewidth=1.2, zorder=3)
-        top = max(height, *ends) if ends else height
-        ax.text(x, top + 0.015, f"{100 * height:.0f}", ha="center", color=INK, fontsize=10)
+        top = max(height, *ends or [0]) + 0.015
+        ax.text(x, top, f"{100 * height:.0f}", ha="center", color=INK, fontsize=10)
 
     def draw(ax: Axes) -> None:
         for i, path in enumerate(clusters.values()):
             texts, score = path.split(".")
             left = i - 0.42 + width / 2
-            before = number(dig(found[0].scores, f"{texts}.before.{score}"))
-            bar(ax, left, before, None, BEFORE)
+            bar(ax, left, mean(found[0].scores, f"{texts}.before.{score}"), None, BEFORE)
             for j, m in enumerate(found, 1):
-                height = number(dig(m.scores, path))
-                bar(ax, left + j * width, height, dig(m.scores, f"{texts}.ci95.{score}"), m.color)
+                ends = interval(dig(m.scores, f"{texts}.ci95.{score}"))
+                bar(ax, left + j * width, mean(m.scores, path), ends, m.color)
         ax.set_ylim(0, 1.1)
         _percent(ax.yaxis)
         _dress(ax, title)

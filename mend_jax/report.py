@@ -22,13 +22,11 @@ DASH = "–"
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _REORDERING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
-Row = dict[str, Any]
-
 # (kind, name, key of the score, what it says, whether more is better)
 _ANSWERS = (
     ("percent", "whole answer", "success_exact", "each token of the answer is first choice", True),
-    ("percent", "its tokens", "success_token", "share of answer tokens that are first choice", True),
-    ("percent", "free writing", "success_generated", "left to write on, it writes the answer", True),
+    ("percent", "its tokens", "success_token", "share of its tokens that are first choice", True),
+    ("percent", "free writing", "success_generated", "left to write on, it says the answer", True),
     ("plain", "NLL", "nll", "surprise at the answer, nats a token; 0 is certainty", False),
 )
 _CHANGES = (
@@ -75,9 +73,8 @@ def write(workdir: Path) -> Path:
     Raises:
       DataError: results.json is missing, or it or examples.json is not JSON of the right kind.
     """
-    workdir = Path(workdir)
-    results = _read(workdir / "results.json", dict)
-    examples = _read(workdir / "examples.json", list, [])
+    results = visible(_read(workdir / "results.json", dict))
+    examples = visible(_read(workdir / "examples.json", list, []))
     lines = [x for x in JsonLines(workdir / "metrics.jsonl").read() if isinstance(x, dict)]
     pictures = draw(results, lines)
     for name, png in pictures.items():
@@ -108,12 +105,12 @@ def page(results: Results, examples: Sequence[Any], pictures: Mapping[str, bytes
     )
     env.filters["starts"] = starts_with
     found = plots.methods(results)
-    config = dig(results, "config")
-    data = {k: base64.b64encode(png).decode("ascii") for k, png in pictures.items()}
-    shown = [example_card(visible(e)) for e in examples if isinstance(e, Mapping)]
+    config = json.dumps(dig(results, "config") or {}, indent=2, sort_keys=True, ensure_ascii=False)
+    shown = [example_card(e) for e in examples if isinstance(e, Mapping)]
     view = {
         "title": f"Run of {text(dig(results, 'config_name') or 'an editor')}",
-        "lead": lead(results, found),
+        "n": text(dig(results, "eval.n"), "count"),
+        "base": text(dig(results, "base.spec")),
         "tiles": tiles(results),
         "facts": facts(results),
         "methods": found,
@@ -121,8 +118,8 @@ def page(results: Results, examples: Sequence[Any], pictures: Mapping[str, bytes
         "relations": relations(results),
         "worked": [e for e in shown if e["good"]],
         "failed": [e for e in shown if not e["good"]],
-        "config": json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) if config else "",
-        "pictures": {k.removesuffix(".png"): f"data:image/png;base64,{v}" for k, v in data.items()},
+        "config": config if dig(results, "config") else "",
+        "pictures": {k: base64.b64encode(png).decode("ascii") for k, png in pictures.items()},
         "DASH": DASH,
     }
     return env.get_template("report.html.j2").render(view)
@@ -132,24 +129,23 @@ def text(value: Any, kind: str = "plain") -> str:
     """A value as the page shows it: percent, points (of percent), plain, count, time or bytes."""
     x = number(value)
     if x is None:
-        return value if isinstance(value, str) and value else DASH
-    if kind in ("percent", "points"):
-        return f"{100 * x:.1f}" + ("%" if kind == "percent" else "")
-    if kind == "count":
-        return f"{round(x):,}".replace(",", "\u202f")
-    if kind == "time":
-        return duration(x) if x >= 60 else f"{x:.3g} s"
-    if kind == "bytes":
-        return f"{x / 1e9:.2f} GB" if x >= 1e9 else f"{x / 1e6:.0f} MB"
-    return f"{x:.3g}" if abs(x) < 1000 else f"{x:.0f}"
+        return value if kind == "plain" and isinstance(value, str) and value else DASH
+    shown = {
+        "percent": f"{100 * x:.1f}%",
+        "points": f"{100 * x:.1f}",
+        "count": f"{round(x):,}".replace(",", "\u202f"),
+        "time": duration(x) if x >= 60 else f"{x:.3g} s",
+        "bytes": f"{x / 1e9:.2f} GB" if x >= 1e9 else f"{x / 1e6:.0f} MB",
+        "plain": f"{x:.3g}" if abs(x) < 1000 else f"{x:.0f}",
+    }
+    return shown[kind].replace("-", "\u2212")
 
 
 def visible(value: Any) -> Any:
-    """Strings anywhere in a value with what cannot be seen or stored made visible."""
+    """A value whose strings show line ends and what else cannot be seen (or stored) as signs."""
     if isinstance(value, str):
-        hidden = ("Cc", "Cs")
-        value = value.replace("\r\n", "\n").replace("\n", "⏎").replace("\t", " ")
-        odd = {c for c in value if c in _REORDERING or unicodedata.category(c) in hidden}
+        value = value.replace("\n", "⏎").replace("\t", " ")
+        odd = {c for c in value if c in _REORDERING or unicodedata.category(c) in ("Cc", "Cs")}
         return "".join("\ufffd" if c in odd else c for c in value)
     if isinstance(value, Mapping):
         return {visible(k): visible(v) for k, v in value.items()}
@@ -160,14 +156,6 @@ def starts_with(output: Any, answer: Any) -> bool:
     """Whether a text begins with an answer, whatever the case and the spaces before it."""
     head = str(output or "").lstrip(" ⏎").casefold()
     return bool(answer) and head.startswith(str(answer).strip().casefold())
-
-
-def lead(results: Results, found: Sequence[Method]) -> str:
-    """One sentence on what this page is about."""
-    if not found:
-        return ""
-    n, base = text(dig(results, "eval.n"), "count"), text(dig(results, "base.spec"))
-    return f"{found[0].name} edits {base}: {n} test facts, each changed by an edit of its own."
 
 
 def tiles(results: Results) -> list[dict[str, str]]:
@@ -186,20 +174,18 @@ def tiles(results: Results) -> list[dict[str, str]]:
 def facts(results: Results) -> list[tuple[str, str]]:
     """What was run, on what, for how long."""
     seed = dig(results, "config.seed")
-    left_out = dig(results, "data.left_out")
     splits = [
         f"{text(dig(results, f'data.{k}'), 'count')} {k}"
         for k in ("train", "validation", "test")
         if dig(results, f"data.{k}") is not None
     ]
-    steps = text(dig(results, "training.steps"), "count")
-    best = text(dig(results, "training.best_step"), "count")
+    steps, best = (text(dig(results, f"training.{k}"), "count") for k in ("steps", "best_step"))
     rows = [
         ("Config", dig(results, "config_name")),
         ("Base model", _with_print(results, "base", "spec")),
         ("Data", _with_print(results, "data", "name")),
         ("Facts", ", ".join(splits)),
-        ("Left out", _pairs(left_out)),
+        ("Left out", _pairs(dig(results, "data.left_out"))),
         ("Seed", dig(results, "config.train.seed") if seed is None else seed),
         ("Steps", f"{steps}, of which step {best} was kept" if best != DASH else steps),
         ("Stopped early", dig(results, "training.stopped")),
@@ -218,8 +204,8 @@ def tables(found: Sequence[Method]) -> list[dict[str, Any]]:
     What a score says is told where it first appears.
     """
     made, told = [], set()
-    for where, name, note, scores in _GROUPS:
-        rows = [row(found, where, *score) for score in scores]
+    for where, name, note, scores in _GROUPS if found else ():
+        rows = [row(found, where, score) for score in scores]
         rows = [r for r in rows if any(c["text"] != DASH for c in r["cells"])]
         for r in rows:
             r["about"] = "" if r["name"] in told else r["about"]
@@ -229,18 +215,11 @@ def tables(found: Sequence[Method]) -> list[dict[str, Any]]:
     return made
 
 
-def row(
-    found: Sequence[Method],
-    where: str,
-    kind: str,
-    name: str,
-    key: str,
-    about: str,
-    more: bool | None,
-) -> Row:
+def row(found: Sequence[Method], where: str, score: Sequence[Any]) -> dict[str, Any]:
     """A score of every method, with its interval; the best of several is marked."""
+    kind, name, key, about, more = score
     values = [number(dig(m.scores, where + key)) for m in found]
-    finite = [v for v in values if v is not None]
+    finite = {v for v in values if v is not None}
     best = (max if more else min)(finite) if more is not None and len(finite) > 1 else None
     cells = []
     for m, value in zip(found, values, strict=True):
@@ -252,7 +231,7 @@ def row(
     return {"name": name, "about": about, "before": text(before, kind), "cells": cells}
 
 
-def relations(results: Results) -> list[Row]:
+def relations(results: Results) -> list[dict[str, Any]]:
     """Scores by relation, the best understood first."""
     scores = dig(results, "eval.by_relation") or {}
     order = sorted(scores, key=lambda name: (-(mean(scores[name], "rephrase") or 0), name))
@@ -274,12 +253,9 @@ def example_card(example: Mapping[str, Any]) -> dict[str, Any]:
     )
     keys = ("name", "prompt", "wanted", "before", "after")
     rows = [(name, *(example.get(k) for k in paths)) for name, *paths in asked]
-    return {
+    card = {k: text(example.get(k)) for k in ("target", "truth", "kl_near", "kl_far")}
+    return card | {
         "relation": label(example.get("relation") or ""),
-        "target": text(example.get("target")),
-        "truth": text(example.get("truth")),
-        "kl_near": text(example.get("kl_near")),
-        "kl_far": text(example.get("kl_far")),
         "good": example.get("good") is True,
         "rows": [dict(zip(keys, r, strict=True)) for r in rows if r[1]],
     }

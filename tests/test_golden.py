@@ -17,9 +17,11 @@ import pytest
 
 from mend_jax import compat, models
 from mend_jax.editors import Run, make_editor
+from mend_jax.editors.base import group_weights
 from mend_jax.editors.links import normalize
 from mend_jax.editors.low_rank_mlp import low_rank_mlp
-from mend_jax.forward import Problem, top_logits, trunk_states
+from mend_jax.factors import no_moments
+from mend_jax.forward import make_problem, top_logits, trunk_states
 from mend_jax.models.params import stack_trunk
 from mend_jax.objective import meta_loss
 from mend_jax.sequences import Sequences
@@ -133,6 +135,52 @@ def test_every_array_of_the_original(case):
     assert g.seen == set(g.arrays), sorted(set(g.arrays) - g.seen)[:5]
 
 
+def run_step(g, editor, batch, params, state, train):
+    """All that one step of the original records, in one compiled function."""
+    run = Run(g.weights, train)
+    links = (
+        normalize(g.shared, one_by_one=True, pass_through=not g.options["norm"]),
+        low_rank_mlp(*(g.options[k] for k in ("rank", "n_hidden", "shared", "sides", "init"))),
+    )
+
+    @jax.jit
+    def everything(params, state, base):
+        problem = make_problem(g.model, base, g.weights, batch["edit"])
+        factors = transformed = problem.factors()
+        for link in links:
+            transformed, _ = link.apply(
+                params[link.name], state[link.name], transformed, run
+            )
+        (total, (metrics, new_state, edit)), grad = jax.value_and_grad(meta_loss, has_aux=True)(
+            params, state, base, batch, editor=editor, model=g.model, weights=g.weights,
+            c_edit=g.meta["cedit"], c_loc=g.meta["cloc"], train=train,
+        )  # fmt: skip
+        one = edit.at(0)
+        logits = {
+            key: logits_everywhere(g, base, batch[name], under)
+            for key, name, under in (
+                ("inner", "edit", None), ("pre_edit", "rephrase", None),
+                ("post_edit", "rephrase", one), ("base_loc", "near", None),
+                ("post_loc", "near", one),
+            )
+        }  # fmt: skip
+        losses = {
+            "inner": problem.loss()[0], "total": total,
+            "edit": metrics["nll_rephrase"], "loc": metrics["kl"],
+        }  # fmt: skip
+        return factors, transformed, losses, new_state, edit, grad, logits
+
+    return everything(params, state, g.base)
+
+
+def logits_everywhere(g, base, seqs, under):
+    """Logits at every position, padding included."""
+    seqs = jax.tree.map(lambda a: a[0], seqs)
+    n, T = seqs.tokens.shape
+    seqs = seqs.replace(score_pos=jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (n, T)))
+    return top_logits(g.model, base, trunk_states(g.model, base, seqs), seqs, under)
+
+
 def check_step(g, step, editor, params, state, train):
     batches = {
         name: {k: g.take(f"{step}/batch/{name}/{k}") for k in ("input_ids", "attention_mask", "labels")}
@@ -143,76 +191,42 @@ def check_step(g, step, editor, params, state, train):
         "rephrase": sequences(batches["edit_outer"], False),
         "near": sequences(batches["loc"], True),
     }
-
-    @jax.jit
-    def captured(base):
-        h = trunk_states(g.model, base, batch["edit"])
-        problem = Problem(g.model, base, g.weights, batch["edit"], h)
-        return problem.factors(), problem.loss()
-
-    factors, inner = captured(g.base)
-    check_factors(g, step, factors, params, state, train)
-    g.check("loss", f"{step}/loss/inner", inner[0])
-
-    @jax.jit
-    def outer(params, state, base):
-        return jax.value_and_grad(meta_loss, has_aux=True)(
-            params, state, base, batch, editor=editor, model=g.model, weights=g.weights,
-            c_edit=g.meta["cedit"], c_loc=g.meta["cloc"], train=train,
-        )  # fmt: skip
-
-    (total, (metrics, new_state, edit)), grad = outer(params, state, g.base)
-    g.check("loss", f"{step}/loss/total", total)
-    g.check("loss", f"{step}/loss/edit", metrics["nll_rephrase"])
-    g.check("loss", f"{step}/loss/loc", metrics["kl"])
-    gradients = {w.name: np.asarray(factors[w.name].gradient()[0]) for w in g.weights}
+    factors, transformed, losses, new_state, edit, grad, logits = run_step(
+        g, editor, batch, params, state, train
+    )
+    check_factors(g, step, factors, transformed)
+    for name, value in losses.items():
+        g.check("loss", f"{step}/loss/{name}", value)
+    for name, value in logits.items():
+        g.check("logits", f"{step}/logits/{name}", value)
     for i, w in enumerate(g.weights):
         update = np.asarray(edit.at(0).deltas[w.name].dense())
         theirs = update.T if g.transposed[w.name] else update
         g.check("update", f"{step}/update/{g.hf_of[w.name]}", theirs)
-        check_info(g, f"{step}/info/grad", i, gradients[w.name],
-                   update / params["scale_by_layer_lr"][w.name])  # fmt: skip
-    check_logits(g, step, batch, edit)
+        true = np.asarray(factors[w.name].gradient()[0])
+        check_info(g, f"{step}/info/grad", i, true, update / params["scale_by_layer_lr"][w.name])
     ours = compat.export_state_dict(params, new_state, g.weights, g.hf_of, shared=g.shared)
-    for rest in [k.removeprefix(f"{step}/stats/") for k in g.arrays if k.startswith(f"{step}/stats/")]:
-        g.check("stats", f"{step}/stats/{rest}", ours[rest])
+    for key in [k for k in g.arrays if k.startswith(f"{step}/stats/")]:
+        g.check("stats", key, ours[key.removeprefix(f"{step}/stats/")])
     if train:
         for name, value in as_original(g, grad).items():
             g.check("grad", f"{step}/grad/{name}", value)
     return new_state, grad
 
 
-def check_factors(g, step, factors, params, state, train):
+def check_factors(g, step, factors, transformed):
     """Captured factors with padding, modes, and the rows after the network."""
-    run = Run(g.weights, train)
-    links = (
-        normalize(g.shared, one_by_one=True, pass_through=not g.options["norm"]),
-        low_rank_mlp(*(g.options[k] for k in ("rank", "n_hidden", "shared", "sides", "init"))),
-    )
-
-    @jax.jit
-    def transform(params, state, signal):
-        for link in links:
-            signal, _ = link.apply(params[link.name], state[link.name], signal, run)
-        return signal
-
-    transformed = transform(params, state, factors)
-    groups = [grp.members for grp in models_groups(g)]
+    groups = [group.members for group in group_weights(g.weights, g.shared)]
     for w in g.weights:
         name, f, t = g.hf_of[w.name], factors[w.name], transformed[w.name]
-        theirs_shape = g.arrays[f"{step}/captured/{name}/x"].shape[:2]
-        g.check("captured", f"{step}/captured/{name}/x", f.u.reshape(*theirs_shape, -1))
-        g.check("captured", f"{step}/captured/{name}/delta", f.delta.reshape(*theirs_shape, -1))
-        g.check("factors", f"{step}/factors/{name}/x", np.asarray(t.u)[np.asarray(t.mask)])
-        g.check("factors", f"{step}/factors/{name}/delta", np.asarray(t.delta)[np.asarray(t.mask)])
+        lead = g.arrays[f"{step}/captured/{name}/x"].shape[:2]
+        kept = np.asarray(t.mask)
+        for theirs, ours in (("x", "u"), ("delta", "delta")):
+            captured = np.asarray(getattr(f, ours)).reshape(*lead, -1)
+            g.check("captured", f"{step}/captured/{name}/{theirs}", captured)
+            g.check("factors", f"{step}/factors/{name}/{theirs}", np.asarray(getattr(t, ours))[kept])
         mode = next(m.index(w) for m in groups if w in m) if g.shared else -1
         assert g.take(f"{step}/mode/{name}") == mode
-
-
-def models_groups(g):
-    from mend_jax.editors.base import group_weights
-
-    return group_weights(g.weights, g.shared)
 
 
 def check_info(g, prefix, i, true, pseudo):
@@ -227,37 +241,12 @@ def check_info(g, prefix, i, true, pseudo):
         g.check("info", f"{prefix}/{kind}{i}", value)
 
 
-def check_logits(g, step, batch, edit):
-    """Logits at every position, padding included, unedited and edited."""
-    one = edit.at(0)
-    for key, name, under in (
-        ("inner", "edit", None), ("pre_edit", "rephrase", None), ("post_edit", "rephrase", one),
-        ("base_loc", "near", None), ("post_loc", "near", one),
-    ):  # fmt: skip
-        seqs = jax.tree.map(lambda a: a[0], batch[name])
-        n, T = seqs.tokens.shape
-        everywhere = seqs.replace(
-            score_pos=np.broadcast_to(np.arange(T, dtype=np.int32), (n, T))
-        )
-
-        @jax.jit
-        def logits(base, under, everywhere=everywhere):
-            h = trunk_states(g.model, base, everywhere)
-            return top_logits(g.model, base, h, everywhere, under)
-
-        g.check("logits", f"{step}/logits/{key}", logits(g.base, under))
-
-
 def as_original(g, tree):
-    """A tree shaped like the editor's parameters under the original's names."""
-    empty = {}
-    groups = models_groups(g)
-    from mend_jax.factors import no_moments
-
-    state = {"normalize": {grp.key: {"u": no_moments(1), "delta": no_moments(1)} for grp in groups}}
+    """A tree shaped like the editor's parameters, under the original's names."""
+    empty = {"u": no_moments(1), "delta": no_moments(1)}
+    state = {"normalize": {group.key: empty for group in group_weights(g.weights, g.shared)}}
     out = compat.export_state_dict(tree, state, g.weights, g.hf_of, shared=g.shared)
-    empty.update({k: v for k, v in out.items() if k == "edit_lrs" or ".layers." in k})
-    return empty
+    return {k: v for k, v in out.items() if k == "edit_lrs" or ".layers." in k}
 
 
 def check_adam(g, params, state, grad):

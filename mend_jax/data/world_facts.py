@@ -70,7 +70,7 @@ def make_builder(data_dir: str | os.PathLike[str], config: str = "default") -> A
 def fingerprint(builder: Any) -> str:
     """The fingerprint that a prepared builder's metadata holds."""
     metadata = builder.info.metadata
-    if not metadata or "fingerprint" not in metadata:
+    if "fingerprint" not in metadata:
         raise DataError(f"{builder.data_dir}: not prepared yet; call world_facts.build first")
     return metadata["fingerprint"]
 
