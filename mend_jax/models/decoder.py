@@ -64,7 +64,7 @@ class DecoderLM(nn.Module):
     def embed(self, tokens_BxT: jax.Array, positions_BxT: jax.Array) -> jax.Array:
         """Input embeddings [B, T, D]; families add positions here."""
         del positions_BxT
-        return self.embedding[tokens_BxT].astype(self.dtype)
+        return jnp.asarray(self.embedding)[tokens_BxT].astype(self.dtype)
 
     @property
     def n_trunk(self) -> int:

@@ -110,7 +110,8 @@ class GPT2(DecoderLM):
         return LayerNorm(self.config.norm_eps, self.dtype)
 
     def embed(self, tokens_BxT, positions_BxT):
-        return (self.embedding[tokens_BxT] + self.position[positions_BxT]).astype(self.dtype)
+        token, position = jnp.asarray(self.embedding), jnp.asarray(self.position)
+        return (token[tokens_BxT] + position[positions_BxT]).astype(self.dtype)
 
 
 MODULE = GPT2
