@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialise
 
 from mend_jax.edits import Delta, Dense, Edit, LowRank
 from mend_jax.errors import CheckpointError
+from mend_jax.writers import write_bytes
 
 FORMAT = "mend_jax_edit/1"
 _KINDS: dict[str, type[Delta]] = {"low_rank": LowRank, "dense": Dense}
@@ -44,16 +43,7 @@ def save(path: str | Path, edit: Edit) -> None:
             arrays = {leaf: a[rows] for leaf, a in arrays.items()}
         tensors |= {f"{name}.{leaf}": np.ascontiguousarray(a) for leaf, a in arrays.items()}
     metadata = {"format": FORMAT, "base": edit.base, "facts": json.dumps(edit.facts)}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, scratch, metadata)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    write_bytes(Path(path), serialise(tensors, metadata))
 
 
 def load(path: str | Path) -> Edit:

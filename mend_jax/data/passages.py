@@ -16,19 +16,19 @@ import importlib.util
 import re
 from pathlib import Path
 
+from mend_jax import wheels
 from mend_jax.data import wikitext
 from mend_jax.data.names import key_hash
-from mend_jax.data.wheels import WheelFile, fetch
 from mend_jax.errors import DataError
 
-WIKIPEDIA = WheelFile(
-    package="gensim",
-    version="4.3.3",
-    platform="manylinux2014_x86_64",
-    python="3.11",
+WIKIPEDIA = wheels.WheelMember(
+    requirement="gensim==4.3.3",
+    file="gensim-4.3.3-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+    sha256="d662bf96e3d741b6ab61a54be842a7cbf5e45193008b2f4225c758cafd7f9cdc",
     member="gensim/test/test_data/"
     "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
-    sha256="a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
+    member_bytes=1695871,
+    member_sha256="a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
 )
 LICENSES = {
     "wikipedia": "CC BY-SA 3.0 and GFDL (English Wikipedia)",
@@ -80,7 +80,8 @@ def read_documents(source: str, cache: Path | None = None) -> dict[str, list[str
 
 def _wikipedia(cache: Path | None) -> dict[str, list[str]]:
     mend = "Or use the data set world_facts/offline, which needs no download."
-    dump = bz2.decompress(fetch(WIKIPEDIA, cache, mend)).decode("utf-8")
+    file = wheels.fetch(WIKIPEDIA, DataError, mend, cache)
+    dump = bz2.decompress(file.read_bytes()).decode("utf-8")
     documents = {}
     for title, markup in _PAGE.findall(dump):
         found = [p for text in wikitext.paragraphs(markup) for p in wikitext.passages(text)]

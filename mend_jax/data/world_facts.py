@@ -21,10 +21,10 @@ from typing import Any
 
 from mend_jax.data import passages, world_facts_rows
 from mend_jax.data.base import DataSet, TfdsRows
-from mend_jax.data.wheels import cache_root
 from mend_jax.data.world_facts_facts import true_facts
 from mend_jax.data.world_facts_sources import versions
 from mend_jax.errors import DataError
+from mend_jax.wheels import cache_dir
 
 VERSION = "1.0.0"
 CONFIGS = {"default": "wikipedia", "offline": "reference"}
@@ -91,14 +91,14 @@ def build(data_dir: str | os.PathLike[str] | None = None, config: str = "default
     Several processes may call this at once: each prepares apart and the first one's files stay.
 
     Args:
-      data_dir: default `<cache>/datasets`, see `wheels.cache_root`.
+      data_dir: default `<cache>/datasets`, see `wheels.cache_dir`.
       config: `default` or `offline`.
 
     Raises:
       DataError: an unknown config, or passages that cannot be downloaded.
     """
     _check_config(config)
-    top = Path(data_dir) if data_dir is not None else cache_root() / "datasets"
+    top = Path(data_dir) if data_dir is not None else cache_dir() / "datasets"
     root = top / recipe(config)
     final = root / "world_facts" / config / VERSION
     if final.is_dir():

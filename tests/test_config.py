@@ -1,0 +1,80 @@
+"""Configs: found by name, checked, overridden; every config in the project loads."""
+
+from pathlib import Path
+
+import pytest
+
+from mend_jax import config as configs
+from mend_jax.errors import ConfigError
+from mend_jax.experiment import build_editor, build_optimizer, check
+from mend_jax.main import main, parse
+
+FOLDER = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("variant", ["", ":smoke"])
+@pytest.mark.parametrize("name", sorted(p.name for p in FOLDER.glob("*.py")))
+def test_every_config_loads_checks_and_builds(name, variant):
+    config = configs.load_config(name + variant)
+    check(config)
+    build_editor(config)
+    build_optimizer(config)
+    assert configs.plain(config)["editor"]["name"]
+
+
+def test_a_path_works_too(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text((FOLDER / "quickstart.py").read_text())
+    config, workdir, name = parse([f"--config={path}:smoke", "--config.train.steps=7"])
+    assert (config.train.steps, workdir, name) == (7, "runs/mine-smoke", f"{path}:smoke")
+
+
+def test_overrides_keep_their_type():
+    config, workdir, _ = parse(
+        ["--config=quickstart.py", "--workdir=w", "--config.train.lr=1", "--config.seed=3",
+         "--config.model.spec=x/y", "--config.train.decay=false",
+         "--config.model.edit_roles=mlp/up,mlp/down", "--config.editor.options.rank=16"]
+    )  # fmt: skip
+    assert workdir == "w"
+    assert config.train.lr == 1.0 and isinstance(config.train.lr, float)
+    assert config.seed == 3 and config.model.spec == "x/y" and config.train.decay is False
+    assert config.model.edit_roles == ("mlp/up", "mlp/down")
+    assert config.editor.options.rank == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=quikstart.py"], "no config 'quikstart.py'.*did you mean 'quickstart.py'"),
+        (["--config=quickstart.py:smok"], "unknown variant or key 'smok'"),
+        (["--config=quickstart.py", "--config.train.stesp=1"], "did you mean 'train.steps'"),
+        (["--config=quickstart.py", "--config.lr=1"], "no key 'lr' .did you mean 'train.lr'"),
+        (["--config=quickstart.py", "--config.train.steps=many"], "expected int such as"),
+        (["--config=quickstart.py", "--config.train.steps=1.5"], "expected int such as"),
+        (["--config=quickstart.py", "--config.train=1"], "is a group of keys"),
+        (["--config=quickstart.py", "--config.train.steps"], "write --config.KEY=VALUE"),
+        (["--config=quickstart.py", "--workdri=x"], "unknown argument.*did you mean '--workdir'"),
+        ([], "--config"),
+    ],
+)
+def test_mistakes_are_named(arguments, message, capsys):
+    import re
+
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.steps=-1", "train.steps is -1"),
+        ("train.lr=0.0", "train.lr is 0.0, more than 0"),
+        ("eval.edits=0", "eval.edits is 0"),
+    ],
+)
+def test_values_out_of_range_are_named(setting, message):
+    config, _, _ = parse(["--config=quickstart.py", f"--config.{setting}"])
+    with pytest.raises(ConfigError, match=message):
+        check(config)

@@ -1,0 +1,299 @@
+"""Whole runs on a tiny random base: the contract of files, resume, and what is refused."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from tiny import random_batch, save_tiny, tiny
+
+import mend_jax
+from mend_jax import checkpoint
+from mend_jax import config as configs
+from mend_jax.editors import make_editor
+from mend_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
+from mend_jax.main import parse
+from mend_jax.mesh import make_mesh, replicate, shard_batch
+from mend_jax.optimizer import make_optimizer
+from mend_jax.train import Record, init_state, make_train_step
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {
+    "data.name": "world_facts/offline", "data.train_edits": 48, "data.max_len": 96,
+    "data.max_target": 24, "data.far_len": 24, "train.steps": 6, "train.edits_per_step": 4,
+    "train.val_every": 3, "train.val_edits": 8, "train.checkpoint_every": 2,
+    "train.log_every": 1, "eval.edits": 6, "eval.edits_per_step": 4, "eval.max_new_tokens": 6,
+    "eval.examples": 4, "editor.options.rank": 8, "eval.baselines.fine_tune.max_steps": 3,
+    "eval.baselines.fine_tune.edits_per_step": 4,
+}  # fmt: skip
+
+
+def arguments(base, workdir, **extra):
+    settings = {"model.spec": base, "model.last_n_blocks": 2} | SETTINGS | extra
+    return ["--config=quickstart.py", f"--workdir={workdir}"] + [
+        f"--config.{k}={v}" for k, v in settings.items()
+    ]
+
+
+def run(base, workdir, **extra):
+    return mend_jax.train_and_evaluate(*parse(arguments(base, workdir, **extra)))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory):
+    """A finished run."""
+    workdir = tmp_path_factory.mktemp("run")
+    run(base, workdir)
+    return workdir
+
+
+def steady(results):
+    """What must be equal between two equal runs: everything but times and memory."""
+    drop = {"seconds_per_edit", "peak_memory_bytes", "seconds_total", "seconds"}
+    if isinstance(results, dict):
+        return {k: steady(v) for k, v in results.items() if k not in drop}
+    return results
+
+
+def test_a_run_leaves_the_files_of_the_contract(finished):
+    names = {p.name for p in finished.iterdir()}
+    assert {"config.json", "metrics.jsonl", "results.json", "report.html", "checkpoints"} <= names
+    assert {"summary.png", "training.png", "tradeoff.png", "success.png"} <= names
+    results = json.loads((finished / "results.json").read_text())
+    for entry in (results["eval"], results["baselines"]["fine_tune"]):
+        for name in ("edit", "rephrase"):
+            keys = {"success_exact", "success_token", "success_generated", "nll"}
+            assert keys <= entry[name].keys() and keys <= entry[name]["before"].keys()
+        both = (entry["edit"]["success_exact"] + entry["rephrase"]["success_exact"]) / 2
+        assert entry["success"] == pytest.approx(both)
+        for name in ("kl", "argmax_agreement", "accuracy_drawdown", "perplexity_drawdown"):
+            assert np.isfinite(entry["locality"][name])
+        assert entry["n"] == 6 and entry["seconds_per_edit"] > 0
+    assert results["eval"]["peak_memory_bytes"] > 1e8
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if x["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [x["step"] for x in lines if x["kind"] == "validation"] == [3, 6]
+    assert len(json.loads((finished / "examples.json").read_text())) == 4
+
+
+def test_training_lowers_the_meta_loss(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    first, last = [x["loss"] for x in lines if x["kind"] == "validation"]
+    assert last < first
+
+
+def test_a_finished_run_only_reports(base, finished, capsys):
+    before = (finished / "results.json").read_bytes()
+    (finished / "report.html").unlink()
+    run(base, finished)
+    assert (finished / "results.json").read_bytes() == before
+    assert (finished / "report.html").exists()
+    assert "is finished" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def command_line_run(base, tmp_path_factory):
+    """An undisturbed run in a process of its own."""
+    workdir = tmp_path_factory.mktemp("whole")
+    process = start(base, workdir)
+    assert process.wait(timeout=600) == 0, process.stderr.read()
+    return workdir
+
+
+def start(base, workdir):
+    return subprocess.Popen(
+        [sys.executable, "-m", "mend_jax.main", *arguments(base, workdir)],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("after_step", [3, 5])
+def test_kill_nine_and_resume_is_bit_for_bit(base, command_line_run, tmp_path, after_step):
+    process = start(base, tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and f'"step": {after_step}' in log.read_text():
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "results.json").exists()
+    again = start(base, tmp_path)
+    assert again.wait(timeout=600) == 0
+    assert "resuming after step" in again.stderr.read()
+    assert log.read_text() == (command_line_run / "metrics.jsonl").read_text()
+    ours, theirs = (
+        steady(json.loads((d / "results.json").read_text())) for d in (tmp_path, command_line_run)
+    )
+    assert ours == theirs
+
+
+def test_an_editor_comes_back_with_its_base(finished, base):
+    editor = mend_jax.Editor.restore(finished)
+    edit = editor.edit([("The capital of France is", "Lyon"), ("One and one is", "three")])
+    assert edit.base == editor.model.fingerprint
+    assert edit.facts == (("The capital of France is", "Lyon"), ("One and one is", "three"))
+    plain = editor.model.generate(["The capital of France is"], 5)
+    edited = editor.model.with_edit(edit.scale(50.0)).generate(["The capital of France is"], 5)
+    assert plain != edited
+    assert editor.model.generate(["The capital of France is"], 5) == plain
+    assert editor.model.with_edit(None).generate("The capital", 3) == editor.model.generate(
+        ["The capital"], 3
+    )[0]
+
+
+def test_editing_refuses_what_cannot_be_edited(finished):
+    editor = mend_jax.Editor.restore(finished)
+    with pytest.raises(DataError, match="no facts"):
+        editor.edit([])
+    with pytest.raises(DataError, match="empty target"):
+        editor.edit([("The capital of France is", " ")])
+    with pytest.raises(DataError, match="longer than the maximum"):
+        editor.edit([("x" * 500, "y")])
+    with pytest.raises(DataError, match="context of 160"):
+        editor.model.generate("x" * 155, 10)
+    with pytest.raises(DataError, match="has no tokens"):
+        editor.model.generate("", 3)
+
+
+def test_another_base_is_refused(finished, base, tmp_path):
+    other = mend_jax.load_model(str(save_tiny(tmp_path / "other", seed=1)), last_n_blocks=2)
+    with pytest.raises(CheckpointError, match=f"another base model.*{other.fingerprint}"):
+        mend_jax.Editor.restore(finished, other)
+    edit = mend_jax.Editor.restore(finished).edit([("a", "b")])
+    with pytest.raises(CheckpointError, match=other.fingerprint):
+        other.with_edit(edit)
+    shallow = mend_jax.load_model(str(base), last_n_blocks=1)
+    with pytest.raises(CheckpointError, match="block_2/mlp.*last_n_blocks"):
+        shallow.with_edit(edit)
+
+
+def test_another_config_is_refused(base, finished):
+    with pytest.raises(CheckpointError, match=r"seed was 0, is 1"):
+        run(base, finished, seed=1)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no run.*python -m mend_jax.main"):
+        mend_jax.Editor.restore(tmp_path)
+
+
+def test_a_workdir_that_cannot_be_written_is_refused_first(base, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        run("nowhere", tmp_path / "file" / "sub")
+
+
+def test_a_damaged_checkpoint_is_named(base, finished, tmp_path):
+    import shutil
+
+    shutil.copytree(finished, tmp_path / "run")
+    for path in (tmp_path / "run/checkpoints").rglob("*"):
+        if path.is_file() and path.stat().st_size > 2000:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="cannot be read.*delete that folder"):
+        mend_jax.Editor.restore(tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(base, tmp_path):
+    with pytest.raises(TrainingError, match=r"step 1: loss nan.*rows of that batch: \[\d+, .*kept"):
+        run(base, tmp_path, **{"editor.options.layer_lr": 1e30})
+    manager = checkpoint.open_manager(tmp_path / "checkpoints", read_only=True)
+    assert manager.latest_step() == 0
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_rows_that_never_fit_are_refused_before_compute(base, tmp_path):
+    with pytest.raises(DataError, match="none of the .* rows can be used.*data.max_target"):
+        run(base, tmp_path, **{"data.max_target": 1})
+    with pytest.raises(ConfigError, match="context of 160"):
+        run(base, tmp_path, **{"data.max_len": 161})
+
+
+def step_of(mesh_sizes, accumulate=1, clip=100.0, layer_lr_lr=1e-2):
+    """State before and after one training step on a mesh, and its metrics."""
+    module, base, weights = tiny("llama")
+    editor = make_editor("mend", dict(rank=8, layer_lr=1e-2, log_layer_lr=True))
+    tx = make_optimizer(lr=1e-3, layer_lr_lr=layer_lr_lr, clip=clip, accumulate=accumulate,
+                        warmup=0, steps=10, decay=False)  # fmt: skip
+    mesh = make_mesh(mesh_sizes)
+    step = make_train_step(editor, tx, model=module, weights=weights, c_edit=0.1, c_loc=1.0)
+    state = replicate(mesh, init_state(editor, weights, tx, 0))
+    before = jax.tree.map(np.array, state)
+    after, metrics = step(state, replicate(mesh, base), shard_batch(mesh, random_batch(0, E=8)))
+    return before, jax.tree.map(np.array, after), jax.tree.map(float, metrics)
+
+
+def test_a_mesh_of_many_devices_gives_the_same_step():
+    _, one, metrics_one = step_of(dict(data=1))
+    for sizes in (dict(data=8), dict(data=2, fsdp=2)):
+        _, many, metrics = step_of(sizes)
+        for name in ("loss", "kl", "nll_rephrase"):
+            assert metrics[name] == pytest.approx(metrics_one[name], abs=1e-5)
+        for a, b in zip(
+            jax.tree.leaves(one.editor_state), jax.tree.leaves(many.editor_state), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_step_sizes_have_their_own_rate():
+    """Adam's first step is the rate itself: 1e-3 on the nets, 1e-2 on log(alpha)."""
+    before, after, _ = step_of(dict(data=1))
+    for a, b in zip(
+        before.params["scale_by_layer_lr"].values(), after.params["scale_by_layer_lr"].values(),
+        strict=True,
+    ):  # fmt: skip
+        assert abs(float(b - a)) == pytest.approx(1e-2, rel=1e-3)
+    bias = after.params["low_rank_mlp"]["32x48"]["combined"][0]["bias"]
+    assert np.abs(bias).max() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_accumulated_gradients_step_once():
+    before, after, _ = step_of(dict(data=1), accumulate=2)
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+
+
+def test_clipping_bounds_the_update():
+    params = {"scale_by_layer_lr": {"w": np.float32(0)}, "net": np.zeros(3, np.float32)}
+    tx = optax.chain(optax.clip_by_global_norm(1.0))
+    grads = {"scale_by_layer_lr": {"w": np.float32(30)}, "net": np.full(3, 40, np.float32)}
+    clipped, _ = tx.update(grads, tx.init(params))
+    assert float(optax.tree.norm(clipped)) == pytest.approx(1.0)
+
+
+def test_early_stopping_counts_steps_since_the_best():
+    record = Record()
+    for step, loss in ((10, 2.0), (20, 1.0), (30, 1.5), (40, 1.2)):
+        record.note(step, loss, patience=20)
+    assert (record.best, record.best_step) == (1.0, 20)
+    assert record.stopped == "no better validation loss for 20 steps"
+    assert Record(**dataclasses.asdict(record)) == record
+
+
+def test_a_mesh_that_does_not_fit_is_refused(base, tmp_path):
+    with pytest.raises(ConfigError, match="needs 16 devices; there are 8"):
+        make_mesh(dict(data=16))
+    with pytest.raises(ConfigError, match="train.edits_per_step is 4, not a multiple of the 8"):
+        run(base, tmp_path, **{"mesh.data": 8})
+
+
+def test_config_is_kept_with_the_run(finished):
+    kept = json.loads((finished / "config.json").read_text())
+    assert kept["train"]["steps"] == 6
+    assert kept == configs.plain(
+        parse(arguments(Path(kept["model"]["spec"]), finished))[0]
+    )
