@@ -108,9 +108,9 @@ def flat_keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[s
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """A "did you mean" clause, or nothing."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not close:  # right last part in another group, such as lr for train.lr
-        close = [k for k in known if k.split(".")[-1] == name.split(".")[-1]][:1]
+    last = name.split(".")[-1]
+    close = sorted((k for k in known if k.split(".")[-1] == last), key=len)  # in another group
+    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

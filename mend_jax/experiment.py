@@ -14,6 +14,7 @@ import optax
 
 from mend_jax import config as configs
 from mend_jax import data
+from mend_jax.data.encode import thin
 from mend_jax.data.pipeline import EncodedRows, Lengths, batches, encode_rows
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.errors import ConfigError
@@ -159,9 +160,13 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
         rows = choose_rows(dataset.split(name), count)
         return Split(rows, encode_rows(rows, model.tokenizer, lengths))
 
+    train = split("train", config.data.train_edits)
+    thinned = thin(train.encoded.texts["far"], config.train.far_scored)
+    texts = {**train.encoded.texts, "far": thinned}
+    train = Split(train.rows, dataclasses.replace(train.encoded, texts=texts))
     return Experiment(
         config, model, editor, tx, mesh, dataset,
-        train=split("train", config.data.train_edits),
+        train=train,
         validation=split("validation", config.train.val_edits),
         test=split("test", config.eval.edits),
     )  # fmt: skip
@@ -172,7 +177,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     least = {
         "train.steps": 0, "train.edits_per_step": 1, "train.accumulate": 1, "train.log_every": 1,
         "train.val_every": 1, "train.val_edits": 1, "train.checkpoint_every": 1,
-        "train.patience": 0, "train.warmup": 0, "eval.edits": 1, "eval.edits_per_step": 1,
+        "train.patience": 0, "train.far_scored": 1, "train.warmup": 0, "eval.edits": 1, "eval.edits_per_step": 1,
         "eval.max_new_tokens": 1, "eval.examples": 0, "data.train_edits": 0,
         "data.edits_per_batch": 1, "data.max_len": 2, "data.max_target": 1, "data.far_len": 2,
         "model.last_n_blocks": 1,
@@ -181,7 +186,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     wrong = [f"{k} is {flat[k]}, at least {low} is needed" for k, low in least.items() if flat[k] < low]
     wrong += [
         f"{k} is {flat[k]}, more than 0 is needed"
-        for k in ("train.lr", "train.layer_lr_lr", "train.clip")
+        for k in ("train.lr", "train.layer_lr_lr", "train.clip", "train.c_edit", "train.c_edit_start")
         if not flat[k] > 0
     ]
     if wrong:

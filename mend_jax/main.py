@@ -28,7 +28,7 @@ def parse(argv: Sequence[str]):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         exit_on_error=False, allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("--config", required=True, help="a file in configs/, or a path; :variant")
+    parser.add_argument("--config", help="a file in configs/, or a path; :variant")
     parser.add_argument("--workdir", default="", help="where the run lives")
     try:
         args, unknown = parser.parse_known_args(
@@ -39,6 +39,8 @@ def parse(argv: Sequence[str]):
     if unknown:
         known = ["--config", "--workdir", "--config.KEY"]
         raise ConfigError(f"unknown argument {unknown[0]!r}{configs.nearest(unknown[0], known)}")
+    if not args.config:
+        raise ConfigError("which config? give --config=NAME.py, such as --config=quickstart.py")
     config = configs.load_config(args.config)
     configs.apply_overrides(config, overrides)
     name, _, variant = args.config.partition(":")

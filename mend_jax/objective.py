@@ -31,6 +31,11 @@ def with_trunk(
     return {name: (batch[name], h) for name, h in zip(names, states, strict=True)}
 
 
+def _concatenate(x: Any, y: Any) -> Any:
+    """Two trees, leaf by leaf along the first axis."""
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x, y)
+
+
 def meta_loss(
     params: Any,
     state: Any,
@@ -42,6 +47,7 @@ def meta_loss(
     weights: Weights,
     c_edit: float = 0.1,
     c_loc: float = 1.0,
+    both_ways: bool = False,
     train: bool = True,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any, Edit]]:
     """c_edit * NLL(rephrase; edited) + c_loc * KL(base || edited; locality) (paper, Eq. 4).
@@ -53,12 +59,19 @@ def meta_loss(
       params, state: the editor's.
       base: nested base parameters.
       batch: `edit`, `rephrase` and the locality sets, `Sequences` with leading axes [E, n].
+      both_ways: also edit with each paraphrase and ask for the prompt: 2 E edits from one trunk
+        pass over E rows. `edit` and `rephrase` must have one shape.
 
     Returns:
-      The loss and (metrics: scalars summed over nothing but means over E, new editor state, edit).
+      The loss and (metrics: means over the edits, new editor state, the edits).
     """
     sets = locality_sets(batch)
     texts = with_trunk(model, base, batch, ["edit", "rephrase", *sets])
+    if both_ways:
+        texts |= {
+            "edit": _concatenate(texts["edit"], texts["rephrase"]),
+            "rephrase": _concatenate(texts["rephrase"], texts["edit"]),
+        }
     edit_seqs, h = texts["edit"]
     problem = Problem(model, base, weights, edit_seqs, h)
     edit, state = editor.edit(params, state, problem, train)
@@ -71,6 +84,8 @@ def meta_loss(
     for name in sets:
         seqs, h = texts[name]
         before = jax.lax.stop_gradient(scored_logits(model, base, h, seqs))
+        if both_ways:
+            (seqs, h), before = _concatenate((seqs, h), (seqs, h)), _concatenate(before, before)
         after = scored_logits(model, base, h, seqs, edit)
         kl_E = masked_mean(token_kl(before, after), seqs.score_mask, axes=(1, 2))
         metrics[f"kl_{name}"] = kl_E.mean()

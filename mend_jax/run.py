@@ -23,7 +23,9 @@ from mend_jax.evaluate import evaluate, make_scorer, peak_memory_bytes, time_edi
 from mend_jax.experiment import Experiment, open_experiment
 from mend_jax.mesh import batch_axis_size, replicate
 from mend_jax.models.params import count
-from mend_jax.train import Plan, Record, TrainState, make_train_step, resume, train
+from mend_jax.train import (
+    Plan, Record, TrainState, make_train_step, resume, success_weight, train,
+)  # fmt: skip
 from mend_jax.writers import JsonLines, write_json, write_text
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -141,7 +143,8 @@ def train_editor(
 
         step = make_train_step(
             experiment.editor, experiment.tx, model=experiment.model.module,
-            weights=experiment.model.weights, c_edit=c.train.c_edit, c_loc=c.train.c_loc,
+            weights=experiment.model.weights, c_loc=c.train.c_loc, both_ways=c.train.both_ways,
+            c_edit=success_weight(c.train.c_edit_start, c.train.c_edit, c.train.steps),
         )  # fmt: skip
         plan = Plan(**{f.name: c.train[f.name] for f in dataclasses.fields(Plan)})
         state = train(

@@ -59,23 +59,26 @@ def make_train_step(
     *,
     model: Any,
     weights: Any,
-    c_edit: float,
+    c_edit: Callable[[jax.Array], jax.Array],
     c_loc: float,
+    both_ways: bool = False,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step (state, base, batch) -> (state, metrics); the old state's buffers are reused.
+
+    `c_edit` gives the weight of success by the number of the step; see `objective.meta_loss`.
 
     Where the loss or the gradient is not finite the state stays as it was and metrics["finite"] is
     0, so the caller can stop with good parameters still in hand.
     """
     loss_fn = functools.partial(
-        meta_loss, editor=editor, model=model, weights=weights, c_edit=c_edit, c_loc=c_loc
+        meta_loss, editor=editor, model=model, weights=weights, c_loc=c_loc, both_ways=both_ways
     )
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, base: Any, batch: Batch):
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (metrics, editor_state, _)), grads = grad_fn(
-            state.params, state.editor_state, base, batch
+            state.params, state.editor_state, base, batch, c_edit=c_edit(state.step)
         )
         norm = optax.tree.norm(grads)
         with jax.numpy_dtype_promotion("standard"):
@@ -87,6 +90,20 @@ def make_train_step(
         return new, metrics | {"grad_norm": norm, "finite": finite.astype(jnp.float32)}
 
     return train_step
+
+
+def success_weight(start: float, end: float, steps: int) -> Callable[[jax.Array], jax.Array]:
+    """c_edit by step, from `start` to `end` geometrically over `steps`.
+
+    The paper's is constant at 0.1. Starting higher keeps the step sizes from shrinking to nothing
+    while edits do not generalise yet: success first, then silence elsewhere.
+    """
+
+    def weight(step: jax.Array) -> jax.Array:
+        done = jnp.clip(step.astype(jnp.float32) / max(steps, 1), 0.0, 1.0)
+        return start * jnp.exp(done * math.log(end / start))
+
+    return weight
 
 
 @dataclasses.dataclass

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mend_jax.data.encode import encode_near, encode_qa, encode_text, stack, take
+from mend_jax.data.encode import encode_near, encode_qa, encode_text, stack, take, thin
 from mend_jax.errors import DataError
 
 
@@ -145,3 +145,15 @@ def test_stack_and_take():
     assert picked.tokens[0, 0].tolist() == items[2].tokens.tolist()
     with pytest.raises(DataError, match="no sequences to stack"):
         stack([])
+
+
+def test_thinning_keeps_some_positions_of_each_row_and_all_over_many():
+    many = stack([encode_text(TOKENIZER, "abcdefghijkl", 12) for _ in range(60)])
+    few = thin(many, 4)
+    assert few.score_pos.shape == few.target.shape == few.score_mask.shape == (60, 4)
+    assert (few.tokens == many.tokens).all()
+    for row in range(60):
+        assert len(set(few.score_pos[row])) == 4
+        assert (few.target[row] == few.tokens[row][few.score_pos[row] + 1]).all()
+    assert set(few.score_pos.ravel()) == set(range(11))
+    assert thin(many, 11) is many

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -22,8 +23,9 @@ from mend_jax.editors import make_editor
 from mend_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mend_jax.main import parse
 from mend_jax.mesh import make_mesh, replicate, shard_batch
+from mend_jax.objective import meta_loss
 from mend_jax.optimizer import make_optimizer
-from mend_jax.train import Record, init_state, make_train_step
+from mend_jax.train import Record, init_state, make_train_step, success_weight
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
@@ -231,7 +233,7 @@ def step_of(mesh_sizes, accumulate=1, clip=100.0, layer_lr_lr=1e-2):
     tx = make_optimizer(lr=1e-3, layer_lr_lr=layer_lr_lr, clip=clip, accumulate=accumulate,
                         warmup=0, steps=10, decay=False)  # fmt: skip
     mesh = make_mesh(mesh_sizes)
-    step = make_train_step(editor, tx, model=module, weights=weights, c_edit=0.1, c_loc=1.0)
+    step = make_train_step(editor, tx, model=module, weights=weights, c_edit=success_weight(0.1, 0.1, 10), c_loc=1.0)
     state = replicate(mesh, init_state(editor, weights, tx, 0))
     before = jax.tree.map(np.array, state)
     after, metrics = step(state, replicate(mesh, base), shard_batch(mesh, random_batch(0, E=8)))
@@ -273,6 +275,38 @@ def test_clipping_bounds_the_update():
     grads = {"scale_by_layer_lr": {"w": np.float32(30)}, "net": np.full(3, 40, np.float32)}
     clipped, _ = tx.update(grads, tx.init(params))
     assert float(optax.tree.norm(clipped)) == pytest.approx(1.0)
+
+
+def test_the_weight_of_success_goes_from_start_to_end():
+    weight = success_weight(0.5, 0.1, 10)
+    values = [float(weight(jnp.asarray(s, jnp.int32))) for s in (0, 5, 10, 20)]
+    np.testing.assert_allclose(values, [0.5, 0.05**0.5, 0.1, 0.1], rtol=1e-6)
+
+
+def test_editing_both_ways_is_editing_twice():
+    """The loss with both_ways equals the mean of the two directions (statistics are frozen)."""
+    module, base, weights = tiny("gpt2")
+    editor = make_editor("mend", dict(rank=4, layer_lr=1e-2))
+    params, state = editor.init(jax.random.key(0), weights)
+    batch = random_batch(0)
+    back = batch | {"edit": batch["rephrase"], "rephrase": batch["edit"]}
+
+    def loss(batch, both_ways):
+        found, (metrics, _, edit) = jax.jit(
+            lambda: meta_loss(params, state, base, batch, editor=editor, model=module,
+                              weights=weights, both_ways=both_ways, train=False)
+        )()  # fmt: skip
+        return float(found), edit
+
+    both, edits = loss(batch, True)
+    there, first = loss(batch, False)
+    here, second = loss(back, False)
+    assert both == pytest.approx((there + here) / 2, rel=1e-4)
+    for e, one in ((0, first), (3, second)):
+        name = weights[0].name
+        np.testing.assert_allclose(
+            edits.at(e).deltas[name].dense(), one.at(0).deltas[name].dense(), atol=1e-5
+        )
 
 
 def test_early_stopping_counts_steps_since_the_best():

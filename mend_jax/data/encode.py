@@ -88,6 +88,23 @@ def encode_text(tokenizer: Tokenizer, text: str, length: int) -> Sequences:
     return _pad(tokenizer, tokens, 0, tokens[1:], length, length - 1)
 
 
+def thin(sequences: Sequences, keep: int) -> Sequences:
+    """At most `keep` scored positions of each sequence [N, S], spread evenly, each row shifted.
+
+    Every position is kept in some row, so a loss over many rows sees all of them; the head, which
+    costs most where a passage is scored, runs at `keep` positions only.
+    """
+    n, total = sequences.score_pos.shape
+    if keep >= total:
+        return sequences
+    stride = total / keep
+    shift = (np.arange(n) * 0.6180339887 % 1.0) * stride
+    index = (shift[:, None] + np.arange(keep) * stride).astype(np.int64) % total
+    fields = ("score_pos", "target", "score_mask")
+    kept = {f: np.take_along_axis(getattr(sequences, f), index, axis=1) for f in fields}
+    return sequences.replace(**kept)
+
+
 def stack(items: Sequence[Sequences]) -> Sequences:
     """Sequences of equal shape under one new leading axis."""
     if not items:
