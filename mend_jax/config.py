@@ -1,4 +1,4 @@
-"""Configs: a Python file with `get_config(variant)`, found by name, overridden from the command line."""
+"""Configs: Python files with `get_config(variant)`, found by name, overridden by flags."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str])
             if depth < len(path) - 1:
                 node = node[part]
         if isinstance(node[path[-1]], ml_collections.ConfigDict):
-            raise ConfigError(f"config.{key} is a group of keys: set one of {sorted(node[path[-1]])}")
+            raise ConfigError(
+                f"config.{key} is a group of keys: set one of {sorted(node[path[-1]])}"
+            )
         node[path[-1]] = parse_value(key, text, node[path[-1]])
 
 

@@ -22,8 +22,8 @@ _LEAVES = {"low_rank": ("a", "b"), "dense": ("w",)}
 def save(path: str | Path, edit: Edit) -> None:
     """Writes one edit (without a leading axis E) atomically.
 
-    Tensors are `WEIGHT.a` [N, d_in] and `WEIGHT.b` [N, d_out] of a low-rank delta, W' = W + a^T b, or
-    `WEIGHT.w` [d_in, d_out] of a dense one. Rows of a low-rank pair that are zero add nothing and
+    Tensors are `WEIGHT.a` [N, d_in] and `WEIGHT.b` [N, d_out] of a low-rank delta, W' = W + a^T b,
+    or `WEIGHT.w` [d_in, d_out] of a dense one. Rows of a low-rank pair that are zero add nothing and
     are left out.
 
     Raises:
@@ -61,8 +61,8 @@ def load(path: str | Path) -> Edit:
         raise CheckpointError(f"{path}: not a readable edit file ({e}); save the edit again") from e
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: format {metadata.get('format')!r} is not {FORMAT!r}; it was written by another "
-            "program or version"
+            f"{path}: format {metadata.get('format')!r} is not {FORMAT!r}; it was written by "
+            "another program or version"
         )
     by_weight: dict[str, dict[str, np.ndarray]] = {}
     for name, array in tensors.items():

@@ -15,8 +15,8 @@ import ml_collections
 from mend_jax import checkpoint, experiment
 from mend_jax.data.encode import encode_qa, stack
 from mend_jax.data.facts import Fact
-from mend_jax.edits import Edit
 from mend_jax.editors.base import EditTransform
+from mend_jax.edits import Edit
 from mend_jax.errors import CheckpointError, DataError
 from mend_jax.forward import make_problem
 from mend_jax.language_model import LanguageModel

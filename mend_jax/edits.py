@@ -2,7 +2,7 @@
 
 MEND's edit of a weight is sum_n u~_n delta~_n^T (paper, section 3.1): already a low-rank pair.
 It is kept as that pair, so an edited forward pass costs little and the edit can be saved, composed,
-undone, vmapped and sharded like any other pytree. Leading axes `...` (E independent edits) are free.
+undone, vmapped and sharded like any other pytree. Leading axes `...` (E edits) are free.
 """
 
 from __future__ import annotations

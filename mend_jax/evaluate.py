@@ -15,11 +15,11 @@ import numpy as np
 
 from mend_jax import metrics
 from mend_jax.editors.base import EditTransform
-from mend_jax.scoring import ASKED, edit_and_score, generate_answers
 from mend_jax.forward import make_problem
 from mend_jax.language_model import LanguageModel
 from mend_jax.mesh import shard_batch
 from mend_jax.objective import locality_sets
+from mend_jax.scoring import ASKED, edit_and_score, generate_answers
 from mend_jax.writers import Progress
 
 Batch = Mapping[str, Any]
@@ -29,9 +29,7 @@ TEXTS = (*ASKED, "near", "far")
 def make_scorer(editor: EditTransform, model: LanguageModel) -> Callable[..., Any]:
     """Jitted (params, state, base, batch) -> (edits, scores); see `scoring.edit_and_score`."""
     return jax.jit(
-        functools.partial(
-            edit_and_score, editor=editor, model=model.module, weights=model.weights
-        )
+        functools.partial(edit_and_score, editor=editor, model=model.module, weights=model.weights)
     )
 
 
@@ -100,9 +98,7 @@ def evaluate(
     """
     scorer = make_scorer(editor, model)
     eos = model.tokenizer.eos_id
-    write = jax.jit(
-        functools.partial(generate_answers, model.module, max_new=max_new, eos_id=eos)
-    )
+    write = jax.jit(functools.partial(generate_answers, model.module, max_new=max_new, eos_id=eos))
     parts: dict[tuple[str, str], list[np.ndarray]] = {}
     numbers: list[int] = []
     answers: list[dict[str, Any]] = []
@@ -127,10 +123,12 @@ def evaluate(
     scores |= _generated_scores(answers, [rows[i] for i in numbers])
     chosen = [rows[i] for i in numbers]
     unseen = np.asarray([bool(r.get("rephrase_unseen", False)) for r in chosen])
-    summary = metrics.summarise(
-        scores, sets, {"rephrase_seen": ~unseen, "rephrase_unseen": unseen}
-    )
+    summary = metrics.summarise(scores, sets, {"rephrase_seen": ~unseen, "rephrase_unseen": unseen})
     relations = [str(r.get("relation", "")) for r in chosen]
+    hard = np.asarray([r.get("near_relation", "") == r.get("relation") for r in chosen])
+    if "near" in sets and hard.any():
+        found = metrics.locality_summary(scores, "near", hard)
+        summary["locality"]["near_same_relation"] = found | {"n": int(hard.sum())}
     summary["by_relation"] = metrics.by_relation(scores, relations, sets)
     examples = _examples(scores, answers, chosen, sets, n_examples)
     return summary, examples
@@ -180,7 +178,10 @@ def _examples(
             v <= 0.1 for v in kl.values()
         )
         example = {k: r.get(k, "") for k in ("relation", "prompt", "target", "truth", "rephrase")}
-        example |= {"near_prompt": r.get("near_prompt", ""), "near_answer": r.get("near_answer", "")}
+        example |= {
+            "near_prompt": r.get("near_prompt", ""),
+            "near_answer": r.get("near_answer", ""),
+        }
         example |= {"before": a["edit_before"]["text"], "after": a["edit"]["text"]}
         for name in ("rephrase", *sets[:1]):
             for suffix, key in (("_before", "before"), ("", "after")):

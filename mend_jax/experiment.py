@@ -61,7 +61,9 @@ class Experiment:
         }
 
     def fresh_state(self) -> TrainState:
-        return replicate(self.mesh, new_state(self.config, self.editor, self.tx, self.model.weights))
+        return replicate(
+            self.mesh, new_state(self.config, self.editor, self.tx, self.model.weights)
+        )
 
     def train_batches(self) -> Any:
         """An endless, shuffled, resumable iterator over this process's part of each step."""
@@ -108,9 +110,7 @@ def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransfor
 
 def build_model(config: ml_collections.ConfigDict) -> LanguageModel:
     c = config.model
-    return load_model(
-        c.spec, last_n_blocks=c.last_n_blocks, edit_roles=c.edit_roles, dtype=c.dtype
-    )
+    return load_model(c.spec, last_n_blocks=c.last_n_blocks, edit_roles=c.edit_roles, dtype=c.dtype)
 
 
 def new_state(config, editor, tx, weights) -> TrainState:
@@ -143,8 +143,8 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
         per_step = config[where].edits_per_step
         if per_step % batch_axis_size(mesh):
             raise ConfigError(
-                f"{where}.edits_per_step is {per_step}, not a multiple of the {batch_axis_size(mesh)} "
-                "ways that the mesh splits edits (mesh.data x mesh.fsdp)"
+                f"{where}.edits_per_step is {per_step}, not a multiple of the "
+                f"{batch_axis_size(mesh)} ways that the mesh splits edits (mesh.data x mesh.fsdp)"
             )
     model = build_model(config)
     model = dataclasses.replace(model, params=replicate(mesh, model.params))
@@ -177,16 +177,25 @@ def check(config: ml_collections.ConfigDict) -> None:
     least = {
         "train.steps": 0, "train.edits_per_step": 1, "train.accumulate": 1, "train.log_every": 1,
         "train.val_every": 1, "train.val_edits": 1, "train.checkpoint_every": 1,
-        "train.patience": 0, "train.far_scored": 1, "train.warmup": 0, "eval.edits": 1, "eval.edits_per_step": 1,
+        "train.patience": 0, "train.far_scored": 1, "train.warmup": 0, "eval.edits": 1,
+        "eval.edits_per_step": 1,
         "eval.max_new_tokens": 1, "eval.examples": 0, "data.train_edits": 0,
         "data.edits_per_batch": 1, "data.max_len": 2, "data.max_target": 1, "data.far_len": 2,
         "model.last_n_blocks": 1,
     }  # fmt: skip
     flat = dict((key, _get(config, key)) for key in configs.flat_keys(config))
-    wrong = [f"{k} is {flat[k]}, at least {low} is needed" for k, low in least.items() if flat[k] < low]
+    wrong = [
+        f"{k} is {flat[k]}, at least {low} is needed" for k, low in least.items() if flat[k] < low
+    ]
     wrong += [
         f"{k} is {flat[k]}, more than 0 is needed"
-        for k in ("train.lr", "train.layer_lr_lr", "train.clip", "train.c_edit", "train.c_edit_start")
+        for k in (
+            "train.lr",
+            "train.layer_lr_lr",
+            "train.clip",
+            "train.c_edit",
+            "train.c_edit_start",
+        )
         if not flat[k] > 0
     ]
     if wrong:

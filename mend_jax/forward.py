@@ -1,6 +1,6 @@
 """Pure functions that run a model: trunk once, then the top with or without an edit, then the head.
 
-E independent edits ride on a leading axis: the base weights are shared, each edit sees its own texts.
+E independent edits ride on a leading axis: they share the base weights, each has its own texts.
 Shape letters: E edits, n texts an edit, T tokens, S scored positions, D width, V vocabulary.
 """
 
@@ -72,9 +72,7 @@ def top_logits(
         variables[EDITS] = as_collection(edit)
     if taps is not None:
         variables[TAPS] = taps
-    h_BxTxD, _ = model.apply(
-        variables, h_BxTxD, full_context(seqs.mask), method=DecoderLM.run_top
-    )
+    h_BxTxD, _ = model.apply(variables, h_BxTxD, full_context(seqs.mask), method=DecoderLM.run_top)
     h_BxSxD = jnp.take_along_axis(h_BxTxD, seqs.score_pos[..., None], axis=1)
     return model.apply(variables, h_BxSxD, method=DecoderLM.head)
 
@@ -150,9 +148,7 @@ class Problem:
         names = [w.name for w in self.weights]
         one = jax.tree.map(lambda leaf: leaf[0], self.seqs)
         zeros = tap_zeros(self.model, self.params, self.h[0], one, names)
-        taps = jax.tree.map(
-            lambda z: jnp.zeros((self.n_edits, *z.shape), z.dtype), zeros
-        )
+        taps = jax.tree.map(lambda z: jnp.zeros((self.n_edits, *z.shape), z.dtype), zeros)
 
         def total_loss(taps):
             def logits(h, seqs, taps, edit):

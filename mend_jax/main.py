@@ -31,9 +31,7 @@ def parse(argv: Sequence[str]):
     parser.add_argument("--config", help="a file in configs/, or a path; :variant")
     parser.add_argument("--workdir", default="", help="where the run lives")
     try:
-        args, unknown = parser.parse_known_args(
-            [a for a in argv if not a.startswith("--config.")]
-        )
+        args, unknown = parser.parse_known_args([a for a in argv if not a.startswith("--config.")])
     except argparse.ArgumentError as e:
         raise ConfigError(str(e)) from e
     if unknown:

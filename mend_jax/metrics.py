@@ -61,14 +61,18 @@ def answer_summary(scores: Scores, name: str, where: np.ndarray | None = None) -
     return found
 
 
-def locality_summary(scores: Scores, name: str) -> dict[str, float]:
-    """Token-weighted change on one locality set.
+def locality_summary(
+    scores: Scores, name: str, where: np.ndarray | None = None
+) -> dict[str, float]:
+    """Token-weighted change on one locality set, or on the texts of it `where` holds.
 
     kl is nats a scored token; argmax_agreement the share of scored tokens whose arg max is kept;
     accuracy_drawdown the loss of next-token accuracy; perplexity_drawdown the rise of perplexity
     (both against the unedited base; negative where the edit happens to help).
     """
-    total = {k: float(v.sum(dtype=np.float64)) for (n, k), v in scores.items() if n == name}
+    own = {k: v for (n, k), v in scores.items() if n == name}
+    own = own if where is None else {k: v[where] for k, v in own.items()}
+    total = {k: float(v.sum(dtype=np.float64)) for k, v in own.items()}
     tokens = total["n_tokens"]
     ppl, ppl_before = (math.exp(total[k] / tokens) for k in ("nll", "nll_before"))
     return {

@@ -26,7 +26,7 @@ def locality_sets(batch: Mapping[str, Any]) -> list[str]:
 def with_trunk(
     model: DecoderLM, base: Any, batch: Mapping[str, Any], names: list[str]
 ) -> dict[str, tuple[Sequences, jax.Array]]:
-    """The named texts with their trunk states; texts of one length go through the trunk together."""
+    """The named texts with their trunk states; texts of one length share a pass."""
     states = shared_trunk_states(model, base, [batch[name] for name in names])
     return {name: (batch[name], h) for name, h in zip(names, states, strict=True)}
 

@@ -11,11 +11,12 @@ LAYER_LR = "scale_by_layer_lr"  # the chain link whose parameters are step sizes
 
 
 def labels(params: Any) -> Any:
-    """"layer_lr" for the learned step sizes, "net" for every other parameter of an editor."""
-    return {
-        name: jax.tree.map(lambda _: "layer_lr" if name == LAYER_LR else "net", sub)
-        for name, sub in params.items()
-    }
+    """The rate of each parameter: "layer_lr" for learned step sizes, "net" for all others."""
+
+    def same(label: str, tree: Any) -> Any:
+        return jax.tree.map(lambda _: label, tree)
+
+    return {k: same("layer_lr" if k == LAYER_LR else "net", tree) for k, tree in params.items()}
 
 
 def make_optimizer(

@@ -48,6 +48,7 @@ _GROUPS = (
     ("rephrase_unseen.", "Paraphrases, new wordings", "as training never does", _ANSWERS),
     ("locality.", "Other texts, together", "what an edit should leave alone", _CHANGES),
     ("locality.near.", "Near texts", "like questions about something else", _CHANGES),
+    ("locality.near_same_relation.", "Near texts, same relation", "the hard case", _CHANGES),
     ("locality.far.", "Far texts", "prose that has nothing to do with the edit", _CHANGES),
 )
 _TILES = (

@@ -24,7 +24,13 @@ from mend_jax.experiment import Experiment, open_experiment
 from mend_jax.mesh import batch_axis_size, replicate
 from mend_jax.models.params import count
 from mend_jax.train import (
-    Plan, Record, TrainState, make_train_step, resume, success_weight, train,
+    Plan,
+    Record,
+    TrainState,
+    make_train_step,
+    resume,
+    success_weight,
+    train,
 )  # fmt: skip
 from mend_jax.writers import JsonLines, write_json, write_text
 
@@ -115,9 +121,7 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is damaged ({e}); delete it to evaluate again") from e
 
 
-def train_editor(
-    experiment: Experiment, workdir: Path, manager: Any
-) -> tuple[TrainState, Record]:
+def train_editor(experiment: Experiment, workdir: Path, manager: Any) -> tuple[TrainState, Record]:
     """Trains from where the folder stands; returns the best state by validation loss."""
     c = experiment.config
     log = JsonLines(workdir / "metrics.jsonl")
@@ -206,16 +210,21 @@ def describe_data(experiment: Experiment) -> dict[str, Any]:
 def hardware() -> str:
     """The machine in words: accelerators, cores, system."""
     devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}"
+    return (
+        f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}"
+    )
 
 
 def headline(results: dict[str, Any]) -> str:
     """The final numbers in a few lines."""
     lines = []
-    for name, e in {results["config"]["editor"]["name"]: results["eval"], **results["baselines"]}.items():
+    for name, e in {
+        results["config"]["editor"]["name"]: results["eval"],
+        **results["baselines"],
+    }.items():
         lines.append(
-            f"{name}: success {e['success']:.3f} (edit {e['edit']['success_exact']:.3f}, paraphrase "
-            f"{e['rephrase']['success_exact']:.3f}, generated "
+            f"{name}: success {e['success']:.3f} (edit {e['edit']['success_exact']:.3f}, "
+            f"paraphrase {e['rephrase']['success_exact']:.3f}, generated "
             f"{e['edit']['success_generated']:.3f}/{e['rephrase']['success_generated']:.3f}), "
             f"locality KL {e['locality']['kl']:.4f}, arg max kept "
             f"{e['locality']['argmax_agreement']:.3f}; n = {e['n']}"
@@ -225,5 +234,3 @@ def headline(results: dict[str, Any]) -> str:
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-

@@ -1,4 +1,4 @@
-"""Scores of an editor on held-out edits: before and after, on the edit, its paraphrase, elsewhere."""
+"""Scores of edits: before and after, on the edit, on its paraphrase, and elsewhere."""
 
 from __future__ import annotations
 

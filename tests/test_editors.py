@@ -157,7 +157,8 @@ def test_every_option_of_mend_starts_right_and_trains(name):
     # At U = 0 nothing flows through V; every other parameter must move at the first step.
     assert all("'v'" in path for path in dead), dead
     for _ in range(2):
-        params = jax.tree.map(lambda p, g: p - 1e-3 * g / optax.tree.norm(grad), params, grad)
+        rate = 1e-3 / optax.tree.norm(grad)
+        params = jax.tree.map(lambda p, g, rate=rate: p - rate * g, params, grad)
         (_, _), grad = loss_and_grad(params, state, base)
     assert all(np.any(g) for g in jax.tree.leaves(grad))
 

@@ -28,9 +28,7 @@ def random_edit(weights, seed=0, n=3, lead=(), base=""):
 
 def logits(module, params, seqs, edit=None):
     flat = seqs.flat()
-    return np.asarray(
-        top_logits(module, params, trunk_states(module, params, flat), flat, edit)
-    )
+    return np.asarray(top_logits(module, params, trunk_states(module, params, flat), flat, edit))
 
 
 @settings(deadline=None, max_examples=30)
@@ -41,9 +39,7 @@ def test_both_sides_of_the_cost_rule_agree(tokens, rows, d_in, d_out):
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(tokens, d_in)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(d_in, d_out)), jnp.float32)
-    np.testing.assert_allclose(
-        delta(x, kernel), x @ (kernel + delta.dense()), atol=1e-4, rtol=1e-4
-    )
+    np.testing.assert_allclose(delta(x, kernel), x @ (kernel + delta.dense()), atol=1e-4, rtol=1e-4)
 
 
 def test_the_cost_rule_counts_multiplications():

@@ -148,9 +148,7 @@ def run_step(g, editor, batch, params, state, train):
         problem = make_problem(g.model, base, g.weights, batch["edit"])
         factors = transformed = problem.factors()
         for link in links:
-            transformed, _ = link.apply(
-                params[link.name], state[link.name], transformed, run
-            )
+            transformed, _ = link.apply(params[link.name], state[link.name], transformed, run)
         (total, (metrics, new_state, edit)), grad = jax.value_and_grad(meta_loss, has_aux=True)(
             params, state, base, batch, editor=editor, model=g.model, weights=g.weights,
             c_edit=g.meta["cedit"], c_loc=g.meta["cloc"], train=train,
@@ -182,8 +180,9 @@ def logits_everywhere(g, base, seqs, under):
 
 
 def check_step(g, step, editor, params, state, train):
+    fields = ("input_ids", "attention_mask", "labels")
     batches = {
-        name: {k: g.take(f"{step}/batch/{name}/{k}") for k in ("input_ids", "attention_mask", "labels")}
+        name: {k: g.take(f"{step}/batch/{name}/{k}") for k in fields}
         for name in ("edit_inner", "edit_outer", "loc")
     }  # fmt: skip
     batch = {
@@ -224,7 +223,9 @@ def check_factors(g, step, factors, transformed):
         for theirs, ours in (("x", "u"), ("delta", "delta")):
             captured = np.asarray(getattr(f, ours)).reshape(*lead, -1)
             g.check("captured", f"{step}/captured/{name}/{theirs}", captured)
-            g.check("factors", f"{step}/factors/{name}/{theirs}", np.asarray(getattr(t, ours))[kept])
+            g.check(
+                "factors", f"{step}/factors/{name}/{theirs}", np.asarray(getattr(t, ours))[kept]
+            )
         mode = next(m.index(w) for m in groups if w in m) if g.shared else -1
         assert g.take(f"{step}/mode/{name}") == mode
 

@@ -133,9 +133,7 @@ def test_generation_under_an_edit_equals_generation_with_merged_weights(kind):
     from mend_jax.edits import as_collection
 
     seqs = random_sequences(5, E=1, n=4).flat()
-    run = jax.jit(
-        lambda v, t, m: generate(module, v, t, m, max_new=6, eos_id=0)
-    )
+    run = jax.jit(lambda v, t, m: generate(module, v, t, m, max_new=6, eos_id=0))
     edited = run({"params": params, "edits": as_collection(edit)}, seqs.tokens, seqs.mask)
     merged = run({"params": merge(params, edit)}, seqs.tokens, seqs.mask)
     base = run({"params": params}, seqs.tokens, seqs.mask)

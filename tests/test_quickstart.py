@@ -1,4 +1,4 @@
-"""The two promises of the README's first screen: the main job (its smoke variant) and the example."""
+"""The promises of the README's first screen: the main job (its smoke variant), the example."""
 
 import json
 import re

@@ -153,9 +153,10 @@ def test_an_editor_comes_back_with_its_base(finished, base):
     edited = editor.model.with_edit(edit.scale(50.0)).generate(["The capital of France is"], 5)
     assert plain != edited
     assert editor.model.generate(["The capital of France is"], 5) == plain
-    assert editor.model.with_edit(None).generate("The capital", 3) == editor.model.generate(
-        ["The capital"], 3
-    )[0]
+    assert (
+        editor.model.with_edit(None).generate("The capital", 3)
+        == editor.model.generate(["The capital"], 3)[0]
+    )
 
 
 def test_editing_refuses_what_cannot_be_edited(finished):
@@ -233,7 +234,9 @@ def step_of(mesh_sizes, accumulate=1, clip=100.0, layer_lr_lr=1e-2):
     tx = make_optimizer(lr=1e-3, layer_lr_lr=layer_lr_lr, clip=clip, accumulate=accumulate,
                         warmup=0, steps=10, decay=False)  # fmt: skip
     mesh = make_mesh(mesh_sizes)
-    step = make_train_step(editor, tx, model=module, weights=weights, c_edit=success_weight(0.1, 0.1, 10), c_loc=1.0)
+    step = make_train_step(
+        editor, tx, model=module, weights=weights, c_edit=success_weight(0.1, 0.1, 10), c_loc=1.0
+    )
     state = replicate(mesh, init_state(editor, weights, tx, 0))
     before = jax.tree.map(np.array, state)
     after, metrics = step(state, replicate(mesh, base), shard_batch(mesh, random_batch(0, E=8)))
@@ -328,6 +331,4 @@ def test_a_mesh_that_does_not_fit_is_refused(base, tmp_path):
 def test_config_is_kept_with_the_run(finished):
     kept = json.loads((finished / "config.json").read_text())
     assert kept["train"]["steps"] == 6
-    assert kept == configs.plain(
-        parse(arguments(Path(kept["model"]["spec"]), finished))[0]
-    )
+    assert kept == configs.plain(parse(arguments(Path(kept["model"]["spec"]), finished))[0])

@@ -9,7 +9,8 @@ from mend_jax.tokenizer import Tokenizer
 
 HF = {
     "gpt2": dict(
-        model_type="gpt2", vocab_size=300, n_positions=160, n_layer=4, n_embd=32, n_head=4, n_inner=64
+        model_type="gpt2", vocab_size=300, n_positions=160, n_layer=4, n_embd=32, n_head=4,
+        n_inner=64,
     ),
     "llama": dict(
         model_type="llama", vocab_size=300, max_position_embeddings=160, num_hidden_layers=4,

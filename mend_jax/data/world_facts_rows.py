@@ -128,14 +128,15 @@ class _Maker:
         return fill(seen[first], fact.subject), fill(other, fact.subject), unseen
 
     def _near(self, number: int, fact: TrueFact, target: str, rng: np.random.Generator) -> TrueFact:
-        """A true fact that the edit must leave alone; every second row of the same relation."""
-        relations = sorted(self.by_relation)
+        """A true fact that the edit must leave alone.
+
+        In validation and test it is any fact of the split, drawn uniformly, so that its relation is
+        the edit's as often as chance has it. Every second train row has one of the same relation:
+        the hard case, which an editor that is to tell subjects apart must see often.
+        """
+        hard = self.split == "train" and number % 2 == 0
         for attempt in range(_TRIES):
-            same = number % 2 == 0 and attempt < _TRIES // 2
-            relation = fact.relation if same else relations[rng.integers(len(relations))]
-            if not same and number % 2 and relation == fact.relation:
-                continue
-            pool = self.by_relation[relation]
+            pool = self.by_relation[fact.relation] if hard and attempt < _TRIES // 2 else self.facts
             near = pool[rng.integers(len(pool))]
             if not touches(fact, target, near):
                 return near

@@ -73,9 +73,7 @@ def chain(*links: Link) -> Link:
 
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
         keys = jax.random.split(key, max(len(links), 1))
-        made = {
-            link.name: link.init(k, weights) for link, k in zip(links, keys, strict=True)
-        }
+        made = {link.name: link.init(k, weights) for link, k in zip(links, keys, strict=True)}
         params = {name: p for name, (p, _) in made.items()}
         return params, {name: s for name, (_, s) in made.items()}
 

@@ -16,8 +16,8 @@ def fine_tune(*, lr: float = 1e-2, max_steps: int = 100) -> EditTransform:
     """Gradient descent on the edited weights until each correction holds (paper, section 5, FT).
 
     Each of the E corrections stops by itself, at the first step where every token of it is the
-    arg max, or after `max_steps`; one `lax.while_loop` runs them all. It has no parameters and needs
-    no training. The original code steps with RMSprop; this is plain SGD.
+    arg max, or after `max_steps`; one `lax.while_loop` runs them all. It has no parameters and
+    needs no training. The original code steps with RMSprop; this is plain SGD.
 
     Args:
       lr: step size on the dense deltas of the edited weights.

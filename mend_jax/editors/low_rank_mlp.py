@@ -17,8 +17,8 @@ Init = Literal["id", "xavier"]
 def relu_one_at_zero(x: jax.Array) -> jax.Array:
     """max(x, 0) with derivative 1 at exactly 0.
 
-    At the identity start every pre-activation is exactly 0. `jax.nn.relu` has derivative 0 there, so
-    the network would never train; torch's clamp, which the original code uses, has 1.
+    At the identity start every pre-activation is exactly 0. `jax.nn.relu` has derivative 0 there,
+    so the network would never train; torch's clamp, which the original code uses, has 1.
     """
     return jnp.where(x >= 0, x, jnp.zeros_like(x))
 
@@ -33,8 +33,8 @@ def low_rank_mlp(
 ) -> Link:
     """(u, delta) -> (u~, delta~) by n_hidden + 1 layers (paper, Eq. 3a and 3b).
 
-    A layer is h = z + relu(s * (U V z + b) + o); U[d, r], V[r, d]; s, o belong to the weight (FiLM),
-    the rest is shared by the weights of one shape. Every layer has the ReLU, also the last: so the
+    A layer is h = z + relu(s * (U V z + b) + o); U[d, r], V[r, d]; s, o belong to the weight
+    (FiLM), the rest is shared by the weights of one shape. Every layer has the ReLU, also the last: so the
     original code, although the paper's text suggests a linear output.
 
     Args:

@@ -44,7 +44,7 @@ tap_factors.defvjp(_tap_forward, _tap_backward)
 
 
 def along_last(vector: jax.Array, like: jax.Array) -> jax.Array:
-    """vector[D] with leading axes of size one, so that it broadcasts over the last axis of `like`."""
+    """vector[D] with leading axes of size one, to broadcast along the last axis of `like`."""
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
@@ -171,7 +171,7 @@ def full_context(mask_BxT: jax.Array) -> Context:
 
 
 def token_positions(mask_BxT: jax.Array) -> jax.Array:
-    """Positions counted from the first real token, so that padding on either side changes nothing."""
+    """Positions counted from the first real token: padding on either side changes nothing."""
     first_Bx1 = jnp.argmax(mask_BxT, axis=-1, keepdims=True)
     steps_1xT = jnp.arange(mask_BxT.shape[-1])[None]
     return jnp.maximum(steps_1xT - first_Bx1, 0).astype(jnp.int32)
