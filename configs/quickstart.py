@@ -23,7 +23,8 @@ def get_config(variant=""):
     c.data.train_edits = 0  # rows of the train split to use; 0: all
     c.data.edits_per_batch = 1  # facts that one edit brings in together
     c.data.max_len = 24  # tokens of prompt and target
-    c.data.max_target = 6  # tokens of the target, the end-of-text token included
+    c.data.max_target = 5  # tokens of the target
+    c.data.append_eos = False  # whether the end-of-text token belongs to the target
     c.data.far_len = 24  # tokens of a plain-text passage
 
     c.editor = ml_collections.ConfigDict()

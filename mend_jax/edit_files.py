@@ -23,8 +23,8 @@ def save(path: str | Path, edit: Edit) -> None:
     """Writes one edit (without a leading axis E) atomically.
 
     Tensors are `WEIGHT.a` [N, d_in] and `WEIGHT.b` [N, d_out] of a low-rank delta, W' = W + a^T b,
-    or `WEIGHT.w` [d_in, d_out] of a dense one. Rows of a low-rank pair that are zero add nothing and
-    are left out.
+    or `WEIGHT.w` [d_in, d_out] of a dense one. Rows of a low-rank pair that are zero add nothing
+    and are left out.
 
     Raises:
       CheckpointError: the edit still has a leading axis of several edits.

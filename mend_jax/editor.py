@@ -32,12 +32,14 @@ class Editor:
       model: the unedited base.
       transform: the pure editor.
       params, state: its learned parameters and statistics.
+      append_eos: whether it was trained with the end-of-text token as part of a target.
     """
 
     model: LanguageModel
     transform: EditTransform
     params: Any
     state: Any
+    append_eos: bool = False
 
     @staticmethod
     def restore(workdir: str | Path, model: LanguageModel | None = None) -> Editor:
@@ -77,7 +79,7 @@ class Editor:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like
         )
         state = checkpoint.restore_state(manager, step, like)
-        return Editor(model, transform, state.params, state.editor_state)
+        return Editor(model, transform, state.params, state.editor_state, config.data.append_eos)
 
     def edit(self, facts: Sequence[Fact | tuple[str, str]]) -> Edit:
         """One edit that brings in all the facts together: one pass forward and back.
@@ -95,11 +97,13 @@ class Editor:
         if not pairs:
             raise DataError("no facts to edit: give at least one (prompt, target) pair")
         tokenizer, limit = self.model.tokenizer, self.model.config.n_positions
-        whole = [encode_qa(tokenizer, p, t, limit, limit) for p, t in pairs]
+        eos = self.append_eos
+        whole = [encode_qa(tokenizer, p, t, limit, limit, eos) for p, t in pairs]
         length = _round_up(max(int(s.mask.sum()) for s in whole))
         scored = _round_up(max(int(s.score_mask.sum()) for s in whole))
         seqs = [
-            encode_qa(tokenizer, p, t, min(length, limit), min(scored, limit)) for p, t in pairs
+            encode_qa(tokenizer, p, t, min(length, limit), min(scored, limit), eos)
+            for p, t in pairs
         ]
         edit = _edit(
             self.transform, self.model.module, self.model.weights, self.params, self.state,

@@ -87,9 +87,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The `eval` entry of results.json and before/after examples, over one pass of `batches`.
 
-    Free generation is greedy and must stop by itself: it counts as a success when the end-of-text
-    token comes within `max_new` tokens and what stands before it is the target, give or take white
-    space and a final full stop.
+    Free generation is greedy, from the prompt alone, up to the end-of-text token or `max_new`
+    tokens; see `says` for when it counts as a success.
 
     Args:
       rows: the split that `batches` number by `index`; gives texts, relations and subsets.
@@ -101,7 +100,7 @@ def evaluate(
     write = jax.jit(functools.partial(generate_answers, model.module, max_new=max_new, eos_id=eos))
     parts: dict[tuple[str, str], list[np.ndarray]] = {}
     numbers: list[int] = []
-    answers: list[dict[str, Any]] = []
+    answers: list[dict[str, str]] = []
     progress = Progress(what, n_edits)
     sets: list[str] = []
     for batch in batches:
@@ -114,7 +113,7 @@ def evaluate(
         for name in (*ASKED, *sets[:1]):
             for suffix, under in (("", edit), ("_before", None)):
                 ids = np.asarray(write(model.params, texts[name], under))[valid]
-                generated[name + suffix] = [_answer(model, row) for row in ids]
+                generated[name + suffix] = [model.decode_answer(row) for row in ids]
         for i, number in enumerate(index):
             answers.append({name: values[i] for name, values in generated.items()})
             numbers.append(number)
@@ -134,13 +133,15 @@ def evaluate(
     return summary, examples
 
 
-def _answer(model: LanguageModel, ids: np.ndarray) -> dict[str, Any]:
-    return {"text": model.decode_answer(ids), "stopped": model.tokenizer.eos_id in ids.tolist()}
+def says(text: str, answer: str) -> bool:
+    """Whether a freely written text gives exactly this answer before it goes on or stops.
 
-
-def normalise_answer(text: str) -> str:
-    """Without surrounding white space and one final full stop."""
-    return text.strip().removesuffix(".").strip()
+    It must begin with the answer, and the answer must end there: " Niger, a country" says Niger,
+    " Nigeria" and " Niger-Congo" do not. What follows a line end or a full stop does not matter.
+    """
+    text, answer = text.strip(), answer.strip()
+    follows = text[len(answer) : len(answer) + 1]
+    return text.startswith(answer) and not (follows.isalnum() or follows in ("-", "'", "\u2019"))
 
 
 def _generated_scores(
@@ -150,11 +151,7 @@ def _generated_scores(
     for name in ASKED:
         for suffix in ("", "_before"):
             scores[name, f"generated{suffix}"] = np.asarray(
-                [
-                    a[name + suffix]["stopped"]
-                    and normalise_answer(a[name + suffix]["text"]) == normalise_answer(r["target"])
-                    for a, r in zip(answers, rows, strict=True)
-                ],
+                [says(a[name + suffix], r["target"]) for a, r in zip(answers, rows, strict=True)],
                 np.float32,
             )
     return scores
@@ -182,10 +179,10 @@ def _examples(
             "near_prompt": r.get("near_prompt", ""),
             "near_answer": r.get("near_answer", ""),
         }
-        example |= {"before": a["edit_before"]["text"], "after": a["edit"]["text"]}
+        example |= {"before": a["edit_before"], "after": a["edit"]}
         for name in ("rephrase", *sets[:1]):
             for suffix, key in (("_before", "before"), ("", "after")):
-                example[f"{name}_{key}"] = a[name + suffix]["text"]
+                example[f"{name}_{key}"] = a[name + suffix]
         example |= {f"kl_{s}": v for s, v in kl.items()} | {"good": good}
         made.append(example)
     failures = _one_a_relation([e for e in made if not e["good"]], min(4, count))

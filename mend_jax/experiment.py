@@ -149,7 +149,8 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
     model = build_model(config)
     model = dataclasses.replace(model, params=replicate(mesh, model.params))
     dataset = data.load(config.data.name, config.data.dir or None)
-    lengths = Lengths(config.data.max_len, config.data.max_target, config.data.far_len)
+    c = config.data
+    lengths = Lengths(c.max_len, c.max_target, c.far_len, c.append_eos)
     if max(lengths.max_len, lengths.far_len) > model.config.n_positions:
         raise ConfigError(
             f"data.max_len {lengths.max_len} or data.far_len {lengths.far_len} is more than the "

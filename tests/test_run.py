@@ -21,6 +21,7 @@ from mend_jax import checkpoint
 from mend_jax import config as configs
 from mend_jax.editors import make_editor
 from mend_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
+from mend_jax.evaluate import says
 from mend_jax.main import parse
 from mend_jax.mesh import make_mesh, replicate, shard_batch
 from mend_jax.objective import meta_loss
@@ -332,3 +333,10 @@ def test_config_is_kept_with_the_run(finished):
     kept = json.loads((finished / "config.json").read_text())
     assert kept["train"]["steps"] == 6
     assert kept == configs.plain(parse(arguments(Path(kept["model"]["spec"]), finished))[0])
+
+
+def test_what_counts_as_saying_the_answer():
+    for text in (" Niger", " Niger.", "Niger, a country", " Niger\nQ: What", " Niger ("):
+        assert says(text, "Niger"), text
+    for text in (" Nigeria", " Niger-Congo", " the Niger", "", " niger", "\n Nige"):
+        assert not says(text, "Niger"), text

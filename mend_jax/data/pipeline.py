@@ -21,11 +21,15 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """How many tokens an edit text, its answer (with the end of text) and a passage may have."""
+    """How many tokens an edit text, its answer and a passage may have.
+
+    With `append_eos` the end-of-text token follows the answer, is scored and counts in both.
+    """
 
     max_len: int = 48
     max_target: int = 12
     far_len: int = 64
+    append_eos: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +100,10 @@ def _encode_row(
     row: Mapping[str, Any], tokenizer: encode.Tokenizer, lengths: Lengths
 ) -> dict[str, Sequences]:
     size = (lengths.max_len, lengths.max_target)
+    asked = (row["target"], *size, lengths.append_eos)
     return {
-        "edit": encode.encode_qa(tokenizer, row["prompt"], row["target"], *size),
-        "rephrase": encode.encode_qa(tokenizer, row["rephrase"], row["target"], *size),
+        "edit": encode.encode_qa(tokenizer, row["prompt"], *asked),
+        "rephrase": encode.encode_qa(tokenizer, row["rephrase"], *asked),
         "near": encode.encode_near(tokenizer, row["near_prompt"], row["near_answer"], *size),
         "far": encode.encode_text(tokenizer, row["far"], lengths.far_len),
     }

@@ -34,8 +34,8 @@ def low_rank_mlp(
     """(u, delta) -> (u~, delta~) by n_hidden + 1 layers (paper, Eq. 3a and 3b).
 
     A layer is h = z + relu(s * (U V z + b) + o); U[d, r], V[r, d]; s, o belong to the weight
-    (FiLM), the rest is shared by the weights of one shape. Every layer has the ReLU, also the last: so the
-    original code, although the paper's text suggests a linear output.
+    (FiLM), the rest is shared by the weights of one shape. Every layer has the ReLU, also the last:
+    so the original code, although the paper's text suggests a linear output.
 
     Args:
       rank: r, at most d; None for full rank.
