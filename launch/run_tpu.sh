@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up one TPU VM host and runs a command on it, from a checkout of this project:
+# Sets up a single TPU VM host (not a pod) and runs a command on it, from a checkout of this project:
 #
 #   bash launch/run_tpu.sh python -m mend_jax.main --config=quickstart.py --config.mesh.data=-1
 #

@@ -7,6 +7,7 @@ killed while it writes finds its previous step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ def save(
     meta: Mapping[str, Any],
     val_loss: float | None,
 ) -> None:
-    """Writes one step; returns when it is on disk."""
+    """Writes one step; returns when it is on disk. `val_loss` must be finite: it ranks steps."""
+    if val_loss is not None and not math.isfinite(val_loss):
+        raise ValueError(f"a validation loss of {val_loss} cannot rank step {step}")
     manager.save(
         step,
         args=ocp.args.Composite(
@@ -83,7 +86,7 @@ def _damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> str
     first = str(error).strip().splitlines()[:1]
     return (
         f"checkpoint {manager.directory}/{step} cannot be read ({type(error).__name__}: {first}); "
-        f"delete that folder to go on from another step, of {sorted(manager.all_steps())}"
+        f"move that folder away to go on from another step, of {sorted(manager.all_steps())}"
     )
 
 
@@ -92,7 +95,8 @@ def refuse_other_run(meta: Mapping[str, Any], mine: Mapping[str, Any], where: Pa
 
     Args:
       meta: of the checkpoint.
-      mine: `base`, `data` (fingerprints) and `config` (nested, plain) of this run.
+      mine: of this run, any of `base`, `data`, `tokenizer` (fingerprints), `weights` (names of the
+        edited ones) and `config` (nested, plain).
       where: the checkpoint, for the message.
     """
     for key, what in (("base", "base model"), ("data", "data set"), ("tokenizer", "tokenizer")):
@@ -101,6 +105,11 @@ def refuse_other_run(meta: Mapping[str, Any], mine: Mapping[str, Any], where: Pa
                 f"{where} was made with another {what}: its fingerprint is {meta.get(key)}, "
                 f"this run's is {mine[key]}; use that {what} or another --workdir"
             )
+    if "weights" in mine and meta.get("weights") != mine["weights"]:
+        raise CheckpointError(
+            f"{where} edits {meta.get('weights')}, this model offers {mine['weights']}; load it "
+            "with the last_n_blocks and edit_roles of that run"
+        )
     changed = sorted(_differences(meta.get("config", {}), mine.get("config", {})))
     if "config" in mine and changed:
         raise CheckpointError(

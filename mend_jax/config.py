@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib.util
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -40,9 +40,11 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     """
     name, _, variant = spec.partition(":")
     path = find_config(name)
-    module_spec = importlib.util.spec_from_file_location(f"mend_jax_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    module = ModuleType(f"mend_jax_config_{path.stem}")
+    try:
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
+    except Exception as e:
+        raise ConfigError(f"{path} is not a config: {type(e).__name__}: {e}") from e
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path} has no function get_config(variant)")
     try:
@@ -85,7 +87,7 @@ def parse_value(key: str, text: str, old: Any) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    if old is None or value is None:
+    if old is None:
         return value
     if isinstance(old, float) and type(value) is int:
         value = float(value)

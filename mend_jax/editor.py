@@ -14,7 +14,7 @@ import ml_collections
 
 from mend_jax import checkpoint, experiment
 from mend_jax.data.encode import encode_qa, stack
-from mend_jax.data.facts import Fact
+from mend_jax.data.facts import Fact, facts_from_pairs
 from mend_jax.editors.base import EditTransform
 from mend_jax.edits import Edit
 from mend_jax.errors import CheckpointError, DataError
@@ -69,7 +69,7 @@ class Editor:
         meta = checkpoint.restore_meta(manager, step)
         model = model or experiment.build_model(config)
         checkpoint.refuse_other_run(
-            meta, {"base": model.fingerprint}, manager.directory / str(step)
+            meta, experiment.base_identity(model), manager.directory / str(step)
         )
         like = experiment.abstract_state(
             config, transform, experiment.build_optimizer(config), model.weights
@@ -93,11 +93,21 @@ class Editor:
         Raises:
           DataError: no facts, an empty one, or one that does not fit the model's context.
         """
-        pairs = [(f.prompt, f.target) if isinstance(f, Fact) else tuple(f) for f in facts]
-        if not pairs:
+        checked = facts_from_pairs(
+            (f.prompt, f.target) if isinstance(f, Fact) else f for f in facts
+        )
+        if not checked:
             raise DataError("no facts to edit: give at least one (prompt, target) pair")
+        pairs = [(f.prompt, f.target) for f in checked]
         tokenizer, limit = self.model.tokenizer, self.model.config.n_positions
         eos = self.append_eos
+        for prompt, target in pairs:
+            length = len(tokenizer.encode(prompt)) + len(tokenizer.encode(" " + target)) + eos
+            if length > limit:
+                raise DataError(
+                    f"a fact of {length} tokens does not fit the model's context of {limit}: "
+                    f"shorten {prompt[:60]!r}..."
+                )
         whole = [encode_qa(tokenizer, p, t, limit, limit, eos) for p, t in pairs]
         length = _round_up(max(int(s.mask.sum()) for s in whole))
         scored = _round_up(max(int(s.score_mask.sum()) for s in whole))

@@ -29,12 +29,17 @@ class LowRank:
         """x W' for x[..., d_in], factored or densified, whichever multiplies less."""
         a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
         if cheaper_dense(math.prod(x.shape[:-1]), *self.a.shape[-2:], self.b.shape[-1]):
-            return x @ (kernel + a.T @ b)
+            return _with_dense(x, kernel, a.T @ b)
         return x @ kernel + (x @ a.T) @ b
 
     def dense(self) -> jax.Array:
         """The delta as a matrix [..., d_in, d_out]."""
         return jnp.einsum("...ni,...no->...io", self.a, self.b)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_in, d_out)"""
+        return self.a.shape[-1], self.b.shape[-1]
 
     def scale(self, factor: float | jax.Array) -> LowRank:
         return self.replace(b=self.b * factor)
@@ -47,16 +52,28 @@ class Dense:
     w: jax.Array
 
     def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return x @ (kernel + self.w.astype(x.dtype))
+        return _with_dense(x, kernel, self.w.astype(x.dtype))
 
     def dense(self) -> jax.Array:
         return self.w
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_in, d_out)"""
+        return self.w.shape[-2], self.w.shape[-1]
 
     def scale(self, factor: float | jax.Array) -> Dense:
         return Dense(self.w * factor)
 
 
 Delta = LowRank | Dense
+
+
+def _with_dense(x: jax.Array, kernel: jax.Array, delta: jax.Array) -> jax.Array:
+    """x (W + delta). In 16 bits the sum would round small deltas away and is not formed."""
+    if x.dtype.itemsize < 4:
+        return x @ kernel + x @ delta
+    return x @ (kernel + delta)
 
 
 def cheaper_dense(n_tokens: int, n_rows: int, d_in: int, d_out: int) -> bool:

@@ -18,12 +18,11 @@ from mend_jax.editors.base import EditTransform
 from mend_jax.forward import make_problem
 from mend_jax.language_model import LanguageModel
 from mend_jax.mesh import shard_batch
-from mend_jax.objective import locality_sets
-from mend_jax.scoring import ASKED, edit_and_score, generate_answers
+from mend_jax.objective import ASKED, locality_sets, texts_of
+from mend_jax.scoring import edit_and_score, generate_answers
 from mend_jax.writers import Progress
 
 Batch = Mapping[str, Any]
-TEXTS = (*ASKED, "near", "far")
 
 
 def make_scorer(editor: EditTransform, model: LanguageModel) -> Callable[..., Any]:
@@ -67,10 +66,6 @@ def validate(
     return {"loss": c_edit * nll + c_loc * kl, "nll_rephrase": nll, "kl": kl, **found}
 
 
-def texts_of(batch: Batch) -> dict[str, Any]:
-    return {name: batch[name] for name in TEXTS if name in batch}
-
-
 def evaluate(
     editor: EditTransform,
     params: Any,
@@ -88,7 +83,9 @@ def evaluate(
     """The `eval` entry of results.json and before/after examples, over one pass of `batches`.
 
     Free generation is greedy, from the prompt alone, up to the end-of-text token or `max_new`
-    tokens; see `says` for when it counts as a success.
+    tokens; see `says` for when it counts as a success. A natural stop is not asked for: without
+    the end-of-text token in its targets (data.append_eos) an editor does not change where a model
+    stops.
 
     Args:
       rows: the split that `batches` number by `index`; gives texts, relations and subsets.

@@ -21,6 +21,7 @@ from mend_jax.errors import ConfigError
 from mend_jax.language_model import LanguageModel, load_model
 from mend_jax.mesh import batch_axis_size, make_mesh, replicate
 from mend_jax.optimizer import make_optimizer
+from mend_jax.schema import check
 from mend_jax.train import TrainState, init_state
 
 Row = Mapping[str, Any]
@@ -54,8 +55,7 @@ class Experiment:
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""
         return {
-            "base": self.model.fingerprint,
-            "tokenizer": self.model.tokenizer.fingerprint,
+            **base_identity(self.model),
             "data": self.dataset.fingerprint,
             "config": configs.plain(self.config),
         }
@@ -91,6 +91,15 @@ class Experiment:
         )
 
 
+def base_identity(model: LanguageModel) -> dict[str, Any]:
+    """What an editor and its base must agree on."""
+    return {
+        "base": model.fingerprint,
+        "tokenizer": model.tokenizer.fingerprint,
+        "weights": [w.name for w in model.weights],
+    }
+
+
 def build_editor(config: ml_collections.ConfigDict) -> EditTransform:
     return make_editor(config.editor.name, config.editor.options.to_dict())
 
@@ -103,7 +112,7 @@ def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransfor
         clip=c.clip,
         accumulate=c.accumulate,
         warmup=c.warmup,
-        steps=c.steps,
+        steps=-(-c.steps // c.accumulate),  # the schedule counts updates
         decay=c.decay,
     )
 
@@ -151,10 +160,12 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
     dataset = data.load(config.data.name, config.data.dir or None)
     c = config.data
     lengths = Lengths(c.max_len, c.max_target, c.far_len, c.append_eos)
-    if max(lengths.max_len, lengths.far_len) > model.config.n_positions:
+    needed = max(lengths.max_len + config.eval.max_new_tokens, lengths.far_len)
+    if needed > model.config.n_positions:
         raise ConfigError(
-            f"data.max_len {lengths.max_len} or data.far_len {lengths.far_len} is more than the "
-            f"model's context of {model.config.n_positions} tokens"
+            f"data.max_len {c.max_len} with eval.max_new_tokens {config.eval.max_new_tokens}, or "
+            f"data.far_len {c.far_len}, is more than the model's context of "
+            f"{model.config.n_positions} tokens"
         )
 
     def split(name: str, count: int) -> Split:
@@ -171,39 +182,3 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
         validation=split("validation", config.train.val_edits),
         test=split("test", config.eval.edits),
     )  # fmt: skip
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError for a value that is out of range."""
-    least = {
-        "train.steps": 0, "train.edits_per_step": 1, "train.accumulate": 1, "train.log_every": 1,
-        "train.val_every": 1, "train.val_edits": 1, "train.checkpoint_every": 1,
-        "train.patience": 0, "train.far_scored": 1, "train.warmup": 0, "eval.edits": 1,
-        "eval.edits_per_step": 1,
-        "eval.max_new_tokens": 1, "eval.examples": 0, "data.train_edits": 0,
-        "data.edits_per_batch": 1, "data.max_len": 2, "data.max_target": 1, "data.far_len": 2,
-        "model.last_n_blocks": 1,
-    }  # fmt: skip
-    flat = dict((key, _get(config, key)) for key in configs.flat_keys(config))
-    wrong = [
-        f"{k} is {flat[k]}, at least {low} is needed" for k, low in least.items() if flat[k] < low
-    ]
-    wrong += [
-        f"{k} is {flat[k]}, more than 0 is needed"
-        for k in (
-            "train.lr",
-            "train.layer_lr_lr",
-            "train.clip",
-            "train.c_edit",
-            "train.c_edit_start",
-        )
-        if not flat[k] > 0
-    ]
-    if wrong:
-        raise ConfigError("config: " + "; ".join(wrong))
-
-
-def _get(config: ml_collections.ConfigDict, key: str) -> Any:
-    for part in key.split("."):
-        config = config[part]
-    return config

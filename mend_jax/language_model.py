@@ -15,7 +15,7 @@ import numpy as np
 from mend_jax import hub, models
 from mend_jax.edits import Edit, as_collection
 from mend_jax.errors import CheckpointError, ConfigError, DataError
-from mend_jax.models import WeightSpec
+from mend_jax.models import WeightSpec, editable_weights
 from mend_jax.models.decoder import DecoderLM
 from mend_jax.models.generate import generate
 from mend_jax.models.layers import EDITS
@@ -64,8 +64,17 @@ class LanguageModel:
                     f"{self.fingerprint}: load the base that the edit was made for"
                 )
             first = self.module.n_trunk
-            outside = [n for n in edit.deltas if int(n.split("/")[0][6:]) < first]
-            if outside:
+            known = editable_weights(self.family.tensor_specs(self.config))
+            if unknown := sorted(set(edit.deltas) - set(known)):
+                raise CheckpointError(f"the edit changes {unknown}, which this model does not have")
+            for name, delta in edit.deltas.items():
+                spec, shape = known[name], delta.shape
+                if shape != (spec.d_in, spec.d_out):
+                    raise CheckpointError(
+                        f"the edit's delta of {name} is {shape}, the weight is "
+                        f"{(spec.d_in, spec.d_out)}: it was made for another model"
+                    )
+            if outside := [name for name in edit.deltas if known[name].block < first]:
                 raise CheckpointError(
                     f"the edit changes {outside}, below the editable top of this model (blocks "
                     f"{first} and up): load it with a larger last_n_blocks"
@@ -83,6 +92,10 @@ class LanguageModel:
           DataError: an empty prompt, or one that does not fit the model's context.
         """
         many = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not many or max_new_tokens < 1:
+            raise DataError(
+                f"{len(many)} prompts and {max_new_tokens} new tokens: give some of both"
+            )
         tokens, mask = self._encode_prompts(many, max_new_tokens)
         out = _generate(
             self.module, self.params, self.edit, tokens, mask, max_new_tokens, self.tokenizer.eos_id

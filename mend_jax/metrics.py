@@ -10,7 +10,7 @@ import numpy as np
 
 Scores = Mapping[tuple[str, str], np.ndarray]
 _Z95 = 1.959964
-ASKED = ("exact", "token", "generated", "nll")
+SCORES = ("exact", "token", "generated", "nll")
 
 
 def wilson(rate: float, n: int) -> list[float]:
@@ -26,7 +26,7 @@ def wilson(rate: float, n: int) -> list[float]:
 def mean_interval(values: np.ndarray) -> list[float]:
     """95% interval of a mean (normal approximation)."""
     if len(values) < 2:
-        return [float("-inf"), float("inf")]
+        return [float("nan"), float("nan")]
     half = _Z95 * float(values.std(ddof=1)) / math.sqrt(len(values))
     return [float(values.mean()) - half, float(values.mean()) + half]
 
@@ -45,7 +45,7 @@ def answer_summary(scores: Scores, name: str, where: np.ndarray | None = None) -
       where: bool[N], the texts to count; all by default.
     """
     found: dict[str, Any] = {"before": {}, "ci95": {}}
-    for key in ASKED:
+    for key in SCORES:
         after, before = scores.get((name, key)), scores.get((name, f"{key}_before"))
         if after is None:
             continue
@@ -74,7 +74,8 @@ def locality_summary(
     own = own if where is None else {k: v[where] for k, v in own.items()}
     total = {k: float(v.sum(dtype=np.float64)) for k, v in own.items()}
     tokens = total["n_tokens"]
-    ppl, ppl_before = (math.exp(total[k] / tokens) for k in ("nll", "nll_before"))
+    with np.errstate(over="ignore"):  # a ruined model has an infinite perplexity
+        ppl, ppl_before = (float(np.exp(total[k] / tokens)) for k in ("nll", "nll_before"))
     return {
         "kl": total["kl"] / tokens,
         "argmax_agreement": total["agree"] / tokens,

@@ -15,12 +15,18 @@ from mend_jax.losses import masked_mean, token_kl, token_nll
 from mend_jax.models.decoder import DecoderLM
 from mend_jax.sequences import Sequences
 
+ASKED = ("edit", "rephrase")
 LOCALITY = ("near", "far")
 
 
 def locality_sets(batch: Mapping[str, Any]) -> list[str]:
     """Which locality texts a batch has: `near` (other subjects) and `far` (plain text)."""
     return [name for name in LOCALITY if name in batch]
+
+
+def texts_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The token sequences of a batch, without its row numbers and marks."""
+    return {name: batch[name] for name in (*ASKED, *LOCALITY) if name in batch}
 
 
 def with_trunk(
@@ -66,7 +72,7 @@ def meta_loss(
       The loss and (metrics: means over the edits, new editor state, the edits).
     """
     sets = locality_sets(batch)
-    texts = with_trunk(model, base, batch, ["edit", "rephrase", *sets])
+    texts = with_trunk(model, base, batch, [*ASKED, *sets])
     if both_ways:
         texts |= {
             "edit": _concatenate(texts["edit"], texts["rephrase"]),

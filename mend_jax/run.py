@@ -49,6 +49,8 @@ def train_and_evaluate(
         not finite, with the last good state kept.
     """
     began = time.monotonic()
+    if jax.process_count() > 1:
+        raise ConfigError(f"{jax.process_count()} processes: runs are of one process so far")
     workdir = prepare(Path(workdir))
     finished = read_results(workdir)
     if finished is not None:
@@ -83,7 +85,6 @@ def train_and_evaluate(
         "training": {
             **dataclasses.asdict(record),
             "steps": int(manager.latest_step() or 0),
-            "best_step": record.best_step,
             "editor_parameters": count(state.params),
         },
         "eval": evaluated,
@@ -132,6 +133,8 @@ def train_editor(experiment: Experiment, workdir: Path, manager: Any) -> tuple[T
     write_text(workdir / "config.json", configs.to_json(c) + "\n")
     log.rewind(int(state.step))
     if not experiment.editor.trainable or c.train.steps == 0:
+        if manager.latest_step() is None:  # so that Editor.restore finds it
+            checkpoint.save(manager, 0, state, mine, None)
         return state, record
     if int(state.step):
         say(f"resuming after step {int(state.step)}")
@@ -156,9 +159,8 @@ def train_editor(experiment: Experiment, workdir: Path, manager: Any) -> tuple[T
             train_step=step, validate=validate_state, manager=manager, meta=mine, record=record,
             log=log,
         )  # fmt: skip
-    best = manager.best_step()
-    if best is not None and best != int(state.step):
-        state = checkpoint.restore_state(manager, best, state)
+    if record.best_step not in (0, int(state.step)):
+        state = checkpoint.restore_state(manager, record.best_step, state)
     return state, record
 
 
@@ -185,7 +187,8 @@ def evaluate_baseline(experiment: Experiment, name: str, options: Any) -> dict[s
 def _evaluate(experiment, editor, params, state, per_step, n_examples, name):
     c, split = experiment.config, experiment.test
     params, state = (replicate(experiment.mesh, tree) for tree in (params, state))
-    per_step = max(per_step, batch_axis_size(experiment.mesh))
+    ways = batch_axis_size(experiment.mesh)
+    per_step = -(-per_step // ways) * ways
     found, examples = evaluate(
         editor, params, state, experiment.model, experiment.eval_batches(split, per_step),
         split.rows, experiment.mesh, n_edits=len(split), max_new=c.eval.max_new_tokens,

@@ -15,10 +15,9 @@ from mend_jax.losses import correct_tokens, token_kl, token_nll, whole_answer
 from mend_jax.models.decoder import DecoderLM
 from mend_jax.models.generate import generate
 from mend_jax.models.layers import EDITS
-from mend_jax.objective import locality_sets, with_trunk
+from mend_jax.objective import ASKED, locality_sets, with_trunk
 from mend_jax.sequences import Sequences
 
-ASKED = ("edit", "rephrase")
 Sums = dict[str, jax.Array]
 
 

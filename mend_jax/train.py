@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,12 +19,12 @@ import optax
 from mend_jax import checkpoint
 from mend_jax.editors.base import EditTransform
 from mend_jax.errors import TrainingError
-from mend_jax.mesh import replicate, shard_batch
-from mend_jax.objective import meta_loss
+from mend_jax.mesh import shard_batch
+from mend_jax.objective import meta_loss, texts_of
 from mend_jax.writers import JsonLines, Progress
 
 Batch = Mapping[str, Any]
-TEXT_KEYS = ("edit", "rephrase", "near", "far")
+TrainStep = Callable[..., tuple["TrainState", dict[str, jax.Array]]]
 
 
 @flax.struct.dataclass
@@ -62,20 +63,21 @@ def make_train_step(
     c_edit: Callable[[jax.Array], jax.Array],
     c_loc: float,
     both_ways: bool = False,
-) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step (state, base, batch) -> (state, metrics); the old state's buffers are reused.
+) -> TrainStep:
+    """The jitted step (state, base, batch, number) -> (state, metrics); it reuses the old state.
 
     `c_edit` gives the weight of success by the number of the step; see `objective.meta_loss`.
 
     Where the loss or the gradient is not finite the state stays as it was and metrics["finite"] is
-    0, so the caller can stop with good parameters still in hand.
+    0. So it does when `number` is not the next step's: steps that were dispatched before the host
+    saw the failure change nothing, and the caller stops with the last good state in hand.
     """
     loss_fn = functools.partial(
         meta_loss, editor=editor, model=model, weights=weights, c_loc=c_loc, both_ways=both_ways
     )
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, base: Any, batch: Batch):
+    def train_step(state: TrainState, base: Any, batch: Batch, number: jax.Array):
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (metrics, editor_state, _)), grads = grad_fn(
             state.params, state.editor_state, base, batch, c_edit=c_edit(state.step)
@@ -86,7 +88,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new = TrainState(state.step + 1, params, opt_state, editor_state)
-        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+        moves = finite & (new.step == number)
+        new = jax.tree.map(lambda n, o: jnp.where(moves, n, o), new, state)
         return new, metrics | {"grad_norm": norm, "finite": finite.astype(jnp.float32)}
 
     return train_step
@@ -114,11 +117,13 @@ class Record:
       best: lowest validation loss so far.
       best_step: where it was.
       stopped: why training ended before its last step, or "".
+      seconds: of training so far, over all processes that went on with it.
     """
 
     best: float = math.inf
     best_step: int = 0
     stopped: str = ""
+    seconds: float = 0.0
 
     def note(self, step: int, loss: float, patience: int) -> None:
         """Takes in one validation loss; stops after `patience` steps without a better one."""
@@ -146,7 +151,7 @@ def train(
     *,
     mesh: Any,
     plan: Plan,
-    train_step: Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]],
+    train_step: TrainStep,
     validate: Callable[[TrainState], dict[str, float]],
     manager: Any,
     meta: Mapping[str, Any],
@@ -160,14 +165,21 @@ def train(
 
     Raises:
       TrainingError: a loss or gradient that is not finite; names the step and the rows, after
-        writing the last good state.
+        writing the last good state with the data position before those rows. Or a validation loss
+        that is not finite.
     """
     start = int(state.step)
     progress = Progress("train", plan.steps, start)
-    pending: tuple[int, list[int], dict[str, jax.Array]] | None = None
+    pending: tuple[int, list[int], dict[str, Any], dict[str, jax.Array]] | None = None
+    began = time.monotonic()
 
-    def save(step: int, val_loss: float | None) -> None:
-        position = json.loads(json.dumps(batches.get_state(), default=_plain))
+    def position() -> dict[str, Any]:
+        return json.loads(json.dumps(batches.get_state(), default=_plain))
+
+    def save(step: int, val_loss: float | None, position: dict[str, Any]) -> None:
+        nonlocal began
+        record.seconds += time.monotonic() - began
+        began = time.monotonic()
         extra = {"data_state": position, "record": dataclasses.asdict(record)}
         checkpoint.save(manager, step, state, {**meta, **extra}, val_loss)
 
@@ -176,39 +188,46 @@ def train(
         nonlocal pending
         if pending is None:
             return
-        step, rows, metrics = pending
+        step, rows, before, metrics = pending
         pending = None
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
         if not values.pop("finite"):
-            if int(state.step) not in manager.all_steps():
-                save(int(state.step), None)
+            if step - 1 not in manager.all_steps():
+                save(step - 1, None, before)
             raise TrainingError(
                 f"step {step}: loss {values['loss']:.4g} and gradient norm "
                 f"{values['grad_norm']:.4g} are not both finite; rows of that batch: {rows}; "
-                f"the state after step {int(state.step)} is kept in {manager.directory}. Lower "
-                "train.lr or train.layer_lr_lr, or look at those rows"
+                f"the state after step {step - 1} is kept in {manager.directory}. Look at those "
+                "rows, or lower train.lr or train.layer_lr_lr in another --workdir"
             )
         if step % plan.log_every == 0:
             log.append({"step": step, "kind": "train", **values})
         progress.update(step, f"loss {values['loss']:.4f} kl {values['kl']:.4f}")
 
     for step in range(start + 1, plan.steps + 1):
+        before = position()
         batch = next(batches)
         rows = np.asarray(batch["index"]).reshape(-1).tolist()
-        texts = {k: batch[k] for k in TEXT_KEYS if k in batch}
-        state, metrics = train_step(state, base, shard_batch(mesh, texts))
+        texts = shard_batch(mesh, texts_of(batch))
+        state, metrics = train_step(state, base, texts, np.int32(step))
         settle()
-        pending = (step, rows, metrics)
+        pending = (step, rows, before, metrics)
         if step % plan.val_every == 0 or step == plan.steps:
             settle()
             scores = validate(state)
+            if not math.isfinite(scores["loss"]):
+                save(step, None, position())
+                raise TrainingError(
+                    f"validation after step {step}: the loss is {scores['loss']}; the state is "
+                    f"kept in {manager.directory}. Lower train.lr in another --workdir"
+                )
             record.note(step, scores["loss"], plan.patience)
             log.append({"step": step, "kind": "validation", **scores})
-            save(step, scores["loss"])
+            save(step, scores["loss"], position())
             progress.update(step, f"validation loss {scores['loss']:.4f}", force=True)
         elif step % plan.checkpoint_every == 0:
             settle()
-            save(step, None)
+            save(step, None, position())
         if record.stopped:
             break
     settle()
@@ -230,11 +249,6 @@ def resume(
     state = checkpoint.restore_state(manager, step, fresh)
     batches.set_state(meta["data_state"])
     return state, Record(**meta["record"])
-
-
-def place(mesh: Any, state: TrainState) -> TrainState:
-    """The state on the mesh (replicated; sharding rules are the mesh's business)."""
-    return replicate(mesh, state)
 
 
 def _plain(value: Any) -> Any:

@@ -6,8 +6,9 @@ import pytest
 
 from mend_jax import config as configs
 from mend_jax.errors import ConfigError
-from mend_jax.experiment import build_editor, build_optimizer, check
+from mend_jax.experiment import build_editor, build_optimizer
 from mend_jax.main import main, parse
+from mend_jax.schema import KEYS, check
 
 FOLDER = Path(__file__).parents[1] / "configs"
 
@@ -54,6 +55,8 @@ def test_overrides_keep_their_type():
         (["--config=quickstart.py", "--config.train=1"], "is a group of keys"),
         (["--config=quickstart.py", "--config.train.steps"], "write --config.KEY=VALUE"),
         (["--config=quickstart.py", "--workdri=x"], "unknown argument.*did you mean '--workdir'"),
+        (["--config=quickstart.py", "--config.train.steps=None"], "expected int such as"),
+        (["--config=/etc/hostname"], "/etc/hostname is not a config"),
         ([], "--config"),
     ],
 )
@@ -71,6 +74,8 @@ def test_mistakes_are_named(arguments, message, capsys):
     [
         ("train.steps=-1", "train.steps is -1"),
         ("train.lr=0.0", "train.lr is 0.0, more than 0"),
+        ("train.c_loc=-2.0", "train.c_loc is -2.0, at least 0"),
+        ("eval.max_new_tokens=2", "no room to write a target"),
         ("eval.edits=0", "eval.edits is 0"),
     ],
 )
@@ -78,3 +83,33 @@ def test_values_out_of_range_are_named(setting, message):
     config, _, _ = parse(["--config=quickstart.py", f"--config.{setting}"])
     with pytest.raises(ConfigError, match=message):
         check(config)
+
+
+def test_keys_of_a_config_file_are_checked_as_well():
+    config, _, _ = parse(["--config=quickstart.py"])
+    with config.unlocked():
+        config.train.stesp = 5
+        del config.train["warmup"]
+        config.train.lr = None
+    message = "train.warmup is missing; train.lr is None.*train.stesp is not a key .did you mean"
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+
+
+def test_quickstart_has_every_key():
+    config, _, _ = parse(["--config=quickstart.py"])
+    assert set(KEYS) <= set(configs.flat_keys(config))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("v_init=xaviar", "v_init 'xaviar'"),
+        ("rank=-4", "rank -4"),
+        ("layer_lr=-1.0", "layer_lr -1.0 has no logarithm"),
+    ],
+)
+def test_options_of_the_editor_are_checked(setting, message):
+    config, _, _ = parse(["--config=quickstart.py", f"--config.editor.options.{setting}"])
+    with pytest.raises(ConfigError, match=message):
+        build_editor(config)

@@ -42,6 +42,25 @@ def test_both_sides_of_the_cost_rule_agree(tokens, rows, d_in, d_out):
     np.testing.assert_allclose(delta(x, kernel), x @ (kernel + delta.dense()), atol=1e-4, rtol=1e-4)
 
 
+def test_small_edits_survive_sixteen_bits_on_both_sides_of_the_rule():
+    """A delta below the rounding of W still moves the output as the float32 one does."""
+    delta = low_rank(0, 16, 16, 2).scale(1e-3)
+    rng = np.random.default_rng(1)
+    kernel = jnp.asarray(rng.normal(size=(16, 16)), jnp.float32)
+    for tokens in (2, 200):
+        x = jnp.asarray(rng.normal(size=(tokens, 16)), jnp.float32)
+        exact = x @ delta.dense()
+        for d in (delta, Dense(delta.dense())):
+            half = d(x.astype(jnp.bfloat16), jnp.zeros_like(kernel).astype(jnp.bfloat16))
+            np.testing.assert_allclose(half.astype(jnp.float32), exact, atol=1e-4)
+            moved = [
+                d(x.astype(jnp.bfloat16), k.astype(jnp.bfloat16))
+                - (x.astype(jnp.bfloat16) @ k.astype(jnp.bfloat16))
+                for k in (kernel * 1e-2,)
+            ][0]
+            assert np.abs(moved.astype(jnp.float32)).mean() > 0.3 * np.abs(exact).mean()
+
+
 def test_the_cost_rule_counts_multiplications():
     assert not cheaper_dense(n_tokens=24, n_rows=24, d_in=576, d_out=1536)
     assert cheaper_dense(n_tokens=4096, n_rows=24, d_in=576, d_out=1536)

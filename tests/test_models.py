@@ -14,10 +14,10 @@ from mend_jax.models.generate import generate
 from mend_jax.models.params import flatten, nest, random_params, stack_trunk, unstack_trunk
 
 KINDS = sorted(HF)
-torch = pytest.importorskip("torch")
 
 
 def torch_model(kind, **changes):
+    torch = pytest.importorskip("torch")
     import transformers
 
     torch.manual_seed(0)
@@ -43,6 +43,7 @@ def from_torch(reference, n_top):
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_equal_the_reference(kind, tied):
     """Float32 against float32, 4 layers: agreement to 1e-4 on logits of order 5."""
+    torch = pytest.importorskip("torch")
     reference = torch_model(kind, tie_word_embeddings=tied)
     module, params = from_torch(reference, n_top=2)
     seqs = random_sequences(0, E=1, n=4).flat()
@@ -58,6 +59,7 @@ def test_logits_equal_the_reference(kind, tied):
 @pytest.mark.parametrize("kind", KINDS)
 def test_generation_equals_the_reference(kind):
     """Cached greedy generation, mixed prompt lengths in one batch, against one by one in torch."""
+    torch = pytest.importorskip("torch")
     reference = torch_model(kind)
     module, params = from_torch(reference, n_top=1)
     seqs = random_sequences(1, E=1, n=8).flat()
@@ -154,7 +156,7 @@ def test_no_output_depends_on_later_tokens(kind):
 
 
 def test_bfloat16_stays_close_to_float32():
-    """bf16 keeps 8 bits: 4 layers of rounding stay within 5% of the largest logit."""
+    """bf16 keeps 8 bits (0.4% a rounding); four layers of them stay below 3% of the rms logit."""
     family = models.family_of(HF["llama"])
     config = models.parse_config(family, HF["llama"])
     flat = random_params(family.tensor_specs(config), 0, 0.2)
@@ -164,7 +166,8 @@ def test_bfloat16_stays_close_to_float32():
     half = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), stack_trunk(flat, 2))
     short = family.MODULE(config, 2, jnp.bfloat16).apply({"params": half}, tokens, mask)
     assert short.dtype == jnp.float32
-    np.testing.assert_allclose(short, full, atol=0.05 * float(np.abs(full).max()))
+    rms = lambda x: float(np.sqrt(np.mean(np.square(np.asarray(x)))))  # noqa: E731
+    assert 0 < rms(short - full) < 0.03 * rms(full)
 
 
 def test_stacking_round_trip():

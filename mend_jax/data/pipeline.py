@@ -167,7 +167,7 @@ def batches(
     if drop_remainder and len(rows) < size:
         raise DataError(
             f"{len(rows)} rows do not fill one step of {edits_per_step} edits of "
-            f"{edits_per_batch} facts: lower data.edits_per_step or set drop_remainder=False"
+            f"{edits_per_batch} facts: lower train.edits_per_step or use more rows"
         )
     share = edits_per_step // process_count
     mine = slice(process_index * share, (process_index + 1) * share)
@@ -198,7 +198,7 @@ def _check_sizes(edits: int, facts: int, process_index: int, process_count: int)
     if edits % process_count:
         raise DataError(
             f"{edits} edits a step cannot be shared evenly by {process_count} processes: "
-            "make data.edits_per_step a multiple of the number of processes"
+            "make edits_per_step a multiple of the number of processes"
         )
     if not 0 <= process_index < process_count:
         raise DataError(f"process_index={process_index} is not below process_count={process_count}")

@@ -12,6 +12,7 @@ from mend_jax.factors import Factors
 
 Sides = Literal["combined", "separate", "x_only", "delta_only", "one_sided"]
 Init = Literal["id", "xavier"]
+VInit = Literal["normal", "xavier"]
 
 
 def relu_one_at_zero(x: jax.Array) -> jax.Array:
@@ -29,7 +30,7 @@ def low_rank_mlp(
     shared: bool = True,
     sides: Sides = "combined",
     init: Init = "id",
-    v_init: Literal["normal", "xavier"] = "normal",
+    v_init: VInit = "normal",
 ) -> Link:
     """(u, delta) -> (u~, delta~) by n_hidden + 1 layers (paper, Eq. 3a and 3b).
 
@@ -52,6 +53,10 @@ def low_rank_mlp(
     """
     if sides not in get_args(Sides):
         raise ValueError(f"sides {sides!r} is not one of {get_args(Sides)}")
+    if v_init not in get_args(VInit):
+        raise ValueError(f"v_init {v_init!r} is not one of {get_args(VInit)}")
+    if n_hidden < 0 or (rank is not None and rank < 1):
+        raise ValueError(f"rank {rank} and n_hidden {n_hidden} must be at least 1 and 0")
     if init not in get_args(Init):
         raise ValueError(f"init {init!r} is not one of {get_args(Init)}")
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from mend_jax.editors.base import EditTransform, chain, factor_editor
 from mend_jax.editors.links import normalize, outer_sum, scale_by_layer_lr
-from mend_jax.editors.low_rank_mlp import Init, Sides, low_rank_mlp
+from mend_jax.editors.low_rank_mlp import Init, Sides, VInit, low_rank_mlp
 
 
 def mend(
@@ -19,7 +19,7 @@ def mend(
     init: Init = "id",
     layer_lr: float = 1e-4,
     log_layer_lr: bool = False,
-    v_init: Literal["normal", "xavier"] = "normal",
+    v_init: VInit = "normal",
     compat: Literal["paper", "code"] = "paper",
 ) -> EditTransform:
     """normalize -> low_rank_mlp -> scale_by_layer_lr -> outer_sum (paper, section 3, algorithm 1).
@@ -35,6 +35,8 @@ def mend(
         and it normalises each weight right after its own rows were taken in. Both draw V from
         N(0, 1) unless `v_init` says otherwise.
     """
+    if log_layer_lr and layer_lr <= 0:
+        raise ValueError(f"layer_lr {layer_lr} has no logarithm; give one above 0")
     if compat not in ("paper", "code"):
         raise ValueError(f"compat {compat!r} is not 'paper' or 'code'")
     return factor_editor(

@@ -1,0 +1,96 @@
+"""The keys that a config must have, their types and ranges; checked before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from mend_jax.config import flat_keys, nearest
+from mend_jax.errors import ConfigError
+
+
+class Key(NamedTuple):
+    """Type of a value, and the least it may be (`above`: it must be more)."""
+
+    kind: type
+    least: float | None = None
+    above: bool = False
+
+
+_RATE = Key(float, 0.0, above=True)
+_COUNT = Key(int, 1)
+_COUNT_OR_NONE = Key(int, 0)
+
+KEYS = {
+    "seed": _COUNT_OR_NONE,
+    "model.spec": Key(str),
+    "model.last_n_blocks": _COUNT,
+    "model.edit_roles": Key(tuple),
+    "model.dtype": Key(str),
+    "data.name": Key(str),
+    "data.dir": Key(str),
+    "data.train_edits": _COUNT_OR_NONE,
+    "data.edits_per_batch": _COUNT,
+    "data.max_len": Key(int, 2),
+    "data.max_target": _COUNT,
+    "data.append_eos": Key(bool),
+    "data.far_len": Key(int, 2),
+    "editor.name": Key(str),
+    "train.steps": _COUNT_OR_NONE,
+    "train.edits_per_step": _COUNT,
+    "train.both_ways": Key(bool),
+    "train.far_scored": _COUNT,
+    "train.accumulate": _COUNT,
+    "train.lr": _RATE,
+    "train.layer_lr_lr": _RATE,
+    "train.clip": _RATE,
+    "train.warmup": _COUNT_OR_NONE,
+    "train.decay": Key(bool),
+    "train.c_edit_start": _RATE,
+    "train.c_edit": _RATE,
+    "train.c_loc": Key(float, 0.0),
+    "train.log_every": _COUNT,
+    "train.val_every": _COUNT,
+    "train.val_edits": _COUNT,
+    "train.checkpoint_every": _COUNT,
+    "train.patience": _COUNT_OR_NONE,
+    "eval.edits": _COUNT,
+    "eval.edits_per_step": _COUNT,
+    "eval.max_new_tokens": _COUNT,
+    "eval.examples": _COUNT_OR_NONE,
+    "mesh.data": Key(int, -1),
+    "mesh.fsdp": _COUNT,
+    "mesh.tensor": _COUNT,
+}
+FREE = ("editor.options.", "eval.baselines.")  # checked by the editors themselves
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises one ConfigError that names every key that is unknown, missing or out of range."""
+    found = {key: _get(config, key) for key in flat_keys(config)}
+    problems = [f"{key} is missing" for key in KEYS if key not in found]
+    for key, value in found.items():
+        if key.startswith(FREE):
+            continue
+        if key not in KEYS:
+            problems.append(f"{key} is not a key{nearest(key, list(KEYS))}")
+            continue
+        kind, least, above = KEYS[key]
+        if type(value) is not kind:
+            problems.append(f"{key} is {value!r}, a {kind.__name__} is needed")
+        elif least is not None and not (value > least if above else value >= least):
+            problems.append(f"{key} is {value}, {'more than' if above else 'at least'} {least}")
+    if not problems and config.eval.max_new_tokens < config.data.max_target:
+        problems.append(
+            f"eval.max_new_tokens is {config.eval.max_new_tokens}: no room to write a target of "
+            f"data.max_target {config.data.max_target} tokens"
+        )
+    if problems:
+        raise ConfigError("config: " + "; ".join(problems))
+
+
+def _get(config: ml_collections.ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
