@@ -107,10 +107,11 @@ def evaluate(
         collect(parts, scores, valid)
         index = np.asarray(batch["index"])[valid].tolist()
         generated = {}
-        for name in (*ASKED, *sets[:1]):
-            for suffix, under in (("", edit), ("_before", None)):
-                ids = np.asarray(write(model.params, texts[name], under))[valid]
-                generated[name + suffix] = [model.decode_answer(row) for row in ids]
+        names = (*ASKED, *sets[:1])
+        for suffix, under in (("", edit), ("_before", None)):
+            written = write(model.params, [texts[name] for name in names], under)
+            for name, ids in zip(names, jax.device_get(written), strict=True):
+                generated[name + suffix] = [model.decode_answer(row) for row in ids[valid]]
         for i, number in enumerate(index):
             answers.append({name: values[i] for name, values in generated.items()})
             numbers.append(number)

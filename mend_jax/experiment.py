@@ -65,6 +65,11 @@ class Experiment:
             self.mesh, new_state(self.config, self.editor, self.tx, self.model.weights)
         )
 
+    def subset(self, split: Split, count: int) -> Split:
+        """`count` edits of a split (0: all), chosen by a fixed shuffle."""
+        keep = choose_rows([split.rows[int(i)] for i in split.encoded.index], count)
+        return Split(keep, encode_rows(keep, self.model.tokenizer, lengths_of(self.config)))
+
     def train_batches(self) -> Any:
         """An endless, shuffled, resumable iterator over this process's part of each step."""
         c = self.config
@@ -89,6 +94,11 @@ class Experiment:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+
+
+def lengths_of(config: ml_collections.ConfigDict) -> Lengths:
+    c = config.data
+    return Lengths(c.max_len, c.max_target, c.far_len, c.append_eos)
 
 
 def base_identity(model: LanguageModel) -> dict[str, Any]:
@@ -158,8 +168,7 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
     model = build_model(config)
     model = dataclasses.replace(model, params=replicate(mesh, model.params))
     dataset = data.load(config.data.name, config.data.dir or None)
-    c = config.data
-    lengths = Lengths(c.max_len, c.max_target, c.far_len, c.append_eos)
+    c, lengths = config.data, lengths_of(config)
     needed = max(lengths.max_len + config.eval.max_new_tokens, lengths.far_len)
     if needed > model.config.n_positions:
         raise ConfigError(

@@ -90,7 +90,7 @@ def summarise(scores: Scores, sets: list[str], groups: Mapping[str, np.ndarray])
     """The `eval` entry of results.json.
 
     `success` is the mean of exact success on the edit and on its paraphrase (paper, Eq. 1). The
-    head line of `locality` is the mean over the locality sets, each of which is given as well.
+    head line of `locality` is per scored token over all sets, each of which is given as well.
 
     Args:
       scores: arrays [N] by (texts, score).
@@ -107,13 +107,24 @@ def summarise(scores: Scores, sets: list[str], groups: Mapping[str, np.ndarray])
     result["success"] = float(both.mean(dtype=np.float64))
     result["success_ci95"] = mean_interval(both.astype(np.float64))
     by_set = {name: locality_summary(scores, name) for name in sets}
-    result["locality"] = {
-        key: float(np.mean([s[key] for s in by_set.values()]))
-        for key in ("kl", "argmax_agreement", "accuracy_drawdown", "perplexity_drawdown")
-        if by_set
-    }
-    result["locality"] |= by_set
+    result["locality"] = pooled_locality(by_set) | by_set
     return result
+
+
+def pooled_locality(by_set: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """All scored tokens of all sets together; perplexity of plain text (`far`) alone.
+
+    The last scored position of a near text stands after its answer, where no token is the right one:
+    it counts for KL and agreement, and makes its perplexity meaningless.
+    """
+    tokens = sum(s["n_tokens"] for s in by_set.values())
+    pooled = {
+        key: sum(s[key] * s["n_tokens"] for s in by_set.values()) / max(tokens, 1)
+        for key in ("kl", "argmax_agreement", "accuracy_drawdown")
+    }
+    if "far" in by_set:
+        pooled["perplexity_drawdown"] = by_set["far"]["perplexity_drawdown"]
+    return pooled | {"n_tokens": tokens}
 
 
 def by_relation(scores: Scores, relations: list[str], sets: list[str]) -> dict[str, Any]:

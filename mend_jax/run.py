@@ -169,23 +169,24 @@ def evaluate_editor(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The test split under the trained editor."""
     return _evaluate(
-        experiment, experiment.editor, state.params, state.editor_state,
+        experiment, experiment.test, experiment.editor, state.params, state.editor_state,
         experiment.config.eval.edits_per_step, experiment.config.eval.examples,
         experiment.config.editor.name,
     )  # fmt: skip
 
 
 def evaluate_baseline(experiment: Experiment, name: str, options: Any) -> dict[str, Any]:
-    """The same test split under an editor that needs no training."""
+    """The test split, or `edits` of it, under an editor that needs no training."""
     options = options.to_dict()
+    split = experiment.subset(experiment.test, options.pop("edits", 0))
     per_step = options.pop("edits_per_step", experiment.config.eval.edits_per_step)
     editor = make_editor(options.pop("editor", name), options)
     params, state = editor.init(jax.random.key(experiment.config.seed), experiment.model.weights)
-    return _evaluate(experiment, editor, params, state, per_step, 0, name)[0]
+    return _evaluate(experiment, split, editor, params, state, per_step, 0, name)[0]
 
 
-def _evaluate(experiment, editor, params, state, per_step, n_examples, name):
-    c, split = experiment.config, experiment.test
+def _evaluate(experiment, split, editor, params, state, per_step, n_examples, name):
+    c = experiment.config
     params, state = (replicate(experiment.mesh, tree) for tree in (params, state))
     ways = batch_axis_size(experiment.mesh)
     per_step = -(-per_step // ways) * ways

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -89,14 +90,24 @@ def locality_scores(before: jax.Array, after: jax.Array, seqs: Sequences) -> Sum
 
 
 def generate_answers(
-    model: DecoderLM, base: Any, seqs: Sequences, edit: Edit | None, *, max_new: int, eos_id: int
-) -> jax.Array:
-    """Free greedy continuations int32[E, n, max_new] of the prompts of scored texts [E, n].
+    model: DecoderLM,
+    base: Any,
+    texts: Sequence[Sequences],
+    edit: Edit | None,
+    *,
+    max_new: int,
+    eos_id: int,
+) -> list[jax.Array]:
+    """Free greedy continuations int32[E, n, max_new] of the prompts of several sets of texts.
 
     The prompt is what stands before the first scored token: everything up to `score_pos[..., 0]`.
+    All sets, which must be of one length, are written together: a step of decoding reads every
+    weight, however few rows it has.
     """
-    T = seqs.tokens.shape[-1]
-    prompt = seqs.mask & (jnp.arange(T)[None, None] <= seqs.score_pos[..., :1])
+    T = texts[0].tokens.shape[-1]
+    place = jnp.arange(T)[None, None]
+    tokens = jnp.concatenate([s.tokens for s in texts], axis=1)
+    mask = jnp.concatenate([s.mask & (place <= s.score_pos[..., :1]) for s in texts], axis=1)
 
     def one(tokens, mask, edit):
         variables = {"params": base}
@@ -105,6 +116,8 @@ def generate_answers(
         return generate(model, variables, tokens, mask, max_new=max_new, eos_id=eos_id)
 
     if edit is None:
-        flat = one(seqs.tokens.reshape(-1, T), prompt.reshape(-1, T), None)
-        return flat.reshape(*seqs.lead, max_new)
-    return jax.vmap(one)(seqs.tokens, prompt, edit)
+        out = one(tokens.reshape(-1, T), mask.reshape(-1, T), None)
+        out = out.reshape(*tokens.shape[:2], max_new)
+    else:
+        out = jax.vmap(one)(tokens, mask, edit)
+    return jnp.split(out, list(itertools.accumulate(s.lead[1] for s in texts))[:-1], axis=1)
