@@ -114,8 +114,8 @@ def summarise(scores: Scores, sets: list[str], groups: Mapping[str, np.ndarray])
 def pooled_locality(by_set: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """All scored tokens of all sets together; perplexity of plain text (`far`) alone.
 
-    The last scored position of a near text stands after its answer, where no token is the right one:
-    it counts for KL and agreement, and makes its perplexity meaningless.
+    The last scored position of a near text stands after its answer, where no token is right: it
+    counts for KL and agreement, and makes its perplexity meaningless.
     """
     tokens = sum(s["n_tokens"] for s in by_set.values())
     pooled = {
