@@ -42,7 +42,7 @@ def get_config(variant=""):
     c.editor.options.compat = "paper"
 
     c.train = ml_collections.ConfigDict()
-    c.train.steps = 380
+    c.train.steps = 360
     c.train.edits_per_step = 4  # independent edits, each of one row
     c.train.both_ways = True  # each row also edits from its paraphrase: twice the edits a step
     c.train.far_scored = 8  # scored positions of a plain-text passage, in training only
@@ -56,19 +56,19 @@ def get_config(variant=""):
     c.train.c_edit = 0.4  # ... and at the last; the paper's is 0.1 throughout
     c.train.c_loc = 1.0
     c.train.log_every = 10
-    c.train.val_every = 95
-    c.train.val_edits = 64
-    c.train.checkpoint_every = 50
+    c.train.val_every = 90
+    c.train.val_edits = 48
+    c.train.checkpoint_every = 45
     c.train.patience = 0  # steps without a better validation loss before stopping; 0: never
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.edits = 240
+    c.eval.edits = 220
     c.eval.edits_per_step = 16
     c.eval.max_new_tokens = 6
     c.eval.examples = 10
     c.eval.baselines = ml_collections.ConfigDict()
     c.eval.baselines.fine_tune = ml_collections.ConfigDict(
-        dict(lr=1e-2, max_steps=50, edits=64, edits_per_step=8)
+        dict(lr=1e-2, max_steps=40, edits=40, edits_per_step=8)
     )
 
     c.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=1, tensor=1))
