@@ -1,6 +1,10 @@
 """Train and evaluate a MEND editor for SmolLM2-135M on real world facts, on a laptop CPU.
 
 Command: python -m mend_jax.main --config=quickstart.py
+Hardware and time: two cores of an AMD EPYC, 8:25 minutes, 3.1 GB (measured here, warm weight cache)
+Expected (measured here, seed 0, n = 203 edits of held-out subjects): success 0.914 (edit 0.970,
+paraphrase 0.857), freely generated 0.951 / 0.833, locality KL 0.050 and arg max kept 0.907 per
+scored token. See README.md for what these cost and where the editor leaks.
 """
 
 import ml_collections

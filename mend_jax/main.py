@@ -49,6 +49,7 @@ def parse(argv: Sequence[str]):
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 when the run is finished, 2 for an error that the message explains."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every step without a score
     try:
         config, workdir, name = parse(sys.argv[1:] if argv is None else argv)
         from mend_jax.run import train_and_evaluate  # after the flags: importing jax takes seconds

