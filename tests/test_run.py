@@ -165,7 +165,7 @@ def test_editing_refuses_what_cannot_be_edited(finished):
     editor = mend_jax.Editor.restore(finished)
     with pytest.raises(DataError, match="no facts"):
         editor.edit([])
-    with pytest.raises(DataError, match="empty target"):
+    with pytest.raises(DataError, match="'target' is empty"):
         editor.edit([("The capital of France is", " ")])
     with pytest.raises(DataError, match="fact of 502 tokens does not fit.*context of 160"):
         editor.edit([("x" * 500, "y")])
