@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.errors import CheckpointError
+from mend_jax.models.layers import EDITS
+from mend_jax.models.params import nest
 
 
 @flax.struct.dataclass
@@ -154,13 +156,12 @@ def _add(x: Delta | None, y: Delta | None) -> Delta:
 
 def as_collection(edit: Edit) -> dict[str, Any]:
     """The linen collection "edits" that `EditableDense` reads."""
-    tree: dict[str, Any] = {}
-    for name, delta in edit.deltas.items():
-        node = tree
-        for part in name.split("/"):
-            node = node.setdefault(part, {})
-        node["delta"] = delta
-    return tree
+    return nest({f"{name}/delta": delta for name, delta in edit.deltas.items()})
+
+
+def variables(params: Any, edit: Edit | None = None) -> dict[str, Any]:
+    """What `module.apply` takes to run nested base parameters, under an edit if there is one."""
+    return {"params": params} if edit is None else {"params": params, EDITS: as_collection(edit)}
 
 
 def merge(params: Mapping[str, Any], edit: Edit) -> dict[str, Any]:

@@ -117,8 +117,8 @@ def evaluate(
             numbers.append(number)
         progress.update(len(numbers), force=len(numbers) == n_edits)
     scores = join(parts)
-    scores |= _generated_scores(answers, [rows[i] for i in numbers])
     chosen = [rows[i] for i in numbers]
+    scores |= _generated_scores(answers, chosen)
     unseen = np.asarray([bool(r.get("rephrase_unseen", False)) for r in chosen])
     summary = metrics.summarise(scores, sets, {"rephrase_seen": ~unseen, "rephrase_unseen": unseen})
     relations = [str(r.get("relation", "")) for r in chosen]

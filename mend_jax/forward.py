@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.edits import Edit, as_collection
+from mend_jax.edits import Edit, variables
 from mend_jax.factors import Factors, masked_factors
 from mend_jax.losses import correct_tokens, masked_mean, token_nll, whole_answer
 from mend_jax.models import WeightSpec
 from mend_jax.models.decoder import DecoderLM
-from mend_jax.models.layers import EDITS, TAPS, full_context
+from mend_jax.models.layers import TAPS, full_context
 from mend_jax.models.params import flatten, nest
 from mend_jax.sequences import Sequences
 
@@ -67,14 +67,12 @@ def top_logits(
     taps: Any = None,
 ) -> jax.Array:
     """Float32 logits [B, S, V] at the scored positions only, from trunk states."""
-    variables = {"params": params}
-    if edit is not None:
-        variables[EDITS] = as_collection(edit)
+    bound = variables(params, edit)
     if taps is not None:
-        variables[TAPS] = taps
-    h_BxTxD, _ = model.apply(variables, h_BxTxD, full_context(seqs.mask), method=DecoderLM.run_top)
+        bound[TAPS] = taps
+    h_BxTxD, _ = model.apply(bound, h_BxTxD, full_context(seqs.mask), method=DecoderLM.run_top)
     h_BxSxD = jnp.take_along_axis(h_BxTxD, seqs.score_pos[..., None], axis=1)
-    return model.apply(variables, h_BxSxD, method=DecoderLM.head)
+    return model.apply(bound, h_BxSxD, method=DecoderLM.head)
 
 
 def scored_logits(

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mend_jax import hub, models
-from mend_jax.edits import Edit, as_collection
+from mend_jax.edits import Edit, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.models import WeightSpec, editable_weights
 from mend_jax.models.decoder import DecoderLM
 from mend_jax.models.generate import generate
-from mend_jax.models.layers import EDITS
 from mend_jax.models.params import stack_trunk
 from mend_jax.tokenizer import Tokenizer, load_tokenizer
 
@@ -129,10 +128,8 @@ class LanguageModel:
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def _generate(module, params, edit, tokens, mask, max_new, eos_id):
-    variables = {"params": params}
-    if edit is not None:
-        variables[EDITS] = as_collection(edit)
-    return generate(module, variables, tokens, mask, max_new=max_new, eos_id=eos_id)
+    bound = variables(params, edit)
+    return generate(module, bound, tokens, mask, max_new=max_new, eos_id=eos_id)
 
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

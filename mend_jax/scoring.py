@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.editors.base import EditTransform, Weights
-from mend_jax.edits import Edit, as_collection
+from mend_jax.edits import Edit, variables
 from mend_jax.forward import Problem, scored_logits
 from mend_jax.losses import correct_tokens, token_kl, token_nll, whole_answer
 from mend_jax.models.decoder import DecoderLM
 from mend_jax.models.generate import generate
-from mend_jax.models.layers import EDITS
 from mend_jax.objective import ASKED, locality_sets, with_trunk
 from mend_jax.sequences import Sequences
 
@@ -110,10 +109,8 @@ def generate_answers(
     mask = jnp.concatenate([s.mask & (place <= s.score_pos[..., :1]) for s in texts], axis=1)
 
     def one(tokens, mask, edit):
-        variables = {"params": base}
-        if edit is not None:
-            variables[EDITS] = as_collection(edit)
-        return generate(model, variables, tokens, mask, max_new=max_new, eos_id=eos_id)
+        bound = variables(base, edit)
+        return generate(model, bound, tokens, mask, max_new=max_new, eos_id=eos_id)
 
     if edit is None:
         out = one(tokens.reshape(-1, T), mask.reshape(-1, T), None)

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from mend_jax.errors import DataError, WeightsError
 from mend_jax.hub.gguf_files import GgufFile, open_gguf
 from mend_jax.hub.source import Source
+from mend_jax.writers import write_text
 
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 
@@ -119,7 +120,7 @@ class Tokenizer:
         config |= {"clean_up_tokenization_spaces": False}
         self.inner.save(str(directory / "tokenizer.json"))
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        write_text(directory / "tokenizer_config.json", text)
 
 
 def load_tokenizer(source: Source) -> Tokenizer:
