@@ -14,8 +14,9 @@ class Factors:
     Attributes:
       u: float32[..., N, d_in], inputs of the weight.
       delta: float32[..., N, d_out], gradients of the loss with respect to its outputs.
-      mask: bool[..., N], False on rows that must not count: padding, and rows where u or delta is
-        all zero. (The original code drops such rows; shapes here are static, so they are masked.)
+      mask: bool[..., N], False on rows that must not count: those where u or delta is all zero.
+        (The original code drops such rows; shapes here are static, so they are masked.) Padding is
+        never attended to and never scored, so its delta is exactly zero.
     """
 
     u: jax.Array
@@ -28,10 +29,10 @@ class Factors:
         return jnp.einsum("...ni,...no->...io", self.u * keep, self.delta)
 
 
-def masked_factors(u: jax.Array, delta: jax.Array, real: jax.Array) -> Factors:
-    """Float32 factors without gradient, with zero rows and padding masked."""
+def masked_factors(u: jax.Array, delta: jax.Array) -> Factors:
+    """Float32 factors without gradient, with zero rows masked."""
     u, delta = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (u, delta))
-    return Factors(u, delta, real & (u != 0).any(-1) & (delta != 0).any(-1))
+    return Factors(u, delta, (u != 0).any(-1) & (delta != 0).any(-1))
 
 
 @flax.struct.dataclass

@@ -7,7 +7,6 @@ Shape letters: E edits, n texts an edit, T tokens, S scored positions, D width, 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,84 +17,89 @@ from mend_jax.edits import Edit, variables
 from mend_jax.factors import Factors, masked_factors
 from mend_jax.losses import correct_tokens, masked_mean, token_nll, whole_answer
 from mend_jax.models import WeightSpec
-from mend_jax.models.decoder import DecoderLM
-from mend_jax.models.layers import TAPS, full_context
+from mend_jax.models.base import EditableModel, Inputs
+from mend_jax.models.layers import TAPS
 from mend_jax.models.params import flatten, nest
 from mend_jax.sequences import Sequences
 
 
-def _run_trunk(
-    model: DecoderLM, params: Any, tokens_BxT: jax.Array, mask_BxT: jax.Array
-) -> jax.Array:
-    h_BxTxD, _ = model.apply(
-        {"params": params}, tokens_BxT, full_context(mask_BxT), method=DecoderLM.run_trunk
-    )
-    return jax.lax.stop_gradient(h_BxTxD)
+def _run_trunk(model: EditableModel, params: Any, inputs: Inputs) -> Any:
+    return jax.lax.stop_gradient(model.apply({"params": params}, inputs, method="run_trunk"))
 
 
-def trunk_states(model: DecoderLM, params: Any, seqs: Sequences) -> jax.Array:
-    """Inputs of the first editable block, [*lead, T, D]; no gradient flows below them."""
-    flat = seqs.flat()
-    h = _run_trunk(model, params, flat.tokens, flat.mask)
-    return h.reshape(*seqs.lead, *h.shape[1:])
+def trunk_states(model: EditableModel, params: Any, seqs: Sequences) -> Any:
+    """Inputs of the first editable blocks, leaves [*lead, ...]; no gradient flows below them."""
+    return _unflatten(_run_trunk(model, params, seqs.flat().inputs), seqs.lead)
 
 
-def shared_trunk_states(
-    model: DecoderLM, params: Any, many: Sequence[Sequences]
-) -> list[jax.Array]:
+def shared_trunk_states(model: EditableModel, params: Any, many: Sequence[Sequences]) -> list[Any]:
     """`trunk_states` of several sets of texts; sets of one length share one pass."""
-    states: dict[int, jax.Array] = {}
-    by_length: dict[int, list[int]] = {}
+    states: dict[int, Any] = {}
+    by_length: dict[Any, list[int]] = {}
     for i, seqs in enumerate(many):
-        by_length.setdefault(seqs.tokens.shape[-1], []).append(i)
+        shape = tuple(leaf.shape[-1] for leaf in jax.tree.leaves(seqs.inputs))
+        by_length.setdefault(shape, []).append(i)
     for members in by_length.values():
-        flats = [many[i].flat() for i in members]
-        tokens = jnp.concatenate([flat.tokens for flat in flats])
-        h = _run_trunk(model, params, tokens, jnp.concatenate([flat.mask for flat in flats]))
-        ends = list(itertools.accumulate(flat.tokens.shape[0] for flat in flats))
-        for i, part in zip(members, jnp.split(h, ends[:-1]), strict=True):
-            states[i] = part.reshape(*many[i].lead, *h.shape[1:])
+        flats = [many[i].flat().inputs for i in members]
+        together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *flats)
+        state = _run_trunk(model, params, together)
+        start = 0
+        for i, flat in zip(members, flats, strict=True):
+            end = start + flat.tokens.shape[0]
+            part = jax.tree.map(lambda leaf, at=slice(start, end): leaf[at], state)
+            states[i] = _unflatten(part, many[i].lead)
+            start = end
     return [states[i] for i in range(len(many))]
 
 
+def _flatten(tree: Any, axes: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[axes:]), tree)
+
+
+def _unflatten(tree: Any, lead: tuple[int, ...]) -> Any:
+    return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), tree)
+
+
 def top_logits(
-    model: DecoderLM,
+    model: EditableModel,
     params: Any,
-    h_BxTxD: jax.Array,
+    h: Any,
     seqs: Sequences,
     edit: Edit | None = None,
     taps: Any = None,
 ) -> jax.Array:
-    """Float32 logits [B, S, V] at the scored positions only, from trunk states."""
+    """Float32 logits [B, S, V] at the scored positions only, from trunk states.
+
+    The last block makes queries and MLP of those positions alone.
+    """
     bound = variables(params, edit)
     if taps is not None:
         bound[TAPS] = taps
-    h_BxTxD, _ = model.apply(bound, h_BxTxD, full_context(seqs.mask), method=DecoderLM.run_top)
-    h_BxSxD = jnp.take_along_axis(h_BxTxD, seqs.score_pos[..., None], axis=1)
-    return model.apply(bound, h_BxSxD, method=DecoderLM.head)
+    h_BxSxD = model.apply(bound, h, seqs.inputs, seqs.score_pos, method="run_top")
+    return model.apply(bound, h_BxSxD, method="head")
 
 
 def scored_logits(
-    model: DecoderLM, params: Any, h: jax.Array, seqs: Sequences, edit: Edit | None = None
+    model: EditableModel, params: Any, h: Any, seqs: Sequences, edit: Edit | None = None
 ) -> jax.Array:
     """Logits [E, n, S, V]; `edit` has a leading axis E, every edit applied to its own texts."""
     if edit is None:
-        flat = top_logits(model, params, h.reshape(-1, *h.shape[-2:]), seqs.flat())
+        flat = top_logits(model, params, _flatten(h, len(seqs.lead)), seqs.flat())
         return flat.reshape(*seqs.lead, *flat.shape[1:])
     return jax.vmap(lambda h, s, e: top_logits(model, params, h, s, e))(h, seqs, edit)
 
 
 def tap_zeros(
-    model: DecoderLM, params: Any, h_BxTxD: jax.Array, seqs: Sequences, names: Sequence[str]
+    model: EditableModel, params: Any, h: Any, seqs: Sequences, names: Sequence[str]
 ) -> dict[str, Any]:
     """The zero taps of the named weights for a pass over these texts."""
 
-    def record(params, h, mask):
+    def record(params, h, seqs):
         return model.apply(
-            {"params": params}, h, full_context(mask), method=DecoderLM.run_top, mutable=[TAPS]
+            {"params": params}, h, seqs.inputs, seqs.score_pos, method="run_top", mutable=[TAPS]
         )[1]
 
-    shapes = flatten(jax.eval_shape(record, params, h_BxTxD, seqs.mask)[TAPS])
+    shapes = flatten(jax.eval_shape(record, params, h, seqs)[TAPS])
     wanted = {f"{name}/tap/{side}" for name in names for side in ("u", "delta")}
     if missing := sorted(wanted - set(shapes)):
         raise ValueError(f"weights that the model's top does not have: {missing}")
@@ -114,14 +118,14 @@ class Problem:
       params: nested base parameters, never changed.
       weights: the weights that may be edited.
       seqs: the corrections, leading axes [E, n].
-      h: their trunk states [E, n, T, D].
+      h: their trunk states, leaves [E, n, ...].
     """
 
-    model: DecoderLM
+    model: EditableModel
     params: Any
     weights: tuple[WeightSpec, ...]
     seqs: Sequences
-    h: jax.Array
+    h: Any
 
     @property
     def n_edits(self) -> int:
@@ -142,10 +146,16 @@ class Problem:
         return right.all(-1)
 
     def factors(self, edit: Edit | None = None) -> dict[str, Factors]:
-        """(u, delta) of every editable weight, rows [E, n * T], by one backward pass of the top."""
+        """(u, delta) of every editable weight, rows [E, n * T], by one backward pass of the top.
+
+        In the last block only scored positions take part: weights there that act on those alone
+        have rows [E, n * S].
+        """
         names = [w.name for w in self.weights]
         one = jax.tree.map(lambda leaf: leaf[0], self.seqs)
-        zeros = tap_zeros(self.model, self.params, self.h[0], one, names)
+        zeros = tap_zeros(
+            self.model, self.params, jax.tree.map(lambda leaf: leaf[0], self.h), one, names
+        )
         taps = jax.tree.map(lambda z: jnp.zeros((self.n_edits, *z.shape), z.dtype), zeros)
 
         def total_loss(taps):
@@ -156,18 +166,15 @@ class Problem:
 
         captured = flatten(jax.grad(total_loss)(taps))
         rows = (self.n_edits, -1)
-        real = self.seqs.mask.reshape(rows)
         result = {}
         for w in self.weights:
             u, delta = captured[f"{w.name}/tap/u"], captured[f"{w.name}/tap/delta"]
-            result[w.name] = masked_factors(
-                u.reshape(*rows, w.d_in), delta.reshape(*rows, w.d_out), real
-            )
+            result[w.name] = masked_factors(u.reshape(*rows, w.d_in), delta.reshape(*rows, w.d_out))
         return result
 
 
 def make_problem(
-    model: DecoderLM, params: Any, weights: tuple[WeightSpec, ...], seqs: Sequences
+    model: EditableModel, params: Any, weights: tuple[WeightSpec, ...], seqs: Sequences
 ) -> Problem:
     """The problem of corrections [E, n], its trunk pass included."""
     return Problem(model, params, weights, seqs, trunk_states(model, params, seqs))

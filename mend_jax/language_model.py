@@ -16,7 +16,7 @@ from mend_jax import hub, models
 from mend_jax.edits import Edit, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.models import WeightSpec, editable_weights
-from mend_jax.models.decoder import DecoderLM
+from mend_jax.models.base import EditableModel, Inputs
 from mend_jax.models.generate import generate
 from mend_jax.models.params import stack_trunk
 from mend_jax.tokenizer import Tokenizer, load_tokenizer
@@ -42,7 +42,7 @@ class LanguageModel:
     spec: str
     family: ModuleType
     config: Any
-    module: DecoderLM
+    module: EditableModel
     params: Any
     weights: tuple[WeightSpec, ...]
     tokenizer: Tokenizer
@@ -62,7 +62,7 @@ class LanguageModel:
                     f"the edit is for base {edit.base}, this model ({self.spec}) is "
                     f"{self.fingerprint}: load the base that the edit was made for"
                 )
-            first = self.module.n_trunk
+            first = {stack.name: stack.n_trunk for stack in self.module.stacks}
             known = editable_weights(self.family.tensor_specs(self.config))
             if unknown := sorted(set(edit.deltas) - set(known)):
                 raise CheckpointError(f"the edit changes {unknown}, which this model does not have")
@@ -73,10 +73,11 @@ class LanguageModel:
                         f"the edit's delta of {name} is {shape}, the weight is "
                         f"{(spec.d_in, spec.d_out)}: it was made for another model"
                     )
-            if outside := [name for name in edit.deltas if known[name].block < first]:
+            below = [n for n in edit.deltas if known[n].block < first[known[n].stack]]
+            if below:
                 raise CheckpointError(
-                    f"the edit changes {outside}, below the editable top of this model (blocks "
-                    f"{first} and up): load it with a larger last_n_blocks"
+                    f"the edit changes {below}, below the editable top of this model (which begins "
+                    f"at {first}): load it with a larger last_n_blocks"
                 )
         return dataclasses.replace(self, edit=edit)
 
@@ -97,8 +98,9 @@ class LanguageModel:
             )
         tokens, mask = self._encode_prompts(many, max_new_tokens)
         out = _generate(
-            self.module, self.params, self.edit, tokens, mask, max_new_tokens, self.tokenizer.eos_id
-        )
+            self.module, self.params, self.edit, Inputs(tokens, mask), max_new_tokens,
+            self.tokenizer.eos_id,
+        )  # fmt: skip
         texts = [self.decode_answer(row) for row in np.asarray(out)]
         return texts[0] if isinstance(prompts, str) else texts
 
@@ -126,10 +128,9 @@ class LanguageModel:
         return tokens, mask
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
-def _generate(module, params, edit, tokens, mask, max_new, eos_id):
-    bound = variables(params, edit)
-    return generate(module, bound, tokens, mask, max_new=max_new, eos_id=eos_id)
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _generate(module, params, edit, prompts, max_new, eos_id):
+    return generate(module, variables(params, edit), prompts, max_new=max_new, eos_id=eos_id)
 
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -166,12 +167,14 @@ def load_model(
         source, family.tensor_specs(config), DTYPES[dtype], family.TIED, family.IGNORE
     )
     fingerprint = hub.fingerprint(flat)
-    params = jax.tree.map(jnp.asarray, stack_trunk(flat, config.n_layer - last_n_blocks))
+    n_top = models.n_top_of(family, config, weights)
+    module = family.MODULE(config, n_top, DTYPES[dtype])
+    params = jax.tree.map(jnp.asarray, stack_trunk(flat, module.stacks))
     return LanguageModel(
         spec=spec,
         family=family,
         config=config,
-        module=family.MODULE(config, last_n_blocks, DTYPES[dtype]),
+        module=module,
         params=params,
         weights=weights,
         tokenizer=load_tokenizer(source),

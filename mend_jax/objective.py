@@ -12,7 +12,7 @@ from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.edits import Edit
 from mend_jax.forward import Problem, scored_logits, shared_trunk_states
 from mend_jax.losses import masked_mean, token_kl, token_nll
-from mend_jax.models.decoder import DecoderLM
+from mend_jax.models.base import EditableModel
 from mend_jax.sequences import Sequences
 
 ASKED = ("edit", "rephrase")
@@ -30,8 +30,8 @@ def texts_of(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_trunk(
-    model: DecoderLM, base: Any, batch: Mapping[str, Any], names: list[str]
-) -> dict[str, tuple[Sequences, jax.Array]]:
+    model: EditableModel, base: Any, batch: Mapping[str, Any], names: list[str]
+) -> dict[str, tuple[Sequences, Any]]:
     """The named texts with their trunk states; texts of one length share a pass."""
     states = shared_trunk_states(model, base, [batch[name] for name in names])
     return {name: (batch[name], h) for name, h in zip(names, states, strict=True)}
@@ -49,7 +49,7 @@ def meta_loss(
     batch: Mapping[str, Any],
     *,
     editor: EditTransform,
-    model: DecoderLM,
+    model: EditableModel,
     weights: Weights,
     c_edit: float = 0.1,
     c_loc: float = 1.0,

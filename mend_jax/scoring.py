@@ -13,7 +13,7 @@ from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.edits import Edit, variables
 from mend_jax.forward import Problem, scored_logits
 from mend_jax.losses import correct_tokens, token_kl, token_nll, whole_answer
-from mend_jax.models.decoder import DecoderLM
+from mend_jax.models.base import EditableModel
 from mend_jax.models.generate import generate
 from mend_jax.objective import ASKED, locality_sets, with_trunk
 from mend_jax.sequences import Sequences
@@ -28,7 +28,7 @@ def edit_and_score(
     batch: Mapping[str, Any],
     *,
     editor: EditTransform,
-    model: DecoderLM,
+    model: EditableModel,
     weights: Weights,
 ) -> tuple[Edit, dict[str, dict[str, jax.Array]]]:
     """Makes the E edits of a batch and scores each text before and after its edit.
@@ -89,7 +89,7 @@ def locality_scores(before: jax.Array, after: jax.Array, seqs: Sequences) -> Sum
 
 
 def generate_answers(
-    model: DecoderLM,
+    model: EditableModel,
     base: Any,
     texts: Sequence[Sequences],
     edit: Edit | None,
@@ -103,18 +103,19 @@ def generate_answers(
     All sets, which must be of one length, are written together: a step of decoding reads every
     weight, however few rows it has.
     """
-    T = texts[0].tokens.shape[-1]
-    place = jnp.arange(T)[None, None]
-    tokens = jnp.concatenate([s.tokens for s in texts], axis=1)
-    mask = jnp.concatenate([s.mask & (place <= s.score_pos[..., :1]) for s in texts], axis=1)
+    place = jnp.arange(texts[0].tokens.shape[-1])[None, None]
+    prompts = [
+        s.replace(mask=s.mask & (place <= s.score_pos[..., :1])).inputs for s in texts
+    ]  # fmt: skip
+    together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *prompts)
 
-    def one(tokens, mask, edit):
-        bound = variables(base, edit)
-        return generate(model, bound, tokens, mask, max_new=max_new, eos_id=eos_id)
+    def one(prompts, edit):
+        return generate(model, variables(base, edit), prompts, max_new=max_new, eos_id=eos_id)
 
     if edit is None:
-        out = one(tokens.reshape(-1, T), mask.reshape(-1, T), None)
-        out = out.reshape(*tokens.shape[:2], max_new)
+        lead = together.tokens.shape[:2]
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), together)
+        out = one(flat, None).reshape(*lead, max_new)
     else:
-        out = jax.vmap(one)(tokens, mask, edit)
+        out = jax.vmap(one)(together, edit)
     return jnp.split(out, list(itertools.accumulate(s.lead[1] for s in texts))[:-1], axis=1)

@@ -6,6 +6,8 @@ import flax.struct
 import jax
 import numpy as np
 
+from mend_jax.models.base import Inputs
+
 Array = jax.Array | np.ndarray
 
 
@@ -22,6 +24,8 @@ class Sequences:
       score_pos: int32[..., S], index t of an output whose next token is scored.
       target: int32[..., S], the token that should come after position `score_pos`.
       score_mask: bool[..., S], True on real scored positions.
+      source, source_mask: int32 and bool[..., M], what an encoder reads; None for models of one
+        stack. `tokens` is then the decoder's input.
     """
 
     tokens: Array
@@ -29,6 +33,13 @@ class Sequences:
     score_pos: Array
     target: Array
     score_mask: Array
+    source: Array | None = None
+    source_mask: Array | None = None
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the model reads."""
+        return Inputs(self.tokens, self.mask, self.source, self.source_mask)
 
     @property
     def lead(self) -> tuple[int, ...]:

@@ -97,9 +97,8 @@ class Golden:
         self.weights = tuple(
             weights[by_hf[name].path.removesuffix("/kernel")] for name in self.meta["inner_params"]
         )
-        n_top = config.n_layer - min(w.block for w in self.weights)
-        self.model = family.MODULE(config, n_top)
-        self.base = stack_trunk(flat, config.n_layer - n_top)
+        self.model = family.MODULE(config, models.n_top_of(family, config, self.weights))
+        self.base = stack_trunk(flat, self.model.stacks)
 
     def take(self, key):
         self.seen.add(key)
@@ -221,7 +220,12 @@ def check_factors(g, step, factors, transformed):
         lead = g.arrays[f"{step}/captured/{name}/x"].shape[:2]
         kept = np.asarray(t.mask)
         for theirs, ours in (("x", "u"), ("delta", "delta")):
-            captured = np.asarray(getattr(f, ours)).reshape(*lead, -1)
+            captured = np.asarray(getattr(f, ours))
+            captured = captured.reshape(lead[0], -1, captured.shape[-1])
+            if captured.shape[1] < lead[1]:  # ours has no row for the last, unscored position
+                original = g.arrays[f"{step}/captured/{name}/{theirs}"][:, captured.shape[1] :]
+                rest = original if ours == "u" else np.zeros_like(original)
+                captured = np.concatenate([captured, rest], axis=1)
             g.check("captured", f"{step}/captured/{name}/{theirs}", captured)
             g.check(
                 "factors", f"{step}/factors/{name}/{theirs}", np.asarray(getattr(t, ours))[kept]

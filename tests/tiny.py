@@ -7,17 +7,21 @@ from mend_jax.models.params import random_params, stack_trunk
 from mend_jax.sequences import Sequences
 from mend_jax.tokenizer import Tokenizer
 
+V = 300
+_LLAMA = dict(
+    vocab_size=V, max_position_embeddings=160, num_hidden_layers=4, hidden_size=32,
+    num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, rms_norm_eps=1e-5,
+)  # fmt: skip
 HF = {
     "gpt2": dict(
-        model_type="gpt2", vocab_size=300, n_positions=160, n_layer=4, n_embd=32, n_head=4,
+        model_type="gpt2", vocab_size=V, n_positions=160, n_layer=4, n_embd=32, n_head=4,
         n_inner=64,
     ),
-    "llama": dict(
-        model_type="llama", vocab_size=300, max_position_embeddings=160, num_hidden_layers=4,
-        hidden_size=32, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
-        rms_norm_eps=1e-5, tie_word_embeddings=True,
-    ),
+    "llama": dict(model_type="llama", tie_word_embeddings=True, **_LLAMA),
 }  # fmt: skip
+"""One small Hugging Face config for each shape of model that is supported."""
+
+CAUSAL = [k for k in HF if models.kind_of(HF[k]) == "causal"]
 
 
 def tiny(kind, n_top=2, seed=0, std=0.2):
@@ -26,7 +30,8 @@ def tiny(kind, n_top=2, seed=0, std=0.2):
     config = models.parse_config(family, HF[kind])
     flat = random_params(family.tensor_specs(config), seed, std)
     weights = models.choose_weights(family, config, n_top)
-    return family.MODULE(config, n_top), stack_trunk(flat, config.n_layer - n_top), weights
+    module = family.MODULE(config, models.n_top_of(family, config, weights))
+    return module, stack_trunk(flat, module.stacks), weights
 
 
 def save_tiny(folder, kind="llama", seed=0, std=0.2):
@@ -39,23 +44,36 @@ def save_tiny(folder, kind="llama", seed=0, std=0.2):
     return folder
 
 
-def random_sequences(seed, E=3, n=1, T=12, S=3, vocab=300, real=None):
-    """Right-padded sequences [E, n, T]; the last S next tokens of each are scored."""
+def random_sequences(seed, E=3, n=1, T=12, S=3, vocab=V, real=None, kind="causal"):
+    """Right-padded sequences [E, n, T]; the last S next tokens of each are scored.
+
+    For a seq2seq model these are the decoder's inputs, and there is a source of T + 2 positions;
+    for a classifier the first position is scored and the target is 0 or 1.
+    """
     rng = np.random.default_rng(seed)
     lead = (E, n)
-    lengths = np.full(lead, real) if real else rng.integers(S + 2, T + 1, lead)
-    tokens = rng.integers(1, vocab, (*lead, T)).astype(np.int32)
-    mask = np.arange(T) < lengths[..., None]
+
+    def texts(width):
+        lengths = np.full(lead, real) if real else rng.integers(S + 2, width + 1, lead)
+        tokens = rng.integers(1, vocab, (*lead, width)).astype(np.int32)
+        mask = np.arange(width) < lengths[..., None]
+        return np.where(mask, tokens, 0), mask, lengths
+
+    tokens, mask, lengths = texts(T)
+    if kind == "classifier":
+        pos, target = np.zeros((*lead, 1), np.int32), rng.integers(0, 2, (*lead, 1))
+        return Sequences(tokens, mask, pos, target.astype(np.int32), np.ones((*lead, 1), bool))
     pos = (lengths[..., None] - 1 - S + np.arange(S)).astype(np.int32)
     target = np.take_along_axis(tokens, pos + 1, axis=-1)
-    return Sequences(np.where(mask, tokens, 0), mask, pos, target, np.ones((*lead, S), bool))
+    source = texts(T + 2)[:2] if kind == "seq2seq" else (None, None)
+    return Sequences(tokens, mask, pos, target, np.ones((*lead, S), bool), *source)
 
 
-def random_batch(seed, E=3, n=1):
+def random_batch(seed, E=3, n=1, kind="causal"):
     """A batch of a training step."""
     return {
-        "edit": random_sequences(seed, E, n),
-        "rephrase": random_sequences(seed + 1, E, n),
-        "near": random_sequences(seed + 2, E, n),
-        "far": random_sequences(seed + 3, E, n, T=9, S=8, real=9),
+        "edit": random_sequences(seed, E, n, kind=kind),
+        "rephrase": random_sequences(seed + 1, E, n, kind=kind),
+        "near": random_sequences(seed + 2, E, n, kind=kind),
+        "far": random_sequences(seed + 3, E, n, T=9, S=8, real=9, kind=kind),
     }

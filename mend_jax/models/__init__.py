@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from mend_jax.errors import ConfigError, WeightsError
 from mend_jax.models import gpt2, llama
 from mend_jax.models.base import TensorSpec
+from mend_jax.models.params import BLOCK
 
 _FAMILIES: tuple[ModuleType, ...] = (gpt2, llama)
 
@@ -21,8 +22,19 @@ class WeightSpec(NamedTuple):
     d_out: int
 
     @property
+    def stack(self) -> str:
+        """The stack of blocks that it stands in, e.g. `block` or `encoder_block`."""
+        return self.name.split("/")[0].rpartition("_")[0]
+
+    @property
     def block(self) -> int:
-        return int(self.name.split("/")[0].removeprefix("block_"))
+        """The number of its block in that stack."""
+        return int(self.name.split("/")[0].rpartition("_")[2])
+
+    @property
+    def role(self) -> str:
+        """Its place in the block, e.g. `mlp/up`."""
+        return self.name.split("/", 1)[1]
 
 
 def family_of(hf_config: dict[str, Any]) -> ModuleType:
@@ -49,7 +61,7 @@ def editable_weights(specs: Sequence[TensorSpec]) -> dict[str, WeightSpec]:
     """Every matmul of the blocks that an editor could edit, by name, in block order."""
     found = {}
     for spec in specs:
-        if spec.path.startswith("block_") and spec.path.endswith("/kernel"):
+        if BLOCK.match(spec.path) and spec.path.endswith("/kernel"):
             name = spec.path.removesuffix("/kernel")
             found[name] = WeightSpec(name, *spec.shape)
     return found
@@ -61,19 +73,55 @@ def choose_weights(
     last_n_blocks: int = 3,
     roles: Sequence[str] = (),
 ) -> tuple[WeightSpec, ...]:
-    """The weights to edit: `roles` of the last `last_n_blocks` blocks (paper, section 5.1).
+    """The weights to edit: `roles` of the last `last_n_blocks` blocks of every stack.
 
-    Without roles, the family's default: its MLP matrices.
+    Without roles, the family's default: its MLP matrices (paper, section 5.1). A role that begins
+    with the name of a stack, such as `decoder/mlp/up`, is of that stack alone.
     """
     weights = editable_weights(family.tensor_specs(config))
-    roles = tuple(roles) or family.EDIT_ROLES
-    if not 1 <= last_n_blocks <= config.n_layer:
-        raise ConfigError(
-            f"model.last_n_blocks is {last_n_blocks}; the model has {config.n_layer} blocks"
-        )
-    known = sorted({name.split("/", 1)[1] for name in weights})
+    roles = tuple(roles) or family.edit_roles(config)
+    sizes = family.MODULE.stack_sizes(config)
+    known = sorted({w.role for w in weights.values()})
+    for stack, size in sizes.items():
+        if not 1 <= last_n_blocks <= size:
+            raise ConfigError(
+                f"model.last_n_blocks is {last_n_blocks}; the model has {size} blocks"
+                + (f" named {stack}" if len(sizes) > 1 else "")
+            )
+    chosen = []
+    for stack, size in sizes.items():
+        side = stack.removesuffix("_block") + "/"
+        wanted = [r.removeprefix(side) for r in roles if not _of_other_stack(r, side, sizes)]
+        for i in range(size - last_n_blocks, size):
+            chosen += [f"{stack}_{i}/{r}" for r in wanted if f"{stack}_{i}/{r}" in weights]
     for role in roles:
-        if role not in known:
+        if not any(name.endswith("/" + _bare(role, sizes)) for name in weights):
             raise ConfigError(f"model.edit_roles: no weight {role!r} in a block; known: {known}")
-    blocks = range(config.n_layer - last_n_blocks, config.n_layer)
-    return tuple(weights[f"block_{i}/{role}"] for i in blocks for role in roles)
+    return tuple(weights[name] for name in chosen)
+
+
+def _bare(role: str, stacks: Iterable[str]) -> str:
+    """The role without the stack that it is limited to."""
+    for stack in stacks:
+        role = role.removeprefix(stack.removesuffix("_block") + "/")
+    return role
+
+
+def _of_other_stack(role: str, side: str, stacks: Iterable[str]) -> bool:
+    return _bare(role, stacks) != role and not role.startswith(side)
+
+
+def n_top_of(
+    family: ModuleType, config: Any, weights: Sequence[WeightSpec]
+) -> int | tuple[int, ...]:
+    """How many last blocks of each stack must be unrolled so that these weights can be edited."""
+    tops = []
+    for stack, size in family.MODULE.stack_sizes(config).items():
+        blocks = [w.block for w in weights if w.stack == stack]
+        tops.append(size - min(blocks) if blocks else 0)
+    return tops[0] if len(tops) == 1 else tuple(tops)
+
+
+def kind_of(hf_config: dict[str, Any]) -> str:
+    """ "causal", "seq2seq" or "classifier": what the model of this config does."""
+    return family_of(hf_config).MODULE.kind

@@ -1,8 +1,18 @@
-"""What every model family tells the rest of the library about its tensors."""
+"""What every model family has in common: the tensors it is made of, its inputs, its head."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mend_jax.models.attention import Context
+from mend_jax.models.blocks import Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,3 +35,156 @@ class TensorSpec:
     transpose: bool = False
     gguf: str | None = None
     gguf_rope_heads: int = 0
+
+
+@flax.struct.dataclass
+class Inputs:
+    """What a model reads.
+
+    Attributes:
+      tokens: int32[B, T], what outputs stand at: the text, or the decoder's input.
+      mask: bool[B, T], True on real tokens; padding may stand on either side.
+      source: int32[B, M], what an encoder reads, or None for models of one stack.
+      source_mask: bool[B, M].
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    source: jax.Array | None = None
+    source_mask: jax.Array | None = None
+
+
+class EditableModel(nn.Module):
+    """A model split below its first editable block.
+
+    The trunk is frozen and runs once; the top carries taps and edits and starts from its states.
+    Every model is run as `head(run_top(run_trunk(inputs), inputs, rows))`.
+
+    Attributes:
+      config: the family's frozen config.
+      n_top: how many of the last blocks are unrolled and editable; an encoder-decoder has a pair.
+      dtype: of activations and matmuls; the parameters keep their own dtype.
+      remat: recompute each block's activations in the backward pass instead of keeping them.
+    """
+
+    config: Any
+    n_top: Any
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    kind: ClassVar[str]  # "causal", "seq2seq" or "classifier"
+
+    @staticmethod
+    def stack_sizes(config: Any) -> dict[str, int]:
+        """How many blocks each stack has, by its name."""
+        return {"block": config.n_layer}
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """Every stack with its split into trunk and top."""
+        sizes = self.stack_sizes(self.config)
+        tops = (self.n_top,) if isinstance(self.n_top, int) else self.n_top
+        return tuple(Stack(*size, top) for size, top in zip(sizes.items(), tops, strict=True))
+
+    def layers(self, stack: str) -> dict[str, np.ndarray]:
+        """Constants that differ from block to block of a stack, each [n_layer, ...]."""
+        del stack
+        return {}
+
+    def run_trunk(self, inputs: Inputs) -> Any:
+        """States that the top starts from, a pytree with leading axis B."""
+        raise NotImplementedError
+
+    def run_top(self, state: Any, inputs: Inputs, rows: jax.Array | None = None) -> jax.Array:
+        """Last states [B, R, D] at the wanted rows int32[B, R] (None: all)."""
+        raise NotImplementedError
+
+    def head(self, h: jax.Array) -> jax.Array:
+        """Last states [..., D] -> float32 logits [..., V]."""
+        raise NotImplementedError
+
+    def __call__(self, inputs: Inputs) -> jax.Array:
+        """Logits [B, T, V] of a whole pass (for parity tests and small texts)."""
+        return self.head(self.run_top(self.run_trunk(inputs), inputs))
+
+    def look_up(self, tokens_BxT: jax.Array) -> jax.Array:
+        """Token embeddings [B, T, D] in the table's dtype."""
+        return jnp.asarray(self.embedding)[tokens_BxT]
+
+    def unembed(self, h: jax.Array) -> jax.Array:
+        """Float32 logits of states [..., D] by the tied or own vocabulary matrix."""
+        if self.config.tie_embeddings:
+            weight, axis = self.embedding, 1
+        else:
+            weight, axis = self.unembedding, 0
+        dims = (((h.ndim - 1,), (axis,)), ((), ()))
+        return jax.lax.dot_general(
+            h, weight.astype(self.dtype), dims, preferred_element_type=jnp.float32
+        )
+
+    def add_embedding(self) -> None:
+        """The token embedding and, unless tied, the vocabulary matrix; for `setup`."""
+        c, init = self.config, nn.initializers.normal(0.02)
+        self.embedding = self.param("embedding", init, (c.vocab_size, c.d_model))
+        if not c.tie_embeddings:
+            self.unembedding = self.param("unembedding", init, (c.d_model, c.vocab_size))
+
+    def open_cache(self, inputs: Inputs, slots: int) -> dict[str, Any]:
+        """An empty key/value cache of `slots` positions; an encoder runs here."""
+        raise NotImplementedError
+
+    def extend(
+        self, tokens_BxT: jax.Array, context: Context, cache: dict[str, Any]
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Last states [B, T, D] of new tokens, and the cache with them."""
+        raise NotImplementedError
+
+
+def empty_heads(batch: int, slots: int, heads: int, width: int, dtype: Any) -> dict[str, Any]:
+    """An empty self-attention cache of one block."""
+    shape = (batch, slots, heads, width)
+    return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+
+
+NO_WINDOW = np.iinfo(np.int32).max
+
+
+def window_layers(windows: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """The layer constant `window` from one window a block (0: looks back without limit)."""
+    if not any(windows):
+        return {}
+    return {"window": np.asarray([w or NO_WINDOW for w in windows], np.int32)}
+
+
+def linear_specs(
+    ours: str,
+    theirs: str,
+    d_in: int,
+    d_out: int,
+    *,
+    bias: bool = False,
+    transpose: bool = True,
+    gguf: str | None = None,
+    gguf_rope_heads: int = 0,
+) -> list[TensorSpec]:
+    """A matmul `ours/kernel` (and `ours/bias`); torch Linear files hold [d_out, d_in]."""
+    name = gguf and f"{gguf}.weight"
+    shape = (d_in, d_out)
+    specs = [
+        TensorSpec(f"{ours}/kernel", shape, f"{theirs}.weight", transpose, name, gguf_rope_heads)
+    ]
+    if bias:
+        name = gguf and f"{gguf}.bias"
+        specs.append(TensorSpec(f"{ours}/bias", (d_out,), f"{theirs}.bias", gguf=name))
+    return specs
+
+
+def norm_specs(
+    ours: str, theirs: str, width: int, *, bias: bool = False, gguf: str | None = None
+) -> list[TensorSpec]:
+    """A norm's `ours/scale` (and `ours/bias`)."""
+    name = gguf and f"{gguf}.weight"
+    specs = [TensorSpec(f"{ours}/scale", (width,), f"{theirs}.weight", gguf=name)]
+    if bias:
+        specs.append(TensorSpec(f"{ours}/bias", (width,), f"{theirs}.bias"))
+    return specs

@@ -7,15 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.models.decoder import DecoderLM
-from mend_jax.models.layers import Context, token_positions
+from mend_jax.models.attention import Context, token_positions
+from mend_jax.models.base import EditableModel, Inputs
 
 
 def generate(
-    model: DecoderLM,
+    model: EditableModel,
     variables: dict[str, Any],
-    tokens_BxT: jax.Array,
-    mask_BxT: jax.Array,
+    prompts: Inputs,
     *,
     max_new: int,
     eos_id: int,
@@ -25,38 +24,40 @@ def generate(
     Args:
       model: static.
       variables: {"params": ..., and optionally "edits": ...}.
-      tokens_BxT, mask_BxT: prompts, padded on either side; every row has a real token.
+      prompts: [B, T], padded on either side; every row has a real token. For an encoder-decoder
+        `tokens` is how the decoder starts, and the question is in `source`.
       max_new: how many tokens to generate at the most (static).
       eos_id: a row stops at this token; the rest of its output is `eos_id`.
 
     Returns:
       int32[B, max_new].
     """
-    B, T = tokens_BxT.shape
+    mask_BxT = prompts.mask
+    B, T = prompts.tokens.shape
     S = T + max_new
     n_real_B = mask_BxT.sum(-1, dtype=jnp.int32)
     prompt_slots_BxS = jnp.pad(mask_BxT, ((0, 0), (0, max_new)))
     slots_S = jnp.arange(S, dtype=jnp.int32)
 
     def step(tokens, context, cache):
-        """Last-block states [B, T, D] of new tokens, and the filled cache."""
-        h, trunk = model.apply(
-            variables, tokens, context, cache["trunk"], method=DecoderLM.run_trunk
-        )
-        h, top = model.apply(variables, h, context, cache["top"], method=DecoderLM.run_top)
-        return h, {"trunk": trunk, "top": top}
+        return model.apply(variables, tokens, context, cache, method="extend")
 
     def pick(h_BxD):
-        logits_BxV = model.apply(variables, h_BxD, method=DecoderLM.head)
+        logits_BxV = model.apply(variables, h_BxD, method="head")
         return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
 
-    causal_TxS = slots_S[None, :] <= jnp.arange(T, dtype=jnp.int32)[:, None]
+    causal_TxS = slots_S[None, :] <= slots_S[:T, None]
+    positions_BxT = token_positions(mask_BxT)
+    later_BxN = n_real_B[:, None] + slots_S[None, :max_new]
+    key_positions_BxS = jnp.concatenate([positions_BxT, later_BxN], axis=1)
     prefill = Context(
-        positions=token_positions(mask_BxT),
+        positions=positions_BxT,
+        key_positions=key_positions_BxS,
         attend=causal_TxS[None] & prompt_slots_BxS[:, None, :],
         write_at=jnp.zeros((), jnp.int32),
     )
-    h_BxTxD, cache = step(tokens_BxT, prefill, model.init_cache(B, S))
+    cache = model.apply(variables, prompts, S, method="open_cache")
+    h_BxTxD, cache = step(prompts.tokens, prefill, cache)
     last_B = (T - 1 - jnp.argmax(mask_BxT[:, ::-1], axis=-1)).astype(jnp.int32)
     h_BxD = jnp.take_along_axis(h_BxTxD, last_B[:, None, None], axis=1)[:, 0]
     first_B = pick(h_BxD)
@@ -68,10 +69,12 @@ def generate(
     def decode(carry):
         i, token_B, done_B, out_BxN, cache = carry
         generated_S = (slots_S >= T) & (slots_S < T + i)
+        here = T + i - 1
         context = Context(
             positions=(n_real_B + i - 1)[:, None],
+            key_positions=key_positions_BxS,
             attend=(prompt_slots_BxS | generated_S[None])[:, None, :],
-            write_at=T + i - 1,
+            write_at=here,
         )
         h_Bx1xD, cache = step(token_B[:, None], context, cache)
         token_B = jnp.where(done_B, eos_id, pick(h_Bx1xD[:, 0])).astype(jnp.int32)

@@ -7,15 +7,15 @@ import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from mend_jax.models.base import TensorSpec
+from mend_jax.models.attention import SelfAttention
+from mend_jax.models.base import TensorSpec, linear_specs, norm_specs
+from mend_jax.models.blocks import Block
 from mend_jax.models.decoder import DecoderLM
-from mend_jax.models.layers import MLP, Context, EditableDense, LayerNorm, attention, update_cache
+from mend_jax.models.layers import MLP, LayerNorm, gelu_tanh
 
 MODEL_TYPES = ("gpt2",)
-EDIT_ROLES = ("mlp/up", "mlp/down")
 TIED = {"lm_head.weight": "transformer.wte.weight"}
 IGNORE = (r"h\.\d+\.attn\.(masked_)?bias",)
 
@@ -61,44 +61,25 @@ def config_from_hf(hf: dict[str, Any]) -> GPT2Config:
     )
 
 
-class Attention(nn.Module):
-    config: GPT2Config
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x_BxTxD, context: Context, cache):
+class GPT2Block(Block):
+    def attention(self, name):
         c = self.config
-        B, T, _ = x_BxTxD.shape
-        qkv = EditableDense(3 * c.d_model, use_bias=True, dtype=self.dtype, name="qkv")(x_BxTxD)
-        q, k, v = (a.reshape(B, T, c.n_heads, c.head_dim) for a in jnp.split(qkv, 3, axis=-1))
-        k, v, cache = update_cache(cache, k, v, context.write_at)
-        out = attention(q, k, v, context.attend)
-        return EditableDense(c.d_model, use_bias=True, dtype=self.dtype, name="out")(out), cache
+        return SelfAttention(
+            c.n_heads, c.n_heads, c.head_dim, fused=True, qkv_bias=True, out_bias=True,
+            dtype=self.dtype, name=name,
+        )  # fmt: skip
 
+    def mlp(self, name):
+        return MLP(self.config.d_inner, gelu_tanh, dtype=self.dtype, name=name)
 
-class Block(nn.Module):
-    config: GPT2Config
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x_BxTxD, context: Context, cache):
-        c = self.config
-        norm = functools.partial(LayerNorm, c.norm_eps, self.dtype)
-        gelu = functools.partial(jax.nn.gelu, approximate=True)
-        attended, cache = Attention(c, self.dtype, name="attn")(
-            norm(name="norm_1")(x_BxTxD), context, cache
-        )
-        x_BxTxD = x_BxTxD + attended
-        x_BxTxD = x_BxTxD + MLP(c.d_inner, gelu, self.dtype, name="mlp")(
-            norm(name="norm_2")(x_BxTxD)
-        )
-        return x_BxTxD, cache
+    def norm(self, name):
+        return LayerNorm(self.config.norm_eps, self.dtype, name=name)
 
 
 class GPT2(DecoderLM):
     """GPT-2 with an untouched trunk and an editable top."""
 
-    block_class = Block
+    block_class = GPT2Block
 
     def setup_family(self):
         c = self.config
@@ -110,11 +91,17 @@ class GPT2(DecoderLM):
         return LayerNorm(self.config.norm_eps, self.dtype)
 
     def embed(self, tokens_BxT, positions_BxT):
-        token, position = jnp.asarray(self.embedding), jnp.asarray(self.position)
-        return (token[tokens_BxT] + position[positions_BxT]).astype(self.dtype)
+        position_BxTxD = jnp.asarray(self.position)[positions_BxT]
+        return (self.look_up(tokens_BxT) + position_BxTxD).astype(self.dtype)
 
 
 MODULE = GPT2
+
+
+def edit_roles(c: GPT2Config) -> tuple[str, ...]:
+    """The MLP matrices (paper, section 5.1)."""
+    del c
+    return ("mlp/up", "mlp/down")
 
 
 def tensor_specs(c: GPT2Config) -> list[TensorSpec]:
@@ -123,22 +110,19 @@ def tensor_specs(c: GPT2Config) -> list[TensorSpec]:
     specs = [
         TensorSpec("embedding", (c.vocab_size, D), "transformer.wte.weight"),
         TensorSpec("position", (c.n_positions, D), "transformer.wpe.weight"),
-        TensorSpec("final_norm/scale", (D,), "transformer.ln_f.weight"),
-        TensorSpec("final_norm/bias", (D,), "transformer.ln_f.bias"),
+        *norm_specs("final_norm", "transformer.ln_f", D, bias=True),
     ]
     if not c.tie_embeddings:
         specs.append(TensorSpec("unembedding", (D, c.vocab_size), "lm_head.weight", True))
+    conv = functools.partial(linear_specs, bias=True, transpose=False)
     for i in range(c.n_layer):
         ours, theirs = f"block_{i}", f"transformer.h.{i}"
-        for norm, name in (("norm_1", "ln_1"), ("norm_2", "ln_2")):
-            specs.append(TensorSpec(f"{ours}/{norm}/scale", (D,), f"{theirs}.{name}.weight"))
-            specs.append(TensorSpec(f"{ours}/{norm}/bias", (D,), f"{theirs}.{name}.bias"))
-        for role, name, shape in (
-            ("attn/qkv", "attn.c_attn", (D, 3 * D)),
-            ("attn/out", "attn.c_proj", (D, D)),
-            ("mlp/up", "mlp.c_fc", (D, F)),
-            ("mlp/down", "mlp.c_proj", (F, D)),
-        ):
-            specs.append(TensorSpec(f"{ours}/{role}/kernel", shape, f"{theirs}.{name}.weight"))
-            specs.append(TensorSpec(f"{ours}/{role}/bias", shape[1:], f"{theirs}.{name}.bias"))
+        specs += [
+            *norm_specs(f"{ours}/norm_1", f"{theirs}.ln_1", D, bias=True),
+            *norm_specs(f"{ours}/norm_2", f"{theirs}.ln_2", D, bias=True),
+            *conv(f"{ours}/attn/qkv", f"{theirs}.attn.c_attn", D, 3 * D),
+            *conv(f"{ours}/attn/out", f"{theirs}.attn.c_proj", D, D),
+            *conv(f"{ours}/mlp/up", f"{theirs}.mlp.c_fc", D, F),
+            *conv(f"{ours}/mlp/down", f"{theirs}.mlp.c_proj", F, D),
+        ]
     return specs

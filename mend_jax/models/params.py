@@ -7,15 +7,17 @@ what `module.apply` takes: the trunk's blocks are stacked along a new first axis
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from mend_jax.models.base import TensorSpec
+from mend_jax.models.blocks import Stack, trunk_name
 
-_BLOCK = re.compile(r"block_(\d+)/(.*)")
+BLOCK = re.compile(r"((?:\w+_)?block)_(\d+)/(.*)")  # stack, number, the rest
+_TRUNK = re.compile(r"((?:\w+_)?)trunk/(.*)")
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,18 +43,19 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def stack_trunk(flat: Mapping[str, Any], n_trunk: int, xp: Any = np) -> dict[str, Any]:
-    """Flat parameters -> the nested tree of a model whose first `n_trunk` blocks are stacked."""
+def stack_trunk(flat: Mapping[str, Any], stacks: Iterable[Stack], xp: Any = np) -> dict[str, Any]:
+    """Flat parameters -> the nested tree of a model whose trunk blocks are stacked."""
+    n_trunk = {stack.name: stack.n_trunk for stack in stacks}
     rest, columns = {}, {}
     for path, leaf in flat.items():
-        match = _BLOCK.fullmatch(path)
-        if match and int(match[1]) < n_trunk:
-            columns.setdefault(match[2], {})[int(match[1])] = leaf
+        match = BLOCK.fullmatch(path)
+        if match and int(match[2]) < n_trunk[match[1]]:
+            columns.setdefault((match[1], match[3]), {})[int(match[2])] = leaf
         else:
             rest[path] = leaf
     stacked = {
-        f"trunk/{suffix}": xp.stack([column[i] for i in range(n_trunk)])
-        for suffix, column in columns.items()
+        f"{trunk_name(name)}/{suffix}": xp.stack([column[i] for i in range(n_trunk[name])])
+        for (name, suffix), column in columns.items()
     }
     return nest({**rest, **stacked})
 
@@ -61,10 +64,9 @@ def unstack_trunk(params: Mapping[str, Any]) -> dict[str, Any]:
     """The nested tree -> flat parameters, one entry per block; the inverse of `stack_trunk`."""
     flat = {}
     for path, leaf in flatten(params).items():
-        if path.startswith("trunk/"):
-            suffix = path.removeprefix("trunk/")
+        if match := _TRUNK.fullmatch(path):
             for i in range(leaf.shape[0]):
-                flat[f"block_{i}/{suffix}"] = leaf[i]
+                flat[f"{match[1]}block_{i}/{match[2]}"] = leaf[i]
         else:
             flat[path] = leaf
     return flat

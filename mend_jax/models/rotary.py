@@ -1,0 +1,73 @@
+"""Rotary position embedding (Su et al. 2021), with the frequency scalings that models use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SCALINGS = ("default", "linear", "llama3")
+
+
+def inverse_frequencies(width: int, theta: float, scaling: Mapping[str, Any] | None = None):
+    """float32[width / 2], radians a position.
+
+    Args:
+      width: how many dimensions of a head are turned.
+      theta: the base of the geometric series.
+      scaling: `rope_type` "linear" (all divided by `factor`) or "llama3" (Llama 3.1: long waves
+        divided by `factor`, short ones kept, a smooth passage between), or None.
+
+    Raises:
+      ValueError: a scaling that is not known, or one that lacks a number.
+    """
+    frequencies = theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+    scaling = dict(scaling or {})
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in SCALINGS:
+        raise ValueError(f"rope type {kind!r} is not supported; known: {list(SCALINGS)}")
+    try:
+        if kind == "linear":
+            frequencies = frequencies / scaling["factor"]
+        elif kind == "llama3":
+            frequencies = _llama3(frequencies, scaling)
+    except KeyError as e:
+        raise ValueError(f"rope type {kind!r} needs {e} in rope_parameters") from e
+    return frequencies.astype(np.float32)
+
+
+def _llama3(frequencies: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
+    trained = scaling["original_max_position_embeddings"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    waves = trained * frequencies / (2 * math.pi)  # turns within the trained context
+    kept = np.clip((waves - low) / (high - low), 0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / scaling["factor"])
+
+
+def turn_halves(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, inverse: jax.Array) -> jax.Array:
+    """Turns the pairs (i, i + K/2) of each head (Llama's layout)."""
+    sin, cos = _angles(positions_BxT, inverse)
+    first, second = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BxTxHxK.dtype)
+
+
+def turn_pairs(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, inverse: jax.Array) -> jax.Array:
+    """Turns the pairs (2i, 2i + 1) of the first 2 * len(inverse) dimensions (GPT-J's layout)."""
+    sin, cos = _angles(positions_BxT, inverse)
+    width = 2 * inverse.shape[-1]
+    x = x_BxTxHxK[..., :width].astype(jnp.float32)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
+    return jnp.concatenate([turned.astype(x_BxTxHxK.dtype), x_BxTxHxK[..., width:]], axis=-1)
+
+
+def _angles(positions_BxT: jax.Array, inverse: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """sin and cos [B, T, 1, len(inverse)]."""
+    angle = positions_BxT[..., None, None].astype(jnp.float32)
+    angle = angle * jnp.asarray(inverse, jnp.float32)[None, None, None]
+    return jnp.sin(angle), jnp.cos(angle)

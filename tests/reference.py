@@ -1,0 +1,82 @@
+"""The same small model with us and in torch transformers, through files on disk."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import HF
+
+from mend_jax import hub, models
+from mend_jax.models.params import random_params, stack_trunk
+
+
+class Twin:
+    """A random model of ours, exported and opened by transformers.
+
+    Attributes:
+      family, config, specs, flat: ours.
+      torch: the transformers model, in evaluation mode.
+      folder: the exported checkpoint.
+    """
+
+    def __init__(self, kind):
+        torch = pytest.importorskip("torch")
+        import transformers
+
+        torch.set_num_threads(1)
+        self.hf = HF[kind] | dict(eos_token_id=0, bos_token_id=0, pad_token_id=0)
+        self.family = models.family_of(self.hf)
+        self.config = models.parse_config(self.family, self.hf)
+        self.specs = self.family.tensor_specs(self.config)
+        self.flat = random_params(self.specs, 0, 0.2)
+        self._temporary = tempfile.TemporaryDirectory()
+        self.folder = Path(self._temporary.name) / "ours"
+        loader = {
+            "causal": transformers.AutoModelForCausalLM,
+            "seq2seq": transformers.AutoModelForSeq2SeqLM,
+            "classifier": transformers.AutoModelForSequenceClassification,
+        }[self.family.MODULE.kind]
+        hub.save_hf(self.folder, self.hf, self.flat, self.specs)
+        self.torch, report = loader.from_pretrained(
+            self.folder, output_loading_info=True, attn_implementation="eager"
+        )
+        problems = {k: v for k, v in report.items() if v and k != "missing_keys"}
+        assert not problems, problems
+        missing = set(report["missing_keys"]) - set(self.family.TIED)
+        assert not missing, missing
+        self.torch.eval()
+
+    def ours(self, n_top=2, **options):
+        """(module, nested params); n_top as for a model of one stack."""
+        n_stacks = len(self.family.MODULE.stack_sizes(self.config))
+        tops = n_top if n_stacks == 1 else (n_top,) * n_stacks
+        module = self.family.MODULE(self.config, tops, **options)
+        return module, stack_trunk(self.flat, module.stacks)
+
+    def logits(self, inputs):
+        """Logits of transformers [B, T, V]; a classifier's [B, 1]."""
+        import torch
+
+        def tensor(array):
+            return torch.tensor(np.asarray(array)).long()
+
+        if inputs.source is None:
+            arguments = dict(
+                input_ids=tensor(inputs.tokens), attention_mask=tensor(inputs.mask)
+            )  # fmt: skip
+        else:
+            arguments = dict(
+                input_ids=tensor(inputs.source), attention_mask=tensor(inputs.source_mask),
+                decoder_input_ids=tensor(inputs.tokens),
+                decoder_attention_mask=tensor(inputs.mask),
+            )  # fmt: skip
+        with torch.no_grad():
+            return self.torch(**arguments).logits.numpy()
+
+
+@functools.cache
+def twin(kind):
+    """One twin a process and kind: opening it costs more than the tests that use it."""
+    return Twin(kind)
