@@ -66,7 +66,8 @@ def meta_loss(
       base: nested base parameters.
       batch: `edit`, `rephrase` and the locality sets, `Sequences` with leading axes [E, n].
       both_ways: also edit with each paraphrase and ask for the prompt: 2 E edits from one trunk
-        pass over E rows. `edit` and `rephrase` must have one shape.
+        pass over E rows. `edit` and `rephrase` must have one shape. `near` is asked of all of
+        them, `far` only of those made from the prompts: it costs most and changes least.
 
     Returns:
       The loss and (metrics: means over the edits, new editor state, the edits).
@@ -90,9 +91,12 @@ def meta_loss(
     for name in sets:
         seqs, h = texts[name]
         before = jax.lax.stop_gradient(scored_logits(model, base, h, seqs))
-        if both_ways:
+        under = edit
+        if both_ways and name == "far":
+            under = jax.tree.map(lambda leaf, n=seqs.lead[0]: leaf[:n], edit)
+        elif both_ways:
             (seqs, h), before = _concatenate((seqs, h), (seqs, h)), _concatenate(before, before)
-        after = scored_logits(model, base, h, seqs, edit)
+        after = scored_logits(model, base, h, seqs, under)
         kl_E = masked_mean(token_kl(before, after), seqs.score_mask, axes=(1, 2))
         metrics[f"kl_{name}"] = kl_E.mean()
         kl = kl + kl_E.mean() / len(sets)
