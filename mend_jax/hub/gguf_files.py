@@ -166,7 +166,10 @@ def _stored(buffer, path: Path, name: str, shape, kind: int, start: int) -> Stor
         rows = data.reshape(*shape[:-1], row // block * block_bytes)
         return gguf.quants.dequantize(rows, qtype).reshape(shape)
 
-    return Stored(name, shape, qtype.name, _can_read(qtype), path, read)
+    def read_slice(index: tuple[slice, ...]) -> np.ndarray:
+        return read()[index]
+
+    return Stored(name, shape, qtype.name, _can_read(qtype), path, read, read_slice)
 
 
 @functools.cache

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import safetensors
 
 from mend_jax.errors import WeightsError
@@ -13,6 +17,7 @@ from mend_jax.hub.stored import Stored
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MOST_FILES = 20  # that one error describes
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -23,7 +28,8 @@ def list_safetensors(folder: Path) -> dict[str, Stored]:
     nor an index may hold one safetensors file of any name.
 
     Raises:
-      WeightsError: a file is missing, truncated or damaged, or it is not clear which to read.
+      WeightsError: it is not clear which file to read; or, in one error, every file of the model
+        that is missing, truncated or damaged and every tensor that is not where the index says.
     """
     if (folder / SINGLE).is_file():
         return _list_file(folder / SINGLE)
@@ -48,24 +54,37 @@ def _list_shards(index: Path) -> dict[str, Stored]:
     if bad:
         raise WeightsError(f"{index} names files outside its folder: {bad[:5]}. Fetch it again.")
     missing = [s for s in shards if not (index.parent / s).is_file()]
+    found: dict[str, Stored] = {}
+    damages: list[str] = []
+    unread = set(missing)
+    for shard in sorted(set(shards) - unread):
+        try:
+            tensors = _list_file(index.parent / shard)
+        except WeightsError as error:
+            damages.append(str(error))
+            unread.add(shard)
+            continue
+        for name, stored in tensors.items():
+            # Left out: leftovers that the index places elsewhere.
+            if weight_map.get(name, shard) == shard:
+                found[name] = dataclasses.replace(stored, listed=name in weight_map)
+    absent = [n for n in sorted(weight_map) if n not in found and weight_map[n] not in unread]
+    problems = damages[:MOST_FILES]
+    if len(damages) > MOST_FILES:
+        problems.append(f"{len(damages) - MOST_FILES} more of its files are not whole either.")
     if missing:
-        raise WeightsError(
+        problems.append(
             f"{index} names {len(missing)} of {len(shards)} files that are not in {index.parent}: "
             f"{_some(missing)}. Fetch these files again, or copy the whole folder."
         )
-    found: dict[str, Stored] = {}
-    for shard in shards:
-        for name, stored in _list_file(index.parent / shard).items():
-            # Left out: leftovers that the index places elsewhere. What it lacks is reported later.
-            if weight_map.get(name, shard) == shard:
-                found[name] = stored
-    absent = sorted(set(weight_map) - set(found))
     if absent:
         where = [f"{name} (in {weight_map[name]})" for name in absent]
-        raise WeightsError(
+        problems.append(
             f"{index} names {len(absent)} tensors that their files do not hold: {_some(where)}. "
             "The index and the shards are not of one model: fetch them again together."
         )
+    if problems:
+        raise WeightsError("\n".join(problems))
     return found
 
 
@@ -92,14 +111,21 @@ def _list_file(path: Path) -> dict[str, Stored]:
     return {
         name: Stored(
             name=name,
-            shape=tuple(s.get_shape()),
-            dtype=s.get_dtype(),
-            is_float=s.get_dtype() in _FLOATS,
+            shape=tuple(part.get_shape()),
+            dtype=part.get_dtype(),
+            is_float=part.get_dtype() in _FLOATS,
             file=path,
-            read=lambda name=name: handle.get_tensor(name),
+            read=functools.partial(handle.get_tensor, name),
+            read_slice=functools.partial(_read_slice, handle, name),
         )
-        for name, s in slices.items()
+        for name, part in slices.items()
     }
+
+
+def _read_slice(handle: Any, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    part = handle.get_slice(name)
+    # The slices of safetensors refuse an axis of size 0; such a tensor has no bytes to save.
+    return handle.get_tensor(name)[index] if 0 in part.get_shape() else part[index]
 
 
 def _damage(path: Path, error: Exception) -> str:
