@@ -66,7 +66,9 @@ def test_logits_equal_the_reference(kind):
     else:
         ours, theirs = ours[seqs.mask], theirs[seqs.mask]
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
-    assert np.abs(theirs).max() > 1 and theirs.std() > 0.1  # the comparison is not of zeros
+    # The comparison is not of zeros; a classifier has one score a text, and T5 scales what goes
+    # into its tied head by d_model^-1/2.
+    assert np.abs(theirs).max() > 0.5 and theirs.std() > 0.1
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -300,7 +302,13 @@ def test_unsupported_configs_are_named():
     assert random_params(family.tensor_specs(config), 0)["embedding"].shape == (300, 32)
 
 
-DEFAULTS = {"gpt2": ["up", "down"], "llama": ["gate", "up", "down"]}
+DEFAULTS = {
+    "gpt2": ["up", "down"],
+    "gpt_neo": ["up", "down"],
+    "gptj": ["up", "down"],
+    "bert": ["up", "down"],
+    "llama": ["gate", "up", "down"],
+}
 
 
 @pytest.mark.parametrize("kind", sorted(DEFAULTS))

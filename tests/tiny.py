@@ -17,6 +17,19 @@ HF = {
         model_type="gpt2", vocab_size=V, n_positions=160, n_layer=4, n_embd=32, n_head=4,
         n_inner=64,
     ),
+    "gpt_neo": dict(
+        model_type="gpt_neo", vocab_size=V, max_position_embeddings=160, num_layers=4,
+        hidden_size=32, num_heads=4, intermediate_size=64, window_size=4,
+        attention_types=[[["global", "local"], 2]],
+    ),
+    "gptj": dict(
+        model_type="gptj", vocab_size=V, n_positions=160, n_layer=4, n_embd=32, n_head=4,
+        n_inner=64, rotary_dim=4,
+    ),
+    "bert": dict(
+        model_type="bert", vocab_size=V, max_position_embeddings=160, num_hidden_layers=4,
+        hidden_size=32, num_attention_heads=4, intermediate_size=64, num_labels=1,
+    ),
     "llama": dict(model_type="llama", tie_word_embeddings=True, **_LLAMA),
 }  # fmt: skip
 """One small Hugging Face config for each shape of model that is supported."""

@@ -7,11 +7,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from mend_jax.errors import ConfigError, WeightsError
-from mend_jax.models import gpt2, llama
+from mend_jax.models import bert, gpt2, gpt_neo, gptj, llama
 from mend_jax.models.base import TensorSpec
 from mend_jax.models.params import BLOCK
 
-_FAMILIES: tuple[ModuleType, ...] = (gpt2, llama)
+_FAMILIES: tuple[ModuleType, ...] = (gpt2, gpt_neo, gptj, llama, bert)
 
 
 class WeightSpec(NamedTuple):

@@ -44,8 +44,7 @@ class GPT2Config:
 
 def config_from_hf(hf: dict[str, Any]) -> GPT2Config:
     """Our config from a Hugging Face config.json; raises KeyError / ValueError on what we lack."""
-    if hf.get("activation_function", "gelu_new") != "gelu_new":
-        raise ValueError(f"activation_function {hf['activation_function']!r} is not gelu_new")
+    require_gelu_tanh(hf)
     for flag in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"):
         if hf.get(flag, False):
             raise ValueError(f"{flag} is not supported")
@@ -59,6 +58,12 @@ def config_from_hf(hf: dict[str, Any]) -> GPT2Config:
         norm_eps=hf.get("layer_norm_epsilon", 1e-5),
         tie_embeddings=hf.get("tie_word_embeddings", True),
     )
+
+
+def require_gelu_tanh(hf: dict[str, Any]) -> None:
+    """Refuses another activation than that of every model of this shape."""
+    if hf.get("activation_function", "gelu_new") != "gelu_new":
+        raise ValueError(f"activation_function {hf['activation_function']!r} is not gelu_new")
 
 
 class GPT2Block(Block):
@@ -107,13 +112,7 @@ def edit_roles(c: GPT2Config) -> tuple[str, ...]:
 def tensor_specs(c: GPT2Config) -> list[TensorSpec]:
     """Every tensor of the model; GPT-2 files store kernels as [d_in, d_out] (Conv1D)."""
     D, F = c.d_model, c.d_inner
-    specs = [
-        TensorSpec("embedding", (c.vocab_size, D), "transformer.wte.weight"),
-        TensorSpec("position", (c.n_positions, D), "transformer.wpe.weight"),
-        *norm_specs("final_norm", "transformer.ln_f", D, bias=True),
-    ]
-    if not c.tie_embeddings:
-        specs.append(TensorSpec("unembedding", (D, c.vocab_size), "lm_head.weight", True))
+    specs = outer_specs(c)
     conv = functools.partial(linear_specs, bias=True, transpose=False)
     for i in range(c.n_layer):
         ours, theirs = f"block_{i}", f"transformer.h.{i}"
@@ -125,4 +124,17 @@ def tensor_specs(c: GPT2Config) -> list[TensorSpec]:
             *conv(f"{ours}/mlp/up", f"{theirs}.mlp.c_fc", D, F),
             *conv(f"{ours}/mlp/down", f"{theirs}.mlp.c_proj", F, D),
         ]
+    return specs
+
+
+def outer_specs(c: GPT2Config) -> list[TensorSpec]:
+    """The tensors outside the blocks."""
+    D = c.d_model
+    specs = [
+        TensorSpec("embedding", (c.vocab_size, D), "transformer.wte.weight"),
+        TensorSpec("position", (c.n_positions, D), "transformer.wpe.weight"),
+        *norm_specs("final_norm", "transformer.ln_f", D, bias=True),
+    ]
+    if not c.tie_embeddings:
+        specs.append(TensorSpec("unembedding", (D, c.vocab_size), "lm_head.weight", True))
     return specs
