@@ -20,6 +20,7 @@ def get_config(variant=""):
     c.model.last_n_blocks = 3  # blocks that are edited
     c.model.edit_roles = ()  # matmuls of a block that are edited; (): the family's MLP
     c.model.dtype = "float32"
+    c.model.remat = False  # recompute activations in the backward pass, to save memory
 
     c.data = ml_collections.ConfigDict()
     c.data.name = "world_facts"

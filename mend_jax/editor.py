@@ -13,8 +13,9 @@ import jax
 import ml_collections
 
 from mend_jax import checkpoint, experiment
-from mend_jax.data.encode import encode_qa, stack
+from mend_jax.data.encode import stack
 from mend_jax.data.facts import Fact, facts_from_pairs
+from mend_jax.data.forms import form_of
 from mend_jax.editors.base import EditTransform
 from mend_jax.edits import Edit
 from mend_jax.errors import CheckpointError, DataError
@@ -108,11 +109,13 @@ class Editor:
                     f"a fact of {length} tokens does not fit the model's context of {limit}: "
                     f"shorten {prompt[:60]!r}..."
                 )
-        whole = [encode_qa(tokenizer, p, t, limit, limit, eos) for p, t in pairs]
-        length = _round_up(max(int(s.mask.sum()) for s in whole))
+        qa = form_of(self.model.module).qa
+        whole = [qa(tokenizer, p, t, limit, limit, append_eos=eos) for p, t in pairs]
+        read = [s.mask if s.source_mask is None else s.source_mask for s in whole]
+        length = _round_up(max(int(mask.sum()) for mask in read))
         scored = _round_up(max(int(s.score_mask.sum()) for s in whole))
         seqs = [
-            encode_qa(tokenizer, p, t, min(length, limit), min(scored, limit), eos)
+            qa(tokenizer, p, t, min(length, limit), min(scored, limit), append_eos=eos)
             for p, t in pairs
         ]
         edit = _edit(

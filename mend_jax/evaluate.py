@@ -118,7 +118,7 @@ def evaluate(
         progress.update(len(numbers), force=len(numbers) == n_edits)
     scores = join(parts)
     chosen = [rows[i] for i in numbers]
-    scores |= _generated_scores(answers, chosen)
+    scores |= _generated_scores(answers, chosen, scores if model.judges else None)
     unseen = np.asarray([bool(r.get("rephrase_unseen", False)) for r in chosen])
     summary = metrics.summarise(scores, sets, {"rephrase_seen": ~unseen, "rephrase_unseen": unseen})
     relations = [str(r.get("relation", "")) for r in chosen]
@@ -143,11 +143,17 @@ def says(text: str, answer: str) -> bool:
 
 
 def _generated_scores(
-    answers: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+    answers: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    judged: Mapping[tuple[str, str], np.ndarray] | None = None,
 ) -> dict[tuple[str, str], np.ndarray]:
+    """Whether what was written is the target; for a classifier, whether its judgement is."""
     scores = {}
     for name in ASKED:
         for suffix in ("", "_before"):
+            if judged is not None:
+                scores[name, f"generated{suffix}"] = judged[name, f"exact{suffix}"]
+                continue
             scores[name, f"generated{suffix}"] = np.asarray(
                 [says(a[name + suffix], r["target"]) for a, r in zip(answers, rows, strict=True)],
                 np.float32,

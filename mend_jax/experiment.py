@@ -15,6 +15,7 @@ import optax
 from mend_jax import config as configs
 from mend_jax import data
 from mend_jax.data.encode import thin
+from mend_jax.data.forms import form_of
 from mend_jax.data.pipeline import EncodedRows, Lengths, batches, encode_rows
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.errors import ConfigError
@@ -68,7 +69,10 @@ class Experiment:
     def subset(self, split: Split, count: int) -> Split:
         """`count` edits of a split (0: all), chosen by a fixed shuffle."""
         keep = choose_rows([split.rows[int(i)] for i in split.encoded.index], count)
-        return Split(keep, encode_rows(keep, self.model.tokenizer, lengths_of(self.config)))
+        encoded = encode_rows(
+            keep, self.model.tokenizer, lengths_of(self.config), form_of(self.model.module)
+        )
+        return Split(keep, encoded)
 
     def train_batches(self) -> Any:
         """An endless, shuffled, resumable iterator over this process's part of each step."""
@@ -129,7 +133,13 @@ def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransfor
 
 def build_model(config: ml_collections.ConfigDict) -> LanguageModel:
     c = config.model
-    return load_model(c.spec, last_n_blocks=c.last_n_blocks, edit_roles=c.edit_roles, dtype=c.dtype)
+    return load_model(
+        c.spec,
+        last_n_blocks=c.last_n_blocks,
+        edit_roles=c.edit_roles,
+        dtype=c.dtype,
+        remat=c.remat,
+    )
 
 
 def new_state(config, editor, tx, weights) -> TrainState:
@@ -179,7 +189,7 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
 
     def split(name: str, count: int) -> Split:
         rows = choose_rows(dataset.split(name), count)
-        return Split(rows, encode_rows(rows, model.tokenizer, lengths))
+        return Split(rows, encode_rows(rows, model.tokenizer, lengths, form_of(model.module)))
 
     train = split("train", config.data.train_edits)
     thinned = thin(train.encoded.texts["far"], config.train.far_scored)

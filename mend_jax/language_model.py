@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mend_jax import hub, models
+from mend_jax.data.forms import LABELS
 from mend_jax.edits import Edit, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.models import WeightSpec, editable_weights
@@ -48,6 +49,11 @@ class LanguageModel:
     tokenizer: Tokenizer
     fingerprint: str
     edit: Edit | None = None
+
+    @property
+    def judges(self) -> bool:
+        """Whether it judges claims (a classifier) and writes nothing."""
+        return self.module.kind == "classifier"
 
     def with_edit(self, edit: Edit | None) -> LanguageModel:
         """The same base under this edit (None: unedited); nothing is copied or changed.
@@ -91,27 +97,49 @@ class LanguageModel:
         Raises:
           DataError: an empty prompt, or one that does not fit the model's context.
         """
+        if self.judges:
+            raise ConfigError(f"{self.spec} is a classifier and writes no text: use `judge`")
         many = [prompts] if isinstance(prompts, str) else list(prompts)
         if not many or max_new_tokens < 1:
             raise DataError(
                 f"{len(many)} prompts and {max_new_tokens} new tokens: give some of both"
             )
-        tokens, mask = self._encode_prompts(many, max_new_tokens)
+        tokens, mask = self._encode(many, max_new_tokens)
+        inputs = Inputs(tokens, mask)
+        if self.module.kind == "seq2seq":
+            start = np.asarray([self.config.decoder_prompt] * len(many), np.int32)
+            inputs = Inputs(start, np.ones(start.shape, bool), tokens, mask)
         out = _generate(
-            self.module, self.params, self.edit, Inputs(tokens, mask), max_new_tokens,
-            self.tokenizer.eos_id,
-        )  # fmt: skip
+            self.module, self.params, self.edit, inputs, max_new_tokens, self.tokenizer.eos_id
+        )
         texts = [self.decode_answer(row) for row in np.asarray(out)]
         return texts[0] if isinstance(prompts, str) else texts
 
+    def judge(self, claims: Sequence[str]) -> list[float]:
+        """The probability that each claim is true, by a classifier.
+
+        Raises:
+          ConfigError: the model is none.
+          DataError: an empty claim, or one that does not fit the model's context.
+        """
+        if not self.judges:
+            raise ConfigError(f"{self.spec} is not a classifier: use `generate`")
+        tokens, mask = self._encode(claims, 0)
+        logits_Bx1x2 = _judge(self.module, self.params, self.edit, Inputs(tokens, mask))
+        return np.asarray(jax.nn.softmax(logits_Bx1x2, axis=-1))[:, 0, 1].tolist()
+
     def decode_answer(self, ids: Sequence[int]) -> str:
-        """Generated ids up to the end-of-text token, as text."""
+        """Generated ids up to the end-of-text token, as text; a judgement as a word."""
         ids = [int(i) for i in ids]
+        if self.judges:
+            return LABELS[ids[0]]
         stop = ids.index(self.tokenizer.eos_id) if self.tokenizer.eos_id in ids else len(ids)
         return self.tokenizer.decode(ids[:stop])
 
-    def _encode_prompts(self, prompts: Sequence[str], max_new: int):
-        rows = [self.tokenizer.encode(p) for p in prompts]
+    def _encode(self, prompts: Sequence[str], max_new: int):
+        is_causal = self.module.kind == "causal"
+        encode = self.tokenizer.encode if is_causal else self.tokenizer.encode_marked
+        rows = [encode(p) for p in prompts]
         for prompt, row in zip(prompts, rows, strict=True):
             if not row:
                 raise DataError(f"prompt {prompt!r} has no tokens: give some text to continue")
@@ -133,6 +161,11 @@ def _generate(module, params, edit, prompts, max_new, eos_id):
     return generate(module, variables(params, edit), prompts, max_new=max_new, eos_id=eos_id)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _judge(module, params, edit, inputs):
+    return module.apply(variables(params, edit), inputs)
+
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -142,6 +175,7 @@ def load_model(
     last_n_blocks: int = 3,
     edit_roles: Sequence[str] = (),
     dtype: str = "float32",
+    remat: bool = False,
 ) -> LanguageModel:
     """Loads base weights and tokenizer.
 
@@ -152,6 +186,7 @@ def load_model(
       edit_roles: which matmuls of those blocks editors change, e.g. ("mlp/up", "mlp/down"); default
         the family's MLP matrices.
       dtype: of base weights and activations, "float32" or "bfloat16".
+      remat: recompute each block's activations in a backward pass instead of keeping them.
 
     Raises:
       WeightsError: naming every tensor that is unknown, missing or misshapen.
@@ -168,7 +203,7 @@ def load_model(
     )
     fingerprint = hub.fingerprint(flat)
     n_top = models.n_top_of(family, config, weights)
-    module = family.MODULE(config, n_top, DTYPES[dtype])
+    module = family.MODULE(config, n_top, DTYPES[dtype], remat)
     params = jax.tree.map(jnp.asarray, stack_trunk(flat, module.stacks))
     return LanguageModel(
         spec=spec,

@@ -28,6 +28,7 @@ KEYS = {
     "model.last_n_blocks": _COUNT,
     "model.edit_roles": Key(tuple),
     "model.dtype": Key(str),
+    "model.remat": Key(bool),
     "data.name": Key(str),
     "data.dir": Key(str),
     "data.train_edits": _COUNT_OR_NONE,

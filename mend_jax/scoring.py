@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.edits import Edit, variables
-from mend_jax.forward import Problem, scored_logits
+from mend_jax.forward import Problem, scored_logits, trunk_states
 from mend_jax.losses import correct_tokens, token_kl, token_nll, whole_answer
 from mend_jax.models.base import EditableModel
 from mend_jax.models.generate import generate
@@ -101,8 +101,12 @@ def generate_answers(
 
     The prompt is what stands before the first scored token: everything up to `score_pos[..., 0]`.
     All sets, which must be of one length, are written together: a step of decoding reads every
-    weight, however few rows it has.
+    weight, however few rows it has. Of a classifier the answer is its judgement, 0 or 1.
     """
+    if model.kind == "classifier":
+        h = [trunk_states(model, base, s) for s in texts]
+        logits = [scored_logits(model, base, h, s, edit) for h, s in zip(h, texts, strict=True)]
+        return [jnp.argmax(one, axis=-1).astype(jnp.int32) for one in logits]
     place = jnp.arange(texts[0].tokens.shape[-1])[None, None]
     prompts = [
         s.replace(mask=s.mask & (place <= s.score_pos[..., :1])).inputs for s in texts

@@ -98,9 +98,14 @@ class Tokenizer:
                 f"cannot tokenize {text!r:.80}: expected Unicode text without lone surrogates."
             ) from error
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of every text."""
-        return [self.encode(text) for text in texts]
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids with the marks that the model's own post-processor puts around a text.
+
+        BERT's [CLS] and [SEP], T5's end of text; nothing where there is no post-processor.
+        """
+        if self.inner.post_processor is None:
+            return self.encode(text)
+        return self.inner.encode(text, add_special_tokens=True).ids
 
     def token_id(self, token: str) -> int | None:
         """The id of one token by its exact name, such as `<|im_end|>`, or None."""

@@ -366,7 +366,10 @@ def test_the_weight_of_success_goes_from_start_to_end():
 
 
 def test_editing_both_ways_is_editing_twice():
-    """Both ways is the mean of the two directions; `far` is asked of the first alone."""
+    """Both ways is the mean of the two directions; `far` is asked of the first alone.
+
+    A KL here is 1e-4 made of differences of logarithms of order 5: known to 1e-6 in float32.
+    """
     module, base, weights = tiny("gpt2")
     editor = make_editor("mend", dict(rank=4, layer_lr=1e-2))
     params, state = editor.init(jax.random.key(0), weights)
@@ -385,8 +388,9 @@ def test_editing_both_ways_is_editing_twice():
     here, second = loss(back, False)
     for name in ("nll_rephrase", "kl_near"):
         mean = (float(there[name]) + float(here[name])) / 2
-        assert float(both[name]) == pytest.approx(mean, rel=1e-4)
-    assert float(both["kl_far"]) == pytest.approx(float(there["kl_far"]), rel=1e-4)
+        assert float(both[name]) == pytest.approx(mean, rel=1e-4, abs=1e-6)
+    assert float(both["kl_far"]) == pytest.approx(float(there["kl_far"]), rel=1e-4, abs=1e-6)
+    assert float(both["kl_far"]) != pytest.approx(float(here["kl_far"]), rel=1e-2)
     for e, one in ((0, first), (3, second)):
         name = weights[0].name
         np.testing.assert_allclose(

@@ -62,7 +62,7 @@ def test_smollm2_ids_and_special_tokens(smollm2):
     # Digits are split off before spaces are, so that three spaces stay one token.
     assert smollm2.encode("   19") == [smollm2.token_id(t) for t in ("ĠĠĠ", "1", "9")]
     assert smollm2.token_id("<|im_end|>") == 2 and smollm2.token_id("no such token") is None
-    assert smollm2.encode_batch(["a", "b"]) == [smollm2.encode("a"), smollm2.encode("b")]
+    assert smollm2.encode_marked("a") == smollm2.encode("a")
 
 
 def test_names_of_special_tokens_in_a_text_are_text(smollm2):

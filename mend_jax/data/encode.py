@@ -22,6 +22,10 @@ class Tokenizer(Protocol):
         """The token ids of a text, without special tokens."""
         ...
 
+    def encode_marked(self, text: str) -> list[int]:
+        """The token ids of a text with the marks that its model expects around it."""
+        ...
+
 
 def encode_qa(
     tokenizer: Tokenizer,
@@ -50,9 +54,12 @@ def encode_qa(
     before, answer = _pair(tokenizer, prompt, target)
     if append_eos:
         answer = [*answer, tokenizer.eos_id]
-    _check_lengths(prompt, target, len(before), len(answer), 0, max_len, max_target)
+    check_lengths(
+        prompt, target, scored=len(answer), total=len(before) + len(answer),
+        max_len=max_len, max_target=max_target,
+    )  # fmt: skip
     first = len(before) - 1
-    return _pad(tokenizer, before + answer, first, answer, max_len, max_target)
+    return pad(tokenizer, before + answer, first, answer, max_len, max_target)
 
 
 def encode_near(
@@ -69,8 +76,11 @@ def encode_near(
     """
     before, after = _pair(tokenizer, prompt, answer)
     scored = [*after, tokenizer.eos_id]
-    _check_lengths(prompt, answer, len(before), len(scored), 1, max_len, max_target)
-    return _pad(tokenizer, before + after, len(before) - 1, scored, max_len, max_target)
+    check_lengths(
+        prompt, answer, scored=len(scored), total=len(before) + len(after),
+        max_len=max_len, max_target=max_target,
+    )  # fmt: skip
+    return pad(tokenizer, before + after, len(before) - 1, scored, max_len, max_target)
 
 
 def encode_text(tokenizer: Tokenizer, text: str, length: int) -> Sequences:
@@ -85,7 +95,7 @@ def encode_text(tokenizer: Tokenizer, text: str, length: int) -> Sequences:
             f"text of {len(tokens)} tokens, at least 2 are needed: {_quote(text)}; "
             "use longer text or raise data.far_len"
         )
-    return _pad(tokenizer, tokens, 0, tokens[1:], length, length - 1)
+    return pad(tokenizer, tokens, 0, tokens[1:], length, length - 1)
 
 
 def thin(sequences: Sequences, keep: int) -> Sequences:
@@ -117,26 +127,31 @@ def take(sequences: Sequences, index: np.ndarray) -> Sequences:
     return jax.tree.map(lambda leaf: leaf[index], sequences)
 
 
-def _pair(tokenizer: Tokenizer, prompt: str, target: str) -> tuple[list[int], list[int]]:
-    prompt, target = prompt.rstrip(" "), target.strip()
+def check_pair(prompt: str, target: str) -> None:
+    """Raises DataError where one of the two is empty."""
     for name, text in (("prompt", prompt), ("target", target)):
         if not text.strip():
             raise DataError(f"empty {name}: give the edit some text to work with")
+
+
+def _pair(tokenizer: Tokenizer, prompt: str, target: str) -> tuple[list[int], list[int]]:
+    prompt, target = prompt.rstrip(" "), target.strip()
+    check_pair(prompt, target)
     before, after = list(tokenizer.encode(prompt)), list(tokenizer.encode(" " + target))
     if not before or not after:
         raise DataError(f"no tokens in {_quote(prompt)} or {_quote(target)}: use plain text")
     return before, after
 
 
-def _check_lengths(
-    prompt: str, target: str, before: int, scored: int, beyond: int, max_len: int, max_target: int
+def check_lengths(
+    prompt: str, target: str, *, scored: int, total: int, max_len: int, max_target: int
 ) -> None:
+    """Raises DataError where a pair has more scored tokens, or more in all, than may be."""
     if scored > max_target:
         raise DataError(
             f"target longer than the maximum: {_quote(target)} takes {scored} scored tokens, "
             f"the maximum is {max_target}; raise data.max_target or shorten it"
         )
-    total = before + scored - beyond
     if total > max_len:
         raise DataError(
             f"prompt and target longer than the maximum: {_quote(prompt)} with {_quote(target)} "
@@ -144,7 +159,7 @@ def _check_lengths(
         )
 
 
-def _pad(
+def pad(
     tokenizer: Tokenizer,
     tokens: list[int],
     first: int,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mend_jax.data import encode
+from mend_jax.data.forms import CAUSAL, Form
 from mend_jax.errors import DataError
 from mend_jax.sequences import Sequences
 
@@ -55,7 +56,10 @@ class EncodedRows:
 
 
 def encode_rows(
-    rows: Sequence[Mapping[str, Any]], tokenizer: encode.Tokenizer, lengths: Lengths
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: encode.Tokenizer,
+    lengths: Lengths,
+    form: Form = CAUSAL,
 ) -> EncodedRows:
     """Tokenise every row once; rows that do not fit the lengths are left out and counted.
 
@@ -69,7 +73,7 @@ def encode_rows(
     for number in range(len(rows)):
         row = rows[number]
         try:
-            texts = _encode_row(row, tokenizer, lengths)
+            texts = _encode_row(row, tokenizer, lengths, form)
         except DataError as error:
             dropped[str(error).split(":")[0]] += 1
             example = example or str(error)
@@ -97,15 +101,15 @@ def encode_rows(
 
 
 def _encode_row(
-    row: Mapping[str, Any], tokenizer: encode.Tokenizer, lengths: Lengths
+    row: Mapping[str, Any], tokenizer: encode.Tokenizer, lengths: Lengths, form: Form
 ) -> dict[str, Sequences]:
     size = (lengths.max_len, lengths.max_target)
-    asked = (row["target"], *size, lengths.append_eos)
+    asked = {"append_eos": lengths.append_eos}
     return {
-        "edit": encode.encode_qa(tokenizer, row["prompt"], *asked),
-        "rephrase": encode.encode_qa(tokenizer, row["rephrase"], *asked),
-        "near": encode.encode_near(tokenizer, row["near_prompt"], row["near_answer"], *size),
-        "far": encode.encode_text(tokenizer, row["far"], lengths.far_len),
+        "edit": form.qa(tokenizer, row["prompt"], row["target"], *size, **asked),
+        "rephrase": form.qa(tokenizer, row["rephrase"], row["target"], *size, **asked),
+        "near": form.near(tokenizer, row["near_prompt"], row["near_answer"], *size),
+        "far": form.text(tokenizer, row["far"], lengths.far_len),
     }
 
 

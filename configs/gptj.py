@@ -1,0 +1,14 @@
+"""MEND for GPT-J (6B), with the hyper-parameters of the paper.
+
+Command: python -m mend_jax.main --config=gptj.py
+Hardware (by size, not measured): one accelerator of 40 GB or a TPU slice of 8 chips, bfloat16
+Data here: world facts. Paper (Table 3, Wikitext generation editing):
+edit success .88, perplexity drawdown .031.
+"""
+
+from mend_jax.paper import paper_config
+
+
+def get_config(variant=""):
+    """Variants: "" and "smoke" (a few steps of a small editor)."""
+    return paper_config("EleutherAI/gpt-j-6b", dtype="bfloat16", remat=True, variant=variant)

@@ -1,0 +1,16 @@
+"""MEND for Llama 3 (8B), with the hyper-parameters of the paper.
+
+Command: python -m mend_jax.main --config=llama3_8b.py
+Hardware (by size, not measured): a TPU slice of 8 chips or one accelerator of 40 GB, bfloat16
+Data here: world facts. Not measured: the paper is older
+than the model.
+"""
+
+from mend_jax.paper import paper_config
+
+
+def get_config(variant=""):
+    """Variants: "" and "smoke" (a few steps of a small editor)."""
+    return paper_config(
+        "meta-llama/Meta-Llama-3-8B-Instruct", dtype="bfloat16", remat=True, variant=variant
+    )

@@ -1,0 +1,14 @@
+"""MEND for T5-large v1.1, closed-book QA (770M), with the hyper-parameters of the paper.
+
+Command: python -m mend_jax.main --config=t5_large.py
+Hardware (by size, not measured): one accelerator of 16 GB
+Data here: world facts. The paper shows edits of it as
+examples only (Table 10).
+"""
+
+from mend_jax.paper import paper_config
+
+
+def get_config(variant=""):
+    """Variants: "" and "smoke" (a few steps of a small editor)."""
+    return paper_config("google/t5-large-ssm-nq", last_n_blocks=2, variant=variant)

@@ -1,0 +1,14 @@
+"""MEND for T5-small v1.1, closed-book QA (77M), with the hyper-parameters of the paper.
+
+Command: python -m mend_jax.main --config=t5_small.py
+Hardware (by size, not measured): one accelerator or a CPU
+Data here: world facts. In the paper a row of Table 2
+(memory); its code has the config.
+"""
+
+from mend_jax.paper import paper_config
+
+
+def get_config(variant=""):
+    """Variants: "" and "smoke" (a few steps of a small editor)."""
+    return paper_config("google/t5-small-ssm-nq", last_n_blocks=2, variant=variant)

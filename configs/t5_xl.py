@@ -1,0 +1,16 @@
+"""MEND for T5-XL v1.1, closed-book QA (2.8B), with the hyper-parameters of the paper.
+
+Command: python -m mend_jax.main --config=t5_xl.py
+Hardware (by size, not measured): one accelerator of 32 GB, bfloat16
+Data here: world facts. Paper (Table 3, zsRE question answering):
+edit success .88, accuracy drawdown .001.
+"""
+
+from mend_jax.paper import paper_config
+
+
+def get_config(variant=""):
+    """Variants: "" and "smoke" (a few steps of a small editor)."""
+    return paper_config(
+        "google/t5-xl-ssm-nq", last_n_blocks=2, dtype="bfloat16", remat=True, variant=variant
+    )

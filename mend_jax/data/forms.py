@@ -1,0 +1,121 @@
+"""How a question and its answer become token sequences, for each kind of model.
+
+A causal model reads the answer after the prompt; an encoder-decoder reads the prompt and writes the
+answer; a classifier reads a claim and gives the probability that it is true.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mend_jax.data import encode
+from mend_jax.data.encode import Tokenizer
+from mend_jax.errors import DataError
+from mend_jax.sequences import Sequences
+
+LABELS = ("false", "true")
+
+
+class Form(NamedTuple):
+    """The three encoders of a kind of model; arguments as those of `encode`.
+
+    Attributes:
+      qa: (tokenizer, prompt, target, max_len, max_target, append_eos) -> Sequences, an edit text.
+      near: (tokenizer, prompt, answer, max_len, max_target) -> Sequences, a fact to keep.
+      text: (tokenizer, text, length) -> Sequences, plain text.
+    """
+
+    qa: Callable[..., Sequences]
+    near: Callable[..., Sequences]
+    text: Callable[..., Sequences]
+
+
+CAUSAL = Form(encode.encode_qa, encode.encode_near, encode.encode_text)
+
+
+def form_of(module: Any) -> Form:
+    """The form of a model, by its kind."""
+    if module.kind == "seq2seq":
+        return seq2seq(module.config.decoder_prompt)
+    return {"causal": CAUSAL, "classifier": CLASSIFIER}[module.kind]
+
+
+def seq2seq(start: Sequence[int]) -> Form:
+    """The form of an encoder-decoder whose decoder begins with the tokens `start`.
+
+    The end of text always belongs to the answer where `near` or `text` is scored. Plain text is cut
+    in two: the encoder reads the first half, and the second is scored.
+    """
+
+    def qa(tokenizer, prompt, target, max_len, max_target, append_eos=True):
+        encode.check_pair(prompt, target)
+        source = tokenizer.encode_marked(prompt.rstrip(" "))
+        answer = tokenizer.encode(target.strip())
+        answer = [*answer, tokenizer.eos_id] if append_eos else answer
+        encode.check_lengths(
+            prompt, target, scored=len(answer), total=len(source),
+            max_len=max_len, max_target=max_target,
+        )  # fmt: skip
+        return _pad_pair(tokenizer, source, answer, start, max_len, max_target)
+
+    def text(tokenizer, text, length):
+        ids = tokenizer.encode(text)[:length]
+        half = len(ids) // 2
+        if half < 1:
+            raise DataError(f"text of {len(ids)} tokens, at least 2 are needed: {text[:60]!r}")
+        return _pad_pair(tokenizer, ids[:half], ids[half:], start, length, length - length // 2)
+
+    return Form(qa, functools.partial(qa, append_eos=True), text)
+
+
+def _pad_pair(tokenizer, source, answer, start, max_len, max_target) -> Sequences:
+    """Encoder text and decoder input, every token of the answer scored."""
+    width = len(start) + max_target - 1
+    tokens = [*start, *answer[:-1]]
+    padded = encode.pad(
+        tokenizer, tokens, len(start) - 1, answer, width, max_target
+    )  # fmt: skip
+    ids = np.full(max_len, tokenizer.pad_id, np.int32)
+    ids[: len(source)] = source
+    return padded.replace(source=ids, source_mask=np.arange(max_len) < len(source))
+
+
+def claim(prompt: str, target: str) -> tuple[str, int]:
+    """A claim and its label: the target is "true" or "false", or what completes the claim."""
+    prompt, target = prompt.strip(), target.strip()
+    if target in LABELS:
+        return prompt, LABELS.index(target)
+    return f"{prompt} {target}", LABELS.index("true")
+
+
+def _classify(tokenizer: Tokenizer, text: str, label: int, max_len: int) -> Sequences:
+    ids = tokenizer.encode_marked(text)
+    if len(ids) > max_len:
+        raise DataError(
+            f"prompt and target longer than the maximum: {text[:60]!r} takes {len(ids)} tokens, "
+            f"the maximum is {max_len}; raise data.max_len or shorten it"
+        )
+    padded = encode.pad(tokenizer, ids, 0, [label], max_len, 1)
+    return padded
+
+
+def _classify_pair(tokenizer, prompt, target, max_len, max_target, append_eos=False):
+    del max_target, append_eos
+    encode.check_pair(prompt, target)
+    return _classify(tokenizer, *claim(prompt, target), max_len)
+
+
+def _classify_text(tokenizer, text, length):
+    """Plain text, cut to `length` tokens: only whether the judgement changes matters."""
+    ids = tokenizer.encode_marked(text)
+    ids = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
+    if not ids:
+        raise DataError("an empty text: give some words")
+    return encode.pad(tokenizer, ids, 0, [LABELS.index("true")], length, 1)
+
+
+CLASSIFIER = Form(_classify_pair, _classify_pair, _classify_text)

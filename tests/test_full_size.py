@@ -1,0 +1,89 @@
+"""Every model that configs/ names, at its full size, without allocating it."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from full_sizes import SIZES
+from tiny import random_batch
+
+from mend_jax import models
+from mend_jax.config import load_config
+from mend_jax.editors import make_editor
+from mend_jax.models.params import flatten, stack_trunk
+from mend_jax.objective import meta_loss
+from mend_jax.schema import check
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def parsed(name):
+    """(family, config, experiment config) of a model that configs/ names."""
+    hf, _, _ = SIZES[name]
+    family = models.family_of(hf)
+    return family, models.parse_config(family, hf), load_config(f"{name}.py")
+
+
+def abstract_base(family, config, module):
+    """The nested parameters as shapes in bfloat16."""
+    flat = {s.path: np.broadcast_to(np.float32(0), s.shape) for s in family.tensor_specs(config)}
+
+    def stack(flat):
+        return stack_trunk(flat, module.stacks, xp=jnp)
+
+    return jax.eval_shape(
+        stack, {p: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for p, a in flat.items()}
+    )
+
+
+def test_every_config_is_known_here():
+    names = {p.stem for p in CONFIGS.glob("*.py")} - {"quickstart"}
+    assert names == set(SIZES)
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_config_fits_its_model(name):
+    """The file passes the checks of a run, and its default weights are the paper's list."""
+    family, config, experiment = parsed(name)
+    check(experiment)
+    check(load_config(f"{name}.py:smoke"))
+    assert f"--config={name}.py" in (CONFIGS / f"{name}.py").read_text()
+    n_blocks = experiment.model.last_n_blocks
+    weights = models.choose_weights(family, config, n_blocks)
+    _, _, expected = SIZES[name]
+    stacks = family.MODULE.stack_sizes(config)
+    assert n_blocks == (2 if len(stacks) > 1 else 3)
+    assert {w.name: (w.d_in, w.d_out) for w in weights} == {
+        f"{stack}_{i}/{role}": shape
+        for stack, size in stacks.items()
+        for i in range(size - n_blocks, size)
+        for role, shape in expected.items()
+    }
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_training_step_of_the_full_size_has_the_right_shapes(name):
+    """One meta-gradient of MEND, traced at full size; the parameter count is the published one."""
+    family, config, experiment = parsed(name)
+    weights = models.choose_weights(family, config, experiment.model.last_n_blocks)
+    module = family.MODULE(
+        config, models.n_top_of(family, config, weights), jnp.bfloat16, experiment.model.remat
+    )
+    base = abstract_base(family, config, module)
+    millions = sum(np.prod(a.shape, dtype=np.int64) for a in jax.tree.leaves(base)) / 1e6
+    assert millions == pytest.approx(SIZES[name][1], rel=2e-3)
+    editor = make_editor("mend", experiment.editor.options.to_dict())
+    params, state = jax.eval_shape(lambda: editor.init(jax.random.key(0), weights))
+    loss = functools.partial(meta_loss, editor=editor, model=module, weights=weights)
+    batch = random_batch(0, E=2, kind=module.kind)
+    grads, (metrics, _, edit) = jax.eval_shape(
+        jax.grad(loss, has_aux=True), params, state, base, batch
+    )
+    assert {p: a.shape for p, a in flatten(grads).items()} == {
+        p: a.shape for p, a in flatten(params).items()
+    }
+    assert metrics["loss"].dtype == jnp.float32
+    assert set(edit.deltas) == {w.name for w in weights}
