@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import ml_collections
 
-from mend_jax.errors import ConfigError
+from mend_jax.errors import ConfigError, nearest
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -108,14 +107,6 @@ def flat_keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[s
             yield from flat_keys(value, f"{prefix}{key}.")
         else:
             yield prefix + key
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A "did you mean" clause, or nothing."""
-    last = name.split(".")[-1]
-    close = sorted((k for k in known if k.split(".")[-1] == last), key=len)  # in another group
-    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

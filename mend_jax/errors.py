@@ -1,5 +1,8 @@
 """Named errors: each message says what was wrong, where, and how to mend it."""
 
+import difflib
+from collections.abc import Sequence
+
 
 class MendError(Exception):
     """Base class of every error that mend_jax raises on purpose."""
@@ -23,3 +26,15 @@ class CheckpointError(MendError):
 
 class TrainingError(MendError):
     """Training that cannot go on, such as a loss that is not finite."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A clause " (did you mean ...?)" for the message about a name that is not known, or nothing.
+
+    Dotted names that end alike are near, wherever their group.
+    """
+    last = name.lower().split(".")[-1]
+    close = sorted((k for k in known if k.split(".")[-1] == last), key=len)
+    if not close or len(close) == len(known):  # file names all end in .py
+        close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from mend_jax.config import flat_keys, nearest
-from mend_jax.errors import ConfigError
+from mend_jax.config import flat_keys
+from mend_jax.errors import ConfigError, nearest
 
 
 class Key(NamedTuple):

@@ -65,11 +65,11 @@ CASES = {
         '{"prompt": "x", "target": "y", "rephrases": [""]}',
         r":2: field 'rephrases\[0\]' is empty",
     ),
-    "typing error": ('{"promt": "x", "target": "y"}', ":2: unknown field 'promt'; did you mean"),
-    "capitals": ('{"prompt": "x", "Target": "y"}', ":2: unknown field 'Target'; did you mean 'tar"),
+    "typing error": ('{"promt": "x", "target": "y"}', ":2: unknown field 'promt' .did you mean"),
+    "capitals": ('{"prompt": "x", "Target": "y"}', ":2: unknown field 'Target' .did you mean 'tar"),
     "singular": (
         '{"prompt": "x", "target": "y", "rephrase": []}',
-        ":2: unknown field 'rephrase'; did you mean 'rephrases'",
+        ":2: unknown field 'rephrase' .did you mean 'rephrases'",
     ),
     "far off": (
         '{"prompt": "x", "target": "y", "zzz": 1}',

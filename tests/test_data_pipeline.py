@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mend_jax.data.encode import encode_near, encode_qa, encode_text
-from mend_jax.data.pipeline import Lengths, batches, encode_rows, steps_per_epoch
+from mend_jax.data.pipeline import Lengths, batches, encode_rows
 from mend_jax.errors import DataError
 from mend_jax.sequences import Sequences
 
@@ -214,8 +214,3 @@ def test_sizes_that_do_not_fit_together(options, message):
 def test_rows_need_a_tokenizer():
     with pytest.raises(DataError, match="need a tokenizer"):
         batches(ROWS, edits_per_step=2)
-
-
-def test_steps_per_epoch():
-    assert steps_per_epoch(30, 4, 2) == 3
-    assert len(list(batches(ENCODED, edits_per_step=4, edits_per_batch=2, num_epochs=1))) == 3

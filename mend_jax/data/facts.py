@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mend_jax.errors import DataError
+from mend_jax.errors import DataError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +125,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _make(record: dict[str, Any], where: str) -> Fact:
     for name in record:
         if name not in _FIELDS:
-            raise DataError(f"{where}: unknown field {name!r}; {_nearest(name)}")
+            known = f"the fields are {', '.join(_FIELDS)}"
+            raise DataError(f"{where}: unknown field {name!r}{nearest(name, _FIELDS)}; {known}")
     for name in _REQUIRED:
         if name not in record:
             raise DataError(f"{where}: field {name!r} is missing; add it, as in {_EXAMPLE}")
@@ -137,12 +137,6 @@ def _make(record: dict[str, Any], where: str) -> Fact:
         else:
             values[name] = _text(value, name, where)
     return Fact(**values)
-
-
-def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name.lower(), _FIELDS, n=1, cutoff=0.5)
-    known = f"the fields are {', '.join(_FIELDS)}"
-    return f"did you mean {close[0]!r}? ({known})" if close else known
 
 
 def _text(value: Any, name: str, where: str) -> str:

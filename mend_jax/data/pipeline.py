@@ -188,11 +188,6 @@ def batches(
     return iter(source.to_iter_dataset(options))
 
 
-def steps_per_epoch(rows: int, edits_per_step: int, edits_per_batch: int = 1) -> int:
-    """The number of full steps that `rows` rows give."""
-    return rows // (edits_per_step * edits_per_batch)
-
-
 def _check_sizes(edits: int, facts: int, process_index: int, process_count: int) -> None:
     if min(edits, facts, process_count) < 1:
         raise DataError(

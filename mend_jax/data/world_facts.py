@@ -95,7 +95,8 @@ def build(data_dir: str | os.PathLike[str] | None = None, config: str = "default
       config: `default` or `offline`.
 
     Raises:
-      DataError: an unknown config, or passages that cannot be downloaded.
+      DataError: an unknown config, a folder that cannot be written, or passages that cannot be
+        downloaded.
     """
     _check_config(config)
     top = Path(data_dir) if data_dir is not None else cache_dir() / "datasets"
@@ -103,8 +104,11 @@ def build(data_dir: str | os.PathLike[str] | None = None, config: str = "default
     final = root / "world_facts" / config / VERSION
     if final.is_dir():
         return root
-    root.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=root))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=root))
+    except OSError as e:
+        raise DataError(f"{root} cannot be written ({e}): set data.dir to another folder") from e
     try:
         _prepare(draft, config)
         final.parent.mkdir(parents=True, exist_ok=True)
