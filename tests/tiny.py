@@ -31,6 +31,32 @@ HF = {
         hidden_size=32, num_attention_heads=4, intermediate_size=64, num_labels=1,
     ),
     "llama": dict(model_type="llama", tie_word_embeddings=True, **_LLAMA),
+    "llama3": dict(
+        model_type="llama", tie_word_embeddings=False, rope_theta=1e4, rope_scaling=dict(
+            rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+            original_max_position_embeddings=16,
+        ), **_LLAMA,
+    ),
+    "mistral": dict(model_type="mistral", head_dim=12, sliding_window=4, **_LLAMA),
+    "qwen2": dict(
+        model_type="qwen2", tie_word_embeddings=True, use_sliding_window=True, sliding_window=4,
+        max_window_layers=2, rope_theta=1e6, **_LLAMA,
+    ),
+    "qwen3": dict(
+        model_type="qwen3", head_dim=12, use_sliding_window=True, sliding_window=4, layer_types=[
+            "full_attention", "sliding_attention", "full_attention", "sliding_attention",
+        ], **_LLAMA,
+    ),
+    "gemma2": dict(
+        model_type="gemma2", head_dim=12, query_pre_attn_scalar=9, sliding_window=4,
+        attn_logit_softcapping=2.0, final_logit_softcapping=6.0, **_LLAMA,
+    ),
+    # Norms of heads by 1 + weight make queries and keys twice as long as in the others.
+    "gemma3": dict(
+        model_type="gemma3_text", head_dim=12, query_pre_attn_scalar=144, sliding_window=4,
+        sliding_window_pattern=3, rope_theta=1e6, rope_local_base_freq=100.0,
+        rope_scaling=dict(rope_type="linear", factor=8.0), **_LLAMA,
+    ),
 }  # fmt: skip
 """One small Hugging Face config for each shape of model that is supported."""
 

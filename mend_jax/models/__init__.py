@@ -7,11 +7,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from mend_jax.errors import ConfigError, WeightsError
-from mend_jax.models import bert, gpt2, gpt_neo, gptj, llama
+from mend_jax.models import bert, gemma, gpt2, gpt_neo, gptj, llama, qwen
 from mend_jax.models.base import TensorSpec
 from mend_jax.models.params import BLOCK
 
-_FAMILIES: tuple[ModuleType, ...] = (gpt2, gpt_neo, gptj, llama, bert)
+_FAMILIES: tuple[ModuleType, ...] = (gpt2, gpt_neo, gptj, llama, qwen, gemma, bert)
 
 
 class WeightSpec(NamedTuple):
@@ -44,7 +44,10 @@ def family_of(hf_config: dict[str, Any]) -> ModuleType:
         if model_type in family.MODEL_TYPES:
             return family
     known = sorted(t for family in _FAMILIES for t in family.MODEL_TYPES)
-    raise WeightsError(f"config.json: model_type {model_type!r} is not supported; known: {known}")
+    hint = "; save its language model alone and give that" if "text_config" in hf_config else ""
+    raise WeightsError(
+        f"config.json: model_type {model_type!r} is not supported; known: {known}{hint}"
+    )
 
 
 def parse_config(family: ModuleType, hf_config: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from mend_jax.models.layers import EditableDense
+from mend_jax.models.layers import EditableDense, soft_cap
 
 Cache = dict[str, Any]
 Layer = Mapping[str, Any]  # per-layer constants, such as the window of local attention
@@ -118,7 +118,7 @@ def attention(
 
     Args:
       scale: of the scores; by default K^-1/2.
-      softcap: c > 0 bounds the scores smoothly, c tanh(score / c) (Gemma 2).
+      softcap: c > 0 bounds the scores, see `layers.soft_cap`.
       bias: float32[B or 1, H, T, S], added to the scores.
     """
     B, T, H, K = q_BxTxHxK.shape
@@ -126,8 +126,7 @@ def attention(
     q = q_BxTxHxK.reshape(B, T, G, H // G, K)
     scores = jnp.einsum("btgnk,bsgk->bgnts", q, k_BxSxGxK, preferred_element_type=jnp.float32)
     scores = scores * (K**-0.5 if scale is None else scale)
-    if softcap:
-        scores = softcap * jnp.tanh(scores / softcap)
+    scores = soft_cap(scores, softcap)
     if bias is not None:
         bias = jnp.broadcast_to(bias, (B, *bias.shape[1:]))
         scores = scores + bias.reshape(B, G, H // G, *bias.shape[2:]).astype(jnp.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -25,7 +26,7 @@ class TensorSpec:
       hf: Hugging Face tensor name, e.g. `model.layers.3.mlp.up_proj.weight`.
       transpose: True where Hugging Face stores the kernel as [d_out, d_in].
       gguf: GGUF tensor name, e.g. `blk.3.ffn_up.weight`, or None if the family has no GGUF map.
-      gguf_rope_heads: > 0 for the query and key kernels of families whose GGUF rows are reordered
+      gguf_rope_heads: > 0 for the queries and keys of families whose GGUF rows are reordered
         for interleaved rotary pairs; the number of heads in this tensor.
     """
 
@@ -156,6 +157,36 @@ def window_layers(windows: tuple[int, ...]) -> dict[str, np.ndarray]:
     return {"window": np.asarray([w or NO_WINDOW for w in windows], np.int32)}
 
 
+def windows_by_type(types: Sequence[str], window: int | None, n_layer: int) -> tuple[int, ...]:
+    """How far back each block looks, by its entry in a config's `layer_types`.
+
+    Raises:
+      ValueError: a kind of layer that is not known, too many or too few of them, or layers with a
+        window in a config without one.
+    """
+    sizes = {"full_attention": 0, "sliding_attention": window}
+    unknown = sorted(set(types) - set(sizes))
+    if unknown:
+        raise ValueError(f"layer_types {unknown} are not supported; known: {sorted(sizes)}")
+    if len(types) != n_layer:
+        raise ValueError(f"there are {len(types)} layer_types for {n_layer} layers")
+    if "sliding_attention" in types and not window:
+        raise ValueError(f"layer_types has sliding_attention, but the sliding window is {window}")
+    return tuple(sizes[kind] for kind in types)
+
+
+def require(hf: Mapping[str, Any], *names: str) -> None:
+    """KeyError for the first of these fields that a config lacks."""
+    for name in names:
+        if name not in hf:
+            raise KeyError(name)
+
+
+def without_gguf(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """The tensors of a family whose GGUF files are not read, from those of one that it extends."""
+    return [dataclasses.replace(spec, gguf=None, gguf_rope_heads=0) for spec in specs]
+
+
 def linear_specs(
     ours: str,
     theirs: str,
@@ -175,7 +206,11 @@ def linear_specs(
     ]
     if bias:
         name = gguf and f"{gguf}.bias"
-        specs.append(TensorSpec(f"{ours}/bias", (d_out,), f"{theirs}.bias", gguf=name))
+        specs.append(
+            TensorSpec(
+                f"{ours}/bias", (d_out,), f"{theirs}.bias", False, name, gguf_rope_heads
+            )
+        )  # fmt: skip
     return specs
 
 

@@ -48,6 +48,14 @@ def along_last(vector: jax.Array, like: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+    """cap tanh(x / cap), which keeps x within (-cap, cap) smoothly; x itself where cap is 0.
+
+    From Gemma 2 (Gemma team 2024, arXiv:2408.00118, section 2).
+    """
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
 class EditableDense(nn.Module):
     """y = x W (+ b), the one matmul class of every family; W is [d_in, d_out].
 

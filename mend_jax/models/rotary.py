@@ -4,16 +4,65 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-SCALINGS = ("default", "linear", "llama3")
+_TRAINED = "original_max_position_embeddings"
+SCALINGS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", _TRAINED),
+}
+"""The numbers that each scaling of the frequencies takes."""
 
 
-def inverse_frequencies(width: int, theta: float, scaling: Mapping[str, Any] | None = None):
+class Rope(NamedTuple):
+    """How positions turn a head, in a hashable form.
+
+    Attributes:
+      theta: the base of the frequencies.
+      scaling: pairs of what `inverse_frequencies` takes as scaling; () for none.
+    """
+
+    theta: float = 10000.0
+    scaling: tuple[tuple[str, Any], ...] = ()
+
+    def inverse(self, width: int) -> np.ndarray:
+        """float32[width / 2], radians a position."""
+        return inverse_frequencies(width, self.theta, dict(self.scaling))
+
+
+def rope_from_hf(hf: Mapping[str, Any]) -> Rope:
+    """The rotary settings of a Hugging Face config, in either spelling.
+
+    Older files have `rope_theta` and, where frequencies are scaled, `rope_scaling`; newer ones
+    (transformers 5) have all of it in `rope_parameters`.
+
+    Raises:
+      ValueError: settings for each kind of layer, rotation of a part of the head only, a scaling
+        that is not known, or one that lacks a number.
+    """
+    given = dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
+    if any(isinstance(value, Mapping) for value in given.values()):
+        raise ValueError("rope_parameters for each kind of layer are not supported for this model")
+    part = given.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0
+    if part != 1.0:
+        raise ValueError(f"partial_rotary_factor {part} is not supported for this model")
+    theta = float(given.get("rope_theta") or hf.get("rope_theta") or Rope().theta)
+    kind = given.get("rope_type", given.get("type", "default"))
+    given[_TRAINED] = given.get(_TRAINED) or hf["max_position_embeddings"]
+    numbers = [(name, given[name]) for name in SCALINGS.get(kind, ()) if name in given]
+    rope = Rope(theta, (("rope_type", kind), *numbers) if kind != "default" else ())
+    rope.inverse(2)  # refuses what it does not know
+    return rope
+
+
+def inverse_frequencies(
+    width: int, theta: float, scaling: Mapping[str, Any] | None = None
+) -> np.ndarray:
     """float32[width / 2], radians a position.
 
     Args:
@@ -41,7 +90,7 @@ def inverse_frequencies(width: int, theta: float, scaling: Mapping[str, Any] | N
 
 
 def _llama3(frequencies: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
-    trained = scaling["original_max_position_embeddings"]
+    trained = scaling[_TRAINED]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     waves = trained * frequencies / (2 * math.pi)  # turns within the trained context
     kept = np.clip((waves - low) / (high - low), 0.0, 1.0)
