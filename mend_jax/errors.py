@@ -5,7 +5,13 @@ from collections.abc import Sequence
 
 
 class MendError(Exception):
-    """Base class of every error that mend_jax raises on purpose."""
+    """Base class of every error that mend_jax raises on purpose.
+
+    Attributes:
+      exit_status: what a command that ends with it returns.
+    """
+
+    exit_status = 2
 
 
 class ConfigError(MendError):
@@ -26,6 +32,12 @@ class CheckpointError(MendError):
 
 class TrainingError(MendError):
     """Training that cannot go on, such as a loss that is not finite."""
+
+
+class Preempted(MendError):
+    """A run was asked to stop and has saved its state; the same command goes on with it."""
+
+    exit_status = 143
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from mend_jax import metrics
+from mend_jax.distributed import gather
 from mend_jax.editors.base import EditTransform
 from mend_jax.forward import make_problem
 from mend_jax.language_model import LanguageModel
@@ -36,7 +37,7 @@ def collect(
     parts: dict[tuple[str, str], list[np.ndarray]], scores: Mapping[str, Any], valid: np.ndarray
 ) -> None:
     """Appends a batch's scores [E, n] to `parts`, rows that only fill up the batch left out."""
-    for name, group in jax.device_get(scores).items():
+    for name, group in gather(scores).items():
         for key, values in group.items():
             parts.setdefault((name, key), []).append(np.asarray(values)[valid])
 
@@ -55,7 +56,7 @@ def validate(
     for batch in batches:
         sets = locality_sets(batch)
         _, scores = scorer(params, state, model.params, shard_batch(mesh, texts_of(batch)))
-        collect(parts, scores, np.asarray(batch["valid"]))
+        collect(parts, scores, gather(np.asarray(batch["valid"])))
     scores = join(parts)
     found = {f"{name}_exact": float(scores[name, "exact"].mean()) for name in ASKED}
     by_set = {name: metrics.locality_summary(scores, name) for name in sets}
@@ -102,15 +103,16 @@ def evaluate(
     sets: list[str] = []
     for batch in batches:
         sets = locality_sets(batch)
-        valid, texts = np.asarray(batch["valid"]), shard_batch(mesh, texts_of(batch))
+        valid, numbered = gather((np.asarray(batch["valid"]), np.asarray(batch["index"])))
+        texts = shard_batch(mesh, texts_of(batch))
         edit, scores = scorer(params, state, model.params, texts)
         collect(parts, scores, valid)
-        index = np.asarray(batch["index"])[valid].tolist()
+        index = numbered[valid].tolist()
         generated = {}
         names = (*ASKED, *sets[:1])
         for suffix, under in (("", edit), ("_before", None)):
             written = write(model.params, [texts[name] for name in names], under)
-            for name, ids in zip(names, jax.device_get(written), strict=True):
+            for name, ids in zip(names, gather(written), strict=True):
                 generated[name + suffix] = [model.decode_answer(row) for row in ids[valid]]
         for i, number in enumerate(index):
             answers.append({name: values[i] for name, values in generated.items()})
@@ -215,10 +217,11 @@ def time_edits(
         problem = make_problem(model.module, base, model.weights, seqs)
         return editor.edit(params, state, problem, False)[0]
 
-    n = batch["edit"].lead[0]
+    edits = gather(batch["edit"])
+    n = edits.lead[0]
     seconds = []
     for i in range(repeats + 1):
-        one = jax.tree.map(lambda a, at=i % n: a[at : at + 1], batch["edit"])
+        one = jax.tree.map(lambda a, at=i % n: a[at : at + 1], edits)
         began = time.perf_counter()
         jax.block_until_ready(make(params, state, model.params, one))
         seconds.append(time.perf_counter() - began)

@@ -20,9 +20,10 @@ from mend_jax.data.pipeline import EncodedRows, Lengths, batches, encode_rows
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.language_model import LanguageModel, load_model
-from mend_jax.mesh import batch_axis_size, make_mesh, replicate
+from mend_jax.mesh import batch_axis_size, make_mesh
 from mend_jax.optimizer import make_optimizer
 from mend_jax.schema import check
+from mend_jax.sharding import EDITOR_RULES, place
 from mend_jax.train import TrainState, init_state
 
 Row = Mapping[str, Any]
@@ -62,8 +63,10 @@ class Experiment:
         }
 
     def fresh_state(self) -> TrainState:
-        return replicate(
-            self.mesh, new_state(self.config, self.editor, self.tx, self.model.weights)
+        return place(
+            self.mesh,
+            new_state(self.config, self.editor, self.tx, self.model.weights),
+            EDITOR_RULES,
         )
 
     def subset(self, split: Split, count: int) -> Split:
@@ -131,7 +134,7 @@ def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransfor
     )
 
 
-def build_model(config: ml_collections.ConfigDict) -> LanguageModel:
+def build_model(config: ml_collections.ConfigDict, mesh: Any = None) -> LanguageModel:
     c = config.model
     return load_model(
         c.spec,
@@ -139,6 +142,7 @@ def build_model(config: ml_collections.ConfigDict) -> LanguageModel:
         edit_roles=c.edit_roles,
         dtype=c.dtype,
         remat=c.remat,
+        mesh=mesh,
     )
 
 
@@ -175,8 +179,7 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
                 f"{where}.edits_per_step is {per_step}, not a multiple of the "
                 f"{batch_axis_size(mesh)} ways that the mesh splits edits (mesh.data x mesh.fsdp)"
             )
-    model = build_model(config)
-    model = dataclasses.replace(model, params=replicate(mesh, model.params))
+    model = build_model(config, mesh)
     dataset = data.load(config.data.name, config.data.dir or None)
     c, lengths = config.data, lengths_of(config)
     needed = max(lengths.max_len + config.eval.max_new_tokens, lengths.far_len)

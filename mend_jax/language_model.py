@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, overload
 
@@ -17,9 +17,10 @@ from mend_jax.data.forms import LABELS
 from mend_jax.edits import Edit, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.models import WeightSpec, editable_weights
-from mend_jax.models.base import EditableModel, Inputs
+from mend_jax.models.base import EditableModel, Inputs, TensorSpec
 from mend_jax.models.generate import generate
-from mend_jax.models.params import stack_trunk
+from mend_jax.models.params import nest, stack_trunk, stacked_paths
+from mend_jax.sharding import flat_shardings
 from mend_jax.tokenizer import Tokenizer, load_tokenizer
 
 _BUCKET = 16  # prompts are padded to a multiple of this many tokens, so few shapes are compiled
@@ -176,6 +177,7 @@ def load_model(
     edit_roles: Sequence[str] = (),
     dtype: str = "float32",
     remat: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> LanguageModel:
     """Loads base weights and tokenizer.
 
@@ -187,6 +189,8 @@ def load_model(
         the family's MLP matrices.
       dtype: of base weights and activations, "float32" or "bfloat16".
       remat: recompute each block's activations in a backward pass instead of keeping them.
+      mesh: where the weights go, as `sharding.BASE_RULES` say; every device reads its own slices
+        from the files. None: whole, on the first device.
 
     Raises:
       WeightsError: naming every tensor that is unknown, missing or misshapen.
@@ -198,13 +202,9 @@ def load_model(
     family = models.family_of(hf_config)
     config = models.parse_config(family, hf_config)
     weights = models.choose_weights(family, config, last_n_blocks, edit_roles)
-    flat = hub.read_tensors(
-        source, family.tensor_specs(config), DTYPES[dtype], family.TIED, family.IGNORE
-    )
-    fingerprint = hub.fingerprint(flat)
-    n_top = models.n_top_of(family, config, weights)
-    module = family.MODULE(config, n_top, DTYPES[dtype], remat)
-    params = jax.tree.map(jnp.asarray, stack_trunk(flat, module.stacks))
+    module = family.MODULE(config, models.n_top_of(family, config, weights), DTYPES[dtype], remat)
+    reading = (source, family.tensor_specs(config), DTYPES[dtype], family.TIED, family.IGNORE)
+    params, fingerprint = _read(module, *reading, mesh=mesh)
     return LanguageModel(
         spec=spec,
         family=family,
@@ -215,3 +215,35 @@ def load_model(
         tokenizer=load_tokenizer(source),
         fingerprint=fingerprint,
     )
+
+
+def _read(
+    module: EditableModel,
+    source: hub.Source,
+    specs: Sequence[TensorSpec],
+    dtype: Any,
+    tied: Mapping[str, str],
+    ignore: Sequence[str],
+    *,
+    mesh: jax.sharding.Mesh | None,
+) -> tuple[dict[str, Any], str]:
+    """Nested parameters and the fingerprint of the flat ones."""
+    if mesh is None or mesh.size == 1:
+        flat = hub.read_tensors(source, specs, dtype, tied, ignore)
+        device = None if mesh is None else mesh.devices.item()
+        params = jax.tree.map(
+            lambda a: jax.device_put(a, device), stack_trunk(flat, module.stacks)
+        )  # fmt: skip
+        return params, hub.fingerprint(flat)
+    shapes = {spec.path: spec.shape for spec in specs}
+    sources = stacked_paths(shapes, module.stacks)
+    placed = {
+        path: shapes[s] if isinstance(s, str) else (len(s), *shapes[s[0]])
+        for path, s in sources.items()
+    }
+    shardings = flat_shardings(mesh, placed)
+    arrays = hub.read_sharded(
+        source, specs, {p: hub.Placement(s, shardings[p]) for p, s in sources.items()},
+        dtype, tied, ignore,
+    )  # fmt: skip
+    return nest(arrays), hub.fingerprint_files(source, specs, dtype, tied, ignore)

@@ -47,17 +47,23 @@ def parse(argv: Sequence[str]):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0 when the run is finished, 2 for an error that the message explains."""
+    """The command; 0 when the run is finished, 2 for an error that the message explains.
+
+    143 when it was asked to stop (SIGTERM, or a pod's preemption notice) and saved its state.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every step without a score
     try:
         config, workdir, name = parse(sys.argv[1:] if argv is None else argv)
-        from mend_jax.run import train_and_evaluate  # after the flags: importing jax takes seconds
+        from mend_jax import distributed  # after the flags: importing jax takes seconds
+
+        distributed.initialize()
+        from mend_jax.run import train_and_evaluate
 
         train_and_evaluate(config, workdir, name)
     except MendError as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        return 2
+        return e.exit_status
     return 0
 
 

@@ -33,11 +33,6 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def replicate(mesh: Mesh, tree: Any) -> Any:
-    """The tree on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
-
-
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
     """This process's part of a batch as global arrays, the edits split over `data` (and `fsdp`)."""
     sharding = NamedSharding(mesh, P(("data", "fsdp")))

@@ -15,14 +15,15 @@ from typing import Any
 import jax
 import ml_collections
 
-from mend_jax import checkpoint, report
+from mend_jax import checkpoint, distributed, report
 from mend_jax import config as configs
 from mend_jax.editors import make_editor
 from mend_jax.errors import CheckpointError, ConfigError
 from mend_jax.evaluate import evaluate, make_scorer, peak_memory_bytes, time_edits, validate
 from mend_jax.experiment import Experiment, open_experiment
-from mend_jax.mesh import batch_axis_size, replicate
+from mend_jax.mesh import batch_axis_size
 from mend_jax.models.params import count
+from mend_jax.sharding import EDITOR_RULES, place
 from mend_jax.train import (
     Plan,
     Record,
@@ -49,15 +50,16 @@ def train_and_evaluate(
         not finite, with the last good state kept.
     """
     began = time.monotonic()
-    if jax.process_count() > 1:
-        raise ConfigError(f"{jax.process_count()} processes: runs are of one process so far")
+    distributed.agree("config", configs.to_json(config).splitlines())
+    distributed.agree("code", distributed.code_lines())
     workdir = prepare(Path(workdir))
     finished = read_results(workdir)
     if finished is not None:
         theirs = {"config": finished["config"]}
         checkpoint.refuse_other_run(theirs, {"config": configs.plain(config)}, workdir)
-        say(f"{workdir} is finished: writing its report again")
-        report.write(workdir)
+        if distributed.is_writer():
+            say(f"{workdir} is finished: writing its report again")
+            report.write(workdir)
         return finished
 
     experiment = open_experiment(config)
@@ -92,6 +94,8 @@ def train_and_evaluate(
         "seconds_total": time.monotonic() - began,
     }
     results["eval"]["peak_memory_bytes"] = peak_memory_bytes()
+    if not distributed.is_writer():
+        return results
     write_json(workdir / "examples.json", examples)
     write_json(workdir / "results.json", results)
     page = report.write(workdir)
@@ -104,8 +108,9 @@ def prepare(workdir: Path) -> Path:
     """Makes the folder and refuses one that cannot be written, before hours are spent."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_text(workdir / ".writable", "")
-        (workdir / ".writable").unlink()
+        probe = workdir / f".writable-{jax.process_index()}"
+        write_text(probe, "")
+        probe.unlink()
     except OSError as e:
         raise ConfigError(f"--workdir {workdir} cannot be written ({e}); choose another") from e
     return workdir
@@ -125,13 +130,13 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
 def train_editor(experiment: Experiment, workdir: Path, manager: Any) -> tuple[TrainState, Record]:
     """Trains from where the folder stands; returns the best state by validation loss."""
     c = experiment.config
-    log = JsonLines(workdir / "metrics.jsonl")
+    log = JsonLines(workdir / "metrics.jsonl", distributed.is_writer())
     batches = experiment.train_batches()
     mine = experiment.identity()
     state, record = resume(manager, experiment.fresh_state(), batches, mine)
-    state = replicate(experiment.mesh, state)
-    write_text(workdir / "config.json", configs.to_json(c) + "\n")
-    log.rewind(int(state.step))
+    if distributed.is_writer():
+        write_text(workdir / "config.json", configs.to_json(c) + "\n")
+        log.rewind(int(state.step))
     if not experiment.editor.trainable or c.train.steps == 0:
         if manager.latest_step() is None:  # so that Editor.restore finds it
             checkpoint.save(manager, 0, state, mine, None)
@@ -152,13 +157,15 @@ def train_editor(experiment: Experiment, workdir: Path, manager: Any) -> tuple[T
             experiment.editor, experiment.tx, model=experiment.model.module,
             weights=experiment.model.weights, c_loc=c.train.c_loc, both_ways=c.train.both_ways,
             c_edit=success_weight(c.train.c_edit_start, c.train.c_edit, c.train.steps),
+            shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
         )  # fmt: skip
         plan = Plan(**{f.name: c.train[f.name] for f in dataclasses.fields(Plan)})
-        state = train(
-            state, experiment.model.params, batches, mesh=experiment.mesh, plan=plan,
-            train_step=step, validate=validate_state, manager=manager, meta=mine, record=record,
-            log=log,
-        )  # fmt: skip
+        with distributed.StopRequest() as stop:
+            state = train(
+                state, experiment.model.params, batches, mesh=experiment.mesh, plan=plan,
+                train_step=step, validate=validate_state, manager=manager, meta=mine,
+                record=record, log=log, stop=stop,
+            )  # fmt: skip
     if record.best_step not in (0, int(state.step)):
         state = checkpoint.restore_state(manager, record.best_step, state)
     return state, record
@@ -187,7 +194,7 @@ def evaluate_baseline(experiment: Experiment, name: str, options: Any) -> dict[s
 
 def _evaluate(experiment, split, editor, params, state, per_step, n_examples, name):
     c = experiment.config
-    params, state = (replicate(experiment.mesh, tree) for tree in (params, state))
+    params, state = (place(experiment.mesh, tree, EDITOR_RULES) for tree in (params, state))
     ways = batch_axis_size(experiment.mesh)
     per_step = -(-per_step // ways) * ways
     found, examples = evaluate(
@@ -237,4 +244,5 @@ def headline(results: dict[str, Any]) -> str:
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if distributed.is_writer():
+        print(text, file=sys.stderr, flush=True)

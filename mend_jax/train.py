@@ -17,8 +17,9 @@ import numpy as np
 import optax
 
 from mend_jax import checkpoint
+from mend_jax.distributed import StopRequest
 from mend_jax.editors.base import EditTransform
-from mend_jax.errors import TrainingError
+from mend_jax.errors import Preempted, TrainingError
 from mend_jax.mesh import shard_batch
 from mend_jax.objective import meta_loss, texts_of
 from mend_jax.writers import JsonLines, Progress
@@ -63,10 +64,12 @@ def make_train_step(
     c_edit: Callable[[jax.Array], jax.Array],
     c_loc: float,
     both_ways: bool = False,
+    shardings: Any = None,
 ) -> TrainStep:
     """The jitted step (state, base, batch, number) -> (state, metrics); it reuses the old state.
 
     `c_edit` gives the weight of success by the number of the step; see `objective.meta_loss`.
+    `shardings` says where the new state lies, like the old one; None leaves it to the compiler.
 
     Where the loss or the gradient is not finite the state stays as it was and metrics["finite"] is
     0. So it does when `number` is not the next step's: steps that were dispatched before the host
@@ -76,7 +79,7 @@ def make_train_step(
         meta_loss, editor=editor, model=model, weights=weights, c_loc=c_loc, both_ways=both_ways
     )
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def train_step(state: TrainState, base: Any, batch: Batch, number: jax.Array):
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (metrics, editor_state, _)), grads = grad_fn(
@@ -157,6 +160,7 @@ def train(
     meta: Mapping[str, Any],
     record: Record,
     log: JsonLines,
+    stop: StopRequest,
 ) -> TrainState:
     """Trains to `plan.steps` or to early stopping; checkpoints hold all that a resume needs.
 
@@ -167,6 +171,7 @@ def train(
       TrainingError: a loss or gradient that is not finite; names the step and the rows, after
         writing the last good state with the data position before those rows. Or a validation loss
         that is not finite.
+      Preempted: a stop was requested; the state after the last step is saved.
     """
     start = int(state.step)
     progress = Progress("train", plan.steps, start)
@@ -230,6 +235,14 @@ def train(
             save(step, None, position())
         if record.stopped:
             break
+        if stop.at(step) and step < plan.steps:
+            settle()
+            if step not in manager.all_steps():
+                save(step, None, position())
+            raise Preempted(
+                f"asked to stop: the state after step {step} of {plan.steps} is saved in "
+                f"{manager.directory}; run the same command again to go on"
+            )
     settle()
     return state
 

@@ -46,10 +46,13 @@ def _finite(value: Any) -> Any:
 
 
 class JsonLines:
-    """metrics.jsonl: append-only, one JSON object a line, each with a `step`."""
+    """metrics.jsonl: append-only, one JSON object a line, each with a `step`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Only one of many processes is the `writer`; for the others appending does nothing.
+    """
+
+    def __init__(self, path: Path, writer: bool = True) -> None:
+        self.path, self.writer = path, writer
 
     def rewind(self, step: int) -> None:
         """Forgets lines after `step` (and a half-written last line), for an exact resume."""
@@ -57,6 +60,8 @@ class JsonLines:
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def append(self, line: dict[str, Any]) -> None:
+        if not self.writer:
+            return
         with self.path.open("a", encoding="utf-8") as f:
             f.write(json.dumps(line) + "\n")
 

@@ -9,9 +9,10 @@ import pytest
 from tiny import random_batch, tiny
 
 from mend_jax.editors import make_editor
-from mend_jax.mesh import make_mesh, replicate, shard_batch
+from mend_jax.mesh import make_mesh, shard_batch
 from mend_jax.objective import meta_loss
 from mend_jax.optimizer import make_optimizer
+from mend_jax.sharding import BASE_RULES, EDITOR_RULES, place
 from mend_jax.train import Record, init_state, make_train_step, success_weight
 
 
@@ -47,10 +48,10 @@ def step_of(mesh_sizes, accumulate=1, clip=100.0, layer_lr_lr=1e-2):
     step = make_train_step(
         editor, tx, model=module, weights=weights, c_edit=success_weight(0.1, 0.1, 10), c_loc=1.0
     )
-    state = replicate(mesh, init_state(editor, weights, tx, 0))
+    state = place(mesh, init_state(editor, weights, tx, 0), EDITOR_RULES)
     before = jax.tree.map(np.array, state)
     batch = shard_batch(mesh, random_batch(0, E=8))
-    after, metrics = step(state, replicate(mesh, base), batch, np.int32(1))
+    after, metrics = step(state, place(mesh, base, BASE_RULES), batch, np.int32(1))
     return before, jax.tree.map(np.array, after), jax.tree.map(float, metrics)
 
 

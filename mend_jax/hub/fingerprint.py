@@ -5,9 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from mend_jax.hub.matching import match
+from mend_jax.hub.source import Source
+from mend_jax.hub.tensors import read_whole
+from mend_jax.models.base import TensorSpec
 
 
 def fingerprint(flat: Mapping[str, np.ndarray]) -> str:
@@ -20,13 +25,38 @@ def fingerprint(flat: Mapping[str, np.ndarray]) -> str:
       16 hex digits; the same on every machine and in every process, different as soon as one
       element, name, shape or type differs.
     """
-    names = sorted(flat)
+    names = list(flat)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = list(pool.map(lambda name: _digest(flat[name]), names))
+    return _combine(dict(zip(names, digests, strict=True)))
+
+
+def fingerprint_files(
+    source: Source,
+    specs: Sequence[TensorSpec],
+    dtype: np.typing.DTypeLike = np.float32,
+    tied: Mapping[str, str] | None = None,
+    ignore: Sequence[str] = (),
+) -> str:
+    """`fingerprint(read_tensors(...))` with one tensor in memory at a time.
+
+    Raises:
+      WeightsError: as `read_tensors`.
+    """
+    is_gguf, dtype = source.kind == "gguf", np.dtype(dtype)
+    return _combine(
+        {
+            spec.path: _digest(read_whole(spec, tensor, dtype, is_gguf))
+            for spec, tensor in match(source, specs, tied, ignore)
+        }
+    )
+
+
+def _combine(digests: Mapping[str, bytes]) -> str:
     total = hashlib.sha256()
-    for name, digest in zip(names, digests, strict=True):
+    for name in sorted(digests):
         encoded = name.encode()
-        total.update(len(encoded).to_bytes(8, "little") + encoded + digest)
+        total.update(len(encoded).to_bytes(8, "little") + encoded + digests[name])
     return total.hexdigest()[:16]
 
 

@@ -45,19 +45,29 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def stack_trunk(flat: Mapping[str, Any], stacks: Iterable[Stack], xp: Any = np) -> dict[str, Any]:
     """Flat parameters -> the nested tree of a model whose trunk blocks are stacked."""
+    return nest(
+        {
+            path: flat[source] if isinstance(source, str) else xp.stack([flat[p] for p in source])
+            for path, source in stacked_paths(flat, stacks).items()
+        }
+    )
+
+
+def stacked_paths(
+    paths: Iterable[str], stacks: Iterable[Stack]
+) -> dict[str, str | tuple[str, ...]]:
+    """Path in the nested tree -> the flat path it holds, or those that it stacks, in order."""
     n_trunk = {stack.name: stack.n_trunk for stack in stacks}
-    rest, columns = {}, {}
-    for path, leaf in flat.items():
+    found: dict[str, str | tuple[str, ...]] = {}
+    for path in paths:
         match = BLOCK.fullmatch(path)
         if match and int(match[2]) < n_trunk[match[1]]:
-            columns.setdefault((match[1], match[3]), {})[int(match[2])] = leaf
+            name, suffix = match[1], match[3]
+            members = (f"{name}_{i}/{suffix}" for i in range(n_trunk[name]))
+            found[f"{trunk_name(name)}/{suffix}"] = tuple(members)
         else:
-            rest[path] = leaf
-    stacked = {
-        f"{trunk_name(name)}/{suffix}": xp.stack([column[i] for i in range(n_trunk[name])])
-        for (name, suffix), column in columns.items()
-    }
-    return nest({**rest, **stacked})
+            found[path] = path
+    return found
 
 
 def unstack_trunk(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,144 @@
+"""Many processes as one program: joining, agreeing, gathering, and stopping together.
+
+A run is started by the same command on every host. Process 0 writes logs and reports; checkpoints
+are written by all. With one process everything here costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mend_jax.errors import ConfigError
+
+COORDINATOR, COUNT, INDEX = "MEND_COORDINATOR", "MEND_NUM_PROCESSES", "MEND_PROCESS_ID"
+
+
+def initialize() -> None:
+    """Joins this process to the others; must be the first use of JAX.
+
+    On a TPU pod slice the hosts are found by themselves. Elsewhere the environment tells:
+    MEND_COORDINATOR (host:port of process 0), MEND_NUM_PROCESSES and MEND_PROCESS_ID, as
+    launch/local_pod.sh sets them. Without either the program is one process.
+
+    Raises:
+      ConfigError: some of the three are missing or are not numbers.
+    """
+    found = {name: os.environ.get(name) for name in (COORDINATOR, COUNT, INDEX)}
+    if any(found.values()):
+        missing = [name for name, value in found.items() if not value]
+        if missing:
+            raise ConfigError(f"{missing} not set, though others are: set all of {list(found)}")
+        try:
+            count, index = int(found[COUNT]), int(found[INDEX])
+        except ValueError as e:
+            raise ConfigError(f"{COUNT} and {INDEX} must be whole numbers: {e}") from e
+        if not 0 <= index < count:
+            raise ConfigError(f"{INDEX} is {index}: give 0 to {count - 1}")
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(found[COORDINATOR], count, index)
+    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()
+
+
+def is_writer() -> bool:
+    """Whether this process writes what there is one of: logs, results, the report."""
+    return jax.process_index() == 0
+
+
+def gather(tree: Any) -> Any:
+    """Global arrays, or each process's part of one, as whole numpy arrays on every process.
+
+    numpy arrays are parts (stacked along the first axis in the order of the processes).
+    """
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(
+        np.asarray, multihost_utils.process_allgather(tree, tiled=True)
+    )  # fmt: skip
+
+
+def agree(what: str, lines: list[str]) -> None:
+    """Stops every process where one of them has other lines than process 0.
+
+    Args:
+      what: what the lines describe, e.g. "config".
+      lines: one statement each, compared by position.
+
+    Raises:
+      ConfigError: on all processes; names each process that differs, and on those that do, how.
+    """
+    if jax.process_count() == 1:
+        return
+    digest = hashlib.sha256("\n".join(lines).encode()).digest()
+    mine = np.frombuffer(digest, np.uint8)
+    everyone = np.asarray(multihost_utils.process_allgather(mine))
+    others = [i for i, one in enumerate(everyone) if not np.array_equal(one, everyone[0])]
+    if not others:
+        return
+    first = _broadcast_text("\n".join(lines)).splitlines()
+    here = jax.process_index()
+    theirs, ours = sorted(set(first) - set(lines)), sorted(set(lines) - set(first))
+    how = f": process 0 has {theirs}, process {here} has {ours}" if here in others else ""
+    raise ConfigError(
+        f"the {what} of process {', '.join(map(str, others))} differs from that of process 0{how}; "
+        "start the same code with the same flags on every host"
+    )
+
+
+def _broadcast_text(text: str) -> str:
+    """The text of process 0, on every process."""
+    size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text.encode()), np.int32)))
+    data = np.zeros(size, np.uint8)
+    if jax.process_index() == 0:
+        data = np.frombuffer(text.encode(), np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(data))).decode()
+
+
+def code_lines() -> list[str]:
+    """`path digest` of every source file of the library."""
+    root = Path(__file__).parent
+    return [
+        f"{p.relative_to(root)} {hashlib.sha256(p.read_bytes()).hexdigest()[:12]}"
+        for p in sorted(root.rglob("*.py"))
+    ]
+
+
+class StopRequest:
+    """Whether this run was asked to stop: SIGTERM here, or a notice to any host of a pod.
+
+    A context manager; inside it SIGTERM is noted instead of ending the process. On a pod JAX's own
+    preemption service takes the signal, and all processes see the request at the same step.
+    """
+
+    def __init__(self) -> None:
+        self.noted = False
+        self._before: Any = None
+
+    def __enter__(self) -> StopRequest:
+        try:
+            if jax.process_count() == 1:
+                self._before = signal.signal(signal.SIGTERM, self._note)
+        except ValueError:
+            pass  # not the main thread: signals are the caller's business
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, *_: Any) -> None:
+        self.noted = True
+
+    def at(self, step: int) -> bool:
+        """Whether to stop after this step; the same answer on every process."""
+        if jax.process_count() == 1:
+            return self.noted
+        return bool(multihost_utils.reached_preemption_sync_point(step))
