@@ -12,6 +12,10 @@ _LLAMA = dict(
     vocab_size=V, max_position_embeddings=160, num_hidden_layers=4, hidden_size=32,
     num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, rms_norm_eps=1e-5,
 )  # fmt: skip
+_T5 = dict(
+    model_type="t5", vocab_size=V, d_model=32, d_kv=12, d_ff=64, num_layers=4, num_heads=4,
+    relative_attention_num_buckets=8, relative_attention_max_distance=12,
+)  # fmt: skip
 HF = {
     "gpt2": dict(
         model_type="gpt2", vocab_size=V, n_positions=160, n_layer=4, n_embd=32, n_head=4,
@@ -56,6 +60,14 @@ HF = {
         model_type="gemma3_text", head_dim=12, query_pre_attn_scalar=144, sliding_window=4,
         sliding_window_pattern=3, rope_theta=1e6, rope_local_base_freq=100.0,
         rope_scaling=dict(rope_type="linear", factor=8.0), **_LLAMA,
+    ),
+    "t5": dict(feed_forward_proj="relu", **_T5),
+    "t5_v1_1": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False, **_T5),
+    "bart": dict(
+        model_type="bart", vocab_size=V, max_position_embeddings=160, d_model=32,
+        encoder_layers=4, encoder_attention_heads=4, encoder_ffn_dim=48,
+        decoder_layers=4, decoder_attention_heads=2, decoder_ffn_dim=64,
+        scale_embedding=True, decoder_start_token_id=2, forced_eos_token_id=None,
     ),
 }  # fmt: skip
 """One small Hugging Face config for each shape of model that is supported."""

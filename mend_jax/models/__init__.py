@@ -7,11 +7,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from mend_jax.errors import ConfigError, WeightsError
-from mend_jax.models import bert, gemma, gpt2, gpt_neo, gptj, llama, qwen
+from mend_jax.models import bart, bert, gemma, gpt2, gpt_neo, gptj, llama, qwen, t5
 from mend_jax.models.base import TensorSpec
 from mend_jax.models.params import BLOCK
 
-_FAMILIES: tuple[ModuleType, ...] = (gpt2, gpt_neo, gptj, llama, qwen, gemma, bert)
+_FAMILIES: tuple[ModuleType, ...] = (gpt2, gpt_neo, gptj, llama, qwen, gemma, bert, t5, bart)
 
 
 class WeightSpec(NamedTuple):
