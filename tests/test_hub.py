@@ -292,3 +292,11 @@ def test_one_safetensors_file_of_any_name_will_do(tmp_path):
     flat, tensors = as_files(LLAMA)
     source = write(tmp_path, tensors, name="weights.safetensors")
     assert_same(hub.read_tensors(source, LLAMA), flat)
+
+
+def test_an_optional_tensor_that_is_not_there_is_zero(tmp_path):
+    flat, tensors = as_files(LLAMA)
+    source = write(tmp_path, tensors)
+    specs = [*LLAMA, TensorSpec("bias", (1, V), "final_logits_bias", optional=True)]
+    assert_same(hub.read_tensors(source, specs), flat | {"bias": np.zeros((1, V), np.float32)})
+    assert hub.fingerprint_files(source, specs) == hub.fingerprint(hub.read_tensors(source, specs))

@@ -11,7 +11,7 @@ from mend_jax.errors import WeightsError
 from mend_jax.hub.gguf_files import open_gguf
 from mend_jax.hub.safetensors_files import list_safetensors
 from mend_jax.hub.source import Source
-from mend_jax.hub.stored import Stored, chunks, whole
+from mend_jax.hub.stored import Stored, chunks, whole, zeros
 from mend_jax.models.base import TensorSpec
 
 MOST_PROBLEMS = 40
@@ -99,7 +99,9 @@ def _plan(
     reads = []
     for key, name in canonical.items():
         spec = names[name]
-        if key not in found:
+        if key not in found and spec.optional:
+            reads.append((spec, zeros(name, _file_shape(spec))))
+        elif key not in found:
             problems.append(("missing", f"{name}, expected {list(_file_shape(spec))}"))
         else:
             reads.append((spec, found[key]))

@@ -42,6 +42,18 @@ class Stored:
         return f"{self.name} {self.dtype}{list(self.shape)} in {self.file.name}"
 
 
+def zeros(name: str, shape: tuple[int, ...]) -> Stored:
+    """A tensor that no file holds and that is zero."""
+
+    def box(index: tuple[slice, ...]) -> np.ndarray:
+        return np.zeros([s.stop - s.start for s in index], np.float32)
+
+    def read() -> np.ndarray:
+        return np.zeros(shape, np.float32)
+
+    return Stored(name, shape, "F32", True, Path("no file"), read, box)
+
+
 def whole(shape: Sequence[int]) -> tuple[slice, ...]:
     """The box that is all of an array of `shape`."""
     return tuple(slice(0, size) for size in shape)

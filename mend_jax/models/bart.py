@@ -186,7 +186,7 @@ def tensor_specs(c: BartConfig) -> list[TensorSpec]:
     D = c.d_model
     specs = [
         TensorSpec("embedding", (c.vocab_size, D), "model.shared.weight"),
-        TensorSpec("logits_bias", (1, c.vocab_size), "final_logits_bias"),
+        TensorSpec("logits_bias", (1, c.vocab_size), "final_logits_bias", optional=True),
     ]
     table = (c.n_positions + POSITION_OFFSET, D)
     for name in (ENCODER, DECODER):

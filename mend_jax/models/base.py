@@ -28,6 +28,7 @@ class TensorSpec:
       gguf: GGUF tensor name, e.g. `blk.3.ffn_up.weight`, or None if the family has no GGUF map.
       gguf_rope_heads: > 0 for the queries and keys of families whose GGUF rows are reordered
         for interleaved rotary pairs; the number of heads in this tensor.
+      optional: zeros where the file lacks it.
     """
 
     path: str
@@ -36,6 +37,7 @@ class TensorSpec:
     transpose: bool = False
     gguf: str | None = None
     gguf_rope_heads: int = 0
+    optional: bool = False
 
 
 @flax.struct.dataclass
