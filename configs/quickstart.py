@@ -47,7 +47,7 @@ def get_config(variant=""):
     c.editor.options.compat = "paper"
 
     c.train = ml_collections.ConfigDict()
-    c.train.steps = 360
+    c.train.steps = 480
     c.train.edits_per_step = 4  # independent edits, each of one row
     c.train.both_ways = True  # each row also edits from its paraphrase: twice the edits a step
     c.train.far_scored = 8  # scored positions of a plain-text passage, in training only
@@ -61,9 +61,9 @@ def get_config(variant=""):
     c.train.c_edit = 0.4  # ... and at the last; the paper's is 0.1 throughout
     c.train.c_loc = 1.0
     c.train.log_every = 10
-    c.train.val_every = 90
+    c.train.val_every = 120
     c.train.val_edits = 48
-    c.train.checkpoint_every = 45
+    c.train.checkpoint_every = 60
     c.train.patience = 0  # steps without a better validation loss before stopping; 0: never
 
     c.eval = ml_collections.ConfigDict()
