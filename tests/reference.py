@@ -1,14 +1,16 @@
-"""The same small model with us and in torch transformers, through files on disk."""
+"""The same small model with us and in torch transformers, and texts for both."""
 
 import functools
 import tempfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from tiny import HF
+from tiny import HF, random_sequences
 
 from mend_jax import hub, models
+from mend_jax.models.generate import generate
 from mend_jax.models.params import random_params, stack_trunk
 
 
@@ -93,3 +95,33 @@ def _scale_queries(flat, factor):
 def twin(kind):
     """One twin a process and kind: opening it costs more than the tests that use it."""
     return Twin(kind)
+
+
+def texts(kind, seed=0, **options):
+    """Flat sequences [B, T] of what this kind of model reads."""
+    options = dict(E=1, n=4) | options
+    return random_sequences(seed, kind=models.kind_of(HF[kind]), **options).flat()
+
+
+def widened(seqs, left, right):
+    """The same sequences with padding tokens on both sides of every text."""
+    pads = ((0, 0), (left, right))
+    found = {}
+    for name, fill in (("tokens", 7), ("mask", 0), ("source", 7), ("source_mask", 0)):
+        array = getattr(seqs, name)
+        found[name] = None if array is None else np.pad(array, pads, constant_values=fill)
+    return seqs.replace(**found, score_pos=seqs.score_pos + np.int32(left))
+
+
+def prompts_of(kind, seqs):
+    """What generation starts from: for seq2seq the first token of the decoder."""
+    inputs = seqs.inputs
+    if models.kind_of(HF[kind]) == "seq2seq":
+        start = np.full((len(inputs.tokens), 1), twin(kind).config.decoder_start, np.int32)
+        inputs = inputs.replace(tokens=start, mask=np.ones(start.shape, bool))
+    return inputs
+
+
+def writer(module, max_new=7):
+    run = functools.partial(generate, module, max_new=max_new, eos_id=0)
+    return jax.jit(lambda bound, prompts: run(bound, prompts))

@@ -1,55 +1,19 @@
-"""One contract for every model family: parity with the reference, the split, padding, factors."""
-
-import functools
+"""One contract for every model family: parity with the reference, the split, padding."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import twin
-from tiny import HF, random_batch, random_sequences
+from reference import prompts_of, texts, twin, widened, writer
+from tiny import HF, random_sequences
 
 from mend_jax import hub, models
-from mend_jax.editors import make_editor
-from mend_jax.edits import Dense, Edit, LowRank, merge, variables
 from mend_jax.errors import ConfigError, WeightsError
-from mend_jax.forward import make_problem, scored_logits, top_logits, trunk_states
-from mend_jax.models.generate import generate
+from mend_jax.forward import scored_logits, top_logits, trunk_states
 from mend_jax.models.params import flatten, nest, random_params, stack_trunk, unstack_trunk
-from mend_jax.objective import meta_loss
 
 KINDS = sorted(HF)
 WRITERS = [k for k in KINDS if models.kind_of(HF[k]) != "classifier"]
-
-
-def texts(kind, seed=0, **options):
-    """Flat sequences [B, T] of what this kind of model reads."""
-    options = dict(E=1, n=4) | options
-    return random_sequences(seed, kind=models.kind_of(HF[kind]), **options).flat()
-
-
-def widened(seqs, left, right):
-    """The same sequences with padding tokens on both sides of every text."""
-    pads = ((0, 0), (left, right))
-    found = {}
-    for name, fill in (("tokens", 7), ("mask", 0), ("source", 7), ("source_mask", 0)):
-        array = getattr(seqs, name)
-        found[name] = None if array is None else np.pad(array, pads, constant_values=fill)
-    return seqs.replace(**found, score_pos=seqs.score_pos + np.int32(left))
-
-
-def prompts_of(kind, seqs):
-    """What generation starts from: for seq2seq the first token of the decoder."""
-    inputs = seqs.inputs
-    if models.kind_of(HF[kind]) == "seq2seq":
-        start = np.full((len(inputs.tokens), 1), twin(kind).config.decoder_start, np.int32)
-        inputs = inputs.replace(tokens=start, mask=np.ones(start.shape, bool))
-    return inputs
-
-
-def writer(module, max_new=7):
-    run = functools.partial(generate, module, max_new=max_new, eos_id=0)
-    return jax.jit(lambda bound, prompts: run(bound, prompts))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,10 +84,10 @@ def test_padding_on_either_side_changes_nothing(kind):
     for left, right in ((4, 0), (0, 5), (2, 3)):
         wide = widened(seqs, left, right)
         np.testing.assert_allclose(scored(wide), plain, atol=5e-5)
-        if kind in WRITERS:
-            write = writer(module, 5)
-            out = [write({"params": params}, prompts_of(kind, s)) for s in (seqs, wide)]
-            np.testing.assert_array_equal(*out)
+    if kind in WRITERS:
+        write = writer(module, 5)
+        out = [write({"params": params}, prompts_of(kind, s)) for s in (seqs, wide)]
+        np.testing.assert_array_equal(*out)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,89 +112,6 @@ def test_scored_logits_are_the_full_logits_at_scored_positions(kind):
     full = np.asarray(module.apply({"params": params}, flat.inputs))
     expected = np.take_along_axis(full, np.asarray(flat.score_pos)[..., None], axis=1)
     np.testing.assert_allclose(ours.reshape(expected.shape), expected, atol=5e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_factors_sum_to_the_weight_gradient(kind):
-    """sum u delta^T equals jax.grad by a dense delta of W, for every matmul of the top blocks."""
-    module, params = twin(kind).ours()
-    known = models.editable_weights(twin(kind).specs).values()
-    first = {stack.name: stack.n_trunk for stack in module.stacks}
-    weights = tuple(w for w in known if w.block >= first[w.stack])
-    seqs = random_sequences(0, E=2, n=2, kind=module.kind)
-
-    @jax.jit
-    def both(params):
-        problem = make_problem(module, params, weights, seqs)
-        zero = Edit({w.name: Dense(jnp.zeros((2, w.d_in, w.d_out))) for w in weights})
-        return problem.factors(), jax.grad(lambda e: problem.loss(e).sum())(zero)
-
-    factors, dense = both(params)
-    assert len(weights) >= 8
-    for w in weights:
-        expected = dense.deltas[w.name].w
-        largest = np.abs(expected).max()
-        assert largest > 1e-6, w.name
-        np.testing.assert_allclose(
-            factors[w.name].gradient(), expected, atol=1e-4 * max(largest, 1), err_msg=w.name
-        )
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_edit_is_the_model_with_merged_weights(kind):
-    reference = twin(kind)
-    module, params = reference.ours()
-    weights = models.choose_weights(reference.family, reference.config, 2)
-    rng = np.random.default_rng(0)
-    edit = Edit({
-        w.name: LowRank(*(jnp.asarray(rng.normal(0, 0.3, (3, d)), jnp.float32)
-                          for d in (w.d_in, w.d_out)))
-        for w in weights
-    })  # fmt: skip
-    seqs = texts(kind, 5)
-
-    @jax.jit
-    def scored(bound_params, edit):
-        h = trunk_states(module, params, seqs)
-        return top_logits(module, bound_params, h, seqs, edit)
-
-    edited = scored(params, edit)
-    np.testing.assert_allclose(edited, scored(merge(params, edit), None), atol=2e-4)
-    assert np.abs(edited - scored(params, None)).max() > 1e-2
-    if kind in WRITERS:
-        write, prompts = writer(module), prompts_of(kind, seqs)
-        out = write(variables(params, edit), prompts)
-        np.testing.assert_array_equal(out, write({"params": merge(params, edit)}, prompts))
-        assert (np.asarray(out) != np.asarray(write({"params": params}, prompts))).any()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_editor_trains_and_recomputation_changes_nothing(kind):
-    """The meta-gradient of MEND is finite, non-zero in every array, and the same under remat."""
-    reference = twin(kind)
-    weights = models.choose_weights(reference.family, reference.config, 2)
-    editor = make_editor("mend", dict(rank=4, layer_lr=1e-2))
-    editor_params, state = editor.init(jax.random.key(0), weights)
-    batch = random_batch(0, E=2, kind=reference.family.MODULE.kind)
-
-    def gradient(remat):
-        module, params = reference.ours(remat=remat)
-
-        @jax.jit
-        def step(editor_params, state):
-            loss = functools.partial(meta_loss, editor=editor, model=module, weights=weights)
-            return jax.grad(loss, has_aux=True)(editor_params, state, params, batch)
-
-        return step(editor_params, state)[0]
-
-    plain, again = gradient(False), gradient(True)
-    # At the identity U is zero: V and the scale of U V z take no gradient, everything else does.
-    leaves = jax.tree_util.tree_leaves_with_path(plain)
-    still = {path[-1].key for path, gradient in leaves if not np.any(gradient)}
-    assert still == {"v", "scale"}
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
-        assert np.isfinite(a).all()
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * (1 + np.abs(a).max()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
