@@ -18,15 +18,17 @@ from jax.experimental import multihost_utils
 
 from mend_jax.errors import ConfigError
 
+AUTO = "MEND_DISTRIBUTED"
 COORDINATOR, COUNT, INDEX = "MEND_COORDINATOR", "MEND_NUM_PROCESSES", "MEND_PROCESS_ID"
 
 
 def initialize() -> None:
     """Joins this process to the others; must be the first use of JAX.
 
-    On a TPU pod slice the hosts are found by themselves. Elsewhere the environment tells:
-    MEND_COORDINATOR (host:port of process 0), MEND_NUM_PROCESSES and MEND_PROCESS_ID, as
-    launch/local_pod.sh sets them. Without either the program is one process.
+    With MEND_DISTRIBUTED=auto, which the launch scripts set on TPU pod slices, JAX finds the hosts
+    by itself; so it does on GKE without it. Elsewhere the environment tells: MEND_COORDINATOR
+    (host:port of process 0), MEND_NUM_PROCESSES and MEND_PROCESS_ID, as launch/local_pod.sh sets
+    them. Without any of these the program is one process.
 
     Raises:
       ConfigError: some of the three are missing or are not numbers.
@@ -44,7 +46,7 @@ def initialize() -> None:
             raise ConfigError(f"{INDEX} is {index}: give 0 to {count - 1}")
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(found[COORDINATOR], count, index)
-    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+    elif os.environ.get(AUTO) == "auto" or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()
 
 

@@ -102,15 +102,11 @@ class Editor:
         pairs = [(f.prompt, f.target) for f in checked]
         tokenizer, limit = self.model.tokenizer, self.model.config.n_positions
         eos = self.append_eos
-        for prompt, target in pairs:
-            length = len(tokenizer.encode(prompt)) + len(tokenizer.encode(" " + target)) + eos
-            if length > limit:
-                raise DataError(
-                    f"a fact of {length} tokens does not fit the model's context of {limit}: "
-                    f"shorten {prompt[:60]!r}..."
-                )
         qa = form_of(self.model.module).qa
-        whole = [qa(tokenizer, p, t, limit, limit, append_eos=eos) for p, t in pairs]
+        try:
+            whole = [qa(tokenizer, p, t, limit, limit, append_eos=eos) for p, t in pairs]
+        except DataError as e:
+            raise DataError(f"a fact does not fit the model's context of {limit}: {e}") from e
         read = [s.mask if s.source_mask is None else s.source_mask for s in whole]
         length = _round_up(max(int(mask.sum()) for mask in read))
         scored = _round_up(max(int(s.score_mask.sum()) for s in whole))

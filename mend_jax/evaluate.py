@@ -55,8 +55,9 @@ def validate(
     sets: list[str] = []
     for batch in batches:
         sets = locality_sets(batch)
-        _, scores = scorer(params, state, model.params, shard_batch(mesh, texts_of(batch)))
-        collect(parts, scores, gather(np.asarray(batch["valid"])))
+        placed = shard_batch(mesh, batch)
+        _, scores = scorer(params, state, model.params, texts_of(placed))
+        collect(parts, scores, gather(placed["valid"]))
     scores = join(parts)
     found = {f"{name}_exact": float(scores[name, "exact"].mean()) for name in ASKED}
     by_set = {name: metrics.locality_summary(scores, name) for name in sets}
@@ -103,8 +104,9 @@ def evaluate(
     sets: list[str] = []
     for batch in batches:
         sets = locality_sets(batch)
-        valid, numbered = gather((np.asarray(batch["valid"]), np.asarray(batch["index"])))
-        texts = shard_batch(mesh, texts_of(batch))
+        placed = shard_batch(mesh, batch)  # rows and scores are gathered in one order
+        valid, numbered = gather((placed["valid"], placed["index"]))
+        texts = texts_of(placed)
         edit, scores = scorer(params, state, model.params, texts)
         collect(parts, scores, valid)
         index = numbered[valid].tolist()

@@ -15,7 +15,7 @@ import optax
 from mend_jax import config as configs
 from mend_jax import data
 from mend_jax.data.encode import thin
-from mend_jax.data.forms import form_of
+from mend_jax.data.forms import form_of, positions_needed
 from mend_jax.data.pipeline import EncodedRows, Lengths, batches, encode_rows
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.errors import ConfigError
@@ -179,10 +179,17 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
                 f"{where}.edits_per_step is {per_step}, not a multiple of the "
                 f"{batch_axis_size(mesh)} ways that the mesh splits edits (mesh.data x mesh.fsdp)"
             )
+    ways, processes = batch_axis_size(mesh), jax.process_count()
+    if ways % processes:
+        raise ConfigError(
+            f"the mesh splits edits {ways} ways, which {processes} processes cannot share evenly: "
+            "make mesh.data x mesh.fsdp a multiple of the number of processes"
+        )
     model = build_model(config, mesh)
     dataset = data.load(config.data.name, config.data.dir or None)
     c, lengths = config.data, lengths_of(config)
-    needed = max(lengths.max_len + config.eval.max_new_tokens, lengths.far_len)
+    written = max(config.eval.max_new_tokens, lengths.max_target)
+    needed = max(positions_needed(model.module, lengths.max_len, written), lengths.far_len)
     if needed > model.config.n_positions:
         raise ConfigError(
             f"data.max_len {c.max_len} with eval.max_new_tokens {config.eval.max_new_tokens}, or "

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mend_jax import hub, models
-from mend_jax.data.forms import LABELS
+from mend_jax.data.forms import LABELS, positions_needed
 from mend_jax.edits import Edit, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.models import WeightSpec, editable_weights
@@ -116,18 +116,26 @@ class LanguageModel:
         texts = [self.decode_answer(row) for row in np.asarray(out)]
         return texts[0] if isinstance(prompts, str) else texts
 
-    def judge(self, claims: Sequence[str]) -> list[float]:
+    @overload
+    def judge(self, claims: str) -> float: ...
+    @overload
+    def judge(self, claims: Sequence[str]) -> list[float]: ...
+    def judge(self, claims):
         """The probability that each claim is true, by a classifier.
 
         Raises:
           ConfigError: the model is none.
-          DataError: an empty claim, or one that does not fit the model's context.
+          DataError: no claim, an empty one, or one that does not fit the model's context.
         """
+        many = [claims] if isinstance(claims, str) else list(claims)
+        if not many:
+            raise DataError("no claims to judge: give at least one")
         if not self.judges:
             raise ConfigError(f"{self.spec} is not a classifier: use `generate`")
-        tokens, mask = self._encode(claims, 0)
+        tokens, mask = self._encode(many, 0)
         logits_Bx1x2 = _judge(self.module, self.params, self.edit, Inputs(tokens, mask))
-        return np.asarray(jax.nn.softmax(logits_Bx1x2, axis=-1))[:, 0, 1].tolist()
+        found = np.asarray(jax.nn.softmax(logits_Bx1x2, axis=-1))[:, 0, 1].tolist()
+        return found[0] if isinstance(claims, str) else found
 
     def decode_answer(self, ids: Sequence[int]) -> str:
         """Generated ids up to the end-of-text token, as text; a judgement as a word."""
@@ -139,12 +147,13 @@ class LanguageModel:
 
     def _encode(self, prompts: Sequence[str], max_new: int):
         is_causal = self.module.kind == "causal"
-        encode = self.tokenizer.encode if is_causal else self.tokenizer.encode_marked
-        rows = [encode(p) for p in prompts]
-        for prompt, row in zip(prompts, rows, strict=True):
-            if not row:
+        before, after = self.tokenizer.marks
+        plain = [self.tokenizer.encode(p) for p in prompts]
+        rows = [[*before, *row, *([] if is_causal else after)] for row in plain]
+        for prompt, text, row in zip(prompts, plain, rows, strict=True):
+            if not text:
                 raise DataError(f"prompt {prompt!r} has no tokens: give some text to continue")
-            if len(row) + max_new > self.config.n_positions:
+            if positions_needed(self.module, len(row), max_new) > self.config.n_positions:
                 raise DataError(
                     f"a prompt of {len(row)} tokens and {max_new} new ones do not fit the model's "
                     f"context of {self.config.n_positions}: shorten {prompt[:60]!r}..."

@@ -29,6 +29,11 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     total = int(np.prod(list(sizes.values())))
     if min(sizes.values()) < 1 or total > n_devices:
         raise ConfigError(f"mesh {sizes} needs {total} devices; there are {n_devices}")
+    if jax.process_count() > 1 and total != n_devices:
+        raise ConfigError(
+            f"mesh {sizes} uses {total} of {n_devices} devices, which leaves some of the "
+            f"{jax.process_count()} processes without: use all"
+        )
     devices = np.asarray(jax.devices()[:total]).reshape(*sizes.values())
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

@@ -54,6 +54,7 @@ def train_and_evaluate(
     distributed.agree("code", distributed.code_lines())
     workdir = prepare(Path(workdir))
     finished = read_results(workdir)
+    distributed.agree("state of --workdir", [f"finished: {finished is not None}"])
     if finished is not None:
         theirs = {"config": finished["config"]}
         checkpoint.refuse_other_run(theirs, {"config": configs.plain(config)}, workdir)
@@ -63,6 +64,8 @@ def train_and_evaluate(
         return finished
 
     experiment = open_experiment(config)
+    same = {**experiment.identity(), "config": ""}
+    distributed.agree("base and data", [f"{key}: {value}" for key, value in same.items()])
     say(
         f"base {experiment.model.spec} ({experiment.model.fingerprint}), "
         f"{len(experiment.model.weights)} edited weights; {experiment.dataset.name}: "
@@ -106,6 +109,10 @@ def train_and_evaluate(
 
 def prepare(workdir: Path) -> Path:
     """Makes the folder and refuses one that cannot be written, before hours are spent."""
+    if "://" in str(workdir) or ":/" in str(workdir):
+        raise ConfigError(
+            f"--workdir {workdir} is remote; give a folder of this machine (or one mounted on it)"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".writable-{jax.process_index()}"

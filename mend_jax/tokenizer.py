@@ -75,10 +75,12 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the vocabulary, the merges and the splitting rules."""
+        """16 hex digits of the vocabulary, the merges, the splitting rules and the marks."""
         parts = json.loads(self.inner.to_str())
         for unused in ("version", "post_processor"):
             parts.pop(unused, None)
+        if any(self.marks):
+            parts["marks"] = self.marks
         text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -103,9 +105,20 @@ class Tokenizer:
 
         BERT's [CLS] and [SEP], T5's end of text; nothing where there is no post-processor.
         """
+        before, after = self.marks
+        return [*before, *self.encode(text), *after]
+
+    @functools.cached_property
+    def marks(self) -> tuple[list[int], list[int]]:
+        """The ids that the post-processor puts before a text, and those that it puts after it."""
         if self.inner.post_processor is None:
-            return self.encode(text)
-        return self.inner.encode(text, add_special_tokens=True).ids
+            return [], []
+        plain = self.inner.encode("a", add_special_tokens=False).ids
+        marked = self.inner.encode("a", add_special_tokens=True).ids
+        for start in range(len(marked) - len(plain) + 1):
+            if plain and marked[start : start + len(plain)] == plain:
+                return marked[:start], marked[start + len(plain) :]
+        return [], []
 
     def token_id(self, token: str) -> int | None:
         """The id of one token by its exact name, such as `<|im_end|>`, or None."""
@@ -170,6 +183,9 @@ def _from_folder(folder: Path) -> Tokenizer:
         return None
 
     eos = find("eos", "sep")
+    if eos is None:
+        usual = (inner.token_to_id(token) for token in ("[SEP]", "</s>", "<|endoftext|>"))
+        eos = next((i for i in usual if i is not None), None)
     if eos is None:
         raise WeightsError(
             f"neither tokenizer_config.json nor config.json in {folder} names an end of text: "

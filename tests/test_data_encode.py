@@ -2,16 +2,19 @@
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mend_jax.data.encode import encode_near, encode_qa, encode_text, stack, take, thin
 from mend_jax.errors import DataError
+from mend_jax.tokenizer import Tokenizer
 
 
 class ByteTokenizer:
     """Bytes as ids."""
 
+    marks = ([], [])
     eos_id, pad_id = 256, 257
 
     def encode(self, text):
@@ -157,3 +160,27 @@ def test_thinning_keeps_some_positions_of_each_row_and_all_over_many():
         assert (few.target[row] == few.tokens[row][few.score_pos[row] + 1]).all()
     assert set(few.score_pos.ravel()) == set(range(11))
     assert thin(many, 11) is many
+
+
+def spaced_tokenizer():
+    """One that begins every text with a space, as Llama 2's does, and marks its start."""
+    vocab = {"\u2581": 0, "a": 1, "b": 2, "<s>": 3, "<unk>": 4}
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token="<unk>"))
+    inner.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("\u2581"), tokenizers.normalizers.Replace(" ", "\u2581")]
+    )
+    inner.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", None, [("<s>", 3)])
+    return Tokenizer(inner, eos_id=4)
+
+
+def test_an_answer_is_tokenised_as_in_the_whole_text():
+    tokenizer = spaced_tokenizer()
+    seqs = encode_qa(tokenizer, "a", "b", 8, 3, append_eos=False)
+    assert seqs.tokens[seqs.mask].tolist() == [3, 0, 1, 0, 2]
+    assert seqs.target[seqs.score_mask].tolist() == [0, 2]
+    assert seqs.score_pos[seqs.score_mask].tolist() == [2, 3]
+
+
+def test_a_text_begins_with_the_mark_that_its_model_expects():
+    seqs = encode_text(spaced_tokenizer(), "ab", 4)
+    assert seqs.tokens[seqs.mask].tolist() == [3, 0, 1, 2]

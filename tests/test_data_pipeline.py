@@ -15,6 +15,7 @@ from mend_jax.sequences import Sequences
 class ByteTokenizer:
     """Bytes as ids."""
 
+    marks = ([], [])
     eos_id, pad_id = 256, 257
 
     def encode(self, text):

@@ -181,6 +181,12 @@ def test_unsupported_configs_are_named():
         models.choose_weights(family, config, 5)
     with pytest.raises(ConfigError, match="no weight 'mlp/upp'.*mlp/up"):
         models.choose_weights(family, config, 1, ("mlp/upp",))
+    for roles in (("up",), ("block_3/mlp/up",)):
+        with pytest.raises(ConfigError, match="no weight"):
+            models.choose_weights(family, config, 1, roles)
+    t5 = models.family_of(HF["t5"])
+    with pytest.raises(ConfigError, match="no weight 'encoder/cross/q'"):
+        models.choose_weights(t5, models.parse_config(t5, HF["t5"]), 1, ("encoder/cross/q",))
     assert random_params(family.tensor_specs(config), 0)["embedding"].shape == (300, 32)
 
 

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import HF, tiny
+from tiny import HF, save_tiny, tiny
 
+import mend_jax
 from mend_jax.editors import make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.mesh import make_mesh
@@ -74,3 +75,19 @@ def test_no_rule_and_two_rules_are_errors_that_name_every_leaf():
         spec_of("embedding", (4, 4), twice, mesh)
     with pytest.raises(ConfigError, match="has fewer axes than its rule"):
         spec_of("embedding", (4,), BASE_RULES, mesh)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_model_is_read_onto_a_mesh_as_it_is_read_whole(kind, tmp_path):
+    base = str(save_tiny(tmp_path, kind))
+    whole = mend_jax.load_model(base, last_n_blocks=2)
+    split = mend_jax.load_model(base, last_n_blocks=2, mesh=make_mesh(MESH))
+    assert split.fingerprint == whole.fingerprint
+    jax.tree.map(np.testing.assert_array_equal, split.params, whole.params)
+    expected = shardings_of(make_mesh(MESH), whole.params, BASE_RULES)
+    assert jax.tree.map(lambda a: a.sharding.spec, split.params) == jax.tree.map(
+        lambda s: s.spec, expected
+    )
+    assert bytes_per_device(split.params) < 0.5 * bytes_per_device(whole.params)
+    text = "The capital of France is"
+    assert split.generate(text, 4) == whole.generate(text, 4)

@@ -116,7 +116,9 @@ def test_folder_whose_tokenizer_pads_truncates_and_adds_tokens_does_not_here(tmp
     (tmp_path / "config.json").write_text('{"eos_token_id": 256}')
     loaded = load_tokenizer(hub.Source("safetensors", tmp_path, ""))
     assert loaded.encode("abc") == TINY.encode("abc")
-    assert loaded.fingerprint == TINY.fingerprint
+    assert loaded.marks == ([], [256]) and TINY.marks == ([], [])
+    assert loaded.encode_marked("abc") == [*TINY.encode("abc"), 256]
+    assert loaded.fingerprint != TINY.fingerprint  # models are given the marks
 
 
 def test_folders_without_a_usable_tokenizer(tmp_path):

@@ -22,8 +22,9 @@ class Tokenizer(Protocol):
         """The token ids of a text, without special tokens."""
         ...
 
-    def encode_marked(self, text: str) -> list[int]:
-        """The token ids of a text with the marks that its model expects around it."""
+    @property
+    def marks(self) -> tuple[list[int], list[int]]:
+        """The ids that the model expects before a text, and those after it."""
         ...
 
 
@@ -89,7 +90,7 @@ def encode_text(tokenizer: Tokenizer, text: str, length: int) -> Sequences:
     Raises:
       DataError: a text of less than two tokens, which has no next token to score.
     """
-    tokens = tokenizer.encode(text)[:length]
+    tokens = [*tokenizer.marks[0], *tokenizer.encode(text)][:length]
     if len(tokens) < 2:
         raise DataError(
             f"text of {len(tokens)} tokens, at least 2 are needed: {_quote(text)}; "
@@ -137,10 +138,14 @@ def check_pair(prompt: str, target: str) -> None:
 def _pair(tokenizer: Tokenizer, prompt: str, target: str) -> tuple[list[int], list[int]]:
     prompt, target = prompt.rstrip(" "), target.strip()
     check_pair(prompt, target)
-    before, after = list(tokenizer.encode(prompt)), list(tokenizer.encode(" " + target))
+    before, together = tokenizer.encode(prompt), tokenizer.encode(f"{prompt} {target}")
+    if together[: len(before)] == before:  # a tokenizer may begin every text with a space
+        after = together[len(before) :]
+    else:
+        after = tokenizer.encode(" " + target)
     if not before or not after:
         raise DataError(f"no tokens in {_quote(prompt)} or {_quote(target)}: use plain text")
-    return before, after
+    return [*tokenizer.marks[0], *before], list(after)
 
 
 def check_lengths(

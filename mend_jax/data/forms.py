@@ -47,13 +47,13 @@ def form_of(module: Any) -> Form:
 def seq2seq(start: Sequence[int]) -> Form:
     """The form of an encoder-decoder whose decoder begins with the tokens `start`.
 
-    The end of text always belongs to the answer where `near` or `text` is scored. Plain text is cut
-    in two: the encoder reads the first half, and the second is scored.
+    The end of text always belongs to the answer where `near` is scored. Plain text is cut in two:
+    the encoder reads the first half, and the second is scored.
     """
 
     def qa(tokenizer, prompt, target, max_len, max_target, append_eos=True):
         encode.check_pair(prompt, target)
-        source = tokenizer.encode_marked(prompt.rstrip(" "))
+        source = _marked(tokenizer, prompt.rstrip(" "))
         answer = tokenizer.encode(target.strip())
         answer = [*answer, tokenizer.eos_id] if append_eos else answer
         encode.check_lengths(
@@ -67,7 +67,9 @@ def seq2seq(start: Sequence[int]) -> Form:
         half = len(ids) // 2
         if half < 1:
             raise DataError(f"text of {len(ids)} tokens, at least 2 are needed: {text[:60]!r}")
-        return _pad_pair(tokenizer, ids[:half], ids[half:], start, length, length - length // 2)
+        before, after = tokenizer.marks
+        source, width = [*before, *ids[:half], *after], length // 2 + len(before) + len(after)
+        return _pad_pair(tokenizer, source, ids[half:], start, width, length - length // 2)
 
     return Form(qa, functools.partial(qa, append_eos=True), text)
 
@@ -84,16 +86,30 @@ def _pad_pair(tokenizer, source, answer, start, max_len, max_target) -> Sequence
     return padded.replace(source=ids, source_mask=np.arange(max_len) < len(source))
 
 
+def _marked(tokenizer: Tokenizer, text: str) -> list[int]:
+    before, after = tokenizer.marks
+    return [*before, *tokenizer.encode(text), *after]
+
+
+def positions_needed(module: Any, read: int, written: int) -> int:
+    """How many positions a model must have to read and write that many tokens."""
+    if module.kind == "causal":
+        return read + written
+    if module.kind == "seq2seq":
+        return max(read, len(module.config.decoder_prompt) + written)
+    return read
+
+
 def claim(prompt: str, target: str) -> tuple[str, int]:
     """A claim and its label: the target is "true" or "false", or what completes the claim."""
     prompt, target = prompt.strip(), target.strip()
-    if target in LABELS:
-        return prompt, LABELS.index(target)
+    if target.casefold() in LABELS:
+        return prompt, LABELS.index(target.casefold())
     return f"{prompt} {target}", LABELS.index("true")
 
 
 def _classify(tokenizer: Tokenizer, text: str, label: int, max_len: int) -> Sequences:
-    ids = tokenizer.encode_marked(text)
+    ids = _marked(tokenizer, text)
     if len(ids) > max_len:
         raise DataError(
             f"prompt and target longer than the maximum: {text[:60]!r} takes {len(ids)} tokens, "
@@ -110,8 +126,12 @@ def _classify_pair(tokenizer, prompt, target, max_len, max_target, append_eos=Fa
 
 
 def _classify_text(tokenizer, text, length):
-    """Plain text, cut to `length` tokens: only whether the judgement changes matters."""
-    ids = tokenizer.encode_marked(text)
+    """Plain text, cut to `length` tokens.
+
+    Its label is made up: KL and agreement say whether the judgement changes, a drawdown says
+    nothing.
+    """
+    ids = _marked(tokenizer, text)
     ids = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
     if not ids:
         raise DataError("an empty text: give some words")

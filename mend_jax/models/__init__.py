@@ -98,9 +98,13 @@ def choose_weights(
         for i in range(size - last_n_blocks, size):
             chosen += [f"{stack}_{i}/{r}" for r in wanted if f"{stack}_{i}/{r}" in weights]
     for role in roles:
-        if not any(name.endswith("/" + _bare(role, sizes)) for name in weights):
+        if not any(_is_role(weights[name], role) for name in chosen):
             raise ConfigError(f"model.edit_roles: no weight {role!r} in a block; known: {known}")
     return tuple(weights[name] for name in chosen)
+
+
+def _is_role(weight: WeightSpec, role: str) -> bool:
+    return role in (weight.role, f"{weight.stack.removesuffix('_block')}/{weight.role}")
 
 
 def _bare(role: str, stacks: Iterable[str]) -> str:
