@@ -56,12 +56,12 @@ run_here() {
 in_progress() { [[ -e "$run_dir/lock" ]] && ! flock --nonblock "$run_dir/lock" true; }
 
 start_background() {
+  run mkdir -p "$run_dir"
   if ((dry_run)); then
     echo "nohup setsid bash launch/run_tpu.sh --supervise $(quoted "$@")" \
       "</dev/null >$(quoted "$run_dir/log") 2>&1 &"
     return
   fi
-  mkdir -p "$run_dir"
   exec 9>>"$run_dir/lock"
   if ! flock --nonblock 9; then
     [[ "$(<"$run_dir/command")" == "$(quoted "$@")" ]] ||
@@ -72,7 +72,8 @@ start_background() {
   rm -f "$run_dir/pid" "$run_dir/exit_status"
   if [[ -e "$run_dir/log" ]]; then mv "$run_dir/log" "$run_dir/log.previous"; fi
   quoted "$@" >"$run_dir/command"
-  nohup setsid bash launch/run_tpu.sh --supervise "$@" </dev/null >"$run_dir/log" 2>&1 &
+  : >"$run_dir/log" # here, before anyone reads it
+  nohup setsid bash launch/run_tpu.sh --supervise "$@" </dev/null >>"$run_dir/log" 2>&1 &
   note "started; log: $run_dir/log"
 }
 

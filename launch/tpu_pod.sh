@@ -1,0 +1,281 @@
+#!/usr/bin/env bash
+# Makes a Cloud TPU slice with gcloud, runs a command on all of its workers, and deletes it again.
+#
+#   tpu_pod.sh create NAME --zone=ZONE [--spot]   asks for it (a queued resource)
+#   tpu_pod.sh wait NAME --zone=ZONE              until it is ACTIVE
+#   tpu_pod.sh push NAME --zone=ZONE              this project's committed files to ~/mend_jax
+#   tpu_pod.sh run NAME --zone=ZONE COMMAND ...   in the background; --attach: follows it to the end
+#   tpu_pod.sh status NAME --zone=ZONE            of the TPU, and of the run on each worker
+#   tpu_pod.sh logs NAME --zone=ZONE [--worker=0] [--lines=100] [--follow]
+#   tpu_pod.sh stop NAME --zone=ZONE              SIGTERM to the run, so that it saves its state
+#   tpu_pod.sh delete NAME --zone=ZONE
+#   tpu_pod.sh train NAME --zone=ZONE [--spot] [--retries=10] [--delete] COMMAND ...
+#
+# `train` is create, wait, push and run, and then watches the run. When the TPU is preempted or
+# fails, it deletes it and begins again, at most --retries times. The command must find its state
+# again, by a --workdir on gs://, and must not exit with 0 when a signal stopped it. Called again,
+# `train` goes on with the TPU and the run that are there. With --delete it deletes the TPU when the
+# command has succeeded.
+#
+# All subcommands: --project=PROJECT, --node-id=NODE (default: NAME), --dry-run (prints commands,
+# runs nothing), --help. create, train: --accelerator-type=v5litepod-16, --runtime-version=VERSION
+# (default: by accelerator type). stop: --grace=120 seconds. wait, train: --poll=30 seconds.
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/common.sh"
+
+worker_script="bash mend_jax/launch/run_tpu.sh"
+
+runtime_version() {
+  case "$1" in
+    v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    *)
+      die "no runtime version is known for the accelerator type '$1' (known: v4-N, v5litepod-N, \
+v5p-N, v6e-N); give --runtime-version=VERSION"
+      ;;
+  esac
+}
+
+tpus() { run gcloud compute tpus "$@" "${where[@]}"; }
+
+# on_workers WHICH COMMAND_LINE: WHICH is all or a number.
+on_workers() { tpus tpu-vm ssh "$node" --worker="$1" --command="$2" --quiet; }
+
+create() {
+  local flags=(--node-id="$node" --accelerator-type="$accelerator_type")
+  flags+=(--runtime-version="$runtime")
+  if [[ -n ${option[spot]:-} ]]; then flags+=(--spot); fi
+  tpus queued-resources create "$name" "${flags[@]}"
+}
+
+delete() { tpus queued-resources delete "$name" --force --quiet; }
+
+# Sets `state`: ACTIVE, SUSPENDED, ... as gcloud has it; MISSING; UNKNOWN if gcloud could not say.
+state=MISSING
+failed_reads=0
+read_state() {
+  local describe=(queued-resources describe "$name" "--format=value(state.state)")
+  if ((dry_run)); then
+    tpus "${describe[@]}"
+    state=ACTIVE
+  elif state=$(tpus "${describe[@]}" 2>"$errors"); then
+    failed_reads=0
+  elif grep --quiet NOT_FOUND "$errors"; then
+    state=MISSING failed_reads=0
+  else
+    state=UNKNOWN failed_reads=$((failed_reads + 1))
+    note "cannot read the state of '$name': $(<"$errors")"
+    ((failed_reads < 10)) ||
+      die "gave up after $failed_reads tries; a run on '$name', if any, goes on: see its status" 1
+  fi
+}
+
+# 1 when it will never be ACTIVE.
+wait_until_active() {
+  local shown=""
+  while true; do
+    read_state
+    if [[ $state != "$shown" && $dry_run == 0 ]]; then echo "$name: $state"; fi
+    shown=$state
+    case "$state" in
+      ACTIVE) return 0 ;;
+      FAILED | SUSPENDING | SUSPENDED | DELETING | MISSING) return 1 ;;
+    esac
+    sleep "$poll"
+  done
+}
+
+push() {
+  local archive="${TMPDIR:-/tmp}/mend_jax-$name.tar.gz"
+  git -C "$root" diff --quiet HEAD ||
+    note "warning: only committed files are pushed; there are uncommitted changes"
+  run git -C "$root" archive --format=tar.gz --output="$archive" HEAD &&
+    tpus tpu-vm scp "$archive" "$node:mend_jax.tar.gz" --worker=all --quiet &&
+    on_workers all "mkdir -p mend_jax && tar -xzf mend_jax.tar.gz -C mend_jax" &&
+    run rm -f "$archive"
+}
+
+# Starts the command on all workers, which then do `then`.
+then=""
+start_run() {
+  on_workers all "$worker_script --background $(quoted "$@")$then"
+}
+
+logs() {
+  local line="tail -n $lines"
+  if [[ -n ${option[follow]:-} ]]; then line+=" -f"; fi
+  on_workers "${option[worker]:-0}" "$line mend_jax_run/log"
+}
+
+# Whether the TPU is gone, or goes now: a preempted run ends a little before the state tells of it.
+is_taken_away() {
+  local node_state
+  for _ in 1 2 3 4; do
+    read_state
+    case "$state" in
+      ACTIVE)
+        node_state=$(tpus tpu-vm describe "$node" "--format=value(state)" 2>"$errors") || true
+        case "$node_state" in
+          PREEMPTED | STOPPED | TERMINATED)
+            state=$node_state
+            return 0
+            ;;
+        esac
+        ;;
+      UNKNOWN) ;;
+      *) return 0 ;;
+    esac
+    sleep "$poll"
+  done
+  return 1
+}
+
+# 0: the command succeeded on all workers; 1: the TPU is gone. A failed command ends this script.
+watch_run() {
+  local report failure
+  if ((dry_run)); then
+    read_state
+    on_workers all "$worker_script --status"
+    return
+  fi
+  while true; do
+    sleep "$poll"
+    read_state
+    case "$state" in
+      ACTIVE) ;;
+      UNKNOWN) continue ;;
+      *) return 1 ;;
+    esac
+    if ! report=$(on_workers all "$worker_script --status" 2>"$errors"); then
+      if is_taken_away; then return 1; fi
+      note "the workers of '$name' do not answer; trying again. $(tail -n 1 "$errors")"
+    elif failure=$(grep -m1 -xE 'run: (exit [1-9][0-9]*|lost|none)' <<<"$report"); then
+      note "a worker of '$name' reports '$failure'; seeing whether the TPU is being taken away"
+      if is_taken_away; then return 1; fi
+      end_failed "$failure"
+    elif ! grep --quiet -x 'run: running' <<<"$report"; then
+      return 0
+    fi
+  done
+}
+
+end_failed() {
+  local status=1
+  if [[ $1 =~ exit\ ([0-9]+) ]]; then status=${BASH_REMATCH[1]}; fi
+  note "the command failed on a worker of '$name' ($1); read: $script logs $name ${where[*]}"
+  die "'$name' is $state and costs money until: $script delete $name ${where[*]}" "$status"
+}
+
+# Removes what is left of a lost TPU; one that is still going away cannot be deleted at once.
+remove() {
+  for _ in 1 2 3 4 5 6 7 8 9 10; do
+    if delete; then return; fi
+    read_state
+    if [[ $state == MISSING ]]; then return; fi
+    sleep "$poll"
+  done
+  die "cannot delete '$name', which is $state; see gcloud's message above" 1
+}
+
+# An earlier `train` may have left the TPU.
+ensure_created() {
+  if ((!dry_run)); then read_state; fi
+  case "$state" in
+    MISSING) ;;
+    FAILED | SUSPENDING | SUSPENDED | DELETING) remove ;;
+    *)
+      note "'$name' is there already ($state); going on with it"
+      return
+      ;;
+  esac
+  create || die "cannot create '$name'; see gcloud's message above" 1
+}
+
+# As watch_run.
+try_once() {
+  ensure_created
+  wait_until_active || return 1
+  if ! { push && start_run "$@"; }; then
+    if is_taken_away; then return 1; fi
+    die "cannot start the command on '$name', which is $state; see gcloud's message above. \
+It costs money until: $script delete $name ${where[*]}" 1
+  fi
+  watch_run
+}
+
+train() {
+  local tries=0
+  trap 'die "no longer watching; the TPU and the run on it go on. Call train again to watch again; \
+to end it: $script stop $name ${where[*]}, $script delete $name ${where[*]}" 130' INT TERM
+  until try_once "$@"; do
+    tries=$((tries + 1))
+    ((tries <= retries)) ||
+      die "'$name' was preempted or failed $tries time(s), now $state; gave up after \
+--retries=$retries. The run's state is in its --workdir: call train again, perhaps in another \
+zone or without --spot" 1
+    note "'$name' is $state; retry $tries of $retries"
+    remove
+  done
+  if [[ -n ${option[delete]:-} ]]; then
+    delete
+  elif ((!dry_run)); then
+    note "done. '$name' costs money until: $script delete $name ${where[*]}"
+  fi
+}
+
+valued='zone|project|node-id|accelerator-type|runtime-version|worker|lines|grace|poll|retries'
+switches='spot|attach|follow|delete'
+subcommand=${1:-}
+case "$subcommand" in
+  create | wait | push | run | status | logs | stop | delete | train) shift ;;
+  --help | -h) ;;
+  *) die "unknown subcommand '$subcommand'; one of create, wait, push, run, status, logs, stop, \
+delete, train, or --help" ;;
+esac
+parse_options "$valued" "$switches" "$@"
+name=${rest[0]:-}
+[[ -n $name ]] || die "$subcommand: which TPU? usage: $script $subcommand NAME --zone=ZONE ..."
+valid_name "$name"
+parse_options "$valued" "$switches" "${rest[@]:1}"
+[[ -n ${option[zone]:-} ]] ||
+  die "$subcommand $name: which zone? give --zone=ZONE, such as us-west4-a"
+case "$subcommand" in
+  run | train) ((${#rest[@]})) || die "$subcommand $name: no command; give it after the options" ;;
+  *) ((${#rest[@]} == 0)) || die "$subcommand $name takes no command, but got '${rest[0]}'" ;;
+esac
+
+where=(--zone="${option[zone]}")
+if [[ -n ${option[project]:-} ]]; then where+=(--project="${option[project]}"); fi
+node=${option[node-id]:-$name}
+accelerator_type=${option[accelerator-type]:-v5litepod-16}
+runtime=${option[runtime-version]:-}
+if [[ -z $runtime ]]; then runtime=$(runtime_version "$accelerator_type"); fi
+lines=$(number_option lines 100)
+grace=$(number_option grace 120)
+poll=$(number_option poll 30)
+retries=$(number_option retries 10)
+errors=$(mktemp)
+trap 'rm -f "$errors"' EXIT
+
+case "$subcommand" in
+  create | push | logs | delete) "$subcommand" ;;
+  wait)
+    wait_until_active ||
+      die "'$name' is $state and will not become ACTIVE; delete it and create it again, perhaps in \
+another zone, with another --accelerator-type or without --spot. Why: gcloud compute tpus \
+queued-resources describe $name ${where[*]}" 1
+    ;;
+  run)
+    if [[ -n ${option[attach]:-} ]]; then then=" && $worker_script --follow"; fi
+    start_run "${rest[@]}"
+    ;;
+  status)
+    read_state
+    if ((!dry_run)); then echo "$name: $state"; fi
+    if [[ $state == ACTIVE ]]; then on_workers all "$worker_script --status"; fi
+    ;;
+  stop) on_workers all "$worker_script --stop --grace=$grace" ;;
+  train) train "${rest[@]}" ;;
+esac
