@@ -34,6 +34,7 @@ def get_config(variant=""):
 
     c.editor = ml_collections.ConfigDict()
     c.editor.name = "mend"
+    c.editor.strength = 0.95  # of edits after training; chosen on validation edits
     c.editor.options = ml_collections.ConfigDict()
     c.editor.options.rank = 512
     c.editor.options.n_hidden = 1
@@ -58,7 +59,7 @@ def get_config(variant=""):
     c.train.warmup = 0
     c.train.decay = True
     c.train.c_edit_start = 0.7  # weight of success at the first step ...
-    c.train.c_edit = 0.38  # ... and at the last; the paper's is 0.1 throughout
+    c.train.c_edit = 0.4  # ... and at the last; the paper's is 0.1 throughout
     c.train.c_loc = 1.0
     c.train.log_every = 10
     c.train.val_every = 120

@@ -8,7 +8,7 @@
 #   gke.sh delete --with-cluster --cluster=CLUSTER --zone=ZONE  the cluster, which costs the money
 #
 # The image holds this project's committed files. A preempted or failed command is restarted, up to
-# --retries=10 times; it must find its state again, by a --workdir on gs://.
+# --retries=10 times; it must find its state again, by a --workdir on a mounted bucket.
 #
 # All subcommands: --project=PROJECT, --dry-run (prints the commands, runs nothing), --help. cluster
 # and run: --tpu-type=v5litepod-16, --num-slices=1. run: --base-docker-image=python:3.11 and

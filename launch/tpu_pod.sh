@@ -13,7 +13,8 @@
 #
 # `train` is create, wait, push and run, and then watches the run. When the TPU is preempted or
 # fails, it deletes it and begins again, at most --retries times. The command must find its state
-# again, by a --workdir on gs://, and must not exit with 0 when a signal stopped it. Called again,
+# again, by a --workdir on a mounted bucket, and must not exit with 0 when a signal stopped it.
+# Called again,
 # `train` goes on with the TPU and the run that are there. With --delete it deletes the TPU when the
 # command has succeeded.
 #

@@ -18,6 +18,7 @@ from mend_jax.data.encode import thin
 from mend_jax.data.forms import form_of, positions_needed
 from mend_jax.data.pipeline import EncodedRows, Lengths, batches, encode_rows
 from mend_jax.editors import EditTransform, make_editor
+from mend_jax.editors.base import with_strength
 from mend_jax.errors import ConfigError
 from mend_jax.language_model import LanguageModel, load_model
 from mend_jax.mesh import batch_axis_size, make_mesh
@@ -118,7 +119,8 @@ def base_identity(model: LanguageModel) -> dict[str, Any]:
 
 
 def build_editor(config: ml_collections.ConfigDict) -> EditTransform:
-    return make_editor(config.editor.name, config.editor.options.to_dict())
+    editor = make_editor(config.editor.name, config.editor.options.to_dict())
+    return with_strength(editor, config.editor.strength)
 
 
 def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:

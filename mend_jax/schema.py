@@ -38,6 +38,7 @@ KEYS = {
     "data.append_eos": Key(bool),
     "data.far_len": Key(int, 2),
     "editor.name": Key(str),
+    "editor.strength": Key(float, 0.0),
     "train.steps": _COUNT_OR_NONE,
     "train.edits_per_step": _COUNT,
     "train.both_ways": Key(bool),

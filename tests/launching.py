@@ -67,7 +67,7 @@ class Machine:
     def launch(self, script, *arguments):
         return subprocess.run(
             self.arguments(script, *arguments),
-            capture_output=True, text=True, env=self.env, cwd=self.home, timeout=120,
+            capture_output=True, text=True, env=self.env, cwd=self.home, timeout=300,
         )  # fmt: skip
 
     def calls(self):

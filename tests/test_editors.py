@@ -8,7 +8,7 @@ import pytest
 from tiny import random_batch, random_sequences, tiny
 
 from mend_jax.editors import EDITORS, Run, chain, make_editor
-from mend_jax.editors.base import group_weights
+from mend_jax.editors.base import group_weights, with_strength
 from mend_jax.editors.links import normalize, outer_sum, scale_by_layer_lr
 from mend_jax.editors.low_rank_mlp import low_rank_mlp, relu_one_at_zero
 from mend_jax.errors import ConfigError
@@ -256,3 +256,18 @@ def test_unknown_names_and_options_are_refused():
         make_editor("mend", {"sides": "both"})
     with pytest.raises(ValueError, match="repeated: .'outer_sum'"):
         chain(outer_sum(1.0), outer_sum(1.0))
+
+
+def test_strength_scales_edits_after_training_only():
+    module, base, weights = tiny("gpt2")
+    plain = make_editor("mend", dict(rank=4, layer_lr=1e-2))
+    half = with_strength(plain, 0.5)
+    params, state = plain.init(jax.random.key(0), weights)
+    problem = make_problem(module, base, weights, random_sequences(0, E=2))
+    for train, factor in ((False, 0.5), (True, 1.0)):
+        whole, _ = plain.edit(params, state, problem, train)
+        scaled, _ = half.edit(params, state, problem, train)
+        for w in weights:
+            expected = factor * whole.deltas[w.name].dense()
+            np.testing.assert_allclose(scaled.deltas[w.name].dense(), expected, rtol=1e-5)
+            assert np.abs(expected).max() > 0

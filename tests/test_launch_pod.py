@@ -150,7 +150,7 @@ def test_wrong_arguments_are_named(machine, arguments, message):
 # ---- train ----
 
 # Ends at once when it is started again, on two workers, so with four lines in the file $0, which is
-# what a --workdir on gs:// would be.
+# what a --workdir on a mounted bucket would be.
 RESUMES = 'echo >> "$0"; [[ $(wc -l < "$0") -gt 2 ]] || sleep 300'
 
 

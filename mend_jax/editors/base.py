@@ -60,6 +60,20 @@ class EditTransform(NamedTuple):
     trainable: bool = True
 
 
+def with_strength(editor: EditTransform, strength: float) -> EditTransform:
+    """The editor whose edits are scaled by `strength` once it is trained.
+
+    Training sees the whole edit. Less than 1 gives up some success for locality, and back: the
+    balance can be chosen after training.
+    """
+
+    def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
+        found, state = editor.edit(params, state, problem, train)
+        return (found if train or strength == 1.0 else found.scale(strength)), state
+
+    return editor._replace(edit=edit)
+
+
 def stateless(name: str, apply: Callable[[Any], Any]) -> Link:
     """A link without parameters or state."""
     return Link(name, lambda key, weights: ({}, {}), lambda p, s, signal, run: (apply(signal), s))
