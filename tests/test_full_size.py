@@ -13,6 +13,7 @@ from tiny import random_batch
 from mend_jax import models
 from mend_jax.config import load_config
 from mend_jax.editors import make_editor
+from mend_jax.hub.published import PUBLISHED
 from mend_jax.models.params import stack_trunk
 from mend_jax.objective import meta_loss
 from mend_jax.schema import check
@@ -22,9 +23,10 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 def parsed(name):
     """(family, config, experiment config) of a model that configs/ names."""
-    hf, _, _ = SIZES[name]
+    experiment = load_config(f"{name}.py")
+    hf = PUBLISHED[experiment.model.spec]
     family = models.family_of(hf)
-    return family, models.parse_config(family, hf), load_config(f"{name}.py")
+    return family, models.parse_config(family, hf), experiment
 
 
 def abstract_base(family, config, module):
@@ -53,7 +55,7 @@ def test_config_fits_its_model(name):
     assert f"--config={name}.py" in (CONFIGS / f"{name}.py").read_text()
     n_blocks = experiment.model.last_n_blocks
     weights = models.choose_weights(family, config, n_blocks)
-    _, _, expected = SIZES[name]
+    _, expected = SIZES[name]
     stacks = family.MODULE.stack_sizes(config)
     assert n_blocks == (2 if len(stacks) > 1 else 3)
     assert {w.name: (w.d_in, w.d_out) for w in weights} == {
@@ -74,7 +76,7 @@ def test_training_step_of_the_full_size_has_the_right_shapes(name):
     )
     base = abstract_base(family, config, module)
     millions = sum(np.prod(a.shape, dtype=np.int64) for a in jax.tree.leaves(base)) / 1e6
-    assert millions == pytest.approx(SIZES[name][1], rel=2e-3)
+    assert millions == pytest.approx(SIZES[name][0], rel=2e-3)
     editor = make_editor("mend", experiment.editor.options.to_dict())
     params, state = jax.eval_shape(lambda: editor.init(jax.random.key(0), weights))
     loss = functools.partial(meta_loss, editor=editor, model=module, weights=weights)
