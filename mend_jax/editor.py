@@ -44,7 +44,7 @@ class Editor:
 
     @staticmethod
     def restore(workdir: str | Path, model: LanguageModel | None = None) -> Editor:
-        """The best checkpoint of a run folder, with its base.
+        """The editor of a run folder, with its base: the step that `train.keep` asks for.
 
         Args:
           workdir: a folder that `python -m mend_jax.main --workdir` trained in.
@@ -64,7 +64,8 @@ class Editor:
             ) from e
         transform = experiment.build_editor(config)
         manager = checkpoint.open_manager(workdir / "checkpoints", read_only=True)
-        step = manager.best_step() or manager.latest_step()
+        last = config.train.get("keep", "best") == "last"
+        step = (None if last else manager.best_step()) or manager.latest_step()
         if step is None:
             raise CheckpointError(f"{workdir}/checkpoints holds no step: let the run train on")
         meta = checkpoint.restore_meta(manager, step)

@@ -9,10 +9,9 @@ from types import ModuleType
 from typing import Any, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mend_jax import hub, models
+from mend_jax import hub
 from mend_jax.data.forms import LABELS, positions_needed
 from mend_jax.edits import Edit, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
@@ -20,6 +19,7 @@ from mend_jax.models import WeightSpec, editable_weights
 from mend_jax.models.base import EditableModel, Inputs, TensorSpec
 from mend_jax.models.generate import generate
 from mend_jax.models.params import nest, stack_trunk, stacked_paths
+from mend_jax.outline import DTYPES, outline
 from mend_jax.sharding import flat_shardings
 from mend_jax.tokenizer import Tokenizer, load_tokenizer
 
@@ -176,9 +176,6 @@ def _judge(module, params, edit, inputs):
     return module.apply(variables(params, edit), inputs)
 
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
 def load_model(
     spec: str,
     *,
@@ -204,16 +201,11 @@ def load_model(
     Raises:
       WeightsError: naming every tensor that is unknown, missing or misshapen.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"model.dtype is {dtype!r}; known: {sorted(DTYPES)}")
     source = hub.resolve(spec)
-    hf_config = hub.read_config(source)
-    family = models.family_of(hf_config)
-    config = models.parse_config(family, hf_config)
-    weights = models.choose_weights(family, config, last_n_blocks, edit_roles)
-    module = family.MODULE(config, models.n_top_of(family, config, weights), DTYPES[dtype], remat)
+    sketch = outline(hub.read_config(source), last_n_blocks, edit_roles, dtype, remat)
+    family, config, module, weights = sketch
     reading = (source, family.tensor_specs(config), DTYPES[dtype], family.TIED, family.IGNORE)
-    params, fingerprint = _read(module, *reading, mesh=mesh)
+    params, fingerprint = _read(module, *reading, mesh=mesh, shapes=sketch.shapes())
     return LanguageModel(
         spec=spec,
         family=family,
@@ -235,6 +227,7 @@ def _read(
     ignore: Sequence[str],
     *,
     mesh: jax.sharding.Mesh | None,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[dict[str, Any], str]:
     """Nested parameters and the fingerprint of the flat ones."""
     if mesh is None or mesh.size == 1:
@@ -244,13 +237,8 @@ def _read(
             lambda a: jax.device_put(a, device), stack_trunk(flat, module.stacks)
         )  # fmt: skip
         return params, hub.fingerprint(flat)
-    shapes = {spec.path: spec.shape for spec in specs}
-    sources = stacked_paths(shapes, module.stacks)
-    placed = {
-        path: shapes[s] if isinstance(s, str) else (len(s), *shapes[s[0]])
-        for path, s in sources.items()
-    }
-    shardings = flat_shardings(mesh, placed)
+    sources = stacked_paths((spec.path for spec in specs), module.stacks)
+    shardings = flat_shardings(mesh, shapes)
     arrays = hub.read_sharded(
         source, specs, {p: hub.Placement(s, shardings[p]) for p, s in sources.items()},
         dtype, tied, ignore,

@@ -89,7 +89,7 @@ def training_png(results: Results, lines: Lines) -> bytes | None:
     loss = ("Training loss and its terms", "NLL of paraphrases, KL elsewhere; nats a token")
     take = ("Validation: does the edit take?", "share of right answers")
     stay = ("Validation: does the rest stay?", "KL on other texts, nats a token; less is better")
-    change_curves = _curves(lines, "validation", change, stay, dig(results, "training.best_step"))
+    change_curves = _curves(lines, "validation", change, stay, dig(results, "training.kept_step"))
     learning = _learning(results, lines, take)
     return _row([_curves(lines, "train", losses, loss, None), learning, change_curves], 15, 4.8)
 
@@ -208,7 +208,7 @@ def _curves(
 
 def _learning(results: Results, lines: Lines, title: Pair) -> Draw | None:
     terms = {"edit_exact": ("the edit", EDITOR), "rephrase_exact": ("paraphrases", PARAPHRASE)}
-    best = dig(results, "training.best_step")
+    best = dig(results, "training.kept_step")
     return _curves(lines, "validation", terms, title, best, percent=True)
 
 

@@ -178,7 +178,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         for k in ("train", "validation", "test")
         if dig(results, f"data.{k}") is not None
     ]
-    steps, best = (text(dig(results, f"training.{k}"), "count") for k in ("steps", "best_step"))
+    steps, best = (text(dig(results, f"training.{k}"), "count") for k in ("steps", "kept_step"))
     rows = [
         ("Config", dig(results, "config_name")),
         ("Base model", _with_print(results, "base", "spec")),

@@ -90,6 +90,7 @@ def train_and_evaluate(
         "training": {
             **dataclasses.asdict(record),
             "steps": int(manager.latest_step() or 0),
+            "kept_step": int(state.step),
             "editor_parameters": count(state.params),
         },
         "eval": evaluated,
@@ -135,7 +136,7 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
 
 
 def train_editor(experiment: Experiment, workdir: Path, manager: Any) -> tuple[TrainState, Record]:
-    """Trains from where the folder stands; returns the best state by validation loss."""
+    """Trains from where the folder stands; returns the state that `train.keep` asks for."""
     c = experiment.config
     log = JsonLines(workdir / "metrics.jsonl", distributed.is_writer())
     batches = experiment.train_batches()
@@ -173,7 +174,7 @@ def train_editor(experiment: Experiment, workdir: Path, manager: Any) -> tuple[T
                 train_step=step, validate=validate_state, manager=manager, meta=mine,
                 record=record, log=log, stop=stop,
             )  # fmt: skip
-    if record.best_step not in (0, int(state.step)):
+    if c.train.keep == "best" and record.best_step not in (0, int(state.step)):
         state = checkpoint.restore_state(manager, record.best_step, state)
     return state, record
 

@@ -11,11 +11,12 @@ from mend_jax.errors import ConfigError, nearest
 
 
 class Key(NamedTuple):
-    """Type of a value, and the least it may be (`above`: it must be more)."""
+    """Type of a value, the least it may be (`above`: it must be more), and what it may be."""
 
     kind: type
     least: float | None = None
     above: bool = False
+    choices: tuple[str, ...] = ()
 
 
 _RATE = Key(float, 0.0, above=True)
@@ -57,6 +58,7 @@ KEYS = {
     "train.val_edits": _COUNT,
     "train.checkpoint_every": _COUNT,
     "train.patience": _COUNT_OR_NONE,
+    "train.keep": Key(str, choices=("best", "last")),
     "eval.edits": _COUNT,
     "eval.edits_per_step": _COUNT,
     "eval.max_new_tokens": _COUNT,
@@ -78,9 +80,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         if key not in KEYS:
             problems.append(f"{key} is not a key{nearest(key, list(KEYS))}")
             continue
-        kind, least, above = KEYS[key]
+        kind, least, above, choices = KEYS[key]
         if type(value) is not kind:
             problems.append(f"{key} is {value!r}, a {kind.__name__} is needed")
+        elif choices and value not in choices:
+            problems.append(f"{key} is {value!r}, one of {list(choices)} is needed")
         elif least is not None and not (value > least if above else value >= least):
             problems.append(f"{key} is {value}, {'more than' if above else 'at least'} {least}")
     if not problems and config.eval.max_new_tokens < config.data.max_target:

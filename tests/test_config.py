@@ -75,6 +75,7 @@ def test_mistakes_are_named(arguments, message, capsys):
         ("train.steps=-1", "train.steps is -1"),
         ("train.lr=0.0", "train.lr is 0.0, more than 0"),
         ("train.c_loc=-2.0", "train.c_loc is -2.0, at least 0"),
+        ("train.keep=first", "train.keep is 'first', one of .'best', 'last'. is needed"),
         ("eval.max_new_tokens=2", "no room to write a target"),
         ("eval.edits=0", "eval.edits is 0"),
     ],

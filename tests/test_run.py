@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mend_jax import checkpoint
 from mend_jax import config as configs
 from mend_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mend_jax.evaluate import says
+from mend_jax.factors import Moments
 from mend_jax.main import parse
 from mend_jax.mesh import make_mesh
 
@@ -231,6 +233,23 @@ def test_a_validation_loss_that_is_not_finite_never_ranks_a_checkpoint(tmp_path)
         checkpoint.save(manager, number, {"x": jnp.ones(2)}, {}, loss)
     assert manager.best_step() == 1
     assert sorted(manager.all_steps()) == [1, 4, 5]
+
+
+def test_the_step_that_train_keep_asks_for_is_evaluated_and_restored(base, tmp_path, monkeypatch):
+    kept = {}
+    for keep, step in (("best", 3), ("last", 6)):
+        losses = iter([1.0, 2.0])  # the first validation is the best
+        monkeypatch.setattr("mend_jax.run.validate", lambda *_, at=losses, **__: {"loss": next(at)})
+        training = run(base, tmp_path / keep, **{"train.keep": keep})["training"]
+        assert (training["best_step"], training["kept_step"]) == (3, step)
+        kept[keep] = mend_jax.Editor.restore(tmp_path / keep)
+    seen = {k: sum(int(m.count) for m in _moments(e.state)) for k, e in kept.items()}
+    assert 0 < seen["best"] < seen["last"]
+
+
+def _moments(state):
+    is_moments = lambda x: isinstance(x, Moments)  # noqa: E731
+    return [x for x in jax.tree.leaves(state, is_leaf=is_moments) if is_moments(x)]
 
 
 def test_rows_that_never_fit_are_refused_before_compute(base, tmp_path):
