@@ -21,7 +21,7 @@ from mend_jax.editors import EditTransform, make_editor
 from mend_jax.editors.base import with_strength
 from mend_jax.errors import ConfigError
 from mend_jax.language_model import LanguageModel, load_model
-from mend_jax.mesh import batch_axis_size, make_mesh
+from mend_jax.mesh import batch_axis_size, local_edits, make_mesh
 from mend_jax.optimizer import make_optimizer
 from mend_jax.schema import check
 from mend_jax.sharding import EDITOR_RULES, place
@@ -86,8 +86,7 @@ class Experiment:
             edits_per_step=c.train.edits_per_step,
             edits_per_batch=c.data.edits_per_batch,
             seed=c.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            mine=local_edits(self.mesh, c.train.edits_per_step),
         )
 
     def eval_batches(self, split: Split, edits_per_step: int) -> Any:
@@ -99,8 +98,7 @@ class Experiment:
             shuffle=False,
             num_epochs=1,
             drop_remainder=False,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            mine=local_edits(self.mesh, edits_per_step),
         )
 
 
@@ -181,12 +179,6 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
                 f"{where}.edits_per_step is {per_step}, not a multiple of the "
                 f"{batch_axis_size(mesh)} ways that the mesh splits edits (mesh.data x mesh.fsdp)"
             )
-    ways, processes = batch_axis_size(mesh), jax.process_count()
-    if ways % processes:
-        raise ConfigError(
-            f"the mesh splits edits {ways} ways, which {processes} processes cannot share evenly: "
-            "make mesh.data x mesh.fsdp a multiple of the number of processes"
-        )
     model = build_model(config, mesh)
     dataset = data.load(config.data.name, config.data.dir or None)
     c, lengths = config.data, lengths_of(config)

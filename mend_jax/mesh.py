@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,10 +39,43 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def in_force(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """A context in which models and editors know the mesh that they run on; one device needs none.
+
+    See `models.layers.unsplit`.
+    """
+    return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How the edits of a step, the first axis of every text, lie on a mesh."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def local_edits(mesh: Mesh, n_edits: int) -> np.ndarray:
+    """Which of a step's edits the devices of this process hold, by number, in order.
+
+    Where `tensor` spans processes several of them hold, and make, the same edits.
+    """
+    boxes = batch_sharding(mesh).addressable_devices_indices_map((n_edits,))
+    return np.unique(np.concatenate([np.arange(n_edits)[box] for (box,) in boxes.values()]))
+
+
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
-    """This process's part of a batch as global arrays, the edits split over `data` (and `fsdp`)."""
-    sharding = NamedSharding(mesh, P(("data", "fsdp")))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    """The edits of a step that are made here (see `local_edits`) as global arrays on the mesh."""
+    sharding, ways = batch_sharding(mesh), batch_axis_size(mesh)
+    shards = local_edits(mesh, ways)
+
+    def one(part: np.ndarray) -> jax.Array:
+        n_edits = len(part) // len(shards) * ways
+        mine = local_edits(mesh, n_edits)
+
+        def of_device(box):
+            return part[np.searchsorted(mine, np.arange(n_edits)[box[0]])]
+
+        return jax.make_array_from_callback((n_edits, *part.shape[1:]), sharding, of_device)
+
+    return jax.tree.map(one, batch)
 
 
 def batch_axis_size(mesh: Mesh) -> int:

@@ -117,8 +117,7 @@ def test_processes_share_the_global_batch(processes, drop):
     options = {"edits_per_step": 8, "edits_per_batch": 3, "num_epochs": 1, "drop_remainder": drop}
     alone = list(batches(ENCODED, **options))
     shares = [
-        list(batches(ENCODED, process_index=p, process_count=processes, **options))
-        for p in range(processes)
+        list(batches(ENCODED, mine=part, **options)) for part in np.split(np.arange(8), processes)
     ]
     assert len(alone) == (1 if drop else 2)
     for step, whole in enumerate(alone):
@@ -133,8 +132,8 @@ def test_shards_follow_one_another_after_a_change_of_processes():
     state = alone.get_state()
     whole = next(alone)["index"]
     parts = []
-    for p in range(2):
-        part = batches(ENCODED, edits_per_step=6, seed=5, process_index=p, process_count=2)
+    for mine in ([0, 1, 2], [3, 4, 5]):
+        part = batches(ENCODED, edits_per_step=6, seed=5, mine=mine)
         part.set_state(state)
         parts.append(next(part)["index"])
     assert np.array_equal(np.concatenate(parts), whole)
@@ -169,7 +168,7 @@ def test_rows_that_do_not_fit_are_counted_and_reported(caplog):
     assert sum(encoded.dropped.values()) == 3 and len(encoded.dropped) == 3
     assert "left out 3 of 11 rows" in caplog.text and "much too long" in caplog.text
     options = {"edits_per_step": 4, "num_epochs": 1}
-    seen = [b["index"] for b in batches(encoded, process_count=2, **options)]
+    seen = [b["index"] for b in batches(encoded, mine=[0, 1], **options)]
     assert len(seen) == 2 and {i.shape for i in seen} == {(2, 1)}
     whole = np.concatenate([b["index"] for b in batches(encoded, **options)])
     assert sorted(whole.ravel()) == [0, 1, 2, 3, 4, 6, 7, 8]
@@ -201,9 +200,9 @@ def test_near_facts_with_no_replacement_are_not_scored():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"edits_per_step": 5, "process_count": 2}, "5 edits .* evenly by 2 processes: make"),
-        ({"edits_per_step": 4, "process_count": 2, "process_index": 2}, "process_index=2 is not"),
-        ({"edits_per_step": 0}, "must all be at least 1"),
+        ({"edits_per_step": 4, "mine": [3, 4]}, r"mine=\[3, 4\] is not some of the 4 edits"),
+        ({"edits_per_step": 4, "mine": []}, r"mine=\[\] is not some of the 4 edits"),
+        ({"edits_per_step": 0}, "must both be at least 1"),
         ({"edits_per_step": 31}, "30 rows do not fill one step of 31 edits"),
     ],
 )

@@ -125,8 +125,7 @@ def batches(
     seed: int = 0,
     shuffle: bool = True,
     num_epochs: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    mine: Sequence[int] | None = None,
     drop_remainder: bool = True,
     threads: int = 1,
     prefetch: int = 4,
@@ -136,8 +135,8 @@ def batches(
     Every element is a dict of numpy arrays: `edit`, `rephrase`, `near` and `far` (Sequences with
     leading axes [E, n]), `index` (int32[E, n], the row numbers) and `valid` (bool[E, n]). The
     iterator's `get_state` and `set_state` take and give a small JSON-able dict; a restored iterator
-    goes on exactly where the saved one stood. The order depends on `seed` alone, and process p of P
-    gets edits [p E/P, (p + 1) E/P) of each step, whatever P is.
+    goes on exactly where the saved one stood. The order depends on `seed` alone: whatever
+    processes make the edits of a step, together they make the same ones.
 
     Args:
       rows: a random access source of row dicts, or what `encode_rows` made of one.
@@ -150,8 +149,8 @@ def batches(
       seed: of the shuffle.
       shuffle: whether the rows are shuffled, anew in each epoch.
       num_epochs: passes over the rows; None goes on for ever.
-      process_index: p, the number of this process.
-      process_count: P, the number of processes.
+      mine: which of the E edits of each step are made here, by their numbers; None: all. See
+        `mesh.local_edits`.
       drop_remainder: whether rows that do not fill the last step of an epoch are left out;
         otherwise they are filled up with repeated rows whose `valid` is False.
       threads: threads that assemble batches ahead of time.
@@ -162,7 +161,8 @@ def batches(
     """
     import grain
 
-    _check_sizes(edits_per_step, edits_per_batch, process_index, process_count)
+    mine = np.arange(edits_per_step) if mine is None else np.asarray(mine)
+    _check_sizes(edits_per_step, edits_per_batch, mine)
     if not isinstance(rows, EncodedRows):
         if tokenizer is None:
             raise DataError("rows that are not encoded yet need a tokenizer: give one")
@@ -173,8 +173,6 @@ def batches(
             f"{len(rows)} rows do not fill one step of {edits_per_step} edits of "
             f"{edits_per_batch} facts: lower train.edits_per_step or use more rows"
         )
-    share = edits_per_step // process_count
-    mine = slice(process_index * share, (process_index + 1) * share)
 
     def assemble(block: np.ndarray) -> Batch:
         whole, valid = _fill_up(np.asarray(block), edits_per_step, edits_per_batch)
@@ -188,19 +186,13 @@ def batches(
     return iter(source.to_iter_dataset(options))
 
 
-def _check_sizes(edits: int, facts: int, process_index: int, process_count: int) -> None:
-    if min(edits, facts, process_count) < 1:
+def _check_sizes(edits: int, facts: int, mine: np.ndarray) -> None:
+    if min(edits, facts) < 1:
         raise DataError(
-            f"edits_per_step={edits}, edits_per_batch={facts} and process_count={process_count} "
-            "must all be at least 1"
+            f"edits_per_step={edits} and edits_per_batch={facts} must both be at least 1"
         )
-    if edits % process_count:
-        raise DataError(
-            f"{edits} edits a step cannot be shared evenly by {process_count} processes: "
-            "make edits_per_step a multiple of the number of processes"
-        )
-    if not 0 <= process_index < process_count:
-        raise DataError(f"process_index={process_index} is not below process_count={process_count}")
+    if not len(mine) or mine.min() < 0 or mine.max() >= edits:
+        raise DataError(f"mine={mine.tolist()} is not some of the {edits} edits of a step")
 
 
 def _fill_up(block: np.ndarray, edits: int, facts: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mend_jax.editors.base import Group, Link, Run, Weights, group_weights
 from mend_jax.factors import Factors
+from mend_jax.models.layers import unsplit
 
 Sides = Literal["combined", "separate", "x_only", "delta_only", "one_sided"]
 Init = Literal["id", "xavier"]
@@ -105,12 +106,12 @@ def low_rank_mlp(
                 pre = pre * layer["scale"][mode].reshape(*lead, -1)
                 pre = pre + layer["shift"][mode].reshape(*lead, -1)
             act = relu_one_at_zero(pre)
-            z = z + act if init == "id" else act
+            z = unsplit(z + act if init == "id" else act)
         return z
 
     def transform(nets: dict[str, Any], f: Factors, mode: int) -> Factors:
         if "combined" in nets:
-            z = run(nets["combined"], jnp.concatenate([f.u, f.delta], axis=-1), mode)
+            z = run(nets["combined"], unsplit(jnp.concatenate([f.u, f.delta], axis=-1)), mode)
             d_in = f.u.shape[-1]
             return f.replace(u=z[..., :d_in], delta=z[..., d_in:])
         return f.replace(**{side: run(net, getattr(f, side), mode) for side, net in nets.items()})

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.models.attention import Cache, Context, CrossAttention, Layer
+from mend_jax.models.layers import unsplit
 
 
 class Block(nn.Module):
@@ -55,7 +56,7 @@ class Block(nn.Module):
         return self.norm(name)(x) if self.pre_norm else x
 
     def after(self, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
-        return x + y if self.pre_norm else self.norm(name)(x + y)
+        return unsplit(x + y if self.pre_norm else self.norm(name)(x + y))
 
 
 class Stack(NamedTuple):
@@ -97,6 +98,7 @@ class Stack(NamedTuple):
         self, model: nn.Module, h: jax.Array, context: Context, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """The stacked blocks; all positions leave them."""
+        h = unsplit(h)
         if not self.n_trunk:
             return h, cache
         layers = {k: jnp.asarray(v[: self.n_trunk]) for k, v in model.layers(self.name).items()}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mend_jax.models import llama
 from mend_jax.models.base import TensorSpec, require, windows_by_type, without_gguf
-from mend_jax.models.layers import soft_cap
+from mend_jax.models.layers import soft_cap, unsplit
 from mend_jax.models.rotary import Rope, rope_from_hf
 
 MODEL_TYPES = ("gemma2", "gemma3_text")
@@ -111,7 +111,7 @@ class GemmaBlock(llama.LlamaBlock):
         return super().attention(name, scale=self.config.scale, softcap=self.config.softcap)
 
     def after(self, name, x, y):
-        return x + self.norm(f"{name}_post")(y)
+        return unsplit(x + self.norm(f"{name}_post")(y))
 
 
 class Gemma(llama.Llama):

@@ -12,7 +12,7 @@ from mend_jax.models.base import TensorSpec, linear_specs, norm_specs
 from mend_jax.models.decoder import DecoderLM
 from mend_jax.models.gpt2 import GPT2Block, GPT2Config, require_gelu_tanh
 from mend_jax.models.gpt2 import edit_roles as edit_roles
-from mend_jax.models.layers import LayerNorm, along_last
+from mend_jax.models.layers import LayerNorm, along_last, unsplit
 from mend_jax.models.rotary import inverse_frequencies, turn_pairs
 
 MODEL_TYPES = ("gptj",)
@@ -61,7 +61,7 @@ class GPTJBlock(GPT2Block):
         normed_BxTxD = self.norm("norm_1")(x_BxTxD)
         attended, cache = self.attention("attn")(normed_BxTxD, context, cache, layer)
         mlp = self.mlp("mlp")(context.keep(normed_BxTxD))
-        return context.keep(x_BxTxD) + attended + mlp, cache
+        return unsplit(context.keep(x_BxTxD) + attended + mlp), cache
 
     def attention(self, name):
         c = self.config

@@ -1,0 +1,40 @@
+"""Counts the multiplications and additions of a traced program's matmuls."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def matmul_flops(jaxpr: Any) -> int:
+    """2 x the multiplications of every `dot_general` in a (closed) jaxpr, all devices together.
+
+    The body of a scan counts as often as it runs; that of a `while`, whose length is not known,
+    once. Of branches the dearest counts.
+    """
+    total = 0
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if eqn.primitive.name == "dot_general":
+            total += _dot(eqn)
+            continue
+        inner = [matmul_flops(j) for p in eqn.params.values() for j in _jaxprs(p)]
+        if eqn.primitive.name == "cond":
+            total += max(inner, default=0)
+        else:
+            total += sum(inner) * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
+    return total
+
+
+def _dot(eqn: Any) -> int:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+    return 2 * depth * math.prod(eqn.outvars[0].aval.shape)
+
+
+def _jaxprs(param: Any) -> list[Any]:
+    """The jaxprs that a parameter of an equation is or holds."""
+    if hasattr(param, "eqns") or hasattr(param, "jaxpr"):
+        return [param]
+    if isinstance(param, (tuple, list)):
+        return [j for one in param for j in _jaxprs(one)]
+    return []
