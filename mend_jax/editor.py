@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from mend_jax import checkpoint, experiment
+from mend_jax import build, checkpoint, experiment
 from mend_jax.data.encode import stack
 from mend_jax.data.facts import Fact, facts_from_pairs
 from mend_jax.data.forms import form_of
@@ -62,20 +62,18 @@ class Editor:
                 f"{workdir} holds no run ({e}): train one with `python -m mend_jax.main "
                 f"--config=quickstart.py --workdir={workdir}`"
             ) from e
-        transform = experiment.build_editor(config)
+        transform = build.build_editor(config)
         manager = checkpoint.open_manager(workdir / "checkpoints", read_only=True)
         last = config.train.get("keep", "best") == "last"
         step = (None if last else manager.best_step()) or manager.latest_step()
         if step is None:
             raise CheckpointError(f"{workdir}/checkpoints holds no step: let the run train on")
         meta = checkpoint.restore_meta(manager, step)
-        model = model or experiment.build_model(config)
+        model = model or build.build_model(config)
         checkpoint.refuse_other_run(
             meta, experiment.base_identity(model), manager.directory / str(step)
         )
-        like = experiment.abstract_state(
-            config, transform, experiment.build_optimizer(config), model.weights
-        )
+        like = build.abstract_state(config, transform, build.build_optimizer(config), model.weights)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like
@@ -115,7 +113,7 @@ class Editor:
             qa(tokenizer, p, t, min(length, limit), min(scored, limit), append_eos=eos)
             for p, t in pairs
         ]
-        edit = _edit(
+        edit = make_edit(
             self.transform, self.model.module, self.model.weights, self.params, self.state,
             self.model.params, stack([stack(seqs)]),
         )  # fmt: skip
@@ -127,6 +125,7 @@ def _round_up(n: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _edit(transform, module, weights, params, state, base, seqs):
+def make_edit(transform, module, weights, params, state, base, seqs):
+    """The E edits of the corrections `seqs` [E, n]; the first three arguments are static."""
     problem = make_problem(module, base, weights, seqs)
     return transform.edit(params, state, problem, False)[0]

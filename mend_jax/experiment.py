@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,19 +13,21 @@ import numpy as np
 import optax
 
 from mend_jax import config as configs
-from mend_jax import data
+from mend_jax import data, distributed
+from mend_jax.build import build_editor, build_model, build_optimizer, lengths_of, new_state
 from mend_jax.data.encode import thin
 from mend_jax.data.forms import form_of, positions_needed
-from mend_jax.data.pipeline import EncodedRows, Lengths, batches, encode_rows
-from mend_jax.editors import EditTransform, make_editor
-from mend_jax.editors.base import with_strength
+from mend_jax.data.pipeline import EncodedRows, batches, encode_rows
+from mend_jax.editors import EditTransform
 from mend_jax.errors import ConfigError
-from mend_jax.language_model import LanguageModel, load_model
+from mend_jax.language_model import LanguageModel
 from mend_jax.mesh import batch_axis_size, local_edits, make_mesh
-from mend_jax.optimizer import make_optimizer
+from mend_jax.pods.blueprint import draw
+from mend_jax.pods.plan import choose, needs_of
+from mend_jax.pods.slices import hbm_of_kind
 from mend_jax.schema import check
 from mend_jax.sharding import EDITOR_RULES, place
-from mend_jax.train import TrainState, init_state
+from mend_jax.train import TrainState
 
 Row = Mapping[str, Any]
 
@@ -90,7 +92,12 @@ class Experiment:
         )
 
     def eval_batches(self, split: Split, edits_per_step: int) -> Any:
-        """One pass over a split, in order, the last batch filled up and marked."""
+        """One pass over a split, in order, the last batch filled up and marked.
+
+        A batch has `edits_per_step` edits, or the next number that the mesh can split.
+        """
+        ways = batch_axis_size(self.mesh)
+        edits_per_step = -(-edits_per_step // ways) * ways
         return batches(
             split.encoded,
             edits_per_step=edits_per_step,
@@ -102,11 +109,6 @@ class Experiment:
         )
 
 
-def lengths_of(config: ml_collections.ConfigDict) -> Lengths:
-    c = config.data
-    return Lengths(c.max_len, c.max_target, c.far_len, c.append_eos)
-
-
 def base_identity(model: LanguageModel) -> dict[str, Any]:
     """What an editor and its base must agree on."""
     return {
@@ -116,51 +118,32 @@ def base_identity(model: LanguageModel) -> dict[str, Any]:
     }
 
 
-def build_editor(config: ml_collections.ConfigDict) -> EditTransform:
-    editor = make_editor(config.editor.name, config.editor.options.to_dict())
-    return with_strength(editor, config.editor.strength)
-
-
-def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    c = config.train
-    return make_optimizer(
-        lr=c.lr,
-        layer_lr_lr=c.layer_lr_lr,
-        clip=c.clip,
-        accumulate=c.accumulate,
-        warmup=c.warmup,
-        steps=-(-c.steps // c.accumulate),  # the schedule counts updates
-        decay=c.decay,
-    )
-
-
-def build_model(config: ml_collections.ConfigDict, mesh: Any = None) -> LanguageModel:
-    c = config.model
-    return load_model(
-        c.spec,
-        last_n_blocks=c.last_n_blocks,
-        edit_roles=c.edit_roles,
-        dtype=c.dtype,
-        remat=c.remat,
-        mesh=mesh,
-    )
-
-
-def new_state(config, editor, tx, weights) -> TrainState:
-    """The state that training starts from; also tells a checkpoint's structure."""
-    return init_state(editor, weights, tx, config.seed)
-
-
-def abstract_state(config, editor, tx, weights) -> TrainState:
-    """Shapes and dtypes of `new_state`, nothing computed."""
-    return jax.eval_shape(functools.partial(new_state, config, editor, tx, weights))
-
-
 def choose_rows(rows: Sequence[Row], count: int) -> list[Row]:
     """`count` rows spread over the split by a fixed shuffle (0: all), in their own order."""
     order = np.random.default_rng(0).permutation(len(rows))
     chosen = np.sort(order[: count or len(rows)])
     return [rows[int(i)] for i in chosen]
+
+
+def mesh_sizes(config: ml_collections.ConfigDict) -> Mapping[str, int]:
+    """The mesh of a config; where it leaves an axis open (0), the recommended one for what is here.
+
+    Virtual devices of one CPU share its cores, so there a single one is taken.
+    """
+    if min(config.mesh.values()) != 0:
+        return dict(config.mesh)
+    if jax.default_backend() == "cpu" and jax.process_count() == 1:
+        return dict(data=1, fsdp=1, tensor=1)
+    device = jax.local_devices()[0]
+    known = device.memory_stats() or {}
+    what = f"{config.model.spec} on {jax.device_count()} x {device.device_kind}"
+    plan = choose(
+        needs_of(draw(config)), jax.device_count(),
+        known.get("bytes_limit") or hbm_of_kind(device.device_kind), what,
+    )  # fmt: skip
+    if distributed.is_writer():
+        print(f"mesh: {plan.why}", file=sys.stderr, flush=True)
+    return plan.sizes
 
 
 def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -171,14 +154,13 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
       WeightsError, DataError: what cannot be loaded.
     """
     check(config)
-    editor, tx, mesh = build_editor(config), build_optimizer(config), make_mesh(config.mesh)
-    for where in ("train", "eval"):
-        per_step = config[where].edits_per_step
-        if per_step % batch_axis_size(mesh):
-            raise ConfigError(
-                f"{where}.edits_per_step is {per_step}, not a multiple of the "
-                f"{batch_axis_size(mesh)} ways that the mesh splits edits (mesh.data x mesh.fsdp)"
-            )
+    editor, tx = build_editor(config), build_optimizer(config)
+    mesh = make_mesh(mesh_sizes(config))
+    if config.train.edits_per_step % batch_axis_size(mesh):
+        raise ConfigError(
+            f"train.edits_per_step is {config.train.edits_per_step}, not a multiple of the "
+            f"{batch_axis_size(mesh)} ways that the mesh splits edits (mesh.data x mesh.fsdp)"
+        )
     model = build_model(config, mesh)
     dataset = data.load(config.data.name, config.data.dir or None)
     c, lengths = config.data, lengths_of(config)

@@ -2,6 +2,9 @@
 
 Trains an editor (or resumes, or skips), evaluates it and leaves config.json, metrics.jsonl,
 results.json, report.html with plots, and checkpoints/ in DIR (default runs/NAME[-variant]).
+
+With --compile_for=SLICE it runs nothing: it compiles the steps for a TPU slice, on any machine, and
+leaves DIR/compile_<topology>.json with the memory, operations and collectives of a chip.
 """
 
 from __future__ import annotations
@@ -16,13 +19,12 @@ from mend_jax import config as configs
 from mend_jax.errors import ConfigError, MendError
 
 
-def parse(argv: Sequence[str]):
-    """(config, workdir, config name) of a command line.
+def read_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags but for --config.KEY.
 
     Raises:
-      ConfigError: an unknown config, key or flag.
+      ConfigError: an unknown flag, or no config.
     """
-    overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     parser = argparse.ArgumentParser(
         prog="python -m mend_jax.main", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -30,16 +32,33 @@ def parse(argv: Sequence[str]):
     )  # fmt: skip
     parser.add_argument("--config", help="a file in configs/, or a path; :variant")
     parser.add_argument("--workdir", default="", help="where the run lives")
+    parser.add_argument(
+        "--compile_for",
+        default="",
+        metavar="SLICE",
+        help="run nothing: compile the steps for a TPU slice, such as v5e:4x4 or v4-8",
+    )
     try:
         args, unknown = parser.parse_known_args([a for a in argv if not a.startswith("--config.")])
     except argparse.ArgumentError as e:
         raise ConfigError(str(e)) from e
     if unknown:
-        known = ["--config", "--workdir", "--config.KEY"]
+        known = ["--config", "--workdir", "--compile_for", "--config.KEY"]
         raise ConfigError(f"unknown argument {unknown[0]!r}{configs.nearest(unknown[0], known)}")
     if not args.config:
         raise ConfigError("which config? give --config=NAME.py, such as --config=quickstart.py")
+    return args
+
+
+def parse(argv: Sequence[str]):
+    """(config, workdir, config name) of a command line.
+
+    Raises:
+      ConfigError: an unknown config, key or flag.
+    """
+    args = read_flags(argv)
     config = configs.load_config(args.config)
+    overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     configs.apply_overrides(config, overrides)
     name, _, variant = args.config.partition(":")
     stem = Path(name).stem + (f"-{variant}" if variant else "")
@@ -49,12 +68,16 @@ def parse(argv: Sequence[str]):
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 when the run is finished, 2 for an error that the message explains.
 
-    143 when it was asked to stop (SIGTERM, or a pod's preemption notice) and saved its state.
+    143 when it was asked to stop (SIGTERM, or a pod's preemption notice) and saved its state. With
+    --compile_for: 0 when all steps fit the slice, 1 when one does not.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every step without a score
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        config, workdir, name = parse(sys.argv[1:] if argv is None else argv)
+        config, workdir, name = parse(argv)
+        if where := read_flags(argv).compile_for:
+            return 0 if compile_for(config, workdir, where) else 1
         from mend_jax import distributed  # after the flags: importing jax takes seconds
 
         distributed.initialize()
@@ -65,6 +88,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
         return e.exit_status
     return 0
+
+
+def compile_for(config, workdir: str, where: str) -> bool:
+    """Writes DIR/compile_<topology>.json; whether all steps fit the slice."""
+    from mend_jax.pods.slices import parse_slice
+
+    chips = parse_slice(where)
+    import jax
+
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # the compiler needs no TPU, and must not look for one
+    from mend_jax.pods import compile
+    from mend_jax.writers import write_json
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    report = compile.compile_for(config, chips, say)
+    path = Path(workdir) / f"compile_{chips.topology}.json"
+    write_json(path, report)
+    say(f"report: {path}")
+    return all(report[name]["fits"] for name in compile.STEPS)
 
 
 if __name__ == "__main__":

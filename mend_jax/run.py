@@ -21,7 +21,7 @@ from mend_jax.editors import make_editor
 from mend_jax.errors import CheckpointError, ConfigError
 from mend_jax.evaluate import evaluate, make_scorer, peak_memory_bytes, time_edits, validate
 from mend_jax.experiment import Experiment, open_experiment
-from mend_jax.mesh import batch_axis_size
+from mend_jax.mesh import in_force
 from mend_jax.models.params import count
 from mend_jax.sharding import EDITOR_RULES, place
 from mend_jax.train import (
@@ -73,12 +73,13 @@ def train_and_evaluate(
         f"{len(experiment.test)} test edits"
     )
     manager = checkpoint.open_manager(workdir / "checkpoints")
-    state, record = train_editor(experiment, workdir, manager)
-    evaluated, examples = evaluate_editor(experiment, state)
-    baselines = {
-        name: evaluate_baseline(experiment, name, options)
-        for name, options in config.eval.baselines.items()
-    }
+    with in_force(experiment.mesh):
+        state, record = train_editor(experiment, workdir, manager)
+        evaluated, examples = evaluate_editor(experiment, state)
+        baselines = {
+            name: evaluate_baseline(experiment, name, options)
+            for name, options in config.eval.baselines.items()
+        }
     results = {
         "config_name": config_name,
         "config": configs.plain(config),
@@ -203,8 +204,6 @@ def evaluate_baseline(experiment: Experiment, name: str, options: Any) -> dict[s
 def _evaluate(experiment, split, editor, params, state, per_step, n_examples, name):
     c = experiment.config
     params, state = (place(experiment.mesh, tree, EDITOR_RULES) for tree in (params, state))
-    ways = batch_axis_size(experiment.mesh)
-    per_step = -(-per_step // ways) * ways
     found, examples = evaluate(
         editor, params, state, experiment.model, experiment.eval_batches(split, per_step),
         split.rows, experiment.mesh, n_edits=len(split), max_new=c.eval.max_new_tokens,

@@ -64,8 +64,8 @@ KEYS = {
     "eval.max_new_tokens": _COUNT,
     "eval.examples": _COUNT_OR_NONE,
     "mesh.data": Key(int, -1),
-    "mesh.fsdp": _COUNT,
-    "mesh.tensor": _COUNT,
+    "mesh.fsdp": _COUNT_OR_NONE,
+    "mesh.tensor": _COUNT_OR_NONE,
 }
 FREE = ("editor.options.", "eval.baselines.")  # checked by the editors themselves
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mend_jax import config as configs
+from mend_jax.build import build_editor, build_optimizer
 from mend_jax.errors import ConfigError
-from mend_jax.experiment import build_editor, build_optimizer
 from mend_jax.main import main, parse
 from mend_jax.schema import KEYS, check
 
