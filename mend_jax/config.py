@@ -16,18 +16,28 @@ from mend_jax.errors import ConfigError, nearest
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def _folders() -> list[Path]:
+    return [Path.cwd() / "configs", _REPOSITORY / "configs", _REPOSITORY / "mend_jax/configs"]
+
+
+def config_names() -> list[str]:
+    """The files that `--config=NAME.py` finds without a path."""
+    return sorted(
+        {p.name for f in _folders() for p in f.glob("*.py") if not p.name.startswith("_")}
+    )
+
+
 def find_config(name: str) -> Path:
     """The file for `--config=NAME.py`: a path as given, or a name in a `configs` folder.
 
     Raises:
       ConfigError: there is no such file; the message lists the nearest and all known names.
     """
-    folders = [Path.cwd() / "configs", _REPOSITORY / "configs", _REPOSITORY / "mend_jax/configs"]
-    candidates = [Path(name), *(folder / name for folder in folders)]
+    candidates = [Path(name), *(folder / name for folder in _folders())]
     for path in candidates:
         if path.is_file():
             return path
-    known = sorted({p.name for f in folders for p in f.glob("*.py") if not p.name.startswith("_")})
+    known = config_names()
     raise ConfigError(f"no config {name!r}{nearest(name, known)}; known configs: {known}")
 
 

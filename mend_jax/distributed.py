@@ -6,9 +6,13 @@ are written by all. With one process everything here costs nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mend_jax.errors import ConfigError
+from mend_jax.errors import ConfigError, MendError, PeerError, Preempted, TrainingError
 
 AUTO = "MEND_DISTRIBUTED"
 COORDINATOR, COUNT, INDEX = "MEND_COORDINATOR", "MEND_NUM_PROCESSES", "MEND_PROCESS_ID"
@@ -31,7 +35,7 @@ def initialize() -> None:
     them. Without any of these the program is one process.
 
     Raises:
-      ConfigError: some of the three are missing or are not numbers.
+      ConfigError: some of the three are missing or are not numbers, or process 0 is not reached.
     """
     found = {name: os.environ.get(name) for name in (COORDINATOR, COUNT, INDEX)}
     if any(found.values()):
@@ -45,7 +49,14 @@ def initialize() -> None:
         if not 0 <= index < count:
             raise ConfigError(f"{INDEX} is {index}: give 0 to {count - 1}")
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(found[COORDINATOR], count, index)
+        try:
+            jax.distributed.initialize(found[COORDINATOR], count, index)
+        except RuntimeError as e:
+            raise ConfigError(
+                f"process {index} of {count} cannot join at {found[COORDINATOR]}: "
+                f"{_first_line(e)}; start all {count} processes, and give them the address of "
+                f"process 0 in {COORDINATOR}"
+            ) from e
     elif os.environ.get(AUTO) == "auto" or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()
 
@@ -89,10 +100,86 @@ def agree(what: str, lines: list[str]) -> None:
     here = jax.process_index()
     theirs, ours = sorted(set(first) - set(lines)), sorted(set(lines) - set(first))
     how = f": process 0 has {theirs}, process {here} has {ours}" if here in others else ""
-    raise ConfigError(
+    error = ConfigError(
         f"the {what} of process {', '.join(map(str, others))} differs from that of process 0{how}; "
         "start the same code with the same flags on every host"
     )
+    error.everywhere = True
+    raise error
+
+
+@contextlib.contextmanager
+def together(what: str) -> Iterator[None]:
+    """A block that all processes run, or none goes on from: the error of one ends it for all.
+
+    Inside there must be no communication but further `together` blocks and what uses them.
+
+    Args:
+      what: what the block does, e.g. "loading base and data".
+
+    Raises:
+      PeerError: on the processes whose own block was fine; names those that failed, and how.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    try:
+        yield
+    except Exception as e:
+        if not getattr(e, "everywhere", False):
+            _failures(f"{type(e).__name__}: {e}")
+            e.everywhere = True
+        raise
+    failures = {i: text for i, text in enumerate(_failures("")) if text}
+    if failures:
+        told = "; ".join(f"process {i}: {text}" for i, text in failures.items())
+        error = PeerError(f"{what} failed on {len(failures)} of {jax.process_count()}: {told}")
+        error.everywhere = True
+        raise error
+
+
+_LONGEST = 2000  # bytes of an error that the others are told
+
+
+def _failures(mine: str) -> list[str]:
+    """Each process's error, or ""."""
+    data = np.zeros(_LONGEST, np.uint8)
+    text = np.frombuffer(mine.encode()[:_LONGEST], np.uint8)
+    data[: len(text)] = text
+    everyone = np.asarray(multihost_utils.process_allgather(data))
+    return [bytes(one).rstrip(b"\0").decode(errors="replace") for one in everyone]
+
+
+def from_writer(what: str, compute: Callable[[], str]) -> str:
+    """A text that process 0 computes, on every process.
+
+    Raises:
+      PeerError: process 0 could not; see `together`.
+    """
+    with together(what):
+        text = compute() if is_writer() else ""
+    return text if jax.process_count() == 1 else _broadcast_text(text)
+
+
+def leave(error: BaseException) -> None:
+    """Ends this process at once where only it knows of the error, so that the others notice.
+
+    An orderly end waits for the others, and they wait for this one in their next collective. With
+    one process, or an error that all have, it returns.
+    """
+    everyones = isinstance(error, (Preempted, TrainingError)) or getattr(error, "everywhere", False)
+    if not jax.distributed.is_initialized() or everyones:
+        return
+    if not isinstance(error, MendError):
+        traceback.print_exception(error)
+    here = f"process {jax.process_index()} of {jax.process_count()}"
+    print(f"{here} ends; the others cannot go on without it", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(error.exit_status if isinstance(error, MendError) else 1)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _broadcast_text(text: str) -> str:
@@ -117,7 +204,9 @@ class StopRequest:
     """Whether this run was asked to stop: SIGTERM here, or a notice to any host of a pod.
 
     A context manager; inside it SIGTERM is noted instead of ending the process. On a pod JAX's own
-    preemption service takes the signal, and all processes see the request at the same step.
+    preemption service takes the signal, and all processes see the request at the same step. Orbax
+    asks the same service with the number of each step that it saves, so `at` must be given numbers
+    that go on from those.
     """
 
     def __init__(self) -> None:
@@ -138,6 +227,10 @@ class StopRequest:
 
     def _note(self, *_: Any) -> None:
         self.noted = True
+
+    def now(self) -> bool:
+        """Whether to stop between two steps; many processes agree on steps only, so never there."""
+        return self.noted
 
     def at(self, step: int) -> bool:
         """Whether to stop after this step; the same answer on every process."""

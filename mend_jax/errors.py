@@ -9,9 +9,11 @@ class MendError(Exception):
 
     Attributes:
       exit_status: what a command that ends with it returns.
+      everywhere: whether all processes of the run know of it and end in order.
     """
 
     exit_status = 2
+    everywhere = False
 
 
 class ConfigError(MendError):
@@ -32,6 +34,10 @@ class CheckpointError(MendError):
 
 class TrainingError(MendError):
     """Training that cannot go on, such as a loss that is not finite."""
+
+
+class PeerError(MendError):
+    """Another process of the run failed at what all must do."""
 
 
 class Preempted(MendError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -62,6 +63,11 @@ class BartConfig:
     @property
     def decoder_prompt(self) -> tuple[int, ...]:
         return (self.decoder_start, self.bos)
+
+    @property
+    def n_heads(self) -> int:
+        """Of both sides together: what divides it divides the heads of each."""
+        return math.gcd(self.encoder.n_heads, self.decoder.n_heads)
 
     @property
     def n_encoder(self) -> int:

@@ -35,6 +35,10 @@ from mend_jax.sharding import BASE_RULES, EDITOR_RULES, shardings_of
 from mend_jax.train import make_train_step, success_weight
 
 STEPS = ("train", "edit", "eval")
+_NO_TPU = {  # there is no TPU to ask, and libtpu need not complain of it
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_STDERR_LOG_LEVEL": "3",
+}  # fmt: skip
 Report = dict[str, Any]
 Traced = Callable[[], Any]
 
@@ -103,7 +107,8 @@ def topology_mesh(where: Slice, plan: Plan) -> Mesh:
     Raises:
       ConfigError: libtpu is not installed, or does not know the slice.
     """
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+    for name, value in _NO_TPU.items():
+        os.environ.setdefault(name, value)
     one_host = {"chips_per_host_bounds": (1, 1, 1)} if where.n_chips == 1 else {}
     mega = {"chip_config_name": "megacore"} if where.chip.cores == 2 else {}
     try:
