@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mend_jax.config import load_config
     from mend_jax.data.facts import Fact, read_facts
     from mend_jax.editor import Editor
     from mend_jax.editors import make_editor
@@ -30,6 +31,7 @@ _HOMES = {
     "LanguageModel": "language_model",
     "LowRank": "edits",
     "MendError": "errors",
+    "load_config": "config",
     "load_model": "language_model",
     "make_editor": "editors",
     "read_facts": "data.facts",
@@ -37,8 +39,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Dense", "Edit", "Editor", "Fact", "LanguageModel", "LowRank", "MendError", "load_model",
-    "make_editor", "read_facts", "train_and_evaluate",
+    "Dense", "Edit", "Editor", "Fact", "LanguageModel", "LowRank", "MendError", "load_config",
+    "load_model", "make_editor", "read_facts", "train_and_evaluate",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

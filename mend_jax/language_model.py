@@ -105,16 +105,31 @@ class LanguageModel:
             raise DataError(
                 f"{len(many)} prompts and {max_new_tokens} new tokens: give some of both"
             )
-        tokens, mask = self._encode(many, max_new_tokens)
-        inputs = Inputs(tokens, mask)
-        if self.module.kind == "seq2seq":
-            start = np.asarray([self.config.decoder_prompt] * len(many), np.int32)
-            inputs = Inputs(start, np.ones(start.shape, bool), tokens, mask)
+        inputs = self._prompts(many, max_new_tokens)
         out = _generate(
-            self.module, self.params, self.edit, inputs, max_new_tokens, self.tokenizer.eos_id
-        )
+            self.module, self.params, _bare(self.edit), inputs, max_new_tokens,
+            self.tokenizer.eos_id,
+        )  # fmt: skip
         texts = [self.decode_answer(row) for row in np.asarray(out)]
         return texts[0] if isinstance(prompts, str) else texts
+
+    def next_token_log_probs(self, prompts: str | Sequence[str]) -> np.ndarray:
+        """Log-probabilities of the token that follows each prompt: float32[n, V] ([V] of a text).
+
+        With them the change that an edit makes elsewhere can be measured, as the paper does:
+        KL(base || edited) = sum(exp(base) * (base - edited)).
+
+        Raises:
+          DataError: no prompt, an empty one, or one that does not fit the model's context.
+        """
+        if self.judges:
+            raise ConfigError(f"{self.spec} is a classifier and writes no text: use `judge`")
+        many = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not many:
+            raise DataError("no prompts: give at least one")
+        inputs = self._prompts(many, 1)
+        found = np.asarray(_next_log_probs(self.module, self.params, _bare(self.edit), inputs))
+        return found[0] if isinstance(prompts, str) else found
 
     @overload
     def judge(self, claims: str) -> float: ...
@@ -133,7 +148,7 @@ class LanguageModel:
         if not self.judges:
             raise ConfigError(f"{self.spec} is not a classifier: use `generate`")
         tokens, mask = self._encode(many, 0)
-        logits_Bx1x2 = _judge(self.module, self.params, self.edit, Inputs(tokens, mask))
+        logits_Bx1x2 = _judge(self.module, self.params, _bare(self.edit), Inputs(tokens, mask))
         found = np.asarray(jax.nn.softmax(logits_Bx1x2, axis=-1))[:, 0, 1].tolist()
         return found[0] if isinstance(claims, str) else found
 
@@ -144,6 +159,14 @@ class LanguageModel:
             return LABELS[ids[0]]
         stop = ids.index(self.tokenizer.eos_id) if self.tokenizer.eos_id in ids else len(ids)
         return self.tokenizer.decode(ids[:stop])
+
+    def _prompts(self, many: Sequence[str], max_new: int) -> Inputs:
+        """What is read before the first token is written."""
+        tokens, mask = self._encode(many, max_new)
+        if self.module.kind != "seq2seq":
+            return Inputs(tokens, mask)
+        start = np.asarray([self.config.decoder_prompt] * len(many), np.int32)
+        return Inputs(start, np.ones(start.shape, bool), tokens, mask)
 
     def _encode(self, prompts: Sequence[str], max_new: int):
         is_causal = self.module.kind == "causal"
@@ -166,9 +189,24 @@ class LanguageModel:
         return tokens, mask
 
 
+def _bare(edit: Edit | None) -> Edit | None:
+    """The deltas alone: the facts of an edit are static, each would be compiled for anew."""
+    return None if edit is None else Edit(edit.deltas)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def _generate(module, params, edit, prompts, max_new, eos_id):
     return generate(module, variables(params, edit), prompts, max_new=max_new, eos_id=eos_id)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _next_log_probs(module, params, edit, inputs):
+    def last_logits(module, inputs, rows_Bx1):
+        return module.head(module.run_top(module.run_trunk(inputs), inputs, rows_Bx1))
+
+    rows_Bx1 = inputs.mask.sum(-1, keepdims=True, dtype=np.int32) - 1
+    logits_Bx1xV = module.apply(variables(params, edit), inputs, rows_Bx1, method=last_logits)
+    return jax.nn.log_softmax(logits_Bx1xV[:, 0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
