@@ -38,6 +38,7 @@ STEPS = ("train", "edit", "eval")
 _NO_TPU = {  # there is no TPU to ask, and libtpu need not complain of it
     "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_STDERR_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several may compile at once
 }  # fmt: skip
 Report = dict[str, Any]
 Traced = Callable[[], Any]
@@ -51,8 +52,10 @@ def compile_for(
 
     `train` is one training step; `edit` makes one edit; `eval` edits and scores one batch of the
     evaluation. `bytes_per_chip` is arguments + temporaries + outputs that are not donated +
-    program. The mesh is the config's, or, where that leaves axes open (0), the one that
-    `plan.choose` recommends.
+    program. `flops` are those of the matmuls, divided evenly over the chips (the compiler's own
+    count takes the body of a loop once). Collectives in a loop whose length the compiler does not
+    tell count once; how many such loops there are is said. The mesh is the config's, or, where that
+    leaves axes open (0), the one that `plan.choose` recommends.
 
     Args:
       say: told about each step as it is done; compiling takes minutes.
@@ -199,10 +202,9 @@ def compile_step(trace: Traced, blueprint: Blueprint, where: Slice) -> Report:
         "bytes_per_chip": total,
         "bytes": parts,
         "fits": total <= hbm,
-        "xla_flops": int(compiled.cost_analysis().get("flops", 0)),
         "collectives": hlo.by_kind(found),
         "gathered_weights": gathered_weights(found, blueprint.base),
-        "loops": hlo.loops(text),
+        "loops_of_unknown_length": hlo.loops(text).count(None),
         "compile_seconds": round(time.monotonic() - began, 1),
     }
 
