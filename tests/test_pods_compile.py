@@ -13,7 +13,7 @@ from tiny import save_tiny
 from mend_jax.config import load_config
 from mend_jax.errors import ConfigError
 from mend_jax.pods.blueprint import draw
-from mend_jax.pods.compile import plan_for, verdict
+from mend_jax.pods.compile import bytes_needed, plan_for, verdict
 from mend_jax.pods.slices import parse_slice
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,8 @@ def test_a_tiny_model_is_compiled_for_a_slice(tmp_path):
     done = command(
         tmp_path, "--config=gptj.py", f"--config.model.spec={base}", "--compile_for=v5e-4",
         "--config.model.last_n_blocks=1", "--config.editor.options.rank=16",
-        "--config.eval.edits_per_step=400000",
+        "--config.eval.edits_per_step=400000", "--config.data.max_len=20",
+        "--config.data.max_target=9", "--config.data.far_len=28",  # unlike the sizes of weights
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     report = json.loads((tmp_path / "compile_v5e:2x2.json").read_text())
@@ -73,6 +74,13 @@ def test_the_mesh_of_the_config_must_fit_the_slice():
     config.train.edits_per_step = 4
     plan = plan_for(draw(config), parse_slice("v5e-8"))
     assert plan.sizes == dict(data=4, fsdp=1, tensor=2) and "of the config" in plan.why
+
+
+def test_what_the_compiler_says_of_too_large_programs():
+    late = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+    early = "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (26.57G) exceeds"
+    assert bytes_needed(late) == int(20.5 * 2**30) and bytes_needed(early) == int(26.57 * 2**30)
+    assert bytes_needed("INTERNAL: Used 20.50G of nothing") is None
 
 
 def test_the_verdict_names_the_steps_that_do_not_fit():

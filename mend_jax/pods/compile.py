@@ -180,10 +180,9 @@ def compile_step(trace: Traced, blueprint: Blueprint, where: Slice) -> Report:
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as e:
-        needed = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(e))
-        if "RESOURCE_EXHAUSTED" not in str(e) or not needed:
+        size = bytes_needed(str(e))
+        if size is None:
             raise
-        size = int(float(needed[1]) * 1024 ** ("KMGT".index(needed[2]) + 1))
         return entry | {
             "bytes_per_chip": size, "fits": False, "collectives": {},
             "compile_seconds": round(time.monotonic() - began, 1),
@@ -207,6 +206,17 @@ def compile_step(trace: Traced, blueprint: Blueprint, where: Slice) -> Report:
         "loops_of_unknown_length": hlo.loops(text).count(None),
         "compile_seconds": round(time.monotonic() - began, 1),
     }
+
+
+def bytes_needed(message: str) -> int | None:
+    """What a program that does not fit takes at least, by the compiler's message, else None.
+
+    It gives up in one of two places, with a message of its own each.
+    """
+    found = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
+    if "RESOURCE_EXHAUSTED" not in message or not found:
+        return None
+    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1))
 
 
 def gathered_weights(found: list[hlo.Collective], base: Any) -> list[str]:
