@@ -2,14 +2,18 @@
 
 A step holds `state` (editor parameters, optimiser state, statistics, step) and `meta` (data
 position, early-stopping record, config, fingerprints of base and data). Saving is atomic: a run
-killed while it writes finds its previous step.
+killed while it writes finds its previous step. It goes on in the background: `save` returns when
+the arrays are copied to the host, and what fails later is raised by the next `save` or by `finish`.
+
+In an object store (gs://...) Orbax writes a step by itself and marks it when it is complete; that
+is Orbax's own work, which the tests here do not reach: they have no such store.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,11 +21,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from mend_jax.errors import CheckpointError
+from mend_jax.writers import is_remote
 
 SCORE = "val_loss"
 
 
-def open_manager(directory: Path, read_only: bool = False) -> ocp.CheckpointManager:
+def open_manager(directory: Any, read_only: bool = False) -> ocp.CheckpointManager:
     """The manager of `DIR/checkpoints`: keeps the newest two steps and the best by `val_loss`."""
     policy = keep.AnyPreservationPolicy(
         [
@@ -34,11 +39,13 @@ def open_manager(directory: Path, read_only: bool = False) -> ocp.CheckpointMana
         preservation_policy=policy,
         best_fn=lambda m: m[SCORE],
         best_mode="min",
-        enable_async_checkpointing=False,
+        enable_async_checkpointing=True,
         create=not read_only,
         read_only=read_only,
     )
-    return ocp.CheckpointManager(directory.absolute(), options=options)
+    if not is_remote(directory):
+        directory = directory.absolute()
+    return ocp.CheckpointManager(directory, options=options)
 
 
 def save(
@@ -47,18 +54,53 @@ def save(
     state: Any,
     meta: Mapping[str, Any],
     val_loss: float | None,
+    replace: bool = False,
 ) -> None:
-    """Writes one step; returns when it is on disk. `val_loss` must be finite: it ranks steps."""
+    """Begins to write one step; the state may be changed (or donated) when it returns.
+
+    Args:
+      val_loss: must be finite: it ranks steps.
+      replace: whether a step of this number that is there already is deleted first.
+
+    Raises:
+      CheckpointError: this step, or the one before it, could not be written.
+    """
     if val_loss is not None and not math.isfinite(val_loss):
         raise ValueError(f"a validation loss of {val_loss} cannot rank step {step}")
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
-        ),
-        metrics=None if val_loss is None else {SCORE: val_loss},
-    )
-    manager.wait_until_finished()
+    finish(manager)
+    with _named_errors(manager):
+        if replace and step in manager.all_steps():
+            manager.delete(step)
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+            ),
+            metrics=None if val_loss is None else {SCORE: val_loss},
+        )
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Waits until every step that was saved is on disk.
+
+    Raises:
+      CheckpointError: one could not be written.
+    """
+    with _named_errors(manager):
+        manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _named_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
+    try:
+        yield
+    except Exception as e:  # of the file system, the store or Orbax, here or in its threads
+        first = str(e).strip().splitlines()[:1]
+        raise CheckpointError(
+            f"a checkpoint could not be written to {manager.directory} ({type(e).__name__}: "
+            f"{first}); make room there, or see that it can be written, and run the same command "
+            "again: it goes on from the last whole step"
+        ) from e
 
 
 def restore_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
@@ -90,7 +132,7 @@ def _damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> str
     )
 
 
-def refuse_other_run(meta: Mapping[str, Any], mine: Mapping[str, Any], where: Path) -> None:
+def refuse_other_run(meta: Mapping[str, Any], mine: Mapping[str, Any], where: Any) -> None:
     """Raises CheckpointError where a checkpoint belongs to another base, data set or config.
 
     Args:

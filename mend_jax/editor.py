@@ -21,6 +21,9 @@ from mend_jax.edits import Edit
 from mend_jax.errors import CheckpointError, DataError
 from mend_jax.forward import make_problem
 from mend_jax.language_model import LanguageModel
+from mend_jax.mesh import in_force, mesh_of
+from mend_jax.sharding import EDITOR_RULES, shardings_of
+from mend_jax.writers import as_path
 
 _BUCKET = 8  # texts are padded to a multiple of this many tokens, so few shapes are compiled
 
@@ -47,17 +50,18 @@ class Editor:
         """The editor of a run folder, with its base: the step that `train.keep` asks for.
 
         Args:
-          workdir: a folder that `python -m mend_jax.main --workdir` trained in.
-          model: the base if it is loaded already; by default the run's own is loaded.
+          workdir: what `python -m mend_jax.main --workdir` trained in, a folder or an address.
+          model: the base if it is loaded already; by default the run's own is loaded. Where it lies
+            on a mesh, the editor does too.
 
         Raises:
           CheckpointError: no finished checkpoint, a damaged one, or another base than it was
             trained for (both fingerprints are named).
         """
-        workdir = Path(workdir)
+        workdir = as_path(workdir)
         try:
             config = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, ImportError) as e:
             raise CheckpointError(
                 f"{workdir} holds no run ({e}): train one with `python -m mend_jax.main "
                 f"--config=quickstart.py --workdir={workdir}`"
@@ -74,10 +78,11 @@ class Editor:
             meta, experiment.base_identity(model), manager.directory / str(step)
         )
         like = build.abstract_state(config, transform, build.build_optimizer(config), model.weights)
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        mesh = mesh_of(model.params)
         like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like
-        )
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            like, shardings_of(mesh, like, EDITOR_RULES),
+        )  # fmt: skip
         state = checkpoint.restore_state(manager, step, like)
         return Editor(model, transform, state.params, state.editor_state, config.data.append_eos)
 
@@ -113,10 +118,11 @@ class Editor:
             qa(tokenizer, p, t, min(length, limit), min(scored, limit), append_eos=eos)
             for p, t in pairs
         ]
-        edit = make_edit(
-            self.transform, self.model.module, self.model.weights, self.params, self.state,
-            self.model.params, stack([stack(seqs)]),
-        )  # fmt: skip
+        with in_force(mesh_of(self.model.params)):
+            edit = make_edit(
+                self.transform, self.model.module, self.model.weights, self.params, self.state,
+                self.model.params, stack([stack(seqs)]),
+            )  # fmt: skip
         return edit.at(0).replace(base=self.model.fingerprint, facts=tuple(pairs))
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from mend_jax import metrics
-from mend_jax.distributed import gather
+from mend_jax.distributed import gather, is_writer
 from mend_jax.editors.base import EditTransform
 from mend_jax.forward import make_problem
 from mend_jax.language_model import LanguageModel
@@ -49,11 +49,16 @@ def join(parts: Mapping[tuple[str, str], list[np.ndarray]]) -> dict[tuple[str, s
 def validate(
     scorer: Callable[..., Any], params: Any, state: Any, model: LanguageModel,
     batches: Iterator[Batch], mesh: Any, *, c_edit: float, c_loc: float,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:  # fmt: skip
-    """Teacher-forced validation numbers and the meta-loss that early stopping watches."""
+    """Teacher-forced validation numbers and the meta-loss that early stopping watches.
+
+    `between` is called before each batch; it may raise to end the pass.
+    """
     parts: dict[tuple[str, str], list[np.ndarray]] = {}
     sets: list[str] = []
     for batch in batches:
+        between()
         sets = locality_sets(batch)
         placed = shard_batch(mesh, batch)
         _, scores = scorer(params, state, model.params, texts_of(placed))
@@ -81,6 +86,7 @@ def evaluate(
     max_new: int,
     n_examples: int = 0,
     what: str = "evaluate",
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The `eval` entry of results.json and before/after examples, over one pass of `batches`.
 
@@ -93,6 +99,7 @@ def evaluate(
       rows: the split that `batches` number by `index`; gives texts, relations and subsets.
       n_edits: how many edits the pass has, for the progress line.
       n_examples: how many examples to pick, successes and failures.
+      between: called before each batch; it may raise to end the pass.
     """
     scorer = make_scorer(editor, model)
     eos = model.tokenizer.eos_id
@@ -100,9 +107,10 @@ def evaluate(
     parts: dict[tuple[str, str], list[np.ndarray]] = {}
     numbers: list[int] = []
     answers: list[dict[str, str]] = []
-    progress = Progress(what, n_edits)
+    progress = Progress(what, n_edits, writer=is_writer())
     sets: list[str] = []
     for batch in batches:
+        between()
         sets = locality_sets(batch)
         placed = shard_batch(mesh, batch)  # rows and scores are gathered in one order
         valid, numbered = gather((placed["valid"], placed["index"]))

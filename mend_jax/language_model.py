@@ -11,7 +11,7 @@ from typing import Any, overload
 import jax
 import numpy as np
 
-from mend_jax import hub
+from mend_jax import distributed, hub
 from mend_jax.data.forms import LABELS, positions_needed
 from mend_jax.edits import Edit, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
@@ -267,7 +267,11 @@ def _read(
     mesh: jax.sharding.Mesh | None,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[dict[str, Any], str]:
-    """Nested parameters and the fingerprint of the flat ones."""
+    """Nested parameters and the fingerprint of the flat ones.
+
+    Of many processes only process 0 reads every byte for the fingerprint; that the others have the
+    same files is seen at their sizes and ends.
+    """
     if mesh is None or mesh.size == 1:
         flat = hub.read_tensors(source, specs, dtype, tied, ignore)
         device = None if mesh is None else mesh.devices.item()
@@ -277,8 +281,15 @@ def _read(
         return params, hub.fingerprint(flat)
     sources = stacked_paths((spec.path for spec in specs), module.stacks)
     shardings = flat_shardings(mesh, shapes)
-    arrays = hub.read_sharded(
-        source, specs, {p: hub.Placement(s, shardings[p]) for p, s in sources.items()},
-        dtype, tied, ignore,
-    )  # fmt: skip
-    return nest(arrays), hub.fingerprint_files(source, specs, dtype, tied, ignore)
+    placements = {p: hub.Placement(s, shardings[p]) for p, s in sources.items()}
+
+    def fingerprint() -> str:
+        return hub.fingerprint_files(source, specs, dtype, tied, ignore)
+
+    if len({device.process_index for device in mesh.devices.flat}) == 1:
+        return nest(hub.read_sharded(source, specs, placements, dtype, tied, ignore)), fingerprint()
+    with distributed.together("reading the weights"):
+        arrays = hub.read_sharded(source, specs, placements, dtype, tied, ignore)
+        seen = hub.glance(source)
+    distributed.agree("weight files", seen)
+    return nest(arrays), distributed.from_writer("reading the weights", fingerprint)

@@ -86,8 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         train_and_evaluate(config, workdir, name)
     except MendError as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        leave(e)
         return e.exit_status
+    except Exception as e:
+        leave(e)
+        raise
     return 0
+
+
+def leave(error: Exception) -> None:
+    """Tells the other processes of the run, where there are any, that this one cannot go on."""
+    if "mend_jax.distributed" in sys.modules:
+        sys.modules["mend_jax.distributed"].leave(error)
 
 
 def compile_for(config, workdir: str, where: str) -> bool:

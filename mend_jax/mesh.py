@@ -47,6 +47,15 @@ def in_force(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
     return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
 
 
+def mesh_of(tree: Any) -> Mesh:
+    """The mesh that arrays lie on; of arrays on no mesh, one of the first array's device."""
+    sharding = jax.tree.leaves(tree)[0].sharding
+    if isinstance(sharding, NamedSharding):
+        return sharding.mesh
+    devices = np.asarray(sorted(sharding.device_set, key=lambda d: d.id)[:1]).reshape(1, 1, 1)
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How the edits of a step, the first axis of every text, lie on a mesh."""
     return NamedSharding(mesh, P(("data", "fsdp")))

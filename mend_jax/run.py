@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
+import secrets
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import ml_collections
 from mend_jax import checkpoint, distributed, report
 from mend_jax import config as configs
 from mend_jax.editors import make_editor
-from mend_jax.errors import CheckpointError, ConfigError
+from mend_jax.errors import CheckpointError, ConfigError, Preempted
 from mend_jax.evaluate import evaluate, make_scorer, peak_memory_bytes, time_edits, validate
 from mend_jax.experiment import Experiment, open_experiment
 from mend_jax.mesh import in_force
@@ -33,7 +36,7 @@ from mend_jax.train import (
     success_weight,
     train,
 )  # fmt: skip
-from mend_jax.writers import JsonLines, write_json, write_text
+from mend_jax.writers import JsonLines, as_path, write_json, write_text
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -52,8 +55,9 @@ def train_and_evaluate(
     began = time.monotonic()
     distributed.agree("config", configs.to_json(config).splitlines())
     distributed.agree("code", distributed.code_lines())
-    workdir = prepare(Path(workdir))
-    finished = read_results(workdir)
+    workdir = prepare(workdir)
+    with distributed.together("reading --workdir"):
+        finished = read_results(workdir)
     distributed.agree("state of --workdir", [f"finished: {finished is not None}"])
     if finished is not None:
         theirs = {"config": finished["config"]}
@@ -63,7 +67,8 @@ def train_and_evaluate(
             report.write(workdir)
         return finished
 
-    experiment = open_experiment(config)
+    with distributed.together("loading base and data"):
+        experiment = open_experiment(config)
     same = {**experiment.identity(), "config": ""}
     distributed.agree("base and data", [f"{key}: {value}" for key, value in same.items()])
     say(
@@ -73,13 +78,16 @@ def train_and_evaluate(
         f"{len(experiment.test)} test edits"
     )
     manager = checkpoint.open_manager(workdir / "checkpoints")
-    with in_force(experiment.mesh):
-        state, record = train_editor(experiment, workdir, manager)
-        evaluated, examples = evaluate_editor(experiment, state)
+    with in_force(experiment.mesh), distributed.StopRequest() as stop:
+        state, record = train_editor(experiment, workdir, manager, stop)
+        between = stop_between(stop, config.train.steps, workdir)
+        evaluated, examples = evaluate_editor(experiment, state, between)
         baselines = {
-            name: evaluate_baseline(experiment, name, options)
+            name: evaluate_baseline(experiment, name, options, between)
             for name, options in config.eval.baselines.items()
         }
+    trained = int(manager.latest_step() or 0)
+    manager.close()
     results = {
         "config_name": config_name,
         "config": configs.plain(config),
@@ -90,7 +98,7 @@ def train_and_evaluate(
         | {"python": platform.python_version()},
         "training": {
             **dataclasses.asdict(record),
-            "steps": int(manager.latest_step() or 0),
+            "steps": trained,
             "kept_step": int(state.step),
             "editor_parameters": count(state.params),
         },
@@ -109,23 +117,59 @@ def train_and_evaluate(
     return results
 
 
-def prepare(workdir: Path) -> Path:
-    """Makes the folder and refuses one that cannot be written, before hours are spent."""
-    if "://" in str(workdir) or ":/" in str(workdir):
-        raise ConfigError(
-            f"--workdir {workdir} is remote; give a folder of this machine (or one mounted on it)"
-        )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable-{jax.process_index()}"
-        write_text(probe, "")
-        probe.unlink()
-    except OSError as e:
-        raise ConfigError(f"--workdir {workdir} cannot be written ({e}); choose another") from e
+def prepare(workdir: str | Path) -> Any:
+    """Makes the folder and refuses one that cannot be used, before hours are spent.
+
+    Returns:
+      Its path; see `writers.as_path`.
+
+    Raises:
+      ConfigError: it cannot be written, or not all processes see the same folder.
+    """
+    probe = f".writable-{secrets.token_hex(4)}"
+    probe = distributed.from_writer("naming a file", lambda: probe)
+    with distributed.together("writing to --workdir"):
+        workdir = as_path(workdir)
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            mine = workdir / f"{probe}-{jax.process_index()}"
+            write_text(mine, "")
+        except ImportError as e:
+            raise ConfigError(
+                f"--workdir {workdir}: a library for that store is missing ({e}); for gs:// "
+                "`pip install gcsfs`, for s3:// `pip install s3fs`, on every host"
+            ) from e
+        except Exception as e:  # each store has its own
+            raise ConfigError(f"--workdir {workdir} cannot be written ({e}); choose another") from e
+    with distributed.together("looking at --workdir"):
+        if not (workdir / f"{probe}-0").exists():
+            raise ConfigError(
+                f"--workdir {workdir} is another folder here than for process 0: give one that "
+                "all hosts share, such as gs://BUCKET/NAME"
+            )
+    distributed.agree("--workdir", [])  # all have looked
+    mine.unlink()
     return workdir
 
 
-def read_results(workdir: Path) -> dict[str, Any] | None:
+def stop_between(stop: distributed.StopRequest, steps: int, workdir: Any) -> Callable[[], None]:
+    """What evaluation calls between its batches: raises Preempted when a stop was requested.
+
+    The polls count on from the steps of training.
+    """
+    polls = itertools.count(steps + 1)
+
+    def between() -> None:
+        if stop.at(next(polls)):
+            raise Preempted(
+                f"asked to stop in evaluation: the trained editor is saved in {workdir}; run the "
+                "same command again to evaluate it"
+            )
+
+    return between
+
+
+def read_results(workdir: Any) -> dict[str, Any] | None:
     """results.json of a finished run, or None."""
     path = workdir / "results.json"
     if not path.exists():
@@ -136,7 +180,9 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is damaged ({e}); delete it to evaluate again") from e
 
 
-def train_editor(experiment: Experiment, workdir: Path, manager: Any) -> tuple[TrainState, Record]:
+def train_editor(
+    experiment: Experiment, workdir: Any, manager: Any, stop: distributed.StopRequest
+) -> tuple[TrainState, Record]:
     """Trains from where the folder stands; returns the state that `train.keep` asks for."""
     c = experiment.config
     log = JsonLines(workdir / "metrics.jsonl", distributed.is_writer())
@@ -149,17 +195,22 @@ def train_editor(experiment: Experiment, workdir: Path, manager: Any) -> tuple[T
     if not experiment.editor.trainable or c.train.steps == 0:
         if manager.latest_step() is None:  # so that Editor.restore finds it
             checkpoint.save(manager, 0, state, mine, None)
+            checkpoint.finish(manager)
         return state, record
     if int(state.step):
         say(f"resuming after step {int(state.step)}")
-    if int(state.step) < c.train.steps and not record.stopped:
+    if record.owed or (int(state.step) < c.train.steps and not record.stopped):
         scorer = make_scorer(experiment.editor, experiment.model)
+
+        def between() -> None:
+            if stop.now():
+                raise Preempted("asked to stop in validation")
 
         def validate_state(state: TrainState) -> dict[str, float]:
             return validate(
                 scorer, state.params, state.editor_state, experiment.model,
                 experiment.eval_batches(experiment.validation, c.eval.edits_per_step),
-                experiment.mesh, c_edit=c.train.c_edit, c_loc=c.train.c_loc,
+                experiment.mesh, c_edit=c.train.c_edit, c_loc=c.train.c_loc, between=between,
             )  # fmt: skip
 
         step = make_train_step(
@@ -169,45 +220,46 @@ def train_editor(experiment: Experiment, workdir: Path, manager: Any) -> tuple[T
             shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
         )  # fmt: skip
         plan = Plan(**{f.name: c.train[f.name] for f in dataclasses.fields(Plan)})
-        with distributed.StopRequest() as stop:
-            state = train(
-                state, experiment.model.params, batches, mesh=experiment.mesh, plan=plan,
-                train_step=step, validate=validate_state, manager=manager, meta=mine,
-                record=record, log=log, stop=stop,
-            )  # fmt: skip
+        state = train(
+            state, experiment.model.params, batches, mesh=experiment.mesh, plan=plan,
+            train_step=step, validate=validate_state, manager=manager, meta=mine,
+            record=record, log=log, stop=stop,
+        )  # fmt: skip
     if c.train.keep == "best" and record.best_step not in (0, int(state.step)):
         state = checkpoint.restore_state(manager, record.best_step, state)
     return state, record
 
 
 def evaluate_editor(
-    experiment: Experiment, state: TrainState
+    experiment: Experiment, state: TrainState, between: Callable[[], None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The test split under the trained editor."""
     return _evaluate(
         experiment, experiment.test, experiment.editor, state.params, state.editor_state,
         experiment.config.eval.edits_per_step, experiment.config.eval.examples,
-        experiment.config.editor.name,
+        experiment.config.editor.name, between,
     )  # fmt: skip
 
 
-def evaluate_baseline(experiment: Experiment, name: str, options: Any) -> dict[str, Any]:
+def evaluate_baseline(
+    experiment: Experiment, name: str, options: Any, between: Callable[[], None]
+) -> dict[str, Any]:
     """The test split, or `edits` of it, under an editor that needs no training."""
     options = options.to_dict()
     split = experiment.subset(experiment.test, options.pop("edits", 0))
     per_step = options.pop("edits_per_step", experiment.config.eval.edits_per_step)
     editor = make_editor(options.pop("editor", name), options)
     params, state = editor.init(jax.random.key(experiment.config.seed), experiment.model.weights)
-    return _evaluate(experiment, split, editor, params, state, per_step, 0, name)[0]
+    return _evaluate(experiment, split, editor, params, state, per_step, 0, name, between)[0]
 
 
-def _evaluate(experiment, split, editor, params, state, per_step, n_examples, name):
+def _evaluate(experiment, split, editor, params, state, per_step, n_examples, name, between):
     c = experiment.config
     params, state = (place(experiment.mesh, tree, EDITOR_RULES) for tree in (params, state))
     found, examples = evaluate(
         editor, params, state, experiment.model, experiment.eval_batches(split, per_step),
         split.rows, experiment.mesh, n_edits=len(split), max_new=c.eval.max_new_tokens,
-        n_examples=n_examples, what=f"evaluate {name}",
+        n_examples=n_examples, what=f"evaluate {name}", between=between,
     )  # fmt: skip
     first = next(experiment.eval_batches(split, per_step))
     found["seconds_per_edit"] = time_edits(editor, params, state, experiment.model, first)

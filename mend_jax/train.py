@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from mend_jax import checkpoint
-from mend_jax.distributed import StopRequest
+from mend_jax.distributed import StopRequest, is_writer
 from mend_jax.editors.base import EditTransform
 from mend_jax.errors import Preempted, TrainingError
 from mend_jax.mesh import shard_batch
@@ -121,12 +121,14 @@ class Record:
       best_step: where it was.
       stopped: why training ended before its last step, or "".
       seconds: of training so far, over all processes that went on with it.
+      owed: a step whose validation was cut short by a request to stop; a resume begins with it.
     """
 
     best: float = math.inf
     best_step: int = 0
     stopped: str = ""
     seconds: float = 0.0
+    owed: int = 0
 
     def note(self, step: int, loss: float, patience: int) -> None:
         """Takes in one validation loss; stops after `patience` steps without a better one."""
@@ -165,28 +167,64 @@ def train(
     """Trains to `plan.steps` or to early stopping; checkpoints hold all that a resume needs.
 
     Step k is dispatched before the metrics of step k - 1 are fetched, so the device never waits for
-    the host. Validation always comes with a checkpoint.
+    the host. Validation always comes with a checkpoint. Checkpoints are written while the next
+    steps run; whenever this returns or raises what is listed below, they are on disk.
+
+    Args:
+      validate: may raise Preempted; the state is then saved and its validation done by a resume.
 
     Raises:
       TrainingError: a loss or gradient that is not finite; names the step and the rows, after
         writing the last good state with the data position before those rows. Or a validation loss
         that is not finite.
       Preempted: a stop was requested; the state after the last step is saved.
+      CheckpointError: a checkpoint could not be written.
     """
     start = int(state.step)
-    progress = Progress("train", plan.steps, start)
+    progress = Progress("train", plan.steps, start, writer=is_writer())
     pending: tuple[int, list[int], dict[str, Any], dict[str, jax.Array]] | None = None
     began = time.monotonic()
 
     def position() -> dict[str, Any]:
         return json.loads(json.dumps(batches.get_state(), default=_plain))
 
-    def save(step: int, val_loss: float | None, position: dict[str, Any]) -> None:
+    def save(
+        step: int, val_loss: float | None, position: dict[str, Any], replace: bool = False
+    ) -> None:
         nonlocal began
+        log.flush()
         record.seconds += time.monotonic() - began
         began = time.monotonic()
         extra = {"data_state": position, "record": dataclasses.asdict(record)}
-        checkpoint.save(manager, step, state, {**meta, **extra}, val_loss)
+        checkpoint.save(manager, step, state, {**meta, **extra}, val_loss, replace)
+
+    def stopping(step: int) -> Preempted:
+        checkpoint.finish(manager)
+        return Preempted(
+            f"asked to stop: the state after step {step} of {plan.steps} is saved in "
+            f"{manager.directory}; run the same command again to go on"
+        )
+
+    def validated(step: int, replace: bool = False) -> None:
+        try:
+            scores = validate(state)
+        except Preempted as e:
+            if not replace:
+                record.owed = step
+                save(step, None, position())
+            raise stopping(step) from e
+        record.owed = 0
+        if not math.isfinite(scores["loss"]):
+            save(step, None, position(), replace)
+            checkpoint.finish(manager)
+            raise TrainingError(
+                f"validation after step {step}: the loss is {scores['loss']}; the state is "
+                f"kept in {manager.directory}. Lower train.lr in another --workdir"
+            )
+        record.note(step, scores["loss"], plan.patience)
+        log.append({"step": step, "kind": "validation", **scores})
+        save(step, scores["loss"], position(), replace)
+        progress.update(step, f"validation loss {scores['loss']:.4f}", force=True)
 
     def settle() -> None:
         """Fetches and checks the metrics of the step dispatched before."""
@@ -199,6 +237,7 @@ def train(
         if not values.pop("finite"):
             if step - 1 not in manager.all_steps():
                 save(step - 1, None, before)
+            checkpoint.finish(manager)
             raise TrainingError(
                 f"step {step}: loss {values['loss']:.4g} and gradient norm "
                 f"{values['grad_norm']:.4g} are not both finite; rows of that batch: {rows}; "
@@ -209,7 +248,10 @@ def train(
             log.append({"step": step, "kind": "train", **values})
         progress.update(step, f"loss {values['loss']:.4f} kl {values['kl']:.4f}")
 
-    for step in range(start + 1, plan.steps + 1):
+    if record.owed:
+        validated(start, replace=True)
+    last = start if record.stopped else plan.steps
+    for step in range(start + 1, last + 1):
         before = position()
         batch = next(batches)
         rows = np.asarray(batch["index"]).reshape(-1).tolist()
@@ -219,31 +261,19 @@ def train(
         pending = (step, rows, before, metrics)
         if step % plan.val_every == 0 or step == plan.steps:
             settle()
-            scores = validate(state)
-            if not math.isfinite(scores["loss"]):
-                save(step, None, position())
-                raise TrainingError(
-                    f"validation after step {step}: the loss is {scores['loss']}; the state is "
-                    f"kept in {manager.directory}. Lower train.lr in another --workdir"
-                )
-            record.note(step, scores["loss"], plan.patience)
-            log.append({"step": step, "kind": "validation", **scores})
-            save(step, scores["loss"], position())
-            progress.update(step, f"validation loss {scores['loss']:.4f}", force=True)
+            validated(step)
         elif step % plan.checkpoint_every == 0:
             settle()
             save(step, None, position())
         if record.stopped:
             break
-        if stop.at(step) and step < plan.steps:
+        if stop.at(step):
             settle()
             if step not in manager.all_steps():
                 save(step, None, position())
-            raise Preempted(
-                f"asked to stop: the state after step {step} of {plan.steps} is saved in "
-                f"{manager.directory}; run the same command again to go on"
-            )
+            raise stopping(step)
     settle()
+    checkpoint.finish(manager)
     return state
 
 

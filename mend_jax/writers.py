@@ -1,4 +1,8 @@
-"""Where numbers go: one JSON line a log step, and a progress line for people."""
+"""Where numbers go: whole files, one JSON line a log step, and a progress line for people.
+
+A run may live in a local folder, or in an object store under an address with a scheme (gs://...).
+There a file appears whole when it is written, and cannot be appended to.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,44 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mend_jax.errors import ConfigError
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a whole file or nothing: a new file beside it, flushed to disk, renamed over it."""
+
+def as_path(where: str | os.PathLike[str]) -> Any:
+    """A pathlib.Path, or for an address with a scheme the same of an object store.
+
+    Raises:
+      ConfigError: a scheme that is not known.
+    """
+    text = os.fspath(where)
+    if "://" not in text:
+        return Path(text)
+    from etils import epath
+
+    try:
+        return epath.Path(text)
+    except KeyError as e:
+        raise ConfigError(
+            f"{text}: cannot use addresses that begin with {e.args[0]}; give a folder, or one of "
+            "gs://, s3://, az://, hf://"
+        ) from e
+
+
+def is_remote(path: Any) -> bool:
+    """Whether a path of `as_path` lies in an object store."""
+    return not isinstance(path, Path)
+
+
+def write_bytes(path: Any, data: bytes) -> None:
+    """Writes a whole file or nothing.
+
+    Local: a new file beside it, flushed to disk, renamed over it. Remote: an object, which its
+    store shows only when all of it is there.
+    """
+    if is_remote(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
@@ -27,12 +66,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Any, text: str) -> None:
     """`write_bytes` of UTF-8 text."""
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Any, value: Any) -> None:
     """`write_text` of indented JSON; numbers that are not finite, which JSON lacks, become null."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
@@ -48,19 +87,35 @@ def _finite(value: Any) -> Any:
 class JsonLines:
     """metrics.jsonl: append-only, one JSON object a line, each with a `step`.
 
-    Only one of many processes is the `writer`; for the others appending does nothing.
+    Only one of many processes is the `writer`; for the others appending does nothing. An object of
+    a remote store cannot be appended to: there lines are held here and the whole file is written
+    anew by `flush`, which training calls before each checkpoint, so that a resume finds every line
+    up to its step.
     """
 
-    def __init__(self, path: Path, writer: bool = True) -> None:
+    def __init__(self, path: Any, writer: bool = True) -> None:
         self.path, self.writer = path, writer
+        self.held: list[dict[str, Any]] | None = None  # all lines, where the file is remote
 
     def rewind(self, step: int) -> None:
         """Forgets lines after `step` (and a half-written last line), for an exact resume."""
         kept = [line for line in self.read() if line["step"] <= step]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.held = kept if is_remote(self.path) else None
+        self._write(kept)
+
+    def flush(self) -> None:
+        """After it the file holds all lines."""
+        if self.writer and self.held is not None:
+            self._write(self.held)
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def append(self, line: dict[str, Any]) -> None:
         if not self.writer:
+            return
+        if is_remote(self.path):
+            self.held = [*(self.read() if self.held is None else self.held), line]
             return
         with self.path.open("a", encoding="utf-8") as f:
             f.write(json.dumps(line) + "\n")
@@ -85,15 +140,21 @@ class Progress:
       total: how many steps there will be at the most.
       start: steps that were done before (a resumed run).
       every_s: seconds between lines where output is not a terminal.
+      writer: whether this process prints; one of many does.
     """
 
-    def __init__(self, what: str, total: int, start: int = 0, every_s: float = 15.0) -> None:
+    def __init__(
+        self, what: str, total: int, start: int = 0, every_s: float = 15.0, writer: bool = True
+    ) -> None:
+        self.writer = writer
         self.what, self.total, self.first = what, total, start
         self.began = self.shown = time.monotonic()
         self.every_s = 0.5 if sys.stderr.isatty() else every_s
 
     def update(self, done: int, note: str = "", force: bool = False) -> None:
         now = time.monotonic()
+        if not self.writer:
+            return
         if not force and now - self.shown < self.every_s:
             return
         self.shown = now

@@ -15,6 +15,17 @@ def test_fingerprint_is_stable():
     assert hub.fingerprint(flat | {"a": flat["a"].astype(">f4")}) == golden
 
 
+def test_a_glance_sees_sizes_and_both_ends(tmp_path):
+    def glance(data):
+        (tmp_path / "model.safetensors").write_bytes(data)
+        return hub.glance(hub.Source("safetensors", tmp_path, ""))[0]
+
+    data = bytes(3 << 20)
+    seen = {glance(data), glance(data[:-1]), glance(b"\1" + data[1:]), glance(data[:-1] + b"\1")}
+    assert len(seen) == 4
+    assert glance(data) in seen and glance(data).startswith(f"model.safetensors {3 << 20} ")
+
+
 def test_fingerprint_sees_every_change():
     rng = np.random.default_rng(0)
     shapes = {"embed": (10, 4), "norm": (4,), "up": (4, 6)}

@@ -14,7 +14,7 @@ For example::
 
 from mend_jax.hub.config import read_config
 from mend_jax.hub.export import save_hf
-from mend_jax.hub.fingerprint import fingerprint, fingerprint_files
+from mend_jax.hub.fingerprint import fingerprint, fingerprint_files, glance
 from mend_jax.hub.sharded import Placement, read_sharded
 from mend_jax.hub.source import Source, resolve
 from mend_jax.hub.tensors import read_tensors
@@ -24,6 +24,7 @@ __all__ = [
     "Source",
     "fingerprint",
     "fingerprint_files",
+    "glance",
     "read_config",
     "read_sharded",
     "read_tensors",

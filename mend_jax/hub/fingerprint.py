@@ -6,6 +6,7 @@ import concurrent.futures
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -50,6 +51,27 @@ def fingerprint_files(
             for spec, tensor in match(source, specs, tied, ignore)
         }
     )
+
+
+def glance(source: Source) -> list[str]:
+    """`name size digest` of each file of weights; the digest is of its first and last bytes only.
+
+    Tells apart what is likely to differ (another training, a file cut off) in no time.
+    """
+    is_file = source.kind == "gguf"
+    files = [source.path] if is_file else sorted(source.path.glob("*.safetensors"))
+    return [f"{file.name} {file.stat().st_size} {_digest_of_ends(file)}" for file in files]
+
+
+_ENDS = 1 << 20  # bytes
+
+
+def _digest_of_ends(file: Path) -> str:
+    with file.open("rb") as f:
+        hasher = hashlib.sha256(f.read(_ENDS))
+        f.seek(max(file.stat().st_size - _ENDS, 0))
+        hasher.update(f.read(_ENDS))
+    return hasher.hexdigest()[:12]
 
 
 def _combine(digests: Mapping[str, bytes]) -> str:
