@@ -1,0 +1,225 @@
+"""Where runs live: a folder, an object store (played by a folder), and models on a mesh."""
+
+import contextlib
+import os
+import pathlib
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from etils.epath import backend, gpath
+from jax.sharding import NamedSharding
+from test_run import SETTINGS
+from tiny import save_tiny
+
+import mend_jax
+from mend_jax import checkpoint, report, run
+from mend_jax import config as configs
+from mend_jax.distributed import StopRequest
+from mend_jax.errors import CheckpointError, ConfigError, Preempted
+from mend_jax.experiment import open_experiment
+from mend_jax.main import parse
+from mend_jax.mesh import make_mesh
+from mend_jax.writers import JsonLines, Progress, as_path, is_remote, write_bytes, write_json
+
+FACTS = [("The capital of France is", "Lyon"), ("One and one is", "three")]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(run folder, config): an editor as it begins, saved as a run saves it."""
+    base = save_tiny(tmp_path_factory.mktemp("base"))
+    settings = {"model.spec": base, "model.last_n_blocks": 2} | SETTINGS
+    settings |= {"editor.options.layer_lr": 1.0, "editor.options.rank": 8}
+    config, _, _ = parse(
+        ["--config=quickstart.py"] + [f"--config.{k}={v}" for k, v in settings.items()]
+    )
+    experiment = open_experiment(config)
+    workdir = tmp_path_factory.mktemp("run")
+    save_run(workdir, experiment)
+    return workdir, config, experiment
+
+
+def save_run(workdir, experiment):
+    with checkpoint.open_manager(workdir / "checkpoints") as manager:
+        checkpoint.save(manager, 1, experiment.fresh_state(), experiment.identity(), 1.0)
+    (workdir / "config.json").write_text(configs.to_json(experiment.config))
+
+
+def test_an_editor_lies_on_the_mesh_of_its_model(made):
+    workdir, config, _ = made
+    mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
+    plain = mend_jax.Editor.restore(workdir)
+    split = mend_jax.Editor.restore(
+        workdir, mend_jax.load_model(config.model.spec, last_n_blocks=2, mesh=mesh)
+    )
+    for leaf in jax.tree.leaves((split.params, split.state)):
+        assert isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(split.params))
+    for leaf in jax.tree.leaves(plain.params):
+        assert leaf.sharding.device_set == {jax.devices()[0]}
+    one, two = plain.edit(FACTS), split.edit(FACTS)
+    assert one.base == two.base
+    largest = 0.0
+    for name, delta in one.deltas.items():
+        ours, theirs = (np.asarray(d.dense()) for d in (two.deltas[name], delta))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+        largest = max(largest, np.abs(theirs).max())
+    assert largest > 1e-6
+    with_one, with_two = plain.model.with_edit(one), split.model.with_edit(two)
+    assert with_one.generate("The capital of", 4) == with_two.generate("The capital of", 4)
+
+
+def test_a_trained_run_that_is_asked_to_stop_evaluates_when_it_goes_on(made, monkeypatch, tmp_path):
+    _, config, _ = made
+    polls = []
+
+    def at(self, number):
+        polls.append(number)
+        return True
+
+    monkeypatch.setattr(StopRequest, "at", at)
+    with pytest.raises(Preempted, match=f"asked to stop in evaluation.*saved in {tmp_path}"):
+        run.stop_between(StopRequest(), 6, tmp_path)()
+    assert polls == [7]
+    with config.unlocked():
+        short = config.copy_and_resolve_references()
+    short.train.steps = 0
+    with pytest.raises(Preempted, match="asked to stop in evaluation"):
+        mend_jax.train_and_evaluate(short, tmp_path)
+    assert not (tmp_path / "results.json").exists()
+    assert (tmp_path / "checkpoints/0").exists()
+
+
+def test_only_the_writer_shows_progress(capsys):
+    Progress("train", 2, writer=False).update(2, force=True)
+    assert capsys.readouterr().err == ""
+    Progress("train", 2).update(2, force=True)
+    assert "train 2/2" in capsys.readouterr().err
+
+
+class Store(backend._OsPathBackend):
+    """gs:// as a folder, in which nothing can be appended to or renamed."""
+
+    def __init__(self, root):
+        super().__init__()
+        self.root, self.written = root, []
+
+    def local(self, path):
+        return os.path.join(self.root, os.fspath(path).removeprefix("gs://"))
+
+    def open(self, path, mode):
+        assert "a" not in mode and "+" not in mode, "an object cannot be appended to"
+        if "w" in mode:
+            self.written.append(os.path.basename(path))
+        return super().open(self.local(path), mode)
+
+    def exists(self, path):
+        return super().exists(self.local(path))
+
+    def isdir(self, path):
+        return super().isdir(self.local(path))
+
+    def listdir(self, path):
+        return super().listdir(self.local(path))
+
+    def makedirs(self, path, **options):
+        return super().makedirs(self.local(path), **options)
+
+    def remove(self, path):
+        return super().remove(self.local(path))
+
+    def rename(self, path, dst):
+        raise AssertionError("an object cannot be renamed")
+
+    replace = rename
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "store")
+    with mock.patch.dict(gpath._PREFIX_TO_BACKEND, {"gs": store}):
+        yield store
+
+
+def test_the_played_store_is_the_one_that_paths_use(store):
+    as_path("gs://bucket/a").mkdir(parents=True)
+    write_bytes(as_path("gs://bucket/a/b"), b"c")
+    assert (store.root / "bucket/a/b").read_bytes() == b"c" and store.written == ["b"]
+
+
+def test_files_of_a_run_in_a_store(store):
+    workdir = run.prepare("gs://bucket/run")
+    assert str(workdir) == "gs://bucket/run" and is_remote(workdir)
+    assert os.listdir(store.root / "bucket/run") == []
+    assert run.read_results(workdir) is None
+    log = JsonLines(workdir / "metrics.jsonl")
+    log.rewind(0)
+    store.written.clear()
+    for step in (1, 2, 3):
+        log.append({"step": step, "kind": "train", "loss": 1.0 / step})
+    assert store.written == []  # held until the next checkpoint
+    log.flush()
+    assert store.written == ["metrics.jsonl"]
+    again = JsonLines(workdir / "metrics.jsonl")
+    again.rewind(2)
+    again.append({"step": 3, "kind": "train", "loss": 9.0})
+    again.flush()
+    losses = [line["loss"] for line in JsonLines(workdir / "metrics.jsonl").read()]
+    assert losses == [1.0, 0.5, 9.0]
+    write_json(workdir / "results.json", {"config": {}, "eval": {}, "baselines": {}})
+    assert run.read_results(workdir) == {"config": {}, "eval": {}, "baselines": {}}
+    assert str(report.write(workdir)) == "gs://bucket/run/report.html"
+    assert (store.root / "bucket/run/report.html").stat().st_size > 1000
+
+
+def test_only_the_writer_writes_lines(store):
+    other = JsonLines(as_path("gs://bucket/metrics.jsonl"), writer=False)
+    other.append({"step": 1})
+    other.flush()
+    assert store.written == []
+
+
+def test_an_editor_comes_back_from_a_store(made, store, monkeypatch):
+    """Our own files; the checkpoint is read from a folder, as no store can be played for Orbax."""
+    workdir, _, _ = made
+    with pytest.raises(CheckpointError, match="gs://bucket/run holds no run"):
+        mend_jax.Editor.restore("gs://bucket/run")
+    write_bytes(as_path("gs://bucket/run/config.json"), (workdir / "config.json").read_bytes())
+    asked, opened = [], checkpoint.open_manager
+
+    def open_manager(directory, read_only):
+        asked.append(str(directory))
+        return opened(workdir / "checkpoints", read_only=read_only)
+
+    monkeypatch.setattr(checkpoint, "open_manager", open_manager)
+    assert mend_jax.Editor.restore("gs://bucket/run").edit(FACTS[:1]).base
+    assert asked == ["gs://bucket/run/checkpoints"]
+
+
+@contextlib.contextmanager
+def without(name):
+    """As if this package were not installed."""
+    with mock.patch.dict("sys.modules", {name: None}):
+        yield
+
+
+def test_a_store_whose_library_is_missing_says_what_to_install():
+    with without("gcsfs"), pytest.raises(ConfigError, match="library.*missing.*pip install gcsfs"):
+        run.prepare("gs://bucket/run")
+    with (
+        without("gcsfs"),
+        pytest.raises(CheckpointError, match="gs://bucket/run holds no run.*gcsfs"),
+    ):
+        mend_jax.Editor.restore("gs://bucket/run")
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(ConfigError, match="ftp://.*give a folder, or one of gs://"):
+        run.prepare("ftp://host/run")
+
+
+def test_local_paths_stay_local(tmp_path):
+    assert isinstance(as_path(str(tmp_path)), pathlib.Path) and not is_remote(as_path("runs/a"))
+    assert str(as_path("gs://a/b")) == "gs://a/b"
