@@ -27,6 +27,8 @@ process_environment() {
   if [[ -n $devices ]]; then
     local flag="--xla_force_host_platform_device_count=$devices"
     environment+=(XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }$flag")
+    # A collective that waits holds a thread of XLA's pool, which can lock up when it has few.
+    environment+=(PJRT_NPROC="${PJRT_NPROC:-64}")
   fi
 }
 

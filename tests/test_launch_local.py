@@ -48,6 +48,7 @@ def test_each_process_gets_its_place_in_one_job(machine):
     assert host == "127.0.0.1" and 1024 < int(port) < 65536
     assert {e["JAX_PLATFORMS"] for e in environments} == {"cpu"}
     assert {e["XLA_FLAGS"] for e in environments} == {"--xla_force_host_platform_device_count=4"}
+    assert {e["PJRT_NPROC"] for e in environments} == {"64"}
     assert done.stdout == log(machine, 0) and done.stdout.endswith("the end\n")
 
 
