@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mend_jax.edits import Edit, variables
 from mend_jax.factors import Factors, masked_factors
+from mend_jax.layout import per_edit, vmap_edits
 from mend_jax.losses import correct_tokens, masked_mean, token_nll, whole_answer
 from mend_jax.models import WeightSpec
 from mend_jax.models.base import EditableModel, Inputs
@@ -33,21 +34,23 @@ def trunk_states(model: EditableModel, params: Any, seqs: Sequences) -> Any:
 
 
 def shared_trunk_states(model: EditableModel, params: Any, many: Sequence[Sequences]) -> list[Any]:
-    """`trunk_states` of several sets of texts; sets of one length share one pass."""
+    """`trunk_states` of several sets of texts [E, n]; sets of one length share one pass."""
     states: dict[int, Any] = {}
     by_length: dict[Any, list[int]] = {}
     for i, seqs in enumerate(many):
         shape = tuple(leaf.shape[-1] for leaf in jax.tree.leaves(seqs.inputs))
         by_length.setdefault(shape, []).append(i)
     for members in by_length.values():
-        flats = [many[i].flat().inputs for i in members]
-        together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *flats)
-        state = _run_trunk(model, params, together)
+        inputs = [many[i].inputs for i in members]
+        # Along n, so that no text leaves the devices of its edit.
+        together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *inputs)
+        lead = together.tokens.shape[:2]
+        state = _unflatten(_run_trunk(model, params, _flatten(together, 2)), lead)
+        state = per_edit(state, lead[0])
         start = 0
-        for i, flat in zip(members, flats, strict=True):
-            end = start + flat.tokens.shape[0]
-            part = jax.tree.map(lambda leaf, at=slice(start, end): leaf[at], state)
-            states[i] = _unflatten(part, many[i].lead)
+        for i in members:
+            end = start + many[i].lead[1]
+            states[i] = jax.tree.map(lambda leaf, at=slice(start, end): leaf[:, at], state)
             start = end
     return [states[i] for i in range(len(many))]
 
@@ -86,7 +89,8 @@ def scored_logits(
     if edit is None:
         flat = top_logits(model, params, _flatten(h, len(seqs.lead)), seqs.flat())
         return flat.reshape(*seqs.lead, *flat.shape[1:])
-    return jax.vmap(lambda h, s, e: top_logits(model, params, h, s, e))(h, seqs, edit)
+    each = vmap_edits(lambda h, s, e: top_logits(model, params, h, s, e), seqs.lead[0])
+    return each(h, seqs, per_edit(edit, seqs.lead[0]))
 
 
 def tap_zeros(
@@ -162,9 +166,10 @@ class Problem:
             def logits(h, seqs, taps, edit):
                 return top_logits(self.model, self.params, h, seqs, edit, taps)
 
-            return self._loss(jax.vmap(logits)(self.h, self.seqs, taps, edit)).sum()
+            each = vmap_edits(logits, self.n_edits)
+            return self._loss(each(self.h, self.seqs, taps, edit)).sum()
 
-        captured = flatten(jax.grad(total_loss)(taps))
+        captured = flatten(per_edit(jax.grad(total_loss)(taps), self.n_edits))
         rows = (self.n_edits, -1)
         result = {}
         for w in self.weights:

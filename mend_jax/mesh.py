@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mend_jax.errors import ConfigError
+from mend_jax.layout import EDIT_AXES
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -42,7 +43,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
 def in_force(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
     """A context in which models and editors know the mesh that they run on; one device needs none.
 
-    See `models.layers.unsplit`.
+    See `layout`.
     """
     return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
 
@@ -58,7 +59,7 @@ def mesh_of(tree: Any) -> Mesh:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How the edits of a step, the first axis of every text, lie on a mesh."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+    return NamedSharding(mesh, P(EDIT_AXES))
 
 
 def local_edits(mesh: Mesh, n_edits: int) -> np.ndarray:

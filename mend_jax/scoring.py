@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.edits import Edit, variables
 from mend_jax.forward import Problem, scored_logits, trunk_states
+from mend_jax.layout import vmap_edits
 from mend_jax.losses import correct_tokens, token_kl, token_nll, whole_answer
 from mend_jax.models.base import EditableModel
 from mend_jax.models.generate import generate
@@ -121,5 +122,5 @@ def generate_answers(
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), together)
         out = one(flat, None).reshape(*lead, max_new)
     else:
-        out = jax.vmap(one)(together, edit)
+        out = vmap_edits(one, together.tokens.shape[0])(together, edit)
     return jnp.split(out, list(itertools.accumulate(s.lead[1] for s in texts))[:-1], axis=1)

@@ -142,8 +142,8 @@ def test_every_golden_report_belongs_to_a_config():
 
 
 def test_states_lie_whole_along_their_width_only_on_a_mesh():
+    from mend_jax.layout import unsplit
     from mend_jax.mesh import in_force
-    from mend_jax.models.layers import unsplit
 
     x = jnp.ones((4, 8))
     assert "sharding_constraint" not in str(jax.make_jaxpr(unsplit)(x))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mend_jax.editors.base import Group, Link, Run, Weights, group_weights
 from mend_jax.factors import Factors
-from mend_jax.models.layers import unsplit
+from mend_jax.layout import gathered, unsplit
 
 Sides = Literal["combined", "separate", "x_only", "delta_only", "one_sided"]
 Init = Literal["id", "xavier"]
@@ -101,7 +101,8 @@ def low_rank_mlp(
     def run(layers: list[dict[str, jax.Array]], z: jax.Array, mode: int) -> jax.Array:
         lead = (1,) * (z.ndim - 1)
         for layer in layers:
-            pre = (z @ layer["v"].T) @ layer["u"].T + layer["bias"].reshape(*lead, -1)
+            u, v = gathered(layer["u"], None, "tensor"), gathered(layer["v"], "tensor", None)
+            pre = (z @ v.T) @ u.T + layer["bias"].reshape(*lead, -1)
             if shared:
                 pre = pre * layer["scale"][mode].reshape(*lead, -1)
                 pre = pre + layer["shift"][mode].reshape(*lead, -1)
@@ -111,7 +112,9 @@ def low_rank_mlp(
 
     def transform(nets: dict[str, Any], f: Factors, mode: int) -> Factors:
         if "combined" in nets:
-            z = run(nets["combined"], unsplit(jnp.concatenate([f.u, f.delta], axis=-1)), mode)
+            z = run(
+                nets["combined"], jnp.concatenate([unsplit(f.u), unsplit(f.delta)], axis=-1), mode
+            )
             d_in = f.u.shape[-1]
             return f.replace(u=z[..., :d_in], delta=z[..., d_in:])
         return f.replace(**{side: run(net, getattr(f, side), mode) for side, net in nets.items()})

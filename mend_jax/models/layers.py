@@ -43,21 +43,6 @@ def _tap_backward(residual, dy):
 tap_factors.defvjp(_tap_forward, _tap_backward)
 
 
-def unsplit(x: jax.Array) -> jax.Array:
-    """x, which no device of the mesh in force (`jax.set_mesh`) holds a part of the last axis of.
-
-    States lie whole along their width, whatever the weights do (Megatron's layout); left to itself
-    the compiler moves them between layouts at every matmul. The other axes are left to it.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return x
-    free = jax.sharding.PartitionSpec.UNCONSTRAINED
-    return jax.lax.with_sharding_constraint(
-        x, jax.sharding.PartitionSpec(*[free] * (x.ndim - 1), None)
-    )
-
-
 def along_last(vector: jax.Array, like: jax.Array) -> jax.Array:
     """vector[D] with leading axes of size one, to broadcast along the last axis of `like`."""
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
