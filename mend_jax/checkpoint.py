@@ -94,6 +94,8 @@ def finish(manager: ocp.CheckpointManager) -> None:
 def _named_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
+    except jax.errors.JaxRuntimeError:  # the barrier of many processes, when one is lost
+        raise
     except Exception as e:  # of the file system, the store or Orbax, here or in its threads
         first = str(e).strip().splitlines()[:1]
         raise CheckpointError(

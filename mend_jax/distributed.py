@@ -24,6 +24,7 @@ from mend_jax.errors import ConfigError, MendError, PeerError, Preempted, Traini
 
 AUTO = "MEND_DISTRIBUTED"
 COORDINATOR, COUNT, INDEX = "MEND_COORDINATOR", "MEND_NUM_PROCESSES", "MEND_PROCESS_ID"
+LOST_AFTER = "MEND_LOST_AFTER"
 
 
 def initialize() -> None:
@@ -34,9 +35,16 @@ def initialize() -> None:
     (host:port of process 0), MEND_NUM_PROCESSES and MEND_PROCESS_ID, as launch/local_pod.sh sets
     them. Without any of these the program is one process.
 
+    A process that is not heard of for MEND_LOST_AFTER seconds (default 100) counts as lost, and the
+    others end. Most often they end sooner, when they miss it in a collective.
+
     Raises:
       ConfigError: some of the three are missing or are not numbers, or process 0 is not reached.
     """
+    lost_after = os.environ.get(LOST_AFTER) or "100"
+    if not lost_after.isdecimal() or int(lost_after) < 1:
+        raise ConfigError(f"{LOST_AFTER} is {lost_after!r}: give a whole number of seconds")
+    patience = {"heartbeat_timeout_seconds": int(lost_after)}
     found = {name: os.environ.get(name) for name in (COORDINATOR, COUNT, INDEX)}
     if any(found.values()):
         missing = [name for name, value in found.items() if not value]
@@ -50,7 +58,7 @@ def initialize() -> None:
             raise ConfigError(f"{INDEX} is {index}: give 0 to {count - 1}")
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         try:
-            jax.distributed.initialize(found[COORDINATOR], count, index)
+            jax.distributed.initialize(found[COORDINATOR], count, index, **patience)
         except RuntimeError as e:
             raise ConfigError(
                 f"process {index} of {count} cannot join at {found[COORDINATOR]}: "
@@ -58,7 +66,7 @@ def initialize() -> None:
                 f"process 0 in {COORDINATOR}"
             ) from e
     elif os.environ.get(AUTO) == "auto" or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
+        jax.distributed.initialize(**patience)
 
 
 def is_writer() -> bool:
@@ -172,8 +180,14 @@ def leave(error: BaseException) -> None:
         return
     if not isinstance(error, MendError):
         traceback.print_exception(error)
+    why = "the others cannot go on without it"
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        why = (
+            "perhaps another was lost: see the end of its log. Start all with the same command "
+            "again: the run goes on from its last checkpoint"
+        )
     here = f"process {jax.process_index()} of {jax.process_count()}"
-    print(f"{here} ends; the others cannot go on without it", file=sys.stderr, flush=True)
+    print(f"{here} ends; {why}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(error.exit_status if isinstance(error, MendError) else 1)
 
