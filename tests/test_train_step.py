@@ -1,19 +1,17 @@
 """Single training steps: the optimiser, the mesh, the schedule, what a failure leaves behind."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stepping import step_of
 from tiny import random_batch, tiny
 
 from mend_jax.editors import make_editor
-from mend_jax.mesh import in_force, make_mesh, shard_batch
 from mend_jax.objective import meta_loss
 from mend_jax.optimizer import make_optimizer
-from mend_jax.sharding import BASE_RULES, EDITOR_RULES, bytes_per_device, place
 from mend_jax.train import Record, init_state, make_train_step, success_weight
 
 
@@ -37,60 +35,6 @@ def test_a_failure_in_the_middle_freezes_the_state_before_it():
             kept = jax.tree.map(np.array, state)
     assert int(state.step) == 2
     jax.tree.map(np.testing.assert_array_equal, kept, state)
-
-
-def step_of(mesh_sizes, accumulate=1, clip=100.0, layer_lr_lr=1e-2, kind="llama"):
-    """State before and after one training step on a mesh, and its metrics."""
-    module, base, weights = tiny(kind)
-    editor = make_editor("mend", dict(rank=8, layer_lr=1e-2, log_layer_lr=True))
-    tx = make_optimizer(lr=1e-3, layer_lr_lr=layer_lr_lr, clip=clip, accumulate=accumulate,
-                        warmup=0, steps=10, decay=False)  # fmt: skip
-    mesh = make_mesh(mesh_sizes)
-    state = place(mesh, init_state(editor, weights, tx, 0), EDITOR_RULES)
-    step = make_train_step(
-        editor, tx, model=module, weights=weights, c_edit=success_weight(0.1, 0.1, 10), c_loc=1.0,
-        shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
-    )  # fmt: skip
-    before = jax.tree.map(np.array, state)
-    batch = shard_batch(mesh, random_batch(0, E=8, kind=module.kind))
-    with in_force(mesh):
-        after, metrics = step(state, place(mesh, base, BASE_RULES), batch, np.int32(1))
-    shares = bytes_per_device(after.params), bytes_per_device(after.opt_state)
-    return before, jax.tree.map(np.array, after), jax.tree.map(float, metrics), shares
-
-
-@functools.cache
-def one_device_step(kind):
-    return step_of(dict(data=1), kind=kind)
-
-
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=str)
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gptj", "t5", "bert"])
-def test_a_mesh_of_many_devices_gives_the_same_step(kind, sizes):
-    """To 1e-5 in float32, and each device holds its share of the editor."""
-    sizes = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
-    _, one, metrics_one, whole = one_device_step(kind)
-    _, many, metrics, shares = step_of(sizes, kind=kind)
-    for name in ("loss", "kl", "nll_rephrase"):
-        assert metrics[name] == pytest.approx(metrics_one[name], abs=1e-5)
-    # The sums of squares in the statistics are large: 1e-5 of their size.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        one.editor_state, many.editor_state,
-    )  # fmt: skip
-    # Adam's moments are the gradients, without the division that amplifies rounding.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
-        one.opt_state, many.opt_state,
-    )  # fmt: skip
-    # All but biases and FiLM rows is split over `fsdp` and `tensor`, and so are Adam's moments.
-    ways = sizes["fsdp"] * sizes["tensor"]
-    small = sum(
-        leaf.nbytes for path, leaf in jax.tree_util.tree_leaves_with_path(many.params)
-        if path[-1].key not in ("u", "v")
-    )  # fmt: skip
-    assert shares[0] == (whole[0] - small) / ways + small
-    assert shares[1] <= (whole[1] - 2 * small) / ways + 2 * small + 64
 
 
 def test_step_sizes_have_their_own_rate():

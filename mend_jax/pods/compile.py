@@ -125,7 +125,9 @@ def topology_mesh(where: Slice, plan: Plan) -> Mesh:
             "needs the package libtpu (`pip install libtpu`, Linux on x86-64) and a topology that "
             "it knows"
         ) from e
-    devices = mesh_utils.create_device_mesh(tuple(plan.sizes.values()), topology.devices)
+    devices = mesh_utils.create_device_mesh(
+        tuple(plan.sizes.values()), topology.devices, allow_split_physical_axes=True
+    )
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
