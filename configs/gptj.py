@@ -1,7 +1,8 @@
 """MEND for GPT-J (6B), with the hyper-parameters of the paper.
 
 Command: python -m mend_jax.main --config=gptj.py
-Hardware (by size, not measured): one accelerator of 40 GB or a TPU slice of 8 chips, bfloat16
+Hardware: a TPU slice of 8 chips of 16 GB (compiled for v5e-8: 2.5 GiB a chip, see docs/pods.md), or
+one accelerator of 40 GB (by size, not measured); bfloat16
 Data here: world facts. Paper (Table 3, Wikitext generation editing):
 edit success .88, perplexity drawdown .031.
 """

@@ -1,7 +1,8 @@
 """MEND for Llama 3 (8B), with the hyper-parameters of the paper.
 
 Command: python -m mend_jax.main --config=llama3_8b.py
-Hardware (by size, not measured): a TPU slice of 8 chips or one accelerator of 40 GB, bfloat16
+Hardware: a TPU slice of 8 chips of 16 GB (compiled for v5e-8: 2.8 GiB a chip, see docs/pods.md), or
+one accelerator of 40 GB (by size, not measured); bfloat16
 Data here: world facts. Not measured: the paper is older
 than the model.
 """

@@ -1,7 +1,8 @@
 """MEND for T5-XXL v1.1, closed-book QA (11B), with the hyper-parameters of the paper.
 
 Command: python -m mend_jax.main --config=t5_xxl.py
-Hardware (by size, not measured): a TPU slice of 8 chips or one accelerator of 80 GB, bfloat16
+Hardware: a TPU slice of 8 chips of 16 GB (compiled for v5e-8: 4.2 GiB a chip, see docs/pods.md), or
+one accelerator of 80 GB (by size, not measured); bfloat16
 Data here: world facts. Paper (Table 3, zsRE question answering):
 edit success .89, accuracy drawdown below .001.
 """

@@ -167,7 +167,7 @@ def choose(needs: Needs, n_chips: int, hbm_bytes: int | None, what: str = "") ->
     if not fitting:
         least = min(possible, key=lambda p: p.total)
         raise ConfigError(
-            f"{what}: does not fit; with {_words(least.sizes)} a chip would hold about "
+            f"{what}: does not fit; with {words(least.sizes)} a chip would hold about "
             f"{least.total / GIB:.1f} GiB of {room / GIB:.1f} ({_parts(least)}): use a larger "
             "slice, fewer edits a chip (train.edits_per_step), or a lower editor.options.rank"
         )
@@ -176,12 +176,12 @@ def choose(needs: Needs, n_chips: int, hbm_bytes: int | None, what: str = "") ->
 
 
 def _why(best: Plan, possible: Sequence[Plan], room: float, what: str) -> str:
-    text = f"{what}: {_words(best.sizes)}, {best.total / GIB:.1f} GiB a chip ({_parts(best)})"
+    text = f"{what}: {words(best.sizes)}, {best.total / GIB:.1f} GiB a chip ({_parts(best)})"
     text += f", about {best.moved / 1e6:.0f} MB sent a step and chip"
     easier = [p for p in possible if p.total > room and p.moved < best.moved]
     if easier:
         other = min(easier, key=lambda p: p.moved)
-        text += f"; {_words(other.sizes)} would send {other.moved / 1e6:.0f} MB but take "
+        text += f"; {words(other.sizes)} would send {other.moved / 1e6:.0f} MB but take "
         text += f"{other.total / GIB:.1f} GiB"
     return text
 
@@ -193,7 +193,7 @@ def _parts(plan: Plan) -> str:
     )  # fmt: skip
 
 
-def _words(sizes: Mapping[str, int]) -> str:
+def words(sizes: Mapping[str, int]) -> str:
     return " x ".join(f"{axis} {sizes[axis]}" for axis in AXES if sizes[axis] > 1) or "one chip"
 
 
