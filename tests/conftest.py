@@ -10,3 +10,15 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # compiling, not running, is our cost
+
+# Files that take minutes, longest first. Begun last, one of them keeps one worker busy while the
+# others wait (xdist by itself begins with the files that have most tests).
+LONG = (
+    "test_golden.py", "test_processes.py", "test_notebooks.py", "test_quickstart.py", "test_run.py",
+    "test_meshes.py", "test_models_editing.py", "test_models.py", "test_run_kinds.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
