@@ -15,6 +15,7 @@ from mend_jax import distributed, hub
 from mend_jax.data.forms import LABELS, positions_needed
 from mend_jax.edits import Edit, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
+from mend_jax.mesh import in_force, mesh_of
 from mend_jax.models import WeightSpec, editable_weights
 from mend_jax.models.base import EditableModel, Inputs, TensorSpec
 from mend_jax.models.generate import generate
@@ -106,10 +107,11 @@ class LanguageModel:
                 f"{len(many)} prompts and {max_new_tokens} new tokens: give some of both"
             )
         inputs = self._prompts(many, max_new_tokens)
-        out = _generate(
-            self.module, self.params, _bare(self.edit), inputs, max_new_tokens,
-            self.tokenizer.eos_id,
-        )  # fmt: skip
+        with in_force(mesh_of(self.params)):
+            out = _generate(
+                self.module, self.params, _bare(self.edit), inputs, max_new_tokens,
+                self.tokenizer.eos_id,
+            )  # fmt: skip
         texts = [self.decode_answer(row) for row in np.asarray(out)]
         return texts[0] if isinstance(prompts, str) else texts
 
@@ -128,7 +130,8 @@ class LanguageModel:
         if not many:
             raise DataError("no prompts: give at least one")
         inputs = self._prompts(many, 1)
-        found = np.asarray(_next_log_probs(self.module, self.params, _bare(self.edit), inputs))
+        with in_force(mesh_of(self.params)):
+            found = np.asarray(_next_log_probs(self.module, self.params, _bare(self.edit), inputs))
         return found[0] if isinstance(prompts, str) else found
 
     @overload
@@ -148,7 +151,8 @@ class LanguageModel:
         if not self.judges:
             raise ConfigError(f"{self.spec} is not a classifier: use `generate`")
         tokens, mask = self._encode(many, 0)
-        logits_Bx1x2 = _judge(self.module, self.params, _bare(self.edit), Inputs(tokens, mask))
+        with in_force(mesh_of(self.params)):
+            logits_Bx1x2 = _judge(self.module, self.params, _bare(self.edit), Inputs(tokens, mask))
         found = np.asarray(jax.nn.softmax(logits_Bx1x2, axis=-1))[:, 0, 1].tolist()
         return found[0] if isinstance(claims, str) else found
 
