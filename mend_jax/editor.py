@@ -22,7 +22,7 @@ from mend_jax.errors import CheckpointError, DataError
 from mend_jax.forward import make_problem
 from mend_jax.language_model import LanguageModel
 from mend_jax.mesh import in_force, mesh_of
-from mend_jax.sharding import EDITOR_RULES, shardings_of
+from mend_jax.sharding import EDITOR_RULES, described, shardings_of
 from mend_jax.writers import as_path
 
 _BUCKET = 8  # texts are padded to a multiple of this many tokens, so few shapes are compiled
@@ -78,11 +78,7 @@ class Editor:
             meta, experiment.base_identity(model), manager.directory / str(step)
         )
         like = build.abstract_state(config, transform, build.build_optimizer(config), model.weights)
-        mesh = mesh_of(model.params)
-        like = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            like, shardings_of(mesh, like, EDITOR_RULES),
-        )  # fmt: skip
+        like = described(like, shardings_of(mesh_of(model.params), like, EDITOR_RULES))
         state = checkpoint.restore_state(manager, step, like)
         return Editor(model, transform, state.params, state.editor_state, config.data.append_eos)
 

@@ -21,7 +21,7 @@ from mend_jax.data.pipeline import EncodedRows, batches, encode_rows
 from mend_jax.editors import EditTransform
 from mend_jax.errors import ConfigError
 from mend_jax.language_model import LanguageModel
-from mend_jax.mesh import batch_axis_size, local_edits, make_mesh
+from mend_jax.mesh import batch_axis_size, local_edits, make_mesh, round_up
 from mend_jax.pods.blueprint import draw
 from mend_jax.pods.plan import choose, needs_of
 from mend_jax.pods.slices import hbm_of_kind
@@ -96,8 +96,7 @@ class Experiment:
 
         A batch has `edits_per_step` edits, or the next number that the mesh can split.
         """
-        ways = batch_axis_size(self.mesh)
-        edits_per_step = -(-edits_per_step // ways) * ways
+        edits_per_step = round_up(self.mesh, edits_per_step)
         return batches(
             split.encoded,
             edits_per_step=edits_per_step,

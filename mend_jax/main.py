@@ -107,9 +107,7 @@ def compile_for(config, workdir: str, where: str) -> bool:
     chips = parse_slice(where)
     import jax
 
-    jax.config.update(
-        "jax_platforms", "cpu"
-    )  # the compiler needs no TPU, and must not look for one
+    jax.config.update("jax_platforms", "cpu")  # the compiler must not look for a TPU
     from mend_jax.pods import compile
     from mend_jax.writers import write_json
 

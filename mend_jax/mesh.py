@@ -37,6 +37,11 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
             f"{jax.process_count()} processes without: use all"
         )
     devices = np.asarray(jax.devices()[:total]).reshape(*sizes.values())
+    return mesh_over(devices)
+
+
+def mesh_over(devices: np.ndarray) -> Mesh:
+    """A mesh of devices [data, fsdp, tensor]."""
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -54,7 +59,7 @@ def mesh_of(tree: Any) -> Mesh:
     if isinstance(sharding, NamedSharding):
         return sharding.mesh
     devices = np.asarray(sorted(sharding.device_set, key=lambda d: d.id)[:1]).reshape(1, 1, 1)
-    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return mesh_over(devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -74,12 +79,10 @@ def local_edits(mesh: Mesh, n_edits: int) -> np.ndarray:
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
     """The edits of a step that are made here (see `local_edits`) as global arrays on the mesh."""
     sharding, ways = batch_sharding(mesh), batch_axis_size(mesh)
-    shards = local_edits(mesh, ways)
+    n_edits = len(jax.tree.leaves(batch)[0]) // len(local_edits(mesh, ways)) * ways
+    mine = local_edits(mesh, n_edits)
 
     def one(part: np.ndarray) -> jax.Array:
-        n_edits = len(part) // len(shards) * ways
-        mine = local_edits(mesh, n_edits)
-
         def of_device(box):
             return part[np.searchsorted(mine, np.arange(n_edits)[box[0]])]
 
@@ -91,3 +94,9 @@ def shard_batch(mesh: Mesh, batch: Any) -> Any:
 def batch_axis_size(mesh: Mesh) -> int:
     """How many ways the edits of a step are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def round_up(mesh: Mesh, n_edits: int) -> int:
+    """The next number of edits that the mesh can split."""
+    ways = batch_axis_size(mesh)
+    return -(-n_edits // ways) * ways

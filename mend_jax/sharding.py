@@ -121,6 +121,13 @@ def place(mesh: Mesh, tree: Any, rules: Sequence[Rule]) -> Any:
     return jax.device_put(tree, shardings_of(mesh, tree, rules))
 
 
+def described(tree: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs of a tree of arrays (or of such) as they would lie by `shardings`."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
+
+
 def bytes_per_device(tree: Any) -> int:
     """The largest number of bytes that one device holds of a tree of sharded arrays."""
     total: dict[Any, int] = {}

@@ -18,12 +18,12 @@ import jax
 import ml_collections
 import numpy as np
 from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mend_jax.editor import make_edit
 from mend_jax.errors import ConfigError
-from mend_jax.mesh import AXES, batch_axis_size, batch_sharding, in_force
+from mend_jax.mesh import batch_sharding, in_force, mesh_over, round_up
 from mend_jax.models.params import flatten
 from mend_jax.pods import hlo
 from mend_jax.pods.blueprint import Blueprint, draw
@@ -31,7 +31,7 @@ from mend_jax.pods.flops import matmul_flops
 from mend_jax.pods.plan import Plan, choose, cost, needs_of
 from mend_jax.pods.slices import GIB, Slice
 from mend_jax.scoring import edit_and_score
-from mend_jax.sharding import BASE_RULES, EDITOR_RULES, shardings_of
+from mend_jax.sharding import BASE_RULES, EDITOR_RULES, described, shardings_of
 from mend_jax.train import make_train_step, success_weight
 
 STEPS = ("train", "edit", "eval")
@@ -128,7 +128,7 @@ def topology_mesh(where: Slice, plan: Plan) -> Mesh:
     devices = mesh_utils.create_device_mesh(
         tuple(plan.sizes.values()), topology.devices, allow_split_physical_axes=True
     )
-    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return mesh_over(devices)
 
 
 def tracers(blueprint: Blueprint, mesh: Mesh) -> dict[str, Traced]:
@@ -136,17 +136,12 @@ def tracers(blueprint: Blueprint, mesh: Mesh) -> dict[str, Traced]:
     c, sketch = blueprint.config, blueprint.outline
     whole = NamedSharding(mesh, P())
 
-    def on(shardings: Any, tree: Any) -> Any:
-        return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
-        )
-
     def batch(edits: int, training: bool) -> Any:
         texts = blueprint.batch(edits, training)
-        return on(jax.tree.map(lambda _: batch_sharding(mesh), texts), texts)
+        return described(texts, jax.tree.map(lambda _: batch_sharding(mesh), texts))
 
-    base = on(shardings_of(mesh, blueprint.base, BASE_RULES), blueprint.base)
-    state = on(shardings_of(mesh, blueprint.state, EDITOR_RULES), blueprint.state)
+    base = described(blueprint.base, shardings_of(mesh, blueprint.base, BASE_RULES))
+    state = described(blueprint.state, shardings_of(mesh, blueprint.state, EDITOR_RULES))
     same = dict(editor=blueprint.editor, model=sketch.module, weights=sketch.weights)
 
     def train() -> Any:
@@ -160,13 +155,12 @@ def tracers(blueprint: Blueprint, mesh: Mesh) -> dict[str, Traced]:
 
     def edit() -> Any:
         texts = blueprint.batch(1, False)["edit"]
-        texts = on(jax.tree.map(lambda _: whole, texts), texts)
+        texts = described(texts, jax.tree.map(lambda _: whole, texts))
         arguments = (blueprint.editor, sketch.module, sketch.weights)
         return make_edit.trace(*arguments, state.params, state.editor_state, base, texts)
 
     def evaluate() -> Any:
-        ways = batch_axis_size(mesh)
-        edits = -(-c.eval.edits_per_step // ways) * ways
+        edits = round_up(mesh, c.eval.edits_per_step)
         score = jax.jit(functools.partial(edit_and_score, **same))
         return score.trace(state.params, state.editor_state, base, batch(edits, False))
 
