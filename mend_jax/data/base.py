@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mend_jax.data.rows import Row
 from mend_jax.errors import DataError
-
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +22,8 @@ class DataSet:
       license: the licences of the facts and texts.
       fingerprint: a checksum over all rows.
       splits: random access sources of rows by the name of the split.
+      task: `qa`, `fc` or `gen`.
+      notes: what there is to say of how the rows were made: files and their hashes, rows left out.
     """
 
     name: str
@@ -30,6 +31,8 @@ class DataSet:
     license: str
     fingerprint: str
     splits: Mapping[str, Sequence[Row]]
+    task: str = "qa"
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def split(self, name: str) -> Sequence[Row]:
         """The rows of one split.
@@ -63,6 +66,8 @@ class TfdsRows(Sequence[Row]):
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8")
+    if isinstance(value, (list, np.ndarray)):
+        return [_plain(item) for item in value]
     if isinstance(value, np.generic):
         return value.item()
     return value

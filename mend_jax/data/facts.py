@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mend_jax.data import raw
 from mend_jax.errors import DataError, nearest
 
 
@@ -49,9 +49,8 @@ def read_facts(path: str | os.PathLike[str]) -> list[Fact]:
         file and the line.
     """
     facts = []
-    for number, line in enumerate(_read_text(Path(path)).split("\n"), start=1):
-        if line.strip():
-            facts.append(_parse(line, f"{path}:{number}"))
+    for where, record in raw.read_objects(Path(path), _EXAMPLE):
+        facts.append(_make(record, where))
     if not facts:
         raise DataError(f"{path}: no facts in it; write one JSON object a line, such as {_EXAMPLE}")
     return facts
@@ -75,53 +74,6 @@ def facts_from_pairs(pairs: Iterable[tuple[str, str]]) -> list[Fact]:
     return facts
 
 
-def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}:{line}: not UTF-8 text (byte 0x{data[error.start]:02x}); "
-            "save the file with UTF-8 encoding"
-        ) from error
-
-
-def _parse(line: str, where: str) -> Fact:
-    try:
-        record = json.loads(line, object_pairs_hook=_without_repeats)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where}: not JSON ({error.msg} at column {error.colno}); "
-            f"each line must be one JSON object, such as {_EXAMPLE}"
-        ) from error
-    except _RepeatedField as error:
-        raise DataError(f"{where}: field {error} stands twice; keep one of them") from error
-    except RecursionError as error:
-        raise DataError(f"{where}: nested too deeply; fields are texts or lists") from error
-    if not isinstance(record, dict):
-        raise DataError(
-            f"{where}: a JSON {_kind(record)}, not an object; write a line such as {_EXAMPLE}"
-        )
-    return _make(record, where)
-
-
-class _RepeatedField(Exception):
-    """A field that stands twice in one object."""
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in record:
-            raise _RepeatedField(repr(name))
-        record[name] = value
-    return record
-
-
 def _make(record: dict[str, Any], where: str) -> Fact:
     for name in record:
         if name not in _FIELDS:
@@ -133,34 +85,7 @@ def _make(record: dict[str, Any], where: str) -> Fact:
     values: dict[str, Any] = {}
     for name, value in record.items():
         if name in _LISTS:
-            values[name] = _texts(value, name, where)
+            values[name] = raw.check_texts(value, name, where)
         else:
-            values[name] = _text(value, name, where)
+            values[name] = raw.check_text(value, name, where)
     return Fact(**values)
-
-
-def _text(value: Any, name: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{where}: field {name!r} is a {_kind(value)}; it must be a text")
-    if not value.strip():
-        raise DataError(f"{where}: field {name!r} is empty; fill it in or leave it out")
-    if any(0xD800 <= ord(c) <= 0xDFFF for c in value):
-        raise DataError(f"{where}: field {name!r} holds half a character; write it in full")
-    return value
-
-
-def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise DataError(f"{where}: field {name!r} is a {_kind(value)}; it must be a list of texts")
-    return tuple(_text(item, f"{name}[{i}]", where) for i, item in enumerate(value))
-
-
-def _kind(value: Any) -> str:
-    names = {
-        dict: "object",
-        list: "list",
-        str: "text",
-        bool: "true/false value",
-        type(None): "null",
-    }
-    return names.get(type(value), "number")
