@@ -49,7 +49,8 @@ def delete():
                 os.kill(int(file.read_text()), signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        shutil.rmtree(home)
+        while home.exists():  # what was killed may write a last file while the folder is emptied
+            shutil.rmtree(home, ignore_errors=True)
         home.mkdir()
 
 
