@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 from mend_jax import wheels
-from mend_jax.data import passages, wikitext
+from mend_jax.data import markup, passages
 from mend_jax.errors import DataError
 
 
@@ -55,13 +55,13 @@ def test_unknown_source():
 
 
 def test_markup_is_taken_out():
-    markup = (
+    page = (
         "{{Infobox|a={{b}}}}\n== Head ==\n* item\n"
         "'''Bold''' text with a [[page|link]], a [[plain]] one&nbsp;and a note."
         "<ref name=x>Cite {{c}}</ref><!-- gone --> More <b>text</b> [http://x.y named] here "
         "that goes on and on for a good long while, so that it is kept.[[File:x.png|A [[pic]].]]"
     )
-    assert wikitext.paragraphs(markup) == [
+    assert markup.paragraphs(page) == [
         "Bold text with a link, a plain one and a note. More text named here "
         "that goes on and on for a good long while, so that it is kept."
     ]
@@ -69,13 +69,13 @@ def test_markup_is_taken_out():
 
 def test_passages_are_whole_sentences_within_the_limits():
     sentence = "This one has exactly seven words here. "
-    found = wikitext.passages(sentence * 20)
+    found = markup.passages(sentence * 20)
     assert [len(text.split()) for text in found] == [42, 42, 42]
-    assert wikitext.passages(sentence * 2) == []
+    assert markup.passages(sentence * 2) == []
     long = "Word " + "word " * 33 + "end. "
-    assert [len(text.split()) for text in wikitext.passages(long * 3)] == [35, 35, 35]
+    assert [len(text.split()) for text in markup.passages(long * 3)] == [35, 35, 35]
     broken = sentence * 4 + "This one has {{leftovers}} in it. " + sentence * 4
-    assert [len(text.split()) for text in wikitext.passages(broken)] == [28, 28]
+    assert [len(text.split()) for text in markup.passages(broken)] == [28, 28]
 
 
 def fake_pip(monkeypatch, content, calls):

@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 
 from mend_jax import wheels
-from mend_jax.data import wikitext
+from mend_jax.data import markup
 from mend_jax.data.names import key_hash
 from mend_jax.errors import DataError
 
@@ -83,8 +83,8 @@ def _wikipedia(cache: Path | None) -> dict[str, list[str]]:
     file = wheels.fetch(WIKIPEDIA, DataError, mend, cache)
     dump = bz2.decompress(file.read_bytes()).decode("utf-8")
     documents = {}
-    for title, markup in _PAGE.findall(dump):
-        found = [p for text in wikitext.paragraphs(markup) for p in wikitext.passages(text)]
+    for title, page in _PAGE.findall(dump):
+        found = [p for text in markup.paragraphs(page) for p in markup.passages(text)]
         if found:
             documents[title] = found[:_A_DOCUMENT]
     return documents
@@ -96,12 +96,12 @@ def _reference() -> dict[str, list[str]]:
     documents = {}
     for name, text in sorted(topics.items()):
         blocks = (" ".join(block.split()) for block in text.split("\n\n"))
-        found = [p for block in blocks for p in wikitext.passages(block)]
+        found = [p for block in blocks for p in markup.passages(block)]
         if found:
             documents[f"python {name}"] = found
     for path in _tfds_descriptions():
         blocks = " ".join(path.read_text(encoding="utf-8").split())
-        found = wikitext.passages(blocks)
+        found = markup.passages(blocks)
         if found:
             documents[f"tfds {path.parent.name}"] = found
     return documents

@@ -27,7 +27,7 @@ DESCRIPTION = (
     "currency, language, demonym, neighbours and more, each with a rephrased prompt, a true fact "
     "that must stay as it is, and a passage of plain text. Split by subject."
 )
-_CODE = ("world_facts", "passages", "wikitext", "world_facts_facts", "world_facts_rows")
+_CODE = ("world_facts", "passages", "markup", "world_facts_facts", "world_facts_rows")
 _CODE += ("world_facts_sources", "world_facts_templates")
 
 
