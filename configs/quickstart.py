@@ -14,6 +14,7 @@ import ml_collections
 def get_config(variant=""):
     """Variants: "" (the main job) and "smoke" (the same in under two minutes, for CI)."""
     c = ml_collections.ConfigDict()
+    c.job = "edit"
     c.seed = 0
 
     c.model = ml_collections.ConfigDict()
@@ -25,7 +26,9 @@ def get_config(variant=""):
 
     c.data = ml_collections.ConfigDict()
     c.data.name = "world_facts"
-    c.data.dir = ""  # where prepared data is kept; "": the cache
+    c.data.dir = ""  # where raw data lies, for data sets that need some; "": MEND_DATA_DIR
+    c.data.far = ""  # a source of unrelated texts, such as "wikitext"; "": the data set's own
+    c.data.template = "{}"  # what questions are put into
     c.data.train_edits = 0  # rows of the train split to use; 0: all
     c.data.edits_per_batch = 1  # facts that one edit brings in together
     c.data.max_len = 24  # tokens of prompt and target
@@ -74,6 +77,9 @@ def get_config(variant=""):
     c.eval.edits_per_step = 16
     c.eval.max_new_tokens = 6
     c.eval.examples = 10
+    c.eval.ability_edits = 0  # edits under which general ability is measured; needs raw data
+    c.eval.ability_texts = 64  # passages for perplexity
+    c.eval.ability_facts = 100  # facts for recall
     c.eval.baselines = ml_collections.ConfigDict()
     c.eval.baselines.fine_tune = ml_collections.ConfigDict(
         dict(lr=1e-2, max_steps=40, edits=40, edits_per_step=8)

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import optax
 
-from mend_jax.data.pipeline import Lengths
+from mend_jax.data.encoded import Lengths
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.editors.base import with_strength
 from mend_jax.language_model import LanguageModel, load_model
@@ -19,7 +19,7 @@ from mend_jax.train import TrainState, init_state
 
 def lengths_of(config: ml_collections.ConfigDict) -> Lengths:
     c = config.data
-    return Lengths(c.max_len, c.max_target, c.far_len, c.append_eos)
+    return Lengths(c.max_len, c.max_target, c.far_len, c.append_eos, c.template)
 
 
 def build_editor(config: ml_collections.ConfigDict) -> EditTransform:

@@ -16,8 +16,10 @@ from mend_jax import config as configs
 from mend_jax import data, distributed
 from mend_jax.build import build_editor, build_model, build_optimizer, lengths_of, new_state
 from mend_jax.data.encode import thin
+from mend_jax.data.encoded import EncodedRows, encode_rows
+from mend_jax.data.far import with_far
 from mend_jax.data.forms import form_of, positions_needed
-from mend_jax.data.pipeline import EncodedRows, batches, encode_rows
+from mend_jax.data.pipeline import batches
 from mend_jax.editors import EditTransform
 from mend_jax.errors import ConfigError
 from mend_jax.language_model import LanguageModel
@@ -53,6 +55,7 @@ class Experiment:
     tx: optax.GradientTransformation
     mesh: Any
     dataset: data.DataSet
+    far: data.DataSet | None
     train: Split
     validation: Split
     test: Split
@@ -61,7 +64,7 @@ class Experiment:
         """What a checkpoint must agree with."""
         return {
             **base_identity(self.model),
-            "data": self.dataset.fingerprint,
+            "data": "+".join(d.fingerprint for d in (self.dataset, self.far) if d is not None),
             "config": configs.plain(self.config),
         }
 
@@ -75,10 +78,7 @@ class Experiment:
     def subset(self, split: Split, count: int) -> Split:
         """`count` edits of a split (0: all), chosen by a fixed shuffle."""
         keep = choose_rows([split.rows[int(i)] for i in split.encoded.index], count)
-        encoded = encode_rows(
-            keep, self.model.tokenizer, lengths_of(self.config), form_of(self.model.module)
-        )
-        return Split(keep, encoded)
+        return encode_split(self.config, self.model, keep, more=True)
 
     def train_batches(self) -> Any:
         """An endless, shuffled, resumable iterator over this process's part of each step."""
@@ -124,6 +124,14 @@ def choose_rows(rows: Sequence[Row], count: int) -> list[Row]:
     return [rows[int(i)] for i in chosen]
 
 
+def encode_split(
+    config: ml_collections.ConfigDict, model: LanguageModel, rows: Sequence[Row], more: bool
+) -> Split:
+    """Rows with their tokens; `more`: also of the sets that evaluation alone judges."""
+    form = form_of(model.module)
+    return Split(rows, encode_rows(rows, model.tokenizer, lengths_of(config), form, more))
+
+
 def mesh_sizes(config: ml_collections.ConfigDict) -> Mapping[str, int]:
     """The mesh of a config; where it leaves an axis open (0), the recommended one for what is here.
 
@@ -161,8 +169,9 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
             f"{batch_axis_size(mesh)} ways that the mesh splits edits (mesh.data x mesh.fsdp)"
         )
     model = build_model(config, mesh)
-    dataset = data.load(config.data.name, config.data.dir or None)
     c, lengths = config.data, lengths_of(config)
+    dataset = data.load(c.name, c.dir or None, model=model)
+    far = data.load(c.far, c.dir or None) if c.far else None
     written = max(config.eval.max_new_tokens, lengths.max_target)
     needed = max(positions_needed(model.module, lengths.max_len, written), lengths.far_len)
     if needed > model.config.n_positions:
@@ -172,17 +181,19 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
             f"{model.config.n_positions} tokens"
         )
 
-    def split(name: str, count: int) -> Split:
+    def split(name: str, count: int, more: bool = False) -> Split:
         rows = choose_rows(dataset.split(name), count)
-        return Split(rows, encode_rows(rows, model.tokenizer, lengths, form_of(model.module)))
+        rows = rows if far is None else with_far(rows, list(far.split(name)))
+        return encode_split(config, model, rows, more)
 
-    train = split("train", config.data.train_edits)
-    thinned = thin(train.encoded.texts["far"], config.train.far_scored)
-    texts = {**train.encoded.texts, "far": thinned}
+    train = split("train", c.train_edits)
+    texts = dict(train.encoded.texts)
+    if "far" in texts:
+        texts["far"] = thin(texts["far"], config.train.far_scored)
     train = Split(train.rows, dataclasses.replace(train.encoded, texts=texts))
     return Experiment(
-        config, model, editor, tx, mesh, dataset,
+        config, model, editor, tx, mesh, dataset, far,
         train=train,
         validation=split("validation", config.train.val_edits),
-        test=split("test", config.eval.edits),
+        test=split("test", config.eval.edits, more=True),
     )  # fmt: skip

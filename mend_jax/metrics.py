@@ -36,13 +36,19 @@ def public_name(key: str) -> str:
     return key if key == "nll" else f"success_{key}"
 
 
-def answer_summary(scores: Scores, name: str, where: np.ndarray | None = None) -> dict[str, Any]:
+def answer_summary(
+    scores: Scores,
+    name: str,
+    where: np.ndarray | None = None,
+    binary: tuple[str, ...] = ("exact", "generated"),
+) -> dict[str, Any]:
     """success_* and nll of one set of answers after the edit, `before` it, and 95% intervals.
 
     Args:
       scores: arrays [N] by (texts, score).
-      name: "edit" or "rephrase".
+      name: the set of texts, such as "edit".
       where: bool[N], the texts to count; all by default.
+      binary: scores that are 0 or 1.
     """
     found: dict[str, Any] = {"before": {}, "ci95": {}}
     for key in SCORES:
@@ -54,9 +60,8 @@ def answer_summary(scores: Scores, name: str, where: np.ndarray | None = None) -
         after, before = after.astype(np.float64), before.astype(np.float64)
         found[public_name(key)] = float(after.mean())
         found["before"][public_name(key)] = float(before.mean())
-        binary = key in ("exact", "generated")
         found["ci95"][public_name(key)] = (
-            wilson(float(after.mean()), len(after)) if binary else mean_interval(after)
+            wilson(float(after.mean()), len(after)) if key in binary else mean_interval(after)
         )
     return found
 
@@ -125,6 +130,42 @@ def pooled_locality(by_set: Mapping[str, Mapping[str, float]]) -> dict[str, floa
     if "far" in by_set:
         pooled["perplexity_drawdown"] = by_set["far"]["perplexity_drawdown"]
     return pooled | {"n_tokens": tokens}
+
+
+def per_edit(scores: Scores, name: str) -> dict[tuple[str, str], np.ndarray]:
+    """The scores [N, k] of several texts an edit as [M], over the M edits that have any.
+
+    Of answers the mean over an edit's texts, of what shall stay (`kl`, ...) the sum.
+    """
+    own = {key: v for (n, key), v in scores.items() if n == name}
+    there = own["n_tokens"] > 0
+    some = there.any(-1)
+    count = np.maximum(there.sum(-1), 1) if "exact" in own else 1
+    return {
+        (name, key): (np.where(there, v, 0).sum(-1) / count)[some].astype(np.float32)
+        for key, v in own.items()
+    }
+
+
+def more_summary(scores: Scores) -> dict[str, Any]:
+    """What results.json says of the sets that evaluation alone judges.
+
+    `more_rephrases`: further wordings; `portability`: questions that follow from the edit; under
+    `locality` `more_near` (further neighbours) and `far_answers` (the answers of far questions).
+    Intervals are over edits, not texts: those of one edit are not independent.
+    """
+    found: dict[str, Any] = {"locality": {}}
+    for name, title in (("more_rephrases", "more_rephrases"), ("hops", "portability")):
+        if (name, "exact") in scores:
+            own = per_edit(scores, name)
+            texts = int((scores[name, "n_tokens"] > 0).sum())
+            summary = answer_summary(own, name, binary=())
+            found[title] = {"n": len(own[name, "exact"]), "texts": texts, **summary}
+    for name in ("more_near", "far_answers"):
+        if (name, "kl") in scores:
+            own = per_edit(scores, name)
+            found["locality"][name] = locality_summary(own, name) | {"n": len(own[name, "kl"])}
+    return found
 
 
 def by_relation(scores: Scores, relations: list[str], sets: list[str]) -> dict[str, Any]:

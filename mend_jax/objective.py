@@ -26,7 +26,7 @@ def locality_sets(batch: Mapping[str, Any]) -> list[str]:
 
 def texts_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The token sequences of a batch, without its row numbers and marks."""
-    return {name: batch[name] for name in (*ASKED, *LOCALITY) if name in batch}
+    return {name: texts for name, texts in batch.items() if isinstance(texts, Sequences)}
 
 
 def with_trunk(

@@ -29,14 +29,14 @@ def paper_config(
       KeyError: another variant.
     """
     c = ConfigDict()
-    c.seed = 0
+    c.job, c.seed = "edit", 0
     c.model = ConfigDict(
         dict(spec=spec, last_n_blocks=last_n_blocks, edit_roles=(), dtype=dtype, remat=remat)
     )
     c.data = ConfigDict(
         dict(
-            name="world_facts", dir="", train_edits=0, edits_per_batch=1, max_len=32,
-            max_target=10, append_eos=True, far_len=64,
+            name="world_facts", dir="", far="", template="{}", train_edits=0, edits_per_batch=1,
+            max_len=32, max_target=10, append_eos=True, far_len=64,
         )
     )  # fmt: skip
     options = dict(
@@ -54,6 +54,7 @@ def paper_config(
     )  # fmt: skip
     fine_tune = dict(lr=1e-2, max_steps=100, edits=40, edits_per_step=8)
     c.eval = ConfigDict(dict(edits=500, edits_per_step=8, max_new_tokens=12, examples=10))
+    c.eval.update(dict(ability_edits=0, ability_texts=64, ability_facts=100))
     c.eval.baselines = ConfigDict(dict(fine_tune=ConfigDict(fine_tune)))
     c.mesh = ConfigDict(dict(data=0, fsdp=0, tensor=0))  # 0: chosen for the chips that there are
     if variant == "smoke":

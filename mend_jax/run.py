@@ -24,6 +24,7 @@ from mend_jax.editors import make_editor
 from mend_jax.errors import CheckpointError, ConfigError, Preempted
 from mend_jax.evaluate import evaluate, make_scorer, peak_memory_bytes, time_edits, validate
 from mend_jax.experiment import Experiment, open_experiment
+from mend_jax.judged import Judged
 from mend_jax.mesh import in_force
 from mend_jax.models.params import count
 from mend_jax.sharding import EDITOR_RULES, place
@@ -81,9 +82,9 @@ def train_and_evaluate(
     with in_force(experiment.mesh), distributed.StopRequest() as stop:
         state, record = train_editor(experiment, workdir, manager, stop)
         between = stop_between(stop, config.train.steps, workdir)
-        evaluated, examples = evaluate_editor(experiment, state, between)
+        evaluated, examples = evaluate_editor(experiment, state, workdir, between)
         baselines = {
-            name: evaluate_baseline(experiment, name, options, between)
+            name: evaluate_baseline(experiment, name, options, workdir, between)
             for name, options in config.eval.baselines.items()
         }
     trained = int(manager.latest_step() or 0)
@@ -231,18 +232,18 @@ def train_editor(
 
 
 def evaluate_editor(
-    experiment: Experiment, state: TrainState, between: Callable[[], None]
+    experiment: Experiment, state: TrainState, workdir: Any, between: Callable[[], None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The test split under the trained editor."""
     return _evaluate(
         experiment, experiment.test, experiment.editor, state.params, state.editor_state,
         experiment.config.eval.edits_per_step, experiment.config.eval.examples,
-        experiment.config.editor.name, between,
+        experiment.config.editor.name, between, workdir / "edits.jsonl", int(state.step),
     )  # fmt: skip
 
 
 def evaluate_baseline(
-    experiment: Experiment, name: str, options: Any, between: Callable[[], None]
+    experiment: Experiment, name: str, options: Any, workdir: Any, between: Callable[[], None]
 ) -> dict[str, Any]:
     """The test split, or `edits` of it, under an editor that needs no training."""
     options = options.to_dict()
@@ -250,16 +251,22 @@ def evaluate_baseline(
     per_step = options.pop("edits_per_step", experiment.config.eval.edits_per_step)
     editor = make_editor(options.pop("editor", name), options)
     params, state = editor.init(jax.random.key(experiment.config.seed), experiment.model.weights)
-    return _evaluate(experiment, split, editor, params, state, per_step, 0, name, between)[0]
+    file = workdir / f"edits_{name}.jsonl"
+    return _evaluate(
+        experiment, split, editor, params, state, per_step, 0, name, between, file, 0
+    )[0]  # fmt: skip
 
 
-def _evaluate(experiment, split, editor, params, state, per_step, n_examples, name, between):
+def _evaluate(
+    experiment, split, editor, params, state, per_step, n_examples, name, between, file, step
+):
     c = experiment.config
+    log = Judged(file, {"of": name, "step": step, "n": len(split), "at_once": per_step})
     params, state = (place(experiment.mesh, tree, EDITOR_RULES) for tree in (params, state))
     found, examples = evaluate(
         editor, params, state, experiment.model, experiment.eval_batches(split, per_step),
         split.rows, experiment.mesh, n_edits=len(split), max_new=c.eval.max_new_tokens,
-        n_examples=n_examples, what=f"evaluate {name}", between=between,
+        n_examples=n_examples, what=f"evaluate {name}", between=between, log=log,
     )  # fmt: skip
     first = next(experiment.eval_batches(split, per_step))
     found["seconds_per_edit"] = time_edits(editor, params, state, experiment.model, first)
@@ -268,10 +275,13 @@ def _evaluate(experiment, split, editor, params, state, per_step, n_examples, na
 
 def describe_data(experiment: Experiment) -> dict[str, Any]:
     splits = {n: getattr(experiment, n) for n in ("train", "validation", "test")}
+    sets = [d for d in (experiment.dataset, experiment.far) if d is not None]
     return {
-        "name": experiment.dataset.name,
-        "fingerprint": experiment.dataset.fingerprint,
-        "license": experiment.dataset.license,
+        "name": " + ".join(d.name for d in sets),
+        "task": experiment.dataset.task,
+        "fingerprint": "+".join(d.fingerprint for d in sets),
+        "license": "; ".join(d.license for d in sets),
+        "notes": {d.name: dict(d.notes) for d in sets},
         **{name: len(split) for name, split in splits.items()},
         "left_out": {name: dict(split.encoded.dropped) for name, split in splits.items()},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -24,6 +25,7 @@ _COUNT = Key(int, 1)
 _COUNT_OR_NONE = Key(int, 0)
 
 KEYS = {
+    "job": Key(str, choices=("edit",)),
     "seed": _COUNT_OR_NONE,
     "model.spec": Key(str),
     "model.last_n_blocks": _COUNT,
@@ -32,6 +34,8 @@ KEYS = {
     "model.remat": Key(bool),
     "data.name": Key(str),
     "data.dir": Key(str),
+    "data.far": Key(str),
+    "data.template": Key(str),
     "data.train_edits": _COUNT_OR_NONE,
     "data.edits_per_batch": _COUNT,
     "data.max_len": Key(int, 2),
@@ -63,6 +67,9 @@ KEYS = {
     "eval.edits_per_step": _COUNT,
     "eval.max_new_tokens": _COUNT,
     "eval.examples": _COUNT_OR_NONE,
+    "eval.ability_edits": _COUNT_OR_NONE,
+    "eval.ability_texts": _COUNT,
+    "eval.ability_facts": _COUNT,
     "mesh.data": Key(int, -1),
     "mesh.fsdp": _COUNT_OR_NONE,
     "mesh.tensor": _COUNT_OR_NONE,
@@ -71,29 +78,49 @@ FREE = ("editor.options.", "eval.baselines.")  # checked by the editors themselv
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises one ConfigError that names every key that is unknown, missing or out of range."""
+    """Raises one ConfigError that names all that is wrong with the config of an editing run."""
+    problems = check_keys(config, KEYS, FREE)
+    if not problems and config.eval.max_new_tokens < config.data.max_target:
+        problems.append(
+            f"eval.max_new_tokens is {config.eval.max_new_tokens}: no room to write a target of "
+            f"data.max_target {config.data.max_target} tokens"
+        )
+    if not problems and config.data.template.count("{}") != 1:
+        problems.append(f"data.template is {config.data.template!r}: it needs one {{}}")
+    refuse(problems)
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raises a ConfigError of these problems, if there are any."""
+    if problems:
+        raise ConfigError("config: " + "; ".join(problems))
+
+
+def check_keys(
+    config: ml_collections.ConfigDict, keys: Mapping[str, Key], free: tuple[str, ...] = ()
+) -> list[str]:
+    """What is wrong with a config's keys: each that is unknown, missing or out of range.
+
+    Args:
+      keys: the keys that it must have, all of them.
+      free: groups whose keys are checked elsewhere.
+    """
     found = {key: _get(config, key) for key in flat_keys(config)}
-    problems = [f"{key} is missing" for key in KEYS if key not in found]
+    problems = [f"{key} is missing" for key in keys if key not in found]
     for key, value in found.items():
-        if key.startswith(FREE):
+        if free and key.startswith(free):
             continue
-        if key not in KEYS:
-            problems.append(f"{key} is not a key{nearest(key, list(KEYS))}")
+        if key not in keys:
+            problems.append(f"{key} is not a key{nearest(key, list(keys))}")
             continue
-        kind, least, above, choices = KEYS[key]
+        kind, least, above, choices = keys[key]
         if type(value) is not kind:
             problems.append(f"{key} is {value!r}, a {kind.__name__} is needed")
         elif choices and value not in choices:
             problems.append(f"{key} is {value!r}, one of {list(choices)} is needed")
         elif least is not None and not (value > least if above else value >= least):
             problems.append(f"{key} is {value}, {'more than' if above else 'at least'} {least}")
-    if not problems and config.eval.max_new_tokens < config.data.max_target:
-        problems.append(
-            f"eval.max_new_tokens is {config.eval.max_new_tokens}: no room to write a target of "
-            f"data.max_target {config.data.max_target} tokens"
-        )
-    if problems:
-        raise ConfigError("config: " + "; ".join(problems))
+    return problems
 
 
 def _get(config: ml_collections.ConfigDict, key: str) -> Any:

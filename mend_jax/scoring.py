@@ -16,10 +16,15 @@ from mend_jax.layout import vmap_edits
 from mend_jax.losses import correct_tokens, token_kl, token_nll, whole_answer
 from mend_jax.models.base import EditableModel
 from mend_jax.models.generate import generate
-from mend_jax.objective import ASKED, locality_sets, with_trunk
+from mend_jax.objective import ASKED, with_trunk
 from mend_jax.sequences import Sequences
 
 Sums = dict[str, jax.Array]
+ANSWERS = (
+    *ASKED,
+    "more_rephrases",
+    "hops",
+)  # sets that have a wanted answer; the others shall stay
 
 
 def edit_and_score(
@@ -35,19 +40,18 @@ def edit_and_score(
     """Makes the E edits of a batch and scores each text before and after its edit.
 
     Returns:
-      The edits and, for each set of texts, arrays [E, n]: for `edit` and `rephrase` exact, token,
-      nll (and the same with `_before`); for locality sets sums over scored tokens of kl, agree,
-      right, right_before, nll, nll_before, and n_tokens, whole answers right and right before.
+      The edits and, for each set of texts, arrays [E, n]: for `ANSWERS` n_tokens, exact, token, nll
+      (and the same with `_before`); for the others, which shall stay as they are, sums over scored
+      tokens of kl, agree, right, right_before, nll, nll_before, and n_tokens.
     """
-    sets = locality_sets(batch)
-    texts = with_trunk(model, base, batch, [*ASKED, *sets])
+    texts = with_trunk(model, base, batch, list(batch))
     problem = Problem(model, base, weights, *texts["edit"])
     edit, _ = editor.edit(params, state, problem, False)
     scores = {}
     for name, (seqs, h) in texts.items():
         before = scored_logits(model, base, h, seqs)
         after = scored_logits(model, base, h, seqs, edit)
-        if name in ASKED:
+        if name in ANSWERS:
             scores[name] = answer_scores(after, seqs) | {
                 f"{k}_before": v for k, v in answer_scores(before, seqs).items()
             }
@@ -59,10 +63,12 @@ def edit_and_score(
 def answer_scores(logits: jax.Array, seqs: Sequences) -> Sums:
     """exact: whole answer right; token: share of its tokens right; nll: mean of its tokens."""
     keep = seqs.score_mask
-    n_tokens = jnp.maximum(keep.sum(-1), 1).astype(jnp.float32)
+    scored = keep.sum(-1).astype(jnp.float32)
+    n_tokens = jnp.maximum(scored, 1.0)
     correct = correct_tokens(logits, seqs.target)
     nll = token_nll(logits, seqs.target)
     return {
+        "n_tokens": scored,
         "exact": whole_answer(correct, keep).astype(jnp.float32),
         "token": (correct & keep).sum(-1).astype(jnp.float32) / n_tokens,
         "nll": jnp.where(keep, nll, 0.0).sum(-1) / n_tokens,

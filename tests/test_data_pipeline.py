@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mend_jax.data.encode import encode_near, encode_qa, encode_text
-from mend_jax.data.pipeline import Lengths, batches, encode_rows
+from mend_jax.data.encoded import Lengths, encode_rows
+from mend_jax.data.pipeline import batches
 from mend_jax.errors import DataError
 from mend_jax.sequences import Sequences
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+from typing import TYPE_CHECKING
 
 from mend_jax.data.base import DataSet
 from mend_jax.data.raw import data_root
 from mend_jax.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from mend_jax.language_model import LanguageModel
 
 # A name and the module whose `load(config, root, folder)` gives the DataSet.
 DATASETS = {
@@ -17,10 +21,19 @@ DATASETS = {
 TEXT_SETS: dict[str, str] = {}
 
 
+# The kinds of models that each task of a data set is for.
+TASKS = {
+    "qa": ("causal", "seq2seq", "classifier"),  # facts; a classifier judges prompt with target
+    "fc": ("classifier",),  # claims; an edit flips what is thought of one
+    "gen": ("causal", "seq2seq"),  # passages; an edit changes how one goes on
+}
+
+
 def load(
     name: str,
     root: str | os.PathLike[str] | None = None,
     folder: str | os.PathLike[str] | None = None,
+    model: LanguageModel | None = None,
 ) -> DataSet:
     """The data set of this name, prepared first if need be.
 
@@ -28,9 +41,11 @@ def load(
       name: a key of `DATASETS` or `TEXT_SETS`, or `name/config` for a config of it.
       root: the folder that raw data lies in; default the environment variable MEND_DATA_DIR.
       folder: where prepared files are kept; default the cache.
+      model: the base; for data sets that are made with one (`NEEDS_MODEL` in their module).
 
     Raises:
-      DataError: there is no such data set or config, or raw data is missing or cannot be used.
+      DataError: there is no such data set or config, raw data is missing or cannot be used, or the
+        data set is for another kind of model.
     """
     known = {**DATASETS, **TEXT_SETS}
     base, _, config = name.partition("/")
@@ -38,4 +53,15 @@ def load(
         hint = nearest(base, list(known))
         raise DataError(f"no data set {name!r}{hint}: use one of {', '.join(sorted(known))}")
     module = importlib.import_module(known[base])
-    return module.load(config or "default", data_root(root), folder)
+    more = {}
+    if getattr(module, "NEEDS_MODEL", False):
+        if model is None:
+            raise DataError(f"data set {base} is made with the base model: give `model`")
+        more["model"] = model
+    found = module.load(config or "default", data_root(root), folder, **more)
+    if model is not None and model.module.kind not in TASKS[found.task]:
+        raise DataError(
+            f"data set {name} is for {' and '.join(TASKS[found.task])} models, and {model.spec} is "
+            f"a {model.module.kind} model: choose another data.name or model.spec"
+        )
+    return found

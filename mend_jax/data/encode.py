@@ -70,12 +70,17 @@ def encode_near(
 
     The last scored position stands on the answer's last token, with the end of text as its target:
     there only the divergence and the most likely token matter, so that an edit which makes the
-    model stop early (or no longer stop) is seen.
+    model stop early (or no longer stop) is seen. Where the answer is "", the prompt's last token is
+    the one scored position.
 
     Raises:
-      DataError: an empty text, or one longer than the limits.
+      DataError: an empty prompt, or texts longer than the limits.
     """
-    before, after = _pair(tokenizer, prompt, answer)
+    if answer.strip():
+        before, after = _pair(tokenizer, prompt, answer)
+    else:
+        check_pair(prompt, "-")
+        before, after = [*tokenizer.marks[0], *tokenizer.encode(prompt.rstrip(" "))], []
     scored = [*after, tokenizer.eos_id]
     check_lengths(
         prompt, answer, scored=len(scored), total=len(before) + len(after),

@@ -6,7 +6,6 @@ answer; a classifier reads a claim and gives the probability that it is true.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,20 +20,33 @@ LABELS = ("false", "true")
 
 
 class Form(NamedTuple):
-    """The three encoders of a kind of model; arguments as those of `encode`.
+    """The encoders of a kind of model; arguments as those of `encode`.
 
     Attributes:
       qa: (tokenizer, prompt, target, max_len, max_target, append_eos) -> Sequences, an edit text.
-      near: (tokenizer, prompt, answer, max_len, max_target) -> Sequences, a fact to keep.
+      near: (tokenizer, prompt, answer, max_len, max_target) -> Sequences, a fact to keep; where the
+        answer is "" only what the model says next is scored.
       text: (tokenizer, text, length) -> Sequences, plain text.
+      pair: (tokenizer, prompt, answer, length, max_target) -> Sequences, an unrelated question.
+        Scored as the paper says (section 3.2): every token of it by a language model, the answer's
+        tokens by an encoder-decoder, the judgement by a classifier.
+      pair_is_near: whether `pair` scores what `near` does.
     """
 
     qa: Callable[..., Sequences]
     near: Callable[..., Sequences]
     text: Callable[..., Sequences]
+    pair: Callable[..., Sequences]
+    pair_is_near: bool = True
 
 
-CAUSAL = Form(encode.encode_qa, encode.encode_near, encode.encode_text)
+def _whole_pair(tokenizer, prompt, answer, length, max_target):
+    del max_target
+    encode.check_pair(prompt, answer)
+    return encode.encode_text(tokenizer, f"{prompt.rstrip()} {answer.strip()}", length)
+
+
+CAUSAL = Form(encode.encode_qa, encode.encode_near, encode.encode_text, _whole_pair, False)
 
 
 def form_of(module: Any) -> Form:
@@ -53,6 +65,13 @@ def seq2seq(start: Sequence[int]) -> Form:
 
     def qa(tokenizer, prompt, target, max_len, max_target, append_eos=True):
         encode.check_pair(prompt, target)
+        return asked(tokenizer, prompt, target, max_len, max_target, append_eos)
+
+    def near(tokenizer, prompt, answer, max_len, max_target):
+        encode.check_pair(prompt, answer or "-")
+        return asked(tokenizer, prompt, answer, max_len, max_target, True)
+
+    def asked(tokenizer, prompt, target, max_len, max_target, append_eos):
         source = _marked(tokenizer, prompt.rstrip(" "))
         answer = tokenizer.encode(target.strip())
         answer = [*answer, tokenizer.eos_id] if append_eos else answer
@@ -71,7 +90,7 @@ def seq2seq(start: Sequence[int]) -> Form:
         source, width = [*before, *ids[:half], *after], length // 2 + len(before) + len(after)
         return _pad_pair(tokenizer, source, ids[half:], start, width, length - length // 2)
 
-    return Form(qa, functools.partial(qa, append_eos=True), text)
+    return Form(qa, near, text, near)
 
 
 def _pad_pair(tokenizer, source, answer, start, max_len, max_target) -> Sequences:
@@ -105,7 +124,7 @@ def claim(prompt: str, target: str) -> tuple[str, int]:
     prompt, target = prompt.strip(), target.strip()
     if target.casefold() in LABELS:
         return prompt, LABELS.index(target.casefold())
-    return f"{prompt} {target}", LABELS.index("true")
+    return f"{prompt} {target}".rstrip(), LABELS.index("true")
 
 
 def _classify(tokenizer: Tokenizer, text: str, label: int, max_len: int) -> Sequences:
@@ -120,9 +139,14 @@ def _classify(tokenizer: Tokenizer, text: str, label: int, max_len: int) -> Sequ
 
 
 def _classify_pair(tokenizer, prompt, target, max_len, max_target, append_eos=False):
-    del max_target, append_eos
     encode.check_pair(prompt, target)
-    return _classify(tokenizer, *claim(prompt, target), max_len)
+    return _classify_near(tokenizer, prompt, target, max_len, max_target)
+
+
+def _classify_near(tokenizer, prompt, answer, max_len, max_target):
+    del max_target
+    encode.check_pair(prompt, answer or "-")
+    return _classify(tokenizer, *claim(prompt, answer), max_len)
 
 
 def _classify_text(tokenizer, text, length):
@@ -138,4 +162,4 @@ def _classify_text(tokenizer, text, length):
     return encode.pad(tokenizer, ids, 0, [LABELS.index("true")], length, 1)
 
 
-CLASSIFIER = Form(_classify_pair, _classify_pair, _classify_text)
+CLASSIFIER = Form(_classify_pair, _classify_near, _classify_text, _classify_near)

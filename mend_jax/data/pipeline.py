@@ -2,115 +2,17 @@
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from mend_jax.data import encode
-from mend_jax.data.forms import CAUSAL, Form
+from mend_jax.data.encoded import MORE, EncodedRows, Lengths, encode_rows
 from mend_jax.errors import DataError
-from mend_jax.sequences import Sequences
 
 Batch = dict[str, Any]
-TEXTS = ("edit", "rephrase", "near", "far")
-_LOG = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-    """How many tokens an edit text, its answer and a passage may have.
-
-    With `append_eos` the end-of-text token follows the answer, is scored and counts in both.
-    """
-
-    max_len: int = 48
-    max_target: int = 12
-    far_len: int = 64
-    append_eos: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodedRows:
-    """All rows of a split as token arrays of one shape.
-
-    Attributes:
-      texts: `edit`, `rephrase`, `near` and `far`, each Sequences[N, ...].
-      index: int32[N], the number of each kept row in the rows that were given.
-      scope: what an edit of each row may rightly change, one name a row.
-      near_scope: the names of all scopes that each row's near fact lies in.
-      dropped: how many rows were left out, by the reason.
-    """
-
-    texts: Mapping[str, Sequences]
-    index: np.ndarray
-    scope: tuple[str, ...]
-    near_scope: tuple[frozenset[str], ...]
-    dropped: Mapping[str, int]
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-
-def encode_rows(
-    rows: Sequence[Mapping[str, Any]],
-    tokenizer: encode.Tokenizer,
-    lengths: Lengths,
-    form: Form = CAUSAL,
-) -> EncodedRows:
-    """Tokenise every row once; rows that do not fit the lengths are left out and counted.
-
-    Raises:
-      DataError: no row fits.
-    """
-    kept: dict[str, list[Sequences]] = {name: [] for name in TEXTS}
-    index, scope, near_scope = [], [], []
-    dropped: collections.Counter[str] = collections.Counter()
-    example = ""
-    for number in range(len(rows)):
-        row = rows[number]
-        try:
-            texts = _encode_row(row, tokenizer, lengths, form)
-        except DataError as error:
-            dropped[str(error).split(":")[0]] += 1
-            example = example or str(error)
-            continue
-        for name in TEXTS:
-            kept[name].append(texts[name])
-        index.append(number)
-        scope.append(row.get("scope") or row.get("subject") or f"row {number}")
-        near = row.get("near_scope") or row.get("near_subject") or ""
-        near_scope.append(frozenset(near.split("|")))
-    if not index:
-        raise DataError(f"none of the {len(rows)} rows can be used; the first: {example}")
-    if dropped:
-        _LOG.warning(
-            "left out %d of %d rows: %s; the first: %s",
-            *(sum(dropped.values()), len(rows), dict(dropped), example),
-        )
-    return EncodedRows(
-        texts={name: encode.stack(items) for name, items in kept.items()},
-        index=np.asarray(index, np.int32),
-        scope=tuple(scope),
-        near_scope=tuple(near_scope),
-        dropped=dict(dropped),
-    )
-
-
-def _encode_row(
-    row: Mapping[str, Any], tokenizer: encode.Tokenizer, lengths: Lengths, form: Form
-) -> dict[str, Sequences]:
-    size = (lengths.max_len, lengths.max_target)
-    asked = {"append_eos": lengths.append_eos}
-    return {
-        "edit": form.qa(tokenizer, row["prompt"], row["target"], *size, **asked),
-        "rephrase": form.qa(tokenizer, row["rephrase"], row["target"], *size, **asked),
-        "near": form.near(tokenizer, row["near_prompt"], row["near_answer"], *size),
-        "far": form.text(tokenizer, row["far"], lengths.far_len),
-    }
 
 
 def batches(
@@ -132,11 +34,12 @@ def batches(
 ) -> Any:
     """An iterator over batches of E edits of n facts each.
 
-    Every element is a dict of numpy arrays: `edit`, `rephrase`, `near` and `far` (Sequences with
-    leading axes [E, n]), `index` (int32[E, n], the row numbers) and `valid` (bool[E, n]). The
-    iterator's `get_state` and `set_state` take and give a small JSON-able dict; a restored iterator
-    goes on exactly where the saved one stood. The order depends on `seed` alone: whatever
-    processes make the edits of a step, together they make the same ones.
+    Every element is a dict of numpy arrays: `edit`, `rephrase` and the other sets of the rows
+    (Sequences with leading axes [E, n], or [E, n * k] for k texts a row), `index` (int32[E, n], the
+    row numbers) and `valid` (bool[E, n]). The iterator's `get_state` and `set_state` take and give
+    a small JSON-able dict; a restored iterator goes on exactly where the saved one stood. The order
+    depends on `seed` alone: whatever processes make the edits of a step, together they make the
+    same ones.
 
     Args:
       rows: a random access source of row dicts, or what `encode_rows` made of one.
@@ -210,13 +113,21 @@ def _fill_up(block: np.ndarray, edits: int, facts: int) -> tuple[np.ndarray, np.
 
 
 def _gather(rows: EncodedRows, pick: np.ndarray, valid: np.ndarray) -> Batch:
+    batch: Batch = {"index": rows.index[pick], "valid": valid}
     near, clear = _near_of_edits(rows, pick)
-    chosen = {"edit": pick, "rephrase": pick, "near": near, "far": pick}
-    batch: Batch = {name: encode.take(rows.texts[name], chosen[name]) for name in TEXTS}
-    if not clear.all():
-        kept = batch["near"].score_mask & clear[..., None]
-        batch["near"] = batch["near"].replace(score_mask=kept)
-    return {**batch, "index": rows.index[pick], "valid": valid}
+    for name, texts in rows.texts.items():
+        taken = encode.take(texts, near if name == "near" else pick)
+        if name == "near" and not clear.all():
+            taken = taken.replace(score_mask=taken.score_mask & clear[..., None])
+        batch[name] = _one_axis(taken) if name in MORE else taken
+    return batch
+
+
+def _one_axis(texts: Any) -> Any:
+    """[E, n, k, ...] of several texts a row as [E, n * k, ...]; [E, n, ...] as it is."""
+    edits, facts = texts.tokens.shape[:2]
+    flat = texts.tokens[0, 0].size // texts.tokens.shape[-1] * facts
+    return jax.tree.map(lambda a: a.reshape(edits, flat, a.shape[-1]), texts)
 
 
 def _near_of_edits(rows: EncodedRows, pick: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

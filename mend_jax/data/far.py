@@ -1,0 +1,37 @@
+"""Far texts for edits: passages or questions of another data set, laid beside the rows of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mend_jax.data.names import key_rng, normalise
+from mend_jax.data.rows import Row
+from mend_jax.errors import DataError
+
+_TRIES = 50
+
+
+def with_far(rows: Sequence[Row], texts: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The rows, each with the `far` and `far_answer` of one of `texts`.
+
+    Which one depends on the row's key alone. A text that speaks of the row's subject or of its
+    target is not taken.
+
+    Raises:
+      DataError: no text is free of a row's subject and target.
+    """
+    said = [f" {normalise(t['far'])} " for t in texts]
+    found = []
+    for row in rows:
+        avoid = [f" {normalise(row[name])} " for name in ("subject", "target") if row[name].strip()]
+        picks = key_rng("far", row["key"]).integers(len(texts), size=_TRIES)
+        pick = next((i for i in picks if not any(name in said[i] for name in avoid)), None)
+        if pick is None:
+            raise DataError(
+                f"every far text speaks of {row['subject']!r} or {row['target']!r} (row "
+                f"{row['key']!r}): name a larger source in data.far"
+            )
+        text = texts[pick]
+        found.append({**row, "far": text["far"], "far_answer": text["far_answer"]})
+    return found
