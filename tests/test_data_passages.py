@@ -98,7 +98,8 @@ def fake_pip(monkeypatch, content, calls):
 
     monkeypatch.setattr(subprocess, "run", run)
     digests = [hashlib.sha256(data).hexdigest() for data in (packed.getvalue(), b"content")]
-    return wheels.WheelMember("some-package==1.0", name, digests[0], "a/b.txt", 7, digests[1])
+    member = wheels.Member("a/b.txt", 7, digests[1])
+    return wheels.Wheel("some-package==1.0", name, digests[0], (member,))
 
 
 def files(folder):
@@ -108,13 +109,15 @@ def files(folder):
 def test_a_file_is_fetched_once_and_checked(monkeypatch, tmp_path):
     calls = []
     file = fake_pip(monkeypatch, b"content", calls)
-    kept = wheels.fetch(file, DataError, cache=tmp_path)
-    assert wheels.fetch(file, DataError, cache=tmp_path) == kept
+    folder = wheels.fetch(file, DataError, cache=tmp_path)
+    assert wheels.fetch(file, DataError, cache=tmp_path) == folder
+    kept = folder / "b.txt"
     assert kept.read_bytes() == b"content" and files(tmp_path) == [".lock", "b.txt", "b.txt.ok"]
     assert len(calls) == 1 and "some-package==1.0" in calls[0] and "--no-deps" in calls[0]
     kept.write_bytes(b"damaged")
     os.utime(kept, ns=(1, 1))
-    assert wheels.fetch(file, DataError, cache=tmp_path).read_bytes() == b"content"
+    wheels.fetch(file, DataError, cache=tmp_path)
+    assert kept.read_bytes() == b"content"
     assert len(calls) == 2
 
 
@@ -130,7 +133,7 @@ def test_kept_files_follow_the_umask(monkeypatch, tmp_path):
     file = fake_pip(monkeypatch, b"content", [])
     before = os.umask(0o027)
     try:
-        kept = wheels.fetch(file, DataError, cache=tmp_path)
+        kept = wheels.fetch(file, DataError, cache=tmp_path) / "b.txt"
     finally:
         os.umask(before)
     modes = {p.stat().st_mode & 0o777 for p in (kept, kept.with_name("b.txt.ok"))}

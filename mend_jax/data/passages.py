@@ -21,14 +21,18 @@ from mend_jax.data import markup
 from mend_jax.data.names import key_hash
 from mend_jax.errors import DataError
 
-WIKIPEDIA = wheels.WheelMember(
+WIKIPEDIA = wheels.Wheel(
     requirement="gensim==4.3.3",
     file="gensim-4.3.3-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
     sha256="d662bf96e3d741b6ab61a54be842a7cbf5e45193008b2f4225c758cafd7f9cdc",
-    member="gensim/test/test_data/"
-    "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
-    member_bytes=1695871,
-    member_sha256="a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
+    members=(
+        wheels.Member(
+            "gensim/test/test_data/"
+            "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
+            1695871,
+            "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
+        ),
+    ),
 )
 LICENSES = {
     "wikipedia": "CC BY-SA 3.0 and GFDL (English Wikipedia)",
@@ -80,7 +84,7 @@ def read_documents(source: str, cache: Path | None = None) -> dict[str, list[str
 
 def _wikipedia(cache: Path | None) -> dict[str, list[str]]:
     mend = "Or use the data set world_facts/offline, which needs no download."
-    file = wheels.fetch(WIKIPEDIA, DataError, mend, cache)
+    file = wheels.fetch(WIKIPEDIA, DataError, mend, cache) / WIKIPEDIA.members[0].name
     dump = bz2.decompress(file.read_bytes()).decode("utf-8")
     documents = {}
     for title, page in _PAGE.findall(dump):

