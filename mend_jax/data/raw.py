@@ -19,7 +19,7 @@ from mend_jax.errors import DataError
 
 ENV = "MEND_DATA_DIR"
 Record = dict[str, Any]
-Kinds = Mapping[str, str]  # field -> text, texts, id or object
+Kinds = Mapping[str, str]  # field -> text, string, texts, id, object or any
 
 _NAMES = {dict: "object", list: "list", str: "text", bool: "true/false value", type(None): "null"}
 
@@ -28,6 +28,16 @@ def data_root(folder: str | os.PathLike[str] | None = None) -> Path | None:
     """The folder that raw data lies in: `folder`, else MEND_DATA_DIR, else None."""
     named = folder or os.environ.get(ENV)
     return Path(named).expanduser() if named else None
+
+
+def either(*names: str) -> tuple[str, ...]:
+    """Each name, and the same with `.gz`."""
+    return tuple(name + end for name in names for end in ("", ".gz"))
+
+
+def find(root: Path | None, *names: str) -> Path | None:
+    """The first of several files below the root that is there, or None; as `locate`."""
+    return next((root / n for n in names if (root / n).is_file()), None) if root else None
 
 
 def locate(root: Path | None, what: str, *names: str) -> Path:
@@ -41,13 +51,12 @@ def locate(root: Path | None, what: str, *names: str) -> Path:
     Raises:
       DataError: none of them is there.
     """
+    if path := find(root, *names):
+        return path
     wanted = " or ".join(names)
     mend = f"set --config.data.dir (or {ENV}) to the folder that holds it; see docs/data.md"
     if root is None:
         raise DataError(f"{what} is made from {wanted}, and no data root is known: {mend}")
-    for name in names:
-        if (root / name).is_file():
-            return root / name
     raise DataError(f"{what} is made from {wanted}, which is not below {root}: {mend}")
 
 
@@ -125,23 +134,26 @@ def read_records(
     """(where, record) of a file whose records have known fields; further ones are let be.
 
     Args:
-      required: the fields that each must have, by kind: `text` (not empty), `texts` (a list of
-        them, not empty), `id` (a whole number or a text), `object`, `any`.
+      required: the fields that each must have, by kind: `text` (not empty), `string` (a text that
+        may be empty), `texts` (a list of `text`, not empty), `id` (a whole number or a `text`),
+        `object`, `any`.
       optional: fields that are checked where they stand.
       unique: a field that no two records may share.
 
     Raises:
       DataError: a record that breaks one of these rules, or a file without any.
     """
-    found, seen = [], {}
+    return list(each_record(path, required, optional, unique))
+
+
+def each_record(
+    path: Path, required: Kinds, optional: Kinds | None = None, unique: str = ""
+) -> Iterator[tuple[str, Record]]:
+    """As `read_records`, one at a time."""
+    seen: dict[Any, str] = {}
+    where = ""
     for where, record in read_objects(path):
-        for name, kind in required.items():
-            if name not in record:
-                raise DataError(f"{where}: field {name!r} is missing; it has {sorted(record)}")
-            _CHECKS[kind](record[name], name, where)
-        for name, kind in (optional or {}).items():
-            if name in record:
-                _CHECKS[kind](record[name], name, where)
+        check_fields(record, where, required, optional)
         if unique:
             value = record[unique]
             if value in seen:
@@ -150,10 +162,23 @@ def read_records(
                     "must have its own"
                 )
             seen[value] = where
-        found.append((where, record))
-    if not found:
+        yield where, record
+    if not where:
         raise DataError(f"{path}: no records in it; get the file again")
-    return found
+
+
+def check_fields(
+    record: Record, where: str, required: Kinds, optional: Kinds | None = None
+) -> Record:
+    """An object with these fields; see `read_records`."""
+    for name, kind in required.items():
+        if name not in record:
+            raise DataError(f"{where}: field {name!r} is missing; it has {sorted(record)}")
+        _CHECKS[kind](record[name], name, where)
+    for name, kind in (optional or {}).items():
+        if name in record:
+            _CHECKS[kind](record[name], name, where)
+    return record
 
 
 def parse_json(text: str, where: str, example: str = "") -> Any:
@@ -171,10 +196,15 @@ def parse_json(text: str, where: str, example: str = "") -> Any:
 
 def check_text(value: Any, name: str, where: str) -> str:
     """A text that is not empty."""
+    if not check_string(value, name, where).strip():
+        raise DataError(f"{where}: field {name!r} is empty; fill it in or leave it out")
+    return value
+
+
+def check_string(value: Any, name: str, where: str) -> str:
+    """A text that may be empty."""
     if not isinstance(value, str):
         raise DataError(f"{where}: field {name!r} is a {kind_of(value)}; it must be a text")
-    if not value.strip():
-        raise DataError(f"{where}: field {name!r} is empty; fill it in or leave it out")
     if any(0xD800 <= ord(c) <= 0xDFFF for c in value):
         raise DataError(f"{where}: field {name!r} holds half a character; write it in full")
     return value
@@ -210,6 +240,7 @@ def _check_object(value: Any, name: str, where: str) -> None:
 
 _CHECKS: dict[str, Callable[[Any, str, str], Any]] = {
     "text": check_text,
+    "string": check_string,
     "texts": _check_some_texts,
     "id": _check_id,
     "object": _check_object,
