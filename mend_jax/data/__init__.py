@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 
 # A name and the module whose `load(config, root, folder)` gives the DataSet.
 DATASETS = {
+    "counterfact": "mend_jax.data.counterfact",
     "world_facts": "mend_jax.data.world_facts",
+    "zsre": "mend_jax.data.zsre",
 }
 # The same for data sets whose rows are unrelated texts (`far`), not edits.
-TEXT_SETS: dict[str, str] = {}
+TEXT_SETS: dict[str, str] = {
+    "nq_open": "mend_jax.data.nq_open",
+    "wikitext": "mend_jax.data.wikitext",
+}
 
 
 # The kinds of models that each task of a data set is for.
