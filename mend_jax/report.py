@@ -33,6 +33,18 @@ _CHANGES = (
     ("points", "accuracy lost", "accuracy_drawdown", "right tokens before less after, in %", False),
     ("plain", "perplexity added", "perplexity_drawdown", "perplexity after less before", False),
 )
+_ABILITY = (
+    ("plain", "perplexity", "perplexity", "of held-out prose", False),
+    ("percent", "facts recalled", "recall", "of true facts, by the first choice", True),
+    ("percent", "of them kept", "recall_kept", "still recalled, of those recalled before", True),
+    (
+        "percent",
+        "same choice",
+        "argmax_agreement",
+        "tokens of prose whose first choice stayed",
+        True,
+    ),
+)
 _COSTS = (
     ("percent", "success", "success", "the edit and its paraphrases taken together", True),
     ("count", "test edits", "n", "each made alone on the untouched base model", None),
@@ -46,10 +58,32 @@ _GROUPS = (
     ("rephrase.", "Its paraphrases", "the same fact, asked in other words", _ANSWERS),
     ("rephrase_seen.", "Paraphrases, known wordings", "as training also words them", _ANSWERS),
     ("rephrase_unseen.", "Paraphrases, new wordings", "as training never does", _ANSWERS),
+    (
+        "more_rephrases.",
+        "Further paraphrases",
+        "all that the data has; intervals over edits",
+        _ANSWERS,
+    ),
+    ("portability.", "What follows from it", "questions one hop from the edited fact", _ANSWERS),
     ("locality.", "Other texts, together", "what an edit should leave alone", _CHANGES),
     ("locality.near.", "Near texts", "like questions about something else", _CHANGES),
     ("locality.near_same_relation.", "Near texts, same relation", "the hard case", _CHANGES),
-    ("locality.far.", "Far texts", "prose that has nothing to do with the edit", _CHANGES),
+    ("locality.more_near.", "Further near texts", "all neighbours that the data has", _CHANGES),
+    ("locality.far.", "Far texts", "texts that have nothing to do with the edit", _CHANGES),
+    ("locality.far_answers.", "Answers of far questions", "their answers' tokens alone", _CHANGES),
+    ("ability.", "General ability", "one edit at a time; held-out prose and facts", _ABILITY),
+)
+# (fault, title, what went wrong)
+_FAULTS = (
+    ("edit", "The edit did not take", "left to write on, it does not say the new answer"),
+    (
+        "rephrase",
+        "A paraphrase did not follow",
+        "the edited question is right, other words are not",
+    ),
+    ("near", "A neighbour changed", "the edit took, and moved a like question (KL above 0.1)"),
+    ("far", "Something unrelated changed", "the edit took, and moved a far text (KL above 0.1)"),
+    ("", "Edits that failed", "an answer is wrong, or another text changed"),
 )
 _TILES = (
     ("percent", "edit.success_exact", "of edits take", "the edited question is answered right"),
@@ -116,7 +150,7 @@ def page(results: Results, examples: Sequence[Any], pictures: Mapping[str, bytes
         "tables": tables(found),
         "relations": relations(results),
         "worked": [e for e in shown if e["good"]],
-        "failed": [e for e in shown if not e["good"]],
+        "failed": gallery([e for e in shown if not e["good"]], dig(results, "eval.faults")),
         "config": config if dig(results, "config") else "",
         "pictures": {k: base64.b64encode(png).decode("ascii") for k, png in pictures.items()},
         "DASH": DASH,
@@ -256,8 +290,22 @@ def example_card(example: Mapping[str, Any]) -> dict[str, Any]:
     return card | {
         "relation": label(example.get("relation") or ""),
         "good": example.get("good") is True,
+        "fault": example.get("fault") if example.get("fault") in {f for f, *_ in _FAULTS} else "",
+        "far": text(example.get("far")) if example.get("fault") == "far" else "",
         "rows": [dict(zip(keys, r, strict=True)) for r in rows if r[1]],
     }
+
+
+def gallery(failed: Sequence[Mapping[str, Any]], shares: Any) -> list[dict[str, Any]]:
+    """The failed edits by fault, each kind with how often it happens among all test edits."""
+    groups = []
+    for fault, title, note in _FAULTS:
+        cards = [card for card in failed if card["fault"] == fault]
+        share = text(dig(shares, fault), "percent") if fault else DASH
+        if cards:
+            note = note if share == DASH else f"{note}; {share} of all test edits"
+            groups.append({"name": title, "note": note, "cards": cards})
+    return groups
 
 
 def _with_print(results: Results, group: str, name: str) -> str:

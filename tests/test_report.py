@@ -56,6 +56,10 @@ def fake_eval(rng: random.Random, edit: float, rephrase: float, kl: float) -> di
                    "rephrase": min(1, rephrase + rng.uniform(-0.2, 0.08)), "kl": kl * rng.random()}
             for name in names.split()
         },
+        "faults": {"edit": 0.125, "rephrase": 0.2, "near": 0.05, "far": 0.0, "none": 0.7},
+        "portability": fake_scores(rng, 0.2, 0.1) | {"n": 40, "texts": 44},
+        "ability": {"perplexity": 15.2, "recall": 0.31, "recall_kept": 0.98,
+                    "argmax_agreement": 0.99, "before": {"perplexity": 15.0, "recall": 0.31}},
         "seconds_per_edit": 0.0913,
     }  # fmt: skip
 
@@ -113,6 +117,8 @@ def fake_examples() -> list[dict[str, Any]]:
             "near_before": f"{answer}, the",
             "near_after": f"{answer}, the" if i != 4 else f"{target}, the",
             "kl_near": 0.004 + 0.1 * (i > 2), "kl_far": 0.0021, "good": i < 3,
+            "faults": [[], [], [], ["edit", "rephrase"], ["near"]][i], "far": "Prose.",
+            **({} if i < 3 else {"fault": "edit" if i == 3 else "near"}),
         }
         for i, row in enumerate(rows.split(";"))
         for country, target, truth, near, answer in [row.split()]
@@ -219,10 +225,11 @@ def test_same_files_same_page(workdir, tmp_path):
 
 def test_successes_and_failures_stand_apart(workdir):
     seen = words(workdir / "report.html")
-    worked, failed = seen.index("Edits that worked"), seen.index("Edits that failed")
-    assert "3 of these 5 do" in seen
+    worked, failed = seen.index("Edits that worked"), seen.index("The edit did not take")
     assert seen.count("✓ worked", worked, failed) == 3
-    assert seen.count("✗ failed", failed) == 2
+    near = seen.index("A neighbour changed")
+    assert seen.count("✗ failed", failed, near) == 1 == seen.count("✗ failed", near)
+    assert "12.5% of all test edits" in seen[failed:near]
     assert seen.index("Nairobi → Mombasa") > failed > seen.index("Paris → Lyon") > worked
 
 
