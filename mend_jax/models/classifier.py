@@ -13,6 +13,13 @@ from mend_jax.models.base import EditableModel, Inputs
 from mend_jax.models.blocks import Block
 from mend_jax.models.layers import EditableDense
 
+HEAD = ("classifier/kernel", "classifier/bias")
+"""What the files of a plain encoder lack."""
+NO_HEAD = (
+    "these are the weights of an encoder without a head that judges claims; train one with the "
+    "fine-tuning job (--config=fever_finetune.py) and give the folder that it writes"
+)
+
 
 class TextClassifier(EditableModel):
     """A bidirectional encoder that says how true a text is (paper, sections 4 and 5: FEVER).
