@@ -224,11 +224,18 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("Stopped early", dig(results, "training.stopped")),
         ("Editor's parameters", text(dig(results, "training.editor_parameters"), "count")),
         ("Training time", text(dig(results, "training.seconds"), "time")),
+        ("Waiting for input", input_time(results)),
         ("Time in all", text(dig(results, "seconds_total"), "time")),
         ("Machine", dig(results, "hardware")),
         ("Versions", _pairs(dig(results, "versions"))),
     ]
     return [(name, str(value)) for name, value in rows if value not in (None, "", [], {}, DASH)]
+
+
+def input_time(results: Results) -> str:
+    """How long a training step waited for its batch."""
+    steps, waited = (number(dig(results, f"training.{k}")) for k in ("steps", "input_seconds"))
+    return f"{1000 * waited / steps:.2g} ms a step" if steps and waited is not None else DASH
 
 
 def tables(found: Sequence[Method]) -> list[dict[str, Any]]:

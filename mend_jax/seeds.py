@@ -1,4 +1,4 @@
-"""python -m mend_jax.seeds --config=NAME.py[:variant] [--workdir=DIR] [--seeds=0,1,2] [--config.k=v]
+"""python -m mend_jax.seeds --config=NAME.py [--workdir=DIR] [--seeds=0,1,2] [--config.key=value]
 
 The same run with several seeds, each in DIR/seed_N (which resumes, or is done), and DIR/seeds.json:
 mean, standard deviation and 95% interval of every number over the seeds. The seed decides how the

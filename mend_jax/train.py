@@ -121,6 +121,7 @@ class Record:
       best_step: where it was.
       stopped: why training ended before its last step, or "".
       seconds: of training so far, over all processes that went on with it.
+      input_seconds: of those, spent on getting a batch and bringing it to the devices.
       owed: a step whose validation was cut short by a request to stop; a resume begins with it.
     """
 
@@ -128,6 +129,7 @@ class Record:
     best_step: int = 0
     stopped: str = ""
     seconds: float = 0.0
+    input_seconds: float = 0.0
     owed: int = 0
 
     def note(self, step: int, loss: float, patience: int) -> None:
@@ -253,9 +255,11 @@ def train(
     last = start if record.stopped else plan.steps
     for step in range(start + 1, last + 1):
         before = position()
+        asked = time.monotonic()
         batch = next(batches)
-        rows = np.asarray(batch["index"]).reshape(-1).tolist()
         texts = shard_batch(mesh, texts_of(batch))
+        record.input_seconds += time.monotonic() - asked
+        rows = np.asarray(batch["index"]).reshape(-1).tolist()
         state, metrics = train_step(state, base, texts, np.int32(step))
         settle()
         pending = (step, rows, before, metrics)

@@ -17,8 +17,7 @@ from tiny import save_tiny
 import mend_jax
 from mend_jax import checkpoint
 from mend_jax import config as configs
-from mend_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
-from mend_jax.evaluate import says
+from mend_jax.errors import CheckpointError, ConfigError, DataError, Preempted, TrainingError
 from mend_jax.factors import Moments
 from mend_jax.main import parse
 from mend_jax.mesh import make_mesh
@@ -60,7 +59,7 @@ def finished(base, tmp_path_factory):
 
 def steady(results):
     """What must be equal between two equal runs: everything but times and memory."""
-    drop = {"seconds_per_edit", "peak_memory_bytes", "seconds_total", "seconds"}
+    drop = {"seconds_per_edit", "peak_memory_bytes", "seconds_total", "seconds", "input_seconds"}
     if isinstance(results, dict):
         return {k: steady(v) for k, v in results.items() if k not in drop}
     return results
@@ -84,7 +83,8 @@ def test_a_run_leaves_the_files_of_the_contract(finished):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines if x["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert [x["step"] for x in lines if x["kind"] == "validation"] == [3, 6]
-    assert len(json.loads((finished / "examples.json").read_text())) == 4
+    assert 4 <= len(json.loads((finished / "examples.json").read_text())) <= 4 + 4 * 3
+    assert results["training"]["input_seconds"] < 0.5 * results["training"]["seconds"]
 
 
 def test_training_lowers_the_meta_loss(finished):
@@ -138,6 +138,37 @@ def test_kill_nine_and_resume_is_bit_for_bit(base, command_line_run, tmp_path, a
     assert log.read_text() == (command_line_run / "metrics.jsonl").read_text()
     ours, theirs = (
         steady(json.loads((d / "results.json").read_text())) for d in (tmp_path, command_line_run)
+    )
+    assert ours == theirs
+
+
+def test_an_evaluation_that_was_stopped_goes_on(base, finished, tmp_path, monkeypatch):
+    calls = []
+
+    def stop_at_the_second(stop, steps, workdir):
+        def between():
+            calls.append(workdir)
+            if len(calls) == 2:
+                raise Preempted("asked to stop in evaluation")
+
+        return between
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mend_jax.run.stop_between", stop_at_the_second)
+        with pytest.raises(Preempted):
+            run(base, tmp_path)
+    first = (tmp_path / "edits.jsonl").read_text()
+    assert len(first.splitlines()) == 2 and not (tmp_path / "results.json").exists()
+    with (tmp_path / "edits.jsonl").open("a") as file:
+        file.write('{"index": [4, ')  # cut off
+    monkeypatch.setattr("mend_jax.run.stop_between", lambda *_: lambda: calls.append(1))
+    run(base, tmp_path)
+    assert (tmp_path / "edits.jsonl").read_text().startswith(first)
+    assert len(calls) == 2 + 1 + 2  # one batch of the editor was left, and two of the baseline
+    for name in ("edits.jsonl", "edits_fine_tune.jsonl", "examples.json"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+    ours, theirs = (
+        steady(json.loads((d / "results.json").read_text())) for d in (tmp_path, finished)
     )
     assert ours == theirs
 
@@ -270,10 +301,3 @@ def test_config_is_kept_with_the_run(finished):
     kept = json.loads((finished / "config.json").read_text())
     assert kept["train"]["steps"] == 6
     assert kept == configs.plain(parse(arguments(Path(kept["model"]["spec"]), finished))[0])
-
-
-def test_what_counts_as_saying_the_answer():
-    for text in (" Niger", " Niger.", "Niger, a country", " Niger\nQ: What", " Niger ("):
-        assert says(text, "Niger"), text
-    for text in (" Nigeria", " Niger-Congo", " the Niger", "", " niger", "\n Nige"):
-        assert not says(text, "Niger"), text
