@@ -18,7 +18,7 @@ from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.mesh import in_force, mesh_of
 from mend_jax.models import WeightSpec, editable_weights
 from mend_jax.models.base import EditableModel, Inputs, TensorSpec
-from mend_jax.models.generate import generate
+from mend_jax.models.generate import generate, most_likely, sampled
 from mend_jax.models.params import nest, stack_trunk, stacked_paths
 from mend_jax.outline import DTYPES, outline
 from mend_jax.sharding import flat_shardings
@@ -90,11 +90,19 @@ class LanguageModel:
         return dataclasses.replace(self, edit=edit)
 
     @overload
-    def generate(self, prompts: str, max_new_tokens: int = 16) -> str: ...
+    def generate(
+        self, prompts: str, max_new_tokens: int = 16, temperature: float = 0.0, seed: int = 0
+    ) -> str: ...
     @overload
-    def generate(self, prompts: Sequence[str], max_new_tokens: int = 16) -> list[str]: ...
-    def generate(self, prompts, max_new_tokens=16):
-        """Greedy continuations, up to the end-of-text token or `max_new_tokens`.
+    def generate(
+        self, prompts: Sequence[str], max_new_tokens: int = 16, temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[str]: ...  # fmt: skip
+    def generate(self, prompts, max_new_tokens=16, temperature=0.0, seed=0):
+        """Continuations up to the end-of-text token or `max_new_tokens`.
+
+        Greedy, or with a `temperature` sampled: what is drawn depends on `seed` and on the prompt's
+        number.
 
         Raises:
           DataError: an empty prompt, or one that does not fit the model's context.
@@ -106,11 +114,16 @@ class LanguageModel:
             raise DataError(
                 f"{len(many)} prompts and {max_new_tokens} new tokens: give some of both"
             )
+        if not temperature >= 0:
+            raise DataError(f"temperature {temperature}: give 0 (greedy) or more")
         inputs = self._prompts(many, max_new_tokens)
+        draw = ()
+        if temperature:
+            draw = (jax.random.split(jax.random.key(seed), len(many)), np.float32(temperature))
         with in_force(mesh_of(self.params)):
             out = _generate(
                 self.module, self.params, _bare(self.edit), inputs, max_new_tokens,
-                self.tokenizer.eos_id,
+                self.tokenizer.eos_id, *draw,
             )  # fmt: skip
         texts = [self.decode_answer(row) for row in np.asarray(out)]
         return texts[0] if isinstance(prompts, str) else texts
@@ -199,8 +212,10 @@ def _bare(edit: Edit | None) -> Edit | None:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _generate(module, params, edit, prompts, max_new, eos_id):
-    return generate(module, variables(params, edit), prompts, max_new=max_new, eos_id=eos_id)
+def _generate(module, params, edit, prompts, max_new, eos_id, keys=None, temperature=None):
+    pick = most_likely if keys is None else sampled(keys, temperature)
+    bound = variables(params, edit)
+    return generate(module, bound, prompts, max_new=max_new, eos_id=eos_id, pick=pick)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_sequences, tiny
+from tiny import random_sequences, save_tiny, tiny
 
+from mend_jax.errors import DataError
+from mend_jax.language_model import load_model
 from mend_jax.models.base import Inputs
 from mend_jax.models.generate import generate, most_likely, sampled
 
@@ -97,3 +99,16 @@ def test_draws_follow_the_model():
     share = np.bincount(first, minlength=len(p)) / n
     assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / n) + 1e-6 + 1 / n).all()
     assert 0.02 < p.max() < 0.9
+
+
+def test_a_language_model_samples_on_demand(tmp_path):
+    model = load_model(str(save_tiny(tmp_path, std=0.3)))
+    prompts = ["The capital of France is", "The capital"]
+    greedy = model.generate(prompts, 5)
+    assert model.generate(prompts, 5, temperature=1e-4) == greedy
+    drawn = model.generate(prompts, 5, temperature=1.0, seed=1)
+    assert drawn == model.generate(prompts, 5, temperature=1.0, seed=1) != greedy
+    assert drawn[0] == model.generate(prompts[0], 5, temperature=1.0, seed=1)
+    assert drawn != model.generate(prompts, 5, temperature=1.0, seed=2)
+    with pytest.raises(DataError, match="temperature -1: give 0"):
+        model.generate(prompts, 5, temperature=-1)
