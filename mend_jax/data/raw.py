@@ -77,7 +77,7 @@ def read_bytes(path: Path) -> bytes:
     found = bytearray()
     try:
         with gzip.open(path) as file:
-            while piece := file.read(1 << 20):
+            while piece := file.read1(1 << 20):  # what is whole before it breaks off
                 found += piece
     except (EOFError, OSError, zlib.error) as e:
         raise DataError(

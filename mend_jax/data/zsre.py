@@ -33,7 +33,7 @@ import os
 from collections.abc import Mapping, Set
 from pathlib import Path
 
-from mend_jax.data import neighbours, nq_open, prepare, raw, rows, zsre_forms, zsre_levy
+from mend_jax.data import far, neighbours, nq_open, prepare, raw, rows, zsre_forms, zsre_levy
 from mend_jax.data.base import DataSet
 from mend_jax.errors import DataError
 
@@ -54,7 +54,7 @@ CONFIGS = {
     "levy": "Rows of our own from Levy et al.; test: about 8 % of the subjects. ",
 }
 HELD_OUT = 0.08
-_CODE = ("zsre", "zsre_forms", "zsre_levy", "neighbours", "nq_open")
+_CODE = ("zsre", "zsre_forms", "zsre_levy", "neighbours", "nq_open", "far")
 _FULL_TRAIN, _FULL_EVAL = "zsre/zsre_mend_train.json", "zsre/zsre_mend_eval.json"
 _KNOWEDIT = ("zsre/knowedit_test.jsonl", "zsre/ZsRE-test-all.json")
 _LEVY = ("zsre/levy_positive.jsonl", "zsre/train.0", "zsre/train.very_small.0")
@@ -134,8 +134,8 @@ def _made_of_levy(path: Path, texts: Mapping[str, Path]) -> prepare.Made:
     facts, left = zsre_levy.read(path)
     splits = rows.hold_out(facts, {"test": HELD_OUT, "validation": HELD_OUT})
     if texts:
-        far = nq_open.read(texts).splits
-        splits = {name: zsre_levy.with_far(held, far[name]) for name, held in splits.items()}
+        asked = nq_open.read(texts).splits
+        splits = {name: far.with_far(held, asked[name]) for name, held in splits.items()}
     return _finished(splits, {path.name: left})
 
 

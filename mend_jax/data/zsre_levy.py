@@ -8,11 +8,11 @@ pairs that have an answer; the questions are all templates that the file has for
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from mend_jax.data import raw
-from mend_jax.data.names import key_hash, key_rng, overlap
+from mend_jax.data.names import key_rng, overlap
 from mend_jax.data.neighbours import same, scope
 from mend_jax.data.rows import Row, make_row
 from mend_jax.errors import DataError
@@ -68,15 +68,6 @@ def read(path: Path) -> tuple[list[Row], dict[str, int]]:
             left["no other answer for the relation"] += not made
             rows += made
     return rows, {reason: n for reason, n in left.items() if n}
-
-
-def with_far(rows: Sequence[Row], texts: Sequence[Row]) -> list[Row]:
-    """The rows, each with the unrelated question of one of the texts, drawn by its key."""
-    found = []
-    for row in rows:
-        text = texts[key_hash(_SEED, "far", row["key"]) % len(texts)]
-        found.append(row | {name: text[name] for name in ("far", "far_answer")})
-    return found
 
 
 def _rows_of_fact(
