@@ -19,6 +19,7 @@ from mend_jax.data.encode import thin
 from mend_jax.data.encoded import EncodedRows, encode_rows
 from mend_jax.data.far import with_far
 from mend_jax.data.forms import form_of, positions_needed
+from mend_jax.data.names import normalise
 from mend_jax.data.pipeline import batches
 from mend_jax.editors import EditTransform
 from mend_jax.errors import ConfigError
@@ -59,6 +60,7 @@ class Experiment:
     train: Split
     validation: Split
     test: Split
+    also: Mapping[str, Split]
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""
@@ -181,10 +183,19 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
             f"{model.config.n_positions} tokens"
         )
 
-    def split(name: str, count: int, more: bool = False) -> Split:
-        rows = choose_rows(dataset.split(name), count)
+    def encoded(rows: Sequence[Row], name: str, more: bool = False) -> Split:
         rows = rows if far is None else with_far(rows, list(far.split(name)))
         return encode_split(config, model, rows, more)
+
+    def split(name: str, count: int, more: bool = False) -> Split:
+        return encoded(choose_rows(dataset.split(name), count), name, more)
+
+    def another(name: str) -> Split:
+        """The test split of another data set, without the subjects that training knows."""
+        rows = data.load(name, c.dir or None, model=model).split("test")
+        known = {normalise(row["subject"]) for row in train.rows}
+        rows = [row for row in rows if normalise(row["subject"]) not in known]
+        return encoded(choose_rows(rows, config.eval.edits), "test", more=True)
 
     train = split("train", c.train_edits)
     texts = dict(train.encoded.texts)
@@ -196,4 +207,5 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
         train=train,
         validation=split("validation", config.train.val_edits),
         test=split("test", config.eval.edits, more=True),
+        also={name: another(name) for name in config.eval.also},
     )  # fmt: skip

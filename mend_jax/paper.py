@@ -54,7 +54,7 @@ def paper_config(
     )  # fmt: skip
     fine_tune = dict(lr=1e-2, max_steps=100, edits=40, edits_per_step=8)
     c.eval = ConfigDict(dict(edits=500, edits_per_step=8, max_new_tokens=12, examples=10))
-    c.eval.update(dict(ability_edits=0, ability_texts=64, ability_facts=100))
+    c.eval.update(dict(also=(), ability_edits=0, ability_texts=64, ability_facts=100))
     c.eval.baselines = ConfigDict(dict(fine_tune=ConfigDict(fine_tune)))
     c.mesh = ConfigDict(dict(data=0, fsdp=0, tensor=0))  # 0: chosen for the chips that there are
     if variant == "smoke":

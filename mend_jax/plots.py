@@ -67,11 +67,13 @@ def label(name: Any) -> str:
 
 
 def methods(results: Results) -> list[Method]:
-    """The editor (config.editor.name, else MEND), then each baseline."""
-    name = label(dig(results, "config.editor.name") or "mend")
-    found = [Method(name, results["eval"], EDITOR)] if dig(results, "eval") else []
-    for i, (name, scores) in enumerate((dig(results, "baselines") or {}).items()):
-        found.append(Method(label(name), scores or {}, BASELINES[i % len(BASELINES)]))
+    """The editor (config.editor.name, else MEND), also on further test sets, then each baseline."""
+    own = label(dig(results, "config.editor.name") or "mend")
+    found = [Method(own, results["eval"], EDITOR)] if dig(results, "eval") else []
+    others = [(f"{own}, {name}", e) for name, e in (dig(results, "also") or {}).items()]
+    others += [(label(name), e) for name, e in (dig(results, "baselines") or {}).items()]
+    for i, (name, scores) in enumerate(others):
+        found.append(Method(name, scores or {}, BASELINES[i % len(BASELINES)]))
     return found
 
 

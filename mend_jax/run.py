@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import itertools
-import json
 import os
 import platform
-import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -20,14 +18,12 @@ import ml_collections
 
 from mend_jax import checkpoint, distributed, report
 from mend_jax import config as configs
-from mend_jax.editors import make_editor
-from mend_jax.errors import CheckpointError, ConfigError, Preempted
-from mend_jax.evaluate import evaluate, make_scorer, peak_memory_bytes, time_edits, validate
+from mend_jax.appraise import appraise
+from mend_jax.errors import Preempted
+from mend_jax.evaluate import make_scorer, peak_memory_bytes, validate
 from mend_jax.experiment import Experiment, open_experiment
-from mend_jax.judged import Judged
 from mend_jax.mesh import in_force
 from mend_jax.models.params import count
-from mend_jax.sharding import EDITOR_RULES, place
 from mend_jax.train import (
     Plan,
     Record,
@@ -37,7 +33,8 @@ from mend_jax.train import (
     success_weight,
     train,
 )  # fmt: skip
-from mend_jax.writers import JsonLines, as_path, write_json, write_text
+from mend_jax.workdir import prepare, read_results
+from mend_jax.writers import JsonLines, write_json, write_text
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -82,11 +79,7 @@ def train_and_evaluate(
     with in_force(experiment.mesh), distributed.StopRequest() as stop:
         state, record = train_editor(experiment, workdir, manager, stop)
         between = stop_between(stop, config.train.steps, workdir)
-        evaluated, examples = evaluate_editor(experiment, state, workdir, between)
-        baselines = {
-            name: evaluate_baseline(experiment, name, options, workdir, between)
-            for name, options in config.eval.baselines.items()
-        }
+        appraised, examples = appraise(experiment, state, workdir, between)
     trained = int(manager.latest_step() or 0)
     manager.close()
     results = {
@@ -103,8 +96,7 @@ def train_and_evaluate(
             "kept_step": int(state.step),
             "editor_parameters": count(state.params),
         },
-        "eval": evaluated,
-        "baselines": baselines,
+        **appraised,
         "seconds_total": time.monotonic() - began,
     }
     results["eval"]["peak_memory_bytes"] = peak_memory_bytes()
@@ -116,41 +108,6 @@ def train_and_evaluate(
     say(headline(results))
     say(f"report: {page}")
     return results
-
-
-def prepare(workdir: str | Path) -> Any:
-    """Makes the folder and refuses one that cannot be used, before hours are spent.
-
-    Returns:
-      Its path; see `writers.as_path`.
-
-    Raises:
-      ConfigError: it cannot be written, or not all processes see the same folder.
-    """
-    probe = f".writable-{secrets.token_hex(4)}"
-    probe = distributed.from_writer("naming a file", lambda: probe)
-    with distributed.together("writing to --workdir"):
-        workdir = as_path(workdir)
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            mine = workdir / f"{probe}-{jax.process_index()}"
-            write_text(mine, "")
-        except ImportError as e:
-            raise ConfigError(
-                f"--workdir {workdir}: a library for that store is missing ({e}); for gs:// "
-                "`pip install gcsfs`, for s3:// `pip install s3fs`, on every host"
-            ) from e
-        except Exception as e:  # each store has its own
-            raise ConfigError(f"--workdir {workdir} cannot be written ({e}); choose another") from e
-    with distributed.together("looking at --workdir"):
-        if not (workdir / f"{probe}-0").exists():
-            raise ConfigError(
-                f"--workdir {workdir} is another folder here than for process 0: give one that "
-                "all hosts share, such as gs://BUCKET/NAME"
-            )
-    distributed.agree("--workdir", [])  # all have looked
-    mine.unlink()
-    return workdir
 
 
 def stop_between(stop: distributed.StopRequest, steps: int, workdir: Any) -> Callable[[], None]:
@@ -168,17 +125,6 @@ def stop_between(stop: distributed.StopRequest, steps: int, workdir: Any) -> Cal
             )
 
     return between
-
-
-def read_results(workdir: Any) -> dict[str, Any] | None:
-    """results.json of a finished run, or None."""
-    path = workdir / "results.json"
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise CheckpointError(f"{path} is damaged ({e}); delete it to evaluate again") from e
 
 
 def train_editor(
@@ -231,48 +177,6 @@ def train_editor(
     return state, record
 
 
-def evaluate_editor(
-    experiment: Experiment, state: TrainState, workdir: Any, between: Callable[[], None]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The test split under the trained editor."""
-    return _evaluate(
-        experiment, experiment.test, experiment.editor, state.params, state.editor_state,
-        experiment.config.eval.edits_per_step, experiment.config.eval.examples,
-        experiment.config.editor.name, between, workdir / "edits.jsonl", int(state.step),
-    )  # fmt: skip
-
-
-def evaluate_baseline(
-    experiment: Experiment, name: str, options: Any, workdir: Any, between: Callable[[], None]
-) -> dict[str, Any]:
-    """The test split, or `edits` of it, under an editor that needs no training."""
-    options = options.to_dict()
-    split = experiment.subset(experiment.test, options.pop("edits", 0))
-    per_step = options.pop("edits_per_step", experiment.config.eval.edits_per_step)
-    editor = make_editor(options.pop("editor", name), options)
-    params, state = editor.init(jax.random.key(experiment.config.seed), experiment.model.weights)
-    file = workdir / f"edits_{name}.jsonl"
-    return _evaluate(
-        experiment, split, editor, params, state, per_step, 0, name, between, file, 0
-    )[0]  # fmt: skip
-
-
-def _evaluate(
-    experiment, split, editor, params, state, per_step, n_examples, name, between, file, step
-):
-    c = experiment.config
-    log = Judged(file, {"of": name, "step": step, "n": len(split), "at_once": per_step})
-    params, state = (place(experiment.mesh, tree, EDITOR_RULES) for tree in (params, state))
-    found, examples = evaluate(
-        editor, params, state, experiment.model, experiment.eval_batches(split, per_step),
-        split.rows, experiment.mesh, n_edits=len(split), max_new=c.eval.max_new_tokens,
-        n_examples=n_examples, what=f"evaluate {name}", between=between, log=log,
-    )  # fmt: skip
-    first = next(experiment.eval_batches(split, per_step))
-    found["seconds_per_edit"] = time_edits(editor, params, state, experiment.model, first)
-    return found, examples
-
-
 def describe_data(experiment: Experiment) -> dict[str, Any]:
     splits = {n: getattr(experiment, n) for n in ("train", "validation", "test")}
     sets = [d for d in (experiment.dataset, experiment.far) if d is not None]
@@ -284,6 +188,7 @@ def describe_data(experiment: Experiment) -> dict[str, Any]:
         "notes": {d.name: dict(d.notes) for d in sets},
         **{name: len(split) for name, split in splits.items()},
         "left_out": {name: dict(split.encoded.dropped) for name, split in splits.items()},
+        "also": {name: len(split) for name, split in experiment.also.items()},
     }
 
 
@@ -297,11 +202,9 @@ def hardware() -> str:
 
 def headline(results: dict[str, Any]) -> str:
     """The final numbers in a few lines."""
-    lines = []
-    for name, e in {
-        results["config"]["editor"]["name"]: results["eval"],
-        **results["baselines"],
-    }.items():
+    own, lines = results["config"]["editor"]["name"], []
+    also = {f"{own} on {name}": e for name, e in results["also"].items()}
+    for name, e in {own: results["eval"], **also, **results["baselines"]}.items():
         lines.append(
             f"{name}: success {e['success']:.3f} (edit {e['edit']['success_exact']:.3f}, "
             f"paraphrase {e['rephrase']['success_exact']:.3f}, generated "

@@ -64,6 +64,7 @@ KEYS = {
     "train.patience": _COUNT_OR_NONE,
     "train.keep": Key(str, choices=("best", "last")),
     "eval.edits": _COUNT,
+    "eval.also": Key(tuple),
     "eval.edits_per_step": _COUNT,
     "eval.max_new_tokens": _COUNT,
     "eval.examples": _COUNT_OR_NONE,

@@ -83,7 +83,8 @@ def test_a_run_leaves_the_files_of_the_contract(finished):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines if x["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert [x["step"] for x in lines if x["kind"] == "validation"] == [3, 6]
-    assert 4 <= len(json.loads((finished / "examples.json").read_text())) <= 4 + 4 * 3
+    cards = json.loads((finished / "examples.json").read_text())
+    assert cards and all(card["good"] or card["fault"] in card["faults"] for card in cards)
     assert results["training"]["input_seconds"] < 0.5 * results["training"]["seconds"]
 
 

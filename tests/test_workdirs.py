@@ -16,6 +16,7 @@ from tiny import save_tiny
 import mend_jax
 from mend_jax import checkpoint, report, run
 from mend_jax import config as configs
+from mend_jax import workdir as workdir_of_run
 from mend_jax.distributed import StopRequest
 from mend_jax.errors import CheckpointError, ConfigError, Preempted
 from mend_jax.experiment import open_experiment
@@ -150,10 +151,10 @@ def test_the_played_store_is_the_one_that_paths_use(store):
 
 
 def test_files_of_a_run_in_a_store(store):
-    workdir = run.prepare("gs://bucket/run")
+    workdir = workdir_of_run.prepare("gs://bucket/run")
     assert str(workdir) == "gs://bucket/run" and is_remote(workdir)
     assert os.listdir(store.root / "bucket/run") == []
-    assert run.read_results(workdir) is None
+    assert workdir_of_run.read_results(workdir) is None
     log = JsonLines(workdir / "metrics.jsonl")
     log.rewind(0)
     store.written.clear()
@@ -169,7 +170,7 @@ def test_files_of_a_run_in_a_store(store):
     losses = [line["loss"] for line in JsonLines(workdir / "metrics.jsonl").read()]
     assert losses == [1.0, 0.5, 9.0]
     write_json(workdir / "results.json", {"config": {}, "eval": {}, "baselines": {}})
-    assert run.read_results(workdir) == {"config": {}, "eval": {}, "baselines": {}}
+    assert workdir_of_run.read_results(workdir) == {"config": {}, "eval": {}, "baselines": {}}
     assert str(report.write(workdir)) == "gs://bucket/run/report.html"
     assert (store.root / "bucket/run/report.html").stat().st_size > 1000
 
@@ -207,7 +208,7 @@ def without(name):
 
 def test_a_store_whose_library_is_missing_says_what_to_install():
     with without("gcsfs"), pytest.raises(ConfigError, match="library.*missing.*pip install gcsfs"):
-        run.prepare("gs://bucket/run")
+        workdir_of_run.prepare("gs://bucket/run")
     with (
         without("gcsfs"),
         pytest.raises(CheckpointError, match="gs://bucket/run holds no run.*gcsfs"),
@@ -217,7 +218,7 @@ def test_a_store_whose_library_is_missing_says_what_to_install():
 
 def test_an_unknown_scheme_is_refused():
     with pytest.raises(ConfigError, match="ftp://.*give a folder, or one of gs://"):
-        run.prepare("ftp://host/run")
+        workdir_of_run.prepare("ftp://host/run")
 
 
 def test_local_paths_stay_local(tmp_path):

@@ -13,8 +13,8 @@ import optax
 from mend_jax import hub
 from mend_jax.build import abstract_state, build_editor, build_optimizer, lengths_of
 from mend_jax.data.encode import stack, thin
-from mend_jax.data.forms import form_of
 from mend_jax.data.encoded import TEXTS
+from mend_jax.data.forms import form_of
 from mend_jax.editors import EditTransform
 from mend_jax.hub.published import PUBLISHED
 from mend_jax.models.params import nest

@@ -1,0 +1,26 @@
+"""MEND on zsRE questions for SmolLM2-135M (paper, section 5.2: question answering).
+
+Command: python -m mend_jax.main --config=qa_smollm2.py --config.data.dir=DATA
+DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md.
+"""
+
+from mend_jax.config import load_config
+
+
+def get_config(variant=""):
+    """Variants: "" and "smoke" (the same in under two minutes, for CI)."""
+    c = load_config("quickstart.py" + (f":{variant}" if variant else ""))
+    c.data.name = "zsre"
+    c.data.max_len = 26
+    c.data.max_target = 10
+    c.data.far_len = 26
+    c.train.c_edit = 0.25
+    c.eval.max_new_tokens = 12
+    c.eval.baselines.fine_tune.edits = 40
+    if variant == "":
+        c.train.steps = 1000
+        c.train.val_every = 250
+        c.train.val_edits = 128
+        c.train.checkpoint_every = 125
+        c.eval.edits = 500
+    return c
