@@ -41,6 +41,7 @@ def write(root, folder="wikitext-2", name="{}.txt", pack=lambda data: data, **te
         ('" Go , " he said ( twice ) , " or don \'t ! "', '"Go," he said (twice), "or don\'t!"'),
         ("In 2011 – 12 they won 3 – 2 – 1 – a record .", "In 2011–12 they won 3–2–1 – a record."),
         ("The players ' votes ; the ' best ' one : 7", "The players' votes; the 'best' one: 7"),
+        ("in the ' 60s Bob 's ' One ' was", "in the '60s Bob's 'One' was"),
         ("At 7 : 30 it was − 5 ° C , 45 ° north , 9 %", "At 7:30 it was −5 °C, 45° north, 9%"),
         ("and / or them — not US $ 3 or £ 2 [ sic ]", "and/or them—not US$3 or £2 [sic]"),
         ("they ’ ll say O 'Neill is in , yes ? No ...", "they’ll say O'Neill is in, yes? No..."),

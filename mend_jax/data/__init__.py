@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # A name and the module whose `load(config, root, folder)` gives the DataSet.
 DATASETS = {
     "counterfact": "mend_jax.data.counterfact",
+    "wikitext_gen": "mend_jax.data.wikitext_gen",
     "world_facts": "mend_jax.data.world_facts",
     "zsre": "mend_jax.data.zsre",
 }

@@ -39,6 +39,7 @@ _NO_SPACE_BEFORE = {*".,;:!?)]%’”°", "...", "…", "''"}
 _NO_SPACE_AFTER = {*"([$£€₹¥₤#“‘"}
 _JOINED = {"@-@": "-", "@,@": ",", "@.@": ".", "/": "/", "—": "—", "⁄": "⁄"}
 _SUFFIX = re.compile(r"'[^\W\d]+")  # 's, 't, 'Neill
+_DECADE = re.compile(r"\d0s")
 _ELIDED = {"s", "t", "re", "ll", "d", "m", "ve"}  # after a curly apostrophe
 _DOLLARS = {"US", "A", "AU", "C", "CA", "NZ", "HK", "S"}
 _ENDS = {".", "!", "?"}
@@ -62,8 +63,11 @@ def detokenise(tokens: list[str]) -> str:
             written, left, right = _JOINED[token], True, True
         elif token == '"':
             left, right, quoted = left or quoted, not quoted, not quoted
+        elif token == "'" and _DECADE.fullmatch(after):
+            right = True
         elif token == "'":
-            ends = single or before[-1:] in ("s", "x", "z") or "'" not in tokens[i + 1 :]
+            genitive = before[-1:] in ("s", "x", "z") and not before.startswith("'")
+            ends = single or genitive or "'" not in tokens[i + 1 :]
             left, right, single = left or ends, not ends, not ends
         elif token == "–" and before[-1:].isdigit() and after[:1].isdigit():
             left = right = True

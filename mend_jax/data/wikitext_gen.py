@@ -1,0 +1,330 @@
+"""`wikitext_gen`: edits of how a model goes on with a passage (MEND's Wikitext generation).
+
+As in the paper (section 5, appendix C) a row's prompt is the beginning of a Wikipedia passage and
+its target the next 10 tokens; the paraphrase is the prompt without a random part of its beginning,
+up to half of it. As in the original code's `self_sample` data the target is what the base itself
+may write: it is sampled, once, at temperature 1, so rows belong to one base. Ours: whole words are
+dropped and cut, prompts have 20 to 48 tokens of the base's own tokenizer, and a sample is taken
+only if its text gives the same tokens back after the prompt and one space.
+
+Rows have no `far` text: passages of `wikitext` are to be taken for it.
+
+    python -m mend_jax.data.wikitext_gen --model=SPEC [--config=default] [--out=FILE.jsonl]
+
+prepares the rows of a base ahead of a run, and writes them down if asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import collections
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mend_jax.data import encode, prepare, raw, rows, wikitext
+from mend_jax.data.base import DataSet
+from mend_jax.data.names import key_hash, key_rng
+from mend_jax.errors import DataError, MendError
+from mend_jax.language_model import LanguageModel, load_model
+from mend_jax.mesh import in_force, mesh_of
+from mend_jax.models.base import Inputs
+from mend_jax.models.generate import generate, sampled
+from mend_jax.outline import DTYPES
+from mend_jax.tokenizer import Tokenizer
+from mend_jax.writers import Progress, write_text
+
+NEEDS_MODEL = True
+VERSION = "1.0.0"
+SIZES = {
+    "default": {"train": 2400, "validation": 200, "test": 300},
+    "small": {"train": 48, "validation": 8, "test": 8},  # the first rows of `default`
+}
+LEAST, MOST = 20, 48  # tokens of a prompt
+NEW = 10  # tokens of a target
+LEFT = 10  # words that a passage must have after the prompt
+TEMPERATURE = 1.0
+SEED = 0
+BATCH = 32
+_BUCKET = 8  # prompts are padded to a multiple of so many tokens
+LICENSE = "prompts CC BY-SA 3.0 (English Wikipedia); targets: as the base's output"
+DESCRIPTION = (
+    "Continuations of Wikipedia passages: the prompt is the first 20 to 48 tokens of a passage of "
+    "Wikitext-2, the target 10 tokens that the base itself sampled after it, the rephrase the "
+    "prompt without up to half of its words at the beginning. Splits as published, by article."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The beginning of a passage, to be continued.
+
+    Attributes:
+      key, subject: of the passage; its article's title.
+      prompt: the words to go on from, and the same as token ids.
+      rest: the words that follow it in the passage.
+    """
+
+    key: str
+    subject: str
+    prompt: str
+    ids: tuple[int, ...]
+    rest: tuple[str, ...]
+
+
+def cut(row: rows.Row, tokenizer: Tokenizer) -> Start | None:
+    """A passage cut at random so that its beginning has `LEAST` to `MOST` tokens, if it can be."""
+    words = row["far"].split()
+    want = int(key_rng("cut", SEED, row["key"]).integers(LEAST, MOST + 1))
+
+    def size(n_words: int) -> int:
+        return len(tokenizer.encode(" ".join(words[:n_words])))
+
+    n_words = bisect.bisect_right(range(1, len(words) - LEFT + 1), want, key=size)
+    prompt = " ".join(words[:n_words])
+    ids = tokenizer.encode(prompt)
+    if not LEAST <= len(ids) <= MOST:
+        return None
+    return Start(row["key"], row["subject"], prompt, tuple(ids), tuple(words[n_words:]))
+
+
+def starts(held: Sequence[rows.Row], tokenizer: Tokenizer) -> Iterator[Start]:
+    """The passages that can be cut, in an order that depends on their keys alone."""
+    for row in sorted(held, key=lambda row: key_hash("order", SEED, row["key"])):
+        if start := cut(row, tokenizer):
+            yield start
+
+
+@functools.partial(jax.jit, static_argnames=("module", "max_new", "eos_id"))
+def _sample(params, inputs, keys, temperature, *, module, max_new, eos_id):
+    pick = sampled(keys, temperature)
+    return generate(
+        module, {"params": params}, inputs, max_new=max_new, eos_id=eos_id, pick=pick
+    )  # fmt: skip
+
+
+def sample(model: LanguageModel, batch: Sequence[Start], size: int = BATCH) -> np.ndarray:
+    """`NEW` tokens int32[n, NEW] after each of up to `size` prompts, in one of few shapes.
+
+    What is drawn depends on the base, `SEED` and the row's key; up to the rounding of the logits,
+    which near a tie may differ between machines.
+    """
+    before = model.tokenizer.marks[0]
+    filled = [*batch, *[batch[0]] * (size - len(batch))]
+    longest = max(len(start.ids) for start in batch)
+    width = len(before) + -(-longest // _BUCKET) * _BUCKET
+    tokens = np.full((size, width), model.tokenizer.pad_id, np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for i, start in enumerate(filled):
+        ids = [*before, *start.ids]
+        tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
+    hashes = [key_hash("sample", SEED, start.key) for start in filled]
+    halves = np.asarray([(h >> 32, h & 0xFFFFFFFF) for h in hashes], np.uint32)
+    keys = jax.random.wrap_key_data(halves, impl="threefry2x32")
+    with in_force(mesh_of(model.params)):
+        out = _sample(
+            model.params, Inputs(tokens, mask), keys, np.float32(TEMPERATURE),
+            module=model.module, max_new=NEW, eos_id=model.tokenizer.eos_id,
+        )  # fmt: skip
+    return np.asarray(out)[: len(batch)]
+
+
+def target_of(tokenizer: Tokenizer, start: Start, ids: Sequence[int]) -> tuple[str, str]:
+    """(target, "") of sampled tokens, or ("", why not)."""
+    ids = [int(i) for i in ids]
+    if tokenizer.eos_id in ids:
+        return "", "ends the text"
+    text = tokenizer.decode([*start.ids, *ids])
+    if not text.startswith(start.prompt):
+        return "", "changes the prompt"
+    text = text[len(start.prompt) :]
+    if any(c != " " and not c.isprintable() or c == "\ufffd" for c in text):
+        return "", "holds a line end or half a character"
+    if not text.startswith(" "):
+        return "", "begins without a space"
+    target = text.strip()
+    size = len(tokenizer.marks[0]) + MOST + NEW
+    try:
+        seqs = encode.encode_qa(tokenizer, start.prompt, target, size, NEW, append_eos=False)
+    except DataError:
+        return "", "other tokens when read again"
+    if seqs.target[seqs.score_mask].tolist() != ids:
+        return "", "other tokens when read again"
+    return target, ""
+
+
+def make_row(start: Start, target: str) -> rows.Row:
+    """The edit of one passage."""
+    words = start.prompt.split()
+    dropped = int(key_rng("drop", SEED, start.key).integers(1, max(len(words) // 2, 1) + 1))
+    return rows.make_row(
+        key=start.key,
+        subject=start.subject,
+        prompt=start.prompt,
+        target=target,
+        truth=" ".join(start.rest[: len(target.split())]),
+        rephrase=" ".join(words[dropped:]),
+    )
+
+
+def _answers(
+    model: LanguageModel, block: Sequence[Start], size: int
+) -> Iterator[tuple[int, tuple[str, str]]]:
+    """(number in the block, `target_of` its sample), short prompts first: they share a shape."""
+    by_length = sorted(range(len(block)), key=lambda i: len(block[i].ids))
+    for at in range(0, len(block), size):
+        numbers = by_length[at : at + size]
+        drawn = sample(model, [block[i] for i in numbers], size)
+        for i, ids in zip(numbers, drawn, strict=True):
+            yield i, target_of(model.tokenizer, block[i], ids)
+
+
+def sample_rows(
+    model: LanguageModel, held: Sequence[rows.Row], count: int, size: int = BATCH, what: str = ""
+) -> tuple[list[rows.Row], dict[str, int]]:
+    """The first `count` rows whose samples can be used, and how many were sampled and left out."""
+    found: list[rows.Row] = []
+    counts: collections.Counter[str] = collections.Counter()
+    progress = Progress(f"sample {what}", count)
+    waiting = starts(held, model.tokenizer)
+    while len(found) < count:
+        wanted = min((count - len(found)) * 4 // 3, 16 * size)  # about a quarter is left out
+        block = list(itertools.islice(waiting, -(-wanted // size) * size))
+        if not block:
+            break
+        usable, answers = len(found), {}
+        for i, (target, why_not) in _answers(model, block, size):
+            answers[i] = target, why_not
+            usable += not why_not
+            progress.update(min(usable, count))
+        for i, start in enumerate(block):
+            target, why_not = answers[i]
+            if len(found) == count:
+                break
+            counts["sampled"] += 1
+            if why_not:
+                counts[why_not] += 1
+            else:
+                found.append(make_row(start, target))
+    progress.update(len(found), force=True)
+    return found, dict(counts)
+
+
+def make(model: LanguageModel, config: str, source: prepare.Recipe, size: int = BATCH) -> Any:
+    """All rows by split, sampled now.
+
+    Raises:
+      DataError: this is one of several processes, or no sample of a split can be used.
+    """
+    if jax.process_count() > 1:
+        dtype = np.dtype(model.module.dtype).name
+        raise DataError(
+            f"wikitext_gen/{config} is not prepared for {model.spec}, and sampling it takes one "
+            "process. On one host run `python -m mend_jax.data.wikitext_gen "
+            f"--model={model.spec} --dtype={dtype} --config={config}`, with MEND_CACHE_DIR set to "
+            "a folder that all hosts see, then start again"
+        )
+    splits, notes = {}, {}
+    texts = source.make().splits
+    for name, count in SIZES[config].items():
+        splits[name], notes[name] = sample_rows(model, texts[name], count, size, f"{name} targets")
+        if not splits[name]:
+            raise DataError(
+                f"wikitext_gen: of {notes[name].get('sampled', 0)} continuations that {model.spec} "
+                f"wrote for {name} none can be used ({notes[name]}): use another base"
+            )
+    return prepare.Made(splits, {"left_out": notes, "base": model.spec})
+
+
+def recipe(config: str, root: Path | None, model: LanguageModel) -> prepare.Recipe:
+    """How one config is made with one base.
+
+    Raises:
+      DataError: an unknown config, files that are not there, or a base that cannot sample.
+    """
+    if config not in SIZES:
+        raise DataError(f"wikitext_gen has no config {config!r}: use one of {', '.join(SIZES)}")
+    if model.module.kind != "causal":
+        raise DataError(
+            f"wikitext_gen is sampled from a causal language model, and {model.spec} is a "
+            f"{model.module.kind} model: choose another data.name or model.spec"
+        )
+    needed = len(model.tokenizer.marks[0]) + MOST + NEW
+    if model.config.n_positions < needed:
+        raise DataError(
+            f"wikitext_gen needs a context of {needed} tokens, that of {model.spec} has "
+            f"{model.config.n_positions}: use another base"
+        )
+    source = wikitext.recipe("default", root)
+    return prepare.Recipe(
+        name="wikitext_gen",
+        config=config,
+        version=VERSION,
+        description=DESCRIPTION,
+        license=LICENSE,
+        make=lambda: make(model, config, source),
+        files=source.files,
+        manual_dir=source.manual_dir,
+        inputs={
+            "base": model.fingerprint,
+            "tokenizer": model.tokenizer.fingerprint,
+            "temperature": TEMPERATURE,
+            "seed": SEED,
+            "tokens": NEW,
+        },
+        code=("mend_jax.data.wikitext_gen", "mend_jax.models.generate", *source.code),
+        published=source.published,
+        task="gen",
+    )
+
+
+def load(
+    config: str,
+    root: Path | None,
+    folder: str | os.PathLike[str] | None,
+    model: LanguageModel,
+) -> DataSet:
+    """The prepared data set of this base, sampled first if need be."""
+    return prepare.load(recipe(config, root, model), folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0 when the rows are prepared, 2 for an error that the message explains."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mend_jax.data.wikitext_gen", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--model", required=True, metavar="SPEC", help="the base, as model.spec")
+    parser.add_argument("--config", default="default", choices=sorted(SIZES))
+    parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES), help="as model.dtype")
+    parser.add_argument("--data_dir", default="", help=f"as data.dir; default {raw.ENV}")
+    parser.add_argument("--out", default="", metavar="FILE.jsonl", help="also write the rows here")
+    args = parser.parse_args(argv)
+    try:
+        model = load_model(args.model, dtype=args.dtype)
+        found = load(args.config, raw.data_root(args.data_dir), None, model)
+        for split, held in found.splits.items():
+            print(f"{split}: {len(held)} rows; left out: {found.notes['left_out'][split]}")
+        if args.out:
+            lines = [{"split": s, **row} for s, held in found.splits.items() for row in held]
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            write_text(Path(args.out), text)
+            print(f"rows: {args.out}")
+    except MendError as e:
+        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        return e.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
