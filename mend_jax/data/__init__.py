@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # A name and the module whose `load(config, root, folder)` gives the DataSet.
 DATASETS = {
     "counterfact": "mend_jax.data.counterfact",
+    "facts": "mend_jax.data.user_facts",
     "wikitext_gen": "mend_jax.data.wikitext_gen",
     "world_facts": "mend_jax.data.world_facts",
     "zsre": "mend_jax.data.zsre",
@@ -23,6 +24,7 @@ DATASETS = {
 # The same for data sets whose rows are unrelated texts (`far`), not edits.
 TEXT_SETS: dict[str, str] = {
     "nq_open": "mend_jax.data.nq_open",
+    "texts": "mend_jax.data.texts",
     "wikitext": "mend_jax.data.wikitext",
 }
 
