@@ -32,7 +32,6 @@ from pathlib import Path
 
 from mend_jax.data import neighbours, prepare, raw, rows
 from mend_jax.data.base import DataSet
-from mend_jax.data.names import normalise
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"
@@ -189,7 +188,7 @@ def _usable(
     """The rows with near facts that do not speak of their subject; `left` counts the others."""
     for row in held:
         near = zip(row["more_near_prompts"], row["more_near_answers"], strict=True)
-        near = [(prompt, answer) for prompt, answer in near if not _says(prompt, row["scope"])]
+        near = [(prompt, answer) for prompt, answer in near if not _says(prompt, row["subject"])]
         if neighbours.same(row["target"], row["truth"]):
             left["the target is the true answer"][split] += 1
         elif not near:
@@ -204,19 +203,23 @@ def _usable(
 
 
 def _says(text: str, name: str) -> bool:
-    return f" {name} " in f" {normalise(text)} "
+    """Whether the words of a name stand in a text, in their order."""
+    return f" {' '.join(neighbours.said(name))} " in f" {' '.join(neighbours.said(text))} "
 
 
 def _scoped(held: Sequence[rows.Row]) -> list[rows.Row]:
     """The rows with the subjects of their split that stand in their near fact."""
-    scopes = {row["scope"] for row in held}
+    scopes = collections.defaultdict(set)
+    for row in held:
+        scopes[" ".join(neighbours.said(row["subject"]))].add(row["scope"])
     found = []
     for row in held:
-        words = normalise(row["near_prompt"]).split()
+        words = neighbours.said(row["near_prompt"])
         names = {
             " ".join(words[start : start + size])
             for size in range(1, _LONGEST_NAME + 1)
             for start in range(len(words) - size + 1)
         }
-        found.append(row | {"near_scope": "|".join(sorted(names & scopes))})
+        near = set().union(*(scopes[name] for name in names if name in scopes))
+        found.append(row | {"near_scope": "|".join(sorted(near))})
     return found

@@ -30,16 +30,21 @@ def wording(prompt: str, subject: str) -> str:
     return normalise(prompt.replace(subject, "XXX"))
 
 
+def said(text: str) -> list[str]:
+    """The words of a text, possessives without their s; the s of plurals goes as well."""
+    return [word.removesuffix("s") for word in scope(text).split()]
+
+
 def speaks_of(row: Row, subject: str) -> bool:
     """Whether a row's subject, prompt or true answer speaks of a subject.
 
     It does where all words of the subject stand in it; for names, also the other way round.
     """
-    asked = set(scope(subject).split())
-    names = [set(scope(name).split()) for name in (row["subject"], row["truth"])]
+    asked = set(said(subject))
+    names = [set(said(row[name])) for name in ("subject", "truth")]
     if any(asked <= name or name <= asked for name in names):
         return True
-    return asked <= set(scope(row["prompt"]).split())
+    return asked <= set(said(row["prompt"]))
 
 
 def with_near(rows: Sequence[Row], hard: bool) -> tuple[list[Row], int]:

@@ -205,8 +205,10 @@ def check_string(value: Any, name: str, where: str) -> str:
     """A text that may be empty."""
     if not isinstance(value, str):
         raise DataError(f"{where}: field {name!r} is a {kind_of(value)}; it must be a text")
-    if any(0xD800 <= ord(c) <= 0xDFFF for c in value):
-        raise DataError(f"{where}: field {name!r} holds half a character; write it in full")
+    try:
+        value.encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"{where}: field {name!r} holds half a character; write it in full") from e
     return value
 
 
