@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 DATASETS = {
     "counterfact": "mend_jax.data.counterfact",
     "facts": "mend_jax.data.user_facts",
+    "fever": "mend_jax.data.fever",
     "wikitext_gen": "mend_jax.data.wikitext_gen",
     "world_facts": "mend_jax.data.world_facts",
     "zsre": "mend_jax.data.zsre",
