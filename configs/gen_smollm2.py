@@ -1,8 +1,8 @@
 """MEND on Wikitext generation for SmolLM2-135M (paper, section 5.2 and appendix C.3).
 
 Command: python -m mend_jax.main --config=gen_smollm2.py --config.data.dir=DATA
-DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md. The edit targets are sampled
-from the base model first, which takes some minutes once.
+DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md. The edit targets are
+sampled from the base model first, which takes some minutes once.
 """
 
 from mend_jax.config import load_config

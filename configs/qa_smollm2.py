@@ -14,7 +14,8 @@ def get_config(variant=""):
     c.data.max_len = 26
     c.data.max_target = 10
     c.data.far_len = 26
-    c.train.c_edit = 0.25
+    c.train.c_edit = 0.2
+    c.train.near_share = 0.1
     c.eval.max_new_tokens = 12
     c.eval.baselines.fine_tune.edits = 40
     if variant == "":

@@ -22,7 +22,7 @@ from mend_jax.forward import make_problem
 from mend_jax.judged import Judged
 from mend_jax.language_model import LanguageModel
 from mend_jax.mesh import shard_batch
-from mend_jax.objective import ASKED, locality_sets, texts_of
+from mend_jax.objective import ASKED, locality_sets, set_weights, texts_of
 from mend_jax.scoring import edit_and_score, generate_answers
 from mend_jax.writers import Progress
 
@@ -57,6 +57,7 @@ def join(parts: Sequence[Mapping[tuple[str, str], np.ndarray]]) -> dict[Any, np.
 def validate(
     scorer: Callable[..., Any], params: Any, state: Any, model: LanguageModel,
     batches: Iterator[Batch], mesh: Any, *, c_edit: float, c_loc: float,
+    near_share: float = 0.5,
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:  # fmt: skip
     """Teacher-forced validation numbers and the meta-loss that early stopping watches.
@@ -76,7 +77,7 @@ def validate(
     by_set = {name: metrics.locality_summary(scores, name) for name in sets}
     for name, summary in by_set.items():
         found |= {f"kl_{name}": summary["kl"], f"agree_{name}": summary["argmax_agreement"]}
-    kl = sum(s["kl"] for s in by_set.values()) / max(len(by_set), 1)
+    kl = sum(w * by_set[name]["kl"] for name, w in set_weights(sets, near_share).items())
     nll = float(scores["rephrase", "nll"].mean())
     return {"loss": c_edit * nll + c_loc * kl, "nll_rephrase": nll, "kl": kl, **found}
 

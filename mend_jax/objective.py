@@ -24,6 +24,16 @@ def locality_sets(batch: Mapping[str, Any]) -> list[str]:
     return [name for name in LOCALITY if name in batch]
 
 
+def set_weights(sets: list[str], near_share: float) -> dict[str, float]:
+    """How much each locality set counts; sets of weight 0 are left out.
+
+    `near_share` for `near`, the rest for `far`; one that is alone counts whole.
+    """
+    shares = {"near": near_share, "far": 1.0 - near_share}
+    own = {name: shares[name] for name in sets} if len(sets) > 1 else dict.fromkeys(sets, 1.0)
+    return {name: weight for name, weight in own.items() if weight}
+
+
 def texts_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The token sequences of a batch, without its row numbers and marks."""
     return {name: texts for name, texts in batch.items() if isinstance(texts, Sequences)}
@@ -53,13 +63,15 @@ def meta_loss(
     weights: Weights,
     c_edit: float = 0.1,
     c_loc: float = 1.0,
+    near_share: float = 0.5,
     both_ways: bool = False,
     train: bool = True,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any, Edit]]:
     """c_edit * NLL(rephrase; edited) + c_loc * KL(base || edited; locality) (paper, Eq. 4).
 
-    Both terms are means over scored tokens, then over the E independent edits; several locality
-    sets count equally. Only `params` take a gradient: the base and the factors are constants.
+    Both terms are means over scored tokens, then over the E independent edits; of the KL,
+    `near_share` is that of near texts (the paper has far ones alone). Only `params` take a
+    gradient: the base and the factors are constants.
 
     Args:
       params, state: the editor's.
@@ -72,7 +84,7 @@ def meta_loss(
     Returns:
       The loss and (metrics: means over the edits, new editor state, the edits).
     """
-    sets = locality_sets(batch)
+    sets = set_weights(locality_sets(batch), near_share)
     texts = with_trunk(model, base, batch, [*ASKED, *sets])
     if both_ways:
         texts |= {
@@ -88,7 +100,7 @@ def meta_loss(
     nll_E = masked_mean(token_nll(logits, rephrase.target), rephrase.score_mask, axes=(1, 2))
     metrics = {"nll_rephrase": nll_E.mean()}
     kl = jnp.zeros(())
-    for name in sets:
+    for name, weight in sets.items():
         seqs, h = texts[name]
         before = jax.lax.stop_gradient(scored_logits(model, base, h, seqs))
         under = edit
@@ -99,7 +111,7 @@ def meta_loss(
         after = scored_logits(model, base, h, seqs, under)
         kl_E = masked_mean(token_kl(before, after), seqs.score_mask, axes=(1, 2))
         metrics[f"kl_{name}"] = kl_E.mean()
-        kl = kl + kl_E.mean() / len(sets)
+        kl = kl + weight * kl_E.mean()
     loss = c_edit * nll_E.mean() + c_loc * kl
     metrics |= {"loss": loss, "kl": kl}
     return loss, (metrics, state, edit)

@@ -157,12 +157,14 @@ def train_editor(
             return validate(
                 scorer, state.params, state.editor_state, experiment.model,
                 experiment.eval_batches(experiment.validation, c.eval.edits_per_step),
-                experiment.mesh, c_edit=c.train.c_edit, c_loc=c.train.c_loc, between=between,
+                experiment.mesh, c_edit=c.train.c_edit, c_loc=c.train.c_loc,
+                near_share=c.train.near_share, between=between,
             )  # fmt: skip
 
         step = make_train_step(
             experiment.editor, experiment.tx, model=experiment.model.module,
-            weights=experiment.model.weights, c_loc=c.train.c_loc, both_ways=c.train.both_ways,
+            weights=experiment.model.weights, c_loc=c.train.c_loc, near_share=c.train.near_share,
+            both_ways=c.train.both_ways,
             c_edit=success_weight(c.train.c_edit_start, c.train.c_edit, c.train.steps),
             shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
         )  # fmt: skip

@@ -57,6 +57,7 @@ KEYS = {
     "train.c_edit_start": _RATE,
     "train.c_edit": _RATE,
     "train.c_loc": Key(float, 0.0),
+    "train.near_share": Key(float, 0.0),
     "train.log_every": _COUNT,
     "train.val_every": _COUNT,
     "train.val_edits": _COUNT,
@@ -86,6 +87,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"eval.max_new_tokens is {config.eval.max_new_tokens}: no room to write a target of "
             f"data.max_target {config.data.max_target} tokens"
         )
+    if not problems and config.train.near_share > 1:
+        problems.append(f"train.near_share is {config.train.near_share}, at most 1")
     if not problems and config.data.template.count("{}") != 1:
         problems.append(f"data.template is {config.data.template!r}: it needs one {{}}")
     refuse(problems)

@@ -63,6 +63,7 @@ def make_train_step(
     weights: Any,
     c_edit: Callable[[jax.Array], jax.Array],
     c_loc: float,
+    near_share: float = 0.5,
     both_ways: bool = False,
     shardings: Any = None,
 ) -> TrainStep:
@@ -76,8 +77,9 @@ def make_train_step(
     saw the failure change nothing, and the caller stops with the last good state in hand.
     """
     loss_fn = functools.partial(
-        meta_loss, editor=editor, model=model, weights=weights, c_loc=c_loc, both_ways=both_ways
-    )
+        meta_loss, editor=editor, model=model, weights=weights, c_loc=c_loc,
+        near_share=near_share, both_ways=both_ways,
+    )  # fmt: skip
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def train_step(state: TrainState, base: Any, batch: Batch, number: jax.Array):

@@ -146,7 +146,8 @@ def tracers(blueprint: Blueprint, mesh: Mesh) -> dict[str, Traced]:
 
     def train() -> Any:
         step = make_train_step(
-            tx=blueprint.tx, c_loc=c.train.c_loc, both_ways=c.train.both_ways,
+            tx=blueprint.tx, c_loc=c.train.c_loc, near_share=c.train.near_share,
+            both_ways=c.train.both_ways,
             c_edit=success_weight(c.train.c_edit_start, c.train.c_edit, c.train.steps),
             shardings=jax.tree.map(lambda x: x.sharding, state), **same,
         )  # fmt: skip
