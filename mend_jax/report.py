@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import jinja2
 
 from mend_jax import plots
+from mend_jax.cards import example_card, gallery
 from mend_jax.errors import DataError
 from mend_jax.plots import Lines, Method, Results, dig, interval, label, mean, number
-from mend_jax.writers import JsonLines, duration, write_bytes, write_text
+from mend_jax.shown import DASH, starts_with, text, visible
+from mend_jax.writers import JsonLines, write_bytes, write_text
 
-DASH = "–"
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
-_REORDERING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
 # (kind, name, key of the score, what it says, whether more is better)
 _ANSWERS = (
@@ -72,18 +71,6 @@ _GROUPS = (
     ("locality.far.", "Far texts", "texts that have nothing to do with the edit", _CHANGES),
     ("locality.far_answers.", "Answers of far questions", "their answers' tokens alone", _CHANGES),
     ("ability.", "General ability", "one edit at a time; held-out prose and facts", _ABILITY),
-)
-# (fault, title, what went wrong)
-_FAULTS = (
-    ("edit", "The edit did not take", "left to write on, it does not say the new answer"),
-    (
-        "rephrase",
-        "A paraphrase did not follow",
-        "the edited question is right, other words are not",
-    ),
-    ("near", "A neighbour changed", "the edit took, and moved a like question (KL above 0.1)"),
-    ("far", "Something unrelated changed", "the edit took, and moved a far text (KL above 0.1)"),
-    ("", "Edits that failed", "an answer is wrong, or another text changed"),
 )
 _TILES = (
     ("percent", "edit.success_exact", "of edits take", "the edited question is answered right"),
@@ -156,39 +143,6 @@ def page(results: Results, examples: Sequence[Any], pictures: Mapping[str, bytes
         "DASH": DASH,
     }
     return env.get_template("report.html.j2").render(view)
-
-
-def text(value: Any, kind: str = "plain") -> str:
-    """A value as the page shows it: percent, points (of percent), plain, count, time or bytes."""
-    x = number(value)
-    if x is None:
-        return value if kind == "plain" and isinstance(value, str) and value else DASH
-    shown = {
-        "percent": f"{100 * x:.1f}%",
-        "points": f"{100 * x:.1f}",
-        "count": f"{round(x):,}".replace(",", "\u202f"),
-        "time": duration(x) if x >= 60 else f"{x:.3g} s",
-        "bytes": f"{x / 1e9:.2f} GB" if x >= 1e9 else f"{x / 1e6:.0f} MB",
-        "plain": f"{x:.3g}" if abs(x) < 1000 else f"{x:.0f}",
-    }
-    return shown[kind].replace("-", "\u2212")
-
-
-def visible(value: Any) -> Any:
-    """A value whose strings show line ends and what else cannot be seen (or stored) as signs."""
-    if isinstance(value, str):
-        value = value.replace("\n", "⏎").replace("\t", " ")
-        odd = {c for c in value if c in _REORDERING or unicodedata.category(c) in ("Cc", "Cs")}
-        return "".join("\ufffd" if c in odd else c for c in value)
-    if isinstance(value, Mapping):
-        return {visible(k): visible(v) for k, v in value.items()}
-    return [visible(v) for v in value] if isinstance(value, list) else value
-
-
-def starts_with(output: Any, answer: Any) -> bool:
-    """Whether a text begins with an answer, whatever the case and the spaces before it."""
-    head = str(output or "").lstrip(" ⏎").casefold()
-    return bool(answer) and head.startswith(str(answer).strip().casefold())
 
 
 def tiles(results: Results) -> list[dict[str, str]]:
@@ -282,37 +236,6 @@ def relations(results: Results) -> list[dict[str, Any]]:
         n, kl = text(dig(scores[name], "n"), "count"), text(dig(scores[name], "kl"))
         made.append({"name": label(name), "n": n, "kl": kl} | bars)
     return made
-
-
-def example_card(example: Mapping[str, Any]) -> dict[str, Any]:
-    """One edit as three questions, each with the wanted answer and the outputs before and after."""
-    asked = (
-        ("Edited question", "prompt", "target", "before", "after"),
-        ("Paraphrase", "rephrase", "target", "rephrase_before", "rephrase_after"),
-        ("Neighbour, to be left alone", "near_prompt", "near_answer", "near_before", "near_after"),
-    )
-    keys = ("name", "prompt", "wanted", "before", "after")
-    rows = [(name, *(example.get(k) for k in paths)) for name, *paths in asked]
-    card = {k: text(example.get(k)) for k in ("target", "truth", "kl_near", "kl_far")}
-    return card | {
-        "relation": label(example.get("relation") or ""),
-        "good": example.get("good") is True,
-        "fault": example.get("fault") if example.get("fault") in {f for f, *_ in _FAULTS} else "",
-        "far": text(example.get("far")) if example.get("fault") == "far" else "",
-        "rows": [dict(zip(keys, r, strict=True)) for r in rows if r[1]],
-    }
-
-
-def gallery(failed: Sequence[Mapping[str, Any]], shares: Any) -> list[dict[str, Any]]:
-    """The failed edits by fault, each kind with how often it happens among all test edits."""
-    groups = []
-    for fault, title, note in _FAULTS:
-        cards = [card for card in failed if card["fault"] == fault]
-        share = text(dig(shares, fault), "percent") if fault else DASH
-        if cards:
-            note = note if share == DASH else f"{note}; {share} of all test edits"
-            groups.append({"name": title, "note": note, "cards": cards})
-    return groups
 
 
 def _with_print(results: Results, group: str, name: str) -> str:
