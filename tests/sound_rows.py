@@ -6,6 +6,7 @@ import unicodedata
 
 from mend_jax.data import prepare
 from mend_jax.data.names import normalise
+from mend_jax.data.neighbours import scope
 from mend_jax.data.rows import REQUIRED
 
 
@@ -33,10 +34,10 @@ def check_rows(splits, *needed):
             where = (split, row["key"])
             for name in (*REQUIRED, "subject", "truth", "near_prompt", "near_answer", *needed):
                 assert row[name] and row[name] == row[name].strip(), (where, name)
-            assert normalise(row["target"]) != normalise(row["truth"]), where
+            assert scope(row["target"]) != scope(row["truth"]), where
             assert not says(row["near_prompt"], row["subject"]), where
             assert normalise(row["near_prompt"]) != normalise(row["prompt"]), where
-            assert row["scope"] == normalise(row["subject"]), where
+            assert row["scope"] in (normalise(row["subject"]), scope(row["subject"])), where
             assert row["scope"] not in row["near_scope"].split("|"), where
             for prompts, answers in (("more_near_prompts", "more_near_answers"),
                                      ("hop_prompts", "hop_answers")):  # fmt: skip

@@ -110,3 +110,11 @@ def test_files_are_found_by_any_of_their_names(tmp_path):
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(DataError, match="nowhere: cannot be read"):
         raw.read_records(tmp_path / "nowhere", KINDS)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"id": ' + "1" * 5000 + "}", '{"id": 1'])
+def test_json_that_no_reader_takes(tmp_path, text):
+    path = tmp_path / "f"
+    path.write_text(text)
+    with pytest.raises(DataError, match="f:1: not JSON|f: nested too deeply"):
+        raw.read_records(path, KINDS)

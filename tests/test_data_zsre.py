@@ -217,7 +217,8 @@ def test_what_follows_from_an_edit_is_kept(tmp_path):
 
 def test_wordings_that_train_has_not_are_told(tmp_path):
     dev = change(RECORDS[DEV], 1, rephrase=f"Says who, {NAMES[201]}?")
-    write_all(tmp_path / "raw", **{DEV: dev})
+    published = change(RECORDS[EVAL], 1, rephrase=f"Says who, {NAMES[301]}?")
+    write_all(tmp_path / "raw", **{DEV: dev, EVAL: published})
     rows = rows_of(load(tmp_path, "default"))
     unseen = [row["key"] for held in rows.values() for row in held if row["rephrase_unseen"]]
     assert unseen == ["levy_mend_form_dev-2"]

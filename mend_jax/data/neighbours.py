@@ -7,12 +7,14 @@ with its true answer.
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Sequence
 
 from mend_jax.data.names import key_hash, normalise
 from mend_jax.data.rows import Row
 
 _TRIES = 100
+_TRIED_IN_TURN = 1000  # of the pool, where every draw failed
 
 
 def scope(subject: str) -> str:
@@ -77,8 +79,10 @@ def with_near(rows: Sequence[Row], hard: bool) -> tuple[list[Row], int]:
 
 def _draw(row: Row, pool: Sequence[Row]) -> dict[str, str] | None:
     """The near fields of a row from one of the pool that does not speak of its subject."""
-    for attempt in range(_TRIES if len(pool) > 1 else 0):
-        near = pool[key_hash("near", row["key"], attempt) % len(pool)]
+    n = len(pool)
+    drawn = (key_hash("near", row["key"], attempt) % n for attempt in range(_TRIES if n > 1 else 0))
+    for pick in itertools.chain(drawn, range(min(n, _TRIED_IN_TURN))):
+        near = pool[pick]
         if not same(near["prompt"], row["prompt"]) and not speaks_of(near, row["subject"]):
             return {
                 "near_relation": near["relation"],

@@ -188,6 +188,8 @@ def parse_json(text: str, where: str, example: str = "") -> Any:
         return json.loads(text, object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as e:
         raise DataError(f"{where}: not JSON ({e.msg} at column {e.colno}){hint}") from e
+    except ValueError as e:
+        raise DataError(f"{where}: not JSON that can be read ({e}){hint}") from e
     except _RepeatedField as e:
         raise DataError(f"{where}: field {e} stands twice; keep one of them") from e
     except RecursionError as e:

@@ -1,0 +1,92 @@
+"""Near facts that are drawn from the rows themselves: whom they may not speak of, how they vary."""
+
+import pytest
+
+from mend_jax.data.neighbours import same, scope, speaks_of, with_near, wording
+from mend_jax.data.rows import make_row
+
+
+def row(number, subject, prompt="", truth="", relation=""):
+    asked = prompt or f"What is {subject}?"
+    return make_row(
+        key=f"k{number}", subject=subject, prompt=asked, rephrase=asked, target="t",
+        truth=truth or f"truth{number}", relation=relation, scope=scope(subject),
+    )  # fmt: skip
+
+
+def names(n):
+    return [chr(97 + i % 26) + "xyz"[i // 26 % 3] * 5 for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    "subject, prompt, truth, expected",
+    [
+        ("Rome", "Who built it?", "a king", True),  # its subject
+        ("New Rome", "Who built it?", "a king", True),
+        ("The Rome!", "Who built it?", "a king", True),
+        ("Oslo", "Who is called ROME's king?", "Ann", True),  # its prompt
+        ("Oslo", "Who is Rôme?", "Ann", True),
+        ("Oslo", "Who lives there?", "Old Rome", True),  # its answer
+        ("Oslo", "Who lives there?", "Romeo", False),
+        ("Oslo", "Who is in Romeo?", "Ann", False),
+    ],
+)
+def test_a_fact_speaks_of_a_subject(subject, prompt, truth, expected):
+    assert speaks_of(row(0, subject, prompt, truth), "Rome") is expected
+
+
+def test_a_fact_about_a_part_of_a_name_speaks_of_it():
+    assert speaks_of(row(0, "Guinea", "Who rules there?"), "Equatorial Guinea")
+    assert not speaks_of(row(0, "Oslo", "Is it in Guinea?"), "Equatorial Guinea")
+    assert speaks_of(row(0, "Осло", "Что?"), "осло") and not speaks_of(
+        row(0, "Рим", "Что?"), "осло"
+    )
+
+
+def test_spelling_does_not_tell_answers_apart():
+    assert same("The Côte d'Ivoire.", "cote dIvoire") and not same("5", "50")
+    assert same("Рим ", "рим") and not same("Рим", "Осло")
+    assert wording("Who is The Who?", "The Who") == wording("Who is Bob?", "Bob") == "who is xxx"
+
+
+def test_near_facts_are_true_and_about_others():
+    rows = [row(i, name) for i, name in enumerate(names(40))]
+    found, left = with_near(rows, hard=False)
+    assert left == 0 and with_near(rows, hard=False)[0] == found
+    facts = {(r["subject"], r["prompt"], r["truth"], r["scope"]) for r in rows}
+    for given, new in zip(rows, found, strict=True):
+        near = tuple(new[f"near_{k}"] for k in ("subject", "prompt", "answer", "scope"))
+        assert near in facts and new["near_subject"] != new["subject"]
+        assert new | {k: v for k, v in given.items() if k.startswith("near_")} == given
+    assert len({r["near_subject"] for r in found}) > 20
+
+
+def test_a_row_is_not_given_its_own_prompt():
+    rows = [row(i, name, "What is it?" if i else "WHAT is it") for i, name in enumerate(names(70))]
+    assert with_near(rows, hard=False) == ([], 70)
+    rows.append(row(70, "other"))
+    assert [r["near_subject"] for r in with_near(rows, False)[0][:-1]] == ["other"] * 70
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_hard_near_facts_are_every_second_one(named):
+    rows = []
+    for i, name in enumerate(names(60)):
+        kind = i // 2 % 10
+        relation = f"r{kind}" if named else ""
+        rows.append(row(i, name, f"What kind{kind} has {name}?", relation=relation))
+
+    def alike(hard):
+        found, _ = with_near(rows, hard)
+        return [r["prompt"].split()[1] == r["near_prompt"].split()[1] for r in found]
+
+    hard, soft = alike(True), alike(False)
+    assert all(hard[::2]) and sum(hard[1::2]) < 10 and sum(soft) < 15
+
+
+def test_a_relation_of_one_subject_takes_what_there_is():
+    rows = [row(i, "Rome", relation="r") for i in range(4)]
+    rows += [row(9, "Oslo", relation="other")]
+    found, left = with_near(rows, hard=True)
+    assert left == 0 and {r["near_subject"] for r in found[:4]} == {"Oslo"}
+    assert with_near(rows[:4], hard=True) == ([], 4)
