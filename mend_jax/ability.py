@@ -139,6 +139,23 @@ def know(base: Any, probes: Probes, *, model: EditableModel, chunk: int = 8) -> 
     )
 
 
+def known_first(probes: Probes, known: Known, n_facts: int) -> tuple[Probes, Known]:
+    """Fewer facts: those that the base recalls, up to `n_facts`, filled up with others in order.
+
+    A small base recalls few: of a large pool so chosen, what an edit makes it forget can be seen.
+    `recall_before` is then that of the choice; the base's own is `known.recalled.mean()` of the
+    pool. Not to be jitted.
+    """
+    recalled = np.asarray(known.recalled)
+    numbers = np.sort(np.argsort(~recalled, stable=True)[:n_facts])
+
+    def chosen(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[numbers], tree)
+
+    facts = {"facts": chosen(known.facts), "recalled": known.recalled[numbers]}
+    return probes.replace(facts=chosen(probes.facts)), known.replace(**facts)
+
+
 def probe_edits(
     base: Any, edit: Edit, probes: Probes, known: Known, *, model: EditableModel, chunk: int = 8
 ) -> dict[str, jax.Array]:
@@ -255,4 +272,5 @@ def summarise(scores: Mapping[str, np.ndarray], probes: Probes, known: Known) ->
         "n_edits": len(scores["nll"]),
         "n_texts": len(probes.texts.tokens),
         "n_facts": n_facts,
+        "n_known": int(before),
     }

@@ -161,10 +161,24 @@ def test_summary_over_edits():
     assert found["recall_before"] == 4 / 7 and found["recall"] == pytest.approx(4.5 / 7)
     assert found["recall_kept"] == 3.5 / 4 and found["argmax_agreement"] == 0.75
     assert (found["n_edits"], found["n_texts"], found["n_facts"]) == (2, 5, 7)
+    assert found["n_known"] == 4
     unknown = known.replace(recalled=np.zeros(7, bool))
     assert np.isnan(ability.summarise(scores, probes, unknown)["recall_kept"])
     ruined = ability.summarise(scores | {"nll": scores["nll"] * 1e4}, probes, known)
     assert ruined["perplexity"] == np.inf
+
+
+def test_of_a_pool_the_known_facts_are_taken_first():
+    probes = probes_of("llama")
+    known = programs("llama", 2)[0](base("llama")[1], probes)
+    mixed = known.replace(recalled=jnp.asarray([False, True, False, False, True, True, False]))
+    for count, numbers in ((5, [0, 1, 2, 4, 5]), (2, [1, 4]), (9, range(7))):
+        fewer, less = ability.known_first(probes, mixed, count)
+        np.testing.assert_array_equal(fewer.facts.tokens, probes.facts.tokens[np.asarray(numbers)])
+        h = zip(*map(jax.tree.leaves, (less.facts, mixed.facts)), strict=True)
+        assert all((a == b[np.asarray(numbers)]).all() for a, b in h)
+        assert less.recalled.tolist() == [bool(mixed.recalled[i]) for i in numbers]
+        assert fewer.texts is probes.texts and less.nll == known.nll
 
 
 def write_root(root):
