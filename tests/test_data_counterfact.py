@@ -195,6 +195,7 @@ def rewrite(**fields):
         (SUBSET, {"neighborhood_prompts": None}, ":2: field 'neighborhood_prompts' is missing"),
         (SUBSET, rewrite(prompt="It is a"), ":2: prompt 'It is a' has no {} for the subject"),
         (SUBSET, rewrite(relation_id=None), ":2: field 'relation_id' is missing"),
+        (SUBSET, rewrite(relation_id=" "), ":2: field 'relation_id' is empty"),
         (SUBSET, rewrite(target_new="x"), ":2: field 'target_new' is a text"),
         (SUBSET, rewrite(target_true={"str": ""}), ":2: target_true: field 'str' is empty"),
     ],
