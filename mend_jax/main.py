@@ -1,7 +1,8 @@
 """python -m mend_jax.main --config=NAME.py[:variant] [--workdir=DIR] [--config.key=value ...]
 
 Trains an editor (or resumes, or skips), evaluates it and leaves config.json, metrics.jsonl,
-results.json, report.html with plots, and checkpoints/ in DIR (default runs/NAME[-variant]).
+results.json, report.html with plots, and checkpoints/ in DIR (default runs/NAME[-variant]). With a
+config whose `job` is "finetune": makes a base, in DIR/model.
 
 With --compile_for=SLICE it runs nothing: it compiles the steps for a TPU slice, on any machine, and
 leaves DIR/compile_<topology>.json with the memory, operations and collectives of a chip.
@@ -10,13 +11,20 @@ leaves DIR/compile_<topology>.json with the memory, operations and collectives o
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mend_jax import config as configs
-from mend_jax.errors import ConfigError, MendError
+from mend_jax.errors import ConfigError, MendError, nearest
+
+# What a config's `job` runs: a module and its function of (config, workdir, config name).
+JOBS = {
+    "edit": ("mend_jax.run", "train_and_evaluate"),
+    "finetune": ("mend_jax.finetune", "finetune"),
+}
 
 
 def read_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -76,14 +84,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         config, workdir, name = parse(argv)
+        job = config.get("job", "edit")
+        if job not in JOBS:
+            raise ConfigError(f"job is {job!r}{nearest(str(job), [*JOBS])}; known: {[*JOBS]}")
         if where := read_flags(argv).compile_for:
+            if job != "edit":
+                raise ConfigError(f"--compile_for: only editing runs are compiled, not job {job!r}")
             return 0 if compile_for(config, workdir, where) else 1
         from mend_jax import distributed  # after the flags: importing jax takes seconds
 
         distributed.initialize()
-        from mend_jax.run import train_and_evaluate
-
-        train_and_evaluate(config, workdir, name)
+        run_of(job)(config, workdir, name)
     except MendError as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
         leave(e)
@@ -92,6 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         leave(e)
         raise
     return 0
+
+
+def run_of(job: str) -> Callable[..., object]:
+    """The function that does a job, imported when it is needed."""
+    module, name = JOBS[job]
+    return getattr(importlib.import_module(module), name)
 
 
 def leave(error: Exception) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mend_jax import config as configs
+from mend_jax import finetune
 from mend_jax.build import build_editor, build_optimizer
 from mend_jax.errors import ConfigError
 from mend_jax.main import main, parse
@@ -17,6 +18,9 @@ FOLDER = Path(__file__).parents[1] / "configs"
 @pytest.mark.parametrize("name", sorted(p.name for p in FOLDER.glob("*.py")))
 def test_every_config_loads_checks_and_builds(name, variant):
     config = configs.load_config(name + variant)
+    if config.job == "finetune":
+        finetune.check(config)
+        return
     check(config)
     build_editor(config)
     build_optimizer(config)
@@ -56,6 +60,7 @@ def test_overrides_keep_their_type():
         (["--config=quickstart.py", "--config.train.steps"], "write --config.KEY=VALUE"),
         (["--config=quickstart.py", "--workdri=x"], "unknown argument.*did you mean '--workdir'"),
         (["--config=quickstart.py", "--config.train.steps=None"], "expected int such as"),
+        (["--config=quickstart.py", "--config.job=edti"], "job is 'edti' .did you mean 'edit'"),
         (["--config=/etc/hostname"], "/etc/hostname is not a config"),
         ([], "--config"),
     ],

@@ -1,0 +1,32 @@
+"""MEND on FEVER claims for MiniLM (22M) as a fact checker (paper, section 5.1: fact checking).
+
+Commands: python -m mend_jax.main --config=fever_finetune.py --config.data.dir=DATA
+          python -m mend_jax.main --config=fc_minilm.py --config.data.dir=DATA
+The first makes the model, in runs/fever_finetune/model; run both in the same folder. DATA is the
+folder of raw data (or set MEND_DATA_DIR); see docs/data.md. An edit flips what the model thinks of
+a claim; it must do so for the claim in other words too, and not for other claims.
+Hyper-parameters: a first guess.
+"""
+
+from mend_jax.config import load_config
+
+
+def get_config(variant=""):
+    """Variants: "" and "smoke" (the same in under a minute)."""
+    c = load_config("quickstart.py" + (f":{variant}" if variant else ""))
+    c.model.spec = "runs/fever_finetune/model"
+    c.data.name = "fever"
+    c.data.max_len = 48
+    c.data.max_target = 1  # the judgement
+    c.data.far_len = 48
+    c.train.far_scored = 1
+    c.eval.max_new_tokens = 1
+    if variant == "":
+        c.train.steps = 800
+        c.train.edits_per_step = 8
+        c.train.val_every = 200
+        c.train.val_edits = 256
+        c.train.checkpoint_every = 200
+        c.eval.edits = 500
+        c.eval.edits_per_step = 32
+    return c

@@ -1,0 +1,376 @@
+"""The fine-tuning job: makes a fact checker of an encoder, the base that claim edits start from.
+
+Trains the head, the pooler and the top blocks on the claims of a data set (task `fc`) with their
+true labels; the trunk is frozen and runs once a batch, without a gradient. Leaves DIR/model, a
+Hugging Face folder that `load_model` reads; DIR/results.json, metrics.jsonl and config.json. A job
+takes minutes, so one that was interrupted starts again from its beginning.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from mend_jax import checkpoint, data, distributed, hub
+from mend_jax import config as configs
+from mend_jax.data import encode
+from mend_jax.data.forms import CLASSIFIER
+from mend_jax.data.rows import SPLITS
+from mend_jax.errors import ConfigError, DataError, Preempted, TrainingError
+from mend_jax.experiment import choose_rows
+from mend_jax.forward import top_logits, trunk_states
+from mend_jax.language_model import LanguageModel, load_model
+from mend_jax.losses import correct_tokens, token_nll
+from mend_jax.metrics import wilson
+from mend_jax.models.classifier import HEAD
+from mend_jax.models.params import BLOCK, count, unstack_trunk
+from mend_jax.run import PACKAGES, hardware, say
+from mend_jax.schema import Key, check_keys, refuse
+from mend_jax.sequences import Sequences
+from mend_jax.workdir import prepare, read_results
+from mend_jax.writers import JsonLines, Progress, is_remote, write_json, write_text
+
+KEYS = {
+    "job": Key(str, choices=("finetune",)),
+    "seed": Key(int, 0),
+    "model.spec": Key(str),
+    "model.last_n_blocks": Key(int, 1),
+    "data.name": Key(str),
+    "data.dir": Key(str),
+    "data.max_len": Key(int, 3),
+    "data.train_rows": Key(int, 0),
+    "data.rephrases": Key(bool),
+    "train.epochs": Key(int, 1),
+    "train.batch_size": Key(int, 1),
+    "train.lr": Key(float, 0.0, above=True),
+    "train.clip": Key(float, 0.0, above=True),
+    "train.warmup": Key(int, 0),
+    "train.log_every": Key(int, 1),
+    "train.val_every": Key(int, 1),
+    "train.patience": Key(int, 0),
+    "eval.batch_size": Key(int, 1),
+    "eval.rows": Key(int, 0),
+}
+_WIDTH = 8  # texts are cut to a multiple of this many tokens, so that few shapes are compiled
+
+
+@flax.struct.dataclass
+class State:
+    """What a training step reads and writes; `params` are the trained ones, `step` is int32."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+class Best(NamedTuple):
+    """The parameters of the best validation so far."""
+
+    step: int
+    accuracy: float
+    params: Any
+
+
+def finetune(
+    config: ml_collections.ConfigDict, workdir: str | Path, config_name: str = ""
+) -> dict[str, Any]:
+    """Runs a config in a folder and returns what results.json holds; a finished one only tells it.
+
+    Raises:
+      MendError: a bad config, base or data set, before anything is computed; or a loss that is not
+        finite.
+    """
+    began = time.monotonic()
+    check(config)
+    if jax.process_count() > 1:
+        raise ConfigError("fine-tuning runs in one process: start it on one host")
+    workdir = prepare(workdir)
+    if is_remote(workdir):
+        raise ConfigError(f"--workdir {workdir}: fine-tuning needs a local folder, for its model")
+    finished = read_results(workdir)
+    if finished is not None:
+        mine = {"config": configs.plain(config)}
+        checkpoint.refuse_other_run({"config": finished["config"]}, mine, workdir)
+        say(f"{workdir} is finished")
+        say(headline(finished))
+        return finished
+    model = load_model(
+        config.model.spec, last_n_blocks=config.model.last_n_blocks, fresh=HEAD
+    )  # fmt: skip
+    dataset = data.load(config.data.name, config.data.dir or None, model=model)
+    texts = encode_splits(config, dataset, model)
+    say(
+        f"base {model.spec} ({model.fingerprint}); {dataset.name}: "
+        + ", ".join(f"{len(seqs.tokens)} {name}" for name, seqs in texts.items())
+    )
+    write_text(workdir / "config.json", configs.to_json(config) + "\n")
+    log = JsonLines(workdir / "metrics.jsonl")
+    log.rewind(-1)
+    with distributed.StopRequest() as stop:
+        best, steps = train(config, model, texts, log, stop)
+    params = {**model.params, **jax.device_get(best.params)}
+    save_model(workdir / "model", model, params)
+    per_batch = config.eval.batch_size
+    scored = {
+        name: judge(model.module, params, seqs, per_batch)
+        for name, seqs in texts.items()
+        if name != "learned"
+    }
+    results = {
+        "config_name": config_name,
+        "config": configs.plain(config),
+        "base": {"spec": model.spec, "fingerprint": model.fingerprint},
+        "model": {"fingerprint": hub.fingerprint(unstack_trunk(params))},
+        "data": {
+            "name": dataset.name, "fingerprint": dataset.fingerprint, "license": dataset.license,
+            "notes": dataset.notes,
+        },
+        "hardware": hardware(),
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES}
+        | {"python": platform.python_version()},
+        "training": {
+            "steps": steps, "kept_step": best.step, "trained_parameters": count(best.params),
+            "seconds": time.monotonic() - began,
+        },
+        "eval": {name: summary(scores) for name, scores in scored.items()},
+        "seconds_total": time.monotonic() - began,
+    }  # fmt: skip
+    write_json(workdir / "results.json", results)
+    say(headline(results))
+    say(f"model: {workdir / 'model'}")
+    return results
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises one ConfigError that names every key that is unknown, missing or out of range."""
+    refuse(check_keys(config, KEYS))
+
+
+# --- data
+
+
+def encode_splits(
+    config: ml_collections.ConfigDict, dataset: data.DataSet, model: LanguageModel
+) -> dict[str, Sequences]:
+    """The claims of each split with their true labels, [N, ...].
+
+    `learned` is what is trained on; the others are judged: `train` is a part of it, and
+    `test_rephrase` the other wordings of test's claims.
+    """
+    if dataset.task != "fc":
+        raise ConfigError(f"data set {dataset.name} has no claims to judge: use one such as fever")
+    c = config.data
+    encode_rows = functools.partial(encode_claims, model=model, max_len=c.max_len)
+    train = choose_rows(dataset.split("train"), c.train_rows)
+    fields = ("prompt", "rephrase") if c.rephrases else ("prompt",)
+    validation, test = (choose_rows(dataset.split(n), config.eval.rows) for n in SPLITS[1:])
+    return {
+        "learned": encode_rows(train, fields),
+        "train": encode_rows(choose_rows(train, len(test)), ("prompt",)),
+        "validation": encode_rows(validation, ("prompt",)),
+        "test": encode_rows(test, ("prompt",)),
+        "test_rephrase": encode_rows(test, ("rephrase",)),
+    }
+
+
+def encode_claims(
+    rows: Sequence[Mapping[str, Any]], fields: Sequence[str], *, model: LanguageModel, max_len: int
+) -> Sequences:
+    """Claims with their true labels; those that do not fit `max_len` tokens are left out.
+
+    Raises:
+      DataError: none fits.
+    """
+    found, reason = [], None
+    for row in rows:
+        for field in fields:
+            try:
+                found.append(
+                    CLASSIFIER.qa(model.tokenizer, row[field], row["truth"], max_len, max_target=1)
+                )
+            except DataError as e:
+                reason = e
+    if not found:
+        raise DataError(f"none of the {len(rows)} claims can be used; the last: {reason}")
+    return encode.stack(found)
+
+
+def widths(seqs: Sequences) -> np.ndarray:
+    """How wide each text is when it is cut to a multiple of `_WIDTH` tokens: int64[N]."""
+    return -(-seqs.mask.sum(-1) // _WIDTH) * _WIDTH
+
+
+def take(seqs: Sequences, index: np.ndarray) -> Sequences:
+    """Some texts, cut to the widest of them."""
+    width = int(widths(seqs)[index].max())
+    some = encode.take(seqs, index)
+    return some.replace(tokens=some.tokens[:, :width], mask=some.mask[:, :width])
+
+
+def shuffled_batches(
+    seqs: Sequences, batch_size: int, epochs: int, seed: int
+) -> Iterator[np.ndarray]:
+    """The numbers of the texts of each batch, texts of one width together; int64[batch_size].
+
+    Each epoch is shuffled anew; what does not fill a last batch is left out of it.
+    """
+    width = widths(seqs)
+    for epoch in range(epochs):
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(width))
+        order = order[np.argsort(width[order], kind="stable")]
+        whole = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+        yield from rng.permutation(whole)
+
+
+# --- training
+
+
+def split_params(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(frozen, trained) entries of nested parameters: trunk and embeddings, top and head."""
+    top = {k for k in params if BLOCK.match(f"{k}/") or k in ("pooler", "classifier")}
+    return {k: params[k] for k in params if k not in top}, {k: params[k] for k in top}
+
+
+@functools.cache  # one object for the same numbers: the step is compiled once for each
+def make_optimizer(lr: float, clip: float, warmup: int, steps: int) -> optax.GradientTransformation:
+    """Clip by the global norm, then Adam; the rate rises over `warmup` and falls to 0 (cosine)."""
+    rate = optax.warmup_cosine_decay_schedule(0.0, lr, warmup, max(steps, warmup + 1))
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(rate))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def train_step(
+    module: Any, tx: optax.GradientTransformation, state: State, frozen: Any, seqs: Sequences
+) -> tuple[State, dict[str, jax.Array]]:
+    """One step of Adam on the mean nll of a batch of claims [B, ...]."""
+    h_BxTxD = trunk_states(module, frozen, seqs)
+
+    def loss_fn(trained):
+        logits_Bx1x2 = top_logits(module, {**frozen, **trained}, h_BxTxD, seqs)
+        right = correct_tokens(logits_Bx1x2, seqs.target).astype(jnp.float32).mean()
+        return token_nll(logits_Bx1x2, seqs.target).mean(), right
+
+    (loss, right), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in int32 and mixes in floats
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return State(state.step + 1, params, opt_state), {"loss": loss, "accuracy": right}
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    model: LanguageModel,
+    texts: Mapping[str, Sequences],
+    log: JsonLines,
+    stop: Any,
+) -> tuple[Best, int]:
+    """Trains to the last epoch or until validation no longer improves.
+
+    Returns:
+      The best trained parameters by accuracy on validation, and the steps that were done.
+
+    Raises:
+      TrainingError: a loss that is not finite.
+      Preempted: a stop was requested.
+    """
+    c = config.train
+    batches = list(shuffled_batches(texts["learned"], c.batch_size, c.epochs, config.seed))
+    if not batches:
+        raise ConfigError(
+            f"train.batch_size is {c.batch_size}, more than the {len(texts['learned'].tokens)} "
+            "claims to train on"
+        )
+    frozen, trained = split_params(model.params)
+    tx = make_optimizer(c.lr, c.clip, c.warmup, len(batches))
+    trained = jax.tree.map(jnp.array, trained)  # its own memory: each step reuses the last one's
+    state = State(jnp.zeros((), jnp.int32), trained, tx.init(trained))
+    best, progress = Best(0, -1.0, None), Progress("fine-tune", len(batches))
+    for step, index in enumerate(batches, start=1):
+        state, metrics = train_step(model.module, tx, state, frozen, take(texts["learned"], index))
+        if step % c.log_every == 0 or step % c.val_every == 0:
+            values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            if not np.isfinite(values["loss"]):
+                raise TrainingError(
+                    f"step {step}: the loss is {values['loss']}; lower train.lr and start again"
+                )
+            log.append({"step": step, "kind": "train", **values})
+            progress.update(step, f"loss {values['loss']:.4f}")
+        if step % c.val_every == 0 or step == len(batches):
+            params = {**frozen, **state.params}
+            found = summary(
+                judge(model.module, params, texts["validation"], config.eval.batch_size)
+            )
+            log.append({"step": step, "kind": "validation", **found})
+            progress.update(step, f"validation accuracy {found['accuracy']:.4f}", force=True)
+            if found["accuracy"] > best.accuracy:
+                best = Best(step, found["accuracy"], jax.device_get(state.params))
+            elif c.patience and step - best.step >= c.patience:
+                break
+        if stop.at(step):
+            raise Preempted(f"asked to stop at step {step}: the same command starts again")
+    return best, step
+
+
+# --- scores
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _judge_batch(module: Any, params: Any, seqs: Sequences) -> tuple[jax.Array, jax.Array]:
+    logits_Bx1x2 = top_logits(module, params, trunk_states(module, params, seqs), seqs)
+    right = correct_tokens(logits_Bx1x2, seqs.target)
+    return token_nll(logits_Bx1x2, seqs.target)[:, 0], right[:, 0]
+
+
+def judge(module: Any, params: Any, seqs: Sequences, batch_size: int) -> dict[str, np.ndarray]:
+    """nll (float32[N]) and whether it is judged rightly (bool[N]), of each claim."""
+    order = np.argsort(widths(seqs), kind="stable")
+    nll, right = np.zeros(len(order), np.float32), np.zeros(len(order), bool)
+    for start in range(0, len(order), batch_size):
+        index = order[start : start + batch_size]
+        filled = np.resize(index, batch_size)  # the last batch repeats its own
+        found = jax.device_get(_judge_batch(module, params, take(seqs, filled)))
+        nll[index], right[index] = (values[: len(index)] for values in found)
+    return {"nll": nll, "right": right}
+
+
+def summary(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """n, accuracy with its 95% interval (Wilson), and nll."""
+    n, accuracy = len(scores["right"]), float(scores["right"].mean())
+    nll = float(scores["nll"].mean(dtype=np.float64))
+    return {"n": n, "accuracy": accuracy, "accuracy_ci95": wilson(accuracy, n), "nll": nll}
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """The final numbers in a line."""
+    return "; ".join(
+        f"{name} accuracy {e['accuracy']:.3f} [{e['accuracy_ci95'][0]:.3f}, "
+        f"{e['accuracy_ci95'][1]:.3f}] nll {e['nll']:.3f} (n = {e['n']})"
+        for name, e in results["eval"].items()
+    )
+
+
+def save_model(folder: Path, model: LanguageModel, params: Any) -> None:
+    """Writes the base with these parameters as a Hugging Face folder of a one-label classifier."""
+    hf_config = hub.read_config(hub.resolve(model.spec))
+    hf_config = {k: v for k, v in hf_config.items() if k != "_name_or_path"} | {
+        "architectures": ["BertForSequenceClassification"],
+        "num_labels": 1,
+        "id2label": {"0": "true"},
+        "label2id": {"true": 0},
+    }
+    flat = {path: np.asarray(leaf) for path, leaf in unstack_trunk(params).items()}
+    model.tokenizer.save(folder)
+    hub.save_hf(folder, hf_config, flat, model.family.tensor_specs(model.config))
