@@ -65,7 +65,7 @@ def test_many_facts_are_split_by_subject(tmp_path):
 
 
 def test_too_few_subjects_are_not_split():
-    facts = [Fact(f"Prompt {i}", "t", subject="The same") for i in range(60)]
+    facts = [Fact(f"Prompt {i}", "t", subject="Three") for i in range(60)]
     assert {k: len(v) for k, v in user_facts.split(facts).items()} == dict(
         train=0, validation=0, test=60
     )
