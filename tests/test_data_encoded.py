@@ -121,5 +121,6 @@ def test_far_texts_of_another_data_set_speak_of_neither_subject_nor_target():
     for r in found:
         assert f"s{r['key'][1:]}," not in r["far"] and r["target"] + "." not in r["far"]
         assert (r["far"], r["far_answer"]) in [(t["far"], t["far_answer"]) for t in texts]
-    with pytest.raises(DataError, match="every far text speaks of 's0'.*data.far"):
-        with_far(rows, [text_row("a", "On s0 alone.")])
+    for text in ("On s0 alone.", "S0's end."):
+        with pytest.raises(DataError, match="every far text speaks of 's0'.*data.far"):
+            with_far(rows, [text_row("a", text)])

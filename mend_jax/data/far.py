@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mend_jax.data.names import key_rng, normalise
+from mend_jax.data.names import key_rng
+from mend_jax.data.neighbours import said
 from mend_jax.data.rows import Row
 from mend_jax.errors import DataError
 
@@ -21,12 +22,13 @@ def with_far(rows: Sequence[Row], texts: Sequence[Mapping[str, Any]]) -> list[Ro
     Raises:
       DataError: no text is free of a row's subject and target.
     """
-    said = [f" {normalise(t['far'])} " for t in texts]
+    spoken = [f" {' '.join(said(text['far']))} " for text in texts]
     found = []
     for row in rows:
-        avoid = [f" {normalise(row[name])} " for name in ("subject", "target") if row[name].strip()]
+        names = (row[name] for name in ("subject", "target"))
+        avoid = [f" {' '.join(said(name))} " for name in names if name.strip()]
         picks = key_rng("far", row["key"]).integers(len(texts), size=_TRIES)
-        pick = next((i for i in picks if not any(name in said[i] for name in avoid)), None)
+        pick = next((i for i in picks if not any(name in spoken[i] for name in avoid)), None)
         if pick is None:
             raise DataError(
                 f"every far text speaks of {row['subject']!r} or {row['target']!r} (row "
