@@ -25,4 +25,11 @@ def get_config(variant=""):
         c.eval.edits = 500
         c.eval.also = ("counterfact/rome",)  # all paraphrases, ten neighbours an edit
         c.eval.ability_edits = 32
+    else:
+        c.model.last_n_blocks = 1
+        c.editor.options.rank = 32
+        c.eval.baselines = {}
+        c.eval.also = ("counterfact/rome",)
+        c.eval.ability_edits = 4
+        c.eval.ability_texts, c.eval.ability_facts, c.eval.ability_pool = 4, 4, 16
     return c

@@ -26,4 +26,8 @@ def get_config(variant=""):
         c.train.checkpoint_every = 100
         c.eval.edits = 300
         c.eval.ability_edits = 32
+    else:
+        c.model.last_n_blocks = 1
+        c.editor.options.rank = 32
+        c.eval.baselines = {}
     return c

@@ -17,11 +17,15 @@ def get_config(variant=""):
     c.train.c_edit = 0.2
     c.train.near_share = 0.1
     c.eval.max_new_tokens = 12
-    c.eval.baselines.fine_tune.edits = 40
+    c.eval.also = ("zsre/mend",)  # the published form, with one-hop questions
     if variant == "":
         c.train.steps = 1000
         c.train.val_every = 250
         c.train.val_edits = 128
         c.train.checkpoint_every = 125
         c.eval.edits = 500
+    else:
+        c.model.last_n_blocks = 1
+        c.editor.options.rank = 32
+        c.eval.baselines = {}
     return c

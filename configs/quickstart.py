@@ -80,8 +80,9 @@ def get_config(variant=""):
     c.eval.max_new_tokens = 6
     c.eval.examples = 10
     c.eval.ability_edits = 0  # edits under which general ability is measured; needs raw data
-    c.eval.ability_texts = 64  # passages for perplexity
-    c.eval.ability_facts = 100  # facts for recall
+    c.eval.ability_texts = 32  # passages for perplexity
+    c.eval.ability_facts = 64  # facts for recall: those that the base recalls, first ...
+    c.eval.ability_pool = 1024  # ... of so many
     c.eval.baselines = ml_collections.ConfigDict()
     c.eval.baselines.fine_tune = ml_collections.ConfigDict(
         dict(lr=1e-2, max_steps=40, edits=40, edits_per_step=8)

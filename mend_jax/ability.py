@@ -143,7 +143,7 @@ def known_first(probes: Probes, known: Known, n_facts: int) -> tuple[Probes, Kno
     """Fewer facts: those that the base recalls, up to `n_facts`, filled up with others in order.
 
     A small base recalls few: of a large pool so chosen, what an edit makes it forget can be seen.
-    `recall_before` is then that of the choice; the base's own is `known.recalled.mean()` of the
+    the recall `before` is then that of the choice; the base's own is `known.recalled.mean()` of the
     pool. Not to be jitted.
     """
     recalled = np.asarray(known.recalled)
@@ -265,12 +265,13 @@ def summarise(scores: Mapping[str, np.ndarray], probes: Probes, known: Known) ->
     with np.errstate(over="ignore"):  # a ruined model has an infinite perplexity
         found["perplexity"] = np.exp(found["perplexity"]).tolist()
     return {
-        "perplexity_before": float(np.exp(float(known.nll) / n_tokens)),
-        "recall_before": before / n_facts,
+        "before": {
+            "perplexity": float(np.exp(float(known.nll) / n_tokens)),
+            "recall": before / n_facts,
+        },
         **{name: values[0] for name, values in found.items()},
         "ci95": {name: values[1:] for name, values in found.items()},
         "n_edits": len(scores["nll"]),
         "n_texts": len(probes.texts.tokens),
         "n_facts": n_facts,
-        "n_known": int(before),
     }

@@ -1,19 +1,26 @@
-"""All that a run measures of its editor: test edits, other test sets, baselines."""
+"""All that a run measures of its editor: test edits, other test sets, baselines, ability."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
+from mend_jax.ability import know, known_first, probe_edits, summarise
+from mend_jax.distributed import gather, is_writer
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.evaluate import evaluate, time_edits
 from mend_jax.experiment import Experiment, Split
+from mend_jax.forward import make_problem
 from mend_jax.judged import Judged
+from mend_jax.mesh import shard_batch
 from mend_jax.sharding import EDITOR_RULES, place
 from mend_jax.train import TrainState
+from mend_jax.writers import Progress
 
 Between = Callable[[], None]
 
@@ -46,10 +53,47 @@ def appraise(
     )  # fmt: skip
     for name, split in experiment.also.items():
         results["also"][name], _ = judge(split, own, f"also {name}", per_step, 0, mark)
+    if experiment.probes is not None:
+        results["eval"]["ability"] = _general_ability(experiment, own, between)
     for name, options in c.eval.baselines.items():
         editor, split, at_once = _baseline(experiment, name, options.to_dict())
         results["baselines"][name], _ = judge(split, editor, name, at_once, 0, {})
     return results, examples
+
+
+def _general_ability(
+    experiment: Experiment, editor: tuple[EditTransform, Any, Any], between: Between
+) -> dict[str, Any]:
+    """What `eval.ability_edits` edits of the test split do to texts and facts that all share."""
+    c, model, probes = experiment.config.eval, experiment.model, experiment.probes
+    split = experiment.subset(experiment.test, c.ability_edits)
+    transform, *start = editor
+    params, state = (place(experiment.mesh, tree, EDITOR_RULES) for tree in start)
+
+    @jax.jit
+    def probe(params, state, base, texts, probes, known):
+        problem = make_problem(model.module, base, model.weights, texts)
+        edit = transform.edit(params, state, problem, False)[0]
+        return probe_edits(base, edit, probes, known, model=model.module)
+
+    known = jax.jit(functools.partial(know, model=model.module))(model.params, probes)
+    pool = np.asarray(known.recalled)
+    probes, known = known_first(probes, known, c.ability_facts)
+    progress = Progress("general ability", len(split), writer=is_writer())
+    parts, done = [], 0
+    for batch in experiment.eval_batches(split, c.edits_per_step):
+        between()
+        placed = shard_batch(experiment.mesh, batch)
+        found = gather(probe(params, state, model.params, placed["edit"], probes, known))
+        valid = gather(placed["valid"]).any(-1)
+        parts.append({name: np.asarray(values)[valid] for name, values in found.items()})
+        done += int(valid.sum())
+        progress.update(done, force=done == len(split))
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return summarise(joined, probes, known) | {
+        "recall_of_pool": float(pool.mean()),
+        "pool": len(pool),
+    }
 
 
 def _baseline(

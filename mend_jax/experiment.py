@@ -14,13 +14,14 @@ import optax
 
 from mend_jax import config as configs
 from mend_jax import data, distributed
+from mend_jax.ability import Probes, load_probes
 from mend_jax.build import build_editor, build_model, build_optimizer, lengths_of, new_state
 from mend_jax.data.encode import thin
 from mend_jax.data.encoded import EncodedRows, encode_rows
 from mend_jax.data.far import with_far
 from mend_jax.data.forms import form_of, positions_needed
-from mend_jax.data.names import normalise
 from mend_jax.data.pipeline import batches
+from mend_jax.data.rows import same_name
 from mend_jax.editors import EditTransform
 from mend_jax.errors import ConfigError
 from mend_jax.language_model import LanguageModel
@@ -61,6 +62,7 @@ class Experiment:
     validation: Split
     test: Split
     also: Mapping[str, Split]
+    probes: Probes | None
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""
@@ -134,6 +136,17 @@ def encode_split(
     return Split(rows, encode_rows(rows, model.tokenizer, lengths_of(config), form, more))
 
 
+def probes_of(config: ml_collections.ConfigDict, model: LanguageModel) -> Probes | None:
+    """The texts and facts that general ability is measured on, where it is."""
+    c = config.eval
+    if not c.ability_edits:
+        return None
+    return load_probes(
+        config.data.dir or None, model.tokenizer, model.module,
+        n_texts=c.ability_texts, n_facts=c.ability_pool,
+    )  # fmt: skip
+
+
 def mesh_sizes(config: ml_collections.ConfigDict) -> Mapping[str, int]:
     """The mesh of a config; where it leaves an axis open (0), the recommended one for what is here.
 
@@ -193,8 +206,8 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
     def another(name: str) -> Split:
         """The test split of another data set, without the subjects that training knows."""
         rows = data.load(name, c.dir or None, model=model).split("test")
-        known = {normalise(row["subject"]) for row in train.rows}
-        rows = [row for row in rows if normalise(row["subject"]) not in known]
+        known = {same_name(row["subject"]) for row in train.rows}
+        rows = [row for row in rows if same_name(row["subject"]) not in known]
         return encoded(choose_rows(rows, config.eval.edits), "test", more=True)
 
     train = split("train", c.train_edits)
@@ -208,4 +221,5 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
         validation=split("validation", config.train.val_edits),
         test=split("test", config.eval.edits, more=True),
         also={name: another(name) for name in config.eval.also},
+        probes=probes_of(config, model),
     )  # fmt: skip

@@ -54,7 +54,9 @@ def paper_config(
     )  # fmt: skip
     fine_tune = dict(lr=1e-2, max_steps=100, edits=40, edits_per_step=8)
     c.eval = ConfigDict(dict(edits=500, edits_per_step=8, max_new_tokens=12, examples=10))
-    c.eval.update(dict(also=(), ability_edits=0, ability_texts=64, ability_facts=100))
+    c.eval.update(
+        dict(also=(), ability_edits=0, ability_texts=32, ability_facts=64, ability_pool=1024)
+    )
     c.eval.baselines = ConfigDict(dict(fine_tune=ConfigDict(fine_tune)))
     c.mesh = ConfigDict(dict(data=0, fsdp=0, tensor=0))  # 0: chosen for the chips that there are
     if variant == "smoke":

@@ -72,6 +72,7 @@ KEYS = {
     "eval.ability_edits": _COUNT_OR_NONE,
     "eval.ability_texts": _COUNT,
     "eval.ability_facts": _COUNT,
+    "eval.ability_pool": _COUNT,
     "mesh.data": Key(int, -1),
     "mesh.fsdp": _COUNT_OR_NONE,
     "mesh.tensor": _COUNT_OR_NONE,

@@ -118,8 +118,8 @@ def test_no_edit_changes_nothing():
     assert (scores["recalled"] == np.asarray(known.recalled).sum()).all()
     assert (scores["kept"] == scores["recalled"]).all()
     found = ability.summarise(scores, probes_of("llama"), known)
-    assert found["perplexity"] == pytest.approx(found["perplexity_before"], rel=1e-5)
-    assert found["recall"] == found["recall_before"] and found["recall_kept"] == 1
+    assert found["perplexity"] == pytest.approx(found["before"]["perplexity"], rel=1e-5)
+    assert found["recall"] == found["before"]["recall"] and found["recall_kept"] == 1
     assert found["argmax_agreement"] == 1 and found["ci95"]["argmax_agreement"] == [1, 1]
 
 
@@ -154,11 +154,11 @@ def test_summary_over_edits():
     scores = {"nll": [20, 30], "agree": [10, 5], "recalled": [5, 4], "kept": [4, 3]}
     scores = {name: np.asarray(values, np.float32) for name, values in scores.items()}
     found = ability.summarise(scores, probes, known)
-    assert found["perplexity_before"] == pytest.approx(np.exp(2))
+    assert found["before"]["perplexity"] == pytest.approx(np.exp(2))
     assert found["perplexity"] == pytest.approx(np.exp(2.5))
     low, high = found["ci95"]["perplexity"]
     assert low == pytest.approx(np.exp(2.5 - 0.98), rel=1e-3) and high > found["perplexity"]
-    assert found["recall_before"] == 4 / 7 and found["recall"] == pytest.approx(4.5 / 7)
+    assert found["before"]["recall"] == 4 / 7 and found["recall"] == pytest.approx(4.5 / 7)
     assert found["recall_kept"] == 3.5 / 4 and found["argmax_agreement"] == 0.75
     assert (found["n_edits"], found["n_texts"], found["n_facts"]) == (2, 5, 7)
     assert found["n_known"] == 4

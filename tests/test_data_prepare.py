@@ -118,6 +118,15 @@ def test_held_out_subjects_stay_held_out():
     assert {r["subject"] for r in fewer["test"]} == {r["subject"] for r in parts["test"]}
 
 
+def test_names_of_any_script_stay_together():
+    rows = [row(i, "北京") for i in range(20)]
+    assert sorted(map(len, hold_out(rows, {"test": 0.5}).values())) == [0, 20]
+    kept, lost = disjoint({"train": rows[:3], "validation": [], "test": [row(9, " 北京 ")]})
+    assert lost == {"train": 3} and not kept["train"]
+    kept, lost = disjoint({"train": [row(1, " ")], "validation": [], "test": [row(2, " ")]})
+    assert not lost  # rows without a subject are no one's
+
+
 def test_disjoint_splits_lose_what_they_share():
     splits = {
         "train": [row(1, "Ann"), row(2, "the  ann!"), row(3, "Bob"), row(4, "Cy")],

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 
 from mend_jax.data.names import key_hash, normalise
-from mend_jax.data.rows import Row
+from mend_jax.data.rows import Row, same_name
 
 _TRIES = 100
 _TRIED_IN_TURN = 1000  # of the pool, where every draw failed
@@ -19,7 +19,7 @@ _TRIED_IN_TURN = 1000  # of the pool, where every draw failed
 
 def scope(subject: str) -> str:
     """The name of what an edit about this subject may rightly change."""
-    return normalise(subject) or subject.strip().casefold().replace("|", " ")
+    return same_name(subject).replace("|", " ")
 
 
 def same(a: str, b: str) -> bool:

@@ -60,16 +60,21 @@ def text_row(key: str, far: str, far_answer: str = "") -> Row:
     )
 
 
+def same_name(name: str) -> str:
+    """One spelling of a name to tell it from others by, whatever its script."""
+    return normalise(name) or name.strip().casefold()
+
+
 def hold_out(
     rows: Sequence[Row], parts: Mapping[str, float], rest: str = "train", by: str = "subject"
 ) -> dict[str, list[Row]]:
     """Splits rows by subject: about the share `parts[name]` of the subjects each, else `rest`.
 
-    Which part a subject falls in depends on its normalised name alone, so adding rows moves none.
+    Which part a subject falls in depends on its name alone, so adding rows moves none.
     """
     found: dict[str, list[Row]] = {rest: [], **{name: [] for name in parts}}
     for row in rows:
-        at = key_hash("split", normalise(row[by]) or row["key"]) / 2**64
+        at = key_hash("split", same_name(row[by]) or row["key"]) / 2**64
         for name, share in parts.items():
             if at < share:
                 found[name].append(row)
@@ -92,7 +97,7 @@ def disjoint(
     kept: dict[str, list[Row]] = {}
     lost: collections.Counter[str] = collections.Counter()
     for name in ("test", "validation", "train"):
-        kept[name] = [r for r in splits[name] if normalise(r[by]) not in taken]
+        kept[name] = [r for r in splits[name] if same_name(r[by]) not in taken]
         lost[name] = len(splits[name]) - len(kept[name])
-        taken |= {normalise(r[by]) for r in splits[name] if normalise(r[by])}
+        taken |= {same_name(r[by]) for r in splits[name]} - {""}
     return {name: kept[name] for name in SPLITS}, {k: v for k, v in lost.items() if v}

@@ -18,7 +18,7 @@ from pathlib import Path
 from mend_jax.data import prepare, rows
 from mend_jax.data.base import DataSet
 from mend_jax.data.facts import Fact, read_facts
-from mend_jax.data.names import key_hash, key_rng, normalise
+from mend_jax.data.names import key_rng
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"
@@ -45,8 +45,7 @@ class _Numbered:
 
     @property
     def name(self) -> str:
-        plain = self.scope.strip().casefold()
-        return normalise(plain) or f"{key_hash(plain):016x}"  # nothing is left of some scripts
+        return rows.same_name(self.scope)
 
 
 def split(facts: Sequence[Fact]) -> dict[str, list[_Numbered]]:

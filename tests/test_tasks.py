@@ -1,0 +1,76 @@
+"""The paper's tasks on real data: the smoke variant of each config, as a user would run it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("MEND_DATA_DIR", ROOT.parent / "shared/data"))
+
+pytestmark = pytest.mark.skipif(
+    not DATA.is_dir(), reason=f"no raw data at {DATA}; set MEND_DATA_DIR"
+)
+
+
+def run(config, workdir, *more):
+    """results.json of a finished run, and the seconds that it took."""
+    command = [sys.executable, "-m", "mend_jax.main", f"--config={config}", f"--workdir={workdir}"]
+    began = time.monotonic()
+    done = subprocess.run(
+        [*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=900,
+        env=os.environ | {"MEND_DATA_DIR": str(DATA)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (workdir / "results.json").exists(), done.stderr
+    return json.loads((workdir / "results.json").read_text()), time.monotonic() - began
+
+
+def check(results, task):
+    found = results["eval"]
+    assert results["data"]["task"] == task and found["n"] > 3
+    assert found["edit"]["nll"] < found["edit"]["before"]["nll"]
+    assert {"kl", "argmax_agreement", "accuracy_drawdown"} <= found["locality"].keys()
+    assert all(len(f["sha256"]) == 64 for note in results["data"]["notes"].values()
+               for f in note["files"].values())  # fmt: skip
+    assert sum(found["faults"][k] for k in ("none", "edit", "rephrase", "near", "far")) >= 1
+
+
+def test_zsre_questions(tmp_path):
+    results, _ = run("qa_smollm2.py:smoke", tmp_path)
+    check(results, "qa")
+    assert {"near", "far", "far_answers"} <= results["eval"]["locality"].keys()
+    portable = results["also"]["zsre/mend"]["portability"]
+    assert portable["n"] > 3 and 0 <= portable["success_token"] <= 1
+    assert "portability" not in results["eval"]
+
+
+def test_counterfact(tmp_path):
+    results, _ = run("counterfact_smollm2.py:smoke", tmp_path)
+    check(results, "qa")
+    assert set(results["data"]["notes"]) == {"counterfact", "wikitext"}
+    rome = results["also"]["counterfact/rome"]
+    assert rome["locality"]["more_near"]["n"] > 3
+    ability = results["eval"]["ability"]
+    assert 1 < ability["before"]["perplexity"] < 200 and ability["n_edits"] == 4
+
+
+def test_wikitext_generation(tmp_path):
+    results, _ = run("gen_smollm2.py:smoke", tmp_path)
+    check(results, "gen")
+    assert "near" not in results["eval"]["locality"]
+    assert results["eval"]["locality"]["far"]["perplexity_before"] > 1
+
+
+def test_fever_claims(tmp_path):
+    made, _ = run("fever_finetune.py:smoke", tmp_path / "base")
+    assert made["eval"]["test"]["n"] > 10
+    base = tmp_path / "base" / "model"
+    results, _ = run("fc_minilm.py:smoke", tmp_path / "edit", f"--config.model.spec={base}")
+    check(results, "fc")
+    far = results["eval"]["locality"]["far"]
+    assert far["n_tokens"] == results["eval"]["n"]  # a judgement each
