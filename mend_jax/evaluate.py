@@ -17,7 +17,13 @@ from mend_jax import metrics
 from mend_jax.data.encoded import MORE
 from mend_jax.distributed import gather, is_writer
 from mend_jax.editors.base import EditTransform
-from mend_jax.examples import choose_examples, fault_shares, generated_scores, make_examples
+from mend_jax.examples import (
+    WRITTEN,
+    choose_examples,
+    fault_shares,
+    generated_scores,
+    make_examples,
+)
 from mend_jax.forward import make_problem
 from mend_jax.judged import Judged
 from mend_jax.language_model import LanguageModel
@@ -128,7 +134,7 @@ def evaluate(
         texts = texts_of(placed)
         edit, scores = scorer(params, state, model.params, texts)
         answers = {}
-        names = (*ASKED, *sets[:1])
+        names = [name for name in WRITTEN if name in texts]
         for suffix, under in (("", edit), ("_before", None)):
             written = write(model.params, [texts[name] for name in names], under)
             for name, ids in zip(names, gather(written), strict=True):

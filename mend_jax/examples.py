@@ -12,6 +12,7 @@ from mend_jax.objective import ASKED
 Scores = Mapping[tuple[str, str], np.ndarray]
 Card = dict[str, Any]
 
+WRITTEN = (*ASKED, "near")  # the sets whose answers are freely written
 STILL = 0.1  # nats a token: more than this is a change of a text that should stay
 A_FAULT = 3  # cards of each kind of fault in the gallery
 FAULTS = ("edit", "rephrase", "near", "far")
@@ -67,7 +68,7 @@ def make_examples(
         faults += [s for s in sets if not kl[s] <= STILL]
         card: Card = {k: r.get(k, "") for k in _FIELDS}
         card |= {"before": a["edit_before"], "after": a["edit"]}
-        for name in ("rephrase", *sets[:1]):
+        for name in [n for n in WRITTEN[1:] if n in a]:
             for suffix, key in (("_before", "before"), ("", "after")):
                 card[f"{name}_{key}"] = a[name + suffix]
         if "far" in sets:

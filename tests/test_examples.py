@@ -45,8 +45,9 @@ def test_a_score_that_is_not_a_number_is_a_fault():
     one = {k: np.asarray([1.0], np.float32) for k in [("edit", "generated"), ("edit", "nll"),
            ("rephrase", "generated"), ("rephrase", "nll"), ("far", "n_tokens")]}  # fmt: skip
     one["far", "kl"] = np.asarray([np.nan], np.float32)
-    answers = [{f"{n}{s}": "" for n in ("edit", "rephrase", "far") for s in ("", "_before")}]
-    assert make_examples(one, answers, rows, ["far"])[0]["faults"] == ["far"]
+    answers = [{f"{n}{s}": "" for n in ("edit", "rephrase") for s in ("", "_before")}]
+    card = make_examples(one, answers, rows, ["far"])[0]
+    assert card["faults"] == ["far"] and "near_before" not in card and "rephrase_before" in card
 
 
 def test_the_gallery_has_the_worst_of_each_fault(monkeypatch):
