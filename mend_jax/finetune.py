@@ -118,8 +118,10 @@ def finetune(
     write_text(workdir / "config.json", configs.to_json(config) + "\n")
     log = JsonLines(workdir / "metrics.jsonl")
     log.rewind(-1)
+    started = time.monotonic()
     with distributed.StopRequest() as stop:
         best, steps = train(config, model, texts, log, stop)
+    trained_in = time.monotonic() - started
     params = {**model.params, **jax.device_get(best.params)}
     save_model(workdir / "model", model, params)
     per_batch = config.eval.batch_size
@@ -142,7 +144,7 @@ def finetune(
         | {"python": platform.python_version()},
         "training": {
             "steps": steps, "kept_step": best.step, "trained_parameters": count(best.params),
-            "seconds": time.monotonic() - began,
+            "seconds": trained_in,
         },
         "eval": {name: summary(scores) for name, scores in scored.items()},
         "seconds_total": time.monotonic() - began,
