@@ -35,6 +35,7 @@ def get_config(variant=""):
     c.data.max_target = 5  # tokens of the target
     c.data.append_eos = False  # whether the end-of-text token belongs to the target
     c.data.far_len = 24  # tokens of a plain-text passage
+    c.data.pack = ()  # shorter lengths to compile training for as well, such as (16, 20)
 
     c.editor = ml_collections.ConfigDict()
     c.editor.name = "mend"

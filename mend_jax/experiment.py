@@ -20,6 +20,7 @@ from mend_jax.data.encode import thin
 from mend_jax.data.encoded import EncodedRows, encode_rows
 from mend_jax.data.far import with_far
 from mend_jax.data.forms import form_of, positions_needed
+from mend_jax.data.packing import by_length
 from mend_jax.data.pipeline import batches
 from mend_jax.data.rows import same_name
 from mend_jax.editors import EditTransform
@@ -87,8 +88,10 @@ class Experiment:
     def train_batches(self) -> Any:
         """An endless, shuffled, resumable iterator over this process's part of each step."""
         c = self.config
+        least = c.train.edits_per_step * c.data.edits_per_batch
+        parts = by_length(self.train.encoded, c.data.pack, least)
         return batches(
-            self.train.encoded,
+            [_thinned(part, c.train.far_scored) for part in parts],
             edits_per_step=c.train.edits_per_step,
             edits_per_batch=c.data.edits_per_batch,
             seed=c.seed,
@@ -134,6 +137,14 @@ def encode_split(
     """Rows with their tokens; `more`: also of the sets that evaluation alone judges."""
     form = form_of(model.module)
     return Split(rows, encode_rows(rows, model.tokenizer, lengths_of(config), form, more))
+
+
+def _thinned(encoded: EncodedRows, keep: int) -> EncodedRows:
+    """Rows whose far texts have at most `keep` scored positions."""
+    if "far" not in encoded.texts:
+        return encoded
+    texts = {**encoded.texts, "far": thin(encoded.texts["far"], keep)}
+    return dataclasses.replace(encoded, texts=texts)
 
 
 def probes_of(config: ml_collections.ConfigDict, model: LanguageModel) -> Probes | None:
@@ -211,10 +222,6 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
         return encoded(choose_rows(rows, config.eval.edits), "test", more=True)
 
     train = split("train", c.train_edits)
-    texts = dict(train.encoded.texts)
-    if "far" in texts:
-        texts["far"] = thin(texts["far"], config.train.far_scored)
-    train = Split(train.rows, dataclasses.replace(train.encoded, texts=texts))
     return Experiment(
         config, model, editor, tx, mesh, dataset, far,
         train=train,

@@ -36,7 +36,7 @@ def paper_config(
     c.data = ConfigDict(
         dict(
             name="world_facts", dir="", far="", template="{}", train_edits=0, edits_per_batch=1,
-            max_len=32, max_target=10, append_eos=True, far_len=64,
+            max_len=32, max_target=10, append_eos=True, far_len=64, pack=(),
         )
     )  # fmt: skip
     options = dict(

@@ -42,6 +42,7 @@ KEYS = {
     "data.max_target": _COUNT,
     "data.append_eos": Key(bool),
     "data.far_len": Key(int, 2),
+    "data.pack": Key(tuple),
     "editor.name": Key(str),
     "editor.strength": Key(float, 0.0),
     "train.steps": _COUNT_OR_NONE,

@@ -16,7 +16,7 @@ Batch = dict[str, Any]
 
 
 def batches(
-    rows: Sequence[Mapping[str, Any]] | EncodedRows,
+    rows: Sequence[Mapping[str, Any]] | EncodedRows | list[EncodedRows],
     tokenizer: encode.Tokenizer | None = None,
     *,
     edits_per_step: int,
@@ -42,7 +42,8 @@ def batches(
     same ones.
 
     Args:
-      rows: a random access source of row dicts, or what `encode_rows` made of one.
+      rows: a random access source of row dicts, or what `encode_rows` made of one, or that in
+        parts (`packing.by_length`): then each step is of one part, as often as the part has rows.
       tokenizer: turns text into ids; not needed for encoded rows.
       edits_per_step: E, over all processes.
       edits_per_batch: n, the facts that one edit brings in together.
@@ -66,25 +67,37 @@ def batches(
 
     mine = np.arange(edits_per_step) if mine is None else np.asarray(mine)
     _check_sizes(edits_per_step, edits_per_batch, mine)
-    if not isinstance(rows, EncodedRows):
-        if tokenizer is None:
-            raise DataError("rows that are not encoded yet need a tokenizer: give one")
-        rows = encode_rows(rows, tokenizer, Lengths(max_len, max_target, far_len))
+    if isinstance(rows, EncodedRows):
+        parts = [rows]
+    elif rows and isinstance(rows[0], EncodedRows):
+        parts = list(rows)
+    elif tokenizer is None:
+        raise DataError("rows that are not encoded yet need a tokenizer: give one")
+    else:
+        parts = [encode_rows(rows, tokenizer, Lengths(max_len, max_target, far_len))]
     size = edits_per_step * edits_per_batch
-    if drop_remainder and len(rows) < size:
-        raise DataError(
-            f"{len(rows)} rows do not fill one step of {edits_per_step} edits of "
-            f"{edits_per_batch} facts: lower train.edits_per_step or use more rows"
-        )
 
-    def assemble(block: np.ndarray) -> Batch:
-        whole, valid = _fill_up(np.asarray(block), edits_per_step, edits_per_batch)
-        return _gather(rows, whole[mine], valid[mine])
+    def source_of(number: int) -> Any:
+        part = parts[number]
+        if drop_remainder and len(part) < size:
+            raise DataError(
+                f"{len(part)} rows do not fill one step of {edits_per_step} edits of "
+                f"{edits_per_batch} facts: lower train.edits_per_step or use more rows"
+            )
 
-    source = grain.MapDataset.range(len(rows)).seed(seed)
-    if shuffle:
-        source = source.shuffle()
-    source = source.batch(size, drop_remainder=drop_remainder).repeat(num_epochs).map(assemble)
+        def assemble(block: np.ndarray) -> Batch:
+            whole, valid = _fill_up(np.asarray(block), edits_per_step, edits_per_batch)
+            return _gather(part, whole[mine], valid[mine])
+
+        source = grain.MapDataset.range(len(part)).seed(seed + number)
+        source = source.shuffle() if shuffle else source
+        source = source.batch(size, drop_remainder=drop_remainder)
+        return source.repeat(num_epochs).map(assemble)
+
+    source = source_of(0)
+    if len(parts) > 1:
+        sources = [source, *map(source_of, range(1, len(parts)))]
+        source = grain.MapDataset.mix(sources, weights=[len(part) for part in parts])
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
     return iter(source.to_iter_dataset(options))
 
