@@ -2,8 +2,9 @@
 
 import pytest
 
+from mend_jax.data import claim_paraphrases
 from mend_jax.data.claim_grammar import parse, with_article
-from mend_jax.data.claim_paraphrases import RULES, paraphrase, wordings
+from mend_jax.data.claim_paraphrases import RULES, Rule, paraphrase, wordings
 
 NAMES = ("Tall Trees", "Tall Trees (film)", "Ann Lee", "The Rooks", "Ada's Way", "Lisk")
 
@@ -29,6 +30,7 @@ MADE = (
     ("works_as", "Ann Lee is a stage actress.", "Ann Lee works as a stage actress."),
     ("turned", "Lisk is the capital of Ulm.", "The capital of Ulm is Lisk."),
     ("called", "There is a river called the Lisk.", "The Lisk is a river."),
+    ("called", "There is a club called Lisk F.C.", "Lisk F.C. is a club."),
     ("basis", "Tall Trees is based on a song.", "The source of Tall Trees is a song."),
     ("untrue", "Ann Lee is not a cook.", "It is not true that Ann Lee is a cook."),
     ("genitive", "Ann Lee's first film was long.", "The first film of Ann Lee was long."),
@@ -75,6 +77,7 @@ def test_each_rule_rewords(rule, claim, wording):
         ("passive", "Ann Lee won the Cup three times."),
         ("passive", "Tall Trees won Ann Lee a prize."),
         ("stars_in", "Tall Trees stars in the sky."),
+        ("in_cast", "Tall Trees stars Bo Ek as a thief."),
         ("from_country", "Lisk is a French stream."),  # it may be from elsewhere
         ("turned", "Lisk is the river of Ulm, founded in 1900."),
         ("is_what", "Lisk is one of the rivers."),
@@ -117,6 +120,12 @@ def test_the_key_alone_chooses_and_uses_every_rule_that_fits():
     assert plain == {"described", "fitting"}
 
 
+def test_a_wording_that_is_the_claim_itself_is_none(monkeypatch):
+    same = Rule("same", 0, False, lambda claim: claim.text)
+    monkeypatch.setattr(claim_paraphrases, "RULES", (same, *RULES))
+    assert paraphrase("Lisk is near Ulm.", NAMES, 0).rule != "same"
+
+
 def test_rules_of_training_and_held_out_ones_share_no_form():
     """No claim is worded alike by rules of the two kinds."""
     for _, claim, _ in MADE:
@@ -128,6 +137,7 @@ def test_rules_of_training_and_held_out_ones_share_no_form():
 def test_a_claim_is_taken_apart_at_its_verb():
     parsed = parse("Tall Trees (film) was long.", NAMES)
     assert (parsed.subject, parsed.predicate) == ("Tall Trees (film)", "was long")
+    assert parse("Lisk (river) is long.", NAMES).subject == "Lisk (river)"
     parsed = parse("The Lisk is long.", NAMES)
     assert (parsed.subject, parsed.inner) == ("The Lisk", "the Lisk")
     assert parse("The Rooks are loud.", NAMES).inner == "The Rooks"
