@@ -12,7 +12,7 @@ import functools
 import importlib.metadata
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +25,9 @@ import optax
 
 from mend_jax import checkpoint, data, distributed, hub
 from mend_jax import config as configs
-from mend_jax.data import encode
-from mend_jax.data.forms import CLASSIFIER
+from mend_jax.data.claims import encode_claims, shuffled_batches, take, widths
 from mend_jax.data.rows import SPLITS
-from mend_jax.errors import ConfigError, DataError, Preempted, TrainingError
+from mend_jax.errors import ConfigError, Preempted, TrainingError
 from mend_jax.experiment import choose_rows
 from mend_jax.forward import top_logits, trunk_states
 from mend_jax.language_model import LanguageModel, load_model
@@ -63,7 +62,6 @@ KEYS = {
     "eval.batch_size": Key(int, 1),
     "eval.rows": Key(int, 0),
 }
-_WIDTH = 8  # texts are cut to a multiple of this many tokens, so that few shapes are compiled
 
 
 @flax.struct.dataclass
@@ -174,7 +172,7 @@ def encode_splits(
     if dataset.task != "fc":
         raise ConfigError(f"data set {dataset.name} has no claims to judge: use one such as fever")
     c = config.data
-    encode_rows = functools.partial(encode_claims, model=model, max_len=c.max_len)
+    encode_rows = functools.partial(encode_claims, tokenizer=model.tokenizer, max_len=c.max_len)
     train = choose_rows(dataset.split("train"), c.train_rows)
     fields = ("prompt", "rephrase") if c.rephrases else ("prompt",)
     validation, test = (choose_rows(dataset.split(n), config.eval.rows) for n in SPLITS[1:])
@@ -185,56 +183,6 @@ def encode_splits(
         "test": encode_rows(test, ("prompt",)),
         "test_rephrase": encode_rows(test, ("rephrase",)),
     }
-
-
-def encode_claims(
-    rows: Sequence[Mapping[str, Any]], fields: Sequence[str], *, model: LanguageModel, max_len: int
-) -> Sequences:
-    """Claims with their true labels; those that do not fit `max_len` tokens are left out.
-
-    Raises:
-      DataError: none fits.
-    """
-    found, reason = [], None
-    for row in rows:
-        for field in fields:
-            try:
-                found.append(
-                    CLASSIFIER.qa(model.tokenizer, row[field], row["truth"], max_len, max_target=1)
-                )
-            except DataError as e:
-                reason = e
-    if not found:
-        raise DataError(f"none of the {len(rows)} claims can be used; the last: {reason}")
-    return encode.stack(found)
-
-
-def widths(seqs: Sequences) -> np.ndarray:
-    """How wide each text is when it is cut to a multiple of `_WIDTH` tokens: int64[N]."""
-    return -(-seqs.mask.sum(-1) // _WIDTH) * _WIDTH
-
-
-def take(seqs: Sequences, index: np.ndarray) -> Sequences:
-    """Some texts, cut to the widest of them."""
-    width = int(widths(seqs)[index].max())
-    some = encode.take(seqs, index)
-    return some.replace(tokens=some.tokens[:, :width], mask=some.mask[:, :width])
-
-
-def shuffled_batches(
-    seqs: Sequences, batch_size: int, epochs: int, seed: int
-) -> Iterator[np.ndarray]:
-    """The numbers of the texts of each batch, texts of one width together; int64[batch_size].
-
-    Each epoch is shuffled anew; what does not fill a last batch is left out of it.
-    """
-    width = widths(seqs)
-    for epoch in range(epochs):
-        rng = np.random.default_rng([seed, epoch])
-        order = rng.permutation(len(width))
-        order = order[np.argsort(width[order], kind="stable")]
-        whole = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
-        yield from rng.permutation(whole)
 
 
 # --- training

@@ -123,7 +123,7 @@ def test_the_written_folder_is_the_trained_model(ran, base):
     is_true = np.asarray([row["truth"] == "true" for row in rows])
     right = np.mean((np.asarray(said) > 0.5) == is_true)
     assert right == pytest.approx(results["eval"]["test"]["accuracy"])
-    seqs = finetune.encode_claims(rows, ("prompt",), model=model, max_len=24)
+    seqs = finetune.encode_claims(rows, ("prompt",), tokenizer=model.tokenizer, max_len=24)
     nll = finetune.judge(model.module, model.params, seqs, 7)["nll"]
     theirs = -np.log(np.where(is_true, said, 1 - np.asarray(said)))
     np.testing.assert_allclose(nll, theirs, atol=1e-4)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from mend_jax.data import claim_grammar as grammar
 from mend_jax.data.claim_grammar import COUNTRIES, DATE, PAST, PRESENT, Claim, upper
+from mend_jax.data.claim_words import NOUNS, SYNONYMS
 from mend_jax.data.names import key_hash
 
 Maker = Callable[[Claim], str | None]
@@ -249,161 +250,16 @@ _DEMONYMS = "|".join(sorted(COUNTRIES, key=len, reverse=True))
 
 # --- words for words
 
-# Beginnings of predicates, and what may stand in their place.
-_SYNONYMS = tuple(
-    (re.compile(f"(?:{old})(?![\\w'])"), new)
-    for old, new in (
-        (r"(is|are|was|were) incapable of", r"\1 not capable of"),
-        (r"(?:was|were) unable to", "could not"),
-        (r"(?:is|are) unable to", "cannot"),
-        (r"has yet to", "is still to"),
-        (r"refused to", "declined to"),
-        (r"refuses to", "declines to"),
-        (r"declined to", "refused to"),
-        (r"failed to", "did not manage to"),
-        (r"(is|was|has|had) never", r"\1 not ever"),
-        (r"(is|was|are|were|did|does|has|had|could)n't", r"\1 not"),
-        (r"can't", "cannot"),
-        (r"cannot", "can't"),
-        (r"(did|does|has|had|could) not", r"\1n't"),
-        (r"has (?:no|zero)", "does not have any"),
-        (r"have (?:no|zero)", "do not have any"),
-        (r"had (?:no|zero)", "did not have any"),
-        (r"lacks", "does not have"),
-        (r"lacked", "did not have"),
-        (r"(is|was) (?:only|exclusively|solely) (an?)", r"\1 nothing but \2"),
-        (r"has only (?:ever )?been (an?)", r"has never been anything but \1"),
-        (r"was (?:only|solely|exclusively) (\w+(?:ed|en|ung)) by", r"was \1 by nobody but"),
-        (r"exclusively", "solely"),
-        (r"died", "passed away"),
-        (r"was born", "came into the world"),
-        (r"is from", "comes from"),
-        (r"was from", "came from"),
-        (r"(is|was) located", r"\1 situated"),
-        (r"(is|was) situated", r"\1 located"),
-        (r"is in(?= (?:the )?[A-Z])", "can be found in"),
-        (r"was (?:first )?released(?! by| from| to)", "came out"),
-        (r"came out", "was released"),
-        (r"premiered", "had its premiere"),
-        (r"is set in", "takes place in"),
-        (r"was set in", "took place in"),
-        (r"takes place in", "is set in"),
-        (r"took place", "happened"),
-        (r"(is|was) about", r"\1 concerned with"),
-        (r"centers (?:on|around)", "revolves around"),
-        (r"deals with", "is concerned with"),
-        (r"began", "started"),
-        (r"started", "began"),
-        (r"appeared in", "turned up in"),
-        (r"appears in", "turns up in"),
-        (r"starred in", "had a starring role in"),
-        (r"stars in", "has a starring role in"),
-        (r"acted in", "had an acting role in"),
-        (r"acts in", "has an acting role in"),
-        (r"worked with", "collaborated with"),
-        (r"works with", "collaborates with"),
-        (r"worked as", "was employed as"),
-        (r"works as", "is employed as"),
-        (r"lived in", "resided in"),
-        (r"lives in", "resides in"),
-        (r"grew up", "was raised"),
-        (r"graduated from", "got a degree from"),
-        (r"(is|was) founded", r"\1 established"),
-        (r"(is|was) established", r"\1 founded"),
-        (r"was discovered", "was found"),
-        (r"was created", "was made"),
-        (r"owns", "is the owner of"),
-        (r"owned", "was the owner of"),
-        (r"borders", "shares a border with"),
-        (r"belongs to", "is part of"),
-        (r"is (?:a )?(?:part|member) of", "belongs to"),
-        (r"was (?:a )?(?:part|member) of", "belonged to"),
-        (r"was nominated for", "was put forward for"),
-        (r"is nominated for", "is a nominee for"),
-        (r"received", "was given"),
-        (r"(is|was) married to", r"\1 the spouse of"),
-        (r"married", "got married to"),
-        (r"is ranked", "ranks"),
-        (r"was ranked", "ranked"),
-        (r"made (?:his|her|its|their) debut", "debuted"),
-        (r"occurred", "happened"),
-        (r"happened", "occurred"),
-        (r"portrayed", "played the part of"),
-        (r"(is|was) best known for", r"\1 most famous for"),
-        (r"(is|was) known for", r"\1 noted for"),
-        (r"(is|was) (?:called|known as)(?! \w+ly)", r"\1 referred to as"),
-        (r"consists of", "is made up of"),
-        (r"contains", "has within it"),
-        (r"(is|was) one of", r"\1 among"),
-        (r"became", "came to be"),
-        (r"ended(?= (?:in|on|at|after|before|with)\b|$)", "came to an end"),
-        (r"participated in", "took part in"),
-        (r"participates in", "takes part in"),
-        (r"operates in", "is active in"),
-        (r"wrote", "was the writer of"),
-        (r"(is|was) by", r"\1 the work of"),
-        (r"is without", "does not have"),
-        (r"was without", "did not have"),
-        (r"is made (?:up )?of", "consists of"),
-        (r"are made (?:up )?of", "consist of"),
-        (r"remains", "is still"),
-        (r"remained", "was still"),
-        (r"originated in", "came from"),
-        (r"was held", "took place"),
-        (r"(is|was) unrelated to", r"\1 not related to"),
-        (r"is used in", "finds use in"),
-        (r"is available", "can be obtained"),
-        (r"was available", "could be obtained"),
-        (r"is dead", "is no longer alive"),
-        (r"is still alive", "has not died yet"),
-        (r"is alive", "has not died"),
-        (r"grossed", "brought in"),
-        (r"resulted from", "came out of"),
-        (r"only (stars|starred)", r"\1 nobody but"),
-        (r"(?:only|exclusively) (had|has) (?=(?:one|two|three|four|five|six|\d+) )", r"\1 just "),
-        (r"competes in", "takes part in"),
-        (r"compete in", "take part in"),
-        (r"entered", "went into"),
-        (r"is based in", "has its base in"),
-        (r"is originally from", "hails from"),
-        (r"aired on", "was broadcast on"),
-        (r"is used to", "serves to"),
-        (r"are used in", "find use in"),
-        (r"debuted", "made a debut"),
-        (r"is outside(?: of)?", "lies outside"),
-        (r"(has )?served as", r"\1acted as"),
-        (r"is held", "takes place"),
-        (r"are held", "take place"),
-        (r"is involved in", "has a part in"),
-        (r"was involved in", "had a part in"),
-        (r"is descended from", "descends from"),
-        (r"are descended from", "descend from"),
-        (r"has won", "is the winner of"),
-        (r"have won", "are the winners of"),
-        (r"works in", "has work in"),
-        (r"worked in", "had work in"),
-    )
-)
-# Words anywhere in a predicate.
-_NOUNS = (
-    (r"film", "movie"), (r"films", "movies"), (r"movie", "film"), (r"movies", "films"),
-    (r"television", "TV"), (r"TV", "television"), (r"song", "track"), (r"company", "firm"),
-    (r"(?<=the )United States", "US"),
-    (r"(?<=the )U\.S\.", "United States"),
-    (r"multiple", "several"), (r"several", "multiple"), (r"numerous", "many"),
-    (r"a number of", "several"),
-)  # fmt: skip
-
 
 def _synonym(c: Claim) -> str | None:
-    for old, new in _SYNONYMS:
+    for old, new in SYNONYMS:
         if found := old.match(c.predicate):
             return f"{c.subject} {found.expand(new)}{c.predicate[found.end() :]}"
     return None
 
 
 def _noun(c: Claim) -> str | None:
-    for old, new in _NOUNS:
+    for old, new in NOUNS:
         whole_word = rf"(?<![\w-])(?<!\bin )(?<!\bfor ){old}(?![\w)-]| [A-Z])"
         said, n = re.subn(whole_word, new, c.predicate, count=1)
         if n:

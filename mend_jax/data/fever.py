@@ -64,7 +64,7 @@ _FORMS: dict[str, raw.Kinds] = {  # by the field that only they have
     "evidence": {"claim": "text", "label": "text", "evidence": "any"},
     "output": {"input": "text", "output": "any"},
 }
-_CODE = ("fever", "claim_paraphrases", "claim_grammar")
+_CODE = ("fever", "claim_paraphrases", "claim_grammar", "claim_words")
 _TRIES = 200
 
 

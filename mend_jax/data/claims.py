@@ -1,0 +1,69 @@
+"""Claims with their true labels as tokens, and batches of them that waste little on padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mend_jax.data import encode
+from mend_jax.data.forms import CLASSIFIER
+from mend_jax.errors import DataError
+from mend_jax.sequences import Sequences
+
+_WIDTH = 8  # texts are cut to a multiple of this many tokens, so that few shapes are compiled
+
+
+def encode_claims(
+    rows: Sequence[Mapping[str, Any]],
+    fields: Sequence[str],
+    *,
+    tokenizer: encode.Tokenizer,
+    max_len: int,
+) -> Sequences:
+    """Claims with their true labels; those that do not fit `max_len` tokens are left out.
+
+    Raises:
+      DataError: none fits.
+    """
+    found, reason = [], None
+    for row in rows:
+        for field in fields:
+            try:
+                found.append(
+                    CLASSIFIER.qa(tokenizer, row[field], row["truth"], max_len, max_target=1)
+                )
+            except DataError as e:
+                reason = e
+    if not found:
+        raise DataError(f"none of the {len(rows)} claims can be used; the last: {reason}")
+    return encode.stack(found)
+
+
+def widths(seqs: Sequences) -> np.ndarray:
+    """How wide each text is when it is cut to a multiple of `_WIDTH` tokens: int64[N]."""
+    return -(-seqs.mask.sum(-1) // _WIDTH) * _WIDTH
+
+
+def take(seqs: Sequences, index: np.ndarray) -> Sequences:
+    """Some texts, cut to the widest of them."""
+    width = int(widths(seqs)[index].max())
+    some = encode.take(seqs, index)
+    return some.replace(tokens=some.tokens[:, :width], mask=some.mask[:, :width])
+
+
+def shuffled_batches(
+    seqs: Sequences, batch_size: int, epochs: int, seed: int
+) -> Iterator[np.ndarray]:
+    """The numbers of the texts of each batch, texts of one width together; int64[batch_size].
+
+    Each epoch is shuffled anew; what does not fill a last batch is left out of it.
+    """
+    width = widths(seqs)
+    for epoch in range(epochs):
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(width))
+        order = order[np.argsort(width[order], kind="stable")]
+        whole = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+        yield from rng.permutation(whole)
