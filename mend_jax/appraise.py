@@ -15,9 +15,9 @@ from mend_jax.distributed import gather, is_writer
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.evaluate import evaluate, time_edits
 from mend_jax.experiment import Experiment, Split
-from mend_jax.forward import make_problem
 from mend_jax.judged import Judged
 from mend_jax.mesh import shard_batch
+from mend_jax.scoring import make_edit
 from mend_jax.sharding import EDITOR_RULES, place
 from mend_jax.train import TrainState
 from mend_jax.writers import Progress
@@ -72,8 +72,7 @@ def _general_ability(
 
     @jax.jit
     def probe(params, state, base, texts, probes, known):
-        problem = make_problem(model.module, base, model.weights, texts)
-        edit = transform.edit(params, state, problem, False)[0]
+        edit = make_edit(transform, model.module, model.weights, params, state, base, texts)
         return probe_edits(base, edit, probes, known, model=model.module)
 
     known = jax.jit(functools.partial(know, model=model.module))(model.params, probes)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 
 from mend_jax import build, checkpoint, experiment
@@ -19,9 +17,9 @@ from mend_jax.data.forms import form_of
 from mend_jax.editors.base import EditTransform
 from mend_jax.edits import Edit
 from mend_jax.errors import CheckpointError, DataError
-from mend_jax.forward import make_problem
 from mend_jax.language_model import LanguageModel
 from mend_jax.mesh import in_force, mesh_of
+from mend_jax.scoring import make_edit
 from mend_jax.sharding import EDITOR_RULES, described, shardings_of
 from mend_jax.writers import as_path
 
@@ -124,10 +122,3 @@ class Editor:
 
 def _round_up(n: int) -> int:
     return -(-n // _BUCKET) * _BUCKET
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def make_edit(transform, module, weights, params, state, base, seqs):
-    """The E edits of the corrections `seqs` [E, n]; the first three arguments are static."""
-    problem = make_problem(module, base, weights, seqs)
-    return transform.edit(params, state, problem, False)[0]

@@ -24,12 +24,11 @@ from mend_jax.examples import (
     generated_scores,
     make_examples,
 )
-from mend_jax.forward import make_problem
 from mend_jax.judged import Judged
 from mend_jax.language_model import LanguageModel
 from mend_jax.mesh import shard_batch
 from mend_jax.objective import ASKED, locality_sets, set_weights, texts_of
-from mend_jax.scoring import edit_and_score, generate_answers
+from mend_jax.scoring import edit_and_score, generate_answers, make_edit
 from mend_jax.writers import Progress
 
 Batch = Mapping[str, Any]
@@ -37,9 +36,18 @@ Batch = Mapping[str, Any]
 
 def make_scorer(editor: EditTransform, model: LanguageModel) -> Callable[..., Any]:
     """Jitted (params, state, base, batch) -> (edits, scores); see `scoring.edit_and_score`."""
-    return jax.jit(
-        functools.partial(edit_and_score, editor=editor, model=model.module, weights=model.weights)
-    )
+    return _scorer(editor, model.module, model.weights)
+
+
+@functools.lru_cache(maxsize=8)  # passes and runs of equal settings share what is compiled
+def _scorer(editor: EditTransform, module: Any, weights: Any) -> Callable[..., Any]:
+    return jax.jit(functools.partial(edit_and_score, editor=editor, model=module, weights=weights))
+
+
+@functools.lru_cache(maxsize=8)
+def _writer(module: Any, max_new: int, eos: int) -> Callable[..., Any]:
+    """Jitted (base, sets of texts, edit) -> token ids; see `scoring.generate_answers`."""
+    return jax.jit(functools.partial(generate_answers, module, max_new=max_new, eos_id=eos))
 
 
 def valid_scores(scores: Mapping[str, Any], valid: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
@@ -119,8 +127,7 @@ def evaluate(
       log: keeps each batch once it is judged; those that it holds already are not judged again.
     """
     scorer = make_scorer(editor, model)
-    eos = model.tokenizer.eos_id
-    write = jax.jit(functools.partial(generate_answers, model.module, max_new=max_new, eos_id=eos))
+    write = _writer(model.module, max_new, model.tokenizer.eos_id)
     log = Judged() if log is None else log
     progress = Progress(what, n_edits, start=log.n_edits, writer=is_writer())
     sets: list[str] = []
@@ -167,11 +174,7 @@ def time_edits(
 ) -> float:  # fmt: skip
     """Median seconds to make one edit from its tokens, the trunk pass included, compiled before."""
 
-    @jax.jit
-    def make(params, state, base, seqs):
-        problem = make_problem(model.module, base, model.weights, seqs)
-        return editor.edit(params, state, problem, False)[0]
-
+    make = functools.partial(make_edit, editor, model.module, model.weights)
     edits = gather(batch["edit"])
     n = edits.lead[0]
     seconds = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ def labels(params: Any) -> Any:
     return {k: same("layer_lr" if k == LAYER_LR else "net", tree) for k, tree in params.items()}
 
 
+@functools.cache  # one object for the same numbers: what is compiled for it is shared
 def make_optimizer(
     *, lr: float, layer_lr_lr: float, clip: float, accumulate: int, warmup: int, steps: int,
     decay: bool,

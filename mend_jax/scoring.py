@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 
 from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.edits import Edit, variables
-from mend_jax.forward import Problem, scored_logits, trunk_states
+from mend_jax.forward import Problem, make_problem, scored_logits, trunk_states
 from mend_jax.layout import vmap_edits
 from mend_jax.losses import correct_tokens, token_kl, token_nll, whole_answer
 from mend_jax.models.base import EditableModel
@@ -25,6 +26,13 @@ ANSWERS = (
     "more_rephrases",
     "hops",
 )  # sets that have a wanted answer; the others shall stay
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def make_edit(transform, module, weights, params, state, base, seqs):
+    """The E edits of the corrections `seqs` [E, n]; the first three arguments are static."""
+    problem = make_problem(module, base, weights, seqs)
+    return transform.edit(params, state, problem, False)[0]
 
 
 def edit_and_score(

@@ -76,6 +76,17 @@ def make_train_step(
     0. So it does when `number` is not the next step's: steps that were dispatched before the host
     saw the failure change nothing, and the caller stops with the last good state in hand.
     """
+    leaves, tree = jax.tree.flatten(shardings)
+    return _train_step_of(
+        editor, tx, model, weights, c_edit, c_loc, near_share, both_ways, tuple(leaves), tree
+    )
+
+
+@functools.lru_cache(maxsize=8)  # runs of equal settings in one process share what is compiled
+def _train_step_of(
+    editor, tx, model, weights, c_edit, c_loc, near_share, both_ways, leaves, tree
+) -> TrainStep:
+    shardings = jax.tree.unflatten(tree, leaves)
     loss_fn = functools.partial(
         meta_loss, editor=editor, model=model, weights=weights, c_loc=c_loc,
         near_share=near_share, both_ways=both_ways,
@@ -100,6 +111,7 @@ def make_train_step(
     return train_step
 
 
+@functools.cache
 def success_weight(start: float, end: float, steps: int) -> Callable[[jax.Array], jax.Array]:
     """c_edit by step, from `start` to `end` geometrically over `steps`.
 

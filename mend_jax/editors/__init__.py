@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,13 +21,21 @@ EDITORS: dict[str, Callable[..., EditTransform]] = {
 
 
 def make_editor(name: str, options: Mapping[str, Any]) -> EditTransform:
-    """The named editor with these options; unknown names and options are refused by name."""
+    """The named editor with these options; unknown names and options are refused by name.
+
+    The same name and options give the same object, so that what is compiled for it is shared.
+    """
     if name not in EDITORS:
         raise ConfigError(f"editor.name is {name!r}; known editors: {sorted(EDITORS)}")
     known = inspect.signature(EDITORS[name]).parameters
     if unknown := sorted(set(options) - set(known)):
         raise ConfigError(f"editor {name!r} has no option {unknown}; it has {sorted(known)}")
     try:
-        return EDITORS[name](**options)
+        return _make(name, tuple(sorted(options.items())))
     except ValueError as e:
         raise ConfigError(f"editor {name!r}: {e}") from e
+
+
+@functools.cache
+def _make(name: str, options: tuple[tuple[str, Any], ...]) -> EditTransform:
+    return EDITORS[name](**dict(options))

@@ -8,6 +8,7 @@ passed in and out. Every leaf of a signal may have leading axes (E), so no edito
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -60,6 +61,7 @@ class EditTransform(NamedTuple):
     trainable: bool = True
 
 
+@functools.cache
 def with_strength(editor: EditTransform, strength: float) -> EditTransform:
     """The editor whose edits are scaled by `strength` once it is trained.
 

@@ -21,7 +21,6 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mend_jax.editor import make_edit
 from mend_jax.errors import ConfigError
 from mend_jax.mesh import batch_sharding, in_force, mesh_over, round_up
 from mend_jax.models.params import flatten
@@ -30,7 +29,7 @@ from mend_jax.pods.blueprint import Blueprint, draw
 from mend_jax.pods.flops import matmul_flops
 from mend_jax.pods.plan import Plan, choose, cost, needs_of
 from mend_jax.pods.slices import GIB, Slice
-from mend_jax.scoring import edit_and_score
+from mend_jax.scoring import edit_and_score, make_edit
 from mend_jax.sharding import BASE_RULES, EDITOR_RULES, described, shardings_of
 from mend_jax.train import make_train_step, success_weight
 
