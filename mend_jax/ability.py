@@ -274,4 +274,5 @@ def summarise(scores: Mapping[str, np.ndarray], probes: Probes, known: Known) ->
         "n_edits": len(scores["nll"]),
         "n_texts": len(probes.texts.tokens),
         "n_facts": n_facts,
+        "n_known": int(before),
     }

@@ -154,7 +154,9 @@ def refuse_other_run(meta: Mapping[str, Any], mine: Mapping[str, Any], where: An
             f"{where} edits {meta.get('weights')}, this model offers {mine['weights']}; load it "
             "with the last_n_blocks and edit_roles of that run"
         )
-    changed = sorted(_differences(meta.get("config", {}), mine.get("config", {})))
+    differences = _differences(meta.get("config", {}), mine.get("config", {}))
+    # Where the data lies does not matter: its fingerprint was compared.
+    changed = sorted(line for line in differences if not line.startswith("data.dir "))
     if "config" in mine and changed:
         raise CheckpointError(
             f"{where} was made with another config; different: {'; '.join(changed)}; "

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -14,7 +15,8 @@ jax.config.update("jax_disable_most_optimizations", True)  # compiling, not runn
 # Files that take minutes, longest first. Begun last, one of them keeps one worker busy while the
 # others wait (xdist by itself begins with the files that have most tests).
 LONG = (
-    "test_golden.py", "test_processes.py", "test_notebooks.py", "test_quickstart.py", "test_run.py",
+    "test_golden.py", "test_processes.py", "test_tasks.py", "test_notebooks.py",
+    "test_quickstart.py", "test_run.py",
     "test_meshes.py", "test_models_editing.py", "test_models.py", "test_run_kinds.py",
 )  # fmt: skip
 
@@ -22,3 +24,10 @@ LONG = (
 def pytest_collection_modifyitems(items):
     order = {name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh_caches():
+    """What a file's tests compiled goes with them: kept to the end it took gigabytes."""
+    yield
+    jax.clear_caches()

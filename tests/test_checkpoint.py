@@ -154,7 +154,7 @@ def go(folder, stop=None, validate=None, steps=7):
             )  # fmt: skip
         finally:
             assert not manager.is_saving_in_progress()
-    record.seconds = 0.0
+    record.seconds = record.input_seconds = 0.0
     return np.asarray(state.params["w"]), log.read(), record
 
 

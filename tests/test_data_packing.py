@@ -42,11 +42,19 @@ def test_a_far_text_is_cut_and_scored_as_far_as_it_goes():
 
 
 def test_a_part_that_is_too_small_joins_the_next():
-    short = np.max([ENCODED.texts[n].mask.sum(-1) for n in ("edit", "rephrase")], 0) <= 18
-    parts = by_length(ENCODED, (14, 18), 12)
-    assert [len(part) for part in parts] == [short.sum(), (~short).sum()]
-    with pytest.raises(DataError, match="only 4 rows are longer than 21 tokens, fewer than the 5"):
-        by_length(ENCODED, (21,), 5)
+    longest = np.max([ENCODED.texts[n].mask.sum(-1) for n in ("edit", "rephrase", "near")], 0)
+    few = int((longest <= 14).sum())
+    parts = by_length(ENCODED, (14, 18), few + 1)
+    assert few > 0 and [len(part) for part in parts] == [
+        (longest <= 18).sum(),
+        (longest > 18).sum(),
+    ]
+    top = longest.max()
+    last = int((longest == top).sum())
+    with pytest.raises(
+        DataError, match=f"only {last} rows are longer than {top - 1} tokens, fewer"
+    ):
+        by_length(ENCODED, (int(top) - 1,), last + 1)
     assert len(by_length(ENCODED, (30,), 5)) == 1
     assert by_length(ENCODED, (), 5) == [ENCODED]
 

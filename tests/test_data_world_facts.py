@@ -237,7 +237,7 @@ def test_building_is_quiet(monkeypatch, tmp_path, rows, capfd, caplog):
 
 
 def test_unknown_names_are_named_errors(loaded, tmp_path):
-    with pytest.raises(DataError, match="no data set 'zork': use one of .*world_facts"):
+    with pytest.raises(DataError, match="no data set 'zork'.*: use one of .*world_facts"):
         data.load("zork")
     with pytest.raises(DataError, match="no config 'zork': use one of default, offline"):
         data.load("world_facts/zork", folder=tmp_path)
