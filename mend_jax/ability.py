@@ -143,7 +143,7 @@ def known_first(probes: Probes, known: Known, n_facts: int) -> tuple[Probes, Kno
     """Fewer facts: those that the base recalls, up to `n_facts`, filled up with others in order.
 
     A small base recalls few: of a large pool so chosen, what an edit makes it forget can be seen.
-    the recall `before` is then that of the choice; the base's own is `known.recalled.mean()` of the
+    The recall `before` is then that of the choice; the base's own is `known.recalled.mean()` of the
     pool. Not to be jitted.
     """
     recalled = np.asarray(known.recalled)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mend_jax import distributed
-from mend_jax.writers import JsonLines, write_text
+from mend_jax.writers import JsonLines
 
 Scores = Mapping[tuple[str, str], np.ndarray]
 
@@ -38,15 +38,14 @@ class Judged:
         )
         self.batches = json.loads(text)
         if not self.batches and distributed.is_writer():
-            write_text(path, "")
-            self._lines.append(head)
+            self._lines.rewrite([head])
 
     def _read(self, head: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The batches of the file; rewrites it, since its last line may be cut off."""
         first, *rest = self._lines.read() or [None]
         if first != head:
             return []
-        write_text(self._lines.path, "".join(json.dumps(x) + "\n" for x in (first, *rest)))
+        self._lines.rewrite([first, *rest])
         return rest
 
     @property

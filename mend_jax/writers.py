@@ -99,9 +99,12 @@ class JsonLines:
 
     def rewind(self, step: int) -> None:
         """Forgets lines after `step` (and a half-written last line), for an exact resume."""
-        kept = [line for line in self.read() if line["step"] <= step]
-        self.held = kept if is_remote(self.path) else None
-        self._write(kept)
+        self.rewrite([line for line in self.read() if line["step"] <= step])
+
+    def rewrite(self, lines: list[dict[str, Any]]) -> None:
+        """Begins anew with these lines."""
+        self.held = lines if is_remote(self.path) else None
+        self._write(lines)
 
     def flush(self) -> None:
         """After it the file holds all lines."""

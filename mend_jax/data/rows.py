@@ -38,8 +38,7 @@ def make_row(**fields: Any) -> Row:
     Raises:
       DataError: an unknown field, a required one that is empty, or lists of unequal length.
     """
-    row: Row = {name: "" for name in TEXTS} | {name: [] for name in LISTS}
-    row |= {name: False for name in FLAGS}
+    row = _empty()
     if unknown := sorted(set(fields) - set(row)):
         raise DataError(f"rows have no field {unknown}; the fields are {sorted(row)}")
     row |= fields
@@ -54,10 +53,12 @@ def make_row(**fields: Any) -> Row:
 
 def text_row(key: str, far: str, far_answer: str = "") -> Row:
     """A row that holds an unrelated text and no edit, as the sources of far texts have them."""
+    return _empty() | {"key": key, "far": far, "far_answer": far_answer}
+
+
+def _empty() -> Row:
     row: Row = {name: "" for name in TEXTS} | {name: [] for name in LISTS}
-    return (
-        row | {name: False for name in FLAGS} | {"key": key, "far": far, "far_answer": far_answer}
-    )
+    return row | {name: False for name in FLAGS}
 
 
 def same_name(name: str) -> str:
