@@ -230,7 +230,7 @@ def test_building_is_quiet(monkeypatch, tmp_path, rows, capfd, caplog):
     monkeypatch.setattr(world_facts, "all_rows", lambda config: few)
     monkeypatch.setattr(logging.getLogger("absl"), "handlers", [caplog.handler])
     with caplog.at_level(logging.INFO, logger="absl"):
-        world_facts.load(folder=tmp_path)
+        data.load("world_facts", folder=tmp_path)
     out = capfd.readouterr()
     assert out.out == "" and "Downloading" not in out.err
     assert caplog.records == []

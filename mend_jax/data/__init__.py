@@ -6,6 +6,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
+from mend_jax.data import prepare
 from mend_jax.data.base import DataSet
 from mend_jax.data.raw import data_root
 from mend_jax.errors import DataError, nearest
@@ -13,7 +14,7 @@ from mend_jax.errors import DataError, nearest
 if TYPE_CHECKING:
     from mend_jax.language_model import LanguageModel
 
-# A name and the module whose `load(config, root, folder)` gives the DataSet.
+# A name and the module whose `recipe(config, root)` says how the data set is made.
 DATASETS = {
     "counterfact": "mend_jax.data.counterfact",
     "facts": "mend_jax.data.user_facts",
@@ -62,12 +63,12 @@ def load(
         hint = nearest(base, list(known))
         raise DataError(f"no data set {name!r}{hint}: use one of {', '.join(sorted(known))}")
     module = importlib.import_module(known[base])
-    more = {}
+    made_with = ()
     if getattr(module, "NEEDS_MODEL", False):
         if model is None:
             raise DataError(f"data set {base} is made with the base model: give `model`")
-        more["model"] = model
-    found = module.load(config or "default", data_root(root), folder, **more)
+        made_with = (model,)
+    found = prepare.load(module.recipe(config or "default", data_root(root), *made_with), folder)
     if model is not None and model.module.kind not in TASKS[found.task]:
         raise DataError(
             f"data set {name} is for {' and '.join(TASKS[found.task])} models, and {model.spec} is "

@@ -26,12 +26,10 @@ are not comparable with published ones.
 from __future__ import annotations
 
 import collections
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mend_jax.data import neighbours, prepare, raw, rows
-from mend_jax.data.base import DataSet
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"
@@ -71,23 +69,13 @@ _REWRITE = {
 _LONGEST_NAME = 8  # words of a subject that is looked for in near facts
 
 
-def load(
-    config: str = "default",
-    root: Path | None = None,
-    folder: str | os.PathLike[str] | None = None,
-) -> DataSet:
-    """The prepared data set, built first if need be."""
-    return prepare.load(recipe(config, root), folder)
-
-
 def recipe(config: str = "default", root: Path | None = None) -> prepare.Recipe:
     """How one config is made.
 
     Raises:
       DataError: an unknown config, or a file is missing.
     """
-    if config not in CONFIGS:
-        raise DataError(f"counterfact has no config {config!r}: use one of {', '.join(CONFIGS)}")
+    prepare.check_config("counterfact", config, CONFIGS)
     files = {split: raw.locate(root, "counterfact", *names) for split, names in _FILES.items()}
     rome = raw.find(root, *_ROME)
     if config == "rome":

@@ -27,7 +27,6 @@ page has the same, so that evaluation counts it as the hard case. What one edit 
 from __future__ import annotations
 
 import collections
-import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mend_jax.data import prepare, raw, rows
-from mend_jax.data.base import DataSet
 from mend_jax.data.claim_paraphrases import paraphrase
 from mend_jax.data.names import key_hash, key_rng, normalise
 from mend_jax.errors import DataError
@@ -84,23 +82,13 @@ class Claim(NamedTuple):
     pages: tuple[str, ...]
 
 
-def load(
-    config: str = "default",
-    root: Path | None = None,
-    folder: str | os.PathLike[str] | None = None,
-) -> DataSet:
-    """The prepared data set, built first if need be."""
-    return prepare.load(recipe(config, root), folder)
-
-
 def recipe(config: str = "default", root: Path | None = None) -> prepare.Recipe:
     """How it is made.
 
     Raises:
       DataError: an unknown config, or a file is missing.
     """
-    if config != "default":
-        raise DataError(f"fever has no config {config!r}: use default")
+    prepare.check_config("fever", config, ("default",))
     files = {split: raw.locate(root, "fever", *names) for split, names in _FILES.items()}
     return prepare.Recipe(
         name="fever",

@@ -14,12 +14,9 @@ the published split is not checked. The test set of EfficientQA is not used.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mend_jax.data import prepare, raw, rows
-from mend_jax.data.base import DataSet
-from mend_jax.errors import DataError
 
 VERSION = "1.0.0"
 LICENSE = "Natural Questions and AmbigQA: CC BY-SA 3.0"
@@ -77,8 +74,7 @@ def recipe(config: str = "default", root: Path | None = None) -> prepare.Recipe:
     Raises:
       DataError: an unknown config, or a file is missing.
     """
-    if config != "default":
-        raise DataError(f"nq_open has no config {config!r}: use default")
+    prepare.check_config("nq_open", config, ("default",))
     files = paths(root)
     return prepare.Recipe(
         name="nq_open",
@@ -91,12 +87,3 @@ def recipe(config: str = "default", root: Path | None = None) -> prepare.Recipe:
         manual_dir=root,
         code=("mend_jax.data.nq_open",),
     )
-
-
-def load(
-    config: str = "default",
-    root: Path | None = None,
-    folder: str | os.PathLike[str] | None = None,
-) -> DataSet:
-    """The prepared data set, built first if need be."""
-    return prepare.load(recipe(config, root), folder)

@@ -54,6 +54,7 @@ class Recipe:
       code: names of the modules whose source decides the rows.
       published: sha256 of a file as its authors publish it, by its name here.
       task: `qa`, `fc` or `gen`; see `data.TASKS`.
+      asked_as: the data set's name in full, where `config` is not the user's own word.
     """
 
     name: str
@@ -68,10 +69,13 @@ class Recipe:
     code: tuple[str, ...] = ()
     published: Mapping[str, str] = dataclasses.field(default_factory=dict)
     task: str = "qa"
+    asked_as: str = ""
 
     @property
     def title(self) -> str:
         """NAME, or NAME/CONFIG."""
+        if self.asked_as:
+            return self.asked_as
         return self.name if self.config == "default" else f"{self.name}/{self.config}"
 
     @functools.cached_property
@@ -103,6 +107,13 @@ class Recipe:
             same = None if known is None else known == self.hashes[name]
             found[name] = {"sha256": self.hashes[name], "published": same}
         return found
+
+
+def check_config(name: str, config: str, known: Iterable[str]) -> None:
+    """Raises DataError where a data set has no config of this name."""
+    if config not in (names := list(known)):
+        use = names[0] if len(names) == 1 else f"one of {', '.join(names)}"
+        raise DataError(f"{name} has no config {config!r}: use {use}")
 
 
 def fingerprint_rows(splits: Mapping[str, Iterable[rows.Row]]) -> str:

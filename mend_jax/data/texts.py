@@ -8,15 +8,12 @@ line of a JSON file is a document, its text in the field `text`.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from mend_jax.data import prepare, prose, raw, rows
-from mend_jax.data.base import DataSet
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"
@@ -102,6 +99,7 @@ def recipe(config: str, root: Path | None) -> prepare.Recipe:
         raise DataError(f"texts/{config}: no {', '.join(f'*{end}' for end in _ENDS)} in {folder}")
     return prepare.Recipe(
         name="texts",
+        asked_as=f"texts/{config}",
         config=re.sub(r"[^A-Za-z0-9]+", "_", config).strip("_") or "texts",
         version=VERSION,
         description=DESCRIPTION,
@@ -111,10 +109,3 @@ def recipe(config: str, root: Path | None) -> prepare.Recipe:
         manual_dir=folder,
         code=("mend_jax.data.texts", "mend_jax.data.prose"),
     )
-
-
-def load(
-    config: str = "default", root: Path | None = None, folder: str | os.PathLike[str] | None = None
-) -> DataSet:
-    """The prepared text set, built first if need be."""
-    return dataclasses.replace(prepare.load(recipe(config, root), folder), name=f"texts/{config}")

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from mend_jax.data import prepare, rows
-from mend_jax.data.base import DataSet
 from mend_jax.data.facts import Fact, read_facts
 from mend_jax.data.names import key_rng
 from mend_jax.errors import DataError
@@ -147,6 +145,7 @@ def recipe(config: str, root: Path | None) -> prepare.Recipe:
     word = re.sub(r"[^A-Za-z0-9]+", "_", path.name.removesuffix(".gz").removesuffix(".jsonl"))
     return prepare.Recipe(
         name="facts",
+        asked_as=f"facts/{config}",
         config=word.strip("_") or "facts",
         version=VERSION,
         description=DESCRIPTION,
@@ -156,10 +155,3 @@ def recipe(config: str, root: Path | None) -> prepare.Recipe:
         manual_dir=path.parent,
         code=("mend_jax.data.user_facts", "mend_jax.data.facts"),
     )
-
-
-def load(
-    config: str = "default", root: Path | None = None, folder: str | os.PathLike[str] | None = None
-) -> DataSet:
-    """The prepared data set, built first if need be."""
-    return dataclasses.replace(prepare.load(recipe(config, root), folder), name=f"facts/{config}")

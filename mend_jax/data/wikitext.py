@@ -10,13 +10,11 @@ faithful to `<unk>`.
 from __future__ import annotations
 
 import collections
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from mend_jax.data import prepare, prose, raw, rows
-from mend_jax.data.base import DataSet
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"
@@ -174,8 +172,7 @@ def recipe(config: str, root: Path | None) -> prepare.Recipe:
     Raises:
       DataError: an unknown config, or files that are not there.
     """
-    if config not in CONFIGS:
-        raise DataError(f"wikitext has no config {config!r}: use one of {', '.join(CONFIGS)}")
+    prepare.check_config("wikitext", config, CONFIGS)
     folder = CONFIGS[config]
     files = {}
     for split, name in _FILES.items():
@@ -194,10 +191,3 @@ def recipe(config: str, root: Path | None) -> prepare.Recipe:
         code=("mend_jax.data.wikitext", "mend_jax.data.prose"),
         published={**_PUBLISHED, **{f"{name}.gz": sha for name, sha in _PUBLISHED.items()}},
     )
-
-
-def load(
-    config: str = "default", root: Path | None = None, folder: str | os.PathLike[str] | None = None
-) -> DataSet:
-    """The prepared text set, built first if need be."""
-    return prepare.load(recipe(config, root), folder)

@@ -23,7 +23,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +32,6 @@ import jax
 import numpy as np
 
 from mend_jax.data import encode, prepare, raw, rows, wikitext
-from mend_jax.data.base import DataSet
 from mend_jax.data.names import key_hash, key_rng
 from mend_jax.errors import DataError, MendError
 from mend_jax.language_model import LanguageModel, load_model
@@ -252,8 +250,7 @@ def recipe(config: str, root: Path | None, model: LanguageModel) -> prepare.Reci
     Raises:
       DataError: an unknown config, files that are not there, or a base that cannot sample.
     """
-    if config not in SIZES:
-        raise DataError(f"wikitext_gen has no config {config!r}: use one of {', '.join(SIZES)}")
+    prepare.check_config("wikitext_gen", config, SIZES)
     if model.module.kind != "causal":
         raise DataError(
             f"wikitext_gen is sampled from a causal language model, and {model.spec} is a "
@@ -288,16 +285,6 @@ def recipe(config: str, root: Path | None, model: LanguageModel) -> prepare.Reci
     )
 
 
-def load(
-    config: str,
-    root: Path | None,
-    folder: str | os.PathLike[str] | None,
-    model: LanguageModel,
-) -> DataSet:
-    """The prepared data set of this base, sampled first if need be."""
-    return prepare.load(recipe(config, root, model), folder)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 when the rows are prepared, 2 for an error that the message explains."""
     parser = argparse.ArgumentParser(
@@ -312,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         model = load_model(args.model, dtype=args.dtype)
-        found = load(args.config, raw.data_root(args.data_dir), None, model)
+        found = prepare.load(recipe(args.config, raw.data_root(args.data_dir), model))
         for split, held in found.splits.items():
             print(f"{split}: {len(held)} rows; left out: {found.notes['left_out'][split]}")
         if args.out:

@@ -9,15 +9,12 @@ no download.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from mend_jax.data import passages, prepare, world_facts_rows
-from mend_jax.data.base import DataSet
 from mend_jax.data.rows import make_row
 from mend_jax.data.world_facts_facts import true_facts
 from mend_jax.data.world_facts_sources import versions
-from mend_jax.errors import DataError
 
 VERSION = "1.1.0"
 CONFIGS = {"default": "wikipedia", "offline": "reference"}
@@ -42,14 +39,14 @@ def all_rows(config: str = "default") -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def recipe(config: str = "default") -> prepare.Recipe:
-    """How one config is made.
+def recipe(config: str = "default", root: Any = None) -> prepare.Recipe:
+    """How one config is made; no raw data is read, so `root` is not used.
 
     Raises:
       DataError: an unknown config.
     """
-    if config not in CONFIGS:
-        raise DataError(f"world_facts has no config {config!r}: use one of {', '.join(CONFIGS)}")
+    del root
+    prepare.check_config("world_facts", config, CONFIGS)
     return prepare.Recipe(
         name="world_facts",
         config=config,
@@ -60,11 +57,3 @@ def recipe(config: str = "default") -> prepare.Recipe:
         inputs=versions(),
         code=tuple(f"mend_jax.data.{name}" for name in _CODE),
     )
-
-
-def load(
-    config: str = "default", root: Any = None, folder: str | os.PathLike[str] | None = None
-) -> DataSet:
-    """The prepared data set, built first if need be; no raw data is read, so `root` is not used."""
-    del root
-    return prepare.load(recipe(config), folder)

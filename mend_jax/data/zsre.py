@@ -29,13 +29,10 @@ rows: results on any other file are not comparable with published ones.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Set
 from pathlib import Path
 
 from mend_jax.data import far, neighbours, nq_open, prepare, raw, rows, zsre_forms, zsre_levy
-from mend_jax.data.base import DataSet
-from mend_jax.errors import DataError
 
 VERSION = "1.0.0"
 LICENSE = (
@@ -61,23 +58,13 @@ _LEVY = ("zsre/levy_positive.jsonl", "zsre/train.0", "zsre/train.very_small.0")
 Source = tuple[str, Path]  # the form of a file (see zsre_forms.read) and where it lies
 
 
-def load(
-    config: str = "default",
-    root: Path | None = None,
-    folder: str | os.PathLike[str] | None = None,
-) -> DataSet:
-    """The prepared data set, built first if need be."""
-    return prepare.load(recipe(config, root), folder)
-
-
 def recipe(config: str = "default", root: Path | None = None) -> prepare.Recipe:
     """How one config is made.
 
     Raises:
       DataError: an unknown config, or a file is missing.
     """
-    if config not in CONFIGS:
-        raise DataError(f"zsre has no config {config!r}: use one of {', '.join(CONFIGS)}")
+    prepare.check_config("zsre", config, CONFIGS)
     if config == "levy":
         path, texts = _locate(root, *_LEVY), nq_open.find(root)
         files = (path, *texts.values())
