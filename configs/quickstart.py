@@ -67,6 +67,7 @@ def get_config(variant=""):
     c.train.c_edit = 0.4  # ... and at the last; the paper's is 0.1 throughout
     c.train.c_loc = 1.0
     c.train.near_share = 0.5  # of the KL on near texts; the rest is that on far texts
+    c.train.survey_texts = 512  # plain texts shown to editors that must see some first
     c.train.log_every = 10
     c.train.val_every = 160
     c.train.val_edits = 96  # with half of them the noise of the loss chose the step

@@ -19,6 +19,7 @@ from mend_jax.judged import Judged
 from mend_jax.mesh import shard_batch
 from mend_jax.scoring import make_edit
 from mend_jax.sharding import EDITOR_RULES, place
+from mend_jax.survey import survey
 from mend_jax.train import TrainState
 from mend_jax.writers import Progress
 
@@ -102,8 +103,9 @@ def _baseline(
     split = experiment.subset(experiment.test, options.pop("edits", 0))
     per_step = options.pop("edits_per_step", experiment.config.eval.edits_per_step)
     editor = make_editor(options.pop("editor", name), options)
-    start = editor.init(jax.random.key(experiment.config.seed), experiment.model.weights)
-    return (editor, *start), split, per_step
+    key = jax.random.key(experiment.config.seed)
+    params, state = editor.init(key, experiment.model.weights)
+    return (editor, params, survey(experiment, editor, params, state)), split, per_step
 
 
 def _judge(

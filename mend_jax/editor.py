@@ -16,7 +16,7 @@ from mend_jax.data.facts import Fact, facts_from_pairs
 from mend_jax.data.forms import form_of
 from mend_jax.editors.base import EditTransform
 from mend_jax.edits import Edit
-from mend_jax.errors import CheckpointError, DataError
+from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.language_model import LanguageModel
 from mend_jax.mesh import in_force, mesh_of
 from mend_jax.scoring import make_edit
@@ -91,7 +91,12 @@ class Editor:
 
         Raises:
           DataError: no facts, an empty one, or one that does not fit the model's context.
+          ConfigError: the editor changes no weight: it reads texts with the facts beside it.
         """
+        if self.transform.reader is not None:
+            raise ConfigError(
+                "this editor answers from the facts beside the base and has no weight edit to give"
+            )
         checked = facts_from_pairs(
             (f.prompt, f.target) if isinstance(f, Fact) else f for f in facts
         )

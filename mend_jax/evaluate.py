@@ -28,7 +28,7 @@ from mend_jax.judged import Judged
 from mend_jax.language_model import LanguageModel
 from mend_jax.mesh import shard_batch
 from mend_jax.objective import ASKED, locality_sets, set_weights, texts_of
-from mend_jax.scoring import edit_and_score, generate_answers, make_edit
+from mend_jax.scoring import edit_and_score, generate_answers, make_edit, write_beside
 from mend_jax.writers import Progress
 
 Batch = Mapping[str, Any]
@@ -48,6 +48,15 @@ def _scorer(editor: EditTransform, module: Any, weights: Any) -> Callable[..., A
 def _writer(module: Any, max_new: int, eos: int) -> Callable[..., Any]:
     """Jitted (base, sets of texts, edit) -> token ids; see `scoring.generate_answers`."""
     return jax.jit(functools.partial(generate_answers, module, max_new=max_new, eos_id=eos))
+
+
+@functools.lru_cache(maxsize=8)
+def _reading_writer(
+    editor: EditTransform, module: Any, weights: Any, max_new: int, eos: int
+) -> Callable[..., Any]:
+    """Jitted (params, base, corrections, sets of texts) -> ids; see `scoring.write_beside`."""
+    fixed = dict(editor=editor, model=module, weights=weights, max_new=max_new, eos_id=eos)
+    return jax.jit(functools.partial(write_beside, **fixed))
 
 
 def valid_scores(scores: Mapping[str, Any], valid: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
@@ -127,7 +136,9 @@ def evaluate(
       log: keeps each batch once it is judged; those that it holds already are not judged again.
     """
     scorer = make_scorer(editor, model)
-    write = _writer(model.module, max_new, model.tokenizer.eos_id)
+    writing = (max_new, model.tokenizer.eos_id)
+    write = _writer(model.module, *writing)
+    reads = editor.reader and _reading_writer(editor, model.module, model.weights, *writing)
     log = Judged() if log is None else log
     progress = Progress(what, n_edits, start=log.n_edits, writer=is_writer())
     sets: list[str] = []
@@ -142,8 +153,12 @@ def evaluate(
         edit, scores = scorer(params, state, model.params, texts)
         answers = {}
         names = [name for name in WRITTEN if name in texts]
+        asked = [texts[name] for name in names]
         for suffix, under in (("", edit), ("_before", None)):
-            written = write(model.params, [texts[name] for name in names], under)
+            if reads and under is not None:
+                written = reads(params, model.params, texts["edit"], asked)
+            else:
+                written = write(model.params, asked, under)
             for name, ids in zip(names, gather(written), strict=True):
                 answers[name + suffix] = [model.decode_answer(row) for row in ids[valid]]
         log.add(numbered[valid].tolist(), valid_scores(scores, valid), answers)

@@ -17,11 +17,14 @@ class Factors:
       mask: bool[..., N], False on rows that must not count: those where u or delta is all zero.
         (The original code drops such rows; shapes here are static, so they are masked.) Padding is
         never attended to and never scored, so its delta is exactly zero.
+      key: u as it was captured, for links that solve for values at it after others have changed u;
+        None unless `links.keep_key` stands before them.
     """
 
     u: jax.Array
     delta: jax.Array
     mask: jax.Array
+    key: jax.Array | None = None
 
     def gradient(self) -> jax.Array:
         """The dense gradient [..., d_in, d_out] that the rows sum to."""

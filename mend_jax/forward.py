@@ -7,8 +7,9 @@ Shape letters: E edits, n texts an edit, T tokens, S scored positions, D width, 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ from mend_jax.models.base import EditableModel, Inputs
 from mend_jax.models.layers import TAPS
 from mend_jax.models.params import flatten, nest
 from mend_jax.sequences import Sequences
+
+Rows = Literal["all", "answer"]
 
 
 def _run_trunk(model: EditableModel, params: Any, inputs: Inputs) -> Any:
@@ -123,6 +126,8 @@ class Problem:
       weights: the weights that may be edited.
       seqs: the corrections, leading axes [E, n].
       h: their trunk states, leaves [E, n, ...].
+      applied: edits that are in force already, leading axis E, or None. Sequential editing asks for
+        the next edit of an edited model so; every `edit` below comes on top.
     """
 
     model: EditableModel
@@ -130,6 +135,7 @@ class Problem:
     weights: tuple[WeightSpec, ...]
     seqs: Sequences
     h: Any
+    applied: Edit | None = None
 
     @property
     def n_edits(self) -> int:
@@ -137,7 +143,16 @@ class Problem:
 
     def loss(self, edit: Edit | None = None) -> jax.Array:
         """Mean token nll of each edit's corrections: float32[E] (MEND's inner loss)."""
-        return self._loss(scored_logits(self.model, self.params, self.h, self.seqs, edit))
+        return self._loss(self.logits(edit))
+
+    def logits(self, edit: Edit | None = None) -> jax.Array:
+        """Logits [E, n, S, V] of the corrections' scored positions."""
+        return scored_logits(self.model, self.params, self.h, self.seqs, self._with_applied(edit))
+
+    def _with_applied(self, edit: Edit | None) -> Edit | None:
+        if self.applied is None or edit is None:
+            return edit if self.applied is None else self.applied
+        return self.applied.compose(edit)
 
     def _loss(self, logits: jax.Array) -> jax.Array:
         nll = token_nll(logits, self.seqs.target)
@@ -145,16 +160,21 @@ class Problem:
 
     def solved(self, edit: Edit | None = None) -> jax.Array:
         """Whether every token of each edit's corrections is the arg max: bool[E]."""
-        logits = scored_logits(self.model, self.params, self.h, self.seqs, edit)
-        right = whole_answer(correct_tokens(logits, self.seqs.target), self.seqs.score_mask)
+        correct = correct_tokens(self.logits(edit), self.seqs.target)
+        right = whole_answer(correct, self.seqs.score_mask)
         return right.all(-1)
 
-    def factors(self, edit: Edit | None = None) -> dict[str, Factors]:
+    def factors(self, edit: Edit | None = None, rows: Rows = "all") -> dict[str, Factors]:
         """(u, delta) of every editable weight, rows [E, n * T], by one backward pass of the top.
 
         In the last block only scored positions take part: weights there that act on those alone
         have rows [E, n * S].
+
+        Args:
+          rows: "answer" masks all but the positions whose next token is scored (MALMEN's rows);
+            an encoder has no such positions and keeps all of its rows.
         """
+        edit = self._with_applied(edit)
         names = [w.name for w in self.weights]
         one = jax.tree.map(lambda leaf: leaf[0], self.seqs)
         zeros = tap_zeros(
@@ -170,12 +190,26 @@ class Problem:
             return self._loss(each(self.h, self.seqs, taps, edit)).sum()
 
         captured = flatten(per_edit(jax.grad(total_loss)(taps), self.n_edits))
-        rows = (self.n_edits, -1)
+        lead = (self.n_edits, -1)
         result = {}
         for w in self.weights:
             u, delta = captured[f"{w.name}/tap/u"], captured[f"{w.name}/tap/delta"]
-            result[w.name] = masked_factors(u.reshape(*rows, w.d_in), delta.reshape(*rows, w.d_out))
+            found = masked_factors(u.reshape(*lead, w.d_in), delta.reshape(*lead, w.d_out))
+            if rows == "answer" and not w.stack.startswith("encoder"):
+                found = found.replace(mask=found.mask & self._answers(found.mask.shape[-1]))
+            result[w.name] = found
         return result
+
+    def _answers(self, n_rows: int) -> jax.Array:
+        """Which rows [E, n * T] (or [E, n * S], of the last block) are scored positions."""
+        s = self.seqs
+        if n_rows == math.prod(s.score_pos.shape[1:]):
+            scored = s.score_mask
+        else:
+            place = jnp.arange(s.tokens.shape[-1])
+            hit = s.score_pos[..., None] == place[(None,) * s.score_pos.ndim]
+            scored = (hit & s.score_mask[..., None]).any(-2)
+        return scored.reshape(self.n_edits, -1)
 
 
 def make_problem(

@@ -69,6 +69,8 @@ def meta_loss(
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any, Edit]]:
     """c_edit * NLL(rephrase; edited) + c_loc * KL(base || edited; locality) (paper, Eq. 4).
 
+    To that an editor may add a `penalty` of its own.
+
     Both terms are means over scored tokens, then over the E independent edits; of the KL,
     `near_share` is that of near texts (the paper has far ones alone). Only `params` take a
     gradient: the base and the factors are constants.
@@ -99,19 +101,28 @@ def meta_loss(
     logits = scored_logits(model, base, h, rephrase, edit)
     nll_E = masked_mean(token_nll(logits, rephrase.target), rephrase.score_mask, axes=(1, 2))
     metrics = {"nll_rephrase": nll_E.mean()}
-    kl = jnp.zeros(())
-    for name, weight in sets.items():
-        seqs, h = texts[name]
-        before = jax.lax.stop_gradient(scored_logits(model, base, h, seqs))
-        under = edit
+    unedited = {
+        name: jax.lax.stop_gradient(scored_logits(model, base, texts[name][1], texts[name][0]))
+        for name in sets
+    }
+
+    def kl_of(name: str, edit: Edit) -> jax.Array:
+        (seqs, h), before = texts[name], unedited[name]
         if both_ways and name == "far":
-            under = jax.tree.map(lambda leaf, n=seqs.lead[0]: leaf[:n], edit)
+            edit = jax.tree.map(lambda leaf, n=seqs.lead[0]: leaf[:n], edit)
         elif both_ways:
             (seqs, h), before = _concatenate((seqs, h), (seqs, h)), _concatenate(before, before)
-        after = scored_logits(model, base, h, seqs, under)
-        kl_E = masked_mean(token_kl(before, after), seqs.score_mask, axes=(1, 2))
-        metrics[f"kl_{name}"] = kl_E.mean()
-        kl = kl + weight * kl_E.mean()
+        after = scored_logits(model, base, h, seqs, edit)
+        return masked_mean(token_kl(before, after), seqs.score_mask, axes=(1, 2)).mean()
+
+    def silence(edit: Edit) -> jax.Array:
+        return sum((w * kl_of(name, edit) for name, w in sets.items()), jnp.zeros(()))
+
+    kls = {name: kl_of(name, edit) for name in sets}
+    kl = sum((weight * kls[name] for name, weight in sets.items()), jnp.zeros(()))
     loss = c_edit * nll_E.mean() + c_loc * kl
-    metrics |= {"loss": loss, "kl": kl}
+    if editor.penalty is not None:
+        metrics["penalty"] = editor.penalty(params, edit, silence)
+        loss = loss + metrics["penalty"]
+    metrics |= {f"kl_{name}": value for name, value in kls.items()} | {"loss": loss, "kl": kl}
     return loss, (metrics, state, edit)

@@ -24,6 +24,7 @@ from mend_jax.evaluate import make_scorer, peak_memory_bytes, validate
 from mend_jax.experiment import Experiment, open_experiment
 from mend_jax.mesh import in_force
 from mend_jax.models.params import count
+from mend_jax.survey import survey
 from mend_jax.train import (
     Plan,
     Record,
@@ -139,6 +140,9 @@ def train_editor(
     if distributed.is_writer():
         write_text(workdir / "config.json", configs.to_json(c) + "\n")
         log.rewind(int(state.step))
+    if manager.latest_step() is None:
+        seen = survey(experiment, experiment.editor, state.params, state.editor_state)
+        state = state.replace(editor_state=seen)
     if not experiment.editor.trainable or c.train.steps == 0:
         if manager.latest_step() is None:  # so that Editor.restore finds it
             checkpoint.save(manager, 0, state, mine, None)

@@ -59,6 +59,7 @@ KEYS = {
     "train.c_edit": _RATE,
     "train.c_loc": Key(float, 0.0),
     "train.near_share": Key(float, 0.0),
+    "train.survey_texts": _COUNT,
     "train.log_every": _COUNT,
     "train.val_every": _COUNT,
     "train.val_edits": _COUNT,

@@ -50,7 +50,8 @@ def edit_and_score(
     Returns:
       The edits and, for each set of texts, arrays [E, n]: for `ANSWERS` n_tokens, exact, token, nll
       (and the same with `_before`); for the others, which shall stay as they are, sums over scored
-      tokens of kl, agree, right, right_before, nll, nll_before, and n_tokens.
+      tokens of kl, agree, right, right_before, nll, nll_before, and n_tokens. An editor with a
+    `reader` reads the texts itself.
     """
     texts = with_trunk(model, base, batch, list(batch))
     problem = Problem(model, base, weights, *texts["edit"])
@@ -58,7 +59,10 @@ def edit_and_score(
     scores = {}
     for name, (seqs, h) in texts.items():
         before = scored_logits(model, base, h, seqs)
-        after = scored_logits(model, base, h, seqs, edit)
+        if editor.reader is None:
+            after = scored_logits(model, base, h, seqs, edit)
+        else:
+            after = editor.reader.logits(params, problem, seqs, h)
         if name in ANSWERS:
             scores[name] = answer_scores(after, seqs) | {
                 f"{k}_before": v for k, v in answer_scores(before, seqs).items()
@@ -66,6 +70,24 @@ def edit_and_score(
         else:
             scores[name] = locality_scores(before, after, seqs)
     return edit, scores
+
+
+def write_beside(
+    params: Any,
+    base: Any,
+    corrections: Sequences,
+    texts: Sequence[Sequences],
+    *,
+    editor: EditTransform,
+    model: EditableModel,
+    weights: Weights,
+    max_new: int,
+    eos_id: int,
+) -> list[jax.Array]:
+    """`generate_answers` of an editor that reads with the corrections [E, n] at hand."""
+    problem = make_problem(model, base, weights, corrections)
+    write = editor.reader.write
+    return [write(params, problem, seqs, max_new, eos_id) for seqs in texts]
 
 
 def answer_scores(logits: jax.Array, seqs: Sequences) -> Sums:

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import jax
 
 from mend_jax.edits import Edit
-from mend_jax.forward import Problem
+from mend_jax.forward import Problem, Rows
 from mend_jax.models import WeightSpec
+from mend_jax.sequences import Sequences
 
 Weights = tuple[WeightSpec, ...]
 
@@ -53,12 +54,36 @@ class EditTransform(NamedTuple):
     Attributes:
       init: (key, weights) -> (params, state).
       edit: (params, state, problem, train) -> (Edit with leading axis E, state).
-      trainable: whether `params` are learned; an editor without parameters needs no training.
+      trainable: whether `params` are learned (or `state` gathered) by training steps.
+      survey: (params, state, problem) -> state, or None. An editor that has to see ordinary texts
+        first (for covariances, for what to keep) is shown training texts before it edits, as
+        "corrections" of a Problem whose every token is scored. Never in a training step.
+      penalty: (params, edits with axis E, silence) -> scalar, or None. A term of an editor's own in
+        the meta-loss; silence(edits with axis E) is the locality KL of any edits of the batch.
+      reader: how texts are read with a correction at hand, for baselines that change no weight
+        (their Edit has no deltas); None: by the base under the Edit.
     """
 
     init: Callable[[jax.Array, Weights], tuple[Any, Any]]
     edit: Callable[[Any, Any, Problem, bool], tuple[Edit, Any]]
     trainable: bool = True
+    survey: Callable[[Any, Any, Problem], Any] | None = None
+    penalty: Callable[[Any, Edit, Callable[[Edit], jax.Array]], jax.Array] | None = None
+    reader: Reader | None = None
+
+
+class Reader(NamedTuple):
+    """How a baseline without weight edits answers: from the corrections, beside the base.
+
+    Attributes:
+      logits: (params, problem, texts, h) -> [E, n, S, V] at the scored positions of texts [E, n]
+        with trunk states h, each with the corrections of its edit at hand.
+      write: (params, problem, texts, max_new, eos_id) -> int32[E, n, max_new], free greedy
+        continuations of the prompts of texts [E, n] (what stands before the first scored token).
+    """
+
+    logits: Callable[[Any, Problem, Sequences, Any], jax.Array]
+    write: Callable[[Any, Problem, Sequences, int, int], jax.Array]
 
 
 @functools.cache
@@ -104,11 +129,14 @@ def chain(*links: Link) -> Link:
     return Link("chain", init, apply)
 
 
-def factor_editor(link: Link) -> EditTransform:
-    """An editor from a link (usually a chain) that maps factors to an Edit."""
+def factor_editor(link: Link, rows: Rows = "all") -> EditTransform:
+    """An editor from a link (usually a chain) that maps factors to an Edit.
+
+    `rows`: which tokens' factors count; see `Problem.factors`.
+    """
 
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
-        return link.apply(params, state, problem.factors(), Run(problem.weights, train))
+        return link.apply(params, state, problem.factors(rows=rows), Run(problem.weights, train))
 
     return EditTransform(link.init, edit)
 
