@@ -14,15 +14,16 @@ def get_config(variant=""):
     c.data.max_len = 26
     c.data.max_target = 10
     c.data.far_len = 26
-    c.train.c_edit = 0.2
+    c.train.c_edit = 0.25
     c.train.near_share = 0.1
     c.eval.max_new_tokens = 12
     c.eval.also = ("zsre/mend",)  # the published form, with one-hop questions
     if variant == "":
-        c.train.steps = 1000
-        c.train.val_every = 250
+        c.data.pack = (16, 20)
+        c.train.steps = 1800
+        c.train.val_every = 450
         c.train.val_edits = 128
-        c.train.checkpoint_every = 125
+        c.train.checkpoint_every = 150
         c.eval.edits = 500
     else:
         c.model.last_n_blocks = 1
