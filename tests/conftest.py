@@ -2,9 +2,11 @@
 
 import os
 
+# In the environment, so that the processes that tests start have it too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is most of our cost, and many files (and the processes they start) compile the same
-# programs: what one compiled, the others read. Bounded; the least recently used goes first.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling, not running, costs
+# Many files compile the same programs: what one compiled, the others read. Bounded; the least
+# recently used goes first.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/mend_jax/compiled_by_tests")
 )
@@ -17,7 +19,6 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_disable_most_optimizations", True)  # compiling, not running, is our cost
 
 # Files that take minutes, longest first. Begun last, one of them keeps one worker busy while the
 # others wait (xdist by itself begins with the files that have most tests).
