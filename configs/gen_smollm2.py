@@ -16,7 +16,7 @@ def get_config(variant=""):
     c.data.max_len = 60
     c.data.max_target = 12
     c.data.far_len = 48
-    c.train.c_edit = 0.25
+    c.train.c_edit = 0.1  # the paper's
     c.train.far_scored = 12
     c.eval.max_new_tokens = 12
     if variant == "":
