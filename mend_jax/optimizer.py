@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import optax
 
-LAYER_LR = "scale_by_layer_lr"  # the chain link whose parameters are step sizes
+STEP_SIZES = frozenset({"scale_by_layer_lr", "meta_sgd", "inner_lr"})
+"""The parts of an editor's parameters that are step sizes: two links', and ENN's."""
 
 
 def labels(params: Any) -> Any:
@@ -17,7 +18,7 @@ def labels(params: Any) -> Any:
     def same(label: str, tree: Any) -> Any:
         return jax.tree.map(lambda _: label, tree)
 
-    return {k: same("layer_lr" if k == LAYER_LR else "net", tree) for k, tree in params.items()}
+    return {k: same("layer_lr" if k in STEP_SIZES else "net", tree) for k, tree in params.items()}
 
 
 @functools.cache  # one object for the same numbers: what is compiled for it is shared

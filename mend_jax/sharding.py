@@ -55,6 +55,8 @@ EDITOR_RULES = (
     Rule(rf"{_NET}u", ("fsdp", "tensor")),
     Rule(rf"{_NET}v", ("tensor", "fsdp")),
     Rule(rf"{_NET}(bias|scale|shift)"),
+    Rule(r"(.*/)?(shift|meta_sgd|meta_curvature)/.*", ("fsdp", "tensor")),
+    Rule(r"(.*/)?(lstm|condition|heads)/.*"),  # of KE: small
     Rule(r"(.*/)?scale_by_layer_lr/.*"),
     Rule(r"(.*/)?normalize/.*"),
     Rule(r"(.*/)?(count|step|mini_step|gradient_step|skip_state)(/.*)?"),

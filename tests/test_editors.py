@@ -19,6 +19,10 @@ from mend_jax.objective import meta_loss
 OPTIONS = {
     "mend": dict(rank=8, layer_lr=1e-2),
     "fine_tune": dict(lr=0.3, max_steps=20),
+    "enn": dict(inner_lr=1e-2, n_steps=2),
+    "ke": dict(lstm=6, condition=10, hidden=7, init_lr=1e-2),
+    "meta_sgd": dict(lr=1e-2),
+    "meta_curvature": dict(layer_lr=1e-2),
 }
 
 

@@ -8,8 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mend_jax.editors.base import EditTransform, Link, Run, chain, factor_editor
+from mend_jax.editors.enn import enn
 from mend_jax.editors.fine_tune import fine_tune
+from mend_jax.editors.ke import ke
 from mend_jax.editors.mend import mend
+from mend_jax.editors.meta_curvature import meta_curvature
+from mend_jax.editors.meta_sgd import meta_sgd
 from mend_jax.errors import ConfigError
 
 __all__ = ["EDITORS", "EditTransform", "Link", "Run", "chain", "factor_editor", "make_editor"]
@@ -17,6 +21,10 @@ __all__ = ["EDITORS", "EditTransform", "Link", "Run", "chain", "factor_editor", 
 EDITORS: dict[str, Callable[..., EditTransform]] = {
     "mend": mend,
     "fine_tune": fine_tune,
+    "enn": enn,
+    "ke": ke,
+    "meta_sgd": meta_sgd,
+    "meta_curvature": meta_curvature,
 }
 
 

@@ -63,6 +63,17 @@ def normalize(shared: bool = True, one_by_one: bool = False, pass_through: bool 
     return Link("normalize", init, apply)
 
 
+def init_rate(weights: Weights, init_lr: float, log_space: bool) -> dict[str, jax.Array]:
+    """A learned step size for each weight as it starts, or its logarithm; see `rate_of`."""
+    start = jnp.log(init_lr) if log_space else jnp.asarray(init_lr)
+    return {w.name: jnp.asarray(start, jnp.float32) for w in weights}
+
+
+def rate_of(params: dict[str, jax.Array], log_space: bool) -> dict[str, jax.Array]:
+    """The step sizes themselves."""
+    return {n: jnp.exp(p) if log_space else p for n, p in params.items()}
+
+
 def scale_by_layer_lr(init_lr: float, log_space: bool) -> Link:
     """delta *= alpha_l, a learned step size for each weight (paper, section 3.2).
 
@@ -74,12 +85,11 @@ def scale_by_layer_lr(init_lr: float, log_space: bool) -> Link:
 
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
         del key
-        start = jnp.log(init_lr) if log_space else jnp.asarray(init_lr)
-        return {w.name: jnp.asarray(start, jnp.float32) for w in weights}, {}
+        return init_rate(weights, init_lr, log_space), {}
 
     def apply(params: Any, state: Any, signal: Signal, run: Run) -> tuple[Signal, Any]:
         del run
-        alpha = {n: jnp.exp(p) if log_space else p for n, p in params.items()}
+        alpha = rate_of(params, log_space)
         return {n: f.replace(delta=f.delta * alpha[n]) for n, f in signal.items()}, state
 
     return Link("scale_by_layer_lr", init, apply)

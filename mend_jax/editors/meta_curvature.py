@@ -1,0 +1,60 @@
+"""Meta-Curvature (Park and Oliva 2019): one gradient step, turned by learned linear maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mend_jax.editors.base import EditTransform, Link, Run, Weights, chain, factor_editor
+from mend_jax.editors.links import Signal, normalize, outer_sum, scale_by_layer_lr
+from mend_jax.layout import gathered, unsplit
+
+
+def meta_curvature(
+    *, norm: bool = False, layer_lr: float = 1e-2, log_layer_lr: bool = False
+) -> EditTransform:
+    """[normalize ->] curve -> scale_by_layer_lr -> outer_sum: W' = W - alpha M_in^T grad L M_out.
+
+    That is MEND with a linear map of either factor for its network. Alpha, a learned step size a
+    weight, is the original's inner rate. The original learns the initial weights as well; here they
+    are the base's.
+
+    Args:
+      norm: normalise u and delta first, as MEND does and the original does not.
+      layer_lr: start of the learned step sizes.
+      log_layer_lr: learn log(alpha).
+    """
+    if log_layer_lr and layer_lr <= 0:
+        raise ValueError(f"layer_lr {layer_lr} has no logarithm; give one above 0")
+    start = [normalize()] if norm else []
+    return factor_editor(
+        chain(*start, curve(), scale_by_layer_lr(layer_lr, log_layer_lr), outer_sum(sign=-1.0))
+    )
+
+
+def curve() -> Link:
+    """u~ = u M_in, delta~ = delta M_out; d_in^2 + d_out^2 numbers a weight, both maps start as I.
+
+    The original multiplies the gradient tensor along each of its modes (its Eq. 3); that of a dense
+    layer has two, and on a sum of rows u_n delta_n^T the products act on the rows.
+    """
+
+    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
+        del key
+        return {w.name: {"m_in": jnp.eye(w.d_in), "m_out": jnp.eye(w.d_out)} for w in weights}, {}
+
+    def turn(m: jax.Array, x: jax.Array) -> jax.Array:
+        return unsplit(x) @ gathered(m, None, "tensor")
+
+    def apply(params: Any, state: Any, signal: Signal, run: Run) -> tuple[Signal, Any]:
+        out = dict(signal)
+        for w in run.weights:
+            f, maps = signal[w.name], params[w.name]
+            out[w.name] = f.replace(
+                u=unsplit(turn(maps["m_in"], f.u)), delta=unsplit(turn(maps["m_out"], f.delta))
+            )
+        return out, state
+
+    return Link("meta_curvature", init, apply)
