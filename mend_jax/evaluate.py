@@ -100,7 +100,8 @@ def validate(
     by_set = {name: metrics.locality_summary(scores, name) for name in sets}
     for name, summary in by_set.items():
         found |= {f"kl_{name}": summary["kl"], f"agree_{name}": summary["argmax_agreement"]}
-    kl = sum(w * by_set[name]["kl"] for name, w in set_weights(sets, near_share).items())
+    weights = {n: w for n, w in set_weights(sets, near_share).items() if by_set[n]["n_tokens"]}
+    kl = sum(w * by_set[name]["kl"] for name, w in weights.items())
     nll = float(scores["rephrase", "nll"].mean())
     return {"loss": c_edit * nll + c_loc * kl, "nll_rephrase": nll, "kl": kl, **found}
 

@@ -73,22 +73,26 @@ def locality_summary(
 
     kl is nats a scored token; argmax_agreement the share of scored tokens whose arg max is kept;
     accuracy_drawdown the loss of next-token accuracy; perplexity_drawdown the rise of perplexity
-    (both against the unedited base; negative where the edit happens to help).
+    (both against the unedited base; negative where the edit happens to help). NaN where no token
+    was scored. Perplexity is that of `far` texts alone: the last scored position of the others
+    stands after their answer, where no token is right; it counts for KL and agreement.
     """
     own = {k: v for (n, k), v in scores.items() if n == name}
     own = own if where is None else {k: v[where] for k, v in own.items()}
     total = {k: float(v.sum(dtype=np.float64)) for k, v in own.items()}
     tokens = total["n_tokens"]
-    with np.errstate(over="ignore"):  # a ruined model has an infinite perplexity
-        ppl, ppl_before = (float(np.exp(total[k] / tokens)) for k in ("nll", "nll_before"))
-    return {
-        "kl": total["kl"] / tokens,
-        "argmax_agreement": total["agree"] / tokens,
-        "accuracy_drawdown": (total["right_before"] - total["right"]) / tokens,
-        "perplexity_drawdown": ppl - ppl_before,
-        "perplexity_before": ppl_before,
+    each = {k: value / tokens if tokens else math.nan for k, value in total.items()}
+    found = {
+        "kl": each["kl"],
+        "argmax_agreement": each["agree"],
+        "accuracy_drawdown": each["right_before"] - each["right"],
         "n_tokens": int(tokens),
     }
+    if name == "far":
+        with np.errstate(over="ignore"):  # a ruined model has an infinite perplexity
+            ppl, before = (float(np.exp(each[k])) for k in ("nll", "nll_before"))
+        found |= {"perplexity_drawdown": ppl - before, "perplexity_before": before}
+    return found
 
 
 def summarise(scores: Scores, sets: list[str], groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -117,14 +121,11 @@ def summarise(scores: Scores, sets: list[str], groups: Mapping[str, np.ndarray])
 
 
 def pooled_locality(by_set: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """All scored tokens of all sets together; perplexity of plain text (`far`) alone.
-
-    The last scored position of a near text stands after its answer, where no token is right: it
-    counts for KL and agreement, and makes its perplexity meaningless.
-    """
-    tokens = sum(s["n_tokens"] for s in by_set.values())
+    """All scored tokens of all sets together (NaN without any); perplexity of `far` alone."""
+    scored = [s for s in by_set.values() if s["n_tokens"]]
+    tokens = sum(s["n_tokens"] for s in scored)
     pooled = {
-        key: sum(s[key] * s["n_tokens"] for s in by_set.values()) / max(tokens, 1)
+        key: sum(s[key] * s["n_tokens"] for s in scored) / tokens if tokens else math.nan
         for key in ("kl", "argmax_agreement", "accuracy_drawdown")
     }
     if "far" in by_set:
@@ -169,16 +170,16 @@ def more_summary(scores: Scores) -> dict[str, Any]:
 
 
 def by_relation(scores: Scores, relations: list[str], sets: list[str]) -> dict[str, Any]:
-    """Exact success and KL a relation."""
+    """Exact success, and the mean KL of the locality sets, of each relation that has a name."""
     found = {}
     names = np.asarray(relations)
-    for relation in sorted(set(relations)):
+    for relation in sorted(set(relations) - {""}):
         at = names == relation
-        kl = [scores[s, "kl"][at].sum() / scores[s, "n_tokens"][at].sum() for s in sets]
+        kl = [locality_summary(scores, s, at)["kl"] for s in sets]
         found[relation] = {
             "n": int(at.sum()),
             "edit": float(scores["edit", "exact"][at].mean()),
             "rephrase": float(scores["rephrase", "exact"][at].mean()),
-            "kl": float(np.mean(kl)) if kl else 0.0,
+            "kl": float(np.mean(kl)) if kl else math.nan,
         }
     return found
