@@ -28,7 +28,7 @@ LOST_AFTER = "MEND_LOST_AFTER"
 
 
 def initialize() -> None:
-    """Joins this process to the others; must be the first use of JAX.
+    """Joins this process to the others, once; must be the first use of JAX.
 
     With MEND_DISTRIBUTED=auto, which the launch scripts set on TPU pod slices, JAX finds the hosts
     by itself; so it does on GKE without it. Elsewhere the environment tells: MEND_COORDINATOR
@@ -41,6 +41,8 @@ def initialize() -> None:
     Raises:
       ConfigError: some of the three are missing or are not numbers, or process 0 is not reached.
     """
+    if jax.distributed.is_initialized():
+        return
     lost_after = os.environ.get(LOST_AFTER) or "100"
     if not lost_after.isdecimal() or int(lost_after) < 1:
         raise ConfigError(f"{LOST_AFTER} is {lost_after!r}: give a whole number of seconds")

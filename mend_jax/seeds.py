@@ -2,7 +2,8 @@
 
 The same run with several seeds, each in DIR/seed_N (which resumes, or is done), and DIR/seeds.json:
 mean, standard deviation and 95% interval of every number over the seeds. The seed decides how the
-editor begins and the order of the training edits; the base, the data and its splits stay.
+editor begins and the order of the training edits; the base, the data and its splits stay. One
+process runs them one after the other; on several hosts each seed is a run of its own.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mend_jax import main as command
 from mend_jax.errors import ConfigError, MendError
-from mend_jax.writers import write_json
+from mend_jax.writers import as_path, write_json
 
 HEADLINE = (
     "success", "edit.success_exact", "rephrase.success_exact", "edit.success_generated",
@@ -93,22 +93,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         seeds, rest = parse(sys.argv[1:] if argv is None else argv)
         _, workdir, _ = command.parse(rest)
+        join()
+        workdir = as_path(workdir)
     except MendError as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
         return e.exit_status
-    own = [a for a in rest if not a.startswith(("--workdir", "--config.seed="))]
     runs = []
     for seed in seeds:
-        folder = Path(workdir) / f"seed_{seed}"
+        folder = workdir / f"seed_{seed}"
         print(f"seed {seed}: {folder}", file=sys.stderr, flush=True)
-        if status := command.main([*own, f"--workdir={folder}", f"--config.seed={seed}"]):
+        own = [
+            f"--workdir={folder}",
+            f"--config.seed={seed}",
+        ]  # of flags given twice the last counts
+        if status := command.main([*rest, *own]):
             return status
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        runs.append(results["eval"] | {"baselines": results["baselines"]})
+        more = {name: results[name] for name in ("also", "baselines") if name in results}
+        runs.append(results["eval"] | more)
     summary = summarise(runs)
-    write_json(Path(workdir) / "seeds.json", {"seeds": seeds, "runs": len(runs), "eval": summary})
+    write_json(workdir / "seeds.json", {"seeds": seeds, "runs": len(runs), "eval": summary})
     print(table(summary, seeds), file=sys.stderr)
     return 0
+
+
+def join() -> None:
+    """Raises ConfigError where this is one of several processes."""
+    import jax
+
+    from mend_jax import distributed  # after the flags: importing jax takes seconds
+
+    distributed.initialize()
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"seeds run one after the other in one process, and here are {jax.process_count()}: "
+            "start each as a run of its own, with --config.seed=N and a --workdir for each"
+        )
 
 
 if __name__ == "__main__":
