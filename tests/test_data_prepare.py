@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tempfile
 import threading
 
 import pytest
@@ -48,6 +49,13 @@ def test_building_at_once_gives_one_set_of_files(tmp_path):
     assert len(set(roots)) == 1 and len(roots) == 3
     assert sorted(p.name for p in roots[0].iterdir()) == ["tiny"]
     assert len(prepare.load(recipe(), tmp_path).split("test")) == 3
+
+
+def test_nothing_is_left_in_the_folder_for_scratch_files(tmp_path, monkeypatch):
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    prepare.load(recipe(), tmp_path / "prepared")
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_a_failed_build_leaves_nothing_behind(tmp_path):

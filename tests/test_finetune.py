@@ -202,6 +202,14 @@ def test_mistakes_are_named(base, tmp_path, monkeypatch):
         finetune.finetune(settings(base), tmp_path)
 
 
+def test_claims_that_do_not_fit_are_told(base, caplog):
+    rows = claims(4, 0) + [make_row(key="x", prompt="a" * 40, target="true", truth="false",
+                                    rephrase="b")]  # fmt: skip
+    tokenizer = mend_jax.load_model(str(base), fresh=HEAD).tokenizer
+    found = finetune.encode_claims(rows, ("prompt",), tokenizer=tokenizer, max_len=24)
+    assert len(found.tokens) == 4 and "left out 1 of 5 claims; the last: " in caplog.text
+
+
 def test_batches_hold_texts_of_one_width_and_every_text_once():
     lengths = np.random.default_rng(0).integers(3, 25, 100)
     mask = np.arange(24) < lengths[:, None]

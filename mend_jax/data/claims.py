@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from mend_jax.data.forms import CLASSIFIER
 from mend_jax.errors import DataError
 from mend_jax.sequences import Sequences
 
+_LOG = logging.getLogger(__name__)
 _WIDTH = 8  # texts are cut to a multiple of this many tokens, so that few shapes are compiled
 
 
@@ -22,12 +24,12 @@ def encode_claims(
     tokenizer: encode.Tokenizer,
     max_len: int,
 ) -> Sequences:
-    """Claims with their true labels; those that do not fit `max_len` tokens are left out.
+    """Claims with their true labels; those that do not fit `max_len` tokens are left out, and told.
 
     Raises:
       DataError: none fits.
     """
-    found, reason = [], None
+    found, left, reason = [], 0, None
     for row in rows:
         for field in fields:
             try:
@@ -35,9 +37,11 @@ def encode_claims(
                     CLASSIFIER.qa(tokenizer, row[field], row["truth"], max_len, max_target=1)
                 )
             except DataError as e:
-                reason = e
+                left, reason = left + 1, e
     if not found:
         raise DataError(f"none of the {len(rows)} claims can be used; the last: {reason}")
+    if left:
+        _LOG.warning("left out %d of %d claims; the last: %s", left, left + len(found), reason)
     return encode.stack(found)
 
 

@@ -20,8 +20,13 @@ def with_far(rows: Sequence[Row], texts: Sequence[Mapping[str, Any]]) -> list[Ro
     target is not taken.
 
     Raises:
-      DataError: no text is free of a row's subject and target.
+      DataError: `texts` hold no unrelated texts, or none is free of a row's subject and target.
     """
+    if not all(text["far"].strip() for text in texts):
+        raise DataError(
+            "data.far names a data set whose rows hold no unrelated texts: use nq_open, wikitext "
+            "or texts/FOLDER"
+        )
     spoken = [f" {' '.join(said(text['far']))} " for text in texts]
     found = []
     for row in rows:

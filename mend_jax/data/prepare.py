@@ -99,7 +99,7 @@ class Recipe:
         return path.name
 
     def sources(self) -> dict[str, dict[str, Any]]:
-        """Hash and size of each raw file, and whether it is the published one (None: not known)."""
+        """Hash of each raw file, and whether it is the published one (None: not known)."""
         found = {}
         for path in self.files:
             name = self.short(path)
@@ -223,6 +223,12 @@ def _builder_class(title: str, config: str, version: str) -> Any:
     import numpy as np
     import tensorflow_datasets as tfds
 
+    class Info(tfds.core.DatasetInfo):
+        """What a builder knows of its files."""
+
+        def initialize_from_bucket(self) -> None:
+            """No bucket has these; TFDS would look for one, and leave an empty folder behind."""
+
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Rows that a recipe made, as TFDS files."""
 
@@ -240,7 +246,7 @@ def _builder_class(title: str, config: str, version: str) -> Any:
             features = {name: text for name in rows.TEXTS}
             features |= {name: tfds.features.Sequence(text) for name in rows.LISTS}
             features |= {name: tfds.features.Scalar(np.bool_) for name in rows.FLAGS}
-            return tfds.core.DatasetInfo(
+            return Info(
                 builder=self,
                 description=self._recipe.description,
                 features=tfds.features.FeaturesDict(features),
