@@ -1,5 +1,8 @@
 """The contract that every editor keeps, and the options of MEND."""
 
+import functools
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,42 +16,78 @@ from mend_jax.editors.links import normalize, outer_sum, scale_by_layer_lr
 from mend_jax.editors.low_rank_mlp import low_rank_mlp, relu_one_at_zero
 from mend_jax.errors import ConfigError
 from mend_jax.forward import make_problem
+from mend_jax.mesh import in_force, make_mesh, shard_batch
 from mend_jax.objective import meta_loss
+from mend_jax.sharding import BASE_RULES, EDITOR_RULES, place
 
 # Small options under which every editor visibly edits the tiny models.
 OPTIONS = {
     "mend": dict(rank=8, layer_lr=1e-2),
     "fine_tune": dict(lr=0.3, max_steps=20),
-    "enn": dict(inner_lr=1e-2, n_steps=2),
+    "enn": dict(inner_lr=1e-2),
     "ke": dict(lstm=6, condition=10, hidden=7, init_lr=1e-2),
     "meta_sgd": dict(lr=1e-2),
     "meta_curvature": dict(layer_lr=1e-2),
 }
 
+# Editors that learn, and what they do before they have: one step of gradient descent at this rate.
+STARTS = {"mend": 1e-2, "enn": 1e-2, "ke": 1e-2, "meta_sgd": 1e-2, "meta_curvature": 1e-2}
+
+SEQS = random_sequences(0, E=4)
+
 
 def test_every_editor_is_under_contract():
     assert OPTIONS.keys() == EDITORS.keys()
+    _, _, weights = tiny("llama")
+    made = {name: make_editor(name, options) for name, options in OPTIONS.items()}
+    learn = {n for n, e in made.items() if jax.tree.leaves(e.init(jax.random.key(0), weights)[0])}
+    assert STARTS.keys() == learn
+    assert all(made[name].trainable for name in learn)
+
+
+class Case(NamedTuple):
+    """An editor on a tiny model.
+
+    `run(params, state, base, seqs)` is `apply`, jitted: all tests of an editor ask for few shapes.
+    """
+
+    name: str
+    editor: Any
+    params: Any
+    fresh: Any  # the state at first
+    state: Any  # after a survey, if the editor asks for one, and a step, if it is trained
+    run: Any
+    base: Any
+    module: Any
+    weights: Any
+
+    def problem(self, base, seqs):
+        return make_problem(self.module, base, self.weights, seqs)
+
+    def apply(self, params, state, base, seqs, train=False):
+        """(edit, state)"""
+        return self.editor.edit(params, state, self.problem(base, seqs), train)
+
+    def edit(self, seqs):
+        return self.run(self.params, self.state, self.base, seqs)[0]
 
 
 @pytest.fixture(scope="module", params=sorted(OPTIONS))
 def case(request):
-    """(editor, params, warm state, problem maker, module, base) of each editor."""
+    """Every editor; tests of those that learn ask for `STARTS` instead."""
     editor = make_editor(request.param, OPTIONS[request.param])
     module, base, weights = tiny("llama")
-    params, state = editor.init(jax.random.key(0), weights)
-
-    @jax.jit
-    def run(params, state, base, seqs):
-        problem = make_problem(module, base, weights, seqs)
-        return editor.edit(params, state, problem, False)[0]
-
-    @jax.jit
-    def warm(params, state, base, seqs):
-        problem = make_problem(module, base, weights, seqs)
-        return editor.edit(params, state, problem, True)[1]
-
-    state = warm(params, state, base, random_sequences(9, E=8))
-    return editor, params, state, run, base, module, weights
+    params, fresh = editor.init(jax.random.key(0), weights)
+    made = Case(request.param, editor, params, fresh, fresh, None, base, module, weights)
+    made = made._replace(run=jax.jit(made.apply, static_argnames="train"))
+    state = fresh
+    if editor.survey is not None:
+        texts = random_sequences(5, E=4, T=9, S=8, real=9)
+        see = jax.jit(lambda state, base: editor.survey(params, state, made.problem(base, texts)))
+        state = see(state, base)
+    if editor.trainable:
+        _, state = made.run(params, state, base, SEQS, train=True)
+    return made._replace(state=state)
 
 
 def same(edit, other, atol=1e-5):
@@ -57,55 +96,130 @@ def same(edit, other, atol=1e-5):
 
 
 def test_editing_is_pure_and_leaves_the_base_bit_identical(case):
-    editor, params, state, run, base, *_ = case
-    before = jax.tree.map(np.array, base)
-    seqs = random_sequences(0)
-    first, second = run(params, state, base, seqs), run(params, state, base, seqs)
+    before = jax.tree.map(np.array, case.base)
+    first, second = case.edit(SEQS), case.edit(SEQS)
     jax.tree.map(np.testing.assert_array_equal, first, second)
-    jax.tree.map(np.testing.assert_array_equal, before, base)
+    jax.tree.map(np.testing.assert_array_equal, before, case.base)
     assert all(np.abs(d.dense()).max() > 0 for d in first.deltas.values())
 
 
-def test_edits_of_one_step_are_independent(case):
-    """E edits together equal each alone."""
-    editor, params, state, run, base, *_ = case
-    seqs = random_sequences(0, E=3)
-    together = run(params, state, base, seqs)
-    for e in range(3):
-        alone = run(params, state, base, jax.tree.map(lambda a, e=e: a[e : e + 1], seqs))
-        same(together.at(e), alone.at(0))
-
-
-def test_padding_changes_nothing(case):
-    editor, params, state, run, base, *_ = case
-    seqs = random_sequences(0)
+def test_edits_of_one_step_are_independent_and_padding_changes_nothing(case):
+    """E edits together equal each alone with more padding, one after the other."""
+    together = case.edit(SEQS)
     pad = ((0, 0), (0, 0), (0, 5))
-    wide = seqs.replace(tokens=np.pad(seqs.tokens, pad), mask=np.pad(seqs.mask, pad))
-    same(run(params, state, base, seqs), run(params, state, base, wide))
+    wide = SEQS.replace(tokens=np.pad(SEQS.tokens, pad), mask=np.pad(SEQS.mask, pad))
+    for e in range(4):
+        same(together.at(e), case.edit(jax.tree.map(lambda a, e=e: a[e : e + 1], wide)).at(0))
+
+
+def test_vmap_is_the_loop(case):
+    each = jax.jit(jax.vmap(case.apply, in_axes=(None, None, None, 0)))
+    alone = jax.tree.map(lambda a: a[:, None], SEQS)
+    vmapped, _ = each(case.params, case.state, case.base, alone)
+    same(case.edit(SEQS), jax.tree.map(lambda leaf: leaf[:, 0], vmapped))
 
 
 def test_editing_lowers_the_loss_of_the_correction(case):
     """With the true sign, a small step along any editor's start goes down the inner loss."""
-    editor, params, state, run, base, module, weights = case
-    seqs = random_sequences(0)
-    edit = run(params, state, base, seqs)
 
     @jax.jit
     def losses(base, edit):
-        problem = make_problem(module, base, weights, seqs)
+        problem = case.problem(base, SEQS)
         return problem.loss(edit.scale(0.1)), problem.loss()
 
-    after, before = losses(base, edit)
+    after, before = losses(case.base, case.edit(SEQS))
     assert (after < before).all()
 
 
 def test_state_moves_only_in_training(case):
-    editor, params, state, run, base, module, weights = case
-    seqs = random_sequences(0)
-    frozen = jax.jit(
-        lambda base: editor.edit(params, state, make_problem(module, base, weights, seqs), False)[1]
-    )(base)
-    jax.tree.map(np.testing.assert_array_equal, state, frozen)
+    _, after = case.run(case.params, case.state, case.base, SEQS)
+    jax.tree.map(np.testing.assert_array_equal, case.state, after)
+
+
+def test_a_mesh_changes_nothing(case):
+    """Parameters and base split over 8 devices as their rules say, the edits over 4 of them."""
+    mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
+    params, state = (place(mesh, tree, EDITOR_RULES) for tree in (case.params, case.state))
+    base = place(mesh, case.base, BASE_RULES)
+    with in_force(mesh):
+        edit, _ = jax.jit(case.apply)(params, state, base, shard_batch(mesh, SEQS))
+    same(case.edit(SEQS), edit)
+
+
+@functools.cache
+def gradient_of_correction():
+    module, base, weights = tiny("llama")
+    factors = jax.jit(lambda base, seqs: make_problem(module, base, weights, seqs).factors())
+    found = factors(base, SEQS)
+    return {name: f.gradient() for name, f in found.items()}
+
+
+@pytest.mark.parametrize("case", sorted(STARTS), indirect=True)
+def test_editors_that_learn_start_as_gradient_descent(case):
+    edit, _ = case.run(case.params, case.fresh, case.base, SEQS)
+    for name, gradient in gradient_of_correction().items():
+        step = -STARTS[case.name] * gradient
+        np.testing.assert_allclose(edit.deltas[name].dense(), step, atol=1e-6)
+        assert np.abs(step).max() > 1e-3
+
+
+@pytest.fixture
+def float64(monkeypatch):
+    """Every float32 that the program names is float64, and so is what it does not name.
+
+    Under strict promotion a float32 that is left over is an error where it meets a float64.
+    """
+    monkeypatch.setattr(jnp, "float32", jnp.float64)
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("name", sorted(STARTS))
+def test_the_meta_gradient_is_that_of_finite_differences(name, float64):
+    """Of every parameter, along a direction between its gradient and a random one.
+
+    Central differences with h = 1e-5 are off by h^2 f''' / 6 and by eps |f| / h: 1e-10 and some
+    times 1e-10, where |f| is about 1; a gradient must be right to 1e-6 of its size besides.
+    """
+    module, base, weights = tiny("llama", n_top=1)
+    module = module.clone(dtype=jnp.float64)
+    base = jax.tree.map(lambda leaf: leaf.astype(np.float64), base)
+    editor = make_editor(name, OPTIONS[name])
+    params, state = editor.init(jax.random.key(0), weights)
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)
+    # Off the start: there MEND's network stands on the kink of its ReLU.
+    leaves = [leaf + 0.02 * rng.normal(size=leaf.shape) for leaf in leaves]
+    batch = random_batch(0, E=2)
+    del batch["far"]  # to compile less; `near` is a locality set as well
+    batch = jax.tree.map(lambda a: a.astype(np.int64) if a.dtype == np.int32 else a, batch)
+
+    @jax.jit
+    def loss_and_grad(leaves, state, base, batch):
+        def loss(leaves):
+            params = jax.tree.unflatten(tree, leaves)
+            return meta_loss(
+                params, state, base, batch, editor=editor, model=module, weights=weights
+            )[0]
+
+        return jax.value_and_grad(loss)(leaves)
+
+    def unit(x):
+        return x / (np.linalg.norm(x) or 1.0)
+
+    _, gradients = loss_and_grad(leaves, state, base, batch)
+    h = 1e-5
+    for i, gradient in enumerate(gradients):
+        assert gradient.dtype == np.float64
+        towards = unit(unit(gradient) + unit(rng.normal(size=gradient.shape)))
+        ends = []
+        for step in (h * towards, -h * towards):
+            moved = [*leaves[:i], leaves[i] + step, *leaves[i + 1 :]]
+            ends.append(loss_and_grad(moved, state, base, batch)[0])
+        slope = (ends[0] - ends[1]) / (2 * h)
+        np.testing.assert_allclose(
+            slope, (gradient * towards).sum(), rtol=0, atol=1e-6 * np.linalg.norm(gradient) + 1e-8
+        )
 
 
 VARIANTS = {

@@ -122,7 +122,7 @@ def read_correction(problem: Problem) -> tuple[jax.Array, jax.Array]:
     else:
         T = s.tokens.shape[-1]
         first = jnp.where(s.score_mask, s.score_pos, T).min(-1)[..., None]
-        prompt, keep = s.tokens, s.mask & (jnp.arange(T)[None, None] <= first)
+        prompt, keep = s.tokens, s.mask & (jnp.arange(T, dtype=first.dtype)[None, None] <= first)
     tokens = jnp.concatenate([jnp.asarray(prompt), jnp.asarray(s.target)], axis=-1)
     mask = jnp.concatenate([jnp.asarray(keep), jnp.asarray(s.score_mask)], axis=-1)
     x = model.apply(
