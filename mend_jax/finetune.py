@@ -14,32 +14,28 @@ import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.struct
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
 from mend_jax import checkpoint, data, distributed, hub
 from mend_jax import config as configs
-from mend_jax.data.claims import encode_claims, shuffled_batches, take, widths
+from mend_jax.claim_scores import judge, summary
+from mend_jax.claim_training import train
+from mend_jax.data.claims import encode_claims
 from mend_jax.data.rows import SPLITS
-from mend_jax.errors import ConfigError, Preempted, TrainingError
+from mend_jax.errors import ConfigError
 from mend_jax.experiment import choose_rows
-from mend_jax.forward import top_logits, trunk_states
 from mend_jax.language_model import LanguageModel, load_model
-from mend_jax.losses import correct_tokens, token_nll
-from mend_jax.metrics import wilson
 from mend_jax.models.classifier import HEAD
-from mend_jax.models.params import BLOCK, count, unstack_trunk
+from mend_jax.models.params import count, unstack_trunk
 from mend_jax.run import PACKAGES, hardware, say
 from mend_jax.schema import Key, check_keys, refuse
 from mend_jax.sequences import Sequences
 from mend_jax.workdir import prepare, read_results
-from mend_jax.writers import JsonLines, Progress, is_remote, write_json, write_text
+from mend_jax.writers import JsonLines, is_remote, write_json, write_text
 
 KEYS = {
     "job": Key(str, choices=("finetune",)),
@@ -62,23 +58,6 @@ KEYS = {
     "eval.batch_size": Key(int, 1),
     "eval.rows": Key(int, 0),
 }
-
-
-@flax.struct.dataclass
-class State:
-    """What a training step reads and writes; `params` are the trained ones, `step` is int32."""
-
-    step: jax.Array
-    params: Any
-    opt_state: Any
-
-
-class Best(NamedTuple):
-    """The parameters of the best validation so far."""
-
-    step: int
-    accuracy: float
-    params: Any
 
 
 def finetune(
@@ -158,9 +137,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     refuse(check_keys(config, KEYS))
 
 
-# --- data
-
-
 def encode_splits(
     config: ml_collections.ConfigDict, dataset: data.DataSet, model: LanguageModel
 ) -> dict[str, Sequences]:
@@ -183,124 +159,6 @@ def encode_splits(
         "test": encode_rows(test, ("prompt",)),
         "test_rephrase": encode_rows(test, ("rephrase",)),
     }
-
-
-# --- training
-
-
-def split_params(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(frozen, trained) entries of nested parameters: trunk and embeddings, top and head."""
-    top = {k for k in params if BLOCK.match(f"{k}/") or k in ("pooler", "classifier")}
-    return {k: params[k] for k in params if k not in top}, {k: params[k] for k in top}
-
-
-@functools.cache  # one object for the same numbers: the step is compiled once for each
-def make_optimizer(lr: float, clip: float, warmup: int, steps: int) -> optax.GradientTransformation:
-    """Clip by the global norm, then Adam; the rate rises over `warmup` and falls to 0 (cosine)."""
-    rate = optax.warmup_cosine_decay_schedule(0.0, lr, warmup, max(steps, warmup + 1))
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(rate))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def train_step(
-    module: Any, tx: optax.GradientTransformation, state: State, frozen: Any, seqs: Sequences
-) -> tuple[State, dict[str, jax.Array]]:
-    """One step of Adam on the mean nll of a batch of claims [B, ...]."""
-    h_BxTxD = trunk_states(module, frozen, seqs)
-
-    def loss_fn(trained):
-        logits_Bx1x2 = top_logits(module, {**frozen, **trained}, h_BxTxD, seqs)
-        right = correct_tokens(logits_Bx1x2, seqs.target).astype(jnp.float32).mean()
-        return token_nll(logits_Bx1x2, seqs.target).mean(), right
-
-    (loss, right), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in int32 and mixes in floats
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return State(state.step + 1, params, opt_state), {"loss": loss, "accuracy": right}
-
-
-def train(
-    config: ml_collections.ConfigDict,
-    model: LanguageModel,
-    texts: Mapping[str, Sequences],
-    log: JsonLines,
-    stop: Any,
-) -> tuple[Best, int]:
-    """Trains to the last epoch or until validation no longer improves.
-
-    Returns:
-      The best trained parameters by accuracy on validation, and the steps that were done.
-
-    Raises:
-      TrainingError: a loss that is not finite.
-      Preempted: a stop was requested.
-    """
-    c = config.train
-    batches = list(shuffled_batches(texts["learned"], c.batch_size, c.epochs, config.seed))
-    if not batches:
-        raise ConfigError(
-            f"train.batch_size is {c.batch_size}, more than the {len(texts['learned'].tokens)} "
-            "claims to train on"
-        )
-    frozen, trained = split_params(model.params)
-    tx = make_optimizer(c.lr, c.clip, c.warmup, len(batches))
-    trained = jax.tree.map(jnp.array, trained)  # its own memory: each step reuses the last one's
-    state = State(jnp.zeros((), jnp.int32), trained, tx.init(trained))
-    best, progress = Best(0, -1.0, None), Progress("fine-tune", len(batches))
-    for step, index in enumerate(batches, start=1):
-        state, metrics = train_step(model.module, tx, state, frozen, take(texts["learned"], index))
-        if step % c.log_every == 0 or step % c.val_every == 0:
-            values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-            if not np.isfinite(values["loss"]):
-                raise TrainingError(
-                    f"step {step}: the loss is {values['loss']}; lower train.lr and start again"
-                )
-            log.append({"step": step, "kind": "train", **values})
-            progress.update(step, f"loss {values['loss']:.4f}")
-        if step % c.val_every == 0 or step == len(batches):
-            params = {**frozen, **state.params}
-            found = summary(
-                judge(model.module, params, texts["validation"], config.eval.batch_size)
-            )
-            log.append({"step": step, "kind": "validation", **found})
-            progress.update(step, f"validation accuracy {found['accuracy']:.4f}", force=True)
-            if found["accuracy"] > best.accuracy:
-                best = Best(step, found["accuracy"], jax.device_get(state.params))
-            elif c.patience and step - best.step >= c.patience:
-                break
-        if stop.at(step):
-            raise Preempted(f"asked to stop at step {step}: the same command starts again")
-    return best, step
-
-
-# --- scores
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _judge_batch(module: Any, params: Any, seqs: Sequences) -> tuple[jax.Array, jax.Array]:
-    logits_Bx1x2 = top_logits(module, params, trunk_states(module, params, seqs), seqs)
-    right = correct_tokens(logits_Bx1x2, seqs.target)
-    return token_nll(logits_Bx1x2, seqs.target)[:, 0], right[:, 0]
-
-
-def judge(module: Any, params: Any, seqs: Sequences, batch_size: int) -> dict[str, np.ndarray]:
-    """nll (float32[N]) and whether it is judged rightly (bool[N]), of each claim."""
-    order = np.argsort(widths(seqs), kind="stable")
-    nll, right = np.zeros(len(order), np.float32), np.zeros(len(order), bool)
-    for start in range(0, len(order), batch_size):
-        index = order[start : start + batch_size]
-        filled = np.resize(index, batch_size)  # the last batch repeats its own
-        found = jax.device_get(_judge_batch(module, params, take(seqs, filled)))
-        nll[index], right[index] = (values[: len(index)] for values in found)
-    return {"nll": nll, "right": right}
-
-
-def summary(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """n, accuracy with its 95% interval (Wilson), and nll."""
-    n, accuracy = len(scores["right"]), float(scores["right"].mean())
-    nll = float(scores["nll"].mean(dtype=np.float64))
-    return {"n": n, "accuracy": accuracy, "accuracy_ci95": wilson(accuracy, n), "nll": nll}
 
 
 def headline(results: Mapping[str, Any]) -> str:

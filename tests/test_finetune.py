@@ -10,12 +10,15 @@ from tiny import HF, save_tiny
 
 import mend_jax
 from mend_jax import data, finetune, hub
+from mend_jax.claim_scores import judge
 from mend_jax.data.base import DataSet
+from mend_jax.data.claims import encode_claims, shuffled_batches, take, widths
 from mend_jax.data.rows import make_row
 from mend_jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
 from mend_jax.main import main, parse
 from mend_jax.models.classifier import HEAD
 from mend_jax.models.params import unstack_trunk
+from mend_jax.sequences import Sequences
 from mend_jax.writers import as_path
 
 SETTINGS = {
@@ -123,8 +126,8 @@ def test_the_written_folder_is_the_trained_model(ran, base):
     is_true = np.asarray([row["truth"] == "true" for row in rows])
     right = np.mean((np.asarray(said) > 0.5) == is_true)
     assert right == pytest.approx(results["eval"]["test"]["accuracy"])
-    seqs = finetune.encode_claims(rows, ("prompt",), tokenizer=model.tokenizer, max_len=24)
-    nll = finetune.judge(model.module, model.params, seqs, 7)["nll"]
+    seqs = encode_claims(rows, ("prompt",), tokenizer=model.tokenizer, max_len=24)
+    nll = judge(model.module, model.params, seqs, 7)["nll"]
     theirs = -np.log(np.where(is_true, said, 1 - np.asarray(said)))
     np.testing.assert_allclose(nll, theirs, atol=1e-4)
     assert nll.mean() == pytest.approx(results["eval"]["test"]["nll"], abs=1e-5)
@@ -206,22 +209,22 @@ def test_claims_that_do_not_fit_are_told(base, caplog):
     rows = claims(4, 0) + [make_row(key="x", prompt="a" * 40, target="true", truth="false",
                                     rephrase="b")]  # fmt: skip
     tokenizer = mend_jax.load_model(str(base), fresh=HEAD).tokenizer
-    found = finetune.encode_claims(rows, ("prompt",), tokenizer=tokenizer, max_len=24)
+    found = encode_claims(rows, ("prompt",), tokenizer=tokenizer, max_len=24)
     assert len(found.tokens) == 4 and "left out 1 of 5 claims; the last: " in caplog.text
 
 
 def test_batches_hold_texts_of_one_width_and_every_text_once():
     lengths = np.random.default_rng(0).integers(3, 25, 100)
     mask = np.arange(24) < lengths[:, None]
-    seqs = finetune.Sequences(np.zeros((100, 24), np.int32), mask, *[np.zeros((100, 1))] * 3)
-    found = list(finetune.shuffled_batches(seqs, 8, 2, 0))
+    seqs = Sequences(np.zeros((100, 24), np.int32), mask, *[np.zeros((100, 1))] * 3)
+    found = list(shuffled_batches(seqs, 8, 2, 0))
     assert len(found) == 24
     for epoch in (found[:12], found[12:]):
         assert len(set(np.concatenate(epoch).tolist())) == 96
-    assert sum(len(set(finetune.widths(seqs)[index])) == 1 for index in found) >= 20
+    assert sum(len(set(widths(seqs)[index])) == 1 for index in found) >= 20
     assert [i.tolist() for i in found] != [i.tolist() for i in found[12:] + found[:12]]
-    again = finetune.shuffled_batches(seqs, 8, 2, 0)
+    again = shuffled_batches(seqs, 8, 2, 0)
     assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
-    some = finetune.take(seqs, found[0])
-    assert some.tokens.shape[1] == finetune.widths(seqs)[found[0]].max()
+    some = take(seqs, found[0])
+    assert some.tokens.shape[1] == widths(seqs)[found[0]].max()
     assert jax.tree.leaves(some)[0].shape[0] == 8
