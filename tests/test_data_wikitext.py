@@ -113,7 +113,7 @@ def test_another_config_reads_another_folder(tmp_path):
     assert data.load("wikitext/103", tmp_path, tmp_path / "p").name == "wikitext/103"
     with pytest.raises(DataError, match="no config 'zork': use one of default, 103"):
         data.load("wikitext/zork", tmp_path, tmp_path / "p")
-    with pytest.raises(DataError, match="wikitext-2/train.txt.gz or .* not below"):
+    with pytest.raises(DataError, match="wikitext-2/train.txt or .* not below"):
         data.load("wikitext", tmp_path, tmp_path / "p")
 
 

@@ -11,7 +11,7 @@ from test_data_wikitext import article
 from tiny import HF, save_tiny
 
 from mend_jax import data, hub, models
-from mend_jax.data import encode, wikitext
+from mend_jax.data import continuations, encode, wikitext
 from mend_jax.data import wikitext_gen as gen
 from mend_jax.errors import DataError
 from mend_jax.language_model import load_model
@@ -94,7 +94,7 @@ def passages(root):
 
 
 def a_start(text, tokenizer, rest=("ash",) * 12):
-    return gen.Start("k", "s", text, tuple(tokenizer.encode(text)), rest)
+    return continuations.Start("k", "s", text, tuple(tokenizer.encode(text)), rest)
 
 
 def test_rows_are_made_of_passages(base, root, tmp_path):
@@ -108,11 +108,13 @@ def test_rows_are_made_of_passages(base, root, tmp_path):
         assert passage[: len(prompt)] == prompt and row["subject"] == texts[row["key"]]["subject"]
         assert " ".join(passage[len(prompt) :]).startswith(row["truth"])
         assert len(row["truth"].split()) == len(target)
-        assert gen.LEAST <= len(base.tokenizer.encode(row["prompt"])) <= gen.MOST
+        assert (
+            continuations.LEAST <= len(base.tokenizer.encode(row["prompt"])) <= continuations.MOST
+        )
         kept = row["rephrase"].split()
         assert prompt[-len(kept) :] == kept and len(prompt) > len(kept) >= len(prompt) / 2
         seqs = encode.encode_qa(base.tokenizer, row["prompt"], row["target"], 64, 12, False)
-        assert seqs.score_mask.sum() == gen.NEW
+        assert seqs.score_mask.sum() == continuations.NEW
         assert not row["far"] and not row["near_prompt"]
     assert len({row["target"] for row in found.split("train")}) > 12
     subjects = [{row["subject"] for row in held} for held in found.splits.values()]
@@ -124,31 +126,31 @@ def test_small_holds_the_first_rows_of_default(base, root, tmp_path, monkeypatch
     small = data.load("wikitext_gen/small", root, tmp_path, base)
     for name, held in small.splits.items():
         assert list(held) == list(default.split(name))[: SIZES["small"][name]]
-    monkeypatch.setattr(gen, "sample", lambda *_: pytest.fail("sampled again"))
+    monkeypatch.setattr(continuations, "sample", lambda *_: pytest.fail("sampled again"))
     again = data.load("wikitext_gen/small", root, tmp_path, base)
     assert again.fingerprint == small.fingerprint
 
 
 def test_samples_do_not_depend_on_the_batch(base, root):
-    some = list(gen.starts(passages(root), base.tokenizer))[:8]
-    together = gen.sample(base, some, 8)
-    assert together.shape == (8, gen.NEW) and len({tuple(ids) for ids in together}) == 8
+    some = list(continuations.starts(passages(root), base.tokenizer))[:8]
+    together = continuations.sample(base, some, 8)
+    assert together.shape == (8, continuations.NEW) and len({tuple(ids) for ids in together}) == 8
     for order in ([3, 0, 7], [5]):
-        alone = gen.sample(base, [some[i] for i in order], 3)
+        alone = continuations.sample(base, [some[i] for i in order], 3)
         np.testing.assert_array_equal(alone, together[order])
     rows = [gen.sample_rows(base, passages(root), 10, size)[0] for size in (8, 3)]
     assert rows[0] == rows[1]
 
 
 def test_another_seed_or_base_samples_something_else(base, root, tmp_path, monkeypatch):
-    some = list(gen.starts(passages(root), base.tokenizer))[:4]
-    drawn = gen.sample(base, some, 4)
+    some = list(continuations.starts(passages(root), base.tokenizer))[:4]
+    drawn = continuations.sample(base, some, 4)
     stamp = gen.recipe("small", root, base).stamp
     other = load_model(save_base(tmp_path, seed=1))
-    assert (gen.sample(other, some, 4) != drawn).any()
+    assert (continuations.sample(other, some, 4) != drawn).any()
     assert gen.recipe("small", root, other).stamp != stamp
-    monkeypatch.setattr(gen, "SEED", 1)
-    assert (gen.sample(base, some, 4) != drawn).any()
+    monkeypatch.setattr(continuations, "SEED", 1)
+    assert (continuations.sample(base, some, 4) != drawn).any()
     assert gen.recipe("small", root, base).stamp != stamp
 
 
@@ -157,7 +159,7 @@ def test_samples_that_do_not_survive_are_left_out(base):
     start = a_start("Pine ash", tokenizer)
     ten = [tokenizer.encode(f" {w}")[0] for w in (*WORDS, *WORDS[:3])]
     space, end, letter = (tokenizer.encode(c)[0] for c in (" ", "\n", "q"))
-    assert gen.target_of(tokenizer, start, ten) == (" ".join((*WORDS, *WORDS[:3])), "")
+    assert continuations.target_of(tokenizer, start, ten) == (" ".join((*WORDS, *WORDS[:3])), "")
     half = tokenizer.encode("é")[0]
     split_word = tokenizer.encode("a") + tokenizer.encode("s") + tokenizer.encode("h")
     cases = {
@@ -167,11 +169,14 @@ def test_samples_that_do_not_survive_are_left_out(base):
         "other tokens when read again": [space, *split_word, *ten[:6]],
     }
     for why_not, ids in cases.items():
-        assert gen.target_of(tokenizer, start, ids) == ("", why_not)
-    assert gen.target_of(tokenizer, start, [*ten[:9], half])[1] == (
+        assert continuations.target_of(tokenizer, start, ids) == ("", why_not)
+    assert continuations.target_of(tokenizer, start, [*ten[:9], half])[1] == (
         "holds a line end or half a character"
     )
-    assert gen.target_of(tokenizer, start, [*ten[:9], space])[1] == "other tokens when read again"
+    assert (
+        continuations.target_of(tokenizer, start, [*ten[:9], space])[1]
+        == "other tokens when read again"
+    )
 
 
 def test_what_is_left_out_is_counted(base, root, monkeypatch):
@@ -181,7 +186,7 @@ def test_what_is_left_out_is_counted(base, root, monkeypatch):
     def every_third(model, batch, size):
         return np.asarray([ended if int(s.key[-1]) % 3 == 0 else ten for s in batch], np.int32)
 
-    monkeypatch.setattr(gen, "sample", every_third)
+    monkeypatch.setattr(continuations, "sample", every_third)
     found, counts = gen.sample_rows(base, passages(root), 10)
     assert len(found) == 10 and counts["sampled"] == 10 + counts["ends the text"] > 10
     assert not any(int(row["key"][-1]) % 3 == 0 for row in found)
@@ -190,8 +195,10 @@ def test_what_is_left_out_is_counted(base, root, monkeypatch):
 
 
 def test_nothing_usable_is_an_error(base, root, tmp_path, monkeypatch):
-    ended = np.full((1, gen.NEW), base.tokenizer.eos_id, np.int32)
-    monkeypatch.setattr(gen, "sample", lambda m, batch, size: np.repeat(ended, len(batch), axis=0))
+    ended = np.full((1, continuations.NEW), base.tokenizer.eos_id, np.int32)
+    monkeypatch.setattr(
+        continuations, "sample", lambda m, batch, size: np.repeat(ended, len(batch), axis=0)
+    )
     with pytest.raises(DataError, match="wrote for train none can be used .*'ends the text': "):
         data.load("wikitext_gen", root, tmp_path, base)
     assert not list(tmp_path.rglob("*.array_record*"))
@@ -200,15 +207,19 @@ def test_nothing_usable_is_an_error(base, root, tmp_path, monkeypatch):
 def test_passages_are_cut_by_the_tokens_of_the_base(base):
     words = ["ash"] * 70
     starts = [
-        gen.cut({"key": f"k{i}", "subject": "", "far": " ".join(words)}, base.tokenizer)
+        continuations.cut({"key": f"k{i}", "subject": "", "far": " ".join(words)}, base.tokenizer)
         for i in range(60)
     ]
     sizes = {len(start.ids) for start in starts}
-    assert min(sizes) < gen.LEAST + 4 and max(sizes) > gen.MOST - 4
-    assert all(gen.LEAST <= len(s.ids) <= gen.MOST and len(s.rest) >= gen.LEFT for s in starts)
+    assert min(sizes) < continuations.LEAST + 4 and max(sizes) > continuations.MOST - 4
+    assert all(
+        continuations.LEAST <= len(s.ids) <= continuations.MOST
+        and len(s.rest) >= continuations.LEFT
+        for s in starts
+    )
     for short in (["ash"] * 25, ["quartz" * 10] * 40):
         row = {"key": "k", "subject": "", "far": " ".join(short)}
-        assert gen.cut(row, base.tokenizer) is None
+        assert continuations.cut(row, base.tokenizer) is None
 
 
 def test_several_processes_are_told_to_prepare_first(base, root, tmp_path, monkeypatch):

@@ -176,8 +176,7 @@ def recipe(config: str, root: Path | None) -> prepare.Recipe:
     folder = CONFIGS[config]
     files = {}
     for split, name in _FILES.items():
-        names = [f"{folder}/{name}.txt", f"{folder}/wiki.{name}.tokens"]
-        names = [found for plain in names for found in (f"{plain}.gz", plain)]
+        names = raw.either(f"{folder}/{name}.txt", f"{folder}/wiki.{name}.tokens")
         files[split] = raw.locate(root, "wikitext", *names)
     return prepare.Recipe(
         name="wikitext",
