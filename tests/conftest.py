@@ -14,6 +14,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))  # bytes
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -39,3 +40,14 @@ def fresh_caches():
     """What a file's tests compiled goes with them: kept to the end it took gigabytes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def float64(monkeypatch):
+    """Every float32 that the program names is float64, and so is what it does not name.
+
+    Under strict promotion a float32 that is left over is an error where it meets a float64.
+    """
+    monkeypatch.setattr(jnp, "float32", jnp.float64)
+    with jax.enable_x64(True):
+        yield

@@ -163,17 +163,6 @@ def test_editors_that_learn_start_as_gradient_descent(case):
         assert np.abs(step).max() > 1e-3
 
 
-@pytest.fixture
-def float64(monkeypatch):
-    """Every float32 that the program names is float64, and so is what it does not name.
-
-    Under strict promotion a float32 that is left over is an error where it meets a float64.
-    """
-    monkeypatch.setattr(jnp, "float32", jnp.float64)
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.mark.parametrize("name", sorted(STARTS))
 def test_the_meta_gradient_is_that_of_finite_differences(name, float64):
     """Of every parameter, along a direction between its gradient and a random one.
