@@ -9,7 +9,7 @@ from mend_jax.config import load_config
 
 def get_config(variant=""):
     """Variants: "" and "smoke" (the same in under two minutes, for CI)."""
-    c = load_config("quickstart.py" + (f":{variant}" if variant else ""))
+    c = load_config("quickstart.py" + {"": "", "smoke": ":lean"}[variant])
     c.data.name = "counterfact"
     c.data.far = "wikitext"
     c.data.max_len = 30
@@ -26,9 +26,6 @@ def get_config(variant=""):
         c.eval.also = ("counterfact/rome",)  # all paraphrases, ten neighbours an edit
         c.eval.ability_edits = 32
     else:
-        c.model.last_n_blocks = 1
-        c.editor.options.rank = 32
-        c.eval.baselines = {}
         c.eval.also = ("counterfact/rome",)
         c.eval.ability_edits = 4
         c.eval.ability_texts, c.eval.ability_facts, c.eval.ability_pool = 4, 4, 16

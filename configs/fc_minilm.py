@@ -3,8 +3,9 @@
 Commands: python -m mend_jax.main --config=fever_finetune.py --config.data.dir=DATA
           python -m mend_jax.main --config=fc_minilm.py --config.data.dir=DATA
 The first makes the model, in runs/fever_finetune/model; run both in the same folder. DATA is the
-folder of raw data (or set MEND_DATA_DIR); see docs/data.md. An edit flips what the model thinks of
-a claim; it must do so for the claim in other words too, and not for other claims.
+folder of raw data (or set MEND_DATA_DIR); see docs/data.md. An edit asks for the opposite of the
+truth (which the model thinks already of the quarter that it has wrong), for the claim in other
+words too, and for silence on other claims.
 Hardware and time: two cores, 6:09 minutes, 2.5 steps a second (after 1:41 for the first command).
 Expected (measured here, seed 0, n = 495 claims about pages that training never saw; not the
 published split): success 0.995 (edit 0.996, reworded 0.994); far claims: accuracy drawdown -0.018

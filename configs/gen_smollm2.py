@@ -10,13 +10,14 @@ from mend_jax.config import load_config
 
 def get_config(variant=""):
     """Variants: "" and "smoke" (the same in under two minutes, for CI)."""
-    c = load_config("quickstart.py" + (f":{variant}" if variant else ""))
+    c = load_config("quickstart.py" + {"": "", "smoke": ":lean"}[variant])
     c.data.name = "wikitext_gen" if variant == "" else "wikitext_gen/small"
     c.data.far = "wikitext"
     c.data.max_len = 60
     c.data.max_target = 12
     c.data.far_len = 48
     c.train.c_edit = 0.1  # the paper's
+    c.train.clip = 0.5
     c.train.far_scored = 12
     c.eval.max_new_tokens = 12
     if variant == "":
@@ -26,8 +27,4 @@ def get_config(variant=""):
         c.train.checkpoint_every = 100
         c.eval.edits = 300
         c.eval.ability_edits = 32
-    else:
-        c.model.last_n_blocks = 1
-        c.editor.options.rank = 32
-        c.eval.baselines = {}
     return c

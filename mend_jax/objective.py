@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,12 @@ def with_trunk(
 def _concatenate(x: Any, y: Any) -> Any:
     """Two trees, leaf by leaf along the first axis."""
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x, y)
+
+
+def _in_turn(n: int, both: jax.Array) -> jax.Array:
+    """[n, ...] of two kinds of rows [2 n, ...]: the first kind's where even, else the second's."""
+    even = (jnp.arange(n) % 2 == 0).reshape(n, *[1] * (both.ndim - 1))
+    return jnp.where(even, both[:n], both[n:])
 
 
 def meta_loss(
@@ -109,7 +116,7 @@ def meta_loss(
     def kl_of(name: str, edit: Edit) -> jax.Array:
         (seqs, h), before = texts[name], unedited[name]
         if both_ways and name == "far":
-            edit = jax.tree.map(lambda leaf, n=seqs.lead[0]: leaf[:n], edit)
+            edit = jax.tree.map(functools.partial(_in_turn, seqs.lead[0]), edit)
         elif both_ways:
             (seqs, h), before = _concatenate((seqs, h), (seqs, h)), _concatenate(before, before)
         after = scored_logits(model, base, h, seqs, edit)
