@@ -16,9 +16,7 @@ def get_config(variant=""):
     c.data.far_len = 26
     c.train.c_edit = 0.25
     c.train.near_share = 0.0  # as in the paper: far texts alone
-    c.train.clip = (
-        0.5  # norms are 0.1 to 0.5; at 100 a rare batch threw the editor off
-    )
+    c.train.clip = 0.5  # norms are 0.1 to 0.5; at 100 a rare batch threw the editor off
     c.eval.max_new_tokens = 12
     c.eval.also = ("zsre/mend",)  # the published form, with one-hop questions
     if variant == "":
