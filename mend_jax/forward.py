@@ -160,9 +160,16 @@ class Problem:
 
     def solved(self, edit: Edit | None = None) -> jax.Array:
         """Whether every token of each edit's corrections is the arg max: bool[E]."""
-        correct = correct_tokens(self.logits(edit), self.seqs.target)
-        right = whole_answer(correct, self.seqs.score_mask)
-        return right.all(-1)
+        return self._solved(self.logits(edit))
+
+    def _solved(self, logits: jax.Array) -> jax.Array:
+        correct = correct_tokens(logits, self.seqs.target)
+        return whole_answer(correct, self.seqs.score_mask).all(-1)
+
+    def loss_and_solved(self, edit: Edit | None = None) -> tuple[jax.Array, jax.Array]:
+        """`loss` and `solved`, by one forward pass."""
+        logits = self.logits(edit)
+        return self._loss(logits), self._solved(logits)
 
     def factors(self, edit: Edit | None = None, rows: Rows = "all") -> dict[str, Factors]:
         """(u, delta) of every editable weight, rows [E, n * T], by one backward pass of the top.

@@ -328,30 +328,6 @@ def test_statistics_of_one_by_one_and_whole_groups_differ_only_inside_a_step():
     assert gap(last) < 1e-4
 
 
-def test_fine_tuning_stops_where_the_answer_holds():
-    """Against a plain loop that goes on for ever: each edit is frozen where its answer flips."""
-    module, base, weights = tiny("llama")
-    problem = make_problem(module, base, weights, random_sequences(0, E=3))
-    editor = make_editor("fine_tune", dict(lr=0.3, max_steps=60))
-    final = jax.jit(lambda: editor.edit({}, {}, problem, False)[0])()
-    assert problem.solved(final).all()
-
-    @jax.jit
-    def step(edit):
-        gradient = jax.grad(lambda e: problem.loss(e).sum())(edit)
-        edit = jax.tree.map(lambda w, g: w - 0.3 * g, edit, gradient)
-        return edit, problem.solved(edit)
-
-    edit, stopped = jax.tree.map(jnp.zeros_like, final), {}
-    for count in range(1, 61):
-        edit, solved = step(edit)
-        for e in np.flatnonzero(solved):
-            if e not in stopped:
-                stopped[e] = count
-                same(final.at(e), edit.at(e))
-    assert len(set(stopped.values())) > 1, stopped  # at different steps, each at its own
-
-
 def test_unknown_names_and_options_are_refused():
     with pytest.raises(ConfigError, match="editor.name is 'mond'; known.*mend"):
         make_editor("mond", {})

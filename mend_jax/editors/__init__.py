@@ -31,7 +31,8 @@ EDITORS: dict[str, Callable[..., EditTransform]] = {
 def make_editor(name: str, options: Mapping[str, Any]) -> EditTransform:
     """The named editor with these options; unknown names and options are refused by name.
 
-    The same name and options give the same object, so that what is compiled for it is shared.
+    The same name and options give the same object, so that what is compiled for it is shared. A
+    list, as a saved config has it, stands for a tuple.
     """
     if name not in EDITORS:
         raise ConfigError(f"editor.name is {name!r}; known editors: {sorted(EDITORS)}")
@@ -39,7 +40,8 @@ def make_editor(name: str, options: Mapping[str, Any]) -> EditTransform:
     if unknown := sorted(set(options) - set(known)):
         raise ConfigError(f"editor {name!r} has no option {unknown}; it has {sorted(known)}")
     try:
-        return _make(name, tuple(sorted(options.items())))
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        return _make(name, tuple(sorted(plain.items())))
     except ValueError as e:
         raise ConfigError(f"editor {name!r}: {e}") from e
 

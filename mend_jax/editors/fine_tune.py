@@ -4,49 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from mend_jax.editors.base import EditTransform, Weights
-from mend_jax.edits import Dense, Edit
+from mend_jax.editors.base import EditTransform
+from mend_jax.editors.descent import Descent, Only, Optimizer
+from mend_jax.edits import Edit
 from mend_jax.forward import Problem
 
 
-def fine_tune(*, lr: float = 1e-2, max_steps: int = 100) -> EditTransform:
+def fine_tune(
+    *,
+    lr: float = 1e-2,
+    max_steps: int = 100,
+    optimizer: Optimizer = "sgd",
+    only: Only = None,
+) -> EditTransform:
     """Gradient descent on the edited weights until each correction holds (paper, section 5, FT).
 
-    Each of the E corrections stops by itself, at the first step where every token of it is the
-    arg max, or after `max_steps`; one `lax.while_loop` runs them all. It has no parameters and
-    needs no training. The original code steps with RMSprop; this is plain SGD.
+    It has no parameters and needs no training. The original code steps with RMSprop; this is plain
+    SGD unless `optimizer` says otherwise.
+
+    The loss is that of the target's tokens alone. With `only` one weight, such as
+    ("block_3/mlp/down",), this is therefore FT-M (Zhang et al. 2024, "A Comprehensive Study of
+    Knowledge Editing for Large Language Models"), which differs from the older FT-L, a loss at the
+    last token of the prompt alone, in just that.
 
     Args:
-      lr: step size on the dense deltas of the edited weights.
-      max_steps: gives up after this many steps.
+      lr, max_steps, optimizer, only: see `Descent`.
     """
-
-    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
-        del key, weights
-        return {}, {}
+    descent = Descent(lr, max_steps, optimizer, only)
 
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
         del params, train
-        E = problem.n_edits
-        zero = Edit(
-            deltas={w.name: Dense(jnp.zeros((E, w.d_in, w.d_out))) for w in problem.weights}
-        )
+        return descent.run(problem, descent.zeros(problem)), state
 
-        def go_on(carry):
-            step, _, solved_E = carry
-            return (step < max_steps) & ~solved_E.all()
-
-        def descend(carry):
-            step, edit, solved_E = carry
-            gradient = jax.grad(lambda e: problem.loss(e).sum())(edit)
-            rate_E = jnp.where(solved_E, 0.0, lr)
-            edit = jax.tree.map(lambda w, g: w - rate_E[:, None, None] * g, edit, gradient)
-            return step + 1, edit, problem.solved(edit)
-
-        start = (jnp.zeros((), jnp.int32), zero, problem.solved(zero))
-        return jax.lax.while_loop(go_on, descend, start)[1], state
-
-    return EditTransform(init, edit, trainable=False)
+    return EditTransform(descent.init, edit, trainable=False)
