@@ -9,6 +9,8 @@ from tiny import random_sequences, tiny
 
 from mend_jax.editors import make_editor
 from mend_jax.editors.descent import Descent
+from mend_jax.editors.fine_tune_constrained import projector
+from mend_jax.edits import Dense, Edit
 from mend_jax.errors import ConfigError
 from mend_jax.forward import make_problem
 
@@ -104,6 +106,51 @@ def test_unknown_weights_are_refused(problem):
         editor.init(jax.random.key(0), problem.weights)
 
 
+def projected(ball, radius, w):
+    """The projection of one matrix, in numpy."""
+    if ball == "linf":
+        return np.sign(w) * np.minimum(np.abs(w), radius)
+    if ball == "l2":
+        return w * min(1.0, radius / np.linalg.norm(w))
+    n = radius if radius >= 1 else round(radius * w.size)
+    kept = np.zeros(w.size)
+    largest = np.argsort(-np.abs(w).reshape(-1))[:n]
+    kept[largest] = w.reshape(-1)[largest]
+    return kept.reshape(w.shape)
+
+
+BALLS = [("l0", 7), ("l0", 0.2), ("l0", 100), ("l2", 1.5), ("l2", 100.0), ("linf", 0.4)]
+
+
+@pytest.mark.parametrize(("ball", "radius"), BALLS)
+def test_projections_are_right(ball, radius):
+    w = np.random.default_rng(0).normal(size=(3, 2, 5, 8)).astype("f")
+    w[0, 0] = 0.0
+    found = np.asarray(projector(ball, radius)(jnp.asarray(w)))
+    np.testing.assert_array_equal(found[0, 0], 0.0)
+    for at in np.ndindex(3, 2):
+        if at != (0, 0):
+            expected = projected(ball, min(radius, 40) if ball == "l0" else radius, w[at])
+            np.testing.assert_allclose(found[at], expected, rtol=1e-5)
+
+
+def test_constrained_fine_tuning_projects_after_every_step(problem):
+    """Against a plain loop of two steps, after which no answer holds yet."""
+    options = dict(ball="l2", radius=0.02, lr=0.05, max_steps=2, only=("mlp/down",))
+    final = edit_of("fine_tune_constrained", options, problem)
+    assert not problem.solved(final).any()
+    w = {name: np.zeros(d.w.shape, "f") for name, d in final.deltas.items()}
+    gradient_of = jax.jit(jax.grad(lambda e: problem.loss(e).sum()))
+    for _ in range(2):
+        gradient = gradient_of(Edit(deltas={name: Dense(x) for name, x in w.items()}))
+        for name, x in w.items():
+            x = x - np.float32(0.05) * gradient.deltas[name].w
+            w[name] = np.stack([projected("l2", 0.02, np.asarray(one)) for one in x])
+    for name, x in w.items():
+        np.testing.assert_allclose(final.deltas[name].w, x, atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(x, axis=(1, 2)), 0.02, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
@@ -112,6 +159,9 @@ def test_unknown_weights_are_refused(problem):
         ("fine_tune", dict(optimizer="lion"), "optimizer 'lion' is not one of.*rmsprop"),
         ("fine_tune", dict(only="mlp/down"), "only 'mlp/down' must be"),
         ("fine_tune", dict(only=0), "only 0 must be 1 block or more"),
+        ("fine_tune_constrained", dict(ball="l1"), "ball 'l1' is not 'l0', 'l2' or 'linf'"),
+        ("fine_tune_constrained", dict(radius=0.0), "radius 0.0 must be above 0"),
+        ("fine_tune_constrained", dict(ball="l0", radius=2.5), "radius 2.5 of l0 must be a whole"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(name, options, says):

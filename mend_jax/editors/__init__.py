@@ -10,6 +10,7 @@ from typing import Any
 from mend_jax.editors.base import EditTransform, Link, Run, chain, factor_editor
 from mend_jax.editors.enn import enn
 from mend_jax.editors.fine_tune import fine_tune
+from mend_jax.editors.fine_tune_constrained import fine_tune_constrained
 from mend_jax.editors.ke import ke
 from mend_jax.editors.mend import mend
 from mend_jax.editors.meta_curvature import meta_curvature
@@ -21,6 +22,7 @@ __all__ = ["EDITORS", "EditTransform", "Link", "Run", "chain", "factor_editor", 
 EDITORS: dict[str, Callable[..., EditTransform]] = {
     "mend": mend,
     "fine_tune": fine_tune,
+    "fine_tune_constrained": fine_tune_constrained,
     "enn": enn,
     "ke": ke,
     "meta_sgd": meta_sgd,
