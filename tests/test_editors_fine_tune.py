@@ -10,9 +10,10 @@ from tiny import random_sequences, tiny
 from mend_jax.editors import make_editor
 from mend_jax.editors.descent import Descent
 from mend_jax.editors.fine_tune_constrained import projector
+from mend_jax.editors.fine_tune_kl import cut
 from mend_jax.edits import Dense, Edit
 from mend_jax.errors import ConfigError
-from mend_jax.forward import make_problem
+from mend_jax.forward import Problem, make_problem
 
 SEQS = random_sequences(0, E=3)
 OPTIMIZERS = {
@@ -32,11 +33,12 @@ def problem(llama):
     return make_problem(*llama, SEQS)
 
 
-def edit_of(name, options, problem, state=None):
+def edit_of(name, options, problem, *states):
+    """The edit from a fresh state, or those from each of these states."""
     editor = make_editor(name, options)
-    if state is None:
-        state = editor.init(jax.random.key(0), problem.weights)[1]
-    return jax.jit(lambda state: editor.edit({}, state, problem, False)[0])(state)
+    _, fresh = editor.init(jax.random.key(0), problem.weights)
+    run = jax.jit(lambda state: editor.edit({}, state, problem, False)[0])
+    return [run(state) for state in states] if states else run(fresh)
 
 
 def same(edit, other, atol=1e-5):
@@ -151,6 +153,95 @@ def test_constrained_fine_tuning_projects_after_every_step(problem):
         np.testing.assert_allclose(np.linalg.norm(x, axis=(1, 2)), 0.02, rtol=1e-5)
 
 
+TEXTS = random_sequences(5, E=3, T=9, S=8, real=9)
+
+
+def surveyed(name, options, problem, *batches):
+    """The state of an editor that has seen batches of texts."""
+    editor = make_editor(name, options)
+    _, state = editor.init(jax.random.key(0), problem.weights)
+    for texts in batches:
+        shown = make_problem(problem.model, problem.params, problem.weights, texts)
+        state = jax.jit(lambda state, shown=shown: editor.survey({}, state, shown))(state)
+    return state
+
+
+def test_texts_are_kept_in_order_until_there_are_enough(problem):
+    """Two surveys of three texts, of which four stay, cut to 7 tokens; padding is not scored."""
+    more = random_sequences(6, E=3, T=6, S=5, real=6)
+    options = dict(texts=4, length=7)
+    once = surveyed("fine_tune_kl", options, problem, TEXTS)
+    assert once["seen"] == 3 and not once["texts"].score_mask[3].any()
+    state = surveyed("fine_tune_kl", options, problem, TEXTS, more)
+    assert state["seen"] == 4
+    kept = jax.tree.map(np.asarray, state["texts"])
+    np.testing.assert_array_equal(kept.tokens[:3], TEXTS.tokens[:, 0, :7])
+    np.testing.assert_array_equal(kept.tokens[3], [*more.tokens[0, 0], 0])
+    np.testing.assert_array_equal(kept.mask, [[True] * 7] * 3 + [[True] * 6 + [False]])
+    assert kept.score_mask.sum(-1).tolist() == [7, 7, 7, 5]
+    for row, seqs in [(0, TEXTS), (3, more)]:
+        n = min(7, seqs.score_pos.shape[-1])
+        np.testing.assert_array_equal(kept.score_pos[row, :n], seqs.score_pos[0, 0, :n])
+        np.testing.assert_array_equal(kept.target[row, :n], seqs.target[0, 0, :n])
+
+
+def test_what_is_scored_behind_the_cut_is_dropped():
+    seqs = random_sequences(0, E=2, T=9, S=3, real=9).reshape(2)
+    found = cut(jax.tree.map(jnp.asarray, seqs), 8)  # of positions 5, 6, 7
+    assert found.score_mask[:, :3].all() and not found.score_mask[:, 3:].any()
+    found = cut(jax.tree.map(jnp.asarray, seqs), 7)
+    np.testing.assert_array_equal(found.score_mask[0, :3], [True, True, False])
+    assert (found.score_pos < 7).all()
+
+
+def test_a_pair_of_stacks_keeps_sources_too():
+    _, _, weights = tiny("t5")
+    seqs = random_sequences(0, E=2, T=9, kind="seq2seq")
+    editor = make_editor("fine_tune_kl", dict(texts=2, length=7))
+    _, state = editor.init(jax.random.key(0), weights)
+    shown = Problem(None, None, weights, jax.tree.map(jnp.asarray, seqs), None)
+    kept = editor.survey({}, state, shown)["texts"]
+    np.testing.assert_array_equal(kept.source, seqs.source[:, 0, :7])
+    np.testing.assert_array_equal(kept.source_mask, seqs.source_mask[:, 0, :7])
+
+
+def test_ft_kl_descends_on_both_in_turn_and_stays_closer(problem):
+    """Against a plain loop with a KL written out; and fine-tuning moves the texts more.
+
+    Without texts it is fine-tuning.
+    """
+    options = dict(lr=0.1, max_steps=3, only=("mlp/down",))
+    ours = dict(c_kl=40.0, texts=2, **options)
+    states = [surveyed("fine_tune_kl", ours, problem, *shown) for shown in ([TEXTS], [])]
+    final, without = edit_of("fine_tune_kl", ours, problem, *states)
+    assert not problem.solved(final).any()
+
+    @jax.jit
+    def gradient_and_kl(edit, text):
+        seqs = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)[text]] * 3), TEXTS)
+        shown = make_problem(problem.model, problem.params, problem.weights, seqs)
+        before = jax.nn.log_softmax(shown.logits())
+
+        def total(edit):
+            after = jax.nn.log_softmax(shown.logits(edit))
+            kl = (jnp.exp(before) * (before - after)).sum(-1).mean((1, 2))
+            return (problem.loss(edit) + 40.0 * kl).sum(), kl
+
+        return jax.grad(total, has_aux=True)(edit)
+
+    edit = jax.tree.map(jnp.zeros_like, final)
+    for number in range(3):
+        gradient, _ = gradient_and_kl(edit, number % 2)
+        edit = jax.tree.map(lambda w, g: w - 0.1 * g, edit, gradient)
+    same(final, edit)
+
+    plain = edit_of("fine_tune", options, problem)
+    same(without, plain)
+    for text in range(2):
+        kl, plain_kl = (gradient_and_kl(e, text)[1] for e in (final, plain))
+        assert (kl < 0.9 * plain_kl).all(), (kl, plain_kl)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
@@ -159,6 +250,8 @@ def test_constrained_fine_tuning_projects_after_every_step(problem):
         ("fine_tune", dict(optimizer="lion"), "optimizer 'lion' is not one of.*rmsprop"),
         ("fine_tune", dict(only="mlp/down"), "only 'mlp/down' must be"),
         ("fine_tune", dict(only=0), "only 0 must be 1 block or more"),
+        ("fine_tune_kl", dict(c_kl=-1.0), "c_kl -1.0 must be at least 0"),
+        ("fine_tune_kl", dict(texts=0), "texts 0 and length 64 must be at least 1"),
         ("fine_tune_constrained", dict(ball="l1"), "ball 'l1' is not 'l0', 'l2' or 'linf'"),
         ("fine_tune_constrained", dict(radius=0.0), "radius 0.0 must be above 0"),
         ("fine_tune_constrained", dict(ball="l0", radius=2.5), "radius 2.5 of l0 must be a whole"),
