@@ -242,6 +242,49 @@ def test_ft_kl_descends_on_both_in_turn_and_stays_closer(problem):
         assert (kl < 0.9 * plain_kl).all(), (kl, plain_kl)
 
 
+def test_the_fisher_is_the_mean_of_squared_gradients_of_texts(problem):
+    """Of two surveys of three texts; against each text's dense gradient, one by one.
+
+    Gradients here are up to 0.1 and right to 1e-7 or better, their squares to twice 1e-8.
+    """
+    more = random_sequences(6, E=3, T=9, S=8, real=9)
+    options = dict(only=("mlp/down",))
+    state = surveyed("fine_tune_ewc", options, problem, TEXTS, more)
+    assert state["seen"] == 6
+
+    @jax.jit
+    def gradient(text):
+        shown = make_problem(problem.model, problem.params, problem.weights, text)
+        return jax.grad(lambda e: shown.loss(e)[0])(Descent(1, 1, "sgd", None).zeros(shown))
+
+    found = [
+        gradient(jax.tree.map(lambda leaf, e=e: leaf[e : e + 1], seqs))
+        for seqs in (TEXTS, more)
+        for e in range(3)
+    ]
+    assert set(state["fisher"]) == {"block_2/mlp/down", "block_3/mlp/down"}
+    for name, fisher in state["fisher"].items():
+        expected = np.mean([np.square(g.deltas[name].w[0]) for g in found], axis=0)
+        np.testing.assert_allclose(fisher, expected, rtol=1e-5, atol=2e-8)
+
+
+def test_ewc_penalises_by_the_fisher(problem):
+    """Against a plain loop of three steps with a made-up Fisher; nothing holds yet."""
+    options = dict(lr=0.1, max_steps=3, only=("mlp/down",))
+    rng = np.random.default_rng(0)
+    fisher = {f"block_{i}/mlp/down": rng.uniform(size=(48, 32)).astype("f") for i in (2, 3)}
+    state = {"fisher": fisher, "seen": np.float32(4)}
+    (final,) = edit_of("fine_tune_ewc", dict(c_ewc=5.0, **options), problem, state)
+    assert not problem.solved(final).any()
+    gradient_of = jax.jit(jax.grad(lambda e: problem.loss(e).sum()))
+    w = {name: np.zeros((3, 48, 32), "f") for name in fisher}
+    for _ in range(3):
+        gradient = gradient_of(Edit(deltas={name: Dense(x) for name, x in w.items()}))
+        slope = {n: gradient.deltas[n].w + np.float32(5) * fisher[n][None] * w[n] for n in w}
+        w = {n: np.asarray(w[n] - np.float32(0.1) * slope[n]) for n in w}
+    same(final, Edit(deltas={name: Dense(x) for name, x in w.items()}), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
@@ -252,6 +295,7 @@ def test_ft_kl_descends_on_both_in_turn_and_stays_closer(problem):
         ("fine_tune", dict(only=0), "only 0 must be 1 block or more"),
         ("fine_tune_kl", dict(c_kl=-1.0), "c_kl -1.0 must be at least 0"),
         ("fine_tune_kl", dict(texts=0), "texts 0 and length 64 must be at least 1"),
+        ("fine_tune_ewc", dict(c_ewc=-1.0), "c_ewc -1.0 must be at least 0"),
         ("fine_tune_constrained", dict(ball="l1"), "ball 'l1' is not 'l0', 'l2' or 'linf'"),
         ("fine_tune_constrained", dict(radius=0.0), "radius 0.0 must be above 0"),
         ("fine_tune_constrained", dict(ball="l0", radius=2.5), "radius 2.5 of l0 must be a whole"),

@@ -11,6 +11,7 @@ from mend_jax.editors.base import EditTransform, Link, Run, chain, factor_editor
 from mend_jax.editors.enn import enn
 from mend_jax.editors.fine_tune import fine_tune
 from mend_jax.editors.fine_tune_constrained import fine_tune_constrained
+from mend_jax.editors.fine_tune_ewc import fine_tune_ewc
 from mend_jax.editors.fine_tune_kl import fine_tune_kl
 from mend_jax.editors.ke import ke
 from mend_jax.editors.mend import mend
@@ -25,6 +26,7 @@ EDITORS: dict[str, Callable[..., EditTransform]] = {
     "fine_tune": fine_tune,
     "fine_tune_constrained": fine_tune_constrained,
     "fine_tune_kl": fine_tune_kl,
+    "fine_tune_ewc": fine_tune_ewc,
     "enn": enn,
     "ke": ke,
     "meta_sgd": meta_sgd,
