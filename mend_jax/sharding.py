@@ -59,7 +59,7 @@ EDITOR_RULES = (
     Rule(r"(.*/)?(lstm|condition|heads)/.*"),  # of KE: small
     Rule(r"(.*/)?scale_by_layer_lr/.*"),
     Rule(r"(.*/)?normalize/.*"),
-    Rule(r"(.*/)?texts/.*"),  # of FT+KL: few
+    Rule(r"(.*/)?(texts|lora_a)/.*"),  # of FT+KL and LoRA: few and thin
     Rule(r"(.*/)?(count|step|mini_step|gradient_step|skip_state)(/.*)?"),
 )
 """For the editor's parameters and state, and the optimiser state that mirrors them."""

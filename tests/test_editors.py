@@ -26,6 +26,7 @@ OPTIONS = {
     "fine_tune": dict(lr=0.3, max_steps=20),
     "fine_tune_kl": dict(lr=0.3, max_steps=20, texts=3, length=10),
     "fine_tune_ewc": dict(lr=0.3, max_steps=20, c_ewc=100.0),
+    "fine_tune_lora": dict(rank=4, lr=5e-3, max_steps=20),
     "fine_tune_constrained": dict(ball="l0", radius=50, lr=0.3, max_steps=20),
     "enn": dict(inner_lr=1e-2),
     "ke": dict(lstm=6, condition=10, hidden=7, init_lr=1e-2),

@@ -11,7 +11,7 @@ from mend_jax.editors import make_editor
 from mend_jax.editors.descent import Descent
 from mend_jax.editors.fine_tune_constrained import projector
 from mend_jax.editors.fine_tune_kl import cut
-from mend_jax.edits import Dense, Edit
+from mend_jax.edits import Dense, Edit, LowRank
 from mend_jax.errors import ConfigError
 from mend_jax.forward import Problem, make_problem
 
@@ -285,6 +285,29 @@ def test_ewc_penalises_by_the_fisher(problem):
     same(final, Edit(deltas={name: Dense(x) for name, x in w.items()}), atol=1e-6)
 
 
+def test_lora_descends_on_both_sides_of_a_pair(problem):
+    """Against a plain loop over (a, b) from a random a and b = 0; the edit has rank r."""
+    options = dict(rank=3, lr=0.5, max_steps=2, optimizer="sgd", only=("mlp/down",))
+    final = edit_of("fine_tune_lora", options, problem)
+    assert not problem.solved(final).any()
+    _, state = make_editor("fine_tune_lora", options).init(jax.random.key(0), problem.weights)
+    start = Edit(
+        deltas={
+            name: LowRank(a=jnp.stack([a] * 3), b=jnp.zeros((3, 3, 32)))
+            for name, a in state["lora_a"].items()
+        }
+    )
+    gradient_of = jax.jit(jax.grad(lambda e: problem.loss(e).sum()))
+    edit = start
+    for _ in range(2):
+        edit = jax.tree.map(lambda w, g: w - 0.5 * g, edit, gradient_of(edit))
+    for name, delta in final.deltas.items():
+        np.testing.assert_allclose(delta.a, edit.deltas[name].a, atol=1e-5)
+        np.testing.assert_allclose(delta.b, edit.deltas[name].b, atol=1e-5)
+        assert np.abs(delta.a - start.deltas[name].a).max() > 1e-3
+        assert (np.linalg.matrix_rank(delta.dense(), rtol=1e-4) == 3).all()
+
+
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
@@ -296,6 +319,7 @@ def test_ewc_penalises_by_the_fisher(problem):
         ("fine_tune_kl", dict(c_kl=-1.0), "c_kl -1.0 must be at least 0"),
         ("fine_tune_kl", dict(texts=0), "texts 0 and length 64 must be at least 1"),
         ("fine_tune_ewc", dict(c_ewc=-1.0), "c_ewc -1.0 must be at least 0"),
+        ("fine_tune_lora", dict(rank=0), "rank 0 must be at least 1"),
         ("fine_tune_constrained", dict(ball="l1"), "ball 'l1' is not 'l0', 'l2' or 'linf'"),
         ("fine_tune_constrained", dict(radius=0.0), "radius 0.0 must be above 0"),
         ("fine_tune_constrained", dict(ball="l0", radius=2.5), "radius 2.5 of l0 must be a whole"),

@@ -13,6 +13,7 @@ from mend_jax.editors.fine_tune import fine_tune
 from mend_jax.editors.fine_tune_constrained import fine_tune_constrained
 from mend_jax.editors.fine_tune_ewc import fine_tune_ewc
 from mend_jax.editors.fine_tune_kl import fine_tune_kl
+from mend_jax.editors.fine_tune_lora import fine_tune_lora
 from mend_jax.editors.ke import ke
 from mend_jax.editors.mend import mend
 from mend_jax.editors.meta_curvature import meta_curvature
@@ -27,6 +28,7 @@ EDITORS: dict[str, Callable[..., EditTransform]] = {
     "fine_tune_constrained": fine_tune_constrained,
     "fine_tune_kl": fine_tune_kl,
     "fine_tune_ewc": fine_tune_ewc,
+    "fine_tune_lora": fine_tune_lora,
     "enn": enn,
     "ke": ke,
     "meta_sgd": meta_sgd,
