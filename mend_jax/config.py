@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,6 +67,8 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str]) -> None:
     """Applies `key.sub=value` settings in place; values must have the type of what they replace.
 
+    A group of keys is replaced as a whole by a mapping, as in `editor.options={'lr': 0.01}`.
+
     Raises:
       ConfigError: an unknown key (the nearest one is named), or a value of another type.
     """
@@ -81,11 +83,21 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str])
                 raise ConfigError(f"config has no key {key!r}{nearest(key, known)}")
             if depth < len(path) - 1:
                 node = node[part]
-        if isinstance(node[path[-1]], ml_collections.ConfigDict):
-            raise ConfigError(
-                f"config.{key} is a group of keys: set one of {sorted(node[path[-1]])}"
-            )
-        node[path[-1]] = parse_value(key, text, node[path[-1]])
+        old = node[path[-1]]
+        is_group = isinstance(old, ml_collections.ConfigDict)
+        node[path[-1]] = parse_group(key, text, old) if is_group else parse_value(key, text, old)
+
+
+def parse_group(key: str, text: str, old: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`text`, a mapping of names to values, as a group of keys."""
+    try:
+        value = ast.literal_eval(text)
+        return ml_collections.ConfigDict(dict(**value)).lock()
+    except (ValueError, SyntaxError, TypeError) as e:
+        raise ConfigError(
+            f"config.{key} is a group of keys: set one of {sorted(old)}, or all of it, as in "
+            f"--config.{key}=\"{{'name': 1}}\""
+        ) from e
 
 
 def parse_value(key: str, text: str, old: Any) -> Any:
@@ -117,6 +129,11 @@ def flat_keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[s
             yield from flat_keys(value, f"{prefix}{key}.")
         else:
             yield prefix + key
+
+
+def settings(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Dotted keys and their values as `apply_overrides` reads them."""
+    return tuple(f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in values.items())
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

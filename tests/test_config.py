@@ -47,6 +47,22 @@ def test_overrides_keep_their_type():
     assert config.editor.options.rank == 16
 
 
+def test_a_group_is_replaced_as_a_whole():
+    values = {
+        "editor.name": "fine_tune", "editor.options": {"lr": 1e-3, "only": ("mlp/down",)},
+        "eval.baselines": {}, "data.pack": (16, 20), "data.far": "", "train.lr": 1e-5,
+    }  # fmt: skip
+    flags = [f"--config.{setting}" for setting in configs.settings(values)]
+    config, _, _ = parse(["--config=quickstart.py", *flags, "--config.editor.options.lr=1"])
+    assert config.editor.options.to_dict() == {"lr": 1.0, "only": ("mlp/down",)}
+    assert config.data.pack == (16, 20) and config.train.lr == 1e-5
+    assert not config.eval.baselines
+    check(config)
+    build_editor(config)
+    with pytest.raises(AttributeError, match="locked"):
+        config.editor.options.rank = 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -56,7 +72,9 @@ def test_overrides_keep_their_type():
         (["--config=quickstart.py", "--config.lr=1"], "no key 'lr' .did you mean 'train.lr'"),
         (["--config=quickstart.py", "--config.train.steps=many"], "expected int such as"),
         (["--config=quickstart.py", "--config.train.steps=1.5"], "expected int such as"),
-        (["--config=quickstart.py", "--config.train=1"], "is a group of keys"),
+        (["--config=quickstart.py", "--config.train=1"], "is a group of keys.*all of it, as in"),
+        (["--config=quickstart.py", "--config.train={"], "is a group of keys"),
+        (["--config=quickstart.py", "--config.train={1: 2}"], "is a group of keys"),
         (["--config=quickstart.py", "--config.train.steps"], "write --config.KEY=VALUE"),
         (["--config=quickstart.py", "--workdri=x"], "unknown argument.*did you mean '--workdir'"),
         (["--config=quickstart.py", "--config.train.steps=None"], "expected int such as"),
