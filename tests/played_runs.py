@@ -1,0 +1,37 @@
+"""Processes of runs, played: what `mend_jax.processes` starts, without starting anything."""
+
+from mend_jax import config as configs
+from mend_jax import processes
+from mend_jax.main import parse
+from mend_jax.writers import as_path, write_json
+
+
+class Played:
+    """Stands for subprocess.Popen: calls play(config, workdir) for the command line's run.
+
+    What it returns is written as the results of the run, with the run's config, after a line of
+    output; an int is the exit status of a run that fails.
+    """
+
+    started = []
+
+    def __init__(self, play, line, stdout, stderr):
+        config, workdir, _ = parse(line[3:])
+        Played.started.append(workdir)
+        if stdout is not None:
+            stdout.write(f"output of {workdir}\n")
+        found = play(config, workdir)
+        self.returncode = found if isinstance(found, int) else 0
+        if not isinstance(found, int):
+            found = {"config": configs.plain(config), "seconds_total": 60.0} | found
+            write_json(as_path(workdir) / "results.json", found)
+
+    def poll(self):
+        return self.returncode
+
+
+def play_runs(monkeypatch, play):
+    """From here on runs are played; returns the list of the folders of those that started."""
+    Played.started = []
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda line, **k: Played(play, line, **k))
+    return Played.started
