@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-INK, MUTED, GRID, PAPER = "#22262d", "#646b77", "#e3e5e8", "#fbfbf9"
-EDITOR, BEFORE, PARAPHRASE, NEAR, FAR = "#1d5fa6", "#b7bcc5", "#7ba7d6", "#b3541e", "#dba26b"
-BASELINES = ("#d9822b", "#4f8f6b", "#9b5fa5", "#8a6d3b", "#5a7d8c")
+from mend_jax.drawing import (
+    BASELINES,
+    BEFORE,
+    EDITOR,
+    FAR,
+    INK,
+    MUTED,
+    NEAR,
+    PAPER,
+    PARAPHRASE,
+    Draw,
+    Pair,
+    dress,
+    legend,
+    log_axis,
+    percent_axis,
+    row,
+)
+
 NAMES = {"mend": "MEND", "fine_tune": "fine-tuning"}
 SMALLEST_KL = 1e-5  # where a KL of 0 stands on a logarithmic axis
 
 Results = Mapping[str, Any]
 Lines = Sequence[Mapping[str, Any]]
-Pair = tuple[str, str]  # a title and what is measured, or a name and a colour
-Draw = Callable[[Axes], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +104,12 @@ def training_png(results: Results, lines: Lines) -> bytes | None:
     stay = ("Validation: does the rest stay?", "KL on other texts, nats a token; less is better")
     change_curves = _curves(lines, "validation", change, stay, dig(results, "training.kept_step"))
     learning = _learning(results, lines, take)
-    return _row([_curves(lines, "train", losses, loss, None), learning, change_curves], 15, 4.8)
+    return row([_curves(lines, "train", losses, loss, None), learning, change_curves], 15, 4.8)
 
 
 def tradeoff_png(results: Results, lines: Lines) -> bytes | None:
     """Success against change elsewhere."""
-    return _row([_tradeoff(results, lines)], 10, 5.6)
+    return row([_tradeoff(results, lines)], 10, 5.6)
 
 
 def success_png(results: Results) -> bytes | None:
@@ -109,7 +120,7 @@ def success_png(results: Results) -> bytes | None:
     )
     asked = ("The edited question", "success in %, before and after; line: 95% interval")
     other = ("Its paraphrases", "the same fact, asked in other words")
-    return _row([_bars(results, asked, edit), _bars(results, other, rephrase)], 13, 5)
+    return row([_bars(results, asked, edit), _bars(results, other, rephrase)], 13, 5)
 
 
 def summary_png(results: Results, lines: Lines) -> bytes | None:
@@ -119,55 +130,7 @@ def summary_png(results: Results, lines: Lines) -> bytes | None:
     does = ("What an edit does", "right answers in %, before → after one edit")
     learned = ("How the editor learned it", "right answers after an edit, validation facts")
     panels = [_bars(results, does, asked), _tradeoff(results, lines)]
-    return _row([*panels, _learning(results, lines, learned)], 15, 5.2)
-
-
-def _row(panels: Sequence[Draw | None], width: float, height: float) -> bytes | None:
-    """The panels there are, side by side, as a PNG; None without any."""
-    drawn = [draw for draw in panels if draw is not None]
-    if not drawn:
-        return None
-    figure = Figure((width, height), dpi=100, facecolor=PAPER, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.14, h_pad=0.12, wspace=0.02)
-    canvas = FigureCanvasAgg(figure)
-    for i, draw in enumerate(drawn):
-        draw(figure.add_subplot(1, len(drawn), i + 1))
-    out = io.BytesIO()
-    canvas.print_png(out, metadata={"Software": None})
-    return out.getvalue()
-
-
-def _dress(ax: Axes, title: Pair, x: str = "", grid: str = "y") -> None:
-    """The house look: a title and what is measured on the left, quiet axes, few lines."""
-    ax.set_facecolor(PAPER)
-    ax.set_title(title[0], loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=27)
-    at = {"xytext": (0, 11), "textcoords": "offset points", "xycoords": "axes fraction"}
-    ax.annotate(title[1], (0, 1), color=MUTED, fontsize=10, **at)
-    ax.set_xlabel(x, color=MUTED, fontsize=10)
-    ax.tick_params(which="both", colors=MUTED, labelsize=9.5, length=0)
-    ax.grid(axis=grid, color=GRID, linewidth=0.9)
-    ax.set_axisbelow(True)
-    for side, spine in ax.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(BEFORE)
-
-
-def _legend(ax: Axes, **where: Any) -> None:
-    frame = {"facecolor": PAPER, "edgecolor": "none", "framealpha": 0.9, "handlelength": 1.4}
-    ax.legend(fontsize=9.5, labelcolor=INK, **frame, **where)
-
-
-def _log(axis: Any, low: float, high: float) -> None:
-    """Plain numbers on a logarithmic axis: 1, 2, 5 where it is short, decades where it is long."""
-    subs = (1.0, 2.0, 5.0) if high < 150 * low else (1.0,)
-    axis.set_major_locator(ticker.LogLocator(subs=subs))
-    axis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-    axis.set_minor_formatter(ticker.NullFormatter())
-
-
-def _percent(axis: Any) -> None:
-    axis.set_major_locator(ticker.FixedLocator([0, 0.25, 0.5, 0.75, 1]))
-    axis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
+    return row([*panels, _learning(results, lines, learned)], 15, 5.2)
 
 
 def _curves(
@@ -196,14 +159,14 @@ def _curves(
         positive = [v for _, values in curves.values() for v in values if v > 0]
         if percent:
             ax.set_ylim(0, 1.03)
-            _percent(ax.yaxis)
+            percent_axis(ax.yaxis)
         elif positive:
             ax.set_yscale("log")
-            _log(ax.yaxis, min(positive), max(positive))
+            log_axis(ax.yaxis, min(positive), max(positive))
         ax.set_xlim(left=0)
         ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
-        _dress(ax, title, "training step")
-        _legend(ax, loc="lower right" if percent else "best")
+        dress(ax, title, "training step")
+        legend(ax, loc="lower right" if percent else "best")
 
     return draw
 
@@ -253,13 +216,13 @@ def _tradeoff(results: Results, lines: Lines) -> Draw | None:
             at |= {"textcoords": "offset points", "fontsize": 11, "fontweight": "bold", "zorder": 6}
             ax.annotate(m.name.replace("$", r"\$"), (x, y), color=m.color, **at)
         ax.set(xscale="log", xlim=(low, high), ylim=(0, 1.14))
-        _log(ax.xaxis, low, high)
-        _percent(ax.yaxis)
+        log_axis(ax.xaxis, low, high)
+        percent_axis(ax.yaxis)
         title = (
             "What it costs elsewhere",
             "success against change on other texts; up left is best",
         )
-        _dress(ax, title, "KL on near and far texts, nats a token", "both")
+        dress(ax, title, "KL on near and far texts, nats a token", "both")
 
     return draw
 
@@ -288,11 +251,11 @@ def _bars(results: Results, title: Pair, clusters: Mapping[str, str]) -> Draw | 
                 ends = interval(dig(m.scores, f"{texts}.ci95.{score}"))
                 bar(ax, left + j * width, mean(m.scores, path), ends, m.color)
         ax.set_ylim(0, 1.1)
-        _percent(ax.yaxis)
-        _dress(ax, title)
+        percent_axis(ax.yaxis)
+        dress(ax, title)
         ax.set_xticks(range(len(clusters)), clusters, color=INK, fontsize=10.5)
         for name, color in [("before", BEFORE), *((f"after {m.name}", m.color) for m in found)]:
             ax.bar([0], [0], color=color, label=name.replace("$", r"\$"))
-        _legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=3)
+        legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=3)
 
     return draw
