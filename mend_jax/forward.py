@@ -7,7 +7,6 @@ Shape letters: E edits, n texts an edit, T tokens, S scored positions, D width, 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -178,9 +177,13 @@ class Problem:
         have rows [E, n * S].
 
         Args:
-          rows: "answer" masks all but the positions whose next token is scored (MALMEN's rows);
-            an encoder has no such positions and keeps all of its rows.
+          rows: "answer": of the positions whose next token is scored alone (MALMEN's rows), so
+            [E, n * S]; an encoder has no such positions and keeps all of its rows.
         """
+        if rows == "answer" and self.seqs.score_pos.shape[-1] == self.seqs.tokens.shape[-1]:
+            # So that rows of scored positions can be told from rows of all.
+            apart = dataclasses.replace(self, seqs=_one_more_position(self.seqs))
+            return apart.factors(edit, rows)
         edit = self._with_applied(edit)
         names = [w.name for w in self.weights]
         one = jax.tree.map(lambda leaf: leaf[0], self.seqs)
@@ -200,23 +203,31 @@ class Problem:
         lead = (self.n_edits, -1)
         result = {}
         for w in self.weights:
-            u, delta = captured[f"{w.name}/tap/u"], captured[f"{w.name}/tap/delta"]
-            found = masked_factors(u.reshape(*lead, w.d_in), delta.reshape(*lead, w.d_out))
-            if rows == "answer" and not w.stack.startswith("encoder"):
-                found = found.replace(mask=found.mask & self._answers(found.mask.shape[-1]))
+            sides = [captured[f"{w.name}/tap/{side}"] for side in ("u", "delta")]
+            answers = rows == "answer" and not w.stack.startswith("encoder")
+            if answers:
+                sides = [self._at_answers(x) for x in sides]
+            u, delta = (x.reshape(*lead, x.shape[-1]) for x in sides)
+            found = masked_factors(u, delta)
+            if answers:
+                scored = self.seqs.score_mask.reshape(lead)
+                found = found.replace(mask=found.mask & scored)
             result[w.name] = found
         return result
 
-    def _answers(self, n_rows: int) -> jax.Array:
-        """Which rows [E, n * T] (or [E, n * S], of the last block) are scored positions."""
+    def _at_answers(self, x: jax.Array) -> jax.Array:
+        """x [E, n, T, d] at scored positions, [E, n, S, d]; the last block gives it so already."""
         s = self.seqs
-        if n_rows == math.prod(s.score_pos.shape[1:]):
-            scored = s.score_mask
-        else:
-            place = jnp.arange(s.tokens.shape[-1])
-            hit = s.score_pos[..., None] == place[(None,) * s.score_pos.ndim]
-            scored = (hit & s.score_mask[..., None]).any(-2)
-        return scored.reshape(self.n_edits, -1)
+        if x.shape[2] == s.score_pos.shape[-1]:
+            return x
+        return jnp.take_along_axis(x, s.score_pos[..., None], axis=2)
+
+
+def _one_more_position(seqs: Sequences) -> Sequences:
+    """The texts with room for one more scored position, which is not scored."""
+    pads = [(0, 0)] * (seqs.score_pos.ndim - 1) + [(0, 1)]
+    names = ("score_pos", "target", "score_mask")
+    return seqs.replace(**{name: jnp.pad(getattr(seqs, name), pads) for name in names})
 
 
 def make_problem(
