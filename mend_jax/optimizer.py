@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import optax
 
-STEP_SIZES = frozenset({"scale_by_layer_lr", "meta_sgd", "inner_lr"})
-"""The parts of an editor's parameters that are step sizes: two links', and ENN's."""
+STEP_SIZES = frozenset({"scale_by_layer_lr", "meta_sgd", "inner_lr", "value_shift", "ridge_solve"})
+"""The parts of an editor's parameters that are step sizes, and the logarithms of ridges."""
 
 
 def labels(params: Any) -> Any:

@@ -15,9 +15,11 @@ from mend_jax.editors.fine_tune_ewc import fine_tune_ewc
 from mend_jax.editors.fine_tune_kl import fine_tune_kl
 from mend_jax.editors.fine_tune_lora import fine_tune_lora
 from mend_jax.editors.ke import ke
+from mend_jax.editors.malmen import malmen
 from mend_jax.editors.mend import mend
 from mend_jax.editors.meta_curvature import meta_curvature
 from mend_jax.editors.meta_sgd import meta_sgd
+from mend_jax.editors.ultraedit import ultraedit
 from mend_jax.errors import ConfigError
 
 __all__ = ["EDITORS", "EditTransform", "Link", "Run", "chain", "factor_editor", "make_editor"]
@@ -33,6 +35,8 @@ EDITORS: dict[str, Callable[..., EditTransform]] = {
     "ke": ke,
     "meta_sgd": meta_sgd,
     "meta_curvature": meta_curvature,
+    "malmen": malmen,
+    "ultraedit": ultraedit,
 }
 
 

@@ -60,6 +60,8 @@ class EditTransform(NamedTuple):
         "corrections" of a Problem whose every token is scored. Never in a training step.
       penalty: (params, edits with axis E, silence) -> scalar, or None. A term of an editor's own in
         the meta-loss; silence(edits with axis E) is the locality KL of any edits of the batch.
+      remember: (params, state, problem) -> state, or None. What a lifelong editor takes in of
+        corrections that it has made, where edits follow one another (`sequential`).
       reader: how texts are read with a correction at hand, for baselines that change no weight
         (their Edit has no deltas); None: by the base under the Edit.
     """
@@ -69,6 +71,7 @@ class EditTransform(NamedTuple):
     trainable: bool = True
     survey: Callable[[Any, Any, Problem], Any] | None = None
     penalty: Callable[[Any, Edit, Callable[[Edit], jax.Array]], jax.Array] | None = None
+    remember: Callable[[Any, Any, Problem], Any] | None = None
     reader: Reader | None = None
 
 
@@ -139,6 +142,16 @@ def factor_editor(link: Link, rows: Rows = "all") -> EditTransform:
         return link.apply(params, state, problem.factors(rows=rows), Run(problem.weights, train))
 
     return EditTransform(link.init, edit)
+
+
+def lifelong_editor(link: Link, rows: Rows = "all") -> EditTransform:
+    """A `factor_editor` whose running statistics also take in what it is asked to edit in turn."""
+    editor = factor_editor(link, rows)
+
+    def remember(params: Any, state: Any, problem: Problem) -> Any:
+        return editor.edit(params, state, problem, True)[1]
+
+    return editor._replace(remember=remember)
 
 
 class Group(NamedTuple):

@@ -14,7 +14,12 @@ from mend_jax.factors import Factors, block_moments, merge_moments, no_moments, 
 Signal = dict[str, Factors]
 
 
-def normalize(shared: bool = True, one_by_one: bool = False, pass_through: bool = False) -> Link:
+def normalize(
+    shared: bool = True,
+    one_by_one: bool = False,
+    pass_through: bool = False,
+    lifelong: bool = False,
+) -> Link:
     """Per-dimension z-scoring of u and delta with running statistics (paper, section 3.1).
 
     While training, the statistics take in the current rows first and are then used; afterwards they
@@ -27,6 +32,8 @@ def normalize(shared: bool = True, one_by_one: bool = False, pass_through: bool 
         weights of a group are taken in before any is normalised.
       pass_through: keep statistics but hand the factors on unchanged (`norm: False` in the original
         code, the paper's "no norm" ablation).
+      lifelong: after training each edit is still normalised by the statistics together with its
+        own rows (UltraEdit); the state does not change.
     """
 
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
@@ -35,29 +42,37 @@ def normalize(shared: bool = True, one_by_one: bool = False, pass_through: bool 
         state = {g.key: {"u": no_moments(g.d_in), "delta": no_moments(g.d_out)} for g in groups}
         return {}, state
 
-    def absorb(moments, f: Factors):
-        return {
-            "u": merge_moments(moments["u"], block_moments(f.u, f.mask)),
-            "delta": merge_moments(moments["delta"], block_moments(f.delta, f.mask)),
-        }
+    def absorb(moments: Any, *rows: Factors) -> Any:
+        for f in rows:
+            new = {side: block_moments(getattr(f, side), f.mask) for side in moments}
+            moments = {side: merge_moments(m, new[side]) for side, m in moments.items()}
+        return moments
+
+    def scored(moments: Any, f: Factors) -> Factors:
+        now = jax.lax.stop_gradient(moments)
+        return f.replace(**{side: normalise(m, getattr(f, side)) for side, m in now.items()})
+
+    def with_own_rows(moments: Any, signal: Signal) -> Signal:
+        if next(iter(signal.values())).mask.ndim > 1:  # each edit by itself
+            return jax.vmap(lambda one: with_own_rows(moments, one))(signal)
+        taken = absorb(moments, *signal.values())
+        return {name: scored(taken, f) for name, f in signal.items()}
 
     def apply(params: Any, state: Any, signal: Signal, run: Run) -> tuple[Signal, Any]:
         del params
         moments, out = dict(state), dict(signal)
         for group in group_weights(run.weights, shared):
-            names = [w.name for w in group.members]
+            own = {w.name: signal[w.name] for w in group.members}
+            if lifelong and not run.train:
+                out |= with_own_rows(moments[group.key], own)
+                continue
             if run.train and not one_by_one:
-                for name in names:
-                    moments[group.key] = absorb(moments[group.key], signal[name])
-            for name in names:
-                f = signal[name]
+                moments[group.key] = absorb(moments[group.key], *own.values())
+            for name, f in own.items():
                 if run.train and one_by_one:
                     moments[group.key] = absorb(moments[group.key], f)
                 if not pass_through:
-                    now = jax.lax.stop_gradient(moments[group.key])
-                    out[name] = f.replace(
-                        u=normalise(now["u"], f.u), delta=normalise(now["delta"], f.delta)
-                    )
+                    out[name] = scored(moments[group.key], f)
         return out, moments
 
     return Link("normalize", init, apply)

@@ -14,6 +14,7 @@ from mend_jax.layout import gathered, unsplit
 Sides = Literal["combined", "separate", "x_only", "delta_only", "one_sided"]
 Init = Literal["id", "xavier"]
 VInit = Literal["normal", "xavier"]
+Film = Literal["before", "after"]
 
 
 def relu_one_at_zero(x: jax.Array) -> jax.Array:
@@ -32,6 +33,7 @@ def low_rank_mlp(
     sides: Sides = "combined",
     init: Init = "id",
     v_init: VInit = "normal",
+    film: Film = "before",
 ) -> Link:
     """(u, delta) -> (u~, delta~) by n_hidden + 1 layers (paper, Eq. 3a and 3b).
 
@@ -51,7 +53,10 @@ def low_rank_mlp(
       v_init: how V starts under "id". The original code draws N(0, 1) ("normal"); the paper's text
         says Xavier, whose entries are about 100 times smaller at its sizes: the same meta learning
         rate then moves the network about 100 times more slowly.
+      film: "before" the ReLU, as in MEND, or "after" it, s * relu(U V z + b) + o, as in MALMEN.
     """
+    if film not in get_args(Film):
+        raise ValueError(f"film {film!r} is not one of {get_args(Film)}")
     if sides not in get_args(Sides):
         raise ValueError(f"sides {sides!r} is not one of {get_args(Sides)}")
     if v_init not in get_args(VInit):
@@ -102,11 +107,14 @@ def low_rank_mlp(
         lead = (1,) * (z.ndim - 1)
         for layer in layers:
             u, v = gathered(layer["u"], None, "tensor"), gathered(layer["v"], "tensor", None)
-            pre = (z @ v.T) @ u.T + layer["bias"].reshape(*lead, -1)
+            act = (z @ v.T) @ u.T + layer["bias"].reshape(*lead, -1)
+            if film == "after":
+                act = relu_one_at_zero(act)
             if shared:
-                pre = pre * layer["scale"][mode].reshape(*lead, -1)
-                pre = pre + layer["shift"][mode].reshape(*lead, -1)
-            act = relu_one_at_zero(pre)
+                act = act * layer["scale"][mode].reshape(*lead, -1)
+                act = act + layer["shift"][mode].reshape(*lead, -1)
+            if film == "before":
+                act = relu_one_at_zero(act)
             z = unsplit(z + act if init == "id" else act)
         return z
 

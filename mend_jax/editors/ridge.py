@@ -1,0 +1,117 @@
+"""Links of editors that solve for one weight change that gives many keys their wanted values.
+
+The sum of many rank-one edits interferes with itself. MALMEN (Tan et al. 2024, section 4) asks each
+row for the change of value that its own edit would bring at its own key, and then finds the one dW
+that comes closest to all of them in least squares.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mend_jax.editors.base import Link, Run, Weights, stateless
+from mend_jax.editors.links import Signal, init_rate, rate_of
+from mend_jax.edits import Delta, Dense, Edit, LowRank
+from mend_jax.factors import Factors
+
+
+def keep_key() -> Link:
+    """Remembers u as it was captured: the key that `value_shift` and `ridge_solve` work with."""
+    return stateless("keep_key", lambda signal: {n: f.replace(key=f.u) for n, f in signal.items()})
+
+
+def value_shift(init_lr: float, log_space: bool) -> Link:
+    """delta_i = d_i = -eta_l (k_i . u~_i) delta~_i, the value change that row i's edit wants.
+
+    It is what MEND's edit -eta_l u~_i delta~_i^T of that row alone does to the value at its key k_i
+    (MALMEN, section 4.1). eta_l is learned for each weight; see `links.scale_by_layer_lr`.
+    """
+
+    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
+        del key
+        return init_rate(weights, init_lr, log_space), {}
+
+    def apply(params: Any, state: Any, signal: Signal, run: Run) -> tuple[Signal, Any]:
+        del run
+        eta = rate_of(params, log_space)
+        return {n: shifted(f, f.key, eta[n]) for n, f in signal.items()}, state
+
+    return Link("value_shift", init, apply)
+
+
+def shifted(f: Factors, at: jax.Array, eta: jax.Array | float) -> Factors:
+    """Factors whose delta is the change -eta (at . u~) delta~ of each row's value."""
+    return f.replace(delta=-eta * (at * f.u).sum(-1, keepdims=True) * f.delta)
+
+
+def ridge_solve(init_ridge: float = 1.0) -> Link:
+    """dW = (K^T K + lambda_l I)^-1 K^T D for each weight (MALMEN, section 4.1; see `solved`).
+
+    K are the keys of the rows that count, D their wanted value changes; log(lambda_l) is learned.
+    """
+
+    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
+        del key
+        return init_rate(weights, init_ridge, log_space=True), {}
+
+    def apply(params: Any, state: Any, signal: Signal, run: Run) -> tuple[Edit, Any]:
+        del run
+        ridge = rate_of(params, log_space=True)
+        return Edit(deltas={n: solved(f, ridge[n]) for n, f in signal.items()}), state
+
+    return Link("ridge_solve", init, apply)
+
+
+def solved(f: Factors, ridge: jax.Array | float) -> Delta:
+    """`least_squares` over the rows that count; masked ones are zero and change nothing."""
+    keep = f.mask[..., None]
+    return least_squares(jnp.where(keep, f.key, 0.0), jnp.where(keep, f.delta, 0.0), ridge)
+
+
+def least_squares(k: jax.Array, d: jax.Array, ridge: jax.Array | float) -> Delta:
+    """dW = (K^T K + ridge I)^-1 K^T D = K^T (K K^T + ridge I)^-1 D, by the smaller system.
+
+    With fewer rows than d_in (almost always; the original always takes the other) it is the dual
+    one, G = K K^T + ridge I = L L^T, and dW stays the low-rank pair a = L^-1 K, b = L^-1 D. Of the
+    pairs with that product this one is balanced: a a^T <= I, so x a^T b does not cancel, whatever
+    the precision of the model's matmuls; with a = K and b = G^-1 D, terms |K|^2 / ridge times as
+    large as their sum would. Otherwise it is the primal system, and dW is Dense: no pair of that
+    rank takes less memory or multiplies less.
+
+    The error of Cholesky depends on the condition of G once its diagonal is scaled to 1 (Demmel
+    1989), at most (max |k|^2 + ridge) / ridge: 4e3 for ridge e and keys of norm 100, so solutions
+    in float32 are good to 1e-3 or better; at norm 1 all digits are. As forming the Gram matrix
+    rounds it by up to eps tr(K K^T), a smaller ridge would not keep it positive: it is raised to
+    that (a deviation; the original's LU goes on and returns noise). For a thousand keys of norm 10
+    that bound is 0.01.
+
+    Args:
+      k: float[..., N, d_in], keys, zero where a row does not count.
+      d: float[..., N, d_out], wanted changes of their values, zero there as well.
+      ridge: a positive number.
+    """
+    rounding = jnp.finfo(k.dtype).eps * jnp.square(k).sum((-2, -1), keepdims=True)
+    n_rows, d_in = k.shape[-2:]
+    dual = n_rows < d_in
+    gram = _product("...ni,...mi->...nm" if dual else "...ni,...nj->...ij", k, k)
+    eye = jnp.eye(min(n_rows, d_in), dtype=k.dtype).reshape((1,) * (k.ndim - 2) + gram.shape[-2:])
+    lower = jnp.linalg.cholesky(gram + jnp.maximum(ridge, rounding) * eye)
+    if dual:
+        return LowRank(a=_solve(lower, k), b=_solve(lower, d))
+    half = _solve(lower, _product("...ni,...no->...io", k, d))
+    return Dense(_solve(lower, half, transpose=True))
+
+
+def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """An einsum in full float32: a TPU would take 16 bits."""
+    return jnp.einsum(spec, x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def _solve(lower: jax.Array, x: jax.Array, transpose: bool = False) -> jax.Array:
+    """L^-1 x or L^-T x."""
+    return jax.lax.linalg.triangular_solve(
+        lower, x, left_side=True, lower=True, transpose_a=transpose
+    )
