@@ -48,6 +48,7 @@ def build_model(config: ml_collections.ConfigDict, mesh: Any = None) -> Language
         edit_roles=c.edit_roles,
         dtype=c.dtype,
         remat=c.remat,
+        text_chunk=c.text_chunk,
         mesh=mesh,
     )
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from mend_jax.chunks import by_texts
 from mend_jax.edits import Edit, variables
 from mend_jax.factors import Factors, masked_factors
 from mend_jax.layout import per_edit, vmap_edits
@@ -46,15 +47,20 @@ def shared_trunk_states(model: EditableModel, params: Any, many: Sequence[Sequen
         inputs = [many[i].inputs for i in members]
         # Along n, so that no text leaves the devices of its edit.
         together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *inputs)
-        lead = together.tokens.shape[:2]
-        state = _unflatten(_run_trunk(model, params, _flatten(together, 2)), lead)
-        state = per_edit(state, lead[0])
+        state = by_texts(lambda x: _trunk_of_edits(model, params, x), model.text_chunk, together)
+        state = per_edit(state, together.tokens.shape[0])
         start = 0
         for i in members:
             end = start + many[i].lead[1]
             states[i] = jax.tree.map(lambda leaf, at=slice(start, end): leaf[:, at], state)
             start = end
     return [states[i] for i in range(len(many))]
+
+
+def _trunk_of_edits(model: EditableModel, params: Any, inputs: Inputs) -> Any:
+    """Trunk states [E, n, ...] of texts [E, n]."""
+    state = _run_trunk(model, params, _flatten(inputs, 2))
+    return _unflatten(state, inputs.tokens.shape[:2])
 
 
 def _flatten(tree: Any, axes: int) -> Any:
@@ -142,7 +148,7 @@ class Problem:
 
     def loss(self, edit: Edit | None = None) -> jax.Array:
         """Mean token nll of each edit's corrections: float32[E] (MEND's inner loss)."""
-        return self._loss(self.logits(edit))
+        return self.loss_and_solved(edit)[0]
 
     def logits(self, edit: Edit | None = None) -> jax.Array:
         """Logits [E, n, S, V] of the corrections' scored positions."""
@@ -153,22 +159,22 @@ class Problem:
             return edit if self.applied is None else self.applied
         return self.applied.compose(edit)
 
-    def _loss(self, logits: jax.Array) -> jax.Array:
-        nll = token_nll(logits, self.seqs.target)
-        return masked_mean(nll, self.seqs.score_mask, axes=(1, 2))
-
     def solved(self, edit: Edit | None = None) -> jax.Array:
         """Whether every token of each edit's corrections is the arg max: bool[E]."""
-        return self._solved(self.logits(edit))
-
-    def _solved(self, logits: jax.Array) -> jax.Array:
-        correct = correct_tokens(logits, self.seqs.target)
-        return whole_answer(correct, self.seqs.score_mask).all(-1)
+        return self.loss_and_solved(edit)[1]
 
     def loss_and_solved(self, edit: Edit | None = None) -> tuple[jax.Array, jax.Array]:
         """`loss` and `solved`, by one forward pass."""
-        logits = self.logits(edit)
-        return self._loss(logits), self._solved(logits)
+        edit = self._with_applied(edit)
+
+        def tokens(texts: tuple[Sequences, Any]) -> tuple[jax.Array, jax.Array]:
+            seqs, h = texts
+            logits = scored_logits(self.model, self.params, h, seqs, edit)
+            return token_nll(logits, seqs.target), correct_tokens(logits, seqs.target)
+
+        nll, correct = by_texts(tokens, self.model.text_chunk, (self.seqs, self.h))
+        keep = self.seqs.score_mask
+        return masked_mean(nll, keep, axes=(1, 2)), whole_answer(correct, keep).all(-1)
 
     def factors(self, edit: Edit | None = None, rows: Rows = "all") -> dict[str, Factors]:
         """(u, delta) of every editable weight, rows [E, n * T], by one backward pass of the top.
@@ -185,21 +191,28 @@ class Problem:
             apart = dataclasses.replace(self, seqs=_one_more_position(self.seqs))
             return apart.factors(edit, rows)
         edit = self._with_applied(edit)
-        names = [w.name for w in self.weights]
-        one = jax.tree.map(lambda leaf: leaf[0], self.seqs)
-        zeros = tap_zeros(
-            self.model, self.params, jax.tree.map(lambda leaf: leaf[0], self.h), one, names
-        )
-        taps = jax.tree.map(lambda z: jnp.zeros((self.n_edits, *z.shape), z.dtype), zeros)
+        names, E = [w.name for w in self.weights], self.n_edits
+        n_scored = self.seqs.score_mask.astype(jnp.float32).sum((1, 2))
 
-        def total_loss(taps):
-            def logits(h, seqs, taps, edit):
-                return top_logits(self.model, self.params, h, seqs, edit, taps)
+        def logits_of(h, seqs, taps, edit):
+            return top_logits(self.model, self.params, h, seqs, edit, taps)
 
-            each = vmap_edits(logits, self.n_edits)
-            return self._loss(each(self.h, self.seqs, taps, edit)).sum()
+        def capture(texts: tuple[Sequences, Any]) -> Any:
+            seqs, h = texts
+            one = jax.tree.map(lambda leaf: leaf[0], (h, seqs))
+            zeros = tap_zeros(self.model, self.params, *one, names)
 
-        captured = flatten(per_edit(jax.grad(total_loss)(taps), self.n_edits))
+            def total_loss(taps):
+                logits = vmap_edits(logits_of, E)(h, seqs, taps, edit)
+                nll = token_nll(logits, seqs.target) * seqs.score_mask.astype(jnp.float32)
+                return (nll.sum((1, 2)) / jnp.maximum(n_scored, 1.0)).sum()
+
+            return jax.grad(total_loss)(
+                jax.tree.map(lambda z: jnp.zeros((E, *z.shape), z.dtype), zeros)
+            )
+
+        captured = by_texts(capture, self.model.text_chunk, (self.seqs, self.h))
+        captured = flatten(per_edit(captured, E))
         lead = (self.n_edits, -1)
         result = {}
         for w in self.weights:

@@ -240,6 +240,7 @@ def load_model(
     edit_roles: Sequence[str] = (),
     dtype: str = "float32",
     remat: bool = False,
+    text_chunk: int = 0,
     mesh: jax.sharding.Mesh | None = None,
     fresh: Sequence[str] = (),
 ) -> LanguageModel:
@@ -254,6 +255,7 @@ def load_model(
         the family's MLP matrices.
       dtype: of base weights and activations, "float32" or "bfloat16".
       remat: recompute each block's activations in a backward pass instead of keeping them.
+      text_chunk: how many texts of an edit pass at once, in training and evaluation; 0: all.
       mesh: where the weights go, as `sharding.BASE_RULES` say; every device reads its own slices
         from the files. None: whole, on the first device.
       fresh: flat paths of parameters that the files may lack, to be trained: kernels are then drawn
@@ -263,7 +265,7 @@ def load_model(
       WeightsError: naming every tensor that is unknown, missing or misshapen.
     """
     source = hub.resolve(spec)
-    sketch = outline(hub.read_config(source), last_n_blocks, edit_roles, dtype, remat)
+    sketch = outline(hub.read_config(source), last_n_blocks, edit_roles, dtype, remat, text_chunk)
     family, config, module, weights = sketch
     specs = [_may_lack(spec, fresh) for spec in family.tensor_specs(config)]
     reading = (source, specs, DTYPES[dtype], family.TIED, family.IGNORE)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mend_jax.chunks import by_texts
 from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.edits import Edit
 from mend_jax.forward import Problem, scored_logits, shared_trunk_states
@@ -104,23 +105,30 @@ def meta_loss(
     problem = Problem(model, base, weights, edit_seqs, h)
     edit, state = editor.edit(params, state, problem, train)
 
-    rephrase, h = texts["rephrase"]
-    logits = scored_logits(model, base, h, rephrase, edit)
-    nll_E = masked_mean(token_nll(logits, rephrase.target), rephrase.score_mask, axes=(1, 2))
+    def nll_of(asked: tuple[Sequences, Any]) -> jax.Array:
+        seqs, h = asked
+        return token_nll(scored_logits(model, base, h, seqs, edit), seqs.target)
+
+    nll = by_texts(nll_of, model.text_chunk, texts["rephrase"])
+    nll_E = masked_mean(nll, texts["rephrase"][0].score_mask, axes=(1, 2))
     metrics = {"nll_rephrase": nll_E.mean()}
-    unedited = {
-        name: jax.lax.stop_gradient(scored_logits(model, base, texts[name][1], texts[name][0]))
-        for name in sets
-    }
 
     def kl_of(name: str, edit: Edit) -> jax.Array:
-        (seqs, h), before = texts[name], unedited[name]
-        if both_ways and name == "far":
-            edit = jax.tree.map(functools.partial(_in_turn, seqs.lead[0]), edit)
-        elif both_ways:
-            (seqs, h), before = _concatenate((seqs, h), (seqs, h)), _concatenate(before, before)
-        after = scored_logits(model, base, h, seqs, edit)
-        return masked_mean(token_kl(before, after), seqs.score_mask, axes=(1, 2)).mean()
+        far, keep = name == "far", texts[name][0].score_mask
+        if both_ways and far:
+            edit = jax.tree.map(functools.partial(_in_turn, keep.shape[0]), edit)
+        twice = both_ways and not far
+
+        def kl(asked: tuple[Sequences, Any]) -> jax.Array:
+            seqs, h = asked
+            before = jax.lax.stop_gradient(scored_logits(model, base, h, seqs))
+            if twice:
+                seqs, h, before = _concatenate(*[(seqs, h, before)] * 2)
+            return token_kl(before, scored_logits(model, base, h, seqs, edit))
+
+        kl = by_texts(kl, model.text_chunk, texts[name])
+        keep = _concatenate(keep, keep) if twice else keep
+        return masked_mean(kl, keep, axes=(1, 2)).mean()
 
     def silence(edit: Edit) -> jax.Array:
         return sum((w * kl_of(name, edit) for name, w in sets.items()), jnp.zeros(()))

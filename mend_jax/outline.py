@@ -40,6 +40,7 @@ def outline(
     edit_roles: Sequence[str] = (),
     dtype: str = "float32",
     remat: bool = False,
+    text_chunk: int = 0,
 ) -> Outline:
     """What a Hugging Face config says of a model; arguments as those of `load_model`.
 
@@ -51,5 +52,6 @@ def outline(
     family = models.family_of(dict(hf_config))
     config = models.parse_config(family, dict(hf_config))
     weights = models.choose_weights(family, config, last_n_blocks, edit_roles)
-    module = family.MODULE(config, models.n_top_of(family, config, weights), DTYPES[dtype], remat)
+    n_top = models.n_top_of(family, config, weights)
+    module = family.MODULE(config, n_top, DTYPES[dtype], remat, text_chunk)
     return Outline(family, config, module, weights)

@@ -31,8 +31,11 @@ def paper_config(
     c = ConfigDict()
     c.job, c.seed = "edit", 0
     c.model = ConfigDict(
-        dict(spec=spec, last_n_blocks=last_n_blocks, edit_roles=(), dtype=dtype, remat=remat)
-    )
+        dict(
+            spec=spec, last_n_blocks=last_n_blocks, edit_roles=(), dtype=dtype, remat=remat,
+            text_chunk=0,
+        )
+    )  # fmt: skip
     c.data = ConfigDict(
         dict(
             name="world_facts", dir="", far="", template="{}", train_edits=0, edits_per_batch=1,

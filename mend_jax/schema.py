@@ -32,6 +32,7 @@ KEYS = {
     "model.edit_roles": Key(tuple),
     "model.dtype": Key(str),
     "model.remat": Key(bool),
+    "model.text_chunk": _COUNT_OR_NONE,
     "data.name": Key(str),
     "data.dir": Key(str),
     "data.far": Key(str),

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mend_jax.chunks import by_texts
 from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.edits import Edit, variables
 from mend_jax.forward import Problem, make_problem, scored_logits, trunk_states
@@ -56,20 +57,24 @@ def edit_and_score(
     texts = with_trunk(model, base, batch, list(batch))
     problem = Problem(model, base, weights, *texts["edit"])
     edit, _ = editor.edit(params, state, problem, False)
-    scores = {}
-    for name, (seqs, h) in texts.items():
+
+    def scores_of(name: str, asked: tuple[Sequences, Any]) -> Sums:
+        seqs, h = asked
         before = scored_logits(model, base, h, seqs)
         if editor.reader is None:
             after = scored_logits(model, base, h, seqs, edit)
         else:
             after = editor.reader.logits(params, problem, seqs, h)
-        if name in ANSWERS:
-            scores[name] = answer_scores(after, seqs) | {
-                f"{k}_before": v for k, v in answer_scores(before, seqs).items()
-            }
-        else:
-            scores[name] = locality_scores(before, after, seqs)
-    return edit, scores
+        if name not in ANSWERS:
+            return locality_scores(before, after, seqs)
+        return answer_scores(after, seqs) | {
+            f"{k}_before": v for k, v in answer_scores(before, seqs).items()
+        }
+
+    return edit, {
+        name: by_texts(functools.partial(scores_of, name), model.text_chunk, asked)
+        for name, asked in texts.items()
+    }
 
 
 def write_beside(
@@ -153,10 +158,12 @@ def generate_answers(
     def one(prompts, edit):
         return generate(model, variables(base, edit), prompts, max_new=max_new, eos_id=eos_id)
 
-    if edit is None:
-        lead = together.tokens.shape[:2]
-        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), together)
-        out = one(flat, None).reshape(*lead, max_new)
-    else:
-        out = vmap_edits(one, together.tokens.shape[0])(together, edit)
+    def written(prompts):
+        lead = prompts.tokens.shape[:2]
+        if edit is not None:
+            return vmap_edits(one, lead[0])(prompts, edit)
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), prompts)
+        return one(flat, None).reshape(*lead, max_new)
+
+    out = by_texts(written, model.text_chunk, together)
     return jnp.split(out, list(itertools.accumulate(s.lead[1] for s in texts))[:-1], axis=1)

@@ -27,8 +27,8 @@ def malmen(
     """keep_key -> normalize -> low_rank_mlp -> value_shift -> ridge_solve (MALMEN, section 4).
 
     n corrections that one edit brings in together (`data.edits_per_batch`) are met in least
-    squares instead of summed, so many more fit; see `ridge`. With `train.text_chunk` the meta-loss
-    is decoupled as in section 4.2.
+    squares instead of summed, so many more fit; see `ridge`. With `model.text_chunk` the
+    passes over texts are decoupled from the editor as in section 4.2.
 
     Deviations: the step sizes and the ridges have a rate of their own in training
     (`train.layer_lr_lr`), the original moves all by one; its statistics also take in the

@@ -72,12 +72,14 @@ class EditableModel(nn.Module):
       n_top: how many of the last blocks are unrolled and editable; an encoder-decoder has a pair.
       dtype: of activations and matmuls; the parameters keep their own dtype.
       remat: recompute each block's activations in the backward pass instead of keeping them.
+      text_chunk: how many texts of an edit pass at once; 0: all of them.
     """
 
     config: Any
     n_top: Any
     dtype: Any = jnp.float32
     remat: bool = False
+    text_chunk: int = 0
 
     kind: ClassVar[str]  # "causal", "seq2seq" or "classifier"
 

@@ -1,0 +1,69 @@
+"""Texts of an edit that pass a few at a time: nothing but memory changes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import random_batch, tiny
+
+from mend_jax.chunks import by_texts
+from mend_jax.editors import make_editor
+from mend_jax.objective import meta_loss
+from mend_jax.scoring import edit_and_score
+
+N = 5
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
+def test_pieces_are_joined_in_order_whatever_is_left_over(size):
+    x = jnp.arange(2.0 * N * 3).reshape(2, N, 3)
+    keep = x > 4
+
+    def fn(texts):
+        x, keep = texts
+        return {"sum": jnp.where(keep, x, 0.0).sum(-1), "twice": jnp.concatenate([x, x])}
+
+    found = by_texts(fn, size, (x, keep))
+    np.testing.assert_array_equal(found["sum"], np.where(keep, x, 0.0).sum(-1))
+    np.testing.assert_array_equal(found["twice"], jnp.concatenate([x, x]))
+
+
+@functools.cache
+def compiled(chunk, n=64):
+    """The jitted loss, gradient and scores of MALMEN, texts of an edit `chunk` at a time."""
+    module, base, weights = tiny("gpt2", n_top=1)
+    fixed = dict(
+        editor=make_editor("malmen", dict(rank=4, layer_lr=1e-1)),
+        model=module.clone(text_chunk=chunk), weights=weights,
+    )  # fmt: skip
+    start = fixed["editor"].init(jax.random.key(0), weights)
+    batch = random_batch(0, E=2, n=n)
+    del batch["far"]  # `near` is a locality set as well, and asked of both ways
+
+    def run(params, state, base, batch):
+        loss = functools.partial(meta_loss, both_ways=True, **fixed)
+        (value, (metrics, state, _)), grad = jax.value_and_grad(loss, has_aux=True)(
+            params, state, base, batch
+        )
+        return value, metrics, grad, edit_and_score(params, state, base, batch, **fixed)[1]
+
+    arguments = (*start, base, batch)
+    return jax.jit(run).lower(*arguments).compile(), arguments
+
+
+def test_loss_gradient_and_scores_are_those_of_all_texts_at_once():
+    """Sums in another order: float32 rounding of values up to 10, and of gradients up to 1."""
+    whole, pieces = (program(*given) for program, given in (compiled(0), compiled(3)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), whole, pieces)
+    assert all(np.any(g) for g in jax.tree.leaves(whole[2]["ridge_solve"]))
+
+
+def test_activations_and_logits_are_those_of_a_few_texts():
+    """What the program holds beside its arguments, as the compiler counts it.
+
+    Trunk states and factors of every text stay, and here, with a vocabulary of 300, are most of it.
+    """
+    whole, pieces = (compiled(chunk)[0].memory_analysis().temp_size_in_bytes for chunk in (0, 3))
+    assert pieces < 0.7 * whole, (pieces, whole)
