@@ -22,7 +22,7 @@ from mend_jax.data.far import with_far
 from mend_jax.data.forms import form_of, positions_needed
 from mend_jax.data.packing import by_length
 from mend_jax.data.pipeline import batches
-from mend_jax.data.rows import same_name
+from mend_jax.data.rows import unknown_to
 from mend_jax.editors import EditTransform
 from mend_jax.errors import ConfigError
 from mend_jax.language_model import LanguageModel
@@ -215,10 +215,9 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
         return encoded(choose_rows(dataset.split(name), count), name, more)
 
     def another(name: str) -> Split:
-        """The test split of another data set, without the subjects that training knows."""
+        """The test split of another data set, without the facts that training knows."""
         rows = data.load(name, c.dir or None, model=model).split("test")
-        known = {same_name(row["subject"]) for row in train.rows}
-        rows = [row for row in rows if same_name(row["subject"]) not in known]
+        rows = unknown_to(train.rows, rows)
         return encoded(choose_rows(rows, config.eval.edits), "test", more=True)
 
     train = split("train", c.train_edits)

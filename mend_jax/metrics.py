@@ -72,27 +72,33 @@ def locality_summary(
     """Token-weighted change on one locality set, or on the texts of it `where` holds.
 
     kl is nats a scored token; argmax_agreement the share of scored tokens whose arg max is kept;
-    accuracy_drawdown the loss of next-token accuracy; perplexity_drawdown the rise of perplexity
-    (both against the unedited base; negative where the edit happens to help). NaN where no token
-    was scored. Perplexity is that of `far` texts alone: the last scored position of the others
-    stands after their answer, where no token is right; it counts for KL and agreement.
+    accuracy_drawdown the loss of accuracy over the tokens that have a right one (`n_answers`);
+    perplexity_drawdown the rise of perplexity (both against the unedited base; negative where the
+    edit happens to help), of `far` texts alone. NaN where no token was scored. The last scored
+    position of near texts stands after their answer, where no token is right; it counts for KL and
+    agreement alone.
     """
     own = {k: v for (n, k), v in scores.items() if n == name}
     own = own if where is None else {k: v[where] for k, v in own.items()}
     total = {k: float(v.sum(dtype=np.float64)) for k, v in own.items()}
-    tokens = total["n_tokens"]
-    each = {k: value / tokens if tokens else math.nan for k, value in total.items()}
+    counts = {"kl": "n_tokens", "agree": "n_tokens"}
+    each = {k: _ratio(value, total[counts.get(k, "n_answers")]) for k, value in total.items()}
     found = {
         "kl": each["kl"],
         "argmax_agreement": each["agree"],
         "accuracy_drawdown": each["right_before"] - each["right"],
-        "n_tokens": int(tokens),
+        "n_tokens": int(total["n_tokens"]),
+        "n_answers": int(total["n_answers"]),
     }
     if name == "far":
         with np.errstate(over="ignore"):  # a ruined model has an infinite perplexity
             ppl, before = (float(np.exp(each[k])) for k in ("nll", "nll_before"))
         found |= {"perplexity_drawdown": ppl - before, "perplexity_before": before}
     return found
+
+
+def _ratio(value: float, count: float) -> float:
+    return value / count if count else math.nan
 
 
 def summarise(scores: Scores, sets: list[str], groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -122,15 +128,18 @@ def summarise(scores: Scores, sets: list[str], groups: Mapping[str, np.ndarray])
 
 def pooled_locality(by_set: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """All scored tokens of all sets together (NaN without any); perplexity of `far` alone."""
-    scored = [s for s in by_set.values() if s["n_tokens"]]
-    tokens = sum(s["n_tokens"] for s in scored)
+    totals = {n: sum(s[n] for s in by_set.values()) for n in ("n_tokens", "n_answers")}
     pooled = {
-        key: sum(s[key] * s["n_tokens"] for s in scored) / tokens if tokens else math.nan
-        for key in ("kl", "argmax_agreement", "accuracy_drawdown")
+        key: _ratio(sum(s[key] * s[count] for s in by_set.values() if s[count]), totals[count])
+        for key, count in (
+            ("kl", "n_tokens"),
+            ("argmax_agreement", "n_tokens"),
+            ("accuracy_drawdown", "n_answers"),
+        )
     }
     if "far" in by_set:
         pooled["perplexity_drawdown"] = by_set["far"]["perplexity_drawdown"]
-    return pooled | {"n_tokens": tokens}
+    return pooled | totals
 
 
 def per_edit(scores: Scores, name: str) -> dict[tuple[str, str], np.ndarray]:

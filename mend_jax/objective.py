@@ -89,7 +89,7 @@ def meta_loss(
       batch: `edit`, `rephrase` and the locality sets, `Sequences` with leading axes [E, n].
       both_ways: also edit with each paraphrase and ask for the prompt: 2 E edits from one trunk
         pass over E rows. `edit` and `rephrase` must have one shape. `near` is asked of all of
-        them, `far` only of those made from the prompts: it costs most and changes least.
+        them, `far` of half: of the prompts' and of the paraphrases' edits in turn, by row.
 
     Returns:
       The loss and (metrics: means over the edits, new editor state, the edits).

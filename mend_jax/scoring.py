@@ -19,7 +19,7 @@ from mend_jax.losses import correct_tokens, token_kl, token_nll, whole_answer
 from mend_jax.models.base import EditableModel
 from mend_jax.models.generate import generate
 from mend_jax.objective import ASKED, with_trunk
-from mend_jax.sequences import Sequences
+from mend_jax.sequences import NO_ANSWER, Sequences
 
 Sums = dict[str, jax.Array]
 ANSWERS = (
@@ -50,9 +50,8 @@ def edit_and_score(
 
     Returns:
       The edits and, for each set of texts, arrays [E, n]: for `ANSWERS` n_tokens, exact, token, nll
-      (and the same with `_before`); for the others, which shall stay as they are, sums over scored
-      tokens of kl, agree, right, right_before, nll, nll_before, and n_tokens. An editor with a
-    `reader` reads the texts itself.
+      (and the same with `_before`); for the others, which shall stay as they are,
+      `locality_scores`. An editor with a `reader` reads the texts itself.
     """
     texts = with_trunk(model, base, batch, list(batch))
     problem = Problem(model, base, weights, *texts["edit"])
@@ -111,22 +110,27 @@ def answer_scores(logits: jax.Array, seqs: Sequences) -> Sums:
 
 
 def locality_scores(before: jax.Array, after: jax.Array, seqs: Sequences) -> Sums:
-    """Sums over scored tokens of the change that an edit makes to an unrelated text."""
-    keep = seqs.score_mask
+    """Sums over scored tokens of the change that an edit makes to an unrelated text.
 
-    def total(values: jax.Array) -> jax.Array:
+    `right` and `nll` are over the `n_answers` of them where a token is right.
+    """
+
+    def total(values: jax.Array, keep: jax.Array = seqs.score_mask) -> jax.Array:
         return jnp.where(keep, values.astype(jnp.float32), 0.0).sum(-1)
+
+    answered = seqs.score_mask & (seqs.target != NO_ANSWER)
 
     right_before = correct_tokens(before, seqs.target)
     right = correct_tokens(after, seqs.target)
     return {
-        "n_tokens": total(jnp.ones(keep.shape)),
+        "n_tokens": total(jnp.ones(answered.shape)),
+        "n_answers": total(answered),
         "kl": total(token_kl(before, after)),
         "agree": total(jnp.argmax(before, -1) == jnp.argmax(after, -1)),
         "right": total(right),
         "right_before": total(right_before),
-        "nll": total(token_nll(after, seqs.target)),
-        "nll_before": total(token_nll(before, seqs.target)),
+        "nll": total(token_nll(after, seqs.target), answered),
+        "nll_before": total(token_nll(before, seqs.target), answered),
     }
 
 

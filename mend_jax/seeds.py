@@ -3,7 +3,7 @@
 The same run with several seeds, each in DIR/seed_N (which resumes, or is done), and DIR/seeds.json:
 mean, standard deviation and 95% interval of every number over the seeds. The seed decides how the
 editor begins and the order of the training edits; the base, the data and its splits stay. Each is a
-process of its own, one after the other. For several configs at once see `mend_jax.grid`.
+process of its own, one after the other.
 """
 
 from __future__ import annotations
@@ -25,15 +25,22 @@ HEADLINE = (
     "locality.accuracy_drawdown", "locality.perplexity_drawdown", "portability.success_exact",
     "ability.perplexity", "ability.recall",
 )  # fmt: skip
+ALSO = (
+    "success", "portability.success_exact", "locality.more_near.argmax_agreement",
+    "locality.far.argmax_agreement",
+)  # fmt: skip
+"""Of the further test sets (`eval.also`)."""
 
 
 def table(summary: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:
     """The headline numbers as lines of text."""
     lines = [f"seeds {', '.join(map(str, seeds))}: mean (sd; 95% interval of the mean)"]
-    for path in HEADLINE:
-        if (s := summary.get(path)) is not None:
-            low, high = s["ci95"]
-            lines.append(f"  {path}: {s['mean']:.4f} ({s['sd']:.4f}; {low:.4f} to {high:.4f})")
+    names = {path.split(".")[1] for path in summary if path.startswith("also.")}
+    further = [path for n in sorted(names) for k in ALSO if (path := f"also.{n}.{k}") in summary]
+    for path in (*(path for path in HEADLINE if path in summary), *further):
+        s = summary[path]
+        low, high = s["ci95"]
+        lines.append(f"  {path}: {s['mean']:.4f} ({s['sd']:.4f}; {low:.4f} to {high:.4f})")
     return "\n".join(lines)
 
 

@@ -10,6 +10,9 @@ from mend_jax.models.base import Inputs
 
 Array = jax.Array | np.ndarray
 
+NO_ANSWER = -1
+"""A target where no token is right: there only how a model changes is looked at."""
+
 
 @flax.struct.dataclass
 class Sequences:
@@ -22,7 +25,7 @@ class Sequences:
       tokens: int32[..., T], padded with any valid id.
       mask: bool[..., T], True on real tokens; padding may stand on either side.
       score_pos: int32[..., S], index t of an output whose next token is scored.
-      target: int32[..., S], the token that should come after position `score_pos`.
+      target: int32[..., S], the token that should come after position `score_pos`, or `NO_ANSWER`.
       score_mask: bool[..., S], True on real scored positions.
       source, source_mask: int32 and bool[..., M], what an encoder reads; None for models of one
         stack. `tokens` is then the decoder's input.

@@ -45,6 +45,16 @@ def check_rows(splits, *needed):
                 assert all(text.strip() for text in (*row[prompts], *row[answers])), where
 
 
+def check_near_apart(splits):
+    """No split trains on the near facts that a later one judges."""
+    for first, *later in (("train", "validation", "test"), ("validation", "test")):
+        near = texts_of(splits, "near_prompt", *later) | {
+            normalise(text) for s in later for row in splits[s] for text in row["more_near_prompts"]
+        }
+        for name in ("prompt", "rephrase", "near_prompt"):
+            assert not texts_of(splits, name, first) & near, (first, name)
+
+
 def made_and_prepared(recipe, folder):
     """The rows that a recipe makes, and the notes of the data set that is prepared from them."""
     made = recipe.make()

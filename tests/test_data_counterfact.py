@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from raw_files import SPOILT, change, spoil, write
-from sound_rows import check_rows, made_and_prepared
+from sound_rows import check_near_apart, check_rows, made_and_prepared
 
 from mend_jax import data
 from mend_jax.data import counterfact, raw
@@ -38,7 +38,7 @@ def rome(*numbers):
                 "target_true": {"str": f"true{i % 5}", "id": "Q2"},
             },
             "paraphrase_prompts": [f"Once. Subject{i}, a", f"Twice. Subject{i}, a"],
-            "neighborhood_prompts": [f"Other{i}{j} is a" for j in range(3)],
+            "neighborhood_prompts": [f"Another{i} of {j} is a" for j in range(3)],
         }
         for i in numbers
     ]  # fmt: skip
@@ -94,8 +94,9 @@ def test_a_row_of_romes_form_holds_what_its_record_says(tmp_path):
     assert filled(rows["test"][0]) == {
         "key": "1", "relation": "P1", "subject": "Subject1", "prompt": "Subject1 is a",
         "target": "new1", "truth": "true1", "rephrase": "Once. Subject1, a",
-        "more_rephrases": ["Twice. Subject1, a"], "near_prompt": "Other10 is a",
-        "near_answer": "true1", "more_near_prompts": ["Other11 is a", "Other12 is a"],
+        "more_rephrases": ["Twice. Subject1, a"], "near_prompt": "Another1 of 0 is a",
+        "near_answer": "true1",
+        "more_near_prompts": ["Another1 of 1 is a", "Another1 of 2 is a"],
         "more_near_answers": ["true1", "true1"], "scope": "subject1",
     }  # fmt: skip
 
@@ -128,6 +129,9 @@ def test_every_form_gives_the_same_rows(tmp_path, form):
 def test_rows_that_splits_would_share_are_left_out_and_counted(tmp_path):
     train = change(RECORDS[NAMES["train"]], 0, subject="the SUBJECT25", prompt="The subject25 has")
     train = change(train, 1, prompt="Subject26 is a")
+    train = change(train, 4, locality_prompt="Other27 is  a")
+    train = change(train, 5, locality_prompt="Subject26 is a")
+    train = change(train, 6, rephrase_prompt="Other21 is a")
     validation = change(RECORDS[NAMES["validation"]], 0, subject="Subject27", prompt="Subject27 in")
     write_all(tmp_path / "raw", **{NAMES["train"]: train, NAMES["validation"]: validation})
     loaded = load(tmp_path)
@@ -135,7 +139,9 @@ def test_rows_that_splits_would_share_are_left_out_and_counted(tmp_path):
     assert loaded.notes["rows_lost"] == {
         "subject in a later split": {"train": 1, "validation": 1},
         "prompt in a later split": {"train": 1},
+        "near fact in a later split": {"train": 3},
     }
+    check_near_apart(rows_of(loaded))
     assert [row["key"] for row in loaded.split("train")][:2] == ["2", "3"]
 
 
@@ -235,10 +241,11 @@ def real(request, tmp_path_factory):
 def test_the_real_files_give_sound_rows(real):
     config, rows, notes = real
     check_rows(rows)
-    assert len(rows["train"]) > 7000 and len(rows["validation"]) > 1200
+    check_near_apart(rows)
+    assert len(rows["train"]) > 5000 and len(rows["validation"]) > 1000
     assert len(rows["test"]) > (1000 if config == "rome" else 7000)
     lost = sum(sum(n.values()) for n in notes["rows_lost"].values())
-    assert 0 < lost < 0.1 * sum(map(len, rows.values()))
+    assert 0 < lost < 0.3 * sum(map(len, rows.values()))
     shared = [row for row in rows["test"] if row["near_scope"]]
     assert 0 < len(shared) < 0.3 * len(rows["test"])
     if config == "rome":

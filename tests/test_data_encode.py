@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mend_jax.data.encode import encode_near, encode_qa, encode_text, stack, take, thin
 from mend_jax.errors import DataError
+from mend_jax.sequences import NO_ANSWER
 from mend_jax.tokenizer import Tokenizer
 
 
@@ -54,7 +55,7 @@ def test_near_scores_one_position_after_the_answer():
     s = encode_near(TOKENIZER, "ab", "cd", max_len=5, max_target=4)
     assert s.tokens.tolist() == [97, 98, 32, 99, 100]
     assert s.score_pos.tolist() == [1, 2, 3, 4]
-    assert s.target.tolist() == [32, 99, 100, 256]
+    assert s.target.tolist() == [32, 99, 100, NO_ANSWER]
 
 
 def test_text_scores_every_next_token():
@@ -93,7 +94,7 @@ def test_near_is_the_same_text_with_one_more_position(prompt, answer):
     edit = encode_qa(TOKENIZER, prompt, answer, LONG, LONG, append_eos=False)
     assert near.tokens.tolist() == edit.tokens.tolist()
     assert near.score_pos[near.score_mask][-1] == near.mask.sum() - 1
-    assert scored(near) == [*scored(edit), TOKENIZER.eos_id]
+    assert scored(near) == [*scored(edit), NO_ANSWER]
 
 
 @settings(deadline=None, max_examples=60)

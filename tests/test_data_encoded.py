@@ -50,7 +50,7 @@ def test_a_far_question_is_scored_at_every_token_by_a_language_model():
     ids = TOKENIZER.encode("How 0? so")
     assert scored(at(encoded.texts["far"], 0)) == TOKENIZER.decode(ids[1:])
     answer = at(encoded.texts["far_answers"], 0)
-    assert scored(answer).startswith(" so") and answer.score_mask.sum() == 4  # and what comes next
+    assert scored(answer) == " so"
 
 
 @pytest.mark.parametrize("form", [seq2seq((7,)), CLASSIFIER])

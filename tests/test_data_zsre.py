@@ -114,6 +114,16 @@ def test_rows_are_sound_and_files_are_named(tmp_path, config):
         assert len(rows["test"]) == 9 and 3 <= len(rows["validation"]) <= 25
 
 
+def test_validation_asks_unrelated_questions_that_train_does_not(tmp_path):
+    records = [r | {"loc": "nq question: who is it"} if i % 2 else r
+               for i, r in enumerate(RECORDS[TRAIN])]  # fmt: skip
+    write_all(tmp_path / "raw", **{TRAIN: records})
+    rows = rows_of(load(tmp_path, "default"))
+    asked = [row["far"] for row in rows["validation"]]
+    assert "who is it" in {row["far"] for row in rows["train"]} and "who is it" not in asked
+    assert len(set(asked)) < len(asked) and all(row["far_answer"] for row in rows["validation"])
+
+
 def test_a_row_holds_what_its_record_says(tmp_path):
     write_all(tmp_path / "raw")
     row = load(tmp_path, "default").split("test")[2]
@@ -354,6 +364,8 @@ def test_the_real_files_give_sound_rows(real):
     lost = sum(sum(n.values()) for n in notes["rows_lost"].values())
     assert lost < 0.1 * sum(map(len, rows.values())) and len(notes["files"]) >= 2
     assert not any(r["far"].startswith("nq question") for held in rows.values() for r in held)
+    if config != "knowedit":
+        assert not {r["far"] for r in rows["train"]} & {r["far"] for r in rows["validation"]}
 
 
 def test_near_facts_of_the_real_files_are_true_facts_of_their_split(real):

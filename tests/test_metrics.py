@@ -13,8 +13,9 @@ def array(*values):
 
 
 def stays(**changed):
-    """Two texts of 3 and 1 scored tokens."""
+    """Two texts of 3 and 1 scored tokens, all with a right answer if nothing else is said."""
     usual = {
+        "n_answers": changed.get("n_tokens", array(3, 1)),
         "n_tokens": array(3, 1), "kl": array(0.6, 1.0), "agree": array(2, 1),
         "right": array(1, 0), "right_before": array(2, 1), "nll": array(6, 4),
         "nll_before": array(3, 1),
@@ -35,12 +36,23 @@ def test_what_shall_stay_is_counted_a_token():
     found = metrics.locality_summary(named(far=stays()), "far")
     assert found == {
         "kl": pytest.approx(1.6 / 4), "argmax_agreement": 3 / 4, "n_tokens": 4,
-        "accuracy_drawdown": 2 / 4,  # 3 right before, 1 after
+        "accuracy_drawdown": 2 / 4, "n_answers": 4,  # 3 right before, 1 after
         "perplexity_drawdown": pytest.approx(math.exp(10 / 4) - math.exp(4 / 4)),
         "perplexity_before": pytest.approx(math.exp(1)),
     }  # fmt: skip
     one = metrics.locality_summary(named(far=stays()), "far", np.asarray([False, True]))
     assert one["kl"] == 1 and one["n_tokens"] == 1 and one["accuracy_drawdown"] == 1
+
+
+def test_accuracy_is_that_of_tokens_that_have_a_right_one():
+    near = metrics.locality_summary(named(near=stays(n_answers=array(2, 0))), "near")
+    assert near["accuracy_drawdown"] == 2 / 2 and near["argmax_agreement"] == 3 / 4
+    none = metrics.locality_summary(named(near=stays(n_answers=array(0, 0))), "near")
+    assert math.isnan(none["accuracy_drawdown"]) and none["kl"] == pytest.approx(1.6 / 4)
+    far = metrics.locality_summary(named(far=stays()), "far")
+    pooled = metrics.pooled_locality({"near": near, "none": none, "far": far})
+    assert pooled["accuracy_drawdown"] == pytest.approx((2 + 2) / (2 + 4))
+    assert pooled["n_answers"] == 6 and pooled["n_tokens"] == 12
 
 
 def test_an_edit_that_helps_has_a_drawdown_below_zero():

@@ -113,7 +113,7 @@ SYNONYMS = tuple(
         (r"is alive", "has not died"),
         (r"grossed", "brought in"),
         (r"resulted from", "came out of"),
-        (r"only (stars|starred)", r"\1 nobody but"),
+        (r"only (stars|starred)(?! (?:in|on|as|with|for|alongside) )", r"\1 nobody but"),
         (r"(?:only|exclusively) (had|has) (?=(?:one|two|three|four|five|six|\d+) )", r"\1 just "),
         (r"competes in", "takes part in"),
         (r"compete in", "take part in"),

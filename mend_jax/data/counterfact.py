@@ -16,11 +16,11 @@ texts: those come from another data set at run time. Configs:
   its cases that are in the file `edit`; else all cases of the part `rome_form_subset`, which takes
   its cases out of train and validation.
 
-A row of train or validation is left out where its subject or its prompt stands in a later split; a
-row of any split where its near facts all speak of its subject ("University of Oklahoma" and
-"University of Oklahoma Bookstore") or its new end is the true one. The notes count them. So no
-split is the published one to the row, even from complete files, and results on a part of the files
-are not comparable with published ones.
+A row of train or validation is left out where its subject or its prompt stands in a later split, or
+where it would teach a near fact that a later split judges; a row of any split where its near facts
+all speak of its subject ("University of Oklahoma" and "University of Oklahoma Bookstore") or its
+new end is the true one. The notes count them. So no split is the published one to the row, even
+from complete files, and results on a part of the files are not comparable with published ones.
 """
 
 from __future__ import annotations
@@ -105,9 +105,11 @@ def _made(config: str, files: Mapping[str, Path], rome: Path | None) -> prepare.
     kept = {split: list(_usable(held, split, left)) for split, held in splits.items()}
     kept, by_subject = rows.disjoint(kept)
     kept, by_prompt = rows.disjoint(kept, by="prompt")
+    kept, by_near = rows.apart(kept)
     lost = {
         "subject in a later split": by_subject,
         "prompt in a later split": by_prompt,
+        "near fact in a later split": by_near,
         **{reason: dict(counts) for reason, counts in left.items()},
     }
     return prepare.Made({k: _scoped(held) for k, held in kept.items()}, {"rows_lost": lost})

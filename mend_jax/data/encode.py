@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mend_jax.errors import DataError
-from mend_jax.sequences import Sequences
+from mend_jax.sequences import NO_ANSWER, Sequences
 
 
 class Tokenizer(Protocol):
@@ -68,10 +68,10 @@ def encode_near(
 ) -> Sequences:
     """A prompt and its true answer, scored one position further than the answer.
 
-    The last scored position stands on the answer's last token, with the end of text as its target:
-    there only the divergence and the most likely token matter, so that an edit which makes the
-    model stop early (or no longer stop) is seen. Where the answer is "", the prompt's last token is
-    the one scored position.
+    The last scored position stands on the answer's last token, with `NO_ANSWER` as its target: no
+    token is right there, only the divergence and the most likely token matter, so that an edit
+    which makes the model stop early (or no longer stop) is seen. Where the answer is "", the
+    prompt's last token is the one scored position.
 
     Raises:
       DataError: an empty prompt, or texts longer than the limits.
@@ -81,7 +81,7 @@ def encode_near(
     else:
         check_pair(prompt, "-")
         before, after = [*tokenizer.marks[0], *tokenizer.encode(prompt.rstrip(" "))], []
-    scored = [*after, tokenizer.eos_id]
+    scored = [*after, NO_ANSWER]
     check_lengths(
         prompt, answer, scored=len(scored), total=len(before) + len(after),
         max_len=max_len, max_target=max_target,

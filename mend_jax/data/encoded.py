@@ -147,8 +147,8 @@ class _Asked:
             self.tokenizer, asked, target, *size, append_eos=self.lengths.append_eos
         )
 
-    def near(self, prompt: str, answer: str, max_len: int = 0) -> Sequences:
-        size = (max_len or self.lengths.max_len, self.lengths.max_target)
+    def near(self, prompt: str, answer: str) -> Sequences:
+        size = (self.lengths.max_len, self.lengths.max_target)
         return self.form.near(self.tokenizer, self.question(prompt), answer, *size)
 
     def far(self) -> Sequences:
@@ -166,9 +166,15 @@ class _Asked:
         if not self.row.get("far_answer") or self.form.pair_is_near:
             return None
         try:
-            return self.near(self.row["far"], self.row["far_answer"], self.lengths.far_len)
+            return self.answer(self.row["far"], self.row["far_answer"])
         except DataError:
-            return _nothing(self.near("?", "?", self.lengths.far_len))
+            return _nothing(self.answer("?", "?"))
+
+    def answer(self, prompt: str, answer: str) -> Sequences:
+        """An unrelated question of which the answer's tokens alone are scored."""
+        size = (self.lengths.far_len, self.lengths.max_target)
+        asked = self.question(prompt)
+        return self.form.qa(self.tokenizer, asked, answer, *size, append_eos=False)
 
     def several(self, make: Any, prompts: Sequence[str], answers: Sequence[str]) -> list[Sequences]:
         found = []

@@ -86,6 +86,57 @@ def hold_out(
     return found
 
 
+def near_texts(row: Row) -> set[str]:
+    """What a row says of other subjects' facts that must stay, in one spelling."""
+    return {same_name(text) for text in (row["near_prompt"], *row["more_near_prompts"])} - {""}
+
+
+def apart(
+    splits: Mapping[str, Sequence[Row]],
+) -> tuple[dict[str, list[Row]], dict[str, int]]:
+    """The splits without rows that would teach what a later split judges: its near facts.
+
+    A row is left out where what it trains on (its prompt, its rephrase, its near fact) is a near
+    fact of a later split, or its near fact a prompt there.
+
+    Returns:
+      The splits, and how many rows each lost.
+    """
+    asked: set[str] = set()
+    near: set[str] = set()
+    kept: dict[str, list[Row]] = {}
+    for name in ("test", "validation", "train"):
+        kept[name] = [r for r in splits[name] if not _teaches(r, asked, near)]
+        asked |= {same_name(r["prompt"]) for r in kept[name]}
+        near |= set().union(*map(near_texts, kept[name]))
+    lost = {name: len(splits[name]) - len(kept[name]) for name in SPLITS}
+    return {name: kept[name] for name in SPLITS}, {k: v for k, v in lost.items() if v}
+
+
+def _teaches(row: Row, asked: set[str], near: set[str]) -> bool:
+    own = same_name(row["near_prompt"])
+    return own in asked or bool({own, *map(same_name, (row["prompt"], row["rephrase"]))} & near)
+
+
+def unknown_to(train: Sequence[Row], held: Sequence[Row]) -> list[Row]:
+    """The rows about subjects and with near facts that `train` does not have.
+
+    Of further near facts (`more_near_*`) those that it has are taken out.
+    """
+    subjects = {same_name(row["subject"]) for row in train}
+    texts = {same_name(r[name]) for r in train for name in ("prompt", "rephrase", "near_prompt")}
+    texts -= {""}
+    found = []
+    for row in held:
+        if same_name(row["subject"]) in subjects or same_name(row["near_prompt"]) in texts:
+            continue
+        more = zip(row["more_near_prompts"], row["more_near_answers"], strict=True)
+        more = [(prompt, answer) for prompt, answer in more if same_name(prompt) not in texts]
+        prompts, answers = [p for p, _ in more], [a for _, a in more]
+        found.append(row | {"more_near_prompts": prompts, "more_near_answers": answers})
+    return found
+
+
 def disjoint(
     splits: Mapping[str, Sequence[Row]], by: str = "subject"
 ) -> tuple[dict[str, list[Row]], dict[str, int]]:

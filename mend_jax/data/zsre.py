@@ -22,7 +22,8 @@ with its true answer, from the same split: see `neighbours`. Configs:
   They may be subjects that another config trains on.
 
 Validation is about 8 % of the subjects of train. A row of train or validation is left out where its
-subject or its prompt stands in a later split; the notes count what was left out. Only
+subject or its prompt stands in a later split; the notes count what was left out. Unrelated
+questions of validation that train has as well are replaced by others of validation. Only
 `zsre_mend_train.json` and `zsre_mend_eval.json` are the published splits, and only but for those
 rows: results on any other file are not comparable with published ones.
 """
@@ -130,6 +131,7 @@ def _finished(splits: prepare.Splits, left: Mapping[str, Mapping[str, int]]) -> 
     """Splits that share nothing, with near facts, and what was left out of them."""
     splits, by_subject = rows.disjoint(splits)
     splits, by_prompt = rows.disjoint(splits, by="prompt")
+    splits["validation"] = _with_own_far(splits)
     seen = _wordings(splits["train"])
     found, lonely = {}, {}
     for name, held in splits.items():
@@ -142,6 +144,19 @@ def _finished(splits: prepare.Splits, left: Mapping[str, Mapping[str, int]]) -> 
     }
     left = {name: dict(reasons) for name, reasons in left.items() if reasons}
     return prepare.Made(found, {"records_left_out": left, "rows_lost": lost})
+
+
+def _with_own_far(splits: prepare.Splits) -> list[rows.Row]:
+    """Validation, the unrelated questions that train has as well replaced by others of its own.
+
+    As it is where it has no others.
+    """
+    held, known = splits["validation"], {row["far"] for row in splits["train"]}
+    own = [row for row in held if row["far"] not in known]
+    if not any(row["far"] for row in own):
+        return list(held)
+    given = {row["key"]: row for row in far.with_far([r for r in held if r["far"] in known], own)}
+    return [given.get(row["key"], row) for row in held]
 
 
 def _wordings(held: list[rows.Row]) -> set[str]:
