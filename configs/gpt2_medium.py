@@ -2,7 +2,7 @@
 
 Command: python -m mend_jax.main --config=gpt2_medium.py
 Hardware (by size, not measured): one accelerator
-Data here: world facts. The paper has no numbers for this
+Data here: world facts; with `:paper` the paper's. The paper has no numbers for this
 size; its code has the config.
 """
 
@@ -10,5 +10,5 @@ from mend_jax.paper import paper_config
 
 
 def get_config(variant=""):
-    """Variants: "" and "smoke" (a few steps of a small editor)."""
-    return paper_config("openai-community/gpt2-medium", variant=variant)
+    """Variants: "", "paper" (its data, see docs/data.md), "smoke" (a few steps, small editor)."""
+    return paper_config("openai-community/gpt2-medium", task="wikitext", variant=variant)

@@ -3,7 +3,7 @@
 Command: python -m mend_jax.main --config=gptj.py
 Hardware: a TPU slice of 8 chips of 16 GB (compiled for v5e-8: 2.5 GiB a chip, see docs/pods.md), or
 one accelerator of 40 GB (by size, not measured); bfloat16
-Data here: world facts. Paper (Table 3, Wikitext generation editing):
+Data here: world facts; with `:paper` the paper's. Paper (Table 3, Wikitext generation editing):
 edit success .88, perplexity drawdown .031.
 """
 
@@ -11,5 +11,7 @@ from mend_jax.paper import paper_config
 
 
 def get_config(variant=""):
-    """Variants: "" and "smoke" (a few steps of a small editor)."""
-    return paper_config("EleutherAI/gpt-j-6b", dtype="bfloat16", remat=True, variant=variant)
+    """Variants: "", "paper" (its data, see docs/data.md), "smoke" (a few steps, small editor)."""
+    return paper_config(
+        "EleutherAI/gpt-j-6b", dtype="bfloat16", remat=True, task="wikitext", variant=variant
+    )

@@ -3,7 +3,7 @@
 Command: python -m mend_jax.main --config=llama3_8b.py
 Hardware: a TPU slice of 8 chips of 16 GB (compiled for v5e-8: 2.8 GiB a chip, see docs/pods.md), or
 one accelerator of 40 GB (by size, not measured); bfloat16
-Data here: world facts. Not measured: the paper is older
+Data here: world facts; with `:paper` the paper's. Not measured: the paper is older
 than the model.
 """
 
@@ -11,7 +11,7 @@ from mend_jax.paper import paper_config
 
 
 def get_config(variant=""):
-    """Variants: "" and "smoke" (a few steps of a small editor)."""
+    """Variants: "", "paper" (its data, see docs/data.md), "smoke" (a few steps, small editor)."""
     return paper_config(
         "meta-llama/Meta-Llama-3-8B-Instruct", dtype="bfloat16", remat=True, variant=variant
     )

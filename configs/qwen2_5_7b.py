@@ -2,7 +2,7 @@
 
 Command: python -m mend_jax.main --config=qwen2_5_7b.py
 Hardware (by size, not measured): a TPU slice of 8 chips or one accelerator of 40 GB, bfloat16
-Data here: world facts. Not measured: the paper is older
+Data here: world facts; with `:paper` the paper's. Not measured: the paper is older
 than the model.
 """
 
@@ -10,5 +10,5 @@ from mend_jax.paper import paper_config
 
 
 def get_config(variant=""):
-    """Variants: "" and "smoke" (a few steps of a small editor)."""
+    """Variants: "", "paper" (its data, see docs/data.md), "smoke" (a few steps, small editor)."""
     return paper_config("Qwen/Qwen2.5-7B-Instruct", dtype="bfloat16", remat=True, variant=variant)

@@ -2,7 +2,7 @@
 
 Command: python -m mend_jax.main --config=t5_large.py
 Hardware (by size, not measured): one accelerator of 16 GB
-Data here: world facts. The paper shows edits of it as
+Data here: world facts; with `:paper` the paper's. The paper shows edits of it as
 examples only (Table 10).
 """
 
@@ -10,5 +10,5 @@ from mend_jax.paper import paper_config
 
 
 def get_config(variant=""):
-    """Variants: "" and "smoke" (a few steps of a small editor)."""
+    """Variants: "", "paper" (its data, see docs/data.md), "smoke" (a few steps, small editor)."""
     return paper_config("google/t5-large-ssm-nq", last_n_blocks=2, variant=variant)

@@ -2,7 +2,7 @@
 
 Command: python -m mend_jax.main --config=t5_small.py
 Hardware (by size, not measured): one accelerator or a CPU
-Data here: world facts. In the paper a row of Table 2
+Data here: world facts; with `:paper` the paper's. In the paper a row of Table 2
 (memory); its code has the config.
 """
 
@@ -10,5 +10,5 @@ from mend_jax.paper import paper_config
 
 
 def get_config(variant=""):
-    """Variants: "" and "smoke" (a few steps of a small editor)."""
+    """Variants: "", "paper" (its data, see docs/data.md), "smoke" (a few steps, small editor)."""
     return paper_config("google/t5-small-ssm-nq", last_n_blocks=2, variant=variant)

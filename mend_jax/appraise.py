@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from mend_jax.ability import know, known_first, probe_edits, summarise
+from mend_jax.data.prepare import fingerprint_rows
 from mend_jax.distributed import gather, is_writer
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.evaluate import evaluate, time_edits
@@ -43,7 +44,7 @@ def appraise(
     def judge(split: Split, editor: Any, name: str, per_step: int, examples: int, mark: Any):
         """One pass; its file is named after it."""
         file = "edits" + "".join(f"_{part}" for part in re.findall(r"\w+", name)) + ".jsonl"
-        of = {"of": name, "n": len(split), "at_once": per_step, **mark}
+        of = {"of": name, "n": len(split), "at_once": per_step, "rows": rows_mark(split), **mark}
         log = Judged(workdir / file, of)
         return _judge(experiment, split, editor, per_step, examples, name, between, log)
 
@@ -60,6 +61,11 @@ def appraise(
         editor, split, at_once = _baseline(experiment, name, options.to_dict())
         results["baselines"][name], _ = judge(split, editor, name, at_once, 0, {})
     return results, examples
+
+
+def rows_mark(split: Split) -> str:
+    """Tells the rows of a split from others."""
+    return fingerprint_rows({"": [split.rows[int(i)] for i in split.encoded.index]})
 
 
 def _general_ability(

@@ -63,6 +63,7 @@ class Experiment:
     validation: Split
     test: Split
     also: Mapping[str, Split]
+    further: Mapping[str, data.DataSet]  # what `also` is the test split of
     probes: Probes | None
 
     def identity(self) -> dict[str, Any]:
@@ -214,18 +215,19 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
     def split(name: str, count: int, more: bool = False) -> Split:
         return encoded(choose_rows(dataset.split(name), count), name, more)
 
-    def another(name: str) -> Split:
+    def another(dataset: data.DataSet) -> Split:
         """The test split of another data set, without the facts that training knows."""
-        rows = data.load(name, c.dir or None, model=model).split("test")
-        rows = unknown_to(train.rows, rows)
+        rows = unknown_to(train.rows, dataset.split("test"))
         return encoded(choose_rows(rows, config.eval.edits), "test", more=True)
 
     train = split("train", c.train_edits)
+    further = {name: data.load(name, c.dir or None, model=model) for name in config.eval.also}
     return Experiment(
         config, model, editor, tx, mesh, dataset, far,
         train=train,
         validation=split("validation", config.train.val_edits),
         test=split("test", config.eval.edits, more=True),
-        also={name: another(name) for name in config.eval.also},
+        also={name: another(one) for name, one in further.items()},
+        further=further,
         probes=probes_of(config, model),
     )  # fmt: skip

@@ -44,6 +44,7 @@ class Method:
     name: str
     scores: Mapping[str, Any]
     color: str
+    further: bool = False  # on another test set, not to be compared with the others
 
 
 def dig(value: Any, path: str) -> Any:
@@ -81,10 +82,11 @@ def methods(results: Results) -> list[Method]:
     """The editor (config.editor.name, else MEND), also on further test sets, then each baseline."""
     own = label(dig(results, "config.editor.name") or "mend")
     found = [Method(own, results["eval"], EDITOR)] if dig(results, "eval") else []
-    others = [(f"{own}, {name}", e) for name, e in (dig(results, "also") or {}).items()]
-    others += [(label(name), e) for name, e in (dig(results, "baselines") or {}).items()]
-    for i, (name, scores) in enumerate(others):
-        found.append(Method(name, scores or {}, BASELINES[i % len(BASELINES)]))
+    also, baselines = (dig(results, group) or {} for group in ("also", "baselines"))
+    others = [(f"{own}, {name}", scores, True) for name, scores in also.items()]
+    others += [(label(name), scores, False) for name, scores in baselines.items()]
+    for i, (name, scores, further) in enumerate(others):
+        found.append(Method(name, scores or {}, BASELINES[i % len(BASELINES)], further))
     return found
 
 

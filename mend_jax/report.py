@@ -34,7 +34,7 @@ _CHANGES = (
 )
 _ABILITY = (
     ("plain", "perplexity", "perplexity", "of held-out prose", False),
-    ("percent", "facts recalled", "recall", "of true facts, by the first choice", True),
+    ("percent", "facts recalled", "recall", "of facts, those first that the base recalls", True),
     ("percent", "of them kept", "recall_kept", "still recalled, of those recalled before", True),
     (
         "percent",
@@ -210,18 +210,22 @@ def tables(found: Sequence[Method]) -> list[dict[str, Any]]:
 
 
 def row(found: Sequence[Method], where: str, score: Sequence[Any]) -> dict[str, Any]:
-    """A score of every method, with its interval; the best of several is marked."""
+    """A score of every method, with its interval; the best of several on one test set is marked.
+
+    Unedited it is that of the first method which has one: of the run's own test set if it can be.
+    """
     kind, name, key, about, more = score
     values = [number(dig(m.scores, where + key)) for m in found]
-    finite = {v for v in values if v is not None}
+    finite = {v for v, m in zip(values, found, strict=True) if v is not None and not m.further}
     best = (max if more else min)(finite) if more is not None and len(finite) > 1 else None
     cells = []
     for m, value in zip(found, values, strict=True):
         ends = interval(dig(m.scores, f"{where}ci95.{key}" if where else f"{key}_ci95"))
         between = "–".join(text(end, kind).rstrip("%") for end in ends or ())
-        marked = value is not None and value == best
+        marked = value is not None and value == best and not m.further
         cells.append({"text": text(value, kind), "ci": between, "best": marked})
-    before = dig(found[0].scores, f"{where}before.{key}")
+    unedited = (dig(m.scores, f"{where}before.{key}") for m in found)
+    before = next((value for value in unedited if value is not None), None)
     return {"name": name, "about": about, "before": text(before, kind), "cells": cells}
 
 

@@ -19,6 +19,7 @@ import ml_collections
 from mend_jax import checkpoint, distributed, report
 from mend_jax import config as configs
 from mend_jax.appraise import appraise
+from mend_jax.data import DataSet
 from mend_jax.errors import Preempted
 from mend_jax.evaluate import make_scorer, peak_memory_bytes, validate
 from mend_jax.experiment import Experiment, open_experiment
@@ -194,7 +195,23 @@ def describe_data(experiment: Experiment) -> dict[str, Any]:
         "notes": {d.name: dict(d.notes) for d in sets},
         **{name: len(split) for name, split in splits.items()},
         "left_out": {name: dict(split.encoded.dropped) for name, split in splits.items()},
-        "also": {name: len(split) for name, split in experiment.also.items()},
+        "also": {
+            name: {
+                "test": len(split),
+                "left_out": dict(split.encoded.dropped),
+                **described(experiment.further[name]),
+            }
+            for name, split in experiment.also.items()
+        },
+    }
+
+
+def described(dataset: DataSet) -> dict[str, Any]:
+    """What results.json says of a further test set."""
+    return {
+        "fingerprint": dataset.fingerprint,
+        "license": dataset.license,
+        "notes": dict(dataset.notes),
     }
 
 

@@ -7,6 +7,7 @@ import pytest
 from mend_jax import config as configs
 from mend_jax import finetune
 from mend_jax.build import build_editor, build_optimizer
+from mend_jax.data import DATASETS
 from mend_jax.errors import ConfigError
 from mend_jax.main import main, parse
 from mend_jax.schema import KEYS, check
@@ -25,6 +26,18 @@ def test_every_config_loads_checks_and_builds(name, variant):
     build_editor(config)
     build_optimizer(config)
     assert configs.plain(config)["editor"]["name"]
+
+
+@pytest.mark.parametrize(
+    "name, task, far",
+    [("bart_base", "zsre/mend", ""), ("t5_xl", "zsre/mend", ""), ("bert_base", "fever", ""),
+     ("gptj", "wikitext_gen", "wikitext"), ("distilgpt2", "wikitext_gen", "wikitext")],
+)  # fmt: skip
+def test_the_papers_models_take_the_papers_data(name, task, far):
+    config = configs.load_config(f"{name}.py:paper")
+    check(config)
+    assert (config.data.name, config.data.far) == (task, far)
+    assert config.data.name.partition("/")[0] in DATASETS and config.train.near_share == 0
 
 
 def test_a_path_works_too(tmp_path):

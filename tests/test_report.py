@@ -180,6 +180,20 @@ def test_before_is_the_base_model_and_the_best_of_a_row_is_marked():
     assert [(c["text"], c["best"]) for c in nll["cells"]] == [("0.25", True), ("4", False)]
 
 
+def test_a_further_test_set_is_not_compared_and_shows_its_own_before():
+    hops = {"portability": {"success_exact": 0.5, "before": {"success_exact": 0.25}}}
+    results = {
+        "eval": {"edit": {"success_exact": 0.75}},
+        "also": {"other": {"edit": {"success_exact": 1.0}} | hops},
+        "baselines": {"fine_tune": {"edit": {"success_exact": 0.5}}},
+    }  # fmt: skip
+    edit, portable = (table["rows"][0] for table in report.tables(plots.methods(results)))
+    assert [(c["text"], c["best"]) for c in edit["cells"]] == [
+        ("75.0%", True), ("100.0%", False), ("50.0%", False),
+    ]  # fmt: skip
+    assert portable["before"] == "25.0%" and not any(c["best"] for c in portable["cells"])
+
+
 def test_output_of_a_model_stays_text(tmp_path):
     evil = "<script>alert(1)</script>"
     fake_workdir(tmp_path)

@@ -37,13 +37,15 @@ def check(results, task):
     assert {"kl", "argmax_agreement", "accuracy_drawdown"} <= found["locality"].keys()
     assert all(len(f["sha256"]) == 64 for note in results["data"]["notes"].values()
                for f in note["files"].values())  # fmt: skip
-    assert sum(found["faults"][k] for k in ("none", "edit", "rephrase", "near", "far")) >= 1
+    assert all(0 <= share <= 1 for share in found["faults"].values())
 
 
 def test_zsre_questions(tmp_path):
     results, _ = run("qa_smollm2.py:smoke", tmp_path)
     check(results, "qa")
     assert {"near", "far", "far_answers"} <= results["eval"]["locality"].keys()
+    also = results["data"]["also"]["zsre/mend"]
+    assert also["test"] == results["also"]["zsre/mend"]["n"] and len(also["fingerprint"]) == 64
     portable = results["also"]["zsre/mend"]["portability"]
     assert portable["n"] > 3 and 0 <= portable["success_token"] <= 1
     assert "portability" not in results["eval"]
