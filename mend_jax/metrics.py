@@ -74,9 +74,9 @@ def locality_summary(
     kl is nats a scored token; argmax_agreement the share of scored tokens whose arg max is kept;
     accuracy_drawdown the loss of accuracy over the tokens that have a right one (`n_answers`);
     perplexity_drawdown the rise of perplexity (both against the unedited base; negative where the
-    edit happens to help), of `far` texts alone. NaN where no token was scored. The last scored
-    position of near texts stands after their answer, where no token is right; it counts for KL and
-    agreement alone.
+    edit happens to help), of `far` texts alone, and not of a classifier. NaN where no token was
+    scored. The last scored position of near texts stands after their answer, where no token is
+    right; it counts for KL and agreement alone.
     """
     own = {k: v for (n, k), v in scores.items() if n == name}
     own = own if where is None else {k: v[where] for k, v in own.items()}
@@ -90,7 +90,7 @@ def locality_summary(
         "n_tokens": int(total["n_tokens"]),
         "n_answers": int(total["n_answers"]),
     }
-    if name == "far":
+    if name == "far" and "nll" in each:
         with np.errstate(over="ignore"):  # a ruined model has an infinite perplexity
             ppl, before = (float(np.exp(each[k])) for k in ("nll", "nll_before"))
         found |= {"perplexity_drawdown": ppl - before, "perplexity_before": before}
@@ -137,7 +137,7 @@ def pooled_locality(by_set: Mapping[str, Mapping[str, float]]) -> dict[str, floa
             ("accuracy_drawdown", "n_answers"),
         )
     }
-    if "far" in by_set:
+    if "perplexity_drawdown" in by_set.get("far", {}):
         pooled["perplexity_drawdown"] = by_set["far"]["perplexity_drawdown"]
     return pooled | totals
 

@@ -65,7 +65,7 @@ def edit_and_score(
         else:
             after = editor.reader.logits(params, problem, seqs, h)
         if name not in ANSWERS:
-            return locality_scores(before, after, seqs)
+            return locality_scores(before, after, seqs, judged=model.kind == "classifier")
         return answer_scores(after, seqs) | {
             f"{k}_before": v for k, v in answer_scores(before, seqs).items()
         }
@@ -109,10 +109,13 @@ def answer_scores(logits: jax.Array, seqs: Sequences) -> Sums:
     }
 
 
-def locality_scores(before: jax.Array, after: jax.Array, seqs: Sequences) -> Sums:
+def locality_scores(
+    before: jax.Array, after: jax.Array, seqs: Sequences, judged: bool = False
+) -> Sums:
     """Sums over scored tokens of the change that an edit makes to an unrelated text.
 
-    `right` and `nll` are over the `n_answers` of them where a token is right.
+    `right` and `nll` are over the `n_answers` of them where a token is right; a judgement (`judged`)
+    has no nll, since it has no perplexity.
     """
 
     def total(values: jax.Array, keep: jax.Array = seqs.score_mask) -> jax.Array:
@@ -122,6 +125,7 @@ def locality_scores(before: jax.Array, after: jax.Array, seqs: Sequences) -> Sum
 
     right_before = correct_tokens(before, seqs.target)
     right = correct_tokens(after, seqs.target)
+    surprise = {"nll": after, "nll_before": before}
     return {
         "n_tokens": total(jnp.ones(answered.shape)),
         "n_answers": total(answered),
@@ -129,9 +133,10 @@ def locality_scores(before: jax.Array, after: jax.Array, seqs: Sequences) -> Sum
         "agree": total(jnp.argmax(before, -1) == jnp.argmax(after, -1)),
         "right": total(right),
         "right_before": total(right_before),
-        "nll": total(token_nll(after, seqs.target), answered),
-        "nll_before": total(token_nll(before, seqs.target), answered),
-    }
+    } | {
+        name: total(token_nll(logits, seqs.target), answered)
+        for name, logits in surprise.items() if not judged
+    }  # fmt: skip
 
 
 def generate_answers(

@@ -62,6 +62,15 @@ def test_an_edit_that_helps_has_a_drawdown_below_zero():
     assert found["perplexity_drawdown"] == pytest.approx(math.exp(1 / 4) - math.e)
 
 
+def test_judgements_have_no_perplexity():
+    judged = {k: v for k, v in stays().items() if "nll" not in k}
+    far = metrics.locality_summary(named(far=judged), "far")
+    assert set(far) == {
+        "kl", "argmax_agreement", "accuracy_drawdown", "n_tokens", "n_answers",
+    }  # fmt: skip
+    assert "perplexity_drawdown" not in metrics.pooled_locality({"far": far})
+
+
 def test_a_ruined_model_has_an_infinite_perplexity():
     found = metrics.locality_summary(named(far=stays(nll=array(1e5, 1e5))), "far")
     assert found["perplexity_drawdown"] == math.inf

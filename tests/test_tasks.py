@@ -76,3 +76,4 @@ def test_fever_claims(tmp_path):
     check(results, "fc")
     far = results["eval"]["locality"]["far"]
     assert far["n_tokens"] == results["eval"]["n"]  # a judgement each
+    assert not [name for name in far if "perplexity" in name]
