@@ -18,11 +18,11 @@ def get_config(variant=""):
     c.train.c_edit = 0.25
     c.eval.max_new_tokens = 6
     if variant == "":
-        c.train.steps = 1000
-        c.train.val_every = 250
+        c.train.steps = 700
+        c.train.val_every = 175
         c.train.val_edits = 128
         c.train.checkpoint_every = 125
-        c.eval.edits = 500
+        c.eval.edits = 200
         c.eval.also = ("counterfact/rome",)  # all paraphrases, ten neighbours an edit
         c.eval.ability_edits = 32
     else:

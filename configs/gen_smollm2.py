@@ -21,10 +21,10 @@ def get_config(variant=""):
     c.train.far_scored = 12
     c.eval.max_new_tokens = 12
     if variant == "":
-        c.train.steps = 700
-        c.train.val_every = 175
+        c.train.steps = 600
+        c.train.val_every = 150
         c.train.val_edits = 96
         c.train.checkpoint_every = 100
-        c.eval.edits = 300
+        c.eval.edits = 200
         c.eval.ability_edits = 32
     return c

@@ -26,5 +26,5 @@ def get_config(variant=""):
         c.train.val_every = 450
         c.train.val_edits = 128
         c.train.checkpoint_every = 150
-        c.eval.edits = 500
+        c.eval.edits = 250
     return c
