@@ -189,6 +189,11 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
     """
     check(config)
     editor, tx = build_editor(config), build_optimizer(config)
+    if editor.stream is not None and config.train.both_ways:
+        raise ConfigError(
+            f"editor {config.editor.name!r} is trained on edits that follow one another: set "
+            "train.both_ways to False"
+        )
     mesh = make_mesh(mesh_sizes(config))
     if config.train.edits_per_step % batch_axis_size(mesh):
         raise ConfigError(

@@ -114,8 +114,8 @@ def locality_scores(
 ) -> Sums:
     """Sums over scored tokens of the change that an edit makes to an unrelated text.
 
-    `right` and `nll` are over the `n_answers` of them where a token is right; a judgement (`judged`)
-    has no nll, since it has no perplexity.
+    `right` and `nll` are over the `n_answers` of them where a token is right; a judgement
+    (`judged`) has no nll, since it has no perplexity.
     """
 
     def total(values: jax.Array, keep: jax.Array = seqs.score_mask) -> jax.Array:

@@ -22,6 +22,7 @@ from mend_jax.editors.base import EditTransform
 from mend_jax.errors import Preempted, TrainingError
 from mend_jax.mesh import shard_batch
 from mend_jax.objective import meta_loss, texts_of
+from mend_jax.stream import stream_loss
 from mend_jax.writers import JsonLines, Progress
 
 Batch = Mapping[str, Any]
@@ -87,10 +88,11 @@ def _train_step_of(
     editor, tx, model, weights, c_edit, c_loc, near_share, both_ways, leaves, tree
 ) -> TrainStep:
     shardings = jax.tree.unflatten(tree, leaves)
-    loss_fn = functools.partial(
-        meta_loss, editor=editor, model=model, weights=weights, c_loc=c_loc,
-        near_share=near_share, both_ways=both_ways,
-    )  # fmt: skip
+    settings = dict(editor=editor, model=model, weights=weights, c_loc=c_loc, near_share=near_share)
+    if editor.stream is None:
+        loss_fn = functools.partial(meta_loss, both_ways=both_ways, **settings)
+    else:
+        loss_fn = functools.partial(stream_loss, **settings)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def train_step(state: TrainState, base: Any, batch: Batch, number: jax.Array):

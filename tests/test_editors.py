@@ -33,6 +33,7 @@ OPTIONS = {
     "meta_sgd": dict(lr=1e-2),
     "meta_curvature": dict(layer_lr=1e-2),
     "malmen": dict(rank=8, layer_lr=1e-1),
+    "rledit": dict(rank=8, n_hidden=1, layer_lr=1e-1, depth=2),
     "ultraedit": dict(lr=1e-2),
 }
 
@@ -40,7 +41,7 @@ OPTIONS = {
 # or, of those that solve for an edit, something else (`test_editors_ridge`).
 STARTS = {
     "mend": 1e-2, "enn": 1e-2, "ke": 1e-2, "meta_sgd": 1e-2, "meta_curvature": 1e-2,
-    "malmen": None,
+    "malmen": None, "rledit": None,
 }  # fmt: skip
 
 SEQS = random_sequences(0, E=4)

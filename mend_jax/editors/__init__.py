@@ -19,6 +19,7 @@ from mend_jax.editors.malmen import malmen
 from mend_jax.editors.mend import mend
 from mend_jax.editors.meta_curvature import meta_curvature
 from mend_jax.editors.meta_sgd import meta_sgd
+from mend_jax.editors.rledit import rledit
 from mend_jax.editors.ultraedit import ultraedit
 from mend_jax.errors import ConfigError
 
@@ -36,6 +37,7 @@ EDITORS: dict[str, Callable[..., EditTransform]] = {
     "meta_sgd": meta_sgd,
     "meta_curvature": meta_curvature,
     "malmen": malmen,
+    "rledit": rledit,
     "ultraedit": ultraedit,
 }
 

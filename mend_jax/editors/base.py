@@ -48,6 +48,20 @@ class Link(NamedTuple):
     apply: Callable[[Any, Any, Any, Run], tuple[Any, Any]]
 
 
+class Stream(NamedTuple):
+    """How an editor is trained on edits that follow one another; see `stream.stream_loss`.
+
+    Attributes:
+      depth: how many corrections, the newest and those before it, each edit is judged by.
+      decay: how much less each counts than the one after it.
+      reg: weight of the squared norm of each edit.
+    """
+
+    depth: int
+    decay: float
+    reg: float
+
+
 class EditTransform(NamedTuple):
     """A whole editor.
 
@@ -62,6 +76,8 @@ class EditTransform(NamedTuple):
         the meta-loss; silence(edits with axis E) is the locality KL of any edits of the batch.
       remember: (params, state, problem) -> state, or None. What a lifelong editor takes in of
         corrections that it has made, where edits follow one another (`sequential`).
+      stream: the edits of a training step follow one another on one model, as said there; None:
+        they are independent.
       reader: how texts are read with a correction at hand, for baselines that change no weight
         (their Edit has no deltas); None: by the base under the Edit.
     """
@@ -72,6 +88,7 @@ class EditTransform(NamedTuple):
     survey: Callable[[Any, Any, Problem], Any] | None = None
     penalty: Callable[[Any, Edit, Callable[[Edit], jax.Array]], jax.Array] | None = None
     remember: Callable[[Any, Any, Problem], Any] | None = None
+    stream: Stream | None = None
     reader: Reader | None = None
 
 
