@@ -114,25 +114,24 @@ def test_an_interrupted_pass_goes_on_from_what_was_kept(whole, tmp_path, monkeyp
     monkeypatch.setattr(sequential, "SAVE_EVERY", 5)
     calls = []
 
-    def stop_at(limit):
+    def stop_after(edits):
+        calls.clear()
+
         def between():
             calls.append(1)
-            if len(calls) > limit:
+            if len(calls) > edits:
                 raise InterruptedError
 
         return between
 
     with pytest.raises(InterruptedError):
-        pass_of(mend(), tmp_path, between=stop_at(2))
-    (tmp_path / "s.npz").write_bytes(b"PK\x03\x04cut off")
-    with pytest.raises(InterruptedError):  # begun anew, as what was kept is damaged
-        pass_of(mend(), tmp_path, between=stop_at(2 + 1 + 6))
+        pass_of(mend(), tmp_path, between=stop_after(4))
     assert len(Judged(tmp_path / "s.jsonl", {"turns": [1, 3, 8]}).batches) == 2
-    calls.clear()
-    assert pass_of(mend(), tmp_path, between=stop_at(99)) == whole
-    assert len(calls) == 3  # edits 6, 7 and 8
+    with pytest.raises(InterruptedError):  # goes on from checkpoint 3: edits 4 and 5
+        pass_of(mend(), tmp_path, between=stop_after(2))
+    assert pass_of(mend(), tmp_path, between=stop_after(3)) == whole  # 6, 7 and 8
     assert not (tmp_path / "s.npz").exists()
-    assert pass_of(mend(), tmp_path, between=stop_at(0)) == whole  # nothing is left to do
+    assert pass_of(mend(), tmp_path, between=stop_after(0)) == whole  # nothing is left to do
 
 
 def test_what_is_kept_for_another_pass_is_not_used(tmp_path):
@@ -144,6 +143,8 @@ def test_what_is_kept_for_another_pass_is_not_used(tmp_path):
     for other, latest in (({"a": 2}, 3), ({"a": 1}, 2)):
         k, _, kept = SoFar(tmp_path / "s", other).load(edit, state, latest)
         assert k == 0 and kept["x"].tolist() == [0, 0]
+    (tmp_path / "s").write_bytes(b"PK\x03\x04cut off")
+    assert SoFar(tmp_path / "s", {"a": 1}).load(edit, state, 3)[0] == 0
 
 
 def counting(reader=None):
