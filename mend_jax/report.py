@@ -117,15 +117,20 @@ def draw(results: Results, lines: Lines) -> dict[str, bytes]:
     return {name: png for name, png in drawn.items() if png is not None}
 
 
-def page(results: Results, examples: Sequence[Any], pictures: Mapping[str, bytes]) -> str:
-    """The HTML page, pictures inside; every text from outside is escaped."""
-    env = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """How templates are read: every text is escaped, and a name that is not there is an error."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def page(results: Results, examples: Sequence[Any], pictures: Mapping[str, bytes]) -> str:
+    """The HTML page, pictures inside; every text from outside is escaped."""
+    env = environment()
     env.filters["starts"] = starts_with
     found = plots.methods(results)
     config = json.dumps(dig(results, "config") or {}, indent=2, sort_keys=True, ensure_ascii=False)
