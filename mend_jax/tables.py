@@ -71,6 +71,9 @@ SIZES = (1, 5, 25, 75, 125)
 MANY = 1000
 """Facts an edit, of the ridge editors alone."""
 
+CHUNK = 25
+"""Texts of an edit that pass at once, where it has more: the logits of all would take gigabytes."""
+
 # By facts an edit: edits a step, whether from paraphrases too, steps. About the same time each.
 _PACE = {1: (4, True, 400), 5: (1, True, 320), 25: (1, False, 130), 75: (1, False, 44),
          125: (1, False, 26), MANY: (1, False, 3)}  # fmt: skip
@@ -145,7 +148,8 @@ def batch_settings(n: int, small: bool) -> dict[str, Any]:
         "train.edits_per_step": edits, "train.both_ways": both_ways, "train.steps": steps,
         "train.val_every": max(1, steps // 2), "train.checkpoint_every": max(1, steps // 4),
         "train.log_every": 1 if n > 5 else 10, "train.val_edits": -(-64 // n) * n,
-        "data.pack": (16, 20) if n == 1 else (), "eval.edits": max(whole, n),
+        "data.pack": (16, 20) if n == 1 else (), "eval.edits": whole,
+        "model.text_chunk": CHUNK if n > CHUNK else 0,
         "eval.edits_per_step": max(1, 8 // n),
     }  # fmt: skip
 
