@@ -80,6 +80,7 @@ def get_config(variant=""):
     c.eval = ml_collections.ConfigDict()
     c.eval.edits = 220
     c.eval.also = ()  # further data sets: their test edits of subjects unknown to training
+    c.eval.sequential = ()  # such as (1, 10, 100): after so many edits in turn, on one model
     c.eval.edits_per_step = 16
     c.eval.max_new_tokens = 6
     c.eval.examples = 10

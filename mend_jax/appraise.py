@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,9 @@ from mend_jax.experiment import Experiment, Split
 from mend_jax.judged import Judged
 from mend_jax.mesh import shard_batch
 from mend_jax.scoring import make_edit
+from mend_jax.sequential import edit_in_turn
 from mend_jax.sharding import EDITOR_RULES, place
+from mend_jax.so_far import SoFar
 from mend_jax.survey import survey
 from mend_jax.train import TrainState
 from mend_jax.writers import Progress
@@ -32,7 +34,8 @@ def appraise(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The entries `eval`, `also` and `baselines` of results.json, and examples.
 
-    Every pass keeps what it judged in WORKDIR/edits*.jsonl and goes on from there.
+    Every pass keeps what it judged in WORKDIR/edits*.jsonl (of edits in turn: sequential*.jsonl,
+    and the edits so far in sequential*.npz) and goes on from there.
 
     Args:
       between: called before each batch; it may raise to end the pass.
@@ -41,25 +44,49 @@ def appraise(
     own = (experiment.editor, state.params, state.editor_state)
     mark = {"step": int(state.step)}
 
+    def file(kind: str, name: str, ending: str) -> Any:
+        """The files of a pass are named after it."""
+        return workdir / "".join([kind, *(f"_{x}" for x in re.findall(r"\w+", name)), ending])
+
     def judge(split: Split, editor: Any, name: str, per_step: int, examples: int, mark: Any):
-        """One pass; its file is named after it."""
-        file = "edits" + "".join(f"_{part}" for part in re.findall(r"\w+", name)) + ".jsonl"
+        """One pass."""
         of = {"of": name, "n": len(split), "at_once": per_step, "rows": rows_mark(split), **mark}
-        log = Judged(workdir / file, of)
+        log = Judged(file("edits", name, ".jsonl"), of)
         return _judge(experiment, split, editor, per_step, examples, name, between, log)
+
+    def in_turn(editor: Any, name: str, turns: Sequence[int], mark: Any) -> dict[str, Any]:
+        """The entry `sequential`, if so many edits in turn are asked for."""
+        if not turns:
+            return {}
+        of = {"of": name, "turns": list(turns), "n": c.data.edits_per_batch}
+        of |= {"rows": rows_mark(experiment.in_turn), **mark}
+        transform, *start = editor
+        params, state = (place(experiment.mesh, tree, EDITOR_RULES) for tree in start)
+        found = edit_in_turn(
+            transform, params, state, experiment.model, experiment.in_turn.encoded,
+            checkpoints=turns, facts_per_edit=c.data.edits_per_batch, between=between,
+            log=Judged(file("sequential", name, ".jsonl"), of),
+            saved=SoFar(file("sequential", name, ".npz"), of),
+            what=f"edits in turn, {name or c.editor.name}",
+        )  # fmt: skip
+        return {"sequential": found}
 
     per_step = c.eval.edits_per_step
     results: dict[str, Any] = {"also": {}, "baselines": {}}
     results["eval"], examples = judge(
         experiment.test, own, "", per_step, c.eval.examples, mark
     )  # fmt: skip
+    results["eval"] |= in_turn(own, "", c.eval.sequential, mark)
     for name, split in experiment.also.items():
         results["also"][name], _ = judge(split, own, f"also {name}", per_step, 0, mark)
     if experiment.probes is not None:
         results["eval"]["ability"] = _general_ability(experiment, own, between)
     for name, options in c.eval.baselines.items():
-        editor, split, at_once = _baseline(experiment, name, options.to_dict())
+        options = options.to_dict()
+        turns = options.pop("sequential", ())
+        editor, split, at_once = _baseline(experiment, name, options)
         results["baselines"][name], _ = judge(split, editor, name, at_once, 0, {})
+        results["baselines"][name] |= in_turn(editor, name, turns, {})
     return results, examples
 
 
@@ -133,5 +160,6 @@ def _judge(
         what=f"evaluate {name or experiment.config.editor.name}", between=between, log=log,
     )  # fmt: skip
     first = next(experiment.eval_batches(split, per_step))
+    found["facts_per_edit"] = experiment.config.data.edits_per_batch
     found["seconds_per_edit"] = time_edits(transform, params, state, experiment.model, first)
     return found, examples

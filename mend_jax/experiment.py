@@ -20,6 +20,7 @@ from mend_jax.data.encode import thin
 from mend_jax.data.encoded import EncodedRows, encode_rows
 from mend_jax.data.far import with_far
 from mend_jax.data.forms import form_of, positions_needed
+from mend_jax.data.in_turn import rows_in_turn
 from mend_jax.data.packing import by_length
 from mend_jax.data.pipeline import batches
 from mend_jax.data.rows import unknown_to
@@ -30,7 +31,7 @@ from mend_jax.mesh import batch_axis_size, local_edits, make_mesh, round_up
 from mend_jax.pods.blueprint import draw
 from mend_jax.pods.plan import choose, needs_of
 from mend_jax.pods.slices import hbm_of_kind
-from mend_jax.schema import check
+from mend_jax.schema import check, longest_sequence
 from mend_jax.sharding import EDITOR_RULES, place
 from mend_jax.train import TrainState
 
@@ -64,6 +65,7 @@ class Experiment:
     test: Split
     also: Mapping[str, Split]
     further: Mapping[str, data.DataSet]  # what `also` is the test split of
+    in_turn: Split | None  # of edits that follow one another
     probes: Probes | None
 
     def identity(self) -> dict[str, Any]:
@@ -225,6 +227,20 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
         rows = unknown_to(train.rows, dataset.split("test"))
         return encoded(choose_rows(rows, config.eval.edits), "test", more=True)
 
+    def in_turn() -> Split | None:
+        """The facts of edits that follow one another, if any are asked for."""
+        if not (needed := longest_sequence(config) * c.edits_per_batch):
+            return None
+        rows = rows_in_turn(dataset.split("test"), needed + needed // 4 + 16)  # some do not fit
+        found = encoded(rows, "test")
+        if len(found) < needed:
+            raise ConfigError(
+                f"eval.sequential (or a baseline's) asks for {needed} facts one after the other, "
+                f"and the test split of {dataset.name} has {len(found)} that change different "
+                "things and fit data.max_len: lower it"
+            )
+        return found
+
     train = split("train", c.train_edits)
     further = {name: data.load(name, c.dir or None, model=model) for name in config.eval.also}
     return Experiment(
@@ -234,5 +250,6 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
         test=split("test", config.eval.edits, more=True),
         also={name: another(one) for name, one in further.items()},
         further=further,
+        in_turn=in_turn(),
         probes=probes_of(config, model),
     )  # fmt: skip

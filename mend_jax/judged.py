@@ -66,12 +66,12 @@ class Judged:
     def index(self) -> list[int]:
         return [i for batch in self.batches for i in batch["index"]]
 
-    def scores(self) -> dict[tuple[str, str], np.ndarray]:
-        """float32 arrays [N] or [N, k] by (texts, score)."""
-        found = {}
-        for name in self.batches[0]["scores"]:
+    def scores(self, of: Sequence[Mapping[str, Any]] | None = None) -> dict[Any, np.ndarray]:
+        """float32 arrays [N] or [N, k] by (texts, score), of these batches or of all."""
+        found, batches = {}, self.batches if of is None else of
+        for name in batches[0]["scores"]:
             texts, _, key = name.partition(".")
-            parts = [np.asarray(batch["scores"][name], np.float32) for batch in self.batches]
+            parts = [np.asarray(batch["scores"][name], np.float32) for batch in batches]
             found[texts, key] = np.concatenate(parts)
         return found
 

@@ -2,7 +2,8 @@
 
 Trains an editor (or resumes, or skips), evaluates it and leaves config.json, metrics.jsonl,
 results.json, report.html with plots, and checkpoints/ in DIR (default runs/NAME[-variant]). With a
-config whose `job` is "finetune": makes a base, in DIR/model.
+config whose `job` is "finetune": makes a base, in DIR/model. With one whose `job` is "grid": runs
+every cell of a table, each in DIR/CELL, and leaves grid.json and report.html in DIR.
 
 With --compile_for=SLICE it runs nothing: it compiles the steps for a TPU slice, on any machine, and
 leaves DIR/compile_<topology>.json with the memory, operations and collectives of a chip.
@@ -24,7 +25,9 @@ from mend_jax.errors import ConfigError, MendError, nearest
 JOBS = {
     "edit": ("mend_jax.run", "train_and_evaluate"),
     "finetune": ("mend_jax.finetune", "finetune"),
+    "grid": ("mend_jax.grid", "run_grid"),
 }
+STARTERS = ("grid",)  # jobs that start runs as processes, and join no others themselves
 
 
 def read_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -91,9 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if job != "edit":
                 raise ConfigError(f"--compile_for: only editing runs are compiled, not job {job!r}")
             return 0 if compile_for(config, workdir, where) else 1
-        from mend_jax import distributed  # after the flags: importing jax takes seconds
+        if job not in STARTERS:
+            from mend_jax import distributed  # after the flags: importing jax takes seconds
 
-        distributed.initialize()
+            distributed.initialize()
         run_of(job)(config, workdir, name)
     except MendError as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)

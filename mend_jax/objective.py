@@ -38,7 +38,8 @@ def set_weights(sets: list[str], near_share: float) -> dict[str, float]:
 
 def texts_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The token sequences of a batch, without its row numbers and marks."""
-    return {name: texts for name, texts in batch.items() if name not in ("index", "valid")}
+    marks = ("index", "near_index", "valid")
+    return {name: texts for name, texts in batch.items() if name not in marks}
 
 
 def with_trunk(

@@ -74,6 +74,7 @@ def paper_config(
     c.eval.update(
         dict(also=(), ability_edits=0, ability_texts=32, ability_facts=64, ability_pool=1024)
     )
+    c.eval.sequential = ()
     c.eval.baselines = ConfigDict(dict(fine_tune=ConfigDict(fine_tune)))
     c.mesh = ConfigDict(dict(data=0, fsdp=0, tensor=0))  # 0: chosen for the chips that there are
     if variant == "smoke":

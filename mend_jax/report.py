@@ -14,6 +14,7 @@ from mend_jax import plots
 from mend_jax.cards import example_card, gallery
 from mend_jax.errors import DataError
 from mend_jax.plots import Lines, Method, Results, dig, interval, label, mean, number
+from mend_jax.retention import retention_png, retention_table
 from mend_jax.shown import DASH, starts_with, text, visible
 from mend_jax.writers import JsonLines, write_bytes, write_text
 
@@ -46,7 +47,8 @@ _ABILITY = (
 )
 _COSTS = (
     ("percent", "success", "success", "the edit and its paraphrases taken together", True),
-    ("count", "test edits", "n", "each made alone on the untouched base model", None),
+    ("count", "test facts", "n", "each edit is made alone on the untouched base model", None),
+    ("count", "facts an edit", "facts_per_edit", "that one edit brings in together", None),
     ("time", "time an edit", "seconds_per_edit", "to make the edit", False),
     ("bytes", "peak memory", "peak_memory_bytes", "the most that was in use", False),
 )
@@ -109,20 +111,26 @@ def draw(results: Results, lines: Lines) -> dict[str, bytes]:
         "summary.png": plots.summary_png(results, lines),
         "success.png": plots.success_png(results),
         "tradeoff.png": plots.tradeoff_png(results, lines),
+        "sequential.png": retention_png(results),
         "training.png": plots.training_png(results, lines),
     }
     return {name: png for name, png in drawn.items() if png is not None}
 
 
-def page(results: Results, examples: Sequence[Any], pictures: Mapping[str, bytes]) -> str:
-    """The HTML page, pictures inside; every text from outside is escaped."""
-    env = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """How templates are read: every text is escaped, and a name that is not there is an error."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def page(results: Results, examples: Sequence[Any], pictures: Mapping[str, bytes]) -> str:
+    """The HTML page, pictures inside; every text from outside is escaped."""
+    env = environment()
     env.filters["starts"] = starts_with
     found = plots.methods(results)
     config = json.dumps(dig(results, "config") or {}, indent=2, sort_keys=True, ensure_ascii=False)
@@ -135,6 +143,8 @@ def page(results: Results, examples: Sequence[Any], pictures: Mapping[str, bytes
         "facts": facts(results),
         "methods": found,
         "tables": tables(found),
+        "facts_per_edit": number(dig(results, "eval.facts_per_edit")) or 1,
+        "in_turn": retention_table(found),
         "relations": relations(results),
         "worked": [e for e in shown if e["good"]],
         "failed": gallery([e for e in shown if not e["good"]], dig(results, "eval.faults")),

@@ -70,6 +70,7 @@ KEYS = {
     "eval.edits": _COUNT,
     "eval.also": Key(tuple),
     "eval.edits_per_step": _COUNT,
+    "eval.sequential": Key(tuple),
     "eval.max_new_tokens": _COUNT,
     "eval.examples": _COUNT_OR_NONE,
     "eval.ability_edits": _COUNT_OR_NONE,
@@ -95,7 +96,33 @@ def check(config: ml_collections.ConfigDict) -> None:
         problems.append(f"train.near_share is {config.train.near_share}, at most 1")
     if not problems and config.data.template.count("{}") != 1:
         problems.append(f"data.template is {config.data.template!r}: it needs one {{}}")
+    problems += [] if problems else _check_sequences(config)
     refuse(problems)
+
+
+def longest_sequence(config: ml_collections.ConfigDict) -> int:
+    """How many edits follow one another at the most, the editor's or a baseline's; 0: none do."""
+    return max([0, *(k for _, turns in _sequences(config) for k in turns)])
+
+
+def _sequences(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
+    """Each `sequential` of a config and its key: the editor's own, and those of baselines."""
+    of_baselines = [
+        (f"eval.baselines.{name}.sequential", options["sequential"])
+        for name, options in config.eval.baselines.items()
+        if "sequential" in options
+    ]
+    return [("eval.sequential", config.eval.sequential), *of_baselines]
+
+
+def _check_sequences(config: ml_collections.ConfigDict) -> list[str]:
+    return [
+        f"{key} is {turns!r}: numbers of edits that rise, such as (1, 10, 100), are needed"
+        for key, turns in _sequences(config)
+        if not isinstance(turns, (tuple, list))
+        or not all(type(k) is int and k > 0 for k in turns)
+        or sorted(set(turns)) != list(turns)
+    ]
 
 
 def refuse(problems: Sequence[str]) -> None:

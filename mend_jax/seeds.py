@@ -3,7 +3,7 @@
 The same run with several seeds, each in DIR/seed_N (which resumes, or is done), and DIR/seeds.json:
 mean, standard deviation and 95% interval of every number over the seeds. The seed decides how the
 editor begins and the order of the training edits; the base, the data and its splits stay. Each is a
-process of its own, one after the other.
+process of its own, one after the other. For several configs at once see `mend_jax.grid`.
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ def same(a, b):
 
 def test_a_batch_holds_the_encoded_rows():
     batch = next(batches(ROWS, TOKENIZER, edits_per_step=3, edits_per_batch=2, **SIZES))
-    assert set(batch) == {"edit", "rephrase", "near", "far", "index", "valid"}
+    marks = {"index", "near_index", "valid"}
+    assert set(batch) == {"edit", "rephrase", "near", "far"} | marks
     assert batch["index"].shape == batch["valid"].shape == (3, 2) and batch["valid"].all()
     assert {k: batch[k].lead for k in ("edit", "rephrase", "near", "far")} == dict.fromkeys(
         ("edit", "rephrase", "near", "far"), (3, 2)
@@ -154,6 +155,10 @@ def test_an_edit_is_filled_up_with_its_own_facts():
     last = list(batches(ENCODED, edits_per_step=4, edits_per_batch=4, **options))[-1]
     assert last["index"][3].tolist() == [28, 29, 28, 29]
     assert last["valid"][3].tolist() == [True, True, False, False]
+    assert last["edit"].score_mask.any(-1)[3].tolist() == [True, True, False, False]
+    assert last["rephrase"].score_mask.any(-1).all()
+    more = list(batches(ENCODED, edits_per_step=8, edits_per_batch=5, **options))[-1]
+    assert not more["valid"][6:].any() and more["edit"].score_mask.any(-1).all()  # whole edits
 
 
 def test_rows_that_do_not_fit_are_counted_and_reported(caplog):
@@ -188,6 +193,7 @@ def test_near_facts_that_another_fact_of_the_edit_changes_are_replaced():
     assert near.tokens[0, 0].tolist() == near.tokens[0, 1].tolist()
     assert near.tokens[1, 0].tolist() != near.tokens[1, 1].tolist()
     assert near.score_mask.any(-1).all()
+    assert batch["near_index"].tolist() == [[1, 1], [2, 3]]
     single = next(batches(rows, TOKENIZER, **options))
     assert single["near"].tokens[0, 0].tolist() != single["near"].tokens[1, 0].tolist()
 

@@ -19,7 +19,7 @@ from mend_jax import plots, report
 from mend_jax.errors import DataError
 from mend_jax.report import write
 
-PICTURES = ("summary.png", "success.png", "tradeoff.png", "training.png")
+PICTURES = ("summary.png", "success.png", "tradeoff.png", "sequential.png", "training.png")
 
 
 def fake_scores(rng: random.Random, after: float, before: float) -> dict[str, Any]:
@@ -64,6 +64,25 @@ def fake_eval(rng: random.Random, edit: float, rephrase: float, kl: float) -> di
     }  # fmt: skip
 
 
+def fake_in_turn(kept: float) -> dict[str, Any]:
+    """After 1, 10, 100 and 1000 edits in turn, of which `kept` stay at each tenfold."""
+    found = {}
+    for i, k in enumerate((1, 10, 100, 1000)):
+        windows = {
+            "first": kept**i,
+            "middle": kept ** (i / 2),
+            "last": 0.97,
+            "all": kept ** (i / 1.5),
+        }
+        locality = {"kl": 0.02 * 3**i, "argmax_agreement": 0.96 - 0.06 * i}
+        locality |= {"near": {"kl": 0.05 * 3**i}, "far": {"kl": 0.01 * 3**i}}
+        found[str(k)] = {"edits": k, "facts": k, "locality": locality,
+                         "relative_norm": 0.004 * 2**i} | {
+            name: {"n": min(k, 16), "success": value} for name, value in windows.items()
+        }  # fmt: skip
+    return found
+
+
 def fake_results() -> dict[str, Any]:
     rng = random.Random(0)
     return {
@@ -78,8 +97,10 @@ def fake_results() -> dict[str, Any]:
         "training": {"steps": 600, "best_step": 560, "kept_step": 560, "stopped": "",
                      "seconds": 380.0, "editor_parameters": 3300000},
         "seconds_total": 500.1,
-        "eval": fake_eval(rng, 0.953, 0.902, 0.031),
-        "baselines": {"fine_tune": fake_eval(rng, 0.97, 0.58, 0.42)},
+        "eval": fake_eval(rng, 0.953, 0.902, 0.031) | {"sequential": fake_in_turn(0.8)},
+        "baselines": {
+            "fine_tune": fake_eval(rng, 0.97, 0.58, 0.42) | {"sequential": fake_in_turn(0.4)}
+        },
     }  # fmt: skip
 
 
@@ -166,6 +187,22 @@ def test_page_shows_the_numbers_of_the_run(workdir):
         "jax 0.6.2", "0.0913 s", "2.10 GB", "95.1%", "\u22120.3", '"rank": 1920',
     ):  # fmt: skip
         assert expected in seen, expected
+
+
+def test_edits_in_turn_have_a_table_and_a_picture(workdir):
+    seen = words(workdir / "report.html")
+    table = seen[seen.index("One after the other") :]
+    assert "Edits first middle last all so far KL" in table
+    assert "1 000 51.2% 71.6% 97.0% 64.0% 0.54 1.35 0.27 78.0% 0.032" in table
+    assert table.index("fine-tuning 1 100.0%") > table.index("MEND 1 100.0%")
+
+
+def test_facts_that_one_edit_brings_in_together_are_told(tmp_path):
+    fake_workdir(tmp_path)
+    results = fake_results()
+    results["eval"]["facts_per_edit"] = 25
+    put(tmp_path, "results.json", results)
+    assert "256 test facts, 25 changed by every edit." in words(write(tmp_path))
 
 
 def test_before_is_the_base_model_and_the_best_of_a_row_is_marked():
@@ -308,8 +345,9 @@ def test_short_runs_have_curves(lines):
 def test_no_change_and_dollar_signs_can_be_drawn():
     still = fake_results()["eval"]
     still["locality"] = {"near": {"kl": 0.0}, "far": {"kl": 0.0}}
+    still["sequential"]["10"]["locality"] = {"near": {"kl": 0.0}, "far": {"kl": math.nan}}
     drawn = report.draw({"eval": still, "baselines": {"$x_{$": still, "y": None}}, [])
-    assert sorted(drawn) == ["success.png", "summary.png", "tradeoff.png"]
+    assert sorted(drawn) == ["sequential.png", "success.png", "summary.png", "tradeoff.png"]
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])

@@ -36,10 +36,10 @@ def batches(
 
     Every element is a dict of numpy arrays: `edit`, `rephrase` and the other sets of the rows
     (Sequences with leading axes [E, n], or [E, n * k] for k texts a row), `index` (int32[E, n], the
-    row numbers) and `valid` (bool[E, n]). The iterator's `get_state` and `set_state` take and give
-    a small JSON-able dict; a restored iterator goes on exactly where the saved one stood. The order
-    depends on `seed` alone: whatever processes make the edits of a step, together they make the
-    same ones.
+    row numbers) and `valid` (bool[E, n]); with n > 1 also `near_index`, the rows whose near texts
+    they are. The iterator's `get_state` and `set_state` take and give a small JSON-able dict; a
+    restored iterator goes on exactly where the saved one stood. The order depends on `seed`
+    alone: whatever processes make the edits of a step, together they make the same ones.
 
     Args:
       rows: a random access source of row dicts, or what `encode_rows` made of one, or that in
@@ -56,7 +56,8 @@ def batches(
       mine: which of the E edits of each step are made here, by their numbers; None: all. See
         `mesh.local_edits`.
       drop_remainder: whether rows that do not fill the last step of an epoch are left out;
-        otherwise they are filled up with repeated rows whose `valid` is False.
+        otherwise they are filled up with repeated rows whose `valid` is False. An edit that some
+        facts are left for stays the edit of those: of the others in it nothing is scored in `edit`.
       threads: threads that assemble batches ahead of time.
       prefetch: batches that are held ready.
 
@@ -114,7 +115,7 @@ def _check_sizes(edits: int, facts: int, mine: np.ndarray) -> None:
 def _fill_up(block: np.ndarray, edits: int, facts: int) -> tuple[np.ndarray, np.ndarray]:
     """A block of row numbers as [E, n]; what is missing repeats rows and is not valid.
 
-    An edit that has some facts is filled up with its own facts, so that it stays the same edit.
+    An edit that has some facts is filled up with its own facts.
     """
     short = -len(block) % facts
     if short:
@@ -128,10 +129,13 @@ def _fill_up(block: np.ndarray, edits: int, facts: int) -> tuple[np.ndarray, np.
 def _gather(rows: EncodedRows, pick: np.ndarray, valid: np.ndarray) -> Batch:
     batch: Batch = {"index": rows.index[pick], "valid": valid}
     near, clear = _near_of_edits(rows, pick)
+    if pick.shape[1] > 1 and "near" in rows.texts:
+        batch["near_index"] = rows.index[near]
+    scored = {"near": clear, "edit": valid | ~valid.any(-1, keepdims=True)}
     for name, texts in rows.texts.items():
         taken = encode.take(texts, near if name == "near" else pick)
-        if name == "near" and not clear.all():
-            taken = taken.replace(score_mask=taken.score_mask & clear[..., None])
+        if name in scored and not scored[name].all():
+            taken = taken.replace(score_mask=taken.score_mask & scored[name][..., None])
         batch[name] = _one_axis(taken) if name in MORE else taken
     return batch
 

@@ -1,0 +1,166 @@
+"""Grids of runs: what the paper's tables are made of. Started by `python -m mend_jax.main`.
+
+A config whose `job` is "grid" names cells, each a config with settings of its own and some seeds.
+Every run is a process of its own in DIR/CELL/seed_N, which resumes or is done; one that fails stops
+no other. DIR/grid.json holds a row a cell, DIR/report.html shows them, with pictures beside it;
+both are written again after every run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from mend_jax import config as configs
+from mend_jax import grid_report, schema
+from mend_jax import main as command
+from mend_jax.build import build_editor
+from mend_jax.errors import ConfigError, MendError, nearest
+from mend_jax.grid_rows import make_row
+from mend_jax.processes import Run, refuse_failures, run_all, say, stand_aside
+from mend_jax.shown import text
+from mend_jax.writers import as_path, write_json
+
+CELL = {"config": str, "method": str, "settings": tuple, "seeds": tuple}
+KEYS = {
+    "job": schema.Key(str, choices=("grid",)),
+    "title": schema.Key(str),
+    "only": schema.Key(tuple),
+    "settings": schema.Key(tuple),
+}
+
+
+def cell(
+    config: str, method: str, values: Mapping[str, Any], seeds: Sequence[int] = (0,)
+) -> ml_collections.ConfigDict:
+    """A cell of a grid.
+
+    Args:
+      config: the config of its runs, as --config takes it.
+      method: what the table calls it; cells of one method make a curve.
+      values: settings by dotted key, on top of that config.
+      seeds: one run each.
+    """
+    return ml_collections.ConfigDict(
+        dict(config=config, method=method, settings=configs.settings(values), seeds=tuple(seeds))
+    )
+
+
+def new_grid(title: str, cells: Mapping[str, ml_collections.ConfigDict]) -> Any:
+    """The config of a grid; its keys `only` and `settings` are for the command line.
+
+    `only`: the names of the cells to run and show, in their order; at first all. `settings`:
+    `key=value` for the runs of every cell, on top of their own.
+    """
+    c = ml_collections.ConfigDict()
+    c.job, c.title, c.only, c.settings = "grid", title, tuple(cells), ()
+    c.cells = ml_collections.ConfigDict(dict(cells))
+    return c
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises a ConfigError for what is wrong with a grid, or with the config of one of its runs."""
+    cells = config.get("cells") or {}
+    problems = schema.check_keys(config, KEYS, free=("cells.",))
+    problems += [] if cells and config.only else ["only: a grid needs at least one cell"]
+    for name, one in cells.items():
+        if not re.fullmatch(r"\w+", name):
+            problems.append(f"cells.{name}: letters, digits and _ alone make the name of a cell")
+        found = {key: type(value) for key, value in one.items()}
+        if found != CELL:
+            problems.append(f"cells.{name} has {sorted(found)}, it needs {sorted(CELL)} as typed")
+        elif not one.seeds or not all(type(s) is int and s >= 0 for s in one.seeds):
+            problems.append(f"cells.{name}.seeds is {one.seeds!r}: give whole numbers")
+    problems += [
+        f"only: {name!r} is not a cell{nearest(str(name), [*cells])}"
+        for name in config.get("only", ())
+        if name not in cells
+    ]
+    schema.refuse(problems)
+    for name in config.only:
+        try:
+            run_config, _, _ = command.parse(flags_of(config, name, config.cells[name].seeds[0]))
+            if run_config.job != "edit":
+                raise ConfigError(f"its job is {run_config.job!r}, a grid is made of editing runs")
+            schema.check(run_config)
+            build_editor(run_config)
+        except MendError as e:
+            raise ConfigError(f"cell {name}: {e}") from e
+
+
+def flags_of(config: ml_collections.ConfigDict, name: str, seed: int) -> list[str]:
+    """The command line of one run of a cell."""
+    one = config.cells[name]
+    settings = (*one.settings, *config.settings, f"seed={seed}")
+    return [f"--config={one.config}", *(f"--config.{setting}" for setting in settings)]
+
+
+def runs_of(config: ml_collections.ConfigDict, workdir: Any) -> dict[str, list[Run]]:
+    """The runs of every chosen cell."""
+    return {
+        name: [
+            Run(f"{name}, seed {s}", tuple(flags_of(config, name, s)), workdir / name / f"seed_{s}")
+            for s in config.cells[name].seeds
+        ]
+        for name in dict.fromkeys(config.only)
+    }
+
+
+def run_grid(
+    config: ml_collections.ConfigDict, workdir: str | Path, config_name: str = ""
+) -> dict[str, Any]:
+    """Runs what is not finished yet, and returns what grid.json holds.
+
+    Raises:
+      ConfigError, CheckpointError: before anything runs.
+      MendError: some runs failed, when all others are done; it names them.
+    """
+    stand_aside()
+    check(config)
+    workdir = as_path(workdir)
+    cells = runs_of(config, workdir)
+    runs = [run for of_cell in cells.values() for run in of_cell]
+    failed: dict[str, str] = {}
+
+    def table() -> dict[str, Any]:
+        rows = [
+            make_row(name, config.cells[name], [(run, run.results()) for run in of_cell])
+            for name, of_cell in cells.items()
+        ]
+        return {
+            "config_name": config_name,
+            "config": configs.plain(config),
+            "title": config.title,
+            "rows": rows,
+            "failed": failed,
+        }
+
+    def keep() -> dict[str, Any]:
+        found = table()
+        write_json(workdir / "grid.json", found)
+        grid_report.write(workdir, found)
+        return found
+
+    failed = run_all(runs, after=keep)
+    found = keep()
+    say(lines_of(found))
+    say(f"report: {workdir / 'report.html'}")
+    refuse_failures(failed, len(runs))
+    return found
+
+
+def lines_of(found: Mapping[str, Any]) -> str:
+    """The rows as lines of text."""
+    lines = [found["title"]]
+    for row in found["rows"]:
+        means = {name: score["mean"] for name, score in row["scores"].items()}
+        parts = [
+            f"{name} {text(means.get(name), kind)}"
+            for name, kind in (("success", "percent"), ("kl", "plain"), ("argmax_kept", "percent"))
+        ]
+        lines.append(f"  {row['cell']}: {', '.join(parts)}; n = {text(row['n'], 'count')}")
+    return "\n".join(lines)

@@ -1,0 +1,99 @@
+"""A row of a grid's table: the numbers of one cell over its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mend_jax.plots import dig, interval, number
+from mend_jax.spread import summarise
+
+# What a row says, and where a run's results.json has it.
+SCORES = {
+    "success": "eval.success",
+    "edit": "eval.edit.success_exact",
+    "paraphrase": "eval.rephrase.success_exact",
+    "generated": "eval.edit.success_generated",
+    "generated_paraphrase": "eval.rephrase.success_generated",
+    "kl": "eval.locality.kl",
+    "kl_near": "eval.locality.near.kl",
+    "kl_far": "eval.locality.far.kl",
+    "argmax_kept": "eval.locality.argmax_agreement",
+    "drawdown": "eval.locality.accuracy_drawdown",
+    "perplexity_added": "eval.locality.perplexity_drawdown",
+    "seconds_per_edit": "eval.seconds_per_edit",
+    "peak_memory_bytes": "eval.peak_memory_bytes",
+    "training_seconds": "training.seconds",
+    "editor_parameters": "training.editor_parameters",
+}
+# Intervals over the test facts, which a run has itself; one seed alone has no other.
+_OVER_FACTS = {
+    "success": "eval.success_ci95",
+    "edit": "eval.edit.ci95.success_exact",
+    "paraphrase": "eval.rephrase.ci95.success_exact",
+    "generated": "eval.edit.ci95.success_generated",
+    "generated_paraphrase": "eval.rephrase.ci95.success_generated",
+}
+_TRAINED = ("training_seconds", "editor_parameters")
+
+Results = Mapping[str, Any]
+
+
+def make_row(
+    name: str, cell: Mapping[str, Any], runs: Sequence[tuple[Any, Results | None]]
+) -> dict[str, Any]:
+    """The row of a cell; what is not finished is left out and told.
+
+    `scores`: for each of `SCORES` mean, standard deviation, 95% interval and values over the seeds
+    that are finished, as `spread.summarise`. Of one seed the interval is that over the test facts
+    (`ci95_over`), where the run has one; it takes facts of one edit for independent.
+
+    Args:
+      runs: each `processes.Run` and its results, None where it is not finished.
+    """
+    seeds = list(cell["seeds"])
+    done = [results for _, results in runs if results is not None]
+    first = done[0] if done else {}
+    flat = [
+        {key: value for key, path in SCORES.items() if (value := number(dig(r, path))) is not None}
+        for r in done
+    ]
+    for scores in flat:  # an editor that learned nothing took no time to train
+        if not number(scores.get("editor_parameters")):
+            for key in _TRAINED:
+                scores.pop(key, None)
+    spread = summarise(flat)
+    for key, score in spread.items():
+        score["ci95_over"] = "seeds"
+        if len(done) == 1:
+            ends = interval(dig(first, _OVER_FACTS.get(key, "")))
+            score |= {"sd": None, "ci95": ends and list(ends), "ci95_over": ends and "facts"}
+    turns = summarise([dig(r, "eval.sequential") or {} for r in done])
+    return {
+        "cell": name,
+        "method": cell["method"],
+        "editor": dig(first, "config.editor.name"),
+        "n": dig(first, "eval.n"),
+        "facts_per_edit": dig(first, "config.data.edits_per_batch"),
+        "steps": dig(first, "training.steps"),
+        "seeds": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is not None],
+        "missing": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is None],
+        "scores": spread,
+        "sequential": nested({path: score["mean"] for path, score in turns.items()}),
+        "base": dig(first, "base.spec"),
+        "data": dig(first, "data.name"),
+        "hardware": dig(first, "hardware"),
+        "folders": [str(run.folder) for run, _ in runs],
+    }
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested objects of values by dotted path."""
+    found: dict[str, Any] = {}
+    for path, value in flat.items():
+        node = found
+        *heads, last = path.split(".")
+        for head in heads:
+            node = node.setdefault(head, {})
+        node[last] = value
+    return found

@@ -1,0 +1,222 @@
+"""The paper's tables as grids, at the scale of a laptop: SmolLM2-135M on zsRE questions.
+
+What `configs/paper_table*.py` name is made here: how each editor is set for this base, and which
+cells a table has. An editor that is not in `EDITORS` has no cells. Settings of the rivals are
+starting points by their papers or by MEND's here, none is tuned.
+
+Costs are counted, not measured: a training step of 8 edits takes about a second on two cores, so
+`BUDGET` is about seven minutes of training a cell, and some three of evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mend_jax.editors import EDITORS, make_editor
+from mend_jax.grid import cell, new_grid
+
+BASES = {"": "qa_smollm2.py", "smoke": "qa_smollm2.py:smoke"}
+BUDGET = {
+    "train.steps": 400, "train.val_every": 200, "train.checkpoint_every": 100,
+    "train.val_edits": 64, "eval.edits": 200, "eval.edits_per_step": 8, "eval.examples": 0,
+    "eval.also": (), "eval.baselines": {},
+}  # fmt: skip
+SEEDS = (0, 1, 2)
+"""Of MEND where methods are compared; rivals have seed 0 alone."""
+
+_NET = dict(
+    rank=512, n_hidden=1, shared=True, norm=True, sides="combined", init="id", v_init="xavier",
+    layer_lr=7e-4, log_layer_lr=True,
+)  # fmt: skip
+_DESCENT = dict(lr=1e-2, max_steps=100)
+_DOWN = {"model.edit_roles": ("mlp/down",)}  # the matrix that ROME and MEMIT are about
+
+# For each editor its cells, by what is added to its name: options, and further settings.
+_CELLS: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
+    "mend": {"": (_NET, {})},
+    "fine_tune": {"": (_DESCENT, {})},
+    "fine_tune_kl": {"": (_DESCENT, {})},
+    "fine_tune_ewc": {"": (_DESCENT | dict(c_ewc=100.0), {})},
+    "fine_tune_lora": {"": (dict(rank=8, lr=5e-3, max_steps=100), {})},
+    "fine_tune_constrained": {
+        "_l0": (_DESCENT | dict(ball="l0", radius=2000), {}),
+        "_l2": (_DESCENT | dict(ball="l2", radius=0.3), {}),
+        "_linf": (_DESCENT | dict(ball="linf", radius=1e-3), {}),
+    },
+    "enn": {"": (dict(inner_lr=1e-2, log_inner_lr=True), {"train.lr": 1e-5})},
+    "ke": {"": ({}, {"train.lr": 3e-4})},
+    "meta_sgd": {"": (dict(lr=1e-2, log_lr=True), {})},
+    "meta_curvature": {"": (dict(layer_lr=1e-2, log_layer_lr=True), {"train.lr": 1e-4})},
+    "malmen": {"": (_NET | dict(ridge=1.0), {})},
+    "ultraedit": {"": ({}, {})},
+    "rome": {"": ({}, _DOWN)},
+    "memit": {"": ({}, _DOWN)},
+}
+_SHARE = {"enn": 1 / 3, "meta_sgd": 1 / 2}
+"""Of the steps, for editors whose steps cost more: their edits are dense, ENN's differentiated
+twice."""
+NAMES = {
+    "mend": "MEND", "fine_tune": "FT", "fine_tune_kl": "FT+KL", "fine_tune_ewc": "FT+EWC",
+    "fine_tune_lora": "LoRA", "fine_tune_constrained_l0": "FT, l0",
+    "fine_tune_constrained_l2": "FT, l2", "fine_tune_constrained_linf": "FT, l-infinity",
+    "enn": "ENN", "ke": "KE", "meta_sgd": "Meta-SGD", "meta_curvature": "Meta-Curvature",
+    "malmen": "MALMEN", "rledit": "RLEdit", "ultraedit": "UltraEdit", "rome": "ROME",
+    "memit": "MEMIT", "cache": "cache", "in_context": "in context", "least_norm": "least norm",
+}  # fmt: skip
+
+RIDGE = ("malmen", "rledit", "ultraedit", "memit")
+"""Editors that meet many facts in least squares."""
+SIZES = (1, 5, 25, 75, 125)
+MANY = 1000
+"""Facts an edit, of the ridge editors alone."""
+
+CHUNK = 25
+"""Texts of an edit that pass at once, where it has more: the logits of all would take gigabytes."""
+
+# By facts an edit: edits a step, whether from paraphrases too, steps. About the same time each.
+_PACE = {1: (4, True, 400), 5: (1, True, 320), 25: (1, False, 130), 75: (1, False, 44),
+         125: (1, False, 26), MANY: (1, False, 3)}  # fmt: skip
+
+
+def method_cells(
+    variant: str = "", editors: Iterable[str] = (), more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A cell or more for each of these editors (all by default), settings `more` on top of its own.
+
+    Those that need no training get 0 steps.
+    """
+    found = {}
+    for editor in editors or EDITORS:
+        for suffix, (options, settings) in _CELLS.get(editor, {"": ({}, {})}).items():
+            if editor in EDITORS:
+                name = editor + suffix
+                values = settings_of(variant, editor, options, settings) | dict(more or {})
+                if "train.steps" in values:
+                    values["train.steps"] = round(values["train.steps"] * _SHARE.get(editor, 1))
+                if not make_editor(editor, options).trainable:
+                    values["train.steps"] = 0
+                seeds = SEEDS if editor == "mend" and not variant else (0,)
+                found[name] = cell(BASES[variant], NAMES.get(name, name), values, seeds)
+    return found
+
+
+def settings_of(
+    variant: str, editor: str, options: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All settings of a cell's runs; a smoke variant keeps the sizes of the smoke that it is of."""
+    smoke = variant == "smoke"
+    small = {"rank": 32} if smoke and "rank" in options and "n_hidden" in options else {}
+    sizes = {k: v for k, v in BUDGET.items() if not smoke or k in ("eval.also", "eval.baselines")}
+    kept = {k: v for k, v in settings.items() if not (smoke and k in BUDGET)}
+    return sizes | {"editor.name": editor, "editor.options": dict(options) | small} | kept
+
+
+def table4(variant: str = "") -> Any:
+    """Every editor, one fact an edit."""
+    return new_grid("Every editor, one fact an edit (the paper's Table 4)", method_cells(variant))
+
+
+def table5(variant: str = "") -> Any:
+    """Facts that one edit brings in together, trained and evaluated at that size.
+
+    "sequential": edits that follow one another instead, up to a thousand.
+    """
+    if variant.endswith("sequential"):
+        return _in_turn("smoke" if variant.startswith("smoke") else "")
+    small = variant == "smoke"
+    cells = {}
+    for editor in ("mend", "enn", "fine_tune", *RIDGE):
+        sizes = (1, 5) if small else SIZES + ((MANY,) if editor in RIDGE else ())
+        for n in sizes:
+            more = batch_settings(n, small)
+            if editor == "fine_tune" and n > 1:  # every step takes n facts
+                more["editor.options"] = _DESCENT | dict(max_steps=40)
+            found = method_cells(variant, [editor], more)
+            cells |= {f"{name}_{n}": with_one_seed(one) for name, one in found.items()}
+    return new_grid("Many facts in one edit (the paper's Table 5)", cells)
+
+
+def batch_settings(n: int, small: bool) -> dict[str, Any]:
+    """Training and evaluation at n facts an edit: the test facts fill whole edits."""
+    values = {"data.edits_per_batch": n}
+    if small:
+        return values | {"train.edits_per_step": 2, "eval.edits_per_step": 2, "eval.edits": 10}
+    edits, both_ways, steps = _PACE[n]
+    whole = -(-200 // n) * n
+    return values | {
+        "train.edits_per_step": edits, "train.both_ways": both_ways, "train.steps": steps,
+        "train.val_every": max(1, steps // 2), "train.checkpoint_every": max(1, steps // 4),
+        "train.log_every": 1 if n > 5 else 10, "train.val_edits": -(-64 // n) * n,
+        "data.pack": (16, 20) if n == 1 else (), "eval.edits": whole,
+        "model.text_chunk": CHUNK if n > CHUNK else 0,
+        "eval.edits_per_step": max(1, 8 // n),
+    }  # fmt: skip
+
+
+def with_one_seed(one: Any) -> Any:
+    """The cell with seed 0 alone."""
+    one.seeds = (0,)
+    return one
+
+
+def _in_turn(variant: str) -> Any:
+    """Edits of one fact that follow one another, for the editors of Table 5."""
+    turns = (1, 3) if variant else (1, 10, 100, 1000)
+    more = {"eval.sequential": turns}
+    found = method_cells(variant, ("mend", "enn", "fine_tune", *RIDGE), more)
+    cells = {name: with_one_seed(one) for name, one in found.items()}
+    return new_grid("Edits that follow one another on one model", cells)
+
+
+ABLATIONS = {
+    "mend": ("MEND", {}),
+    "no_sharing": ("no sharing", dict(shared=False)),
+    "no_norm": ("no norm", dict(norm=False)),
+    "no_id_init": ("no identity init", dict(init="xavier")),
+    "only_u": ("only u", dict(sides="x_only")),
+    "only_delta": ("only delta", dict(sides="delta_only")),
+    "only_smaller": ("only smaller", dict(sides="one_sided")),
+}
+"""The paper's Table 6: options of MEND that are changed."""
+
+
+def table6(variant: str = "") -> Any:
+    """MEND without its parts, one at a time."""
+    cells = {}
+    for name, (method, options) in ABLATIONS.items():
+        values = settings_of(variant, "mend", _NET | options, {})
+        cells[name] = cell(BASES[variant], method, values)
+    return new_grid("MEND without its parts (the paper's Table 6)", cells)
+
+
+def table9(variant: str = "") -> Any:
+    """MEND on matrices of attention instead of those of the MLP."""
+    roles = {
+        "mlp": ("MLP", ()),
+        "attention": ("attention", ("attn/q", "attn/k", "attn/v", "attn/out")),
+    }
+    cells = {
+        name: cell(
+            BASES[variant], method,
+            settings_of(variant, "mend", _NET, {"model.edit_roles": of}),
+        )
+        for name, (method, of) in roles.items()
+    }  # fmt: skip
+    return new_grid("Which matrices are edited (the paper's Table 9)", cells)
+
+
+EPS = 3.0
+"""The cache's threshold e*: the paper's for BART on zsRE, not measured for SmolLM2."""
+
+
+def table11(variant: str = "") -> Any:
+    """MEND against look-up: a cache at its threshold, half and double, and in-context editing."""
+    cells = {name: with_one_seed(one) for name, one in method_cells(variant, ["mend"]).items()}
+    thresholds = {"cache": ("cache, e*", 1.0), "cache_half": ("cache, e*/2", 0.5),
+                  "cache_double": ("cache, 2 e*", 2.0)}  # fmt: skip
+    for name, (method, factor) in thresholds.items() if "cache" in EDITORS else ():
+        values = settings_of(variant, "cache", dict(eps=factor * EPS), {}) | {"train.steps": 0}
+        cells[name] = cell(BASES[variant], method, values)
+    cells |= method_cells(variant, ["in_context"])
+    return new_grid("MEND against look-up (the paper's Table 11)", cells)
