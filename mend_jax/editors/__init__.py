@@ -16,9 +16,11 @@ from mend_jax.editors.fine_tune_kl import fine_tune_kl
 from mend_jax.editors.fine_tune_lora import fine_tune_lora
 from mend_jax.editors.ke import ke
 from mend_jax.editors.malmen import malmen
+from mend_jax.editors.memit import memit
 from mend_jax.editors.mend import mend
 from mend_jax.editors.meta_curvature import meta_curvature
 from mend_jax.editors.meta_sgd import meta_sgd
+from mend_jax.editors.rome import rome
 from mend_jax.editors.ultraedit import ultraedit
 from mend_jax.errors import ConfigError
 
@@ -37,6 +39,8 @@ EDITORS: dict[str, Callable[..., EditTransform]] = {
     "meta_curvature": meta_curvature,
     "malmen": malmen,
     "ultraedit": ultraedit,
+    "rome": rome,
+    "memit": memit,
 }
 
 
