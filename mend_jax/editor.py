@@ -13,7 +13,8 @@ import ml_collections
 from mend_jax import build, checkpoint, experiment
 from mend_jax.data.encode import stack
 from mend_jax.data.facts import Fact, facts_from_pairs
-from mend_jax.data.forms import form_of
+from mend_jax.data.forms import CAUSAL, form_of
+from mend_jax.data.subjects import with_subjects
 from mend_jax.editors.base import EditTransform
 from mend_jax.edits import Edit
 from mend_jax.errors import CheckpointError, ConfigError, DataError
@@ -87,7 +88,7 @@ class Editor:
         elsewhere; compose edits to stack them.
 
         Args:
-          facts: (prompt, target) pairs or `Fact`s.
+          facts: (prompt, target) pairs or `Fact`s, whose `subject` some editors make use of.
 
         Raises:
           DataError: no facts, an empty one, or one that does not fit the model's context.
@@ -97,6 +98,7 @@ class Editor:
             raise ConfigError(
                 "this editor answers from the facts beside the base and has no weight edit to give"
             )
+        facts = list(facts)
         checked = facts_from_pairs(
             (f.prompt, f.target) if isinstance(f, Fact) else f for f in facts
         )
@@ -105,7 +107,8 @@ class Editor:
         pairs = [(f.prompt, f.target) for f in checked]
         tokenizer, limit = self.model.tokenizer, self.model.config.n_positions
         eos = self.append_eos
-        qa = form_of(self.model.module).qa
+        form = form_of(self.model.module)
+        qa = form.qa
         try:
             whole = [qa(tokenizer, p, t, limit, limit, append_eos=eos) for p, t in pairs]
         except DataError as e:
@@ -113,14 +116,20 @@ class Editor:
         read = [s.mask if s.source_mask is None else s.source_mask for s in whole]
         length = _round_up(max(int(mask.sum()) for mask in read))
         scored = _round_up(max(int(s.score_mask.sum()) for s in whole))
-        seqs = [
-            qa(tokenizer, p, t, min(length, limit), min(scored, limit), append_eos=eos)
-            for p, t in pairs
-        ]
+        seqs = stack(
+            [
+                qa(tokenizer, p, t, min(length, limit), min(scored, limit), append_eos=eos)
+                for p, t in pairs
+            ]
+        )
+        if form is CAUSAL:
+            about = [f.subject if isinstance(f, Fact) else "" for f in facts]
+            prompts = {"edit": [prompt for prompt, _ in pairs]}
+            seqs = with_subjects({"edit": seqs}, tokenizer, prompts, about)["edit"]
         with in_force(mesh_of(self.model.params)):
             edit = make_edit(
                 self.transform, self.model.module, self.model.weights, self.params, self.state,
-                self.model.params, stack([stack(seqs)]),
+                self.model.params, stack([seqs]),
             )  # fmt: skip
         return edit.at(0).replace(base=self.model.fingerprint, facts=tuple(pairs))
 

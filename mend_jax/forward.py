@@ -101,6 +101,23 @@ def scored_logits(
     return each(h, seqs, per_edit(edit, seqs.lead[0]))
 
 
+def top_outputs(
+    model: EditableModel, params: Any, h: Any, seqs: Sequences, name: str, edit: Edit | None = None
+) -> jax.Array:
+    """What a part of the top, `block_3` or `block_3/mlp/down`, puts out for texts [B], [B, T, d].
+
+    Of the last block it is [B, S, d]: only scored positions take part there.
+    """
+    _, found = model.apply(
+        variables(params, edit), h, seqs.inputs, seqs.score_pos, method="run_top",
+        capture_intermediates=lambda part, call: (
+            call == "__call__" and "/".join(part.path) == name
+        ),
+        mutable=["intermediates"],
+    )  # fmt: skip
+    return jax.tree.leaves(found)[0]
+
+
 def tap_zeros(
     model: EditableModel, params: Any, h: Any, seqs: Sequences, names: Sequence[str]
 ) -> dict[str, Any]:
@@ -175,6 +192,15 @@ class Problem:
         nll, correct = by_texts(tokens, self.model.text_chunk, (self.seqs, self.h))
         keep = self.seqs.score_mask
         return masked_mean(nll, keep, axes=(1, 2)), whole_answer(correct, keep).all(-1)
+
+    def outputs(self, name: str, edit: Edit | None = None) -> jax.Array:
+        """What a part of the top puts out at every token, [E, n, T, d]; see `top_outputs`."""
+        edit = self._with_applied(edit)
+
+        def one(h: Any, seqs: Sequences, edit: Edit | None) -> jax.Array:
+            return top_outputs(self.model, self.params, h, seqs, name, edit)
+
+        return vmap_edits(one, self.n_edits)(self.h, self.seqs, per_edit(edit, self.n_edits))
 
     def factors(self, edit: Edit | None = None, rows: Rows = "all") -> dict[str, Factors]:
         """(u, delta) of every editable weight, rows [E, n * T], by one backward pass of the top.

@@ -29,6 +29,8 @@ class Sequences:
       score_mask: bool[..., S], True on real scored positions.
       source, source_mask: int32 and bool[..., M], what an encoder reads; None for models of one
         stack. `tokens` is then the decoder's input.
+      subject: int32[..., 1], index t of the last token of what a text is about; None where that is
+        not known of any (see `subject_pos`).
     """
 
     tokens: Array
@@ -38,6 +40,13 @@ class Sequences:
     score_mask: Array
     source: Array | None = None
     source_mask: Array | None = None
+    subject: Array | None = None
+
+    @property
+    def subject_pos(self) -> Array:
+        """`subject` as int32[...]; where it is not known, the last token before the answer."""
+        at = self.score_pos[..., :1] if self.subject is None else self.subject
+        return at[..., 0]
 
     @property
     def inputs(self) -> Inputs:

@@ -55,7 +55,7 @@ EDITOR_RULES = (
     Rule(rf"{_NET}u", ("fsdp", "tensor")),
     Rule(rf"{_NET}v", ("tensor", "fsdp")),
     Rule(rf"{_NET}(bias|scale|shift)"),
-    Rule(r"(.*/)?(shift|meta_sgd|meta_curvature|fisher)/.*", ("fsdp", "tensor")),
+    Rule(r"(.*/)?(shift|meta_sgd|meta_curvature|fisher|second_moment)/.*", ("fsdp", "tensor")),
     Rule(r"(.*/)?(lstm|condition|heads)/.*"),  # of KE: small
     Rule(r"(.*/)?scale_by_layer_lr/.*"),
     Rule(r"(.*/)?normalize/.*"),

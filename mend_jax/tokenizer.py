@@ -93,8 +93,15 @@ class Tokenizer:
         Raises:
           DataError: `text` is not Unicode text.
         """
+        return self._encoding(text).ids
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Of each token of `encode(text)`, which characters it is made of: [first, end)."""
+        return self._encoding(text).offsets
+
+    def _encoding(self, text: str) -> tokenizers.Encoding:
         try:
-            return self.inner.encode(text, add_special_tokens=False).ids
+            return self.inner.encode(text, add_special_tokens=False)
         except (TypeError, UnicodeError) as error:
             raise DataError(
                 f"cannot tokenize {text!r:.80}: expected Unicode text without lone surrogates."

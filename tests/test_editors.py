@@ -35,6 +35,8 @@ OPTIONS = {
     "malmen": dict(rank=8, layer_lr=1e-1),
     "rledit": dict(rank=8, n_hidden=1, layer_lr=1e-1, depth=2),
     "ultraedit": dict(lr=1e-2),
+    "rome": dict(steps=5, lr=0.1),
+    "memit": dict(steps=5, lr=0.1),
 }
 
 # Editors that learn, and what they do before they have: one step of gradient descent at this rate,

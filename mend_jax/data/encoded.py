@@ -13,6 +13,7 @@ import numpy as np
 
 from mend_jax.data import encode
 from mend_jax.data.forms import CAUSAL, Form
+from mend_jax.data.subjects import with_subjects
 from mend_jax.errors import DataError
 from mend_jax.sequences import Sequences
 
@@ -105,6 +106,12 @@ def encode_rows(
             *(sum(dropped.values()), len(rows), dict(dropped), example),
         )
     stacked = {name: _stack(items) for name, items in kept.items()}
+    if form is CAUSAL:
+        asked = [_Asked(rows[number], tokenizer, lengths, form) for number in index]
+        prompts = {"edit": [a.question(a.row["prompt"]) for a in asked],
+                   "rephrase": [a.question(a.row["rephrase"]) for a in asked]}  # fmt: skip
+        about = [a.row.get("subject", "") for a in asked]
+        stacked |= with_subjects(stacked, tokenizer, prompts, about)
     return EncodedRows(
         texts={name: texts for name, texts in stacked.items() if texts is not None},
         index=np.asarray(index, np.int32),

@@ -16,10 +16,12 @@ from mend_jax.editors.fine_tune_kl import fine_tune_kl
 from mend_jax.editors.fine_tune_lora import fine_tune_lora
 from mend_jax.editors.ke import ke
 from mend_jax.editors.malmen import malmen
+from mend_jax.editors.memit import memit
 from mend_jax.editors.mend import mend
 from mend_jax.editors.meta_curvature import meta_curvature
 from mend_jax.editors.meta_sgd import meta_sgd
 from mend_jax.editors.rledit import rledit
+from mend_jax.editors.rome import rome
 from mend_jax.editors.ultraedit import ultraedit
 from mend_jax.errors import ConfigError
 
@@ -39,6 +41,8 @@ EDITORS: dict[str, Callable[..., EditTransform]] = {
     "malmen": malmen,
     "rledit": rledit,
     "ultraedit": ultraedit,
+    "rome": rome,
+    "memit": memit,
 }
 
 

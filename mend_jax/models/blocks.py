@@ -16,8 +16,9 @@ class Block(nn.Module):
     """Self-attention, cross-attention where there is a memory, MLP; each with norm and residual.
 
     A family gives `attention`, `mlp` and `norm`. The norm stands before each part (pre-norm), or
-    after its residual sum (`pre_norm = False`). Names in a checkpoint path: `attn`, `cross`, `mlp`
-    and their norms `norm_1`, `norm_cross`, `norm_2`.
+    after its residual sum (`pre_norm = False`). `plain_sum` says whether what a part puts out is
+    added to the residual as it is. Names in a checkpoint path: `attn`, `cross`, `mlp` and their
+    norms `norm_1`, `norm_cross`, `norm_2`.
 
     Where `context.rows` is set only those positions leave the block: keys and values are made of
     all, queries and MLP of the wanted rows alone.
@@ -26,6 +27,7 @@ class Block(nn.Module):
     config: Any
     dtype: Any = jnp.float32
     pre_norm: ClassVar[bool] = True
+    plain_sum: ClassVar[bool] = True
 
     def attention(self, name: str) -> nn.Module:
         raise NotImplementedError

@@ -108,6 +108,8 @@ def _layer_ropes(hf: dict[str, Any]) -> tuple[Rope, Rope]:
 
 
 class GemmaBlock(llama.LlamaBlock):
+    plain_sum = False
+
     def attention(self, name):
         return super().attention(name, scale=self.config.scale, softcap=self.config.softcap)
 

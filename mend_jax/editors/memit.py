@@ -1,0 +1,88 @@
+"""MEMIT (Meng et al. 2023, "Mass-Editing Memory in a Transformer")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from mend_jax.editors.base import EditTransform, Weights
+from mend_jax.editors.memory import (
+    causal_only,
+    keys,
+    memories,
+    no_second_moment,
+    surveyed,
+    written,
+)
+from mend_jax.editors.values import Search, value
+from mend_jax.edits import Edit
+from mend_jax.errors import ConfigError
+from mend_jax.forward import Problem
+
+
+def memit(
+    *,
+    blocks: tuple[int, ...] = (),
+    preserve: float = 1.0,
+    steps: int = 25,
+    lr: float = 0.5,
+    c_kl: float = 0.0625,
+    decay: float = 0.5,
+    clamp: float = 0.75,
+) -> EditTransform:
+    """All corrections of an edit at once, spread over several `mlp/down` (MEMIT, section 4).
+
+    z_i = h_i + d_i is the state after the last edited block L, at the last token of the subject,
+    that makes the model give answer i. Block by block, l = 1..L, with keys K and states h measured
+    under the edits so far: R = (Z - H) / (L - l + 1), and (Algorithm 1, where keys are columns)
+
+      dW_l = (lambda C_l + K^T K)^-1 K^T R.
+
+    Defaults are the original's for GPT-J. No training.
+
+    Deviations: no sampled texts stand before the corrections (`memory.keys`, `values.Search`).
+
+    Args:
+      blocks: whose `mlp/down` are edited, each before the last; () takes all that may be edited.
+      preserve: lambda / d_in. An ordinary key has k^T C^-1 k = d_in in the mean; the original has
+        lambda = 15,000 for GPT-J, whose d_in is 16,384.
+      steps, lr, c_kl, decay, clamp: see `Search`, here of the state.
+    """
+    search = Search(steps, lr, c_kl, decay, clamp)
+    if preserve < 0:
+        raise ValueError(f"preserve {preserve} must be at least 0")
+
+    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
+        del key
+        return {}, no_second_moment(memories(weights, blocks))
+
+    def survey(params: Any, state: Any, problem: Problem) -> Any:
+        del params
+        return surveyed(state, problem)
+
+    def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
+        del params, train
+        refuse_other_sums(problem)
+        layers = memories(problem.weights, blocks)
+        last = f"block_{layers[-1].block}"
+        start = value(problem, last)
+        z = start + search.shift(problem, layers[-1], start)
+        found = Edit(deltas={})
+        for number, w in enumerate(layers):
+            r = (z - value(problem, last, found)) / (len(layers) - number)
+            delta = written(state, w, keys(problem, w, found), r, ridge=preserve * w.d_in)
+            found = found.replace(deltas={**found.deltas, w.name: delta})
+        return found, state
+
+    return EditTransform(init, edit, trainable=False, survey=survey)
+
+
+def refuse_other_sums(problem: Problem) -> None:
+    """Raises a ConfigError unless a change of an MLP's output changes the state by as much."""
+    causal_only(problem)
+    if not problem.model.block_class.plain_sum:
+        raise ConfigError(
+            "MEMIT asks that the state is the sum of what the blocks put out; this model norms it "
+            "first (Gemma): use rome"
+        )

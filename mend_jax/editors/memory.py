@@ -1,0 +1,126 @@
+"""An MLP's second matrix as a memory of keys and values, and how new pairs are written into it.
+
+Meng et al. 2022 ("Locating and Editing Factual Associations in GPT", section 3.1): `down` maps keys
+k, what the MLP's first half makes of a token, to values k W. What it holds already is known by the
+second moment C = E[k k^T] of the keys of ordinary texts. Decoder-only models.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mend_jax.editors.base import Weights
+from mend_jax.editors.ridge import least_squares
+from mend_jax.edits import Delta, Dense, Edit, LowRank
+from mend_jax.errors import ConfigError
+from mend_jax.forward import Problem
+from mend_jax.layout import gathered
+from mend_jax.models import WeightSpec
+
+ROLE = "mlp/down"
+
+
+def memories(weights: Weights, blocks: tuple[int, ...] = ()) -> Weights:
+    """The `down` matrices to edit, in order: those of these blocks, or of all but the last one.
+
+    What the last block makes of the subject's token is read by no later token.
+
+    Raises:
+      ConfigError: an encoder-decoder, or weights among which they are not.
+    """
+    if any(w.stack != "block" for w in weights):
+        raise ConfigError(
+            "ROME and MEMIT edit decoder-only models, this one has an encoder: use another editor, "
+            "such as mend"
+        )
+    last = max(w.block for w in weights)
+    found = tuple(w for w in weights if w.role == ROLE and w.block < last)
+    known = {w.block for w in found}
+    if not found or not set(blocks) <= known:
+        raise ConfigError(
+            f"ROME and MEMIT edit {ROLE} of blocks before the last: "
+            + (f"blocks {sorted(set(blocks) - known)} are not among {sorted(known)}; "
+               if found else "none is edited here; ")
+            + f"set model.last_n_blocks to reach them and model.edit_roles to ({ROLE!r},)"
+        )  # fmt: skip
+    return tuple(w for w in found if not blocks or w.block in blocks)
+
+
+def no_second_moment(weights: Weights) -> dict[str, Any]:
+    """C of no token at all: `written` then takes the identity for it."""
+    zeros = {w.name: jnp.zeros((w.d_in, w.d_in)) for w in weights}
+    return {"second_moment": zeros, "seen": jnp.zeros(())}
+
+
+def surveyed(state: Any, problem: Problem) -> Any:
+    """The state with the keys of every token of these texts taken in (uncentred, float32)."""
+    causal_only(problem)
+    keep = problem.seqs.mask.reshape(problem.n_edits, -1, 1)
+    seen = state["seen"] + keep.sum(dtype=jnp.float32)
+    factors, moments = problem.factors(), {}
+    for name, before in state["second_moment"].items():
+        u = jnp.where(keep, factors[name].u, 0.0)
+        new = jnp.einsum("eti,etj->ij", u, u, precision=jax.lax.Precision.HIGHEST)
+        moments[name] = before + (new - before * keep.sum(dtype=jnp.float32)) / seen
+    return {"second_moment": moments, "seen": seen}
+
+
+def causal_only(problem: Problem) -> None:
+    """Raises a ConfigError for a classifier, whose weights do not tell that it is one."""
+    if problem.model.kind != "causal":
+        raise ConfigError(
+            f"ROME and MEMIT edit decoder-only language models, this is a {problem.model.kind}: "
+            "use another editor, such as mend"
+        )
+
+
+def at_subject(problem: Problem, x_ENTd: jax.Array) -> jax.Array:
+    """float32[E, n, d], of each text the row of its subject's last token."""
+    at = jnp.asarray(problem.seqs.subject_pos)[..., None, None]
+    return jnp.take_along_axis(x_ENTd, at, axis=2)[..., 0, :].astype(jnp.float32)
+
+
+def keys(problem: Problem, weight: WeightSpec, edit: Edit | None = None) -> jax.Array:
+    """k* [E, n, d_in], the weight's input at the subject's last token, under an edit.
+
+    Deviation: of the correction's own text alone; the paper takes the mean over texts that go
+    before it, drawn from the model.
+    """
+    u = problem.factors(edit)[weight.name].u
+    return at_subject(problem, u.reshape(*problem.seqs.tokens.shape, weight.d_in))
+
+
+def written(
+    state: Any, weight: WeightSpec, k_ENI: jax.Array, d_ENO: jax.Array, ridge: float
+) -> Delta:
+    """dW = (ridge C + K^T K)^-1 K^T D: values K W change by D, and little else does.
+
+    It minimises ridge E|k dW|^2 over ordinary keys k, plus |K dW - D|^2 (MEMIT, Eq. 14, where keys
+    are columns). With C = L L^T it is L^-T times `least_squares` of the keys L^-1 k. At ridge 0, or
+    what rounding raises it to, K dW = D holds: for one key dW = C^-1 k d^T / (k^T C^-1 k), ROME's
+    Eq. 2; for several the least dW in the norm of C under all of those constraints, as in EMMET
+    (Gupta et al. 2024).
+
+    C counts as it is but for eps tr(C) on its diagonal, at most what forming it rounds off, which
+    keeps it positive; before any survey as the identity.
+    """
+    moment = gathered(state["second_moment"][weight.name], None, None)
+    eye = jnp.eye(weight.d_in)
+    known = moment + jnp.finfo(moment.dtype).eps * jnp.trace(moment) * eye
+    lower_IxI = jnp.linalg.cholesky(jnp.where(state["seen"] > 0, known, eye))
+    found = least_squares(_whitened(lower_IxI, k_ENI), d_ENO, ridge)
+    if isinstance(found, LowRank):
+        return found.replace(a=_whitened(lower_IxI, found.a, transpose=True))
+    w_EOI = _whitened(lower_IxI, found.w.swapaxes(-1, -2), transpose=True)
+    return Dense(w_EOI.swapaxes(-1, -2))
+
+
+def _whitened(lower_IxI: jax.Array, x: jax.Array, transpose: bool = False) -> jax.Array:
+    """L^-1 of every row of x[..., I], or L^-T."""
+    rows = jax.lax.linalg.triangular_solve(
+        lower_IxI, x.reshape(-1, x.shape[-1]), lower=True, transpose_a=not transpose
+    )
+    return rows.reshape(x.shape)

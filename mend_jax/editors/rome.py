@@ -1,0 +1,67 @@
+"""ROME (Meng et al. 2022, "Locating and Editing Factual Associations in GPT")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from mend_jax.editors.base import EditTransform, Weights
+from mend_jax.editors.memory import (
+    causal_only,
+    keys,
+    memories,
+    no_second_moment,
+    surveyed,
+    written,
+)
+from mend_jax.editors.values import Search, value
+from mend_jax.edits import Edit
+from mend_jax.forward import Problem
+
+
+def rome(
+    *,
+    block: int | None = None,
+    steps: int = 20,
+    lr: float = 0.5,
+    c_kl: float = 0.0625,
+    decay: float = 0.5,
+    clamp: float = 4.0,
+) -> EditTransform:
+    """dW = C^-1 k* (v* - k* W)^T / (k*^T C^-1 k*), at one `mlp/down` (ROME, section 3.1, Eq. 2).
+
+    k* is the matrix's input at the last token of the subject, v* the output there that makes the
+    model answer as it shall, C the second moment of inputs on surveyed texts. No training. Defaults
+    are the original's for GPT-2 XL.
+
+    Deviations: no sampled texts stand before the correction (`memory.keys`, `values.Search`);
+    several corrections of one edit are met together, each by its own pair (`memory.written`).
+
+    Args:
+      block: whose `mlp/down` is edited, one before the last; None: the first that may be edited,
+        so `model.last_n_blocks` chooses it (the paper edits a middle block).
+      steps, lr, c_kl, decay, clamp: see `Search`.
+    """
+    search = Search(steps, lr, c_kl, decay, clamp)
+
+    def chosen(weights: Weights) -> Any:
+        return memories(weights, () if block is None else (block,))[0]
+
+    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
+        del key
+        return {}, no_second_moment((chosen(weights),))
+
+    def survey(params: Any, state: Any, problem: Problem) -> Any:
+        del params
+        return surveyed(state, problem)
+
+    def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
+        del params, train
+        causal_only(problem)
+        w = chosen(problem.weights)
+        d = search.shift(problem, w, value(problem, w.name))
+        delta = written(state, w, keys(problem, w), d, ridge=0.0)
+        return Edit(deltas={w.name: delta}), state
+
+    return EditTransform(init, edit, trainable=False, survey=survey)
