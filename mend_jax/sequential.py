@@ -21,7 +21,7 @@ from mend_jax.data.encode import take
 from mend_jax.data.in_turn import blocks, spread, windows, without_scopes
 from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.edits import Dense, Edit
-from mend_jax.forward import Problem, make_problem, scored_logits, trunk_states
+from mend_jax.forward import Problem, scored_logits, trunk_states
 from mend_jax.judged import Judged
 from mend_jax.language_model import LanguageModel
 from mend_jax.models.base import EditableModel
@@ -65,16 +65,17 @@ def no_edits(weights: Weights) -> Edit:
 
 
 def scores_under(
-    params: Any, so_far: Edit, base: Any, facts: Sequences | None, batch: Mapping[str, Sequences],
+    params: Any, so_far: Edit, base: Any, facts: Any, batch: Mapping[str, Sequences],
     *, editor: EditTransform, model: EditableModel, weights: Weights,
 ) -> dict[str, dict[str, jax.Array]]:  # fmt: skip
     """What `scoring` says of texts [1, q] under the edits so far, against the unedited base.
 
     Args:
-      facts: all corrections so far [1, m], for an editor that reads with them at hand.
+      facts: all corrections so far [1, m] and their trunk states, for an editor that reads with
+        them at hand; else None.
     """
     texts = with_trunk(model, base, batch, list(batch))
-    problem = None if editor.reader is None else make_problem(model, base, weights, facts)
+    problem = None if editor.reader is None else Problem(model, base, weights, *facts)
     found = {}
     for name, (seqs, h) in texts.items():
         if problem is None:
@@ -104,10 +105,12 @@ def relative_norms(base: Mapping[str, Any], so_far: Edit) -> dict[str, jax.Array
 @functools.lru_cache(maxsize=8)  # passes of equal settings share what is compiled
 def _compiled(
     editor: EditTransform, model: EditableModel, weights: Weights
-) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+) -> tuple[Callable[..., Any], ...]:
+    """`next_edit`, `scores_under`, `relative_norms` and `trunk_states`."""
     fixed = dict(editor=editor, model=model, weights=weights)
     step, score = (functools.partial(f, **fixed) for f in (next_edit, scores_under))
-    return jax.jit(step), jax.jit(score), jax.jit(relative_norms)
+    trunk = functools.partial(trunk_states, model)
+    return tuple(map(jax.jit, (step, score, relative_norms, trunk)))
 
 
 def edit_in_turn(
@@ -137,7 +140,7 @@ def edit_in_turn(
       saved: keeps the edits so far, which an interrupted pass goes on from.
       between: called before each edit; it may raise to end the pass.
     """
-    step, score, norms = _compiled(editor, model.module, model.weights)
+    step, score, norms, trunk = _compiled(editor, model.module, model.weights)
     last, n_facts = max(checkpoints), max(checkpoints) * facts_per_edit
     texts = {name: encoded.texts[name] for name in (*ASKED, *locality_sets(encoded.texts))}
     if "near" in texts:
@@ -147,7 +150,10 @@ def edit_in_turn(
 
     def measure(k: int, so_far: Edit) -> None:
         so_far_facts = np.arange(k * facts_per_edit)
-        facts = take(texts["edit"], so_far_facts[None]) if editor.reader else None
+        facts = None
+        if editor.reader is not None:
+            facts = take(texts["edit"], so_far_facts[None])
+            facts = facts, trunk(model.params, facts)
         asked = np.unique(np.concatenate([*windows(len(so_far_facts), WINDOW, MOST).values()]))
         found = {("norm", name): v for name, v in distributed.gather(
             norms(model.params, so_far)).items()}  # fmt: skip
