@@ -49,6 +49,7 @@ _CELLS: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "meta_sgd": {"": (dict(lr=1e-2, log_lr=True), {})},
     "meta_curvature": {"": (dict(layer_lr=1e-2, log_layer_lr=True), {"train.lr": 1e-4})},
     "malmen": {"": (_NET | dict(ridge=1.0), {})},
+    "rledit": {"": ({k: v for k, v in _NET.items() if k not in ("norm", "sides")}, {})},
     # The original's 1e-6 is for keys of 14,336 numbers, and the shift grows with their square.
     "ultraedit": {"": (dict(lr=3e-4), {})},
     "rome": {"": ({}, _DOWN)},
@@ -95,8 +96,13 @@ def method_cells(
                 values = settings_of(variant, editor, options, settings) | dict(more or {})
                 if "train.steps" in values:
                     values["train.steps"] = round(values["train.steps"] * _SHARE.get(editor, 1))
-                if not make_editor(editor, options).trainable:
+                transform = make_editor(editor, options)
+                if not transform.trainable:
                     values["train.steps"] = 0
+                if transform.stream is not None:  # a step is a stream, of two edits at least
+                    values["train.both_ways"] = False
+                    edits = values.get("train.edits_per_step", 4)
+                    values["train.edits_per_step"] = max(2, edits)
                 seeds = SEEDS if editor == "mend" and not variant else (0,)
                 found[name] = cell(BASES[variant], NAMES.get(name, name), values, seeds)
     return found

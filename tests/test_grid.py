@@ -245,6 +245,7 @@ def test_every_editor_is_in_table_four():
     made = {name: run_config(config, name) for name in config.only}
     assert {c.editor.name for c in made.values()} == set(EDITORS)
     assert made["fine_tune"].train.steps == 0 < made["mend"].train.steps
+    assert made["mend"].train.both_ways and not made["rledit"].train.both_ways
     assert config.cells.mend.seeds == (0, 1, 2) and config.cells.fine_tune.seeds == (0,)
     smoke = configs.load_config("paper_table4.py:smoke")
     mend = run_config(smoke, "mend")
