@@ -14,6 +14,7 @@ from mend_jax.editors.fine_tune_constrained import fine_tune_constrained
 from mend_jax.editors.fine_tune_ewc import fine_tune_ewc
 from mend_jax.editors.fine_tune_kl import fine_tune_kl
 from mend_jax.editors.fine_tune_lora import fine_tune_lora
+from mend_jax.editors.in_context import in_context
 from mend_jax.editors.ke import ke
 from mend_jax.editors.malmen import malmen
 from mend_jax.editors.mend import mend
@@ -37,6 +38,7 @@ EDITORS: dict[str, Callable[..., EditTransform]] = {
     "meta_curvature": meta_curvature,
     "malmen": malmen,
     "ultraedit": ultraedit,
+    "in_context": in_context,
 }
 
 
