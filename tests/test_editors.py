@@ -36,6 +36,7 @@ OPTIONS = {
     "malmen": dict(rank=8, layer_lr=1e-1),
     "ultraedit": dict(lr=1e-2),
     "in_context": dict(separator=(7,)),
+    "cache": dict(eps=1e-3),
 }
 
 # Editors that learn, and what they do before they have: one step of gradient descent at this rate,
@@ -45,7 +46,7 @@ STARTS = {
     "malmen": None,
 }  # fmt: skip
 
-READERS = {"in_context"}  # they change no weight
+READERS = {"in_context", "cache"}  # they change no weight
 
 SEQS = random_sequences(0, E=4)
 

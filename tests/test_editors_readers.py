@@ -52,20 +52,35 @@ def read_and_written(name, options, kind, corrections, texts, max_new=4, eos=0):
 
 
 @functools.cache
-def runner(kind):
-    return jax.jit(base(kind)[0].apply)
+def runner(kind, of):
+    """A whole pass to logits, or to the states that a key is the mean of, before a final norm."""
+    module = base(kind)[0]
+
+    @jax.jit
+    def run(params, inputs):
+        if of == "logits":
+            return module.apply({"params": params}, inputs)
+        if module.kind == "seq2seq":
+            return module.apply({"params": params}, inputs, method="_encode")
+        h = module.apply({"params": params}, inputs, method="run_trunk")
+        return module.apply({"params": params}, h, inputs, method="run_top")
+
+    return run
 
 
-def plain_logits(kind, tokens, source=None):
-    """The model's logits [T, V] of one text without padding (filled up, to compile less)."""
+def plain_pass(kind, tokens, source=None, of="logits"):
+    """[T, V] or [T, D] of one text without padding (filled up, to compile less)."""
 
-    def filled(ids, width):
+    def filled(ids, width=100):
         ids, n = np.asarray(ids), len(ids)
         return np.pad(ids, (0, width - n))[None].astype(np.int32), (np.arange(width) < n)[None]
 
-    more = () if source is None else filled(source, 100)
-    inputs = Inputs(*filled(tokens, 100), *more)
-    return np.asarray(runner(kind)({"params": base(kind)[1]}, inputs))[0, : len(tokens)]
+    inputs = Inputs(*filled(tokens), *(() if source is None else filled(source)))
+    return np.asarray(runner(kind, of)(base(kind)[1], inputs))[0]
+
+
+def plain_logits(kind, tokens, source=None):
+    return plain_pass(kind, tokens, source)[: len(tokens)]
 
 
 def greedy(kind, tokens, source=None, max_new=4):
@@ -128,3 +143,67 @@ def test_in_context_refuses_classifiers_and_short_contexts():
         read_and_written("in_context", dict(times=10), "gpt2", corrections, texts)
     with pytest.raises(ConfigError, match="times 0 must be at least 1"):
         make_editor("in_context", dict(times=0))
+
+
+def plain_means(kind, seqs, e, i):
+    """By numpy the mean last state read before each scored token, [S, D]."""
+    tokens, skipped = seqs.tokens[e, i][seqs.mask[e, i]], np.argmax(seqs.mask[e, i])
+    ends = [len(tokens)] * seqs.score_pos.shape[-1]
+    source = None
+    if base(kind)[0].kind == "seq2seq":
+        source = seqs.source[e, i][seqs.source_mask[e, i]]
+        ends = [len(source)] * len(ends)
+    states = plain_pass(kind, tokens, source, "states").astype(np.float64)
+    if base(kind)[0].kind == "causal":
+        ends = seqs.score_pos[e, i] - skipped + 1
+        scale = np.asarray(base(kind)[1]["final_norm"]["scale"])
+        states = states / np.sqrt(np.square(states).mean(-1, keepdims=True) + 1e-5) * scale
+    return np.stack([states[:end].mean(0) for end in ends])
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5", "bert"])
+def test_the_cache_answers_for_what_is_near(kind):
+    """Look-ups by hand, float64, at a threshold that half of what is not the correction passes."""
+    corrections, texts = texts_of(kind)
+    model_kind, end, max_new = base(kind)[0].kind, 0, 4
+    own = corrections
+    if model_kind == "causal":
+        pad = ((0, 0), (0, 0), (4, 0))
+        own = own.replace(tokens=np.pad(own.tokens, pad), mask=np.pad(own.mask, pad),
+                          score_pos=own.score_pos + 4)  # fmt: skip
+    texts = jax.tree.map(lambda a, b: np.concatenate([a[:, 1:], b], axis=1), own, texts)
+    # One token less of the first answer, which is then not in the cache.
+    keep = corrections.score_mask.copy()
+    keep[:, 0, -1] = model_kind == "classifier"
+    corrections = corrections.replace(score_mask=keep)
+    found = {}
+    for e in range(E):
+        keys = [(key, m, i) for m in range(M) for i in np.flatnonzero(keep[e, m])
+                for key in [plain_means(kind, corrections, e, m)[i]]]  # fmt: skip
+        for n in range(1 + N):
+            for s, asked in enumerate(plain_means(kind, texts, e, n)):
+                near = [(np.linalg.norm(asked - k), m, i) for k, m, i in keys
+                        if model_kind == "causal" or i == s]  # fmt: skip
+                found[e, n, s] = min(near)
+    others = [d for (_, n, _), (d, _, _) in found.items() if n > 0]
+    eps = float(np.median(others)) + 1e-3
+    assert np.abs(np.asarray(others) - eps).min() > 1e-4
+    options = dict(eps=eps, onehot_logit=5.0)
+    logits, written = read_and_written("cache", options, kind, corrections, texts, max_new, end)
+    for (e, n, s), (distance, m, i) in found.items():
+        assert n > 0 or (distance == 0 and (m, i) == (1, s))
+        tokens, row = texts.tokens[e, n][texts.mask[e, n]], texts.score_pos[e, n, s]
+        source = None if texts.source is None else texts.source[e, n][texts.source_mask[e, n]]
+        row -= np.argmax(texts.mask[e, n])
+        expected = plain_pass(kind, tokens, source)[row]
+        if distance < eps:
+            expected = 5.0 * np.eye(len(expected))[corrections.target[e, m, i]]
+        np.testing.assert_allclose(logits[e, n, s], expected, atol=1e-4)
+        if model_kind == "classifier":
+            assert written[e, n, s] == expected.argmax()
+        elif s == 0 and distance < eps:
+            answer = [*corrections.target[e, m, i:][keep[e, m, i:]], *[end] * max_new]
+            assert written[e, n].tolist() == answer[:max_new]
+        elif s == 0:
+            assert written[e, n].tolist() == greedy(kind, tokens[: row + 1], source)
+    assert 0 < sum(d < eps for d in others) < len(others)

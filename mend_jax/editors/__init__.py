@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mend_jax.editors.base import EditTransform, Link, Run, chain, factor_editor
+from mend_jax.editors.cache import cache
 from mend_jax.editors.enn import enn
 from mend_jax.editors.fine_tune import fine_tune
 from mend_jax.editors.fine_tune_constrained import fine_tune_constrained
@@ -39,6 +40,7 @@ EDITORS: dict[str, Callable[..., EditTransform]] = {
     "malmen": malmen,
     "ultraedit": ultraedit,
     "in_context": in_context,
+    "cache": cache,
 }
 
 

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.editors.base import EditTransform, Reader, Weights
-from mend_jax.edits import Edit, variables
+from mend_jax.edits import Edit
 from mend_jax.errors import ConfigError
-from mend_jax.forward import Problem, scored_logits, trunk_states
+from mend_jax.forward import Problem, greedy, scored_logits, trunk_states
 from mend_jax.models.base import EditableModel
-from mend_jax.models.generate import generate
 from mend_jax.sequences import Sequences
 
 
@@ -60,10 +59,8 @@ def in_context(*, separator: tuple[int, ...] = (), times: int = 1, marks: int = 
         params: Any, problem: Problem, texts: Sequences, max_new: int, eos_id: int
     ) -> jax.Array:
         del params
-        prompts = read(problem, texts.prompts(), max_new).flat().inputs
-        base = variables(problem.params)
-        out = generate(problem.model, base, prompts, max_new=max_new, eos_id=eos_id)
-        return out.reshape(*texts.lead, max_new)
+        beside = read(problem, texts, max_new)
+        return greedy(problem.model, problem.params, beside, max_new, eos_id)
 
     return EditTransform(init, edit, trainable=False, reader=Reader(logits, write))
 
