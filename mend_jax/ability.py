@@ -171,8 +171,42 @@ def probe_edits(
       keep the most likely token), `recalled` (facts that the edited model recalls) and `kept`
       (those of them that the base recalls as well).
     """
-    nll, best = _run(base, edit, known.texts, probes.texts, model, chunk)
-    _, answers = _run(base, edit, known.facts, probes.facts, model, chunk)
+    return _scores(lambda h, seqs: _run(base, edit, h, seqs, model, chunk), probes, known)
+
+
+def probe_reader(
+    read: Callable[[Sequences, Any], jax.Array],
+    n_edits: int,
+    probes: Probes,
+    known: Known,
+    *,
+    model: EditableModel,
+) -> dict[str, jax.Array]:
+    """`probe_edits` of an editor that changes no weight.
+
+    Args:
+      read: (texts [E, c], their trunk states) -> logits [E, c, S, V]; see `editors.base.Reader`.
+      n_edits: E.
+    """
+
+    def run(h: Any, seqs: Sequences) -> tuple[jax.Array, jax.Array]:
+        def some(numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
+            texts, states = jax.tree.map(
+                lambda leaf: _repeat(jnp.asarray(leaf)[numbers], n_edits), (seqs, h)
+            )
+            return _judge_logits(read(texts, states), texts.target)
+
+        n, n_places = seqs.target.shape
+        size = max(1, _LOGITS // (n_edits * n_places * model.config.vocab_size))
+        return _in_pieces(some, n, size, axis=1)
+
+    return _scores(run, probes, known)
+
+
+def _scores(run: Callable[..., Any], probes: Probes, known: Known) -> dict[str, jax.Array]:
+    """What `probe_edits` gives; `run` makes (nll, most likely token) of trunk states and texts."""
+    nll, best = run(known.texts, probes.texts)
+    _, answers = run(known.facts, probes.facts)
     n_edits = len(nll)
     keep = _repeat(probes.texts.score_mask, n_edits)
     right = answers == _repeat(probes.facts.target, n_edits)
@@ -220,11 +254,14 @@ def _judge(
 
     def some(places: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = model.apply({"params": base}, states_ExcxSxD[:, :, places], method="head")
-        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return token_nll(logits, target_ExcxS[:, :, places]), best
+        return _judge_logits(logits, target_ExcxS[:, :, places])
 
     size = max(1, _LOGITS // (n_edits * chunk * model.config.vocab_size))
     return _in_pieces(some, n_places, size, axis=2)
+
+
+def _judge_logits(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return token_nll(logits, target), jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 def _in_pieces(run: Callable[[jax.Array], Any], n: int, size: int, axis: int) -> Any:

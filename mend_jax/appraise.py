@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from mend_jax.ability import know, known_first, probe_edits, summarise
+from mend_jax.ability import know, known_first, probe_edits, probe_reader, summarise
 from mend_jax.data.prepare import fingerprint_rows
 from mend_jax.distributed import gather, is_writer
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.evaluate import evaluate, time_edits
 from mend_jax.experiment import Experiment, Split
+from mend_jax.forward import make_problem
 from mend_jax.judged import Judged
 from mend_jax.mesh import shard_batch
 from mend_jax.scoring import make_edit
@@ -106,6 +107,10 @@ def _general_ability(
 
     @jax.jit
     def probe(params, state, base, texts, probes, known):
+        if transform.reader is not None:
+            problem = make_problem(model.module, base, model.weights, texts)
+            read = functools.partial(transform.reader.logits, params, problem)
+            return probe_reader(read, texts.lead[0], probes, known, model=model.module)
         edit = make_edit(transform, model.module, model.weights, params, state, base, texts)
         return probe_edits(base, edit, probes, known, model=model.module)
 

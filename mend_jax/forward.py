@@ -20,6 +20,7 @@ from mend_jax.layout import per_edit, vmap_edits
 from mend_jax.losses import correct_tokens, masked_mean, token_nll, whole_answer
 from mend_jax.models import WeightSpec
 from mend_jax.models.base import EditableModel, Inputs
+from mend_jax.models.generate import generate
 from mend_jax.models.layers import TAPS
 from mend_jax.models.params import flatten, nest
 from mend_jax.sequences import Sequences
@@ -116,6 +117,22 @@ def top_outputs(
         mutable=["intermediates"],
     )  # fmt: skip
     return jax.tree.leaves(found)[0]
+
+
+def last_states(model: EditableModel, params: Any, h: Any, seqs: Sequences) -> jax.Array:
+    """Float32 [*lead, T, D], or [*lead, M, D], from trunk states; see `EditableModel`."""
+    flat = _flatten(h, len(seqs.lead)), seqs.flat().inputs
+    states = model.apply({"params": params}, *flat, method="last_states")
+    return _unflatten(states.astype(jnp.float32), seqs.lead)
+
+
+def greedy(
+    model: EditableModel, params: Any, seqs: Sequences, max_new: int, eos_id: int
+) -> jax.Array:
+    """What the unedited model freely writes after the prompts of texts: int32[*lead, max_new]."""
+    prompts = seqs.prompts().flat().inputs
+    out = generate(model, variables(params), prompts, max_new=max_new, eos_id=eos_id)
+    return _unflatten(out, seqs.lead)
 
 
 def tap_zeros(

@@ -150,7 +150,6 @@ def generate_answers(
 ) -> list[jax.Array]:
     """Free greedy continuations int32[E, n, max_new] of the prompts of several sets of texts.
 
-    The prompt is what stands before the first scored token: everything up to `score_pos[..., 0]`.
     All sets, which must be of one length, are written together: a step of decoding reads every
     weight, however few rows it has. Of a classifier the answer is its judgement, 0 or 1.
     """
@@ -158,10 +157,7 @@ def generate_answers(
         h = [trunk_states(model, base, s) for s in texts]
         logits = [scored_logits(model, base, h, s, edit) for h, s in zip(h, texts, strict=True)]
         return [jnp.argmax(one, axis=-1).astype(jnp.int32) for one in logits]
-    place = jnp.arange(texts[0].tokens.shape[-1])[None, None]
-    prompts = [
-        s.replace(mask=s.mask & (place <= s.score_pos[..., :1])).inputs for s in texts
-    ]  # fmt: skip
+    prompts = [s.prompts().inputs for s in texts]
     together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *prompts)
 
     def one(prompts, edit):

@@ -58,6 +58,11 @@ class Sequences:
         """The leading axes."""
         return tuple(self.tokens.shape[:-1])
 
+    def prompts(self) -> Sequences:
+        """What stands before the first scored token: the mask ends at the first scored position."""
+        place = np.arange(self.tokens.shape[-1]).reshape(*[1] * len(self.lead), -1)
+        return self.replace(mask=self.mask & (place <= self.score_pos[..., :1]))
+
     def reshape(self, *lead: int) -> Sequences:
         """The same sequences under other leading axes."""
         return jax.tree.map(lambda a: a.reshape(*lead, a.shape[-1]), self)

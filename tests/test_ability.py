@@ -16,6 +16,7 @@ from mend_jax import ability
 from mend_jax.data import pararel
 from mend_jax.edits import Edit, LowRank, merge
 from mend_jax.errors import DataError
+from mend_jax.forward import scored_logits
 from mend_jax.tokenizer import Tokenizer
 
 ROOT = Path(os.environ.get("MEND_DATA_DIR") or Path(__file__).parents[2] / "shared/data")
@@ -121,6 +122,24 @@ def test_no_edit_changes_nothing():
     assert found["perplexity"] == pytest.approx(found["before"]["perplexity"], rel=1e-5)
     assert found["recall"] == found["before"]["recall"] and found["recall_kept"] == 1
     assert found["argmax_agreement"] == 1 and found["ci95"]["argmax_agreement"] == [1, 1]
+
+
+def test_a_reader_that_reads_under_edits_scores_as_they_do(monkeypatch):
+    """Two probes at a time of the 5 texts, 6 of the 7 facts."""
+    module, params, _ = base("llama")
+    known, expected = measured("llama", 0.25, 2)
+    monkeypatch.setattr(ability, "_LOGITS", 2 * E * 6 * 300)
+
+    @jax.jit
+    def run(params, edits, probes, known):
+        def read(texts, h):
+            return scored_logits(module, params, h, texts, edits)
+
+        return ability.probe_reader(read, E, probes, known, model=module)
+
+    scores = run(params, edits_of("llama", 0.25), probes_of("llama"), known)
+    for name, values in expected.items():
+        np.testing.assert_allclose(scores[name], values, rtol=1e-5, err_msg=name)
 
 
 def test_pieces_change_nothing(monkeypatch):

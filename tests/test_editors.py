@@ -14,6 +14,7 @@ from mend_jax.editors import EDITORS, Run, chain, make_editor
 from mend_jax.editors.base import group_weights, with_strength
 from mend_jax.editors.links import normalize, outer_sum, scale_by_layer_lr
 from mend_jax.editors.low_rank_mlp import low_rank_mlp, relu_one_at_zero
+from mend_jax.edits import Dense, Edit
 from mend_jax.errors import ConfigError
 from mend_jax.forward import make_problem
 from mend_jax.mesh import in_force, make_mesh, shard_batch
@@ -37,6 +38,8 @@ OPTIONS = {
     "ultraedit": dict(lr=1e-2),
     "rome": dict(steps=5, lr=0.1),
     "memit": dict(steps=5, lr=0.1),
+    "in_context": dict(separator=(7,)),
+    "cache": dict(eps=1e-3),
 }
 
 # Editors that learn, and what they do before they have: one step of gradient descent at this rate,
@@ -45,6 +48,8 @@ STARTS = {
     "mend": 1e-2, "enn": 1e-2, "ke": 1e-2, "meta_sgd": 1e-2, "meta_curvature": 1e-2,
     "malmen": None, "rledit": None,
 }  # fmt: skip
+
+READERS = {"in_context", "cache"}  # they change no weight
 
 SEQS = random_sequences(0, E=4)
 
@@ -55,6 +60,7 @@ def test_every_editor_is_under_contract():
     made = {name: make_editor(name, options) for name, options in OPTIONS.items()}
     learn = {n for n, e in made.items() if jax.tree.leaves(e.init(jax.random.key(0), weights)[0])}
     assert STARTS.keys() == learn
+    assert READERS == {name for name, e in made.items() if e.reader is not None}
     assert all(made[name].trainable for name in learn)
 
 
@@ -78,8 +84,14 @@ class Case(NamedTuple):
         return make_problem(self.module, base, self.weights, seqs)
 
     def apply(self, params, state, base, seqs, train=False):
-        """(edit, state)"""
-        return self.editor.edit(params, state, self.problem(base, seqs), train)
+        """(edit, state); of an editor that changes no weight, what it reads stands for the edit."""
+        problem = self.problem(base, seqs)
+        edit, state = self.editor.edit(params, state, problem, train)
+        if self.editor.reader is not None:
+            assert not edit.deltas
+            logits = self.editor.reader.logits(params, problem, seqs, problem.h)
+            edit = Edit({"read": Dense(logits)})
+        return edit, state
 
     def edit(self, seqs):
         return self.run(self.params, self.state, self.base, seqs)[0]
@@ -132,6 +144,7 @@ def test_vmap_is_the_loop(case):
     same(case.edit(SEQS), jax.tree.map(lambda leaf: leaf[:, 0], vmapped))
 
 
+@pytest.mark.parametrize("case", sorted(OPTIONS.keys() - READERS), indirect=True)
 def test_editing_lowers_the_loss_of_the_correction(case):
     """With the true sign, a small step along any editor's start goes down the inner loss."""
 

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mend_jax.editors.base import EditTransform, Link, Run, chain, factor_editor
+from mend_jax.editors.cache import cache
 from mend_jax.editors.enn import enn
 from mend_jax.editors.fine_tune import fine_tune
 from mend_jax.editors.fine_tune_constrained import fine_tune_constrained
 from mend_jax.editors.fine_tune_ewc import fine_tune_ewc
 from mend_jax.editors.fine_tune_kl import fine_tune_kl
 from mend_jax.editors.fine_tune_lora import fine_tune_lora
+from mend_jax.editors.in_context import in_context
 from mend_jax.editors.ke import ke
 from mend_jax.editors.malmen import malmen
 from mend_jax.editors.memit import memit
@@ -43,6 +45,8 @@ EDITORS: dict[str, Callable[..., EditTransform]] = {
     "ultraedit": ultraedit,
     "rome": rome,
     "memit": memit,
+    "in_context": in_context,
+    "cache": cache,
 }
 
 

@@ -112,6 +112,14 @@ class EditableModel(nn.Module):
         """Last states [..., D] -> float32 logits [..., V]."""
         raise NotImplementedError
 
+    def last_states(self, state: Any, inputs: Inputs) -> jax.Array:
+        """What the model makes of all that it reads, from trunk states: [B, T, D], or [B, M, D].
+
+        The last states as Hugging Face's `last_hidden_state` has them, of an encoder-decoder those
+        of its encoder.
+        """
+        return self.run_top(state, inputs)
+
     def __call__(self, inputs: Inputs) -> jax.Array:
         """Logits [B, T, V] of a whole pass (for parity tests and small texts)."""
         return self.head(self.run_top(self.run_trunk(inputs), inputs))

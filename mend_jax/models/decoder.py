@@ -48,6 +48,9 @@ class DecoderLM(EditableModel):
         context = full_context(inputs.mask).replace(rows=rows)
         return self.stacks[0].top(self, state, context)[0]
 
+    def last_states(self, state: jax.Array, inputs: Inputs) -> jax.Array:
+        return self.final_norm(self.run_top(state, inputs))
+
     def head(self, h: jax.Array) -> jax.Array:
         return self.unembed(self.final_norm(h))
 

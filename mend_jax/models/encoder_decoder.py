@@ -78,13 +78,18 @@ class EncoderDecoder(EditableModel):
         self, state: dict[str, jax.Array], inputs: Inputs, rows: jax.Array | None = None
     ) -> jax.Array:
         encoder, decoder = self.stacks
-        memory_BxMxD, x_BxTxD = state[ENCODER], state[DECODER]
+        memory_BxMxD, x_BxTxD = self.last_states(state, inputs), state[DECODER]
         context = self._context(inputs)
         if encoder.n_top:
-            h_BxMxD, _ = encoder.top(self, memory_BxMxD, self._source_context(inputs))
-            memory_BxMxD = self.finish_encoder(h_BxMxD)
             x_BxTxD, _ = decoder.trunk(self, x_BxTxD, context.replace(memory=memory_BxMxD))
         return decoder.top(self, x_BxTxD, context.replace(memory=memory_BxMxD, rows=rows))[0]
+
+    def last_states(self, state: dict[str, jax.Array], inputs: Inputs) -> jax.Array:
+        """The memory."""
+        encoder, h_BxMxD = self.stacks[0], state[ENCODER]
+        if not encoder.n_top:
+            return h_BxMxD  # of the trunk, and finished
+        return self.finish_encoder(encoder.top(self, h_BxMxD, self._source_context(inputs))[0])
 
     def open_cache(self, inputs: Inputs, slots: int) -> dict[str, Any]:
         """An empty cache of `slots` decoder positions, with the memory for the first `extend`."""

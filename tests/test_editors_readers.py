@@ -1,0 +1,209 @@
+"""Editors that change no weight: what they read and write, against plain computations."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from tiny import random_sequences, tiny
+
+from mend_jax.editors import make_editor
+from mend_jax.errors import ConfigError
+from mend_jax.forward import Problem, make_problem, trunk_states
+from mend_jax.models.base import Inputs
+
+E, M, N, S = 2, 2, 3, 3  # edits, corrections of each, texts of each, scored positions
+
+
+@functools.cache
+def base(kind):
+    return tiny(kind)
+
+
+@functools.cache
+def texts_of(kind):
+    """(corrections, texts); the texts of a causal model are padded on the left."""
+    kind = base(kind)[0].kind
+    corrections, texts = random_sequences(0, E, M, kind=kind), random_sequences(1, E, N, kind=kind)
+    if kind == "causal":
+        pad = ((0, 0), (0, 0), (4, 0))
+        texts = texts.replace(
+            tokens=np.pad(texts.tokens, pad), mask=np.pad(texts.mask, pad),
+            score_pos=texts.score_pos + 4,
+        )  # fmt: skip
+    return corrections, texts
+
+
+def read_and_written(name, options, kind, corrections, texts, max_new=4, eos=0):
+    """(logits, what is freely written) of an editor, by one program."""
+    module, params, weights = base(kind)
+    reader = make_editor(name, options).reader
+
+    @jax.jit
+    def run(params, corrections, texts):
+        problem = make_problem(module, params, weights, corrections)
+        h = trunk_states(module, params, texts)
+        return (
+            reader.logits({}, problem, texts, h),
+            reader.write({}, problem, texts, max_new, eos),
+        )
+
+    return jax.tree.map(np.asarray, run(params, corrections, texts))
+
+
+@functools.cache
+def runner(kind, of):
+    """A whole pass to logits, or to the states that a key is the mean of, before a final norm."""
+    module = base(kind)[0]
+
+    @jax.jit
+    def run(params, inputs):
+        if of == "logits":
+            return module.apply({"params": params}, inputs)
+        if module.kind == "seq2seq":
+            return module.apply({"params": params}, inputs, method="_encode")
+        h = module.apply({"params": params}, inputs, method="run_trunk")
+        return module.apply({"params": params}, h, inputs, method="run_top")
+
+    return run
+
+
+def plain_pass(kind, tokens, source=None, of="logits"):
+    """[T, V] or [T, D] of one text without padding (filled up, to compile less)."""
+
+    def filled(ids, width=100):
+        ids, n = np.asarray(ids), len(ids)
+        return np.pad(ids, (0, width - n))[None].astype(np.int32), (np.arange(width) < n)[None]
+
+    inputs = Inputs(*filled(tokens), *(() if source is None else filled(source)))
+    return np.asarray(runner(kind, of)(base(kind)[1], inputs))[0]
+
+
+def plain_logits(kind, tokens, source=None):
+    return plain_pass(kind, tokens, source)[: len(tokens)]
+
+
+def greedy(kind, tokens, source=None, max_new=4):
+    tokens = list(tokens)
+    for _ in range(max_new):
+        tokens.append(int(plain_logits(kind, tokens, source)[-1].argmax()))
+    return tokens[-max_new:]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+def test_in_context_reads_the_corrections_then_the_text(kind):
+    """As one plain text each; float32 logits of some 60 tokens agree to 1e-4."""
+    separator, times, marks = (7, 8), 2, 1
+    corrections, texts = texts_of(kind)
+    options = dict(separator=separator, times=times, marks=marks)
+    logits, written = read_and_written("in_context", options, kind, corrections, texts)
+    moved = 0
+    for e in range(E):
+        said = []
+        for _ in range(times):
+            for m in range(M):
+                if kind == "t5":
+                    ids = [*corrections.source[e, m][corrections.source_mask[e, m]]]
+                    ids += [*corrections.target[e, m]]
+                else:
+                    ids = [*corrections.tokens[e, m][corrections.mask[e, m]]]
+                said += [*(ids[marks:] if said else ids), *separator]
+        for n in range(N):
+            tokens = [*texts.tokens[e, n][texts.mask[e, n]]]
+            own = [*texts.source[e, n][texts.source_mask[e, n]]] if kind == "t5" else None
+            read = tokens if own else said + tokens[marks:]
+            source = own and said + own[marks:]
+            first = len(read) - 1 - S
+            rows = plain_logits(kind, read, source)[first : first + S]
+            np.testing.assert_allclose(logits[e, n], rows, atol=1e-4)
+            assert written[e, n].tolist() == greedy(kind, read[: first + 1], source)
+            moved += np.abs(rows[-1] - plain_logits(kind, tokens, own)[-2]).max() > 1e-2
+    assert moved == E * N
+
+
+def test_in_context_scores_a_marks_position_on_what_stands_before_it():
+    """Plain text, scored from its first token on: the mark is read in the first place alone."""
+    corrections, texts = texts_of("llama")
+    texts = texts.replace(score_pos=np.argmax(texts.mask, -1, keepdims=True) + np.zeros((1, 1, S)))
+    texts = texts.replace(score_pos=texts.score_pos.astype(np.int32))
+    logits, _ = read_and_written("in_context", dict(marks=1), "llama", corrections, texts)
+    said = [*corrections.tokens[0, 0][corrections.mask[0, 0]]]
+    said += [*corrections.tokens[0, 1][corrections.mask[0, 1]]][1:]
+    np.testing.assert_allclose(logits[0, 0, 0], plain_logits("llama", said)[-1], atol=1e-4)
+
+
+def test_in_context_refuses_classifiers_and_short_contexts():
+    module, params, weights = base("bert")
+    editor = make_editor("in_context", {})
+    problem = Problem(module, params, weights, random_sequences(0, kind="classifier"), None)
+    with pytest.raises(ConfigError, match="a classifier judges one claim: give a causal model"):
+        editor.edit({}, {}, problem, False)
+    corrections, texts = texts_of("gpt2")
+    with pytest.raises(ConfigError, match="up to 256 tokens.*context is 160: lower data.max_len"):
+        read_and_written("in_context", dict(times=10), "gpt2", corrections, texts)
+    with pytest.raises(ConfigError, match="times 0 must be at least 1"):
+        make_editor("in_context", dict(times=0))
+
+
+def plain_means(kind, seqs, e, i):
+    """By numpy the mean last state read before each scored token, [S, D]."""
+    tokens, skipped = seqs.tokens[e, i][seqs.mask[e, i]], np.argmax(seqs.mask[e, i])
+    ends = [len(tokens)] * seqs.score_pos.shape[-1]
+    source = None
+    if base(kind)[0].kind == "seq2seq":
+        source = seqs.source[e, i][seqs.source_mask[e, i]]
+        ends = [len(source)] * len(ends)
+    states = plain_pass(kind, tokens, source, "states").astype(np.float64)
+    if base(kind)[0].kind == "causal":
+        ends = seqs.score_pos[e, i] - skipped + 1
+        scale = np.asarray(base(kind)[1]["final_norm"]["scale"])
+        states = states / np.sqrt(np.square(states).mean(-1, keepdims=True) + 1e-5) * scale
+    return np.stack([states[:end].mean(0) for end in ends])
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5", "bert"])
+def test_the_cache_answers_for_what_is_near(kind):
+    """Look-ups by hand, float64, at a threshold that half of what is not the correction passes."""
+    corrections, texts = texts_of(kind)
+    model_kind, end, max_new = base(kind)[0].kind, 0, 4
+    own = corrections
+    if model_kind == "causal":
+        pad = ((0, 0), (0, 0), (4, 0))
+        own = own.replace(tokens=np.pad(own.tokens, pad), mask=np.pad(own.mask, pad),
+                          score_pos=own.score_pos + 4)  # fmt: skip
+    texts = jax.tree.map(lambda a, b: np.concatenate([a[:, 1:], b], axis=1), own, texts)
+    # One token less of the first answer, which is then not in the cache.
+    keep = corrections.score_mask.copy()
+    keep[:, 0, -1] = model_kind == "classifier"
+    corrections = corrections.replace(score_mask=keep)
+    found = {}
+    for e in range(E):
+        keys = [(key, m, i) for m in range(M) for i in np.flatnonzero(keep[e, m])
+                for key in [plain_means(kind, corrections, e, m)[i]]]  # fmt: skip
+        for n in range(1 + N):
+            for s, asked in enumerate(plain_means(kind, texts, e, n)):
+                near = [(np.linalg.norm(asked - k), m, i) for k, m, i in keys
+                        if model_kind == "causal" or i == s]  # fmt: skip
+                found[e, n, s] = min(near)
+    others = [d for (_, n, _), (d, _, _) in found.items() if n > 0]
+    eps = float(np.median(others)) + 1e-3
+    assert np.abs(np.asarray(others) - eps).min() > 1e-4
+    options = dict(eps=eps, onehot_logit=5.0)
+    logits, written = read_and_written("cache", options, kind, corrections, texts, max_new, end)
+    for (e, n, s), (distance, m, i) in found.items():
+        assert n > 0 or (distance == 0 and (m, i) == (1, s))
+        tokens, row = texts.tokens[e, n][texts.mask[e, n]], texts.score_pos[e, n, s]
+        source = None if texts.source is None else texts.source[e, n][texts.source_mask[e, n]]
+        row -= np.argmax(texts.mask[e, n])
+        expected = plain_pass(kind, tokens, source)[row]
+        if distance < eps:
+            expected = 5.0 * np.eye(len(expected))[corrections.target[e, m, i]]
+        np.testing.assert_allclose(logits[e, n, s], expected, atol=1e-4)
+        if model_kind == "classifier":
+            assert written[e, n, s] == expected.argmax()
+        elif s == 0 and distance < eps:
+            answer = [*corrections.target[e, m, i:][keep[e, m, i:]], *[end] * max_new]
+            assert written[e, n].tolist() == answer[:max_new]
+        elif s == 0:
+            assert written[e, n].tolist() == greedy(kind, tokens[: row + 1], source)
+    assert 0 < sum(d < eps for d in others) < len(others)
