@@ -4,7 +4,7 @@ Command: python -m mend_jax.main --config=paper_table4.py --config.settings="('d
 DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md. Some cells alone:
 --config.only=mend,ke; other settings for all: --config.settings="('eval.edits=500',)".
 Cost: counted, not measured: a cell at most about ten minutes on two cores, MEND thrice (3 seeds);
-some two hours and a half in all. It resumes cell by cell.
+some three hours in all. It resumes cell by cell.
 The paper's numbers (success / accuracy drawdown, BART-base): FT .96 / <.001, FT+KL .89 / <.001,
 ENN .99 / <.001, KE .98 / <.001, MEND .98 / .002.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from mend_jax.drawing import (
@@ -95,7 +96,9 @@ def curves(
         x = [k for (numbers, _), _ in named.values() for k in numbers]
         ax.set_xscale("log")
         ax.set_xlim(min(x) / 1.25, max(x) * 1.25)
-        log_axis(ax.xaxis, min(x), max(x))
+        ax.xaxis.set_major_locator(ticker.FixedLocator(sorted(set(x))))
+        ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+        ax.xaxis.set_minor_locator(ticker.NullLocator())
         if percent:
             ax.set_ylim(-0.03, 1.05)
             percent_axis(ax.yaxis)
