@@ -3,6 +3,11 @@
 Command: python -m mend_jax.main --config=gen_smollm2.py --config.data.dir=DATA
 DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md. The edit targets are
 sampled from the base model first, which takes some minutes once.
+Hardware and time: two cores of 190 GFLOP/s (2048^3 float32 matmul) with tests beside, 4.0 GB, 44
+minutes: 5 of sampling, 27 of training, 11 of evaluation.
+Expected (measured here, seed 0, n = 200): success 0.700 (edit 0.720, paraphrase 0.680), freely
+generated 0.605 / 0.555; far passages: KL 0.023, arg max kept 0.915, perplexity 45.9 + 1.29. The
+paper's, of distilGPT-2: 0.86 / 0.225, after hundreds of times more steps.
 """
 
 from mend_jax.config import load_config
