@@ -3,7 +3,7 @@
 Command: python -m mend_jax.main --config=qa_smollm2.py --config.data.dir=DATA
 DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md.
 Hardware and time: two cores of 190 GFLOP/s (2048^3 float32 matmul), 3.1 GB, 1.0 step a second where
-nothing else ran, 43 minutes of training with tests beside; about 5 minutes for 250 test edits a set.
+nothing else ran, 43 minutes of training with tests beside; 5 minutes for 250 test edits of a set.
 Expected (measured here, seed 0, n = 487, all that fit): success 0.974 (edit 0.977, paraphrase
 0.971), freely generated 0.793 / 0.805; far questions: KL 0.015, arg max kept 0.950, accuracy
 drawdown -0.0001. On the published form (n = 487) 0.947 (0.955 / 0.938), far 0.017 / 0.947. Other
