@@ -21,6 +21,7 @@ from mend_jax.editors.malmen import malmen
 from mend_jax.editors.mend import mend
 from mend_jax.editors.meta_curvature import meta_curvature
 from mend_jax.editors.meta_sgd import meta_sgd
+from mend_jax.editors.point_repair import point_repair
 from mend_jax.editors.ultraedit import ultraedit
 from mend_jax.errors import ConfigError
 
@@ -41,6 +42,7 @@ EDITORS: dict[str, Callable[..., EditTransform]] = {
     "ultraedit": ultraedit,
     "in_context": in_context,
     "cache": cache,
+    "point_repair": point_repair,
 }
 
 
