@@ -23,6 +23,12 @@ def _mesh() -> Any:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def n_devices() -> int:
+    """How many devices the mesh in force has."""
+    mesh = _mesh()
+    return 1 if mesh is None else mesh.size
+
+
 def unsplit(x: jax.Array) -> jax.Array:
     """x, of whose last axis every device holds the whole; the other axes are left free."""
     if _mesh() is None:

@@ -40,6 +40,7 @@ OPTIONS = {
     "memit": dict(steps=5, lr=0.1),
     "in_context": dict(separator=(7,)),
     "cache": dict(eps=1e-3),
+    "point_repair": dict(rivals=4),
 }
 
 # Editors that learn, and what they do before they have: one step of gradient descent at this rate,
@@ -50,6 +51,7 @@ STARTS = {
 }  # fmt: skip
 
 READERS = {"in_context", "cache"}  # they change no weight
+ONE_DEVICE = {"point_repair"}  # it refuses a mesh of more
 
 SEQS = random_sequences(0, E=4)
 
@@ -162,6 +164,7 @@ def test_state_moves_only_in_training(case):
     jax.tree.map(np.testing.assert_array_equal, case.state, after)
 
 
+@pytest.mark.parametrize("case", sorted(OPTIONS.keys() - ONE_DEVICE), indirect=True)
 def test_a_mesh_changes_nothing(case):
     """Parameters and base split over 8 devices as their rules say, the edits over 4 of them."""
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))

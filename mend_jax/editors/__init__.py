@@ -22,6 +22,7 @@ from mend_jax.editors.memit import memit
 from mend_jax.editors.mend import mend
 from mend_jax.editors.meta_curvature import meta_curvature
 from mend_jax.editors.meta_sgd import meta_sgd
+from mend_jax.editors.point_repair import point_repair
 from mend_jax.editors.rledit import rledit
 from mend_jax.editors.rome import rome
 from mend_jax.editors.ultraedit import ultraedit
@@ -47,6 +48,7 @@ EDITORS: dict[str, Callable[..., EditTransform]] = {
     "memit": memit,
     "in_context": in_context,
     "cache": cache,
+    "point_repair": point_repair,
 }
 
 

@@ -24,7 +24,9 @@ MOST = 1000
 def least_matrix(
     norm: Norm, key_NxF: np.ndarray, row_MxD: np.ndarray, at_M: np.ndarray, least_M: np.ndarray
 ) -> np.ndarray | None:
-    """argmin |X| over X[F, D] with key_{at(m)} X row_m >= least_m for all m; None if there is none.
+    """argmin |X| over X[F, D] with key_{at(m)} X row_m >= least_m for all m.
+
+    None where there is none, or where the solver gives up.
 
     The balls of l1 and linf are spanned by their corners: +-1 at one entry, or +-1 at every entry.
     So X = sum_c x_c C_c over some of them, x >= 0, and |X| <= sum_c x_c: a program of M rows and
@@ -41,7 +43,10 @@ def least_matrix(
     corners: list[Any] = []
     values_MxC = np.zeros((len(least_M), 0))
     for _ in range(MOST):
-        x_C, y_M, lacking = _solve(values_MxC, least_M / unit, met)
+        solved = _solve(values_MxC, least_M / unit, met)
+        if solved is None:
+            return None
+        x_C, y_M, lacking = solved
         if lacking < 1e-9 and not met:
             met = True
             continue
@@ -65,10 +70,11 @@ def least_matrix(
 
 def _solve(
     values_MxC: np.ndarray, least_M: np.ndarray, met: bool
-) -> tuple[np.ndarray, np.ndarray, float]:
+) -> tuple[np.ndarray, np.ndarray, float] | None:
     """(x[C], prices y[M], sum of l) of min sum x or, until it is `met`, min sum l.
 
-    Over x, l >= 0 with values x + l >= least; l = 0 once they can be met.
+    Over x, l >= 0 with values x + l >= least; l = 0 once they can be met. Such x and l there are,
+    so None means trouble with the numbers.
     """
     M, C = values_MxC.shape
     cost = np.concatenate([np.full(C, float(met)), np.full(M, float(not met))])
@@ -81,7 +87,7 @@ def _solve(
         method="highs",
     )
     if found.status:
-        raise RuntimeError(f"a linear program that has a solution was not solved: {found.message}")
+        return None
     return found.x[:C], -found.ineqlin.marginals, float(found.x[C:].sum())
 
 
