@@ -24,7 +24,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Files that take minutes, longest first. Begun last, one of them keeps one worker busy while the
 # others wait (xdist by itself begins with the files that have most tests).
 LONG = (
-    "test_golden.py", "test_processes.py", "test_tasks.py", "test_notebooks.py",
+    "test_editors.py", "test_golden.py", "test_processes.py", "test_tasks.py", "test_notebooks.py",
     "test_quickstart.py", "test_run.py",
     "test_meshes.py", "test_models_editing.py", "test_models.py", "test_run_kinds.py",
 )  # fmt: skip

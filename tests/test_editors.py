@@ -117,9 +117,10 @@ def case(request):
     return made._replace(state=state)
 
 
-def same(edit, other, atol=1e-5):
+def same(edit, other, atol=1e-5, rtol=1e-4):
+    """Equal but for float32 rounding, which a solve or some steps of descent multiply by 1e3."""
     for name, delta in edit.deltas.items():
-        np.testing.assert_allclose(delta.dense(), other.deltas[name].dense(), atol=atol)
+        np.testing.assert_allclose(delta.dense(), other.deltas[name].dense(), atol=atol, rtol=rtol)
 
 
 def test_editing_is_pure_and_leaves_the_base_bit_identical(case):
@@ -130,18 +131,12 @@ def test_editing_is_pure_and_leaves_the_base_bit_identical(case):
     assert all(np.abs(d.dense()).max() > 0 for d in first.deltas.values())
 
 
-def test_edits_of_one_step_are_independent_and_padding_changes_nothing(case):
-    """E edits together equal each alone with more padding, one after the other."""
-    together = case.edit(SEQS)
+def test_edits_of_one_step_are_each_by_itself_and_padding_changes_nothing(case):
+    """E edits together equal those of one alone under `vmap`, with more padding."""
     pad = ((0, 0), (0, 0), (0, 5))
     wide = SEQS.replace(tokens=np.pad(SEQS.tokens, pad), mask=np.pad(SEQS.mask, pad))
-    for e in range(4):
-        same(together.at(e), case.edit(jax.tree.map(lambda a, e=e: a[e : e + 1], wide)).at(0))
-
-
-def test_vmap_is_the_loop(case):
     each = jax.jit(jax.vmap(case.apply, in_axes=(None, None, None, 0)))
-    alone = jax.tree.map(lambda a: a[:, None], SEQS)
+    alone = jax.tree.map(lambda a: a[:, None], wide)
     vmapped, _ = each(case.params, case.state, case.base, alone)
     same(case.edit(SEQS), jax.tree.map(lambda leaf: leaf[:, 0], vmapped))
 
