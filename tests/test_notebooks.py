@@ -46,14 +46,12 @@ def test_every_notebook_is_tested():
 def kernel(tmp_path_factory):
     """Runs a notebook whole and returns (values of expressions at its end, printed text, images).
 
-    Both share a folder, a run, and what was compiled.
+    Both share a folder and a run, and what was compiled with all tests (see conftest).
     """
     folder = tmp_path_factory.mktemp("notebooks")
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling, not running, is our cost
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "IPYTHONDIR": str(folder / "ipython"),
         "MEND_NOTEBOOK_SMOKE": "1",
         "MEND_NOTEBOOK_RUN": str(folder / "run"),
