@@ -56,12 +56,10 @@ def least_matrix(
             for x, corner in zip(x_C, corners, strict=True):
                 X_FxD = X_FxD + (x * unit).astype(np.float32) * corner
             return X_FxD
-        if (
-            not met
-            and most
-            <= 1e-5 * _corners(norm, _priced(*map(np.abs, (key_NxF, row_MxD)), at_M, y_M))[0]
-        ):
-            return None  # but for rounding
+        if not met:
+            size_FxD = _priced(np.abs(key_NxF), np.abs(row_MxD), at_M, y_M)
+            if most <= 1e-5 * _corners(norm, size_FxD)[0]:
+                return None  # what is left to gain is rounding
         corners += new
         value = [((key_NxF @ corner)[at_M] * row_MxD).sum(-1) for corner in new]
         values_MxC = np.concatenate([values_MxC, np.stack(value, axis=1)], axis=1)
