@@ -61,8 +61,7 @@ def appraise(
             return {}
         of = {"of": name, "turns": list(turns), "n": c.data.edits_per_batch}
         of |= {"rows": rows_mark(experiment.in_turn), **mark}
-        transform, *start = editor
-        params, state = (place(experiment.mesh, tree, EDITOR_RULES) for tree in start)
+        transform, params, state = _placed(experiment, editor)
         found = edit_in_turn(
             transform, params, state, experiment.model, experiment.in_turn.encoded,
             checkpoints=turns, facts_per_edit=c.data.edits_per_batch, between=between,
@@ -96,14 +95,21 @@ def rows_mark(split: Split) -> str:
     return fingerprint_rows({"": [split.rows[int(i)] for i in split.encoded.index]})
 
 
+def _placed(
+    experiment: Experiment, editor: tuple[EditTransform, Any, Any]
+) -> tuple[EditTransform, Any, Any]:
+    """The editor with its parameters and state where the mesh wants them."""
+    transform, *start = editor
+    return transform, *(place(experiment.mesh, tree, EDITOR_RULES) for tree in start)
+
+
 def _general_ability(
     experiment: Experiment, editor: tuple[EditTransform, Any, Any], between: Between
 ) -> dict[str, Any]:
     """What `eval.ability_edits` edits of the test split do to texts and facts that all share."""
     c, model, probes = experiment.config.eval, experiment.model, experiment.probes
     split = experiment.subset(experiment.test, c.ability_edits)
-    transform, *start = editor
-    params, state = (place(experiment.mesh, tree, EDITOR_RULES) for tree in start)
+    transform, params, state = _placed(experiment, editor)
 
     @jax.jit
     def probe(params, state, base, texts, probes, known):
@@ -156,8 +162,7 @@ def _judge(
     between: Between,
     log: Judged,
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
-    transform, *start = editor
-    params, state = (place(experiment.mesh, tree, EDITOR_RULES) for tree in start)
+    transform, params, state = _placed(experiment, editor)
     found, examples = evaluate(
         transform, params, state, experiment.model, experiment.eval_batches(split, per_step),
         split.rows, experiment.mesh, n_edits=len(split),

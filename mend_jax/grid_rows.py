@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mend_jax.models.params import nest
 from mend_jax.plots import dig, interval, number
 from mend_jax.spread import summarise
 
@@ -79,21 +80,9 @@ def make_row(
         "seeds": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is not None],
         "missing": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is None],
         "scores": spread,
-        "sequential": nested({path: score["mean"] for path, score in turns.items()}),
+        "sequential": nest({path: score["mean"] for path, score in turns.items()}, "."),
         "base": dig(first, "base.spec"),
         "data": dig(first, "data.name"),
         "hardware": dig(first, "hardware"),
         "folders": [str(run.folder) for run, _ in runs],
     }
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested objects of values by dotted path."""
-    found: dict[str, Any] = {}
-    for path, value in flat.items():
-        node = found
-        *heads, last = path.split(".")
-        for head in heads:
-            node = node.setdefault(head, {})
-        node[last] = value
-    return found

@@ -20,11 +20,11 @@ BLOCK = re.compile(r"((?:\w+_)?block)_(\d+)/(.*)")  # stack, number, the rest
 _TRUNK = re.compile(r"((?:\w+_)?)trunk/(.*)")
 
 
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nest(flat: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
     """{'a/b': x} -> {'a': {'b': x}}."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
-        *parents, last = path.split("/")
+        *parents, last = path.split(separator)
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
