@@ -15,6 +15,7 @@ def get_config(variant=""):
     c.data.max_len = 30
     c.data.max_target = 4
     c.data.far_len = 30
+    c.data.pack = (18, 22) if variant == "" else ()
     c.train.c_edit = 0.25
     c.eval.max_new_tokens = 6
     if variant == "":

@@ -21,6 +21,7 @@ def get_config(variant=""):
     c.data.max_len = 60
     c.data.max_target = 12
     c.data.far_len = 48
+    c.data.pack = (36, 44) if variant == "" else ()
     c.train.c_edit = 0.1  # the paper's
     c.train.clip = 0.5
     c.train.far_scored = 12

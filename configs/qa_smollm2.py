@@ -22,13 +22,13 @@ def get_config(variant=""):
     c.data.max_len = 26
     c.data.max_target = 10
     c.data.far_len = 26
+    c.data.pack = (16, 20) if variant != "smoke" else ()
     c.train.c_edit = 0.25
     c.train.near_share = 0.1 if variant == "near" else 0.0  # 0: far texts alone, as in the paper
     c.train.clip = 0.5  # norms are 0.1 to 0.5; at 100 a rare batch threw the editor off
     c.eval.max_new_tokens = 12
     c.eval.also = ("zsre/mend",)  # the published form, with one-hop questions
     if variant != "smoke":
-        c.data.pack = (16, 20)
         c.train.steps = 1800
         c.train.val_every = 450
         c.train.val_edits = 128
