@@ -80,7 +80,9 @@ def appraise(
     for name, split in experiment.also.items():
         results["also"][name], _ = judge(split, own, f"also {name}", per_step, 0, mark)
     if experiment.probes is not None:
-        results["eval"]["ability"] = _general_ability(experiment, own, between)
+        of = {"of": "ability", "at_once": per_step, "rows": rows_mark(experiment.test), **mark}
+        log = Judged(file("ability", "", ".jsonl"), of)
+        results["eval"]["ability"] = _general_ability(experiment, own, between, log)
     for name, options in c.eval.baselines.items():
         options = options.to_dict()
         turns = options.pop("sequential", ())
@@ -104,7 +106,7 @@ def _placed(
 
 
 def _general_ability(
-    experiment: Experiment, editor: tuple[EditTransform, Any, Any], between: Between
+    experiment: Experiment, editor: tuple[EditTransform, Any, Any], between: Between, log: Judged
 ) -> dict[str, Any]:
     """What `eval.ability_edits` edits of the test split do to texts and facts that all share."""
     c, model, probes = experiment.config.eval, experiment.model, experiment.probes
@@ -123,17 +125,18 @@ def _general_ability(
     known = jax.jit(functools.partial(know, model=model.module))(model.params, probes)
     pool = np.asarray(known.recalled)
     probes, known = known_first(probes, known, c.ability_facts)
-    progress = Progress("general ability", len(split), writer=is_writer())
-    parts, done = [], 0
-    for batch in experiment.eval_batches(split, c.edits_per_step):
+    progress = Progress("general ability", len(split), start=log.n_edits, writer=is_writer())
+    for number, batch in enumerate(experiment.eval_batches(split, c.edits_per_step)):
+        if number < len(log.batches):
+            continue
         between()
         placed = shard_batch(experiment.mesh, batch)
         found = gather(probe(params, state, model.params, placed["edit"], probes, known))
-        valid = gather(placed["valid"]).any(-1)
-        parts.append({name: np.asarray(values)[valid] for name, values in found.items()})
-        done += int(valid.sum())
-        progress.update(done, force=done == len(split))
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        valid, numbered = gather((placed["valid"], placed["index"]))
+        kept = {("probes", name): np.asarray(v)[valid.any(-1)] for name, v in found.items()}
+        log.add(numbered[valid].tolist(), kept, {})
+        progress.update(log.n_edits, force=log.n_edits == len(split))
+    joined = {name: values for (_, name), values in log.scores().items()}
     return summarise(joined, probes, known) | {
         "recall_of_pool": float(pool.mean()),
         "pool": len(pool),

@@ -2,6 +2,11 @@
 
 import gzip
 import json
+import os
+from pathlib import Path
+
+ROOT = Path(os.environ.get("MEND_DATA_DIR") or Path(__file__).parents[2] / "shared/data")
+"""Where real raw data lies, if it does."""
 
 
 def lines(records):

@@ -2,8 +2,6 @@
 
 import functools
 import json
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +16,8 @@ from mend_jax.edits import Edit, LowRank, merge
 from mend_jax.errors import DataError
 from mend_jax.forward import scored_logits
 from mend_jax.tokenizer import Tokenizer
+from raw_files import ROOT
 
-ROOT = Path(os.environ.get("MEND_DATA_DIR") or Path(__file__).parents[2] / "shared/data")
 E = 3
 
 

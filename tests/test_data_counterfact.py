@@ -1,17 +1,15 @@
 """CounterFact in both forms: what a row holds, what no split may share, what a file may not be."""
 
-import os
 from pathlib import Path
 
 import pytest
-from raw_files import SPOILT, change, spoil, write
+from raw_files import ROOT, SPOILT, change, spoil, write
 from sound_rows import check_near_apart, check_rows, made_and_prepared
 
 from mend_jax import data
 from mend_jax.data import counterfact, raw
 from mend_jax.errors import DataError
 
-ROOT = Path(os.environ.get("MEND_DATA_DIR") or Path(__file__).parents[2] / "shared/data")
 NAMES = {"train": "train", "validation": "val", "test": "edit"}
 NAMES = {split: f"counterfact/counterfact-{name}.jsonl" for split, name in NAMES.items()}
 SUBSET, FULL = "counterfact/rome_form_subset.jsonl", "counterfact/counterfact.json"

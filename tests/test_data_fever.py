@@ -3,8 +3,6 @@
 import collections
 import gzip
 import json
-import os
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +10,8 @@ from mend_jax import data
 from mend_jax.data import fever
 from mend_jax.data.names import normalise
 from mend_jax.errors import DataError
+from raw_files import ROOT
 
-ROOT = Path(os.environ.get("MEND_DATA_DIR") or Path(__file__).parents[2] / "shared/data")
 REAL = ROOT / "fever/train.jsonl.gz"
 LABELS = ("SUPPORTS", "REFUTES", "NOT ENOUGH INFO")
 SAID = ("was built in 1901", "is a river of the north", "has no mayor", "likes cold soup")

@@ -1,16 +1,13 @@
 """Natural Questions as unrelated texts: one look, one answer each, no question in two splits."""
 
-import os
-from pathlib import Path
 
 import pytest
-from raw_files import SPOILT, change, spoil, write
+from raw_files import ROOT, SPOILT, change, spoil, write
 
 from mend_jax import data
 from mend_jax.data.names import normalise
 from mend_jax.errors import DataError
 
-ROOT = Path(os.environ.get("MEND_DATA_DIR") or Path(__file__).parents[2] / "shared/data")
 NAMES = {
     "train": "nq_open/ambignq_train.jsonl",
     "validation": "nq_open/NQ-open.efficientqa.dev.1.1.jsonl",

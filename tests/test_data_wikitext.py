@@ -1,16 +1,14 @@
 """Passages of Wikitext: tokenisation undone, articles told apart, files that cannot be used."""
 
 import gzip
-import os
-from pathlib import Path
 
 import pytest
 
 from mend_jax import data
 from mend_jax.data import prose, wikitext
 from mend_jax.errors import DataError
+from raw_files import ROOT
 
-ROOT = Path(os.environ.get("MEND_DATA_DIR") or Path(__file__).parents[2] / "shared/data")
 NEEDS_FILES = pytest.mark.skipif(
     not list(ROOT.glob("wikitext-2/*train*")), reason=f"no wikitext-2 files below {ROOT}"
 )

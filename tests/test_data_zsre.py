@@ -1,11 +1,10 @@
 """zsRE in each of its forms: what a row holds, what no split may share, what a file may not be."""
 
 import itertools
-import os
 from pathlib import Path
 
 import pytest
-from raw_files import SPOILT, change, spoil, write
+from raw_files import ROOT, SPOILT, change, spoil, write
 from sound_rows import check_rows, made_and_prepared, says, texts_of
 
 from mend_jax import data
@@ -14,7 +13,6 @@ from mend_jax.data.names import normalise
 from mend_jax.data.neighbours import wording
 from mend_jax.errors import DataError
 
-ROOT = Path(os.environ.get("MEND_DATA_DIR") or Path(__file__).parents[2] / "shared/data")
 TRAIN, DEV = "zsre/levy_mend_form_train.jsonl", "zsre/levy_mend_form_dev.jsonl"
 MEND, EVAL = "zsre/mend_train_1k.jsonl", "zsre/mend_eval_portability.jsonl"
 FULL, KNOWEDIT = "zsre/zsre_mend_train.json", "zsre/knowedit_test.jsonl"

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from raw_files import ROOT as DATA
 
 ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("MEND_DATA_DIR", ROOT.parent / "shared/data"))
 
 pytestmark = pytest.mark.skipif(
     not DATA.is_dir(), reason=f"no raw data at {DATA}; set MEND_DATA_DIR"
