@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from raw_files import ROOT
 from test_data_wikitext import article, sentence
 from tiny import random_sequences, tiny
 
@@ -16,7 +17,6 @@ from mend_jax.edits import Edit, LowRank, merge
 from mend_jax.errors import DataError
 from mend_jax.forward import scored_logits
 from mend_jax.tokenizer import Tokenizer
-from raw_files import ROOT
 
 E = 3
 

@@ -5,12 +5,12 @@ import gzip
 import json
 
 import pytest
+from raw_files import ROOT
 
 from mend_jax import data
 from mend_jax.data import fever
 from mend_jax.data.names import normalise
 from mend_jax.errors import DataError
-from raw_files import ROOT
 
 REAL = ROOT / "fever/train.jsonl.gz"
 LABELS = ("SUPPORTS", "REFUTES", "NOT ENOUGH INFO")

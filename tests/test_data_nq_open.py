@@ -1,6 +1,5 @@
 """Natural Questions as unrelated texts: one look, one answer each, no question in two splits."""
 
-
 import pytest
 from raw_files import ROOT, SPOILT, change, spoil, write
 

@@ -3,11 +3,11 @@
 import gzip
 
 import pytest
+from raw_files import ROOT
 
 from mend_jax import data
 from mend_jax.data import prose, wikitext
 from mend_jax.errors import DataError
-from raw_files import ROOT
 
 NEEDS_FILES = pytest.mark.skipif(
     not list(ROOT.glob("wikitext-2/*train*")), reason=f"no wikitext-2 files below {ROOT}"
