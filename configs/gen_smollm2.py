@@ -22,15 +22,15 @@ def get_config(variant=""):
     c.data.max_target = 12
     c.data.far_len = 48
     c.data.pack = (36, 44) if variant == "" else ()
-    c.train.c_edit = 0.1  # the paper's
+    c.train.c_edit = 0.25
     c.train.clip = 0.5
     c.train.far_scored = 12
     c.eval.max_new_tokens = 12
     if variant == "":
-        c.train.steps = 600
-        c.train.val_every = 150
-        c.train.val_edits = 96
-        c.train.checkpoint_every = 100
+        c.train.steps = 1000
+        c.train.val_every = 250
+        c.train.val_edits = 64
+        c.train.checkpoint_every = 125
         c.eval.edits = 200
         c.eval.ability_edits = 32
     return c

@@ -41,6 +41,7 @@ def get_config(variant=""):
 
     c.editor = ml_collections.ConfigDict()
     c.editor.name = "mend"
+    c.editor.start = ""  # the folder of a run whose trained editor this one begins with
     c.editor.strength = 1.0  # of edits after training: less gives up success for locality
     c.editor.options = ml_collections.ConfigDict()
     c.editor.options.rank = 512
@@ -90,7 +91,7 @@ def get_config(variant=""):
     c.eval.ability_pool = 1024  # ... of so many
     c.eval.baselines = ml_collections.ConfigDict()
     c.eval.baselines.fine_tune = ml_collections.ConfigDict(
-        dict(lr=1e-2, max_steps=40, edits=40, edits_per_step=8)
+        dict(lr=1e-2, max_steps=40, edits=40, edits_per_step=4)
     )
 
     c.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=1, tensor=1))

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from mend_jax import checkpoint, distributed, report
 from mend_jax import config as configs
 from mend_jax.appraise import appraise
 from mend_jax.data import DataSet
-from mend_jax.errors import Preempted
+from mend_jax.editor import Editor
+from mend_jax.errors import CheckpointError, Preempted
 from mend_jax.evaluate import make_scorer, peak_memory_bytes, validate
 from mend_jax.experiment import Experiment, open_experiment
 from mend_jax.mesh import in_force
@@ -142,8 +144,7 @@ def train_editor(
         write_text(workdir / "config.json", configs.to_json(c) + "\n")
         log.rewind(int(state.step))
     if manager.latest_step() is None:
-        seen = survey(experiment, experiment.editor, state.params, state.editor_state)
-        state = state.replace(editor_state=seen)
+        state = begun(experiment, state)
     if not experiment.editor.trainable or c.train.steps == 0:
         if manager.latest_step() is None:  # so that Editor.restore finds it
             checkpoint.save(manager, 0, state, mine, None)
@@ -182,6 +183,29 @@ def train_editor(
     if c.train.keep == "best" and record.best_step not in (0, int(state.step)):
         state = checkpoint.restore_state(manager, record.best_step, state)
     return state, record
+
+
+def begun(experiment: Experiment, fresh: TrainState) -> TrainState:
+    """The state of the first step: what `editor.start` learned, or a fresh one after its survey.
+
+    Raises:
+      CheckpointError: that run's editor is not this config's, or of another base.
+    """
+    start = experiment.config.editor.start
+    if not start:
+        seen = survey(experiment, experiment.editor, fresh.params, fresh.editor_state)
+        return fresh.replace(editor_state=seen)
+    theirs = Editor.restore(start, experiment.model)
+    learned = {"params": theirs.params, "editor_state": theirs.state}
+    mine = {name: getattr(fresh, name) for name in learned}
+    if jax.tree.map(jnp.shape, learned) != jax.tree.map(jnp.shape, mine):
+        raise CheckpointError(
+            f"editor.start: the editor of {start} has other parameters than editor.name "
+            f"{experiment.config.editor.name!r} with these editor.options; give those of that "
+            f"run's config.json"
+        )
+    say(f"beginning with the editor of {start}")
+    return fresh.replace(**learned)
 
 
 def describe_data(experiment: Experiment) -> dict[str, Any]:

@@ -45,6 +45,7 @@ KEYS = {
     "data.far_len": Key(int, 2),
     "data.pack": Key(tuple),
     "editor.name": Key(str),
+    "editor.start": Key(str),
     "editor.strength": Key(float, 0.0),
     "train.steps": _COUNT_OR_NONE,
     "train.edits_per_step": _COUNT,

@@ -25,10 +25,11 @@ from mend_jax.mesh import make_mesh
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "data.name": "world_facts/offline", "data.train_edits": 48, "data.max_len": 96,
-    "data.max_target": 24, "data.far_len": 24, "train.steps": 6, "train.edits_per_step": 4,
-    "train.val_every": 3, "train.val_edits": 8, "train.checkpoint_every": 2,
-    "train.log_every": 1, "eval.edits": 6, "eval.edits_per_step": 4, "eval.max_new_tokens": 24,
-    "eval.examples": 4, "editor.options.rank": 8, "eval.baselines.fine_tune.max_steps": 3,
+    "data.max_target": 24, "data.far_len": 24, "data.pack": (), "train.steps": 6,
+    "train.edits_per_step": 4, "train.val_every": 3, "train.val_edits": 8,
+    "train.checkpoint_every": 2, "train.log_every": 1, "eval.edits": 6,
+    "eval.edits_per_step": 4, "eval.max_new_tokens": 24, "eval.examples": 4,
+    "editor.options.rank": 8, "eval.baselines.fine_tune.max_steps": 3,
     "eval.baselines.fine_tune.edits_per_step": 4,
 }  # fmt: skip
 
@@ -223,6 +224,36 @@ def test_another_base_is_refused(finished, base, tmp_path):
 def test_another_config_is_refused(base, finished):
     with pytest.raises(CheckpointError, match=r"seed was 0, is 1"):
         run(base, finished, seed=1)
+
+
+def test_a_trained_editor_is_judged_again_in_another_folder(base, finished, tmp_path):
+    """`editor.start` with no steps: another evaluation of what another run learned."""
+    again = {"editor.start": finished, "train.steps": 0, "eval.edits_per_step": 3}
+    results = run(base, tmp_path / "again", **again)
+    before = json.loads((finished / "results.json").read_text())["eval"]
+    assert results["training"]["steps"] == 0
+    assert results["eval"]["edit"]["nll"] == pytest.approx(before["edit"]["nll"], rel=1e-5)
+    assert results["eval"]["locality"]["kl"] == pytest.approx(before["locality"]["kl"], rel=1e-3)
+    come_back = mend_jax.Editor.restore(tmp_path / "again")
+    theirs = mend_jax.Editor.restore(finished)
+    for mine, old in zip(*map(jax.tree.leaves, (come_back.params, theirs.params)), strict=True):
+        np.testing.assert_array_equal(mine, old)
+
+
+def test_a_run_begins_with_the_editor_of_another(base, finished, tmp_path):
+    """A step at no rate to speak of stays at what was learned; statistics take in its rows."""
+    more = {"editor.start": finished, "train.steps": 1, "train.val_every": 1}
+    run(base, tmp_path, **more, **{"train.lr": 1e-12, "train.layer_lr_lr": 1e-12})
+    mine, theirs = (mend_jax.Editor.restore(d) for d in (tmp_path, finished))
+    for new, old in zip(*map(jax.tree.leaves, (mine.params, theirs.params)), strict=True):
+        np.testing.assert_allclose(new, old, atol=1e-9)
+    counts = [min(m.count for m in _moments(editor.state)) for editor in (theirs, mine)]
+    assert 0 < counts[0] < counts[1]
+
+
+def test_a_start_with_other_options_is_refused(base, finished, tmp_path):
+    with pytest.raises(CheckpointError, match="editor.start.*has other parameters"):
+        run(base, tmp_path, **{"editor.start": finished, "editor.options.rank": 4})
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

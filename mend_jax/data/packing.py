@@ -23,18 +23,19 @@ def by_length(rows: EncodedRows, limits: Sequence[int], least: int) -> list[Enco
     """The rows in parts: those whose texts fit the first limit, then the second, ..., the rest.
 
     Args:
-      limits: tokens of a text with its answer, rising; () keeps one part.
+      limits: tokens of a text with its answer, rising; () keeps one part, and so do rows for an
+        encoder-decoder, whatever the limits.
       least: rows that a part must have; one with fewer joins the next.
 
     Raises:
-      DataError: limits that do not rise, or rows for an encoder-decoder.
+      DataError: limits that do not rise, or a last part that does not fill a step.
     """
     if list(limits) != sorted(set(limits)) or any(limit < 2 for limit in limits):
         raise DataError(f"data.pack is {tuple(limits)}: give rising lengths of at least 2 tokens")
     if not limits:
         return [rows]
-    if rows.texts["edit"].source is not None:
-        raise DataError("data.pack is for models of one stack: leave it () for this one")
+    if rows.texts["edit"].source is not None:  # questions and answers have lengths of their own
+        return [rows]
     longest = np.max(
         [t.mask.sum(-1) for name, t in rows.texts.items() if name != "far"], axis=0
     )  # fmt: skip

@@ -1,0 +1,45 @@
+"""What the machine itself can do: its matrix product and its memory."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def seconds_of(run: Callable[[], Any], repeats: int, warm: int = 1) -> list[float]:
+    """Seconds of each of `repeats` calls, waited for, after `warm` that do not count."""
+    for _ in range(warm):
+        jax.block_until_ready(run())
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(run())
+        found.append(time.perf_counter() - began)
+    return found
+
+
+def matmul_rate(dtype: Any, size: int = 2048, repeats: int = 10) -> float:
+    """FLOP/s of one square product [size, size], the median of `repeats`."""
+    x = jnp.ones((size, size), dtype)
+    product = functools.partial(jax.jit(jnp.matmul), x, x)
+    return 2.0 * size**3 / statistics.median(seconds_of(product, repeats))
+
+
+def bandwidth(megabytes: int = 256, repeats: int = 10) -> float:
+    """Bytes a second, read and written, of adding one to an array that no cache holds."""
+    x = jnp.zeros((megabytes * 2**20 // 4,), jnp.float32)
+    add = functools.partial(jax.jit(lambda x: x + 1.0), x)
+    return 2.0 * x.nbytes / statistics.median(seconds_of(add, repeats))
+
+
+def describe() -> str:
+    """The machine in words."""
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind}, {platform.machine()}, jax {jax.__version__}"

@@ -1,0 +1,115 @@
+"""Times the parts of a training step, each compiled by itself, in the order in which they run."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.machine import seconds_of
+from benchmarks.workload import Built
+from mend_jax.forward import Problem, make_problem, scored_logits, shared_trunk_states
+from mend_jax.objective import meta_loss
+from mend_jax.scoring import edit_and_score
+from mend_jax.train import make_train_step, success_weight
+
+Timed = Callable[[], Any]
+
+
+def programs(b: Built) -> dict[str, Timed]:
+    """Functions without arguments, by what they do; each includes the ones before it up to "loss".
+
+    `trunk`: the trunk pass of all texts. `factors`: that, and u and delta of the edit texts.
+    `edit`: that, and the editor network. `loss`: the meta-loss, forward. `gradient`: with its
+    gradient. Of their own: `edit alone` (from the tokens of the facts), `forward` (the unedited
+    model on all texts), `evaluation` (edit, and score all texts before and after).
+    """
+    module, weights = b.outline.module, b.outline.weights
+    names = list(b.batch)
+
+    def trunk(base, batch):
+        return shared_trunk_states(module, base, [batch[n] for n in names])
+
+    def problem(base, batch):
+        h = trunk(base, batch)
+        return Problem(module, base, weights, batch["edit"], h[0]), h
+
+    def factors(base, batch):
+        own, h = problem(base, batch)
+        return own.factors(), h
+
+    def edit(state, base, batch):
+        own, h = problem(base, batch)
+        return b.editor.edit(state.params, state.editor_state, own, True), h
+
+    def edit_alone(state, base, batch):
+        own = make_problem(module, base, weights, batch["edit"])
+        return b.editor.edit(state.params, state.editor_state, own, False)[0]
+
+    def forward(base, batch):
+        h = trunk(base, batch)
+        return [  # sums, so that no logits leave the program
+            scored_logits(module, base, states, batch[n]).sum()
+            for n, states in zip(names, h, strict=True)
+        ]
+
+    loss = functools.partial(meta_loss, editor=b.editor, model=module, weights=weights)
+
+    def loss_of(state, base, batch):
+        return loss(state.params, state.editor_state, base, batch)[0]
+
+    def gradient(state, base, batch):
+        grad = jax.value_and_grad(loss, has_aux=True)
+        return grad(state.params, state.editor_state, base, batch)
+
+    def evaluation(state, base, batch):
+        score = functools.partial(edit_and_score, editor=b.editor, model=module, weights=weights)
+        return score(state.params, state.editor_state, base, batch)[1]
+
+    of_base = dict(trunk=trunk, factors=factors, forward=forward)
+    of_all = {"edit": edit, "loss": loss_of, "gradient": gradient}
+    of_all |= {"edit alone": edit_alone, "evaluation": evaluation}
+    return {name: functools.partial(jax.jit(f), b.base, b.batch) for name, f in of_base.items()} | {
+        name: functools.partial(jax.jit(f), b.state, b.base, b.batch) for name, f in of_all.items()
+    }
+
+
+def train_step(b: Built) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The jitted training step and what it takes; it reuses (donates) the state."""
+    step = make_train_step(
+        b.editor, b.tx, model=b.outline.module, weights=b.outline.weights,
+        c_edit=success_weight(0.1, 0.1, 1), c_loc=1.0,
+    )  # fmt: skip
+    return step, (b.state, b.base, b.batch, np.int32(1))
+
+
+def time_training(b: Built, repeats: int) -> dict[str, float]:
+    """Seconds of a training step (median) and of compiling it."""
+    step, arguments = train_step(b)
+    began = time.perf_counter()
+    compiled = step.lower(*arguments).compile()
+    compiling = time.perf_counter() - began
+    state, *rest, number = arguments
+    state = jax.tree.map(lambda leaf: leaf.copy(), state)  # b.state stays whole
+
+    def once() -> Any:
+        nonlocal state, number
+        state, metrics = compiled(state, *rest, number)
+        number = number + np.int32(1)
+        return metrics
+
+    return {"seconds": statistics.median(seconds_of(once, repeats)), "compiling": compiling}
+
+
+def time_stages(b: Built, repeats: int, names: tuple[str, ...] = ()) -> dict[str, float]:
+    """Median seconds of `programs`, all or those named."""
+    return {
+        name: statistics.median(seconds_of(run, repeats))
+        for name, run in programs(b).items()
+        if not names or name in names
+    }

@@ -1,0 +1,126 @@
+"""What is timed: a random model of a published size and a step's texts, all full.
+
+Speed does not depend on what weights and tokens are, so nothing is downloaded. Shape letters as in
+`mend_jax.forward`: E independent edits of n facts, T tokens, S scored positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mend_jax.editors import EditTransform, make_editor
+from mend_jax.hub.published import PUBLISHED
+from mend_jax.models.params import nest
+from mend_jax.optimizer import make_optimizer
+from mend_jax.outline import DTYPES, Outline, outline
+from mend_jax.sequences import Sequences
+from mend_jax.train import TrainState, init_state
+
+MODELS = {
+    "distilgpt2": "distilbert/distilgpt2",
+    "gpt2": "openai-community/gpt2",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "gpt-j": "EleutherAI/gpt-j-6b",
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "llama3-8b": "meta-llama/Meta-Llama-3-8B-Instruct",
+}
+"""Short names of sizes that `hub.published` knows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One training step and the edit in it.
+
+    Attributes:
+      model: one of `MODELS`.
+      edits: n, facts that one edit brings in together.
+      independent: E, edits of a step, each of n facts.
+      rephrases: texts that an edit is asked with; by default n, and 4 of a single fact.
+      length, scored: tokens of an edit text and of a rephrase, and how many of the last are scored.
+      far, far_length: texts that must stay, every next token of them scored.
+      rank: of the editor.
+      dtype: of the base.
+      remat: see `model.remat`.
+      text_chunk: see `model.text_chunk`.
+    """
+
+    model: str = "smollm2"
+    edits: int = 1
+    independent: int = 1
+    rephrases: int = 0
+    length: int = 32
+    scored: int = 10
+    far: int = 8
+    far_length: int = 64
+    rank: int = 1920
+    dtype: str = "float32"
+    remat: bool = False
+    text_chunk: int = 0
+
+    @property
+    def asked(self) -> int:
+        return self.rephrases or (self.edits if self.edits > 1 else 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What the timed functions take."""
+
+    workload: Workload
+    outline: Outline
+    base: Any
+    editor: EditTransform
+    tx: optax.GradientTransformation
+    state: TrainState
+    batch: dict[str, Sequences]
+
+
+def random_base(sketch: Outline, dtype: str, seed: int = 0) -> Any:
+    """Nested parameters N(0, 0.02), made where they are used; the scales of norms are one."""
+
+    def leaf(path: str, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
+        if "scale" in path:
+            return jnp.ones(shape, DTYPES[dtype])
+        return 0.02 * jax.random.normal(key, shape, DTYPES[dtype])
+
+    shapes = sketch.shapes()
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    return nest({p: leaf(p, s, k) for (p, s), k in zip(shapes.items(), keys, strict=True)})
+
+
+def full_texts(
+    rng: np.random.Generator, lead: tuple[int, int], length: int, scored: int, vocab: int
+) -> Sequences:
+    """Random texts [E, n, length] without padding; the last `scored` next tokens count."""
+    tokens = rng.integers(0, vocab, (*lead, length)).astype(np.int32)
+    at = np.arange(length - 1 - scored, length - 1)
+    place = np.broadcast_to(at, (*lead, scored)).astype(np.int32)
+    return Sequences(
+        tokens, np.ones(tokens.shape, bool), place, tokens[..., at + 1], np.ones(place.shape, bool)
+    )
+
+
+def build(w: Workload) -> Built:
+    """Model, editor, optimiser and one batch."""
+    sketch = outline(
+        PUBLISHED[MODELS[w.model]], dtype=w.dtype, remat=w.remat, text_chunk=w.text_chunk
+    )
+    editor = make_editor("mend", dict(rank=w.rank))
+    tx = make_optimizer(
+        lr=1e-6, layer_lr_lr=1e-4, clip=100.0, accumulate=1, warmup=0, steps=1, decay=False
+    )
+    rng, vocab = np.random.default_rng(0), sketch.config.vocab_size
+    E = w.independent
+    batch = {
+        "edit": full_texts(rng, (E, w.edits), w.length, w.scored, vocab),
+        "rephrase": full_texts(rng, (E, w.asked), w.length, w.scored, vocab),
+        "far": full_texts(rng, (E, w.far), w.far_length, w.far_length - 1, vocab),
+    }
+    state = init_state(editor, sketch.weights, tx, seed=0)
+    return Built(w, sketch, random_base(sketch, w.dtype), editor, tx, state, jax.device_put(batch))

@@ -1,0 +1,103 @@
+"""The benchmark suite: its formulas against the traced programs, and the command."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import needed, stages, step
+from benchmarks.workload import MODELS, Built, Workload, build, full_texts
+from mend_jax.editors import make_editor
+from mend_jax.hub.published import PUBLISHED
+from mend_jax.models.params import nest
+from mend_jax.optimizer import make_optimizer
+from mend_jax.outline import outline
+from mend_jax.pods.flops import matmul_flops
+from mend_jax.train import init_state
+
+
+def abstractly(w):
+    """`workload.build` of shapes alone."""
+    sketch = outline(PUBLISHED[MODELS[w.model]])
+    base = nest({p: jax.ShapeDtypeStruct(s, np.float32) for p, s in sketch.shapes().items()})
+    editor = make_editor("mend", dict(rank=w.rank))
+    tx = make_optimizer(
+        lr=1e-6, layer_lr_lr=1e-4, clip=100.0, accumulate=1, warmup=0, steps=1, decay=False
+    )
+    state = jax.eval_shape(lambda: init_state(editor, sketch.weights, tx, 0))
+    rng, lead = np.random.default_rng(0), w.independent
+    batch = {
+        "edit": full_texts(rng, (lead, w.edits), w.length, w.scored, 99),
+        "rephrase": full_texts(rng, (lead, w.asked), w.length, w.scored, 99),
+        "far": full_texts(rng, (lead, w.far), w.far_length, w.far_length - 1, 99),
+    }
+    return Built(w, sketch, base, editor, tx, state, batch)
+
+
+@pytest.mark.parametrize("model", ["distilgpt2", "smollm2"])
+@pytest.mark.parametrize("edits", [1, 32])
+def test_the_step_does_what_it_needs_and_hardly_more(model, edits):
+    """The algorithmic facts that make a step fast, as a count of its matrix products.
+
+    No backward pass in the trunk (it would double the trunk's share), no dense gradient of an
+    edited weight where the pair is thinner, the head at scored positions only, the base's logits
+    once and outside the gradient: any of these undone is more than the 2% that the formulas leave
+    out (products with the rotary table and of the norms' gradients are none).
+    """
+    w = Workload(model=model, edits=edits)
+    b = abstractly(w)
+    train_step, arguments = stages.train_step(b)
+    counted = matmul_flops(jax.make_jaxpr(train_step)(*arguments))
+    parts = needed.training_step(w, b.outline)
+    assert counted == pytest.approx(sum(parts.values()), rel=0.02)
+
+
+def test_making_an_edit_and_a_forward_pass_do_what_they_need():
+    w = Workload(model="distilgpt2", edits=8)
+    b = abstractly(w)
+    programs = stages.programs(b)
+    for name, formula in (("edit alone", needed.edit_alone), ("forward", needed.forward)):
+        run = programs[name]
+        counted = matmul_flops(jax.make_jaxpr(run.func)(*run.args))
+        assert counted == pytest.approx(formula(w, b.outline), rel=0.02), name
+
+
+def test_the_command_measures_and_tells(capsys, monkeypatch):
+    monkeypatch.setitem(MODELS, "tiny", "tiny")
+    monkeypatch.setitem(PUBLISHED, "tiny", dict(
+        model_type="gpt2", vocab_size=64, n_positions=128, n_layer=4, n_embd=16, n_head=2,
+    ))  # fmt: skip
+    flags = ["--model=tiny", "--edits=2", "--rank=8", "--repeats=2"]
+    assert step.main([*flags, "--json", "--stages"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"training step", "edit alone", "forward", "evaluation", "trunk"} <= set(
+        found["seconds"]
+    )
+    assert all(value > 0 for value in found["seconds"].values())
+    assert found["matmul_rate"] > 1e9 and found["bandwidth"] > 1e8
+    assert found["operations"]["training step"] == sum(found["operations_by_part"].values())
+    for name, used in found["utilisation"].items():
+        operations, seconds = found["operations"][name], found["seconds"][name]
+        assert used == pytest.approx(operations / seconds / found["matmul_rate"])
+    peer = step.PEERS[0]
+    told = step.sentence(step.beside_peer(found, peer))
+    assert "tiny, 1 x 2 edits" in told and "the original, scaled" in told and "up to trunk" in told
+
+
+def test_random_texts_are_full():
+    texts = full_texts(np.random.default_rng(0), (1, 2), 8, 3, 50)
+    assert (
+        texts.mask.all()
+        and texts.score_mask.all()
+        and texts.score_pos.tolist() == [[[4, 5, 6]] * 2]
+    )
+    np.testing.assert_array_equal(
+        texts.target, np.take_along_axis(texts.tokens, texts.score_pos + 1, axis=-1)
+    )
+
+
+def test_a_built_workload_has_all_parts():
+    b = build(Workload(model="distilgpt2", edits=1, rank=8, far=1, far_length=4, length=16))
+    assert set(b.batch) == {"edit", "rephrase", "far"}
+    assert b.batch["rephrase"].lead == (1, 4)  # of one fact four rephrases
