@@ -76,6 +76,8 @@ def get_config(variant=""):
     c.train.val_edits = 96  # with half of them the noise of the loss chose the step
     c.train.checkpoint_every = 80
     c.train.keep = "last"  # the schedules end there; or "best": by validation loss
+    c.train.trunk_cache = ""  # or "device", "host", "disk": keep trunk states for later epochs ...
+    c.train.trunk_cache_gib = 4.0  # ... where they take no more than this
     c.train.patience = 0  # steps without a better validation loss before stopping; 0: never
 
     c.eval = ml_collections.ConfigDict()

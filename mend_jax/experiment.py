@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -88,13 +89,19 @@ class Experiment:
         keep = choose_rows([split.rows[int(i)] for i in split.encoded.index], count)
         return encode_split(self.config, self.model, keep, more=True)
 
-    def train_batches(self) -> Any:
-        """An endless, shuffled, resumable iterator over this process's part of each step."""
+    @functools.cached_property
+    def train_parts(self) -> list[EncodedRows]:
+        """The training rows by length, as a step takes them."""
         c = self.config
         least = c.train.edits_per_step * c.data.edits_per_batch
         parts = by_length(self.train.encoded, c.data.pack, least)
+        return [_thinned(part, c.train.far_scored) for part in parts]
+
+    def train_batches(self) -> Any:
+        """An endless, shuffled, resumable iterator over this process's part of each step."""
+        c = self.config
         return batches(
-            [_thinned(part, c.train.far_scored) for part in parts],
+            self.train_parts,
             edits_per_step=c.train.edits_per_step,
             edits_per_batch=c.data.edits_per_batch,
             seed=c.seed,

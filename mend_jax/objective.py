@@ -37,17 +37,23 @@ def set_weights(sets: list[str], near_share: float) -> dict[str, float]:
 
 
 def texts_of(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The token sequences of a batch, without its row numbers and marks."""
-    marks = ("index", "near_index", "valid")
+    """The token sequences of a batch, without its row numbers, marks and known states."""
+    marks = ("index", "near_index", "valid", "states")
     return {name: texts for name, texts in batch.items() if name not in marks}
 
 
 def with_trunk(
     model: EditableModel, base: Any, batch: Mapping[str, Any], names: list[str]
 ) -> dict[str, tuple[Sequences, Any]]:
-    """The named texts with their trunk states; texts of one length share a pass."""
-    states = shared_trunk_states(model, base, [batch[name] for name in names])
-    return {name: (batch[name], h) for name, h in zip(names, states, strict=True)}
+    """The named texts with their trunk states; texts of one length share a pass.
+
+    Those that `batch["states"]` holds already (`trunk_cache`) take none.
+    """
+    known = dict(batch.get("states", {}))
+    asked = [name for name in names if name not in known]
+    found = shared_trunk_states(model, base, [batch[name] for name in asked])
+    known |= zip(asked, found, strict=True)
+    return {name: (batch[name], known[name]) for name in names}
 
 
 def _concatenate(x: Any, y: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import itertools
@@ -9,7 +10,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from mend_jax.editor import Editor
 from mend_jax.errors import CheckpointError, Preempted
 from mend_jax.evaluate import make_scorer, peak_memory_bytes, validate
 from mend_jax.experiment import Experiment, open_experiment
-from mend_jax.mesh import in_force
+from mend_jax.mesh import in_force, shard_batch
 from mend_jax.models.params import count
+from mend_jax.objective import ASKED, locality_sets, set_weights, texts_of
 from mend_jax.survey import survey
 from mend_jax.train import (
     Plan,
@@ -37,6 +39,7 @@ from mend_jax.train import (
     success_weight,
     train,
 )  # fmt: skip
+from mend_jax.trunk_cache import TrunkCache
 from mend_jax.workdir import prepare, read_results
 from mend_jax.writers import JsonLines, write_json, write_text
 
@@ -175,14 +178,35 @@ def train_editor(
             shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
         )  # fmt: skip
         plan = Plan(**{f.name: c.train[f.name] for f in dataclasses.fields(Plan)})
-        state = train(
-            state, experiment.model.params, batches, mesh=experiment.mesh, plan=plan,
-            train_step=step, validate=validate_state, manager=manager, meta=mine,
-            record=record, log=log, stop=stop,
-        )  # fmt: skip
+        with placing(experiment) as place:
+            state = train(
+                state, experiment.model.params, batches, place=place, plan=plan,
+                train_step=step, validate=validate_state, manager=manager, meta=mine,
+                record=record, log=log, stop=stop,
+            )  # fmt: skip
     if c.train.keep == "best" and record.best_step not in (0, int(state.step)):
         state = checkpoint.restore_state(manager, record.best_step, state)
     return state, record
+
+
+@contextlib.contextmanager
+def placing(experiment: Experiment) -> Iterator[Callable[[Any], Any]]:
+    """How batches reach the devices, with trunk states where they are kept (train.trunk_cache)."""
+    c, mesh = experiment.config.train, experiment.mesh
+    if not c.trunk_cache:
+        yield lambda batch: shard_batch(mesh, texts_of(batch))
+        return
+    parts, model = experiment.train_parts, experiment.model
+    sets = set_weights(locality_sets(parts[0].texts), c.near_share)
+    cache = TrunkCache(
+        c.trunk_cache, model.module, model.params, mesh, parts, [*ASKED, *sets],
+        limit_gib=c.trunk_cache_gib, fingerprint=model.fingerprint,
+    )  # fmt: skip
+    try:
+        yield cache.place
+    finally:
+        cache.finish()
+        say(f"trunk states: {cache.hits} of {cache.rows} that training asked for were kept already")
 
 
 def begun(experiment: Experiment, fresh: TrainState) -> TrainState:

@@ -67,6 +67,8 @@ KEYS = {
     "train.val_edits": _COUNT,
     "train.checkpoint_every": _COUNT,
     "train.patience": _COUNT_OR_NONE,
+    "train.trunk_cache": Key(str, choices=("", "device", "host", "disk")),
+    "train.trunk_cache_gib": _RATE,
     "train.keep": Key(str, choices=("best", "last")),
     "eval.edits": _COUNT,
     "eval.also": Key(tuple),

@@ -20,8 +20,7 @@ from mend_jax import checkpoint
 from mend_jax.distributed import StopRequest, is_writer
 from mend_jax.editors.base import EditTransform
 from mend_jax.errors import Preempted, TrainingError
-from mend_jax.mesh import shard_batch
-from mend_jax.objective import meta_loss, texts_of
+from mend_jax.objective import meta_loss
 from mend_jax.stream import stream_loss
 from mend_jax.writers import JsonLines, Progress
 
@@ -172,7 +171,7 @@ def train(
     base: Any,
     batches: Iterator[Batch],
     *,
-    mesh: Any,
+    place: Callable[[Batch], Any],
     plan: Plan,
     train_step: TrainStep,
     validate: Callable[[TrainState], dict[str, float]],
@@ -189,6 +188,7 @@ def train(
     steps run; whenever this returns or raises what is listed below, they are on disk.
 
     Args:
+      place: the texts of a batch as the step takes them, on the devices.
       validate: may raise Preempted; the state is then saved and its validation done by a resume.
 
     Raises:
@@ -273,7 +273,7 @@ def train(
         before = position()
         asked = time.monotonic()
         batch = next(batches)
-        texts = shard_batch(mesh, texts_of(batch))
+        texts = place(batch)
         record.input_seconds += time.monotonic() - asked
         rows = np.asarray(batch["index"]).reshape(-1).tolist()
         state, metrics = train_step(state, base, texts, np.int32(step))

@@ -15,7 +15,8 @@ from orbax.checkpoint._src.path import atomicity
 from mend_jax import checkpoint
 from mend_jax.distributed import StopRequest
 from mend_jax.errors import CheckpointError, Preempted, TrainingError
-from mend_jax.mesh import make_mesh
+from mend_jax.mesh import make_mesh, shard_batch
+from mend_jax.objective import texts_of
 from mend_jax.train import Plan, Record, TrainState, resume, train
 from mend_jax.writers import JsonLines
 
@@ -138,6 +139,10 @@ class Stop(StopRequest):
         return step == self.after
 
 
+def place(batch):
+    return shard_batch(make_mesh({}), texts_of(batch))
+
+
 def go(folder, stop=None, validate=None, steps=7):
     """Trains, or resumes, to the end or to what stops it; (final state, lines)."""
     log = JsonLines(folder / "metrics.jsonl")
@@ -149,7 +154,7 @@ def go(folder, stop=None, validate=None, steps=7):
         log.rewind(int(state.step))
         try:
             state = train(
-                state, None, batches, mesh=make_mesh({}), plan=plan, train_step=add, validate=loss,
+                state, None, batches, place=place, plan=plan, train_step=add, validate=loss,
                 manager=manager, meta={}, record=record, log=log, stop=stop or Stop(),
             )  # fmt: skip
         finally:

@@ -251,6 +251,21 @@ def test_a_run_begins_with_the_editor_of_another(base, finished, tmp_path):
     assert 0 < counts[0] < counts[1]
 
 
+def test_kept_trunk_states_change_nothing(base, tmp_path, monkeypatch, capsys):
+    """Five epochs of eight rows, without a trunk from the second on."""
+    monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path / "cache"))
+    few = {"data.train_edits": 8, "train.steps": 10, "train.val_every": 10}
+    found = []
+    for kind in ("", "disk"):
+        run(base, tmp_path / f"run{kind}", **few, **{"train.trunk_cache": kind})
+        lines = (tmp_path / f"run{kind}" / "metrics.jsonl").read_text().splitlines()
+        found.append([json.loads(line) for line in lines])
+    for plain, kept in zip(*found, strict=True):
+        assert kept.pop("kind") == plain.pop("kind")
+        assert kept == pytest.approx(plain, rel=1e-6)
+    assert "128 of 160 that training asked for were kept" in capsys.readouterr().err
+
+
 def test_a_start_with_other_options_is_refused(base, finished, tmp_path):
     with pytest.raises(CheckpointError, match="editor.start.*has other parameters"):
         run(base, tmp_path, **{"editor.start": finished, "editor.options.rank": 4})
