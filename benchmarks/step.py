@@ -120,6 +120,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=w.rank, help="of the editor")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default=w.dtype, help="of the base")
     parser.add_argument("--text_chunk", type=int, default=w.text_chunk)
+    parser.add_argument("--head_chunk", type=int, default=w.head_chunk)
     parser.add_argument("--repeats", type=int, default=5, help="timed calls; the median counts")
     parser.add_argument("--stages", action="store_true", help="also the parts of a step")
     parser.add_argument("--json", action="store_true", help="figures for a program")
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         w = Workload(
             model=args.model, edits=args.edits, independent=args.independent, rank=args.rank,
-            dtype=args.dtype, text_chunk=args.text_chunk,
+            dtype=args.dtype, text_chunk=args.text_chunk, head_chunk=args.head_chunk,
         )  # fmt: skip
         found = [measure(w, args.repeats, args.stages)]
     if args.json:

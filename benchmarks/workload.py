@@ -47,7 +47,7 @@ class Workload:
       rank: of the editor.
       dtype: of the base.
       remat: see `model.remat`.
-      text_chunk: see `model.text_chunk`.
+      text_chunk, head_chunk: see those of `model`.
     """
 
     model: str = "smollm2"
@@ -62,6 +62,7 @@ class Workload:
     dtype: str = "float32"
     remat: bool = False
     text_chunk: int = 0
+    head_chunk: int = 0
 
     @property
     def asked(self) -> int:
@@ -109,8 +110,9 @@ def full_texts(
 def build(w: Workload) -> Built:
     """Model, editor, optimiser and one batch."""
     sketch = outline(
-        PUBLISHED[MODELS[w.model]], dtype=w.dtype, remat=w.remat, text_chunk=w.text_chunk
-    )
+        PUBLISHED[MODELS[w.model]], dtype=w.dtype, remat=w.remat, text_chunk=w.text_chunk,
+        head_chunk=w.head_chunk,
+    )  # fmt: skip
     editor = make_editor("mend", dict(rank=w.rank))
     tx = make_optimizer(
         lr=1e-6, layer_lr_lr=1e-4, clip=100.0, accumulate=1, warmup=0, steps=1, decay=False

@@ -24,6 +24,7 @@ def get_config(variant=""):
     c.model.edit_roles = ()  # matmuls of a block that are edited; (): the family's MLP
     c.model.dtype = "float32"
     c.model.remat = False  # recompute activations in the backward pass, to save memory
+    c.model.head_chunk = 0  # positions of a text whose logits are there at once; 0: all
     c.model.text_chunk = 0  # texts of an edit that pass at once; 0: all. For many facts an edit
 
     c.data = ml_collections.ConfigDict()

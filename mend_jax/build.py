@@ -49,6 +49,7 @@ def build_model(config: ml_collections.ConfigDict, mesh: Any = None) -> Language
         dtype=c.dtype,
         remat=c.remat,
         text_chunk=c.text_chunk,
+        head_chunk=c.head_chunk,
         mesh=mesh,
     )
 

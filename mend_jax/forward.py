@@ -7,13 +7,13 @@ Shape letters: E edits, n texts an edit, T tokens, S scored positions, D width, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from mend_jax.chunks import by_texts
+from mend_jax.chunks import by_texts, in_pieces
 from mend_jax.edits import Edit, variables
 from mend_jax.factors import Factors, masked_factors
 from mend_jax.layout import per_edit, vmap_edits
@@ -80,26 +80,70 @@ def top_logits(
     edit: Edit | None = None,
     taps: Any = None,
 ) -> jax.Array:
-    """Float32 logits [B, S, V] at the scored positions only, from trunk states.
+    """Float32 logits [B, S, V] at the scored positions only, from trunk states."""
+    states = top_states(model, params, h, seqs, edit, taps)
+    return model.apply({"params": params}, states, method="head")
 
-    The last block makes queries and MLP of those positions alone.
-    """
+
+def top_states(
+    model: EditableModel,
+    params: Any,
+    h: Any,
+    seqs: Sequences,
+    edit: Edit | None = None,
+    taps: Any = None,
+) -> jax.Array:
+    """What the head reads, [B, S, D]; the last block makes queries and MLP of these alone."""
     bound = variables(params, edit)
     if taps is not None:
         bound[TAPS] = taps
-    h_BxSxD = model.apply(bound, h, seqs.inputs, seqs.score_pos, method="run_top")
-    return model.apply(bound, h_BxSxD, method="head")
+    return model.apply(bound, h, seqs.inputs, seqs.score_pos, method="run_top")
+
+
+def scored_states(
+    model: EditableModel, params: Any, h: Any, seqs: Sequences, edit: Edit | None = None
+) -> jax.Array:
+    """`top_states` [E, n, S, D]; `edit` has a leading axis E, every edit for its own texts."""
+    if edit is None:
+        flat = top_states(model, params, _flatten(h, len(seqs.lead)), seqs.flat())
+        return flat.reshape(*seqs.lead, *flat.shape[1:])
+    each = vmap_edits(lambda h, s, e: top_states(model, params, h, s, e), seqs.lead[0])
+    return each(h, seqs, per_edit(edit, seqs.lead[0]))
 
 
 def scored_logits(
     model: EditableModel, params: Any, h: Any, seqs: Sequences, edit: Edit | None = None
 ) -> jax.Array:
-    """Logits [E, n, S, V]; `edit` has a leading axis E, every edit applied to its own texts."""
-    if edit is None:
-        flat = top_logits(model, params, _flatten(h, len(seqs.lead)), seqs.flat())
-        return flat.reshape(*seqs.lead, *flat.shape[1:])
-    each = vmap_edits(lambda h, s, e: top_logits(model, params, h, s, e), seqs.lead[0])
-    return each(h, seqs, per_edit(edit, seqs.lead[0]))
+    """Logits [E, n, S, V], all at once; see `of_logits` for where they need not be."""
+    states = scored_states(model, params, h, seqs, edit)
+    return model.apply({"params": params}, states, method="head")
+
+
+def of_logits(
+    model: EditableModel,
+    params: Any,
+    fn: Callable[..., Any],
+    states: Sequence[jax.Array],
+    *aligned: jax.Array,
+) -> Any:
+    """fn(*logits, *aligned), each position by itself, where no edit changes the head.
+
+    With `model.head_chunk` the logits of so many positions a text are there at a time, in a
+    backward pass too: with 128k tokens in a vocabulary the logits of all would be the largest
+    arrays of a step.
+
+    Args:
+      fn: of logits [E, n, s, V], one for each of `states`, to arrays [E, n, s].
+      states: [E, n, S, D] each, see `scored_states`.
+      aligned: what else `fn` takes, [E, n, S].
+    """
+
+    def some(pieces: Any) -> Any:
+        states, aligned = pieces
+        logits = [model.apply({"params": params}, h, method="head") for h in states]
+        return fn(*logits, *aligned)
+
+    return in_pieces(some, model.head_chunk, (tuple(states), aligned), axis=2)
 
 
 def top_outputs(
@@ -201,10 +245,13 @@ class Problem:
         """`loss` and `solved`, by one forward pass."""
         edit = self._with_applied(edit)
 
+        def judged(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return token_nll(logits, target), correct_tokens(logits, target)
+
         def tokens(texts: tuple[Sequences, Any]) -> tuple[jax.Array, jax.Array]:
             seqs, h = texts
-            logits = scored_logits(self.model, self.params, h, seqs, edit)
-            return token_nll(logits, seqs.target), correct_tokens(logits, seqs.target)
+            states = scored_states(self.model, self.params, h, seqs, edit)
+            return of_logits(self.model, self.params, judged, [states], seqs.target)
 
         nll, correct = by_texts(tokens, self.model.text_chunk, (self.seqs, self.h))
         keep = self.seqs.score_mask
@@ -237,8 +284,8 @@ class Problem:
         names, E = [w.name for w in self.weights], self.n_edits
         n_scored = self.seqs.score_mask.astype(jnp.float32).sum((1, 2))
 
-        def logits_of(h, seqs, taps, edit):
-            return top_logits(self.model, self.params, h, seqs, edit, taps)
+        def states_of(h, seqs, taps, edit):
+            return top_states(self.model, self.params, h, seqs, edit, taps)
 
         def capture(texts: tuple[Sequences, Any]) -> Any:
             seqs, h = texts
@@ -246,8 +293,9 @@ class Problem:
             zeros = tap_zeros(self.model, self.params, *one, names)
 
             def total_loss(taps):
-                logits = vmap_edits(logits_of, E)(h, seqs, taps, edit)
-                nll = token_nll(logits, seqs.target) * seqs.score_mask.astype(jnp.float32)
+                states = vmap_edits(states_of, E)(h, seqs, taps, edit)
+                nll = of_logits(self.model, self.params, token_nll, [states], seqs.target)
+                nll = nll * seqs.score_mask.astype(jnp.float32)
                 return (nll.sum((1, 2)) / jnp.maximum(n_scored, 1.0)).sum()
 
             return jax.grad(total_loss)(

@@ -241,6 +241,7 @@ def load_model(
     dtype: str = "float32",
     remat: bool = False,
     text_chunk: int = 0,
+    head_chunk: int = 0,
     mesh: jax.sharding.Mesh | None = None,
     fresh: Sequence[str] = (),
 ) -> LanguageModel:
@@ -256,6 +257,7 @@ def load_model(
       dtype: of base weights and activations, "float32" or "bfloat16".
       remat: recompute each block's activations in a backward pass instead of keeping them.
       text_chunk: how many texts of an edit pass at once, in training and evaluation; 0: all.
+      head_chunk: of how many positions a text the logits are there at once in training; 0: of all.
       mesh: where the weights go, as `sharding.BASE_RULES` say; every device reads its own slices
         from the files. None: whole, on the first device.
       fresh: flat paths of parameters that the files may lack, to be trained: kernels are then drawn
@@ -265,7 +267,9 @@ def load_model(
       WeightsError: naming every tensor that is unknown, missing or misshapen.
     """
     source = hub.resolve(spec)
-    sketch = outline(hub.read_config(source), last_n_blocks, edit_roles, dtype, remat, text_chunk)
+    sketch = outline(
+        hub.read_config(source), last_n_blocks, edit_roles, dtype, remat, text_chunk, head_chunk
+    )
     family, config, module, weights = sketch
     specs = [_may_lack(spec, fresh) for spec in family.tensor_specs(config)]
     reading = (source, specs, DTYPES[dtype], family.TIED, family.IGNORE)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mend_jax.chunks import by_texts
 from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.edits import Edit
-from mend_jax.forward import Problem, scored_logits, shared_trunk_states
+from mend_jax.forward import Problem, of_logits, scored_states, shared_trunk_states
 from mend_jax.losses import masked_mean, token_kl, token_nll
 from mend_jax.models.base import EditableModel
 from mend_jax.sequences import Sequences
@@ -114,7 +114,8 @@ def meta_loss(
 
     def nll_of(asked: tuple[Sequences, Any]) -> jax.Array:
         seqs, h = asked
-        return token_nll(scored_logits(model, base, h, seqs, edit), seqs.target)
+        states = scored_states(model, base, h, seqs, edit)
+        return of_logits(model, base, token_nll, [states], seqs.target)
 
     nll = by_texts(nll_of, model.text_chunk, texts["rephrase"])
     nll_E = masked_mean(nll, texts["rephrase"][0].score_mask, axes=(1, 2))
@@ -128,10 +129,11 @@ def meta_loss(
 
         def kl(asked: tuple[Sequences, Any]) -> jax.Array:
             seqs, h = asked
-            before = jax.lax.stop_gradient(scored_logits(model, base, h, seqs))
+            before = jax.lax.stop_gradient(scored_states(model, base, h, seqs))
             if twice:
                 seqs, h, before = _concatenate(*[(seqs, h, before)] * 2)
-            return token_kl(before, scored_logits(model, base, h, seqs, edit))
+            after = scored_states(model, base, h, seqs, edit)
+            return of_logits(model, base, token_kl, [before, after])
 
         kl = by_texts(kl, model.text_chunk, texts[name])
         keep = _concatenate(keep, keep) if twice else keep

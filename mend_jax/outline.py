@@ -41,6 +41,7 @@ def outline(
     dtype: str = "float32",
     remat: bool = False,
     text_chunk: int = 0,
+    head_chunk: int = 0,
 ) -> Outline:
     """What a Hugging Face config says of a model; arguments as those of `load_model`.
 
@@ -53,5 +54,5 @@ def outline(
     config = models.parse_config(family, dict(hf_config))
     weights = models.choose_weights(family, config, last_n_blocks, edit_roles)
     n_top = models.n_top_of(family, config, weights)
-    module = family.MODULE(config, n_top, DTYPES[dtype], remat, text_chunk)
+    module = family.MODULE(config, n_top, DTYPES[dtype], remat, text_chunk, head_chunk)
     return Outline(family, config, module, weights)

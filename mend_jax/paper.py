@@ -47,7 +47,7 @@ def paper_config(
     c.model = ConfigDict(
         dict(
             spec=spec, last_n_blocks=last_n_blocks, edit_roles=(), dtype=dtype, remat=remat,
-            text_chunk=0,
+            text_chunk=0, head_chunk=0,
         )
     )  # fmt: skip
     c.data = ConfigDict(

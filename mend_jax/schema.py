@@ -33,6 +33,7 @@ KEYS = {
     "model.dtype": Key(str),
     "model.remat": Key(bool),
     "model.text_chunk": _COUNT_OR_NONE,
+    "model.head_chunk": _COUNT_OR_NONE,
     "data.name": Key(str),
     "data.dir": Key(str),
     "data.far": Key(str),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.edits import Dense, Edit
-from mend_jax.forward import Problem, scored_logits
+from mend_jax.forward import Problem, of_logits, scored_states
 from mend_jax.losses import masked_mean, token_kl, token_nll
 from mend_jax.models.base import EditableModel
 from mend_jax.objective import ASKED, locality_sets, set_weights, with_trunk
@@ -70,12 +70,14 @@ def stream_loss(
         after = Edit(deltas={name: Dense(w) for name, w in now.items()})
 
         asked, h = window("rephrase", t)
-        nll = token_nll(scored_logits(model, base, h, asked, after), asked.target)
+        states = scored_states(model, base, h, asked, after)
+        nll = of_logits(model, base, token_nll, [states], asked.target)
         found = {"nll_rephrase": by_age(nll, asked, t)}
         for name in sets:
             seqs, h = window(name, t)
-            unedited = jax.lax.stop_gradient(scored_logits(model, base, h, seqs))
-            kl = token_kl(unedited, scored_logits(model, base, h, seqs, after))
+            unedited = jax.lax.stop_gradient(scored_states(model, base, h, seqs))
+            edited = scored_states(model, base, h, seqs, after)
+            kl = of_logits(model, base, token_kl, [unedited, edited])
             found[f"kl_{name}"] = by_age(kl, seqs, t)
         found["penalty"] = reg * sum((jnp.square(w).sum() for w in change.values()), jnp.zeros(()))
         return (jax.lax.stop_gradient(now), state), found

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_batch, tiny
+from tiny import random_batch, random_sequences, tiny
 
 from mend_jax.chunks import by_texts
 from mend_jax.editors import make_editor
@@ -67,3 +67,38 @@ def test_activations_and_logits_are_those_of_a_few_texts():
     """
     whole, pieces = (compiled(chunk)[0].memory_analysis().temp_size_in_bytes for chunk in (0, 3))
     assert pieces < 0.7 * whole, (pieces, whole)
+
+
+@functools.cache
+def headed(kind, chunk):
+    """MEND's jitted loss and gradient, the logits of `chunk` positions of a text at a time."""
+    module, base, weights = tiny(kind, n_top=1)
+    editor = make_editor("mend", dict(rank=4, layer_lr=1e-1))
+    loss = functools.partial(
+        meta_loss, editor=editor, model=module.clone(head_chunk=chunk), weights=weights
+    )
+    start = editor.init(jax.random.key(0), weights)
+    texts = functools.partial(random_sequences, E=2, n=3, T=40, S=31, kind=module.kind)
+    batch = {name: texts(i) for i, name in enumerate(("edit", "rephrase", "far"))}
+
+    def run(params, state, base, batch):
+        return jax.value_and_grad(loss, has_aux=True)(params, state, base, batch)
+
+    arguments = (*start, base, batch)
+    return jax.jit(run).lower(*arguments).compile(), arguments
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_loss_and_gradient_do_not_depend_on_how_many_logits_are_there(kind):
+    """31 positions by 4: seven pieces and a rest. Rounding as above."""
+    whole, pieces = (program(*given) for program, given in (headed(kind, 0), headed(kind, 4)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), whole, pieces)
+
+
+def test_logits_are_never_all_there():
+    """The largest arrays of the whole program are the logits [2, 3, 31, 300] of one pass."""
+    found = {chunk: headed("llama", chunk)[0].as_text() for chunk in (0, 4)}
+    assert "[2,3,31,300]" in found[0] and "[2,3,31,300]" not in found[4]
+    assert "[2,3,4,300]" in found[4]
+    temporary = {c: headed("llama", c)[0].memory_analysis().temp_size_in_bytes for c in (0, 4)}
+    assert temporary[4] < 0.75 * temporary[0], temporary  # of few and narrow activations

@@ -84,7 +84,9 @@ def draw(config: ml_collections.ConfigDict) -> Blueprint:
     c = config.model
     published = PUBLISHED.get(c.spec)
     hf_config = published if published is not None else hub.read_config(hub.resolve(c.spec))
-    sketch = outline(hf_config, c.last_n_blocks, c.edit_roles, c.dtype, c.remat, c.text_chunk)
+    sketch = outline(
+        hf_config, c.last_n_blocks, c.edit_roles, c.dtype, c.remat, c.text_chunk, c.head_chunk
+    )
     dtype = DTYPES[c.dtype]
     base = nest({p: jax.ShapeDtypeStruct(s, dtype) for p, s in sketch.shapes().items()})
     editor, tx = build_editor(config), build_optimizer(config)
