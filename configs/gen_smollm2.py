@@ -7,7 +7,9 @@ Hardware and time: two cores of 190 GFLOP/s (2048^3 float32 matmul) with tests b
 minutes: 5 of sampling, 27 of training, 11 of evaluation.
 Expected (measured here, seed 0, n = 200): success 0.700 (edit 0.720, paraphrase 0.680), freely
 generated 0.605 / 0.555; far passages: KL 0.023, arg max kept 0.915, perplexity 45.9 + 1.29. The
-paper's, of distilGPT-2: 0.86 / 0.225, after hundreds of times more steps.
+paper's, of distilGPT-2: 0.86 / 0.225, of 68,000 passages and hundreds of times more steps. More
+passes over the 2,400 of here do not help: 1,000 steps that end at c_edit 0.25 have 0.705 at KL 0.030,
+perplexity + 1.65.
 """
 
 from mend_jax.config import load_config
@@ -21,16 +23,16 @@ def get_config(variant=""):
     c.data.max_len = 60
     c.data.max_target = 12
     c.data.far_len = 48
-    c.data.pack = (36, 44) if variant == "" else ()
-    c.train.c_edit = 0.25
+    c.data.pack = ()
+    c.train.c_edit = 0.1  # the paper's
     c.train.clip = 0.5
     c.train.far_scored = 12
     c.eval.max_new_tokens = 12
     if variant == "":
-        c.train.steps = 1000
-        c.train.val_every = 250
-        c.train.val_edits = 64
-        c.train.checkpoint_every = 125
+        c.train.steps = 600
+        c.train.val_every = 150
+        c.train.val_edits = 96
+        c.train.checkpoint_every = 100
         c.eval.edits = 200
         c.eval.ability_edits = 32
     return c
