@@ -61,8 +61,9 @@ _CELLS: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
             {"train.edits_per_step": 8},
         )
     },
-    "rome": {"": ({}, _DOWN)},
-    "memit": {"": ({}, _DOWN)},
+    # They edit blocks in the middle, where the subject's facts are read out, not the last ones.
+    "rome": {"": ({}, _DOWN | {"model.last_n_blocks": 18})},
+    "memit": {"": (dict(blocks=(10, 11, 12, 13, 14)), _DOWN | {"model.last_n_blocks": 20})},
     "cache": {"": (dict(eps=EPS), {})},
 }
 _SHARE = {"enn": 1 / 3, "meta_sgd": 1 / 2, "rledit": 1 / 4}
