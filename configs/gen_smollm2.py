@@ -8,8 +8,8 @@ minutes: 5 of sampling, 27 of training, 11 of evaluation.
 Expected (measured here, seed 0, n = 200): success 0.700 (edit 0.720, paraphrase 0.680), freely
 generated 0.605 / 0.555; far passages: KL 0.023, arg max kept 0.915, perplexity 45.9 + 1.29. The
 paper's, of distilGPT-2: 0.86 / 0.225, of 68,000 passages and hundreds of times more steps. More
-passes over the 2,400 of here do not help: 1,000 steps that end at c_edit 0.25 have 0.705 at KL 0.030,
-perplexity + 1.65.
+passes over the 2,400 of here do not help: 1,000 steps that end at c_edit 0.25 have 0.705 at KL
+0.030, perplexity + 1.65.
 """
 
 from mend_jax.config import load_config

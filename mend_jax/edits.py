@@ -36,7 +36,8 @@ class LowRank:
 
     def dense(self) -> jax.Array:
         """The delta as a matrix [..., d_in, d_out]."""
-        return jnp.einsum("...ni,...no->...io", self.a, self.b)
+        highest = jax.lax.Precision.HIGHEST  # what is summed up over edits must not be rounded
+        return jnp.einsum("...ni,...no->...io", self.a, self.b, precision=highest)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -227,7 +227,10 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
         return encode_split(config, model, rows, more)
 
     def split(name: str, count: int, more: bool = False) -> Split:
-        return encoded(choose_rows(dataset.split(name), count), name, more)
+        rows = dataset.split(name)
+        if c.edits_per_batch == 1:
+            return encoded(choose_rows(rows, count), name, more)
+        return encoded(rows_in_turn(rows, count or len(rows)), name, more)  # none at odds
 
     def another(dataset: data.DataSet) -> Split:
         """The test split of another data set, without the facts that training knows."""

@@ -29,7 +29,8 @@ class Factors:
     def gradient(self) -> jax.Array:
         """The dense gradient [..., d_in, d_out] that the rows sum to."""
         keep = self.mask[..., None].astype(self.u.dtype)
-        return jnp.einsum("...ni,...no->...io", self.u * keep, self.delta)
+        highest = jax.lax.Precision.HIGHEST
+        return jnp.einsum("...ni,...no->...io", self.u * keep, self.delta, precision=highest)
 
 
 def masked_factors(u: jax.Array, delta: jax.Array) -> Factors:

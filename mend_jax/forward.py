@@ -274,7 +274,10 @@ class Problem:
 
         Args:
           rows: "answer": of the positions whose next token is scored alone (MALMEN's rows), so
-            [E, n * S]; an encoder has no such positions and keeps all of its rows.
+            [E, n * S]; an encoder has no such positions and keeps all of its rows. They are of
+            each correction's own mean loss, whatever stands beside it: what an editor that meets
+            each in least squares asks for a fact does not depend on how many there are. "all" are
+            of the mean over the edit's tokens (`loss`), as MEND sums them.
         """
         if rows == "answer" and self.seqs.score_pos.shape[-1] == self.seqs.tokens.shape[-1]:
             # So that rows of scored positions can be told from rows of all.
@@ -282,13 +285,15 @@ class Problem:
             return apart.factors(edit, rows)
         edit = self._with_applied(edit)
         names, E = [w.name for w in self.weights], self.n_edits
-        n_scored = self.seqs.score_mask.astype(jnp.float32).sum((1, 2))
+        n_scored = self.seqs.score_mask.astype(jnp.float32).sum(-1)
+        if rows == "all":
+            n_scored = jnp.broadcast_to(n_scored.sum(1, keepdims=True), n_scored.shape)
 
         def states_of(h, seqs, taps, edit):
             return top_states(self.model, self.params, h, seqs, edit, taps)
 
-        def capture(texts: tuple[Sequences, Any]) -> Any:
-            seqs, h = texts
+        def capture(texts: tuple[Sequences, Any, jax.Array]) -> Any:
+            seqs, h, counts = texts
             one = jax.tree.map(lambda leaf: leaf[0], (h, seqs))
             zeros = tap_zeros(self.model, self.params, *one, names)
 
@@ -296,13 +301,13 @@ class Problem:
                 states = vmap_edits(states_of, E)(h, seqs, taps, edit)
                 nll = of_logits(self.model, self.params, token_nll, [states], seqs.target)
                 nll = nll * seqs.score_mask.astype(jnp.float32)
-                return (nll.sum((1, 2)) / jnp.maximum(n_scored, 1.0)).sum()
+                return (nll.sum(-1) / jnp.maximum(counts, 1.0)).sum()
 
             return jax.grad(total_loss)(
                 jax.tree.map(lambda z: jnp.zeros((E, *z.shape), z.dtype), zeros)
             )
 
-        captured = by_texts(capture, self.model.text_chunk, (self.seqs, self.h))
+        captured = by_texts(capture, self.model.text_chunk, (self.seqs, self.h, n_scored))
         captured = flatten(per_edit(captured, E))
         lead = (self.n_edits, -1)
         result = {}

@@ -59,12 +59,12 @@ def plain(name: Any) -> str:
 
 
 def tradeoff_png(rows: Rows) -> bytes | None:
-    """Success against KL and against accuracy lost, by method; one method's sizes are joined."""
+    """Success against far texts' KL and accuracy lost, by method; one method's sizes are joined."""
     kl = ("What it costs elsewhere: KL", "success against change on other texts; up left is best")
-    lost = ("What it costs elsewhere: drawdown", "success against accuracy lost on other texts")
+    lost = ("What it costs elsewhere: drawdown", "success against accuracy lost on far answers")
     panels = [
-        _against(rows, "kl", kl, "KL on other texts, nats a token", log=True),
-        _against(rows, "drawdown", lost, "accuracy lost on other texts", log=False),
+        _against(rows, "kl_far", kl, "KL on far texts, nats a token", log=True),
+        _against(rows, "drawdown", lost, "accuracy lost on far answers", log=False),
     ]
     return _beside(panels, rows, 15, 5.4)
 
@@ -77,7 +77,7 @@ def sizes_png(rows: Rows) -> bytes | None:
     at = "facts that one edit brings in together"
     panels = [
         _curves(rows, "success", ("Success", "on the facts of an edit and their paraphrases"), at),
-        _curves(rows, "kl", ("What it costs elsewhere", "KL, nats a token"), at, log=True),
+        _curves(rows, "kl_far", ("What it costs elsewhere", "KL on far texts"), at, log=True),
     ]
     return _beside(panels, rows, 15, 5.2)
 

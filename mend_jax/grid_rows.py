@@ -20,7 +20,10 @@ SCORES = {
     "kl_near": "eval.locality.near.kl",
     "kl_far": "eval.locality.far.kl",
     "argmax_kept": "eval.locality.argmax_agreement",
-    "drawdown": "eval.locality.accuracy_drawdown",
+    "argmax_kept_far": "eval.locality.far.argmax_agreement",
+    "drawdown": "eval.locality.far_answers.accuracy_drawdown",  # as the paper: of answers ...
+    "drawdown_far": "eval.locality.far.accuracy_drawdown",  # ... which not all far texts have
+    "before": "eval.edit.before.success_exact",
     "perplexity_added": "eval.locality.perplexity_drawdown",
     "seconds_per_edit": "eval.seconds_per_edit",
     "peak_memory_bytes": "eval.peak_memory_bytes",
@@ -59,6 +62,10 @@ def make_row(
         {key: value for key, path in SCORES.items() if (value := number(dig(r, path))) is not None}
         for r in done
     ]
+    for scores in flat:
+        of_texts = scores.pop("drawdown_far", None)
+        if of_texts is not None:
+            scores.setdefault("drawdown", of_texts)
     for scores in flat:  # an editor that learned nothing took no time to train
         if not number(scores.get("editor_parameters")):
             for key in _TRAINED:

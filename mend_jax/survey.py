@@ -20,27 +20,27 @@ AT_ONCE = 16
 
 
 def survey(experiment: Experiment, editor: EditTransform, params: Any, state: Any) -> Any:
-    """The editor's state after `train.survey_texts` far texts of training rows.
+    """The editor's state after `train.survey_texts` texts of training rows.
 
-    As it was for an editor that asks for none (`EditTransform.survey`). The texts are chosen by a
-    fixed shuffle, so the result is a function of config and data.
+    As it was for an editor that asks for none (`EditTransform.survey`, `survey_of`). The texts are
+    chosen by a fixed shuffle, so the result is a function of config and data.
 
     Raises:
-      ConfigError: the data has no far texts.
+      ConfigError: the data has no far texts, and the editor asks for them.
     """
     if editor.survey is None:
         return state
-    c, model = experiment.config, experiment.model
-    if "far" not in experiment.train.encoded.texts:
+    c, model, texts_by_set = experiment.config, experiment.model, experiment.train.encoded.texts
+    if editor.survey_of not in texts_by_set:
         raise ConfigError(
             f"editor {c.editor.name!r} (or a baseline) has to see ordinary texts, and "
             f"{experiment.dataset.name} has none: set data.far, such as data.far=wikitext"
         )
-    far = experiment.train.encoded.texts["far"]
+    shown = texts_by_set[editor.survey_of]
     at_once = round_up(experiment.mesh, AT_ONCE)
     mine = local_edits(experiment.mesh, at_once)
-    batches = max(1, min(c.train.survey_texts, far.lead[0]) // at_once)
-    order = np.random.default_rng(c.seed).permutation(far.lead[0])
+    batches = max(1, min(c.train.survey_texts, shown.lead[0]) // at_once)
+    order = np.random.default_rng(c.seed).permutation(shown.lead[0])
 
     @jax.jit
     def see(params, state, base, texts):
@@ -50,7 +50,7 @@ def survey(experiment: Experiment, editor: EditTransform, params: Any, state: An
     progress = Progress("survey", batches * at_once, writer=is_writer())
     for number in range(batches):
         rows = np.take(order, number * at_once + mine, mode="wrap")
-        texts = jax.tree.map(lambda leaf, at=rows: leaf[at][:, None], far)
+        texts = jax.tree.map(lambda leaf, at=rows: leaf[at][:, None], shown)
         texts = shard_batch(experiment.mesh, texts)
         state = see(params, state, model.params, texts)
         progress.update((number + 1) * at_once, force=number + 1 == batches)

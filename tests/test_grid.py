@@ -151,7 +151,7 @@ def fake_row(method, n=1, seed=0, turns=0.0, **cell):
     success, kl = rng.uniform(0.2, 0.98) / n**0.15, 10 ** rng.uniform(-2.5, 0) * n**0.3
     found = fake_eval(rng, success, success * 0.9, kl) | {"success": success * 0.95, "n": 200}
     found["success_ci95"] = [success * 0.9, success]
-    found["locality"]["accuracy_drawdown"] = kl / 9 - 0.003
+    found["locality"]["far"]["accuracy_drawdown"] = kl / 9 - 0.003
     found["seconds_per_edit"] = 10 ** rng.uniform(-1.5, 1)
     if turns:
         found["sequential"] = fake_in_turn(turns)
@@ -208,7 +208,7 @@ def test_a_grid_of_which_nothing_is_finished_is_a_page(tmp_path):
 
 def test_pictures_have_something_on_them(tmp_path):
     rows = [fake_row(m, n, turns=0.5) for m in METHODS for n in (1, 5)]
-    rows[0]["scores"]["kl"]["mean"], rows[1]["scores"]["kl"]["mean"] = 0.0, math.nan
+    rows[0]["scores"]["kl_far"]["mean"], rows[1]["scores"]["kl_far"]["mean"] = 0.0, math.nan
     drawn = grid_report.draw(rows)
     assert sorted(drawn) == ["costs.png", "sequential.png", "sizes.png", "tradeoff.png"]
     for name, png in drawn.items():
@@ -218,6 +218,18 @@ def test_pictures_have_something_on_them(tmp_path):
     assert "sizes.png" not in grid_report.draw(rows[::2]) and not grid_report.draw([])
     looks = grid_plots.looks(rows)
     assert len(set(looks.values())) == len(METHODS)  # no two methods look the same
+
+
+def test_drawdown_is_that_of_answers_where_far_texts_have_some():
+    """As in the paper; passages of plain text have none, and there it is of all their tokens."""
+    of_answers = {"eval": {"locality": {"far": {"accuracy_drawdown": 0.5},
+                                        "far_answers": {"accuracy_drawdown": 0.25}}}}  # fmt: skip
+    of_texts = {"eval": {"locality": {"far": {"accuracy_drawdown": 0.5}}}}
+    for results, wanted in ((of_answers, 0.25), (of_texts, 0.5)):
+        cell = {"method": "A", "seeds": (0,)}
+        row = make_row("a", cell, [(Run("a", (), "w"), results)])
+        assert row["scores"]["drawdown"]["mean"] == wanted
+        assert "drawdown_far" not in row["scores"]
 
 
 def test_edits_in_turn_have_rows_by_number_of_edits():
@@ -248,6 +260,7 @@ def test_every_editor_is_in_table_four():
     assert made["mend"].train.both_ways and not made["rledit"].train.both_ways
     for name in ("rome", "memit"):  # what they are about
         assert made[name].model.edit_roles == ("mlp/down",)
+        assert made[name].model.last_n_blocks > 15  # of SmolLM2's 30: in the middle
     assert config.cells.mend.seeds == (0, 1, 2) and config.cells.fine_tune.seeds == (0,)
     smoke = configs.load_config("paper_table4.py:smoke")
     mend = run_config(smoke, "mend")
@@ -260,10 +273,10 @@ def test_table_five_trains_and_evaluates_whole_edits():
         c, n = run_config(config, name), int(name.split("_")[-1])
         assert c.data.edits_per_batch == n
         assert c.eval.edits % n == 0 == c.train.val_edits % n and c.eval.edits >= 200
-    largest = {name for name in config.only if name.endswith("_1000")}
-    assert largest == {"malmen_1000", "ultraedit_1000"}
+    largest = {name for name in config.only if name.endswith("_500")}
+    assert largest == {"malmen_500", "ultraedit_500"}
     turns = configs.load_config("paper_table5.py:sequential")
-    assert run_config(turns, "ultraedit").eval.sequential == (1, 10, 100, 1000)
+    assert run_config(turns, "ultraedit").eval.sequential == (1, 10, 100, 500)
 
 
 def test_table_six_leaves_out_one_part_at_a_time():

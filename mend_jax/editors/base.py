@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -72,6 +72,7 @@ class EditTransform(NamedTuple):
       survey: (params, state, problem) -> state, or None. An editor that has to see ordinary texts
         first (for covariances, for what to keep) is shown training texts before it edits, as
         "corrections" of a Problem whose every token is scored. Never in a training step.
+      survey_of: which texts of training rows those are; "edit" are other corrections.
       penalty: (params, edits with axis E, silence) -> scalar, or None. A term of an editor's own in
         the meta-loss; silence(edits with axis E) is the locality KL of any edits of the batch.
       remember: (params, state, problem) -> state, or None. What a lifelong editor takes in of
@@ -86,6 +87,7 @@ class EditTransform(NamedTuple):
     edit: Callable[[Any, Any, Problem, bool], tuple[Edit, Any]]
     trainable: bool = True
     survey: Callable[[Any, Any, Problem], Any] | None = None
+    survey_of: Literal["far", "edit"] = "far"
     penalty: Callable[[Any, Edit, Callable[[Edit], jax.Array]], jax.Array] | None = None
     remember: Callable[[Any, Any, Problem], Any] | None = None
     stream: Stream | None = None

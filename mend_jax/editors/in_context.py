@@ -110,7 +110,8 @@ def _said(corrections: Sequences, separator: tuple[int, ...]) -> tuple[jax.Array
     ends = jnp.broadcast_to(jnp.asarray(separator, jnp.int32), (*c.lead, len(separator)))
     parts.append((ends, jnp.ones(ends.shape, bool)))
     ids, masks = zip(*parts, strict=True)
-    return jnp.concatenate(ids, axis=-1), jnp.concatenate(masks, axis=-1)
+    real = jnp.asarray(c.score_mask).any(-1)[..., None]  # others only fill an edit up
+    return jnp.concatenate(ids, axis=-1), jnp.concatenate(masks, axis=-1) & real
 
 
 def _without_marks(mask: Any, marks: int) -> jax.Array:

@@ -43,7 +43,8 @@ def ke(
 
     Deviations: the original reads input, old answer and new answer in one text, here the prompt and
     the target are read (see `read_correction`); its embeddings are trained along, here they are the
-    base's, frozen; its linear layers have weight normalisation, here none. It starts at random,
+    base's, frozen; its linear layers have weight normalisation, here none; its softmax goes along
+    the first axis of torch's weight, which is d_out, here along d_in as the paper writes it. It starts at random,
     here as plain gradient descent: the heads' last kernels are 0 and their biases give gamma. (The
     heads' earlier layers and the LSTM move from the second step on.) One condition is made for an
     edit of n texts, from the mean of their last states; the original edits with one text.
@@ -125,6 +126,7 @@ def read_correction(problem: Problem) -> tuple[jax.Array, jax.Array]:
         prompt, keep = s.tokens, s.mask & (jnp.arange(T, dtype=first.dtype)[None, None] <= first)
     tokens = jnp.concatenate([jnp.asarray(prompt), jnp.asarray(s.target)], axis=-1)
     mask = jnp.concatenate([jnp.asarray(keep), jnp.asarray(s.score_mask)], axis=-1)
+    mask &= jnp.asarray(s.score_mask).any(-1)[..., None]  # others only fill an edit up
     x = model.apply(
         {"params": problem.params}, tokens.reshape(-1, tokens.shape[-1]), method="look_up"
     )

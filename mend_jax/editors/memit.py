@@ -12,6 +12,7 @@ from mend_jax.editors.memory import (
     keys,
     memories,
     no_second_moment,
+    of_facts,
     surveyed,
     written,
 )
@@ -71,6 +72,7 @@ def memit(
         found = Edit(deltas={})
         for number, w in enumerate(layers):
             r = (z - value(problem, last, found)) / (len(layers) - number)
+            r = of_facts(problem, r)
             delta = written(state, w, keys(problem, w, found), r, ridge=preserve * w.d_in)
             found = found.replace(deltas={**found.deltas, w.name: delta})
         return found, state

@@ -90,7 +90,14 @@ def keys(problem: Problem, weight: WeightSpec, edit: Edit | None = None) -> jax.
     before it, drawn from the model.
     """
     u = problem.factors(edit)[weight.name].u
-    return at_subject(problem, u.reshape(*problem.seqs.tokens.shape, weight.d_in))
+    k = at_subject(problem, u.reshape(*problem.seqs.tokens.shape, weight.d_in))
+    return of_facts(problem, k)
+
+
+def of_facts(problem: Problem, x_ENd: jax.Array) -> jax.Array:
+    """x where a fact is, zero where one only fills an edit up: nothing of it is scored."""
+    real = jnp.asarray(problem.seqs.score_mask).any(-1)[..., None]
+    return jnp.where(real, x_ENd, 0.0)
 
 
 def written(

@@ -12,6 +12,7 @@ from mend_jax.editors.memory import (
     keys,
     memories,
     no_second_moment,
+    of_facts,
     surveyed,
     written,
 )
@@ -60,7 +61,7 @@ def rome(
         del params, train
         causal_only(problem)
         w = chosen(problem.weights)
-        d = search.shift(problem, w, value(problem, w.name))
+        d = of_facts(problem, search.shift(problem, w, value(problem, w.name)))
         delta = written(state, w, keys(problem, w), d, ridge=0.0)
         return Edit(deltas={w.name: delta}), state
 

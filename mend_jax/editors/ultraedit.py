@@ -28,8 +28,8 @@ def ultraedit(
       lr: eta.
       ridge: lambda.
       shared: one set of statistics per weight shape, as the original.
-      warm_up: gather statistics from ordinary texts first (a survey; the idea of StableEdit, whose
-        warm-up takes facts). The original starts from nothing with 100 corrections at once. Of one
+      warm_up: gather statistics from corrections of training rows first (a survey; the idea of
+        StableEdit). The original starts from nothing with 100 corrections at once. Of one
         correction alone, z-scores over its own few rows say little: their mean is zero.
       rows: "answer": the tokens before the answer's alone, as the original; "all": every token.
     """
@@ -41,4 +41,4 @@ def ultraedit(
 
     links = chain(keep_key(), normalize(shared, lifelong=True), stateless("ultraedit", solve))
     editor = lifelong_editor(links, rows)._replace(trainable=False)
-    return editor._replace(survey=editor.remember) if warm_up else editor
+    return editor._replace(survey=editor.remember, survey_of="edit") if warm_up else editor
