@@ -44,9 +44,9 @@ def ke(
     Deviations: the original reads input, old answer and new answer in one text, here the prompt and
     the target are read (see `read_correction`); its embeddings are trained along, here they are the
     base's, frozen; its linear layers have weight normalisation, here none; its softmax goes along
-    the first axis of torch's weight, which is d_out, here along d_in as the paper writes it. It starts at random,
-    here as plain gradient descent: the heads' last kernels are 0 and their biases give gamma. (The
-    heads' earlier layers and the LSTM move from the second step on.) One condition is made for an
+    the first axis of torch's weight, which is d_out, here along d_in. It starts at random, here as
+    plain gradient descent: the heads' last kernels are 0 and their biases give gamma. (The heads'
+    earlier layers and the LSTM move from the second step on.) One condition is made for an
     edit of n texts, from the mean of their last states; the original edits with one text.
 
     Args:
