@@ -1,1 +1,1 @@
-"""Benchmarks: how far each step is from what the machine can do. See docs/performance.md."""
+"""Benchmarks: how far each step is from what the machine can do."""

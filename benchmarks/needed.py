@@ -151,12 +151,19 @@ def edited_products(s: Sizes, edit: Texts, texts: Texts) -> tuple[int, int]:
     return forward, backward
 
 
+def texts_of(w: Workload) -> tuple[Texts, Texts, Texts]:
+    """The facts of an edit, what it is asked with, and what must stay."""
+    return (
+        Texts(w.edits, w.length, w.scored),
+        Texts(w.asked, w.length, w.scored),
+        Texts(w.far, w.far_length, w.far_length - 1),
+    )
+
+
 def training_step(w: Workload, sketch: Outline) -> dict[str, int]:
     """Operations of one training step by part; their sum is what is needed."""
     s = sizes_of(sketch)
-    edit = Texts(w.edits, w.length, w.scored)
-    asked = Texts(w.asked, w.length, w.scored)
-    far = Texts(w.far, w.far_length, w.far_length - 1)
+    edit, asked, far = texts_of(w)
     network = editor_network(s, edit, w.rank, n_hidden=1)
     parts = {
         "trunk": sum(trunk_pass(s, t) for t in (edit, asked, far)),
@@ -177,7 +184,7 @@ def _differentiated(s: Sizes, edit: Texts, texts: Texts) -> int:
 
 def edit_alone(w: Workload, sketch: Outline) -> int:
     """Operations of making the edits, from tokens."""
-    s, edit = sizes_of(sketch), Texts(w.edits, w.length, w.scored)
+    s, (edit, *_) = sizes_of(sketch), texts_of(w)
     own = trunk_pass(s, edit) + top_forward(s, edit) + top_backward(s, edit)
     return w.independent * (
         own + 4 * s.head * edit.places + editor_network(s, edit, w.rank, n_hidden=1)[0]
@@ -187,10 +194,6 @@ def edit_alone(w: Workload, sketch: Outline) -> int:
 def forward(w: Workload, sketch: Outline) -> int:
     """Operations of the unedited model on all texts of a step, once."""
     s, total = sizes_of(sketch), 0
-    for texts in (
-        Texts(w.edits, w.length, w.scored),
-        Texts(w.asked, w.length, w.scored),
-        Texts(w.far, w.far_length, w.far_length - 1),
-    ):
+    for texts in texts_of(w):
         total += trunk_pass(s, texts) + top_forward(s, texts) + 2 * s.head * texts.places
     return w.independent * total

@@ -107,8 +107,8 @@ def full_texts(
     )
 
 
-def build(w: Workload) -> Built:
-    """Model, editor, optimiser and one batch."""
+def build(w: Workload, shapes_only: bool = False) -> Built:
+    """Model, editor, optimiser and one batch; with `shapes_only` no array of them is made."""
     sketch = outline(
         PUBLISHED[MODELS[w.model]], dtype=w.dtype, remat=w.remat, text_chunk=w.text_chunk,
         head_chunk=w.head_chunk,
@@ -117,12 +117,16 @@ def build(w: Workload) -> Built:
     tx = make_optimizer(
         lr=1e-6, layer_lr_lr=1e-4, clip=100.0, accumulate=1, warmup=0, steps=1, decay=False
     )
-    rng, vocab = np.random.default_rng(0), sketch.config.vocab_size
-    E = w.independent
-    batch = {
-        "edit": full_texts(rng, (E, w.edits), w.length, w.scored, vocab),
-        "rephrase": full_texts(rng, (E, w.asked), w.length, w.scored, vocab),
-        "far": full_texts(rng, (E, w.far), w.far_length, w.far_length - 1, vocab),
-    }
-    state = init_state(editor, sketch.weights, tx, seed=0)
-    return Built(w, sketch, random_base(sketch, w.dtype), editor, tx, state, jax.device_put(batch))
+
+    def arrays() -> tuple[Any, TrainState, dict[str, Sequences]]:
+        rng, vocab, E = np.random.default_rng(0), sketch.config.vocab_size, w.independent
+        batch = {
+            "edit": full_texts(rng, (E, w.edits), w.length, w.scored, vocab),
+            "rephrase": full_texts(rng, (E, w.asked), w.length, w.scored, vocab),
+            "far": full_texts(rng, (E, w.far), w.far_length, w.far_length - 1, vocab),
+        }
+        state = init_state(editor, sketch.weights, tx, seed=0)
+        return random_base(sketch, w.dtype), state, jax.device_put(batch)
+
+    base, state, batch = jax.eval_shape(arrays) if shapes_only else arrays()
+    return Built(w, sketch, base, editor, tx, state, batch)

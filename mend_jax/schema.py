@@ -24,6 +24,8 @@ _RATE = Key(float, 0.0, above=True)
 _COUNT = Key(int, 1)
 _COUNT_OR_NONE = Key(int, 0)
 
+TRUNK_CACHES = ("", "device", "host", "disk")  # where trunk states are kept; see `trunk_cache`
+
 KEYS = {
     "job": Key(str, choices=("edit",)),
     "seed": _COUNT_OR_NONE,
@@ -68,7 +70,7 @@ KEYS = {
     "train.val_edits": _COUNT,
     "train.checkpoint_every": _COUNT,
     "train.patience": _COUNT_OR_NONE,
-    "train.trunk_cache": Key(str, choices=("", "device", "host", "disk")),
+    "train.trunk_cache": Key(str, choices=TRUNK_CACHES),
     "train.trunk_cache_gib": _RATE,
     "train.keep": Key(str, choices=("best", "last")),
     "eval.edits": _COUNT,

@@ -26,10 +26,10 @@ from mend_jax.forward import shared_trunk_states
 from mend_jax.mesh import shard_batch
 from mend_jax.models.base import EditableModel
 from mend_jax.objective import texts_of
+from mend_jax.schema import TRUNK_CACHES
 from mend_jax.wheels import cache_dir
 from mend_jax.writers import write_bytes
 
-KINDS = ("", "device", "host", "disk")
 _GIB = 2**30
 _FILLED = "filled.npy"
 
@@ -119,8 +119,8 @@ class TrunkCache:
         return dict(zip(self._names, states, strict=True))
 
     def _check(self, kind: str, mesh: Any) -> None:
-        if kind not in KINDS[1:]:
-            raise ConfigError(f"train.trunk_cache is {kind!r}, not one of {KINDS}")
+        if kind not in TRUNK_CACHES[1:]:
+            raise ConfigError(f"train.trunk_cache is {kind!r}, not one of {TRUNK_CACHES}")
         if jax.process_count() > 1:
             raise ConfigError(
                 "train.trunk_cache: the rows of a step lie in the memory of one process; with "

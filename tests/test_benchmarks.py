@@ -7,32 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks import needed, stages, step
-from benchmarks.workload import MODELS, Built, Workload, build, full_texts
-from mend_jax.editors import make_editor
+from benchmarks.workload import MODELS, Workload, build, full_texts
 from mend_jax.hub.published import PUBLISHED
-from mend_jax.models.params import nest
-from mend_jax.optimizer import make_optimizer
-from mend_jax.outline import outline
 from mend_jax.pods.flops import matmul_flops
-from mend_jax.train import init_state
-
-
-def abstractly(w):
-    """`workload.build` of shapes alone."""
-    sketch = outline(PUBLISHED[MODELS[w.model]])
-    base = nest({p: jax.ShapeDtypeStruct(s, np.float32) for p, s in sketch.shapes().items()})
-    editor = make_editor("mend", dict(rank=w.rank))
-    tx = make_optimizer(
-        lr=1e-6, layer_lr_lr=1e-4, clip=100.0, accumulate=1, warmup=0, steps=1, decay=False
-    )
-    state = jax.eval_shape(lambda: init_state(editor, sketch.weights, tx, 0))
-    rng, lead = np.random.default_rng(0), w.independent
-    batch = {
-        "edit": full_texts(rng, (lead, w.edits), w.length, w.scored, 99),
-        "rephrase": full_texts(rng, (lead, w.asked), w.length, w.scored, 99),
-        "far": full_texts(rng, (lead, w.far), w.far_length, w.far_length - 1, 99),
-    }
-    return Built(w, sketch, base, editor, tx, state, batch)
 
 
 @pytest.mark.parametrize("model", ["distilgpt2", "smollm2"])
@@ -46,7 +23,7 @@ def test_the_step_does_what_it_needs_and_hardly_more(model, edits):
     out (products with the rotary table and of the norms' gradients are none).
     """
     w = Workload(model=model, edits=edits)
-    b = abstractly(w)
+    b = build(w, shapes_only=True)
     train_step, arguments = stages.train_step(b)
     counted = matmul_flops(jax.make_jaxpr(train_step)(*arguments))
     parts = needed.training_step(w, b.outline)
@@ -55,7 +32,7 @@ def test_the_step_does_what_it_needs_and_hardly_more(model, edits):
 
 def test_making_an_edit_and_a_forward_pass_do_what_they_need():
     w = Workload(model="distilgpt2", edits=8)
-    b = abstractly(w)
+    b = build(w, shapes_only=True)
     programs = stages.programs(b)
     for name, formula in (("edit alone", needed.edit_alone), ("forward", needed.forward)):
         run = programs[name]
