@@ -37,9 +37,9 @@ from mend_jax.outline import DTYPES
 from mend_jax.writers import Progress, write_text
 
 NEEDS_MODEL = True
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 SIZES = {
-    "default": {"train": 2400, "validation": 200, "test": 300},
+    "default": {"train": 3000, "validation": 200, "test": 300},
     "small": {"train": 48, "validation": 8, "test": 8},  # the first rows of `default`
 }
 LICENSE = "prompts CC BY-SA 3.0 (English Wikipedia); targets: as the base's output"
