@@ -14,13 +14,19 @@ from mend_jax.edits import Delta, Dense, Edit, LowRank
 from mend_jax.errors import CheckpointError
 from mend_jax.writers import write_bytes
 
-FORMAT = "mend_jax_edit/1"
+FORMAT = "mend_jax_edit/2"
+_READ = ("mend_jax_edit/1", FORMAT)  # version 1 says neither what made the edit nor when
 _KINDS: dict[str, type[Delta]] = {"low_rank": LowRank, "dense": Dense}
 _LEAVES = {"low_rank": ("a", "b"), "dense": ("w",)}
 
 
 def save(path: str | Path, edit: Edit) -> None:
-    """Writes one edit (without a leading axis E) atomically.
+    """Writes one edit atomically; `to_bytes` says what."""
+    write_bytes(Path(path), to_bytes(edit))
+
+
+def to_bytes(edit: Edit) -> bytes:
+    """The file of one edit (without a leading axis E).
 
     Tensors are `WEIGHT.a` [N, d_in] and `WEIGHT.b` [N, d_out] of a low-rank delta, W' = W + a^T b,
     or `WEIGHT.w` [d_in, d_out] of a dense one. Rows of a low-rank pair that are zero add nothing
@@ -42,8 +48,14 @@ def save(path: str | Path, edit: Edit) -> None:
             rows = (arrays["a"] != 0).any(-1) & (arrays["b"] != 0).any(-1)
             arrays = {leaf: a[rows] for leaf, a in arrays.items()}
         tensors |= {f"{name}.{leaf}": np.ascontiguousarray(a) for leaf, a in arrays.items()}
-    metadata = {"format": FORMAT, "base": edit.base, "facts": json.dumps(edit.facts)}
-    write_bytes(Path(path), serialise(tensors, metadata))
+    metadata = {
+        "format": FORMAT,
+        "base": edit.base,
+        "facts": json.dumps(edit.facts),
+        "editor": edit.editor,
+        "made": edit.made,
+    }
+    return serialise(tensors, metadata)
 
 
 def load(path: str | Path) -> Edit:
@@ -59,10 +71,10 @@ def load(path: str | Path) -> Edit:
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as e:
         raise CheckpointError(f"{path}: not a readable edit file ({e}); save the edit again") from e
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in _READ:
         raise CheckpointError(
-            f"{path}: format {metadata.get('format')!r} is not {FORMAT!r}; it was written by "
-            "another program or version"
+            f"{path}: format {metadata.get('format')!r} is none of {', '.join(_READ)}; it was "
+            "written by another program or a later version: read it with that"
         )
     by_weight: dict[str, dict[str, np.ndarray]] = {}
     for name, array in tensors.items():
@@ -73,7 +85,13 @@ def load(path: str | Path) -> Edit:
         facts = tuple((str(p), str(t)) for p, t in json.loads(metadata.get("facts", "[]")))
     except (ValueError, TypeError) as e:
         raise CheckpointError(f"{path}: metadata `facts` is not a list of pairs ({e})") from e
-    return Edit(deltas=deltas, base=metadata.get("base", ""), facts=facts)
+    return Edit(
+        deltas=deltas,
+        base=metadata.get("base", ""),
+        facts=facts,
+        editor=metadata.get("editor", ""),
+        made=metadata.get("made", ""),
+    )
 
 
 def _delta(path: str | Path, weight: str, leaves: dict[str, np.ndarray]) -> Delta:

@@ -96,11 +96,15 @@ class Edit:
       deltas: name -> LowRank or Dense.
       base: fingerprint of the base weights, "" if unknown; checked when the edit is applied.
       facts: the (prompt, target) pairs that the edit was made from.
+      editor: what made it, such as "mend@0f3a9c41" or "fine_tune"; "" if unknown.
+      made: when, an ISO date and time in UTC; "" if unknown.
     """
 
     deltas: dict[str, Delta]
     base: str = flax.struct.field(pytree_node=False, default="")
     facts: tuple[tuple[str, str], ...] = flax.struct.field(pytree_node=False, default=())
+    editor: str = flax.struct.field(pytree_node=False, default="")
+    made: str = flax.struct.field(pytree_node=False, default="")
 
     def scale(self, factor: float | jax.Array) -> Edit:
         """The edit with every delta multiplied by `factor`."""
@@ -111,16 +115,22 @@ class Edit:
         return self.scale(-1.0)
 
     def compose(self, other: Edit) -> Edit:
-        """Both edits at once: the deltas are summed, low-rank pairs by concatenating their rows."""
+        """Both edits at once: the deltas are summed, low-rank pairs by concatenating their rows.
+
+        Different editors are named with a "+" between; made is what the later one says.
+        """
         if self.base and other.base and self.base != other.base:
             raise CheckpointError(
                 f"edits of different bases cannot be composed: {self.base} and {other.base}"
             )
         names = [*self.deltas, *(n for n in other.deltas if n not in self.deltas)]
+        editors = [e for edit in (self, other) for e in edit.editor.split("+") if e]
         return Edit(
             deltas={n: _add(self.deltas.get(n), other.deltas.get(n)) for n in names},
             base=self.base or other.base,
             facts=self.facts + other.facts,
+            editor="+".join(dict.fromkeys(editors)),
+            made=max(self.made, other.made),
         )
 
     def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,10 @@ class CheckpointError(MendError):
     """A checkpoint or edit file that is damaged or does not belong to this base or config."""
 
 
+class LedgerError(MendError):
+    """A ledger of edits that is damaged, cannot be written, or lacks what is asked of it."""
+
+
 class TrainingError(MendError):
     """Training that cannot go on, such as a loss that is not finite."""
 

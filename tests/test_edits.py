@@ -149,7 +149,7 @@ def test_damaged_edit_files_are_named(tmp_path):
         path.write_bytes(whole[:size])
         with pytest.raises(CheckpointError, match="edit.safetensors"):
             Edit.load(path)
-    path.write_bytes(whole.replace(b"mend_jax_edit/1", b"mend_jax_edit/9"))
+    path.write_bytes(whole.replace(b"mend_jax_edit/2", b"mend_jax_edit/9"))
     with pytest.raises(CheckpointError, match="format 'mend_jax_edit/9'"):
         Edit.load(path)
     path.write_bytes(whole.replace(b"mlp/up.a", b"mlp/up.z"))
