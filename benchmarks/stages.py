@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,9 @@ from mend_jax.scoring import edit_and_score
 from mend_jax.train import make_train_step, success_weight
 
 Timed = Callable[[], Any]
+
+PARTS = ("trunk", "factors", "edit", "loss", "gradient")
+PROGRAMS = (*PARTS, "edit alone", "forward", "evaluation")
 
 
 def programs(b: Built) -> dict[str, Timed]:
@@ -79,6 +83,18 @@ def programs(b: Built) -> dict[str, Timed]:
     }
 
 
+def with_states(b: Built) -> Built:
+    """The same with the trunk states of its texts in the batch, as a trunk cache gives them."""
+    names = list(b.batch)
+
+    def states(base, batch):
+        return shared_trunk_states(b.outline.module, base, [batch[name] for name in names])
+
+    abstract = isinstance(jax.tree.leaves(b.base)[0], jax.ShapeDtypeStruct)
+    found = (jax.eval_shape if abstract else lambda f, *x: jax.jit(f)(*x))(states, b.base, b.batch)
+    return dataclasses.replace(b, batch=b.batch | {"states": dict(zip(names, found, strict=True))})
+
+
 def train_step(b: Built) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The jitted training step and what it takes; it reuses (donates) the state."""
     step = make_train_step(
@@ -106,10 +122,7 @@ def time_training(b: Built, repeats: int) -> dict[str, float]:
     return {"seconds": statistics.median(seconds_of(once, repeats)), "compiling": compiling}
 
 
-def time_stages(b: Built, repeats: int, names: tuple[str, ...] = ()) -> dict[str, float]:
-    """Median seconds of `programs`, all or those named."""
-    return {
-        name: statistics.median(seconds_of(run, repeats))
-        for name, run in programs(b).items()
-        if not names or name in names
-    }
+def time_stages(b: Built, repeats: int, names: Sequence[str]) -> dict[str, float]:
+    """Median seconds of those `programs`."""
+    run = programs(b)
+    return {name: statistics.median(seconds_of(run[name], repeats)) for name in names}

@@ -10,6 +10,7 @@ parts. A suite runs each of its rows in a process of its own, so that peak memor
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -20,19 +21,24 @@ import jax
 
 from benchmarks import machine, needed
 from benchmarks.peer import PEERS, RATE, Peer
-from benchmarks.stages import time_stages, time_training, train_step
+from benchmarks.stages import PROGRAMS, time_stages, time_training, train_step, with_states
 from benchmarks.workload import MODELS, Workload, build
 from mend_jax.evaluate import peak_memory_bytes
 from mend_jax.outline import DTYPES
 from mend_jax.pods.flops import matmul_flops
 
+STEP, CACHED = "training step", "with trunk cache"
 ALONE = ("edit alone", "forward", "evaluation")
+BESIDE = (CACHED, *ALONE)
 
 
-def measure(w: Workload, repeats: int, stages: bool) -> dict[str, Any]:
+def measure(w: Workload, repeats: int, names: Sequence[str] = BESIDE) -> dict[str, Any]:
     """All figures of one workload on this machine.
 
     `utilisation` is needed operations over seconds over the machine's own rate.
+
+    Args:
+      names: what is timed beside the training step, of `CACHED` and `stages.PROGRAMS`.
     """
     rate = machine.matmul_rate(DTYPES[w.dtype])
     b = build(w)
@@ -41,19 +47,22 @@ def measure(w: Workload, repeats: int, stages: bool) -> dict[str, Any]:
     step, arguments = train_step(b)
     counted = matmul_flops(jax.make_jaxpr(step)(*arguments))
     parts = needed.training_step(w, b.outline)
-    seconds = time_stages(b, repeats, () if stages else ALONE)
+    seconds = {STEP: training["seconds"]}
+    if CACHED in names:
+        seconds[CACHED] = time_training(with_states(b), repeats)["seconds"]
+    seconds |= time_stages(b, repeats, [name for name in names if name != CACHED])
     operations = {
-        "training step": sum(parts.values()),
+        STEP: sum(parts.values()),
+        CACHED: sum(parts.values()) - parts["trunk"],
         "edit alone": needed.edit_alone(w, b.outline),
         "forward": needed.forward(w, b.outline),
     }
-    seconds = {"training step": training["seconds"], **seconds}
     return {
         "model": w.model, "edits": w.edits, "independent": w.independent, "dtype": w.dtype,
-        "rank": w.rank, "machine": machine.describe(), "matmul_rate": rate,
+        "rank": w.rank, "layers": w.layers, "machine": machine.describe(), "matmul_rate": rate,
         "bandwidth": machine.bandwidth(), "seconds": seconds, "operations": operations,
         "operations_by_part": parts, "operations_counted": counted,
-        "utilisation": {k: n / seconds[k] / rate for k, n in operations.items()},
+        "utilisation": {k: operations[k] / seconds[k] / rate for k in operations if k in seconds},
         "peak_memory_bytes": peak, "compiling_seconds": training["compiling"],
         "repeats": repeats,
     }  # fmt: skip
@@ -72,11 +81,12 @@ def beside_peer(found: Mapping[str, Any], peer: Peer) -> dict[str, Any]:
     seconds = found["seconds"]
     return {
         **found,
-        "original": {"training step": peer.step * scale, "edit alone": peer.edit * scale,
+        "original": {STEP: peer.step * scale, "edit alone": peer.edit * scale,
                      "peak_memory_bytes": peer.megabytes * 1e6},
-        "aim": {"training step": peer.aim_step * scale, "edit alone": peer.aim_edit * scale,
+        "aim": {STEP: peer.aim_step * scale, CACHED: peer.aim_cached * scale,
+                "edit alone": peer.aim_edit * scale,
                 "peak_memory_bytes": peer.aim_megabytes * 1e6},
-        "times_faster": {"training step": peer.step * scale / seconds["training step"],
+        "times_faster": {STEP: peer.step * scale / seconds[STEP],
                          "edit alone": peer.edit * scale / seconds["edit alone"]},
     }  # fmt: skip
 
@@ -84,26 +94,29 @@ def beside_peer(found: Mapping[str, Any], peer: Peer) -> dict[str, Any]:
 def sentence(found: Mapping[str, Any]) -> str:
     """One workload in lines for a person."""
     seconds, used = found["seconds"], found["utilisation"]
+    times = [
+        f"{name} {seconds[name]:.3f} s" + (f" ({used[name]:.0%})" if name in used else "")
+        for name in (STEP, *BESIDE) if name in seconds
+    ]  # fmt: skip
     lines = [
         f"{found['model']}, {found['independent']} x {found['edits']} edits, {found['dtype']}, "
-        f"rank {found['rank']}: step {seconds['training step']:.3f} s "
-        f"({used['training step']:.0%} of {found['matmul_rate'] / 1e9:.0f} GFLOP/s), "
-        f"edit {seconds['edit alone']:.3f} s ({used['edit alone']:.0%}), "
-        f"forward {seconds['forward']:.3f} s ({used['forward']:.0%}), "
+        f"rank {found['rank']}, at {found['matmul_rate'] / 1e9:.0f} GFLOP/s: "
+        f"{', '.join(times)}, "
         f"peak {found['peak_memory_bytes'] / 1e6:.0f} MB, "
         f"compiled in {found['compiling_seconds']:.1f} s"
     ]
     if "aim" in found:
         aim, original, faster = found["aim"], found["original"], found["times_faster"]
         lines.append(
-            f"  the original, scaled: {original['training step']:.2f} s, "
+            f"  the original, scaled: {original[STEP]:.2f} s, "
             f"{original['edit alone']:.2f} s, {original['peak_memory_bytes'] / 1e6:.0f} MB; "
-            f"aims {aim['training step']:.2f} s, {aim['edit alone']:.3f} s, "
+            f"aims {aim[STEP]:.2f} s, {aim[CACHED]:.2f} s with trunk cache, "
+            f"{aim['edit alone']:.3f} s, "
             f"{aim['peak_memory_bytes'] / 1e6:.0f} MB; times faster "
-            f"{faster['training step']:.1f}, {faster['edit alone']:.1f}"
+            f"{faster[STEP]:.1f}, {faster['edit alone']:.1f}"
         )
     for name, value in seconds.items():
-        if name not in (*ALONE, "training step"):
+        if name not in (STEP, *BESIDE):
             lines.append(f"  up to {name}: {value:.3f} s")
     for name, value in found["operations_by_part"].items():
         lines.append(f"  needed for {name}: {value / 1e9:.1f} GFLOP")
@@ -111,17 +124,20 @@ def sentence(found: Mapping[str, Any]) -> str:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    w = Workload()
+    """A flag for each attribute of `Workload`, and what to do."""
     parser = argparse.ArgumentParser(prog="benchmarks.step", description=__doc__.split("\n")[0])
     parser.add_argument("--suite", choices=("peer",), help="several rows, each in its own process")
-    parser.add_argument("--model", choices=sorted(MODELS), default=w.model)
-    parser.add_argument("--edits", type=int, default=w.edits, help="facts of an edit")
-    parser.add_argument("--independent", type=int, default=w.independent, help="edits of a step")
-    parser.add_argument("--rank", type=int, default=w.rank, help="of the editor")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default=w.dtype, help="of the base")
-    parser.add_argument("--text_chunk", type=int, default=w.text_chunk)
-    parser.add_argument("--head_chunk", type=int, default=w.head_chunk)
+    choices = {"model": sorted(MODELS), "dtype": sorted(DTYPES)}
+    for f in dataclasses.fields(Workload):
+        if isinstance(f.default, bool):
+            parser.add_argument(f"--{f.name}", action="store_true")
+        else:
+            kind = type(f.default)
+            parser.add_argument(
+                f"--{f.name}", type=kind, default=f.default, choices=choices.get(f.name)
+            )
     parser.add_argument("--repeats", type=int, default=5, help="timed calls; the median counts")
+    parser.add_argument("--brief", action="store_true", help="the training step alone")
     parser.add_argument("--stages", action="store_true", help="also the parts of a step")
     parser.add_argument("--json", action="store_true", help="figures for a program")
     return parser.parse_args(argv)
@@ -138,11 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for p in PEERS
         ]  # fmt: skip
     else:
-        w = Workload(
-            model=args.model, edits=args.edits, independent=args.independent, rank=args.rank,
-            dtype=args.dtype, text_chunk=args.text_chunk, head_chunk=args.head_chunk,
-        )  # fmt: skip
-        found = [measure(w, args.repeats, args.stages)]
+        w = Workload(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Workload)})
+        names = () if args.brief else (CACHED, *(PROGRAMS if args.stages else ALONE))
+        found = [measure(w, args.repeats, names)]
     if args.json:
         print(json.dumps(found if args.suite else found[0]))
     else:

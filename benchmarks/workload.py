@@ -7,6 +7,7 @@ Speed does not depend on what weights and tokens are, so nothing is downloaded. 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -48,6 +49,7 @@ class Workload:
       dtype: of the base.
       remat: see `model.remat`.
       text_chunk, head_chunk: see those of `model`.
+      layers: blocks of the model; 0: as published.
     """
 
     model: str = "smollm2"
@@ -63,6 +65,7 @@ class Workload:
     remat: bool = False
     text_chunk: int = 0
     head_chunk: int = 0
+    layers: int = 0
 
     @property
     def asked(self) -> int:
@@ -107,10 +110,17 @@ def full_texts(
     )
 
 
+def _with_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """The config.json with so many blocks."""
+    name = next(key for key in ("n_layer", "num_hidden_layers") if key in config)
+    return {**config, name: layers or config[name]}
+
+
 def build(w: Workload, shapes_only: bool = False) -> Built:
     """Model, editor, optimiser and one batch; with `shapes_only` no array of them is made."""
+    published = _with_layers(PUBLISHED[MODELS[w.model]], w.layers)
     sketch = outline(
-        PUBLISHED[MODELS[w.model]], dtype=w.dtype, remat=w.remat, text_chunk=w.text_chunk,
+        published, dtype=w.dtype, remat=w.remat, text_chunk=w.text_chunk,
         head_chunk=w.head_chunk,
     )  # fmt: skip
     editor = make_editor("mend", dict(rank=w.rank))

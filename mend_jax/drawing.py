@@ -19,8 +19,8 @@ Pair = tuple[str, str]  # a title and what is measured, or a name and a colour
 Draw = Callable[[Axes], None]
 
 
-def row(panels: Sequence[Draw | None], width: float, height: float) -> bytes | None:
-    """The panels there are, side by side, as a PNG; None without any."""
+def row(panels: Sequence[Draw | None], width: float, height: float, rows: int = 1) -> bytes | None:
+    """The panels there are, side by side or in so many rows, as a PNG; None without any."""
     drawn = [draw for draw in panels if draw is not None]
     if not drawn:
         return None
@@ -28,7 +28,7 @@ def row(panels: Sequence[Draw | None], width: float, height: float) -> bytes | N
     figure.get_layout_engine().set(w_pad=0.14, h_pad=0.12, wspace=0.02)
     canvas = FigureCanvasAgg(figure)
     for i, draw in enumerate(drawn):
-        draw(figure.add_subplot(1, len(drawn), i + 1))
+        draw(figure.add_subplot(rows, -(-len(drawn) // rows), i + 1))
     out = io.BytesIO()
     canvas.print_png(out, metadata={"Software": None})
     return out.getvalue()

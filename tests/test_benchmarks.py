@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import needed, stages, step
+from benchmarks import needed, scaling, stages, step
 from benchmarks.workload import MODELS, Workload, build, full_texts
 from mend_jax.hub.published import PUBLISHED
 from mend_jax.pods.flops import matmul_flops
@@ -29,6 +29,16 @@ def test_the_step_does_what_it_needs_and_hardly_more(model, edits):
     parts = needed.training_step(w, b.outline)
     assert counted == pytest.approx(sum(parts.values()), rel=0.02)
 
+    train_step, arguments = stages.train_step(stages.with_states(b))
+    cached = matmul_flops(jax.make_jaxpr(train_step)(*arguments))
+    assert cached == counted - _matmuls_of_trunk(b)  # not one product of the trunk is left
+    assert cached == pytest.approx(sum(parts.values()) - parts["trunk"], rel=0.02)
+
+
+def _matmuls_of_trunk(b):
+    run = stages.programs(b)["trunk"]
+    return matmul_flops(jax.make_jaxpr(run.func)(*run.args))
+
 
 def test_making_an_edit_and_a_forward_pass_do_what_they_need():
     w = Workload(model="distilgpt2", edits=8)
@@ -48,9 +58,7 @@ def test_the_command_measures_and_tells(capsys, monkeypatch):
     flags = ["--model=tiny", "--edits=2", "--rank=8", "--repeats=2"]
     assert step.main([*flags, "--json", "--stages"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {"training step", "edit alone", "forward", "evaluation", "trunk"} <= set(
-        found["seconds"]
-    )
+    assert set(found["seconds"]) == {step.STEP, step.CACHED, *stages.PROGRAMS}
     assert all(value > 0 for value in found["seconds"].values())
     assert found["matmul_rate"] > 1e9 and found["bandwidth"] > 1e8
     assert found["operations"]["training step"] == sum(found["operations_by_part"].values())
@@ -59,7 +67,40 @@ def test_the_command_measures_and_tells(capsys, monkeypatch):
         assert used == pytest.approx(operations / seconds / found["matmul_rate"])
     peer = step.PEERS[0]
     told = step.sentence(step.beside_peer(found, peer))
-    assert "tiny, 1 x 2 edits" in told and "the original, scaled" in told and "up to trunk" in told
+    assert (
+        "tiny, 1 x 2 edits" in told
+        and "with trunk cache" in told
+        and "the original, scaled" in told
+        and "up to trunk" in told
+    )
+
+
+def test_scaling_goes_on_with_the_rows_that_are_missing(tmp_path, monkeypatch):
+    """Rows are kept as they come; the picture says what the arithmetic would be."""
+    asked = []
+
+    def played(flags):
+        asked.append(flags)
+        value = int(flags[2].split("=")[1])  # --edits
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return {
+            "seconds": {step.STEP: 0.5 * value}, "operations": {step.STEP: 3 * value},
+            "peak_memory_bytes": 10**9 + value,
+        }  # fmt: skip
+
+    monkeypatch.setattr(scaling, "in_a_process", played)
+    with pytest.raises(KeyboardInterrupt):
+        scaling.main(["--model=distilgpt2", f"--out={tmp_path}"])
+    assert len(json.loads((tmp_path / "scaling.json").read_text())["edits"]) == 3
+    assert scaling.main(["--model=distilgpt2", f"--out={tmp_path}"]) == 0
+    n_rows = sum(map(len, scaling.SWEEPS.values()))
+    assert len(asked) == n_rows + 1 and len({tuple(flags) for flags in asked}) == n_rows
+    assert any("--text_chunk=64" in flags and "--edits=1000" in flags for flags in asked)
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((tmp_path / "scaling.json").read_text())["edits"]
+    p = scaling.points(found[::-1], "edits")
+    assert p["x"] == list(scaling.SWEEPS["edits"]) and p["seconds"] == p["arithmetic"]
 
 
 def test_random_texts_are_full():

@@ -1,0 +1,125 @@
+"""How time and memory of a training step grow with edits, depth and rank.
+
+    python -m benchmarks.scaling [--model=smollm2] [--out=FOLDER]
+
+One quantity changes at a time, the others stay at those of `BASE`; every row runs in a process of
+its own, so that peak memory is that row's. Leaves scaling.json (rows are kept as they come, and a
+second start goes on with those that are missing) and scaling.png. Beside the measured seconds
+stands what the needed operations take at the machine's own rate, scaled to the first row: where the
+measured line does not rise above it, time grows no faster than the arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from benchmarks.step import in_a_process
+from benchmarks.workload import MODELS
+from mend_jax import drawing
+from mend_jax.writers import Progress, write_bytes, write_json
+
+BASE = {"edits": 8, "layers": 0, "rank": 256, "length": 12, "scored": 4}
+SWEEPS = {
+    "edits": (1, 4, 16, 64, 250, 1000),
+    "layers": (6, 12, 18, 24, 30),
+    "rank": (64, 128, 256, 512, 1024, 1920),
+}
+CHUNKED = 64  # facts of an edit from which on its texts pass a few at a time
+NAMES = {"edits": "facts of an edit", "layers": "blocks of the model", "rank": "rank of the editor"}
+
+
+def settings_of(sweep: str, value: int) -> dict[str, int]:
+    """The flags of a row."""
+    row = {**BASE, sweep: value}
+    if row["edits"] >= CHUNKED:
+        row["text_chunk"] = CHUNKED
+    return row
+
+
+def rows(model: str, folder: Path, repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """All rows by sweep; those that FOLDER/scaling.json holds are not measured again."""
+    path = folder / "scaling.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    found = {name: list(known.get(name, [])) for name in SWEEPS}
+    progress = Progress("scaling", sum(map(len, SWEEPS.values())))
+    for name, values in SWEEPS.items():
+        there = {row["settings"][name] for row in found[name]}
+        for value in values:
+            if value not in there:
+                flags = settings_of(name, value)
+                command = [f"--{k}={v}" for k, v in flags.items()]
+                command.append(f"--repeats={1 if flags['edits'] >= CHUNKED else repeats}")
+                figures = in_a_process([f"--model={model}", "--brief", *command])
+                found[name].append({"settings": flags, **figures})
+                write_json(path, found)
+            progress.update(sum(map(len, found.values())), force=True)
+    return found
+
+
+def points(sweep: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[float]]:
+    """x, seconds, seconds by arithmetic (of the first row's efficiency), and gigabytes."""
+    by_value = sorted(sweep, key=lambda row: row["settings"][name])
+    pace = by_value[0]["seconds"]["training step"] / by_value[0]["operations"]["training step"]
+    return {
+        "x": [row["settings"][name] for row in by_value],
+        "seconds": [row["seconds"]["training step"] for row in by_value],
+        "arithmetic": [row["operations"]["training step"] * pace for row in by_value],
+        "gigabytes": [row["peak_memory_bytes"] / 1e9 for row in by_value],
+    }
+
+
+def _panel(p: Mapping[str, list[float]], name: str, memory: bool) -> drawing.Draw:
+    """Seconds, or gigabytes, against one quantity."""
+
+    def draw(ax: Axes) -> None:
+        what = ("Memory", "peak of the process, GB") if memory else ("Time", "seconds a step")
+        drawing.dress(ax, what, NAMES[name])
+        if memory:
+            ax.plot(p["x"], p["gigabytes"], "o-", color=drawing.EDITOR)
+            ax.set_ylim(0, 1.15 * max(p["gigabytes"]))
+        else:
+            ax.plot(p["x"], p["arithmetic"], "--", color=drawing.MUTED, label="by arithmetic")
+            ax.plot(p["x"], p["seconds"], "o-", color=drawing.EDITOR, label="measured")
+            drawing.legend(ax, loc="upper left")
+            ax.set_ylim(0, 1.15 * max(p["seconds"] + p["arithmetic"]))
+        if name == "edits":
+            ax.set_xscale("log")
+            drawing.log_axis(ax.xaxis, min(p["x"]), max(p["x"]))
+        if name == "edits" and not memory:
+            ax.set_yscale("log")
+            ax.set_ylim(0.7 * min(p["seconds"]), 1.6 * max(p["seconds"]))
+            drawing.log_axis(ax.yaxis, min(p["seconds"]), max(p["seconds"]))
+
+    return draw
+
+
+def picture(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+    """Time and memory of each sweep, side by side, as a PNG."""
+    panels = [
+        _panel(points(found[name], name), name, memory)
+        for memory in (False, True)
+        for name in SWEEPS
+    ]
+    return drawing.row(panels, 15, 8.6, rows=2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.scaling", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=sorted(MODELS), default="smollm2")
+    parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_bytes(args.out / "scaling.png", picture(rows(args.model, args.out, args.repeats)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
