@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 
-from mend_jax import build, checkpoint, experiment
+from mend_jax import build, checkpoint, experiment, hub
 from mend_jax.data.encode import stack
 from mend_jax.data.facts import Fact, facts_from_pairs
 from mend_jax.data.forms import CAUSAL, form_of
 from mend_jax.data.subjects import with_subjects
 from mend_jax.editors.base import EditTransform
-from mend_jax.edits import Edit
+from mend_jax.edits import Edit, now
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.language_model import LanguageModel
 from mend_jax.mesh import in_force, mesh_of
@@ -36,6 +38,7 @@ class Editor:
       transform: the pure editor.
       params, state: its learned parameters and statistics.
       append_eos: whether it was trained with the end-of-text token as part of a target.
+      name: of the transform, as `make_editor` knows it.
     """
 
     model: LanguageModel
@@ -43,6 +46,7 @@ class Editor:
     params: Any
     state: Any
     append_eos: bool = False
+    name: str = "editor"
 
     @staticmethod
     def restore(workdir: str | Path, model: LanguageModel | None = None) -> Editor:
@@ -79,7 +83,22 @@ class Editor:
         like = build.abstract_state(config, transform, build.build_optimizer(config), model.weights)
         like = described(like, shardings_of(mesh_of(model.params), like, EDITOR_RULES))
         state = checkpoint.restore_state(manager, step, like)
-        return Editor(model, transform, state.params, state.editor_state, config.data.append_eos)
+        return Editor(
+            model, transform, state.params, state.editor_state, config.data.append_eos,
+            config.editor.name,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def id(self) -> str:
+        """What its edits are signed with: `name@` and 8 hex digits of all that it has learned.
+
+        The name alone where it has learned nothing, as fine-tuning.
+        """
+        leaves, _ = jax.tree.flatten_with_path((self.params, self.state))
+        if not leaves:
+            return self.name
+        flat = {jax.tree_util.keystr(path): jax.device_get(leaf) for path, leaf in leaves}
+        return f"{self.name}@{hub.fingerprint(flat)[:8]}"
 
     def edit(self, facts: Sequence[Fact | tuple[str, str]]) -> Edit:
         """One edit that brings in all the facts together: one pass forward and back.
@@ -131,7 +150,9 @@ class Editor:
                 self.transform, self.model.module, self.model.weights, self.params, self.state,
                 self.model.params, stack([seqs]),
             )  # fmt: skip
-        return edit.at(0).replace(base=self.model.fingerprint, facts=tuple(pairs))
+        return edit.at(0).replace(
+            base=self.model.fingerprint, facts=tuple(pairs), editor=self.id, made=now()
+        )
 
 
 def _round_up(n: int) -> int:

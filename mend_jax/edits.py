@@ -7,6 +7,7 @@ undone, vmapped and sharded like any other pytree. Leading axes `...` (E edits) 
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -163,6 +164,11 @@ def _add(x: Delta | None, y: Delta | None) -> Delta:
             a=jnp.concatenate([x.a, y.a], axis=-2), b=jnp.concatenate([x.b, y.b], axis=-2)
         )
     return Dense(x.dense() + y.dense())
+
+
+def now() -> str:
+    """What `Edit.made` is, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def as_collection(edit: Edit) -> dict[str, Any]:

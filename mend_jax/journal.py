@@ -1,24 +1,44 @@
 """A journal: an append-only file of JSON records that outlives crashes and full disks.
 
-One record a line, each with a checksum over itself and over the line before it, so that a line
-that was changed, swapped or taken out is found. A record counts once `append` has returned. What a
-crash leaves is an unfinished last line: reading passes over it, and the next writer cuts it off.
-Who writes holds a lock (see `ledger`); the functions here take none.
+One record a line, each with a checksum over itself and the line before it, so that a line that was
+changed, swapped or taken out is found. A record counts once `append` has returned. What a crash
+leaves is an unfinished last line: reading passes over it, and the next writer cuts it off.
+Who appends holds a lock of his own choice, by `locked`, and who reads shares it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mend_jax.errors import LedgerError
 from mend_jax.writers import finite
 
 _DIGITS = 16  # hex digits of a checksum
+_POWER = (
+    "; where the machine lost power while it was written, delete the line: no program was told "
+    "that it is recorded"
+)
+
+
+class _Read(NamedTuple):
+    """What a journal holds.
+
+    Attributes:
+      records: in order.
+      checksum: of the last line, which the next one builds on.
+      end: bytes of the whole lines; what follows is an unfinished one.
+    """
+
+    records: list[dict[str, Any]]
+    checksum: str
+    end: int
 
 
 def read(path: Path, seed: str) -> list[dict[str, Any]]:
@@ -30,73 +50,99 @@ def read(path: Path, seed: str) -> list[dict[str, Any]]:
     Raises:
       LedgerError: no such file, or a damaged line, by its number.
     """
-    return [record for record, _, _ in _lines(path, seed)]
+    return _read(path, seed).records
 
 
 def append(path: Path, seed: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Adds a record and returns it as `read` will.
+    """Adds a record and returns it as `read` will: tuples are lists, no number is not finite.
 
     Raises:
       LedgerError: as `read`, or a record that JSON cannot hold.
       OSError: it could not be written; the journal then holds what it held before.
     """
-    lines = _lines(path, seed)
-    end = lines[-1][2] if lines else 0
+    before = _read(path, seed)
     try:
-        text = json.dumps(finite(record), sort_keys=True, allow_nan=False)
+        record = json.loads(json.dumps(finite(record)))
     except (TypeError, ValueError) as e:
         raise LedgerError(f"{path}: a record that JSON cannot hold ({e})") from e
-    checksum = _checksum(lines[-1][1] if lines else seed, text)
-    line = f'{{"sum": "{checksum}", "record": {text}}}\n'.encode()
+    line = _line(before.checksum, record)[0] + b"\n"
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        os.ftruncate(file, end)  # what a crash left of a line
+        os.ftruncate(file, before.end)
         try:
-            _write_all(file, line, end)
+            _write(file, line, before.end)
             os.fsync(file)
         except BaseException:
-            with contextlib.suppress(OSError):  # else it is an unfinished line, cut off later
-                os.ftruncate(file, end)
+            with contextlib.suppress(OSError):  # else the next writer cuts it off
+                os.ftruncate(file, before.end)
                 os.fsync(file)
             raise
     finally:
         os.close(file)
-    return json.loads(text)
+    return record
 
 
-def _write_all(file: int, data: bytes, offset: int) -> None:
+@contextlib.contextmanager
+def locked(path: Path, shared: bool = False) -> Iterator[None]:
+    """Holds a lock file, made where it is missing: alone, or shared with others who only read.
+
+    Readers go without where they can have none, as of a copy on a read-only disk.
+    """
+    flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
+    try:
+        file = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    except OSError:
+        if not shared:
+            raise
+        yield
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+def sync(folder: Path) -> None:
+    """After it the names of the folder's files are on disk."""
+    file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _write(file: int, data: bytes, offset: int) -> None:
     while data:
         written = os.pwrite(file, data, offset)
         data, offset = data[written:], offset + written
 
 
-def _checksum(before: str, text: str) -> str:
-    return hashlib.sha256(f"{before}\n{text}".encode()).hexdigest()[:_DIGITS]
+def _line(before: str, record: dict[str, Any]) -> tuple[bytes, str]:
+    """A record's line, without the end, after one of checksum `before`; its own checksum."""
+    text = json.dumps(record, sort_keys=True)
+    checksum = hashlib.sha256(f"{before}\n{text}".encode()).hexdigest()[:_DIGITS]
+    return f'{{"sum": "{checksum}", "record": {text}}}'.encode(), checksum
 
 
-def _lines(path: Path, seed: str) -> list[tuple[dict[str, Any], str, int]]:
-    """(record, checksum, offset of the end) of every whole line."""
+def _read(path: Path, seed: str) -> _Read:
     try:
-        data = path.read_bytes()
+        *lines, _ = path.read_bytes().split(b"\n")  # a whole line ends in \n
     except OSError as e:
         raise LedgerError(f"{path}: the log of the edits cannot be read ({e})") from e
-    lines: list[tuple[dict[str, Any], str, int]] = []
-    checksum, end = seed, 0
-    for number, line in enumerate(data.splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break  # a crash
-        end += len(line)
+    records, checksum, end = [], seed, 0
+    for number, line in enumerate(lines, 1):
         try:
-            found = json.loads(line)
-            record = found["record"]
-            checksum = _checksum(checksum, json.dumps(record, sort_keys=True))
-            whole = found["sum"] == checksum and isinstance(record, dict)
-        except (ValueError, TypeError, KeyError):
-            whole = False
-        if not whole:
+            record = json.loads(line)["record"]
+            same, checksum = _line(checksum, record)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            same = b""
+        if line != same:
+            is_last = number == len(lines)
             raise LedgerError(
-                f"{path}: line {number} is damaged, or the line before it is not the one that was "
-                "written: restore the file from a copy"
+                f"{path}: line {number} of {len(lines)} is damaged or does not follow the line "
+                f"before it: restore the file from a copy{_POWER if is_last else ''}"
             )
-        lines.append((record, checksum, end))
-    return lines
+        records.append(record)
+        end += len(line) + 1
+    return _Read(records, checksum, end)

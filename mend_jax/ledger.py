@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
-import fcntl
 import hashlib
 import json
 import os
@@ -24,7 +22,7 @@ from typing import Any
 
 from mend_jax import edit_files, journal
 from mend_jax.composition import stacked
-from mend_jax.edits import Edit
+from mend_jax.edits import Edit, now
 from mend_jax.errors import CheckpointError, LedgerError
 from mend_jax.writers import as_path, is_remote, write_bytes, write_json
 
@@ -92,15 +90,16 @@ class Ledger:
         folder = _folder(path)
         with _naming(f"{folder}: no ledger was made"):
             (folder / _EDITS).mkdir(parents=True, exist_ok=True)
-            with _locked(folder, fcntl.LOCK_EX):
+            with journal.locked(folder / _LOCK):
                 if (folder / _BASE).exists():
                     raise _Exists(f"{folder} is a ledger already: open it, or name another")
                 if (folder / _LOG).exists() and (folder / _LOG).stat().st_size:
                     raise LedgerError(f"{folder} holds a log of edits but no {_BASE}: restore it")
                 (folder / _LOG).touch()
+                journal.sync(folder)
                 write_json(folder / _BASE, {"format": FORMAT, **dataclasses.asdict(base)})
-                _sync(folder)
-            _sync(folder.parent)
+                journal.sync(folder)
+                journal.sync(folder.parent)
         return Ledger.open(folder)
 
     @staticmethod
@@ -133,7 +132,7 @@ class Ledger:
 
     def entries(self) -> list[Entry]:
         """All edits in order, those that were reverted flagged."""
-        with _locked(self.path, fcntl.LOCK_SH):
+        with journal.locked(self.path / _LOCK, shared=True):
             return self._entries()
 
     def live(self) -> list[Entry]:
@@ -175,12 +174,16 @@ class Ledger:
                 "facts": edit.facts, "editor": edit.editor, "made": edit.made or now(),
                 "measured": measured or {},
             }  # fmt: skip
+            for scratch in (self.path / _EDITS).glob(".*"):  # of a writer that was killed
+                scratch.unlink()
             write_bytes(self.path / file, data)
             try:
-                _sync(self.path / _EDITS)
+                journal.sync(self.path / _EDITS)
                 record = self._log(record)
             except BaseException:
-                (self.path / file).unlink(missing_ok=True)
+                with contextlib.suppress(LedgerError, OSError):
+                    if len(self._entries()) < number:  # else it is there, though not confirmed
+                        (self.path / file).unlink()
                 raise
         return _entry(record)
 
@@ -243,17 +246,12 @@ class Ledger:
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
         with _naming(f"{self.path}: {what} was not recorded"):
-            with _locked(self.path, fcntl.LOCK_EX):
+            with journal.locked(self.path / _LOCK):
                 yield
 
 
 class _Exists(LedgerError):
     """Another process made the ledger meanwhile."""
-
-
-def now() -> str:
-    """The time, as ISO says it, in UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:
@@ -290,24 +288,6 @@ def _read_base(path: Path) -> Base:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
-    """Holds the lock of a folder; readers go without where there is none to be had."""
-    flags = os.O_RDWR | os.O_CREAT if how == fcntl.LOCK_EX else os.O_RDONLY
-    try:
-        file = os.open(folder / _LOCK, flags | os.O_CLOEXEC, 0o666)
-    except OSError:
-        if how == fcntl.LOCK_EX:
-            raise
-        yield
-        return
-    try:
-        fcntl.flock(file, how)
-        yield
-    finally:
-        os.close(file)
-
-
-@contextlib.contextmanager
 def _naming(what: str) -> Iterator[None]:
     """Errors of the disk as errors of the ledger."""
     try:
@@ -317,12 +297,3 @@ def _naming(what: str) -> Iterator[None]:
             f"{what} ({e}); nothing that was recorded before is lost. Free some space or grant "
             "the right to write, and do it again"
         ) from e
-
-
-def _sync(folder: Path) -> None:
-    """Names of new files reach the disk."""
-    file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
