@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ _FAULTS = (
     ("far", "Something unrelated changed", "the edit took, and moved a far text (KL above 0.1)"),
     ("", "Edits that failed", "an answer is wrong, or another text changed"),
 )
+_TITLES = {fault: title for fault, title, _ in _FAULTS}
 
 
 def example_card(example: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,12 +34,29 @@ def example_card(example: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("name", "prompt", "wanted", "before", "after")
     rows = [(name, *(example.get(k) for k in paths)) for name, *paths in asked]
     card = {k: text(example.get(k)) for k in ("target", "truth", "kl_near", "kl_far")}
+    good, fault, faults = example.get("good") is True, example.get("fault"), example.get("faults")
+    faults = [fault, *faults] if isinstance(faults, list) else [fault]
     return card | {
         "relation": label(example.get("relation") or ""),
-        "good": example.get("good") is True,
-        "fault": example.get("fault") if example.get("fault") in {f for f, *_ in _FAULTS} else "",
+        "good": good,
+        "fault": fault if fault in _TITLES else "",
+        "outcomes": ["good"] if good else ["failed", *(f for f in _TITLES if f and f in faults)],
         "far": text(example.get("far")) if example.get("fault") == "far" else "",
         "rows": [dict(zip(keys, r, strict=True)) for r in rows if r[1]],
+    }
+
+
+def choices(cards: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+    """What cards can be filtered by: outcomes and relations, those there are, with their counts.
+
+    A card counts under each of its faults.
+    """
+    outcomes = collections.Counter(name for card in cards for name in card["outcomes"])
+    relations = collections.Counter(card["relation"] for card in cards if card["relation"])
+    names = {"good": "Edits that worked", "failed": "Edits that failed", **_TITLES}
+    return {
+        "outcome": [(k, f"{v} ({outcomes[k]})") for k, v in names.items() if k in outcomes],
+        "relation": [(k, f"{k} ({relations[k]})") for k in sorted(relations)],
     }
 
 

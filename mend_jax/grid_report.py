@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mend_jax import grid_plots
+from mend_jax.pages import environment
 from mend_jax.plots import dig, interval, label, number
-from mend_jax.report import environment
 from mend_jax.retention import in_turn
 from mend_jax.shown import text, visible
 from mend_jax.writers import write_bytes, write_text

@@ -8,17 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from mend_jax import plots
-from mend_jax.cards import example_card, gallery
+from mend_jax.cards import choices, example_card, gallery
 from mend_jax.errors import DataError
+from mend_jax.pages import environment
 from mend_jax.plots import Lines, Method, Results, dig, interval, label, mean, number
 from mend_jax.retention import retention_png, retention_table
-from mend_jax.shown import DASH, starts_with, text, visible
+from mend_jax.shown import DASH, text, visible
 from mend_jax.writers import JsonLines, write_bytes, write_text
-
-_TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 # (kind, name, key of the score, what it says, whether more is better)
 _ANSWERS = (
@@ -117,21 +114,8 @@ def draw(results: Results, lines: Lines) -> dict[str, bytes]:
     return {name: png for name, png in drawn.items() if png is not None}
 
 
-def environment() -> jinja2.Environment:
-    """How templates are read: every text is escaped, and a name that is not there is an error."""
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
 def page(results: Results, examples: Sequence[Any], pictures: Mapping[str, bytes]) -> str:
     """The HTML page, pictures inside; every text from outside is escaped."""
-    env = environment()
-    env.filters["starts"] = starts_with
     found = plots.methods(results)
     config = json.dumps(dig(results, "config") or {}, indent=2, sort_keys=True, ensure_ascii=False)
     shown = [example_card(e) for e in examples if isinstance(e, Mapping)]
@@ -146,13 +130,14 @@ def page(results: Results, examples: Sequence[Any], pictures: Mapping[str, bytes
         "facts_per_edit": number(dig(results, "eval.facts_per_edit")) or 1,
         "in_turn": retention_table(found),
         "relations": relations(results),
+        "choices": choices(shown),
         "worked": [e for e in shown if e["good"]],
         "failed": gallery([e for e in shown if not e["good"]], dig(results, "eval.faults")),
         "config": config if dig(results, "config") else "",
         "pictures": {k: base64.b64encode(png).decode("ascii") for k, png in pictures.items()},
         "DASH": DASH,
     }
-    return env.get_template("report.html.j2").render(view)
+    return environment().get_template("report.html.j2").render(view)
 
 
 def tiles(results: Results) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import json
 import math
@@ -16,8 +17,10 @@ import numpy as np
 import pytest
 
 from mend_jax import plots, report
+from mend_jax.cards import choices, example_card
 from mend_jax.errors import DataError
 from mend_jax.report import write
+from mend_jax.shown import starts_with
 
 PICTURES = ("summary.png", "success.png", "tradeoff.png", "sequential.png", "training.png")
 
@@ -160,8 +163,9 @@ def put(path: Path, name: str, value: Any) -> None:
 
 
 def words(report: Path) -> str:
-    """What a reader sees: the page less its styles, pictures, tags and escapes."""
-    page = re.sub(r"(?s)<style>.*?</style>|<[^>]*>", " ", report.read_text(encoding="utf-8"))
+    """What a reader sees: the page less styles, scripts, filters, pictures, tags and escapes."""
+    away = r"(?s)<(style|script|form)\b.*?</\1>|<[^>]*>"
+    page = re.sub(away, " ", report.read_text(encoding="utf-8"))
     return " ".join(html.unescape(page).split())
 
 
@@ -242,15 +246,22 @@ def test_output_of_a_model_stays_text(tmp_path):
     put(tmp_path, "examples.json", examples)
     put(tmp_path, "results.json", results)
     page = write(tmp_path).read_text(encoding="utf-8")
-    assert "<script" not in page
+    (script,) = re.findall(r"(?s)<script(.*?)</script>", page)
+    digest = hashlib.sha256(script.removeprefix(">").encode()).digest()
+    assert "alert" not in script
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 8
     assert "a\ufffdb\ufffdc\ufffdd⏎e" in page
-    assert "default-src 'none'" in page  # and were there a script, no browser would run it
+    # And were there another script, no browser would run it.
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="(.*?)">', page)
+    policy = html.unescape(policy)
+    assert policy.startswith("default-src 'none'; ") and policy.count("script-src") == 1
+    assert f"script-src 'sha256-{base64.b64encode(digest).decode()}';" in policy
 
 
 def test_page_stands_alone(workdir):
     page = (workdir / "report.html").read_text(encoding="utf-8")
     sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
+    sources.remove("data:,")  # the icon: none
     assert len(sources) == len(PICTURES)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http://" not in page and "https://" not in page
@@ -284,10 +295,32 @@ def test_successes_and_failures_stand_apart(workdir):
     assert seen.index("Nairobi → Mombasa") > failed > seen.index("Paris → Lyon") > worked
 
 
+def test_examples_can_be_filtered_by_outcome_and_relation():
+    examples = fake_examples() + [{"fault": "rephrase", "relation": "river_mouth"}]
+    cards = [example_card(e) for e in examples]
+    assert [c["outcomes"] for c in cards] == [
+        ["good"], ["good"], ["good"], ["failed", "edit", "rephrase"], ["failed", "near"],
+        ["failed", "rephrase"],
+    ]  # fmt: skip
+    assert choices(cards) == {
+        "outcome": [
+            ("good", "Edits that worked (3)"), ("failed", "Edits that failed (3)"),
+            ("edit", "The edit did not take (1)"), ("rephrase", "A paraphrase did not follow (2)"),
+            ("near", "A neighbour changed (1)"),
+        ],
+        "relation": [
+            ("country capital", "country capital (5)"), ("river mouth", "river mouth (1)"),
+        ],
+    }  # fmt: skip
+    page = report.page({}, examples, {})
+    assert page.count('data-outcome="failed\n') == 3 and page.count('data-outcome="good"') == 3
+    assert page.count('data-relation="country capital"') == 5
+
+
 def test_tint_says_that_an_output_begins_with_the_answer():
-    assert report.starts_with(" ⏎lyon, which", "Lyon")
-    assert not report.starts_with("the city of Lyon", "Lyon")
-    assert not report.starts_with("anything", None) and not report.starts_with(None, "Lyon")
+    assert starts_with(" ⏎lyon, which", "Lyon")
+    assert not starts_with("the city of Lyon", "Lyon")
+    assert not starts_with("anything", None) and not starts_with(None, "Lyon")
 
 
 def test_without_metrics_and_examples_their_sections_are_left_out(tmp_path):
