@@ -136,7 +136,7 @@ def _read(path: Path, seed: str) -> _Read:
             record = json.loads(line)["record"]
             same, checksum = _line(checksum, record)
         except (ValueError, TypeError, KeyError, RecursionError):
-            same = b""
+            same = None
         if line != same:
             is_last = number == len(lines)
             raise LedgerError(
