@@ -47,7 +47,8 @@ def policy(*scripts: str, talks: bool = False) -> str:
 
     Args:
       scripts: names, as of `script`.
-      talks: whether the page's scripts may call the server that it came from.
+      talks: whether it is of a page that a server sends, whose scripts may call that server (and
+        which no other page may frame).
     """
     hashes = (hashlib.sha256(script(name).encode()).digest() for name in scripts)
     rules = {
@@ -58,5 +59,6 @@ def policy(*scripts: str, talks: bool = False) -> str:
         "connect-src": ["'self'"] if talks else [],
         "form-action": ["'none'"],
         "base-uri": ["'none'"],
+        "frame-ancestors": ["'none'"] if talks else [],
     }
     return "; ".join(f"{rule} {' '.join(values)}" for rule, values in rules.items() if values)
