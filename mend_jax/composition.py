@@ -62,7 +62,7 @@ def interference(edits: Sequence[Edit]) -> dict[str, np.ndarray]:
     for name, products in inner_products(edits).items():
         lengths = np.sqrt(products.diagonal())
         lengths = np.where(lengths > 0, lengths, 1.0)
-        found[name] = np.clip(products / lengths[:, None] / lengths[None, :], -1.0, 1.0)
+        found[name] = np.clip(products / np.outer(lengths, lengths), -1.0, 1.0)
     return found
 
 

@@ -59,6 +59,7 @@ def test_the_editor_comes_back_and_edits(ran):
             model.generate("Rome", 3)
     else:
         edit = editor.edit([("The capital of France is", "Lyon")])
+        assert edit.editor == editor.id and edit.editor.startswith("mend@")
         assert {w.name.split("_")[0] for w in model.weights} == {"encoder", "decoder"}
         before = model.generate(["The capital of France is"], 5)
         after = model.with_edit(edit.scale(500.0)).generate(["The capital of France is"], 5)
