@@ -48,7 +48,7 @@ _CELLS: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         "": (_DESCENT, {}),
         "_100": (dict(optimizer="adam", lr=5e-5, max_steps=100, c_kl=100.0), {}),  # the code's
     },
-    "fine_tune_ewc": {"": (_DESCENT | dict(c_ewc=100.0), {})},
+    "fine_tune_ewc": {"": (_DESCENT, {}), "_10": (_DESCENT | dict(c_ewc=10.0), {})},
     "fine_tune_lora": {"": (dict(rank=8, lr=5e-3, max_steps=100), {})},
     "fine_tune_constrained": {
         "_l0": (_DESCENT | dict(ball="l0", radius=2000), {}),
@@ -83,6 +83,7 @@ _SHARE = {"enn": 1 / 3, "meta_sgd": 1 / 2, "rledit": 1 / 4}
 NAMES = {
     "mend": "MEND", "fine_tune": "FT", "fine_tune_adam": "FT, Adam", "fine_tune_m": "FT-M",
     "fine_tune_kl": "FT+KL", "fine_tune_kl_100": "FT+KL, 100", "fine_tune_ewc": "FT+EWC",
+    "fine_tune_ewc_10": "FT+EWC, 10",
     "fine_tune_lora": "LoRA", "fine_tune_constrained_l0": "FT, l0",
     "fine_tune_constrained_l2": "FT, l2", "fine_tune_constrained_linf": "FT, l-infinity",
     "enn": "ENN", "ke": "KE", "meta_sgd": "Meta-SGD", "meta_curvature": "Meta-Curvature",

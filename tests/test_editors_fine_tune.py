@@ -268,21 +268,57 @@ def test_the_fisher_is_the_mean_of_squared_gradients_of_texts(problem):
         np.testing.assert_allclose(fisher, expected, rtol=1e-5, atol=2e-8)
 
 
+def made_up_fisher(scale):
+    rng = np.random.default_rng(0)
+    shape = (48, 32)
+    return {f"block_{i}/mlp/down": (scale * rng.uniform(size=shape)).astype("f") for i in (2, 3)}
+
+
 def test_ewc_penalises_by_the_fisher(problem):
     """Against a plain loop of three steps with a made-up Fisher; nothing holds yet."""
     options = dict(lr=0.1, max_steps=3, only=("mlp/down",))
-    rng = np.random.default_rng(0)
-    fisher = {f"block_{i}/mlp/down": rng.uniform(size=(48, 32)).astype("f") for i in (2, 3)}
+    fisher = made_up_fisher(1e-7)
     state = {"fisher": fisher, "seen": np.float32(4)}
     (final,) = edit_of("fine_tune_ewc", dict(c_ewc=5.0, **options), problem, state)
     assert not problem.solved(final).any()
     gradient_of = jax.jit(jax.grad(lambda e: problem.loss(e).sum()))
+    mean = np.mean([f.mean() for f in fisher.values()])  # of two weights of one size
     w = {name: np.zeros((3, 48, 32), "f") for name in fisher}
     for _ in range(3):
         gradient = gradient_of(Edit(deltas={name: Dense(x) for name, x in w.items()}))
-        slope = {n: gradient.deltas[n].w + np.float32(5) * fisher[n][None] * w[n] for n in w}
-        w = {n: np.asarray(w[n] - np.float32(0.1) * slope[n]) for n in w}
+        held = {n: 1 + np.float32(0.1 * 5) * fisher[n][None] / mean for n in w}
+        w = {n: (w[n] - np.float32(0.1) * np.asarray(gradient.deltas[n].w)) / held[n] for n in w}
     same(final, Edit(deltas={name: Dense(x) for name, x in w.items()}), atol=1e-6)
+
+
+def test_ewc_at_its_default_moves_less_where_texts_depend(problem):
+    """Whatever the Fisher's size, which in language models is 1e-7; without texts it is FT.
+
+    Of ten steps of one edit each: the half of the entries that texts depend on most moves less.
+    """
+    options = dict(lr=0.1, max_steps=10, only=("mlp/down",))
+    small, large = ({"fisher": made_up_fisher(s), "seen": np.float32(4)} for s in (1e-7, 10.0))
+    nothing = jax.tree.map(np.zeros_like, small)
+    held, as_large, free = edit_of("fine_tune_ewc", options, problem, small, large, nothing)
+    same(held, as_large, atol=1e-6)
+    same(free, edit_of("fine_tune", options, problem), atol=1e-6)
+    for name, fisher in small["fisher"].items():
+        most = fisher > np.median(fisher)
+        ratio = [np.abs(held.deltas[name].w[:, at]).sum() / np.abs(free.deltas[name].w[:, at]).sum()
+                 for at in (most, ~most)]  # fmt: skip
+        assert ratio[0] < 0.8 * ratio[1] < ratio[1] < 1, ratio
+
+
+@pytest.mark.parametrize("c_ewc", [1.0, 1e6])
+def test_ewc_stays_stable_where_some_entries_weigh_a_million_times_the_mean(c_ewc, problem):
+    """Explicit descent would need lr c_ewc F_i < 2; the others move a little more instead."""
+    fisher = {n: np.where(f > 0.99, 1e6 * f, f) for n, f in made_up_fisher(1.0).items()}
+    options = dict(lr=0.1, max_steps=10, only=("mlp/down",), c_ewc=c_ewc)
+    state = {"fisher": fisher, "seen": np.float32(4)}
+    (edit,) = edit_of("fine_tune_ewc", options, problem, state)
+    (free,) = edit_of("fine_tune_ewc", options | dict(c_ewc=0.0), problem, state)
+    for name, delta in edit.deltas.items():
+        assert np.abs(delta.w).max() < 1.1 * np.abs(free.deltas[name].w).max()
 
 
 def test_lora_descends_on_both_sides_of_a_pair(problem):

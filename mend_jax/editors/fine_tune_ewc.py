@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.editors.descent import Descent, Only, Optimizer
-from mend_jax.edits import Edit
+from mend_jax.edits import Dense, Edit
 from mend_jax.forward import Problem
 from mend_jax.layout import gathered
 
@@ -25,15 +25,19 @@ def fine_tune_ewc(
     """Descent on L_edit + c_ewc / 2 sum_i F_i delta_i^2 (Kirkpatrick et al. 2017, Eq. 3).
 
     F is the diagonal of the Fisher information of the edited weights on surveyed texts, the mean
-    over texts of the squared gradient of a text's loss. Each delta counts from the weights that it
-    is for: those of the base, or of the model with the edits in force.
+    over texts of the squared gradient of a text's loss, divided by its mean over all entries of the
+    edited weights. Each delta counts from the weights that it is for: those of the base, or of the
+    model with the edits in force.
 
-    Deviations: F is taken at the texts as they are, not at samples of the model (the "empirical"
-    Fisher), and of the mean over a text's tokens instead of their sum, so that c_ewc does not
-    depend on how long texts are.
+    Deviations: F has mean 1. As it comes it is of size 1e-7 in a language model, and depends on the
+    base and on how long texts are; the paper's lambda is c_ewc / mean(F). F is taken at the texts
+    as they are, not at samples of the model (the "empirical" Fisher), and of the mean over a text's
+    tokens. As some F_i are then a thousand or more, the penalty's step is implicit: after each step
+    of the optimiser delta_i is divided by 1 + lr c_ewc F_i, which is stable at any c_ewc and, with
+    plain descent, has the same minimum. Adam's steps do not see the penalty (as AdamW's decay).
 
     Args:
-      c_ewc: weight of the penalty, the paper's lambda. Plain descent needs c_ewc * lr * F_i < 2.
+      c_ewc: weight of the penalty.
       lr, max_steps, optimizer, only: see `Descent`.
     """
     descent = Descent(lr, max_steps, optimizer, only)
@@ -54,19 +58,24 @@ def fine_tune_ewc(
 
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
         del params, train
-        fisher = {name: gathered(f, None, None) for name, f in state["fisher"].items()}
+        fisher = {name: gathered(f, None, None) for name, f in with_mean_1(state["fisher"]).items()}
 
-        def penalty(edit: Edit, number: jax.Array) -> jax.Array:
-            del number
-            sums = [
-                jnp.einsum("io,eio->e", fisher[name], jnp.square(delta.w))
+        def held_back(edit: Edit) -> Edit:
+            shrunk = {
+                name: Dense(delta.w / (1.0 + lr * c_ewc * fisher[name])[None])
                 for name, delta in edit.deltas.items()
-            ]
-            return 0.5 * c_ewc * jnp.stack(sums).sum(0)
+            }
+            return edit.replace(deltas=shrunk)
 
-        return descent.run(problem, descent.zeros(problem), extra=penalty), state
+        return descent.run(problem, descent.zeros(problem), project=held_back), state
 
     return EditTransform(init, edit, trainable=False, survey=survey)
+
+
+def with_mean_1(fisher: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The diagonal over its mean over all entries of all weights; zero where nothing was seen."""
+    mean = sum(f.sum() for f in fisher.values()) / sum(f.size for f in fisher.values())
+    return {name: f / jnp.where(mean > 0, mean, 1.0) for name, f in fisher.items()}
 
 
 def squared_gradients(problem: Problem, names: tuple[str, ...]) -> dict[str, jax.Array]:
