@@ -118,6 +118,9 @@ def test_edits_that_cancel_are_not_blown_up():
     for name, delta in renormalised(edits).deltas.items():
         assert np.abs(delta.dense()).max() < 1e-5, name
         assert np.abs(delta.b).max() == np.abs(edits[0].deltas[name].b).max()
+    nearly = [edits[0], edits[1].scale(1 + 2.0**-23)]  # what is left is the last bit
+    for name, delta in renormalised(nearly).deltas.items():
+        assert np.abs(delta.dense()).max() < 1e-5, name
     nothing = Edit({UP: LowRank(np.zeros((1, 6), "f"), np.zeros((1, 5), "f"))})
     assert not renormalised([nothing, nothing]).deltas[UP].dense().any()
     assert not interference([nothing, nothing])[UP].any()

@@ -116,6 +116,7 @@ def test_a_composition_says_what_made_it_and_when():
     both = first.compose(second).compose(first)
     assert (both.editor, both.made) == ("mend@01+rome", "2026-01-02")
     assert both.facts == (("a", "b"), ("c", "d"), ("a", "b"))
+    assert first.compose(second).made == second.compose(first).made == "2026-01-02"
     assert first.compose(random_edit(weights)).editor == "mend@01"
     assert first.negate().editor == "mend@01"
 

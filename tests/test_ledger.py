@@ -219,7 +219,8 @@ def test_a_torn_last_line_is_passed_over_and_cut_off(ledger):
         if i % 16 == 0 or tail not in line:
             entry = ledger.append(small_edit(5))
             assert ledger.entries() == [*held, entry] and entry.number == 4
-            assert log(ledger).read_bytes().startswith(before + b'{"sum')
+            whole = log(ledger).read_bytes()
+            assert whole.startswith(before + b'{"sum') and whole.endswith(b"}}\n")
 
 
 def test_damaged_swapped_and_missing_edit_files_are_named(ledger):
