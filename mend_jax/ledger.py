@@ -2,7 +2,8 @@
 
     base.json       which base the edits are for
     log.jsonl       what was done, a line an edit or a revert; see `journal`
-    edits/          NNNN-<sha8>.safetensors, an edit each; see `edit_files`
+    edits/          NNNN-<sha8>.safetensors, an edit each; see `edit_files`. One that no line names
+                    is of a program that was killed, and in force nowhere
     lock            held by who writes; several processes may
 
 Every edit is made for the unedited base, so what is in force is the sum of the live ones, and to
