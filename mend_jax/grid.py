@@ -2,8 +2,8 @@
 
 A config whose `job` is "grid" names cells, each a config with settings of its own and some seeds.
 Every run is a process of its own in DIR/CELL/seed_N, which resumes or is done; one that fails stops
-no other. DIR/grid.json holds a row a cell, DIR/report.html shows them, with pictures beside it;
-both are written again after every run.
+no other but those that begin with its editor. DIR/grid.json holds a row a cell, DIR/report.html
+shows them, with pictures beside it; both are written again after every run.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from mend_jax import main as command
 from mend_jax.build import build_editor
 from mend_jax.errors import ConfigError, MendError, nearest
 from mend_jax.grid_rows import make_row
+from mend_jax.plots import dig
 from mend_jax.processes import Run, refuse_failures, run_all, say, stand_aside
 from mend_jax.shown import text
 from mend_jax.writers import as_path, write_json
 
-CELL = {"config": str, "method": str, "settings": tuple, "seeds": tuple}
+CELL = {"config": str, "method": str, "settings": tuple, "seeds": tuple, "start": str}
+SAME = ("editor.name", "editor.options", "model.spec", "model.last_n_blocks", "model.edit_roles")
+"""What a cell and the one that it begins with must agree on: the shapes of what is learned."""
 KEYS = {
     "job": schema.Key(str, choices=("grid",)),
     "title": schema.Key(str),
@@ -35,8 +38,9 @@ KEYS = {
 
 
 def cell(
-    config: str, method: str, values: Mapping[str, Any], seeds: Sequence[int] = (0,)
-) -> ml_collections.ConfigDict:
+    config: str, method: str, values: Mapping[str, Any], seeds: Sequence[int] = (0,),
+    start: str = "",
+) -> ml_collections.ConfigDict:  # fmt: skip
     """A cell of a grid.
 
     Args:
@@ -44,10 +48,11 @@ def cell(
       method: what the table calls it; cells of one method make a curve.
       values: settings by dotted key, on top of that config.
       seeds: one run each.
+      start: another cell, whose editor of the same seed each run begins with (`editor.start`); it
+        runs first.
     """
-    return ml_collections.ConfigDict(
-        dict(config=config, method=method, settings=configs.settings(values), seeds=tuple(seeds))
-    )
+    given = dict(config=config, method=method, settings=configs.settings(values), start=start)
+    return ml_collections.ConfigDict(given | dict(seeds=tuple(seeds)))
 
 
 def new_grid(title: str, cells: Mapping[str, ml_collections.ConfigDict]) -> Any:
@@ -80,34 +85,98 @@ def check(config: ml_collections.ConfigDict) -> None:
         for name in config.get("only", ())
         if name not in cells
     ]
-    schema.refuse(problems)
+    schema.refuse(problems or _check_starts(cells))
     for name in config.only:
-        try:
-            run_config, _, _ = command.parse(flags_of(config, name, config.cells[name].seeds[0]))
-            if run_config.job != "edit":
-                raise ConfigError(f"its job is {run_config.job!r}, a grid is made of editing runs")
-            schema.check(run_config)
-            build_editor(run_config)
-        except MendError as e:
-            raise ConfigError(f"cell {name}: {e}") from e
+        run_config = _checked(config, name)
+        if start := cells[name].start:
+            first = _checked(config, start)
+            if apart := [key for key in SAME if _at(run_config, key) != _at(first, key)]:
+                raise ConfigError(
+                    f"cell {name} begins with the editor of {start} and has another {apart}: only "
+                    "an editor of the same shapes can be gone on with"
+                )
 
 
-def flags_of(config: ml_collections.ConfigDict, name: str, seed: int) -> list[str]:
-    """The command line of one run of a cell."""
+def _check_starts(cells: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the cells that others begin with."""
+    problems = []
+    for name, one in cells.items():
+        if one.start and one.start not in cells:
+            near = nearest(one.start, [*cells])
+            problems.append(f"cells.{name}.start: {one.start!r} is not a cell{near}")
+        elif one.start and (lacks := sorted(set(one.seeds) - set(cells[one.start].seeds))):
+            problems.append(f"cells.{name}.start: {one.start} has no seed {lacks}")
+    if problems:
+        return problems
+    for name in cells:
+        at, seen = name, []
+        while at and at not in seen:
+            seen.append(at)
+            at = cells[at].start
+        if at:
+            return [f"cells.{at}.start: {' begins with '.join([*seen, at])}"]
+    return []
+
+
+def _checked(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
+    """The config of a cell's first run; a ConfigError if it cannot be run."""
+    try:
+        run_config, _, _ = command.parse(flags_of(config, name, config.cells[name].seeds[0]))
+        if run_config.job != "edit":
+            raise ConfigError(f"its job is {run_config.job!r}, a grid is made of editing runs")
+        schema.check(run_config)
+        build_editor(run_config)
+    except MendError as e:
+        raise ConfigError(f"cell {name}: {e}") from e
+    return run_config
+
+
+def _at(config: ml_collections.ConfigDict, key: str) -> Any:
+    return dig(configs.plain(config), key)
+
+
+def flags_of(config: ml_collections.ConfigDict, name: str, seed: int, start: Any = "") -> list[str]:
+    """The command line of one run of a cell, which begins with the editor of the folder `start`."""
     one = config.cells[name]
-    settings = (*one.settings, *config.settings, f"seed={seed}")
+    settings = [*one.settings, *config.settings, f"seed={seed}"]
+    settings += [f"editor.start={start}"] if start else []
     return [f"--config={one.config}", *(f"--config.{setting}" for setting in settings)]
 
 
 def runs_of(config: ml_collections.ConfigDict, workdir: Any) -> dict[str, list[Run]]:
     """The runs of every chosen cell."""
+
+    def run(name: str, seed: int) -> Run:
+        start = config.cells[name].start
+        first = run(start, seed) if start else None
+        flags = flags_of(config, name, seed, first.folder if first else "")
+        return Run(f"{name}, seed {seed}", tuple(flags), workdir / name / f"seed_{seed}", first)
+
     return {
-        name: [
-            Run(f"{name}, seed {s}", tuple(flags_of(config, name, s)), workdir / name / f"seed_{s}")
-            for s in config.cells[name].seeds
-        ]
+        name: [run(name, seed) for seed in config.cells[name].seeds]
         for name in dict.fromkeys(config.only)
     }
+
+
+def in_order(runs: Sequence[Run]) -> list[Run]:
+    """The runs, each behind the one that it begins with.
+
+    Raises:
+      ConfigError: one begins with a run that is neither among them nor finished.
+    """
+    known, found = {run.name: run for run in runs}, {}
+    for run in runs:
+        line = [run]
+        while line[-1].after is not None and line[-1].after.name in known:
+            line.append(line[-1].after)
+        first = line[-1].after
+        if first is not None and first.results() is None:
+            raise ConfigError(
+                f"{line[-1].name} begins with the editor of {first.name}, which is neither among "
+                f"`only` nor finished in {first.folder}: add its cell to `only`"
+            )
+        found |= {one.name: known[one.name] for one in reversed(line)}
+    return list(found.values())
 
 
 def run_grid(
@@ -123,7 +192,7 @@ def run_grid(
     check(config)
     workdir = as_path(workdir)
     cells = runs_of(config, workdir)
-    runs = [run for of_cell in cells.values() for run in of_cell]
+    runs = in_order([run for of_cell in cells.values() for run in of_cell])
     failed: dict[str, str] = {}
 
     def table() -> dict[str, Any]:

@@ -122,6 +122,8 @@ def about(r: Mapping[str, Any]) -> str:
         f"n = {text(r['n'], 'count')}",
         f"seed{'s' * (len(r['seeds']) > 1)} {seeds}",
     ]
+    if r["start"]:
+        parts.append(f"from {r['start']} on, {text(r['steps'], 'count')} steps")
     return "; ".join(parts)
 
 

@@ -84,6 +84,7 @@ def make_row(
         "n": dig(first, "eval.n"),
         "facts_per_edit": dig(first, "config.data.edits_per_batch"),
         "steps": dig(first, "training.steps"),
+        "start": cell.get("start", ""),
         "seeds": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is not None],
         "missing": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is None],
         "scores": spread,

@@ -39,11 +39,13 @@ class Run:
       name: what messages call it.
       flags: its command line but for --workdir.
       folder: where it lives, a path of `writers.as_path`.
+      after: the run that must be finished before it starts, or None.
     """
 
     name: str
     flags: tuple[str, ...]
     folder: Any
+    after: Run | None = None
 
     def results(self) -> dict[str, Any] | None:
         """What it left, or None where it is not finished.
@@ -78,7 +80,8 @@ def run_all(runs: Sequence[Run], after: Callable[[], None] = lambda: None) -> di
     """Starts every run that is not finished, each when the one before it has ended.
 
     Their output goes to FOLDER/log.txt (to ours where FOLDER is in an object store). A run that
-    fails is told, and the others go on. SIGTERM is passed on to the run in progress.
+    fails is told, and the others go on, but for those that come `after` it. SIGTERM is passed on to
+    the run in progress.
 
     Args:
       after: called after each run.
@@ -96,6 +99,11 @@ def run_all(runs: Sequence[Run], after: Callable[[], None] = lambda: None) -> di
     failed = {}
     with distributed.StopRequest() as stop:
         for number, run in enumerate(todo, len(runs) - len(todo) + 1):
+            if run.after is not None and run.after.results() is None:
+                failed[run.name] = f"not started: it begins with {run.after.name}, not finished"
+                say(f"{run.name}: {failed[run.name]}")
+                after()
+                continue
             left = duration(statistics.mean(took) * (len(runs) - number + 1)) if took else "?"
             say(f"{number}/{len(runs)} {run.name}: {run.folder}; {left} left")
             began = time.monotonic()

@@ -44,7 +44,8 @@ def results(config, workdir):
     success = {"mend": 0.9 + 0.02 * config.seed, "fine_tune": 0.7 / n}[name]
     found = fake_eval(random.Random(n), success, success, 0.02 * n)
     found |= {"success": success, "success_ci95": [success - 0.1, success + 0.1], "n": 200}
-    trained = {"seconds": 300.0, "editor_parameters": 1000} if name == "mend" else {}
+    trained = {"seconds": 300.0, "editor_parameters": 1000, "steps": 400}
+    trained = trained if name == "mend" else {}
     trained = {"seconds": 1.0, "editor_parameters": 0} | trained
     return {"eval": found, "training": trained, "hardware": "a machine"}
 
@@ -106,6 +107,108 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(flags, tmp_path, monkey
     assert main(flags) == 0
     assert started[4:] == [f"{tmp_path}/out/ft/seed_0"]
     assert table_of(tmp_path)["failed"] == {}
+
+
+STARTS = """
+from mend_jax.grid import cell, new_grid
+
+def get_config(variant=""):
+    many = {"data.edits_per_batch": 5}
+    mend = lambda values, start="": cell("quickstart.py:smoke", "MEND", values, (0, 1), start)
+    return new_grid("A table", {
+        "mend_9": mend({"data.edits_per_batch": 9}, "mend_5"),
+        "mend_5": mend(many, "mend_1"),
+        "mend_1": mend({}),
+        "ft": cell("quickstart.py:smoke", "FT", many),
+    })
+"""
+
+
+@pytest.fixture
+def chained(flags, tmp_path):
+    """A grid in which cells begin with what others learned."""
+    (tmp_path / "mine.py").write_text(STARTS)
+    return flags
+
+
+def test_a_cell_that_begins_with_another_runs_after_it(chained, tmp_path, monkeypatch):
+    seen = {}
+
+    def play(config, workdir):
+        seen[workdir.removeprefix(f"{tmp_path}/out/")] = config.editor.start
+        first = tmp_path / config.editor.start / "results.json"
+        assert not config.editor.start or first.exists()
+        return results(config, workdir)
+
+    started = play_runs(monkeypatch, play)
+    assert main(chained) == 0
+    cells = [f"{name}/seed_{s}" for s in (0, 1) for name in ("mend_1", "mend_5", "mend_9")]
+    assert list(seen) == [*cells, "ft/seed_0"]
+    for s in (0, 1):
+        assert seen[f"mend_9/seed_{s}"] == f"{tmp_path}/out/mend_5/seed_{s}"
+        assert seen[f"mend_5/seed_{s}"] == f"{tmp_path}/out/mend_1/seed_{s}"
+        assert seen[f"mend_1/seed_{s}"] == ""
+    rows = table_of(tmp_path)["rows"]
+    assert [(r["cell"], r["start"]) for r in rows[:3]] == [
+        ("mend_9", "mend_5"), ("mend_5", "mend_1"), ("mend_1", ""),
+    ]  # fmt: skip
+    assert "from mend_5 on, 400 steps" in words(tmp_path / "out" / "report.html")
+    assert main(chained) == 0 and len(started) == 7  # all are only read
+    (tmp_path / "out" / "mend_5" / "seed_1" / "results.json").unlink()
+    assert main(chained) == 0 and started[7:] == [f"{tmp_path}/out/mend_5/seed_1"]
+
+
+def test_what_begins_with_a_run_that_failed_does_not_start(chained, tmp_path, monkeypatch, capsys):
+    """Its folder may well hold a checkpoint, of an editor that is half trained."""
+    broken = ["mend_1/seed_1"]
+
+    def play(config, workdir):
+        return 1 if workdir.removeprefix(f"{tmp_path}/out/") in broken else results(config, workdir)
+
+    started = play_runs(monkeypatch, play)
+    assert main(chained) == 2
+    assert "3 of 7 runs failed: mend_1, seed 1, mend_5, seed 1, mend_9" in capsys.readouterr().err
+    assert f"{tmp_path}/out/mend_5/seed_1" not in started and len(started) == 5
+    found = table_of(tmp_path)
+    assert "begins with mend_1, seed 1, not finished" in found["failed"]["mend_5, seed 1"]
+    assert [row["missing"] for row in found["rows"]] == [[1], [1], [1], []]
+    broken.clear()
+    assert main(chained) == 0
+    assert started[5:] == [f"{tmp_path}/out/mend_{n}/seed_1" for n in (1, 5, 9)]
+
+
+def test_a_cell_alone_needs_what_it_begins_with(chained, tmp_path, monkeypatch, capsys):
+    started = play_runs(monkeypatch, results)
+    assert main([*chained, "--config.only=mend_9,mend_5"]) == 2
+    said = capsys.readouterr().err
+    assert "mend_5, seed 0 begins with the editor of mend_1, seed 0, which is neither among" in said
+    assert not started
+    assert main([*chained, "--config.only=mend_1,ft"]) == 0
+    assert main([*chained, "--config.only=mend_5"]) == 0
+    assert [where.split("/")[-2] for where in started] == ["mend_1"] * 2 + ["ft"] + ["mend_5"] * 2
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("cells.mend_5.start=mend_2", "cells.mend_5.start: 'mend_2' is not a cell"),
+        ("cells.mend_1.seeds=(0,)", r"cells.mend_5.start: mend_1 has no seed .1."),
+        (
+            "cells.mend_1.start=mend_9",
+            "mend_1 begins with mend_9 begins with mend_5 begins with mend_1",
+        ),
+        ("cells.mend_1.settings=('editor.options.rank=9',)", "cell mend_5 begins with the editor"),
+        ("cells.ft.start=mend_5", None),
+        ("cells.mend_5.settings=('model.last_n_blocks=2',)", r"another .'model.last_n_blocks'"),
+    ],
+)
+def test_beginnings_that_cannot_be_are_named(chained, monkeypatch, capsys, flag, message):
+    import re
+
+    started = play_runs(monkeypatch, results)
+    assert main([*chained, f"--config.{flag}"]) == (0 if message is None else 2)
+    said = capsys.readouterr().err
+    assert message is None or (re.search(message, said) and not started), said
 
 
 def test_some_cells_alone(flags, tmp_path, monkeypatch):
@@ -273,6 +376,10 @@ def test_table_five_trains_and_evaluates_whole_edits():
         c, n = run_config(config, name), int(name.split("_")[-1])
         assert c.data.edits_per_batch == n
         assert c.eval.edits % n == 0 == c.train.val_edits % n and c.eval.edits >= 200
+        learns = name.split("_")[0] in tables.LEARN
+        assert config.cells[name].start == (name.split("_")[0] + "_1" if learns and n > 1 else "")
+        assert not learns or c.train.steps >= 50  # more, where others went before
+    grid.check(config)
     largest = {name for name in config.only if name.endswith("_500")}
     assert largest == {"malmen_500", "ultraedit_500"}
     turns = configs.load_config("paper_table5.py:sequential")
