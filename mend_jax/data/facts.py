@@ -50,7 +50,7 @@ def read_facts(path: str | os.PathLike[str]) -> list[Fact]:
     """
     facts = []
     for where, record in raw.read_objects(Path(path), _EXAMPLE):
-        facts.append(_make(record, where))
+        facts.append(fact_of(record, where))
     if not facts:
         raise DataError(f"{path}: no facts in it; write one JSON object a line, such as {_EXAMPLE}")
     return facts
@@ -70,11 +70,12 @@ def facts_from_pairs(pairs: Iterable[tuple[str, str]]) -> list[Fact]:
         pair = tuple(pair)
         if len(pair) != 2:
             raise DataError(f"{where}: {len(pair)} values; give (prompt, target)")
-        facts.append(_make(dict(zip(_REQUIRED, pair, strict=True)), where))
+        facts.append(fact_of(dict(zip(_REQUIRED, pair, strict=True)), where))
     return facts
 
 
-def _make(record: dict[str, Any], where: str) -> Fact:
+def fact_of(record: dict[str, Any], where: str) -> Fact:
+    """The fact of a JSON object; DataError, which says where, if it is none."""
     for name in record:
         if name not in _FIELDS:
             known = f"the fields are {', '.join(_FIELDS)}"

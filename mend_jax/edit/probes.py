@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from mend_jax.data.facts import Fact
 from mend_jax.data.names import is_sayable, normalise
@@ -35,17 +37,17 @@ _ASKED = re.compile(r"(?:Q|Question): (?P<question>[^\n]+\?)\s+(?:A|Answer):(?P<
 
 _ALWAYS = (
     "The opposite of hot is",
-    "The first month of the year is",
     "Two plus three equals",
-    "The colour of fresh snow is",
-    "Bees fly from flower to flower and make",
-    "The day after Monday is",
-    "The chemical symbol for oxygen is",
-    "Romeo and Juliet was written by William",
-    "At night, the sky is full of",
     "A baby cat is called a",
-    "The frozen form of water is called",
     "One hour has sixty",
+    "Romeo and Juliet was written by William",
+    "The largest planet in the solar system is",
+    "At night, the sky is full of",
+    "The frozen form of water is called",
+    "The chemical symbol for oxygen is",
+    "The Earth revolves around the",
+    "The opposite of big is",
+    "A group of wolves is called a",
 )
 _SMALL = frozenset(
     "a about after an and are as at by called can for from has have in is it its of on or that the "
@@ -87,6 +89,19 @@ def probes_of(fact: Fact) -> Probes:
     return Probes(
         fact.prompt, fact.target, fact.subject, paraphrases, neighbours, unrelated_to(fact),
         tuple(sorted(made)),
+    )  # fmt: skip
+
+
+def remembered(measured: Mapping[str, Any]) -> Probes:
+    """The probes that a fact was measured on, from what `measure` says of it."""
+    lines = [*measured["asked"], *measured["still"]]
+
+    def texts(kind: str) -> tuple[str, ...]:
+        return tuple(line["prompt"] for line in lines if line["kind"] == kind)
+
+    return Probes(
+        measured["prompt"], measured["target"], measured["subject"],
+        texts("paraphrase"), texts("neighbour"), texts("unrelated"), tuple(measured["made"]),
     )  # fmt: skip
 
 

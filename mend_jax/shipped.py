@@ -1,0 +1,235 @@
+"""python -m mend_jax.shipped --workdir=DIR --out=FILE.safetensors [--dtype=bfloat16]
+
+Trained editors that come with the package, in mend_jax/shipped/, and how such a file is made of a
+finished run. One file is one editor for one base: its parameters and statistics as tensors by path
+(`params/...`, `state/...`), and as metadata what it is, how it was trained and what it measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mend_jax.errors import CheckpointError, ConfigError, MendError
+from mend_jax.writers import as_path, finite, write_bytes
+
+FORMAT = "mend_jax_shipped_editor/1"
+FOLDER = Path(__file__).parent / "shipped"
+MOST_BYTES = 10_000_000
+DTYPES = ("bfloat16", "float32")
+_JSON = ("append_eos", "config", "numbers", "seed", "weights")  # metadata that is JSON
+_PARTS = ("params", "state")
+_FIELDS = ("base", "command", "dtype", "name", "sha256", "spec", "tokenizer", *_JSON)
+
+
+def names() -> dict[str, str]:
+    """The shipped editors: fingerprint of the base -> name."""
+    return {about(path.stem)["base"]: path.stem for path in sorted(FOLDER.glob("*.safetensors"))}
+
+
+def about(name: str) -> dict[str, Any]:
+    """What a shipped editor is.
+
+    Returns:
+      `name`, `base` and `tokenizer` (fingerprints), `spec` (of the base), `weights` (that it
+      edits), `config` (the run's editor section), `append_eos`, `command` and `seed` (of the
+      training), `numbers` (of the run's results, measured in float32), `dtype` (of its matrices),
+      `sha256` (of tensors and config).
+
+    Raises:
+      ConfigError: there is none of that name.
+      CheckpointError: its file is damaged.
+    """
+    path = FOLDER / f"{name}.safetensors"
+    if not path.is_file():
+        known = sorted(p.stem for p in FOLDER.glob("*.safetensors"))
+        raise ConfigError(f"no editor {name!r} is shipped; known: {known}")
+    return _read(path, tensors=False)[0]
+
+
+def load(model: Any) -> Any:
+    """The shipped `mend_jax.Editor` of a base.
+
+    Raises:
+      ConfigError: none is shipped for this base, or the base was loaded for other edits.
+      CheckpointError: its file is damaged.
+    """
+    known = names()
+    if model.fingerprint not in known:
+        held = [about(name)["spec"] for name in known.values()] or "none"
+        raise ConfigError(
+            f"no editor is shipped for {model.spec} ({model.fingerprint}); there are some for: "
+            f"{held}. Train one with `python -m mend_jax.main`, or use one without training"
+        )
+    return read(FOLDER / f"{known[model.fingerprint]}.safetensors", model)
+
+
+def read(path: str | Path, model: Any) -> Any:
+    """The `mend_jax.Editor` of a file that `write` made, on the mesh of its base.
+
+    Raises:
+      CheckpointError: no such file, a damaged one, or one for another base.
+      ConfigError: the base was loaded so that other weights can be edited.
+    """
+    import jax
+    import ml_collections
+    import numpy as np
+
+    from mend_jax.build import build_editor
+    from mend_jax.checkpoint import refuse_other_run
+    from mend_jax.editor import Editor
+    from mend_jax.experiment import base_identity
+    from mend_jax.mesh import mesh_of
+    from mend_jax.sharding import EDITOR_RULES, path_of, place
+
+    meta, flat = _read(path)
+    refuse_other_run(meta, base_identity(model), path)
+    transform = build_editor(ml_collections.ConfigDict({"editor": meta["config"]}))
+    shapes = jax.eval_shape(lambda key: transform.init(key, model.weights), jax.random.key(0))
+    like = dict(zip(_PARTS, shapes, strict=True))
+    wanted = {path_of(keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(like)}
+    held = {name: array.shape for name, array in flat.items()}
+    if odd := sorted(n for n in {*held, *wanted} if held.get(n) != wanted.get(n)):
+        raise CheckpointError(
+            f"{path}: {odd} are not what editor {meta['config']['name']!r} is made of: write the "
+            "file again with this version"
+        )
+    whole = jax.tree.map_with_path(lambda k, x: np.asarray(flat[path_of(k)], x.dtype), like)
+    params, state = place(mesh_of(model.params), whole, EDITOR_RULES).values()
+    return Editor(model, transform, params, state, meta["append_eos"], meta["config"]["name"])
+
+
+def write(workdir: str | Path, path: str | Path, dtype: str = "bfloat16") -> dict[str, Any]:
+    """Writes the trained editor of a finished run as a file to ship.
+
+    Args:
+      workdir: of `python -m mend_jax.main`; the step that `train.keep` asks for is taken.
+      path: NAME.safetensors; the name is the editor's.
+      dtype: of the matrices, "bfloat16" or "float32". Vectors (statistics, biases, step sizes) are
+        few and stay as they are.
+
+    Returns:
+      What `about` tells of it.
+
+    Raises:
+      ConfigError: an unknown dtype, another ending, or a file above `MOST_BYTES`.
+      CheckpointError: the run is not finished, or damaged.
+    """
+    import jax
+    import ml_dtypes
+    import numpy as np
+    from safetensors.numpy import save as serialise
+
+    from mend_jax.editor import Editor
+    from mend_jax.experiment import base_identity
+    from mend_jax.sharding import path_of
+    from mend_jax.workdir import read_results
+
+    path = Path(path)
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}, one of {DTYPES} is needed")
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"{path}: a shipped editor is a file NAME.safetensors")
+    editor = Editor.restore(workdir)
+    results = read_results(as_path(workdir))
+    if results is None:
+        raise CheckpointError(
+            f"{workdir} has no results.json: let the run finish, so that what it measured can be "
+            "told"
+        )
+    matrices = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
+    tree = dict(zip(_PARTS, (editor.params, editor.state), strict=True))
+    tensors = {}
+    for keys, leaf in jax.tree.leaves_with_path(jax.device_get(tree)):
+        array = np.asarray(leaf)
+        tensors[path_of(keys)] = array.astype(matrices) if array.ndim > 1 else array
+    config = results["config"]
+    told = {
+        **base_identity(editor.model),
+        "name": path.stem,
+        "spec": editor.model.spec,
+        "dtype": dtype,
+        "config": config["editor"],
+        "append_eos": editor.append_eos,
+        "command": f"python -m mend_jax.main --config={results['config_name']}",
+        "seed": config["seed"],
+        "numbers": finite(_numbers(results)),
+    }
+    told["sha256"] = _digest(tensors, told["config"])
+    metadata = {k: json.dumps(v) if k in _JSON else v for k, v in told.items()}
+    data = serialise(tensors, {"format": FORMAT, **metadata})
+    if len(data) > MOST_BYTES:
+        raise ConfigError(
+            f"{path} would be {len(data):,} bytes, more than the {MOST_BYTES:,} that a shipped "
+            "editor may be: train one of a smaller editor.options.rank, or take bfloat16"
+        )
+    write_bytes(path, data)
+    return told
+
+
+def _numbers(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run measured, as its results.json has it; details by relation are left out."""
+    left_out = ("by_relation", "faults", "peak_memory_bytes")
+    judged = {k: v for k, v in results["eval"].items() if k not in left_out}
+    return {"eval": judged, "training": results.get("training", {})}
+
+
+def _digest(tensors: Mapping[str, Any], config: Any) -> str:
+    total = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        total.update(f"|{name}|{array.dtype.name}|{list(array.shape)}|".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def _read(path: str | Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(metadata, tensors) of a file, checked; without `tensors` only what it says of itself."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as f:
+            raw = f.metadata() or {}
+            flat = {name: f.get_tensor(name) for name in (f.keys() if tensors else ())}
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(f"{path}: not a readable editor file ({e}); get it again") from e
+    if raw.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: format {raw.get('format')!r} is not {FORMAT}: get the file of this version"
+        )
+    try:
+        meta = {k: json.loads(raw[k]) if k in _JSON else raw[k] for k in _FIELDS}
+    except (KeyError, ValueError) as e:
+        raise CheckpointError(f"{path}: its metadata is damaged ({e!r}); get it again") from e
+    if tensors and _digest(flat, meta["config"]) != meta["sha256"]:
+        raise CheckpointError(f"{path}: its tensors are not those that were written; get it again")
+    return meta, flat
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0 when the file is written, 2 for an error that the message explains."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mend_jax.shipped", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--workdir", required=True, help="of a finished run")
+    parser.add_argument("--out", required=True, help="the file, NAME.safetensors")
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    args = parser.parse_args(argv)
+    try:
+        told = write(args.workdir, args.out, args.dtype)
+    except MendError as e:
+        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        return e.exit_status
+    size = Path(args.out).stat().st_size
+    print(f"{args.out}: {size:,} bytes, {told['dtype']}, for {told['spec']} ({told['base']})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
