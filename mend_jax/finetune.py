@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from mend_jax import checkpoint, data, distributed, hub
 from mend_jax import config as configs
@@ -28,6 +27,7 @@ from mend_jax.data.claims import encode_claims
 from mend_jax.data.rows import SPLITS
 from mend_jax.errors import ConfigError
 from mend_jax.experiment import choose_rows
+from mend_jax.hub.merged import save_checkpoint
 from mend_jax.language_model import LanguageModel, load_model
 from mend_jax.models.classifier import HEAD
 from mend_jax.models.params import count, unstack_trunk
@@ -100,7 +100,7 @@ def finetune(
         best, steps = train(config, model, texts, log, stop)
     trained_in = time.monotonic() - started
     params = {**model.params, **jax.device_get(best.params)}
-    save_model(workdir / "model", model, params)
+    save_checkpoint(workdir / "model", model, params)
     per_batch = config.eval.batch_size
     scored = {
         name: judge(model.module, params, seqs, per_batch)
@@ -168,17 +168,3 @@ def headline(results: Mapping[str, Any]) -> str:
         f"{e['accuracy_ci95'][1]:.3f}] nll {e['nll']:.3f} (n = {e['n']})"
         for name, e in results["eval"].items()
     )
-
-
-def save_model(folder: Path, model: LanguageModel, params: Any) -> None:
-    """Writes the base with these parameters as a Hugging Face folder of a one-label classifier."""
-    hf_config = hub.read_config(hub.resolve(model.spec))
-    hf_config = {k: v for k, v in hf_config.items() if k != "_name_or_path"} | {
-        "architectures": ["BertForSequenceClassification"],
-        "num_labels": 1,
-        "id2label": {"0": "true"},
-        "label2id": {"true": 0},
-    }
-    flat = {path: np.asarray(leaf) for path, leaf in unstack_trunk(params).items()}
-    model.tokenizer.save(folder)
-    hub.save_hf(folder, hf_config, flat, model.family.tensor_specs(model.config))

@@ -65,22 +65,9 @@ class LanguageModel:
             editable top.
         """
         if edit is not None:
-            if edit.base and edit.base != self.fingerprint:
-                raise CheckpointError(
-                    f"the edit is for base {edit.base}, this model ({self.spec}) is "
-                    f"{self.fingerprint}: load the base that the edit was made for"
-                )
+            self.refuse_misfit(edit)
             first = {stack.name: stack.n_trunk for stack in self.module.stacks}
             known = editable_weights(self.family.tensor_specs(self.config))
-            if unknown := sorted(set(edit.deltas) - set(known)):
-                raise CheckpointError(f"the edit changes {unknown}, which this model does not have")
-            for name, delta in edit.deltas.items():
-                spec, shape = known[name], delta.shape
-                if shape != (spec.d_in, spec.d_out):
-                    raise CheckpointError(
-                        f"the edit's delta of {name} is {shape}, the weight is "
-                        f"{(spec.d_in, spec.d_out)}: it was made for another model"
-                    )
             below = [n for n in edit.deltas if known[n].block < first[known[n].stack]]
             if below:
                 raise CheckpointError(
@@ -88,6 +75,24 @@ class LanguageModel:
                     f"at {first}): load it with a larger last_n_blocks"
                 )
         return dataclasses.replace(self, edit=edit)
+
+    def refuse_misfit(self, edit: Edit) -> None:
+        """CheckpointError if the edit was made for other base weights or for another model."""
+        if edit.base and edit.base != self.fingerprint:
+            raise CheckpointError(
+                f"the edit is for base {edit.base}, this model ({self.spec}) is "
+                f"{self.fingerprint}: load the base that the edit was made for"
+            )
+        known = editable_weights(self.family.tensor_specs(self.config))
+        if unknown := sorted(set(edit.deltas) - set(known)):
+            raise CheckpointError(f"the edit changes {unknown}, which this model does not have")
+        for name, delta in edit.deltas.items():
+            spec, shape = known[name], delta.shape
+            if shape != (spec.d_in, spec.d_out):
+                raise CheckpointError(
+                    f"the edit's delta of {name} is {shape}, the weight is "
+                    f"{(spec.d_in, spec.d_out)}: it was made for another model"
+                )
 
     @overload
     def generate(

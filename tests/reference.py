@@ -61,23 +61,28 @@ class Twin:
 
     def logits(self, inputs):
         """Logits of transformers [B, T, V]; a classifier's [B, 1]."""
-        import torch
+        return torch_logits(self.torch, inputs)
 
-        def tensor(array):
-            return torch.tensor(np.asarray(array)).long()
 
-        if inputs.source is None:
-            arguments = dict(
-                input_ids=tensor(inputs.tokens), attention_mask=tensor(inputs.mask)
-            )  # fmt: skip
-        else:
-            arguments = dict(
-                input_ids=tensor(inputs.source), attention_mask=tensor(inputs.source_mask),
-                decoder_input_ids=tensor(inputs.tokens),
-                decoder_attention_mask=tensor(inputs.mask),
-            )  # fmt: skip
-        with torch.no_grad():
-            return self.torch(**arguments).logits.numpy()
+def torch_logits(model, inputs):
+    """Logits of a transformers model [B, T, V]; a classifier's [B, 1]."""
+    import torch
+
+    def tensor(array):
+        return torch.tensor(np.asarray(array)).long()
+
+    if inputs.source is None:
+        arguments = dict(
+            input_ids=tensor(inputs.tokens), attention_mask=tensor(inputs.mask)
+        )  # fmt: skip
+    else:
+        arguments = dict(
+            input_ids=tensor(inputs.source), attention_mask=tensor(inputs.source_mask),
+            decoder_input_ids=tensor(inputs.tokens),
+            decoder_attention_mask=tensor(inputs.mask),
+        )  # fmt: skip
+    with torch.no_grad():
+        return model(**arguments).logits.numpy()
 
 
 def _scale_queries(flat, factor):
