@@ -104,12 +104,10 @@ def train_step(b: Built) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return step, (b.state, b.base, b.batch, np.int32(1))
 
 
-def time_training(b: Built, repeats: int) -> dict[str, float]:
-    """Seconds of a training step (median) and of compiling it."""
+def compiled_step(b: Built) -> tuple[Any, Timed]:
+    """The compiled training step, and a function that does the next step at each call."""
     step, arguments = train_step(b)
-    began = time.perf_counter()
     compiled = step.lower(*arguments).compile()
-    compiling = time.perf_counter() - began
     state, *rest, number = arguments
     state = jax.tree.map(lambda leaf: leaf.copy(), state)  # b.state stays whole
 
@@ -119,6 +117,14 @@ def time_training(b: Built, repeats: int) -> dict[str, float]:
         number = number + np.int32(1)
         return metrics
 
+    return compiled, once
+
+
+def time_training(b: Built, repeats: int) -> dict[str, float]:
+    """Seconds of a training step (median) and of compiling it."""
+    began = time.perf_counter()
+    _, once = compiled_step(b)
+    compiling = time.perf_counter() - began
     return {"seconds": statistics.median(seconds_of(once, repeats)), "compiling": compiling}
 
 

@@ -123,10 +123,9 @@ def sentence(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """A flag for each attribute of `Workload`, and what to do."""
-    parser = argparse.ArgumentParser(prog="benchmarks.step", description=__doc__.split("\n")[0])
-    parser.add_argument("--suite", choices=("peer",), help="several rows, each in its own process")
+def parser_of(prog: str, doc: str) -> argparse.ArgumentParser:
+    """A flag for each attribute of `Workload`, repeats, and what the figures are for."""
+    parser = argparse.ArgumentParser(prog=prog, description=doc.split("\n")[0])
     choices = {"model": sorted(MODELS), "dtype": sorted(DTYPES)}
     for f in dataclasses.fields(Workload):
         if isinstance(f.default, bool):
@@ -137,9 +136,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                 f"--{f.name}", type=kind, default=f.default, choices=choices.get(f.name)
             )
     parser.add_argument("--repeats", type=int, default=5, help="timed calls; the median counts")
+    parser.add_argument("--json", action="store_true", help="figures for a program")
+    return parser
+
+
+def workload_of(args: argparse.Namespace) -> Workload:
+    return Workload(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Workload)})
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = parser_of("benchmarks.step", __doc__)
+    parser.add_argument("--suite", choices=("peer",), help="several rows, each in its own process")
     parser.add_argument("--brief", action="store_true", help="the training step alone")
     parser.add_argument("--stages", action="store_true", help="also the parts of a step")
-    parser.add_argument("--json", action="store_true", help="figures for a program")
     return parser.parse_args(argv)
 
 
@@ -154,9 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for p in PEERS
         ]  # fmt: skip
     else:
-        w = Workload(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Workload)})
         names = () if args.brief else (CACHED, *(PROGRAMS if args.stages else ALONE))
-        found = [measure(w, args.repeats, names)]
+        found = [measure(workload_of(args), args.repeats, names)]
     if args.json:
         print(json.dumps(found if args.suite else found[0]))
     else:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import needed, scaling, stages, step
+from benchmarks import needed, profile, scaling, stages, step
 from benchmarks.workload import MODELS, Workload, build, full_texts
 from mend_jax.hub.published import PUBLISHED
 from mend_jax.pods.flops import matmul_flops
@@ -50,11 +50,15 @@ def test_making_an_edit_and_a_forward_pass_do_what_they_need():
         assert counted == pytest.approx(formula(w, b.outline), rel=0.02), name
 
 
-def test_the_command_measures_and_tells(capsys, monkeypatch):
+@pytest.fixture
+def tiny_workload(monkeypatch):
     monkeypatch.setitem(MODELS, "tiny", "tiny")
     monkeypatch.setitem(PUBLISHED, "tiny", dict(
         model_type="gpt2", vocab_size=64, n_positions=128, n_layer=4, n_embd=16, n_head=2,
     ))  # fmt: skip
+
+
+def test_the_command_measures_and_tells(capsys, tiny_workload):
     flags = ["--model=tiny", "--edits=2", "--rank=8", "--repeats=2"]
     assert step.main([*flags, "--json", "--stages"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -119,3 +123,55 @@ def test_a_built_workload_has_all_parts():
     b = build(Workload(model="distilgpt2", edits=1, rank=8, far=1, far_length=4, length=16))
     assert set(b.batch) == {"edit", "rephrase", "far"}
     assert b.batch["rephrase"].lead == (1, 4)  # of one fact four rephrases
+
+
+HLO = """
+%fused (a: f32[2,3], b: f32[3,2]) -> f32[2,2] {
+  %a = f32[2,3]{1,0} parameter(0)
+  %b = f32[3,2]{1,0} parameter(1)
+  ROOT %dot.1 = f32[2,2]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (x: f32[2,3]) -> f32[2,2] {
+  %x = f32[2,3]{1,0} parameter(0)
+  %copy.1 = f32[2,3]{1,0} copy(%x), metadata={op_name="jit(step)/transpose"}
+  %exp.1 = (f32[2,3]{1,0}, f32[]) fusion(%copy.1), kind=kLoop, calls=%other
+  %while.1 = f32[2,2]{1,0} while(%x), body=%loop, metadata={op_name="jit(step)/while"}
+  ROOT %ynn.1 = f32[2,2]{1,0} fusion(%x), calls=%fused, metadata={op_name="jvp(M.run_trunk)/dot"}
+}
+"""
+
+
+def test_a_profile_adds_up_instructions_by_kind_and_part():
+    known = profile.instructions(HLO)
+    assert known["ynn.1"] == ("matrix products", "jvp(M.run_trunk)/dot")
+    assert [known[n].kind for n in ("copy.1", "exp.1", "while.1")] == [
+        "moving data", "elementwise", "holder",
+    ]  # fmt: skip
+    seconds = {"ynn.1": 0.5, "copy.1": 0.25, "while.1": 4.0, "unknown.7": 0.125}
+    found = profile.summary(seconds, known, most=2)
+    assert found["seconds"] == 0.875  # what holds others does not count beside them
+    assert found["kinds"] == {"matrix products": 0.5, "moving data": 0.25, "other": 0.125}
+    assert found["parts"] == {"trunk": 0.5, "editor, losses, rest": 0.375}
+    assert [one["name"] for one in found["longest"]] == ["ynn.1", "copy.1"]
+
+
+@pytest.mark.parametrize(
+    "source, part",
+    [
+        ("jit(s)/jvp(M.run_top)/block_3/mlp/up/dot", "top blocks, forward"),
+        ("jit(s)/transpose(jvp(M.run_top))/block_3/dot", "top blocks, backward"),
+        ("jit(s)/transpose(jvp(M.head))/M.unembed/dot", "head, backward"),
+        ("jit(s)/jvp()/dot", "editor, losses, rest"),
+    ],
+)
+def test_the_part_of_an_operation(source, part):
+    assert profile.part_of(source) == part
+
+
+def test_the_profile_of_a_tiny_step(capsys, tiny_workload):
+    assert profile.main(["--model=tiny", "--edits=2", "--rank=8", "--repeats=2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kinds"]["matrix products"] > 0 and found["parts"]["trunk"] > 0
+    assert sum(found["parts"].values()) == pytest.approx(found["seconds"])
+    assert "s of instructions a step" in profile.sentence(found)
