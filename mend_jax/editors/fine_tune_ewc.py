@@ -36,6 +36,9 @@ def fine_tune_ewc(
     of the optimiser delta_i is divided by 1 + lr c_ewc F_i, which is stable at any c_ewc and, with
     plain descent, has the same minimum. Adam's steps do not see the penalty (as AdamW's decay).
 
+    SmolLM2-135M, 23 edits of world facts, 128 texts: KL elsewhere .150 at c_ewc 0, .023 at 0.1,
+    .007 at 1, .002 at 10; whole paraphrases .44, .30, .09, .04.
+
     Args:
       c_ewc: weight of the penalty.
       lr, max_steps, optimizer, only: see `Descent`.
