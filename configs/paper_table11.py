@@ -1,7 +1,7 @@
 """MEND against look-up in a cache, at three thresholds (paper, Table 11; zsRE on SmolLM2-135M).
 
-The cache answers from the nearest edited fact within eps: e*, half of it, double. Editing in
-context, the fact said before every text, is beside it.
+The cache answers from the nearest edited fact within eps: e*, half of it, double; e* is chosen on
+64 validation rows. Editing in context, the fact said before every text, is beside it.
 Command: python -m mend_jax.main --config=paper_table11.py --config.settings="('data.dir=DATA',)"
 DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md.
 Cost: counted, not measured: ten minutes on two cores for MEND, some three for each of the others.

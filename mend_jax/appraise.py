@@ -24,6 +24,7 @@ from mend_jax.sequential import edit_in_turn
 from mend_jax.sharding import EDITOR_RULES, place
 from mend_jax.so_far import SoFar
 from mend_jax.survey import survey
+from mend_jax.sweep import sweep
 from mend_jax.train import TrainState
 from mend_jax.writers import Progress
 
@@ -152,7 +153,8 @@ def _baseline(
     editor = make_editor(options.pop("editor", name), options)
     key = jax.random.key(experiment.config.seed)
     params, state = editor.init(key, experiment.model.weights)
-    return (editor, params, survey(experiment, editor, params, state)), split, per_step
+    state = survey(experiment, editor, params, state)
+    return (editor, *sweep(experiment, editor, params, state)), split, per_step
 
 
 def _judge(
@@ -175,4 +177,6 @@ def _judge(
     first = next(experiment.eval_batches(split, per_step))
     found["facts_per_edit"] = experiment.config.data.edits_per_batch
     found["seconds_per_edit"] = time_edits(transform, params, state, experiment.model, first)
+    if transform.sweep is not None:
+        found["sweep"] = transform.sweep.told(*gather((params, state)))
     return found, examples

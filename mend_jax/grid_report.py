@@ -75,6 +75,7 @@ def page(found: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         "on": told(rows),
         "columns": [name for name, *_ in COLUMNS],
         "groups": groups(rows),
+        "sweeps": sweeps(rows),
         "turn_columns": [name for name, *_ in TURNS],
         "turns": turns(rows),
         "failed": found["failed"],
@@ -122,6 +123,8 @@ def about(r: Mapping[str, Any]) -> str:
         f"n = {text(r['n'], 'count')}",
         f"seed{'s' * (len(r['seeds']) > 1)} {seeds}",
     ]
+    if r["sweep"]:
+        parts.append(f"e* = {text(number(dig(r, 'sweep.eps')), 'plain')}, chosen")
     if r["start"]:
         parts.append(f"from {r['start']} on, {text(r['steps'], 'count')} steps")
     return "; ".join(parts)
@@ -139,6 +142,26 @@ def cell(r: Mapping[str, Any], kind: str, score: str, best: float | None) -> dic
     ends = interval(dig(r, f"scores.{score}.ci95"))
     between = "–".join(text(end, kind).rstrip("%") for end in ends or ())
     return {"text": text(mean, kind), "ci": between, "best": mean is not None and mean == best}
+
+
+def sweeps(rows: Rows) -> list[dict[str, Any]]:
+    """For each cell that chose a threshold on validation rows, all that it tried."""
+    kinds = {"eps": "plain", "success": "percent", "changed": "percent", "score": "percent"}
+    return [
+        {
+            "name": label(r["method"]),
+            "cell": r["cell"],
+            "rows": [
+                {
+                    "cells": [text(number(tried.get(key)), kind) for key, kind in kinds.items()],
+                    "best": tried.get("eps") == r["sweep"].get("eps"),
+                }
+                for tried in r["sweep"].get("tried", ())
+            ],
+        }
+        for r in rows
+        if r.get("sweep")
+    ]
 
 
 def turns(rows: Rows) -> list[dict[str, Any]]:

@@ -66,8 +66,8 @@ def make_row(
         of_texts = scores.pop("drawdown_far", None)
         if of_texts is not None:
             scores.setdefault("drawdown", of_texts)
-    for scores in flat:  # an editor that learned nothing took no time to train
-        if not number(scores.get("editor_parameters")):
+    for r, scores in zip(done, flat, strict=True):  # without steps no time goes into training
+        if not number(dig(r, "training.steps")):
             for key in _TRAINED:
                 scores.pop(key, None)
     spread = summarise(flat)
@@ -85,6 +85,7 @@ def make_row(
         "facts_per_edit": dig(first, "config.data.edits_per_batch"),
         "steps": dig(first, "training.steps"),
         "start": cell.get("start", ""),
+        "sweep": dig(first, "eval.sweep"),
         "seeds": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is not None],
         "missing": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is None],
         "scores": spread,

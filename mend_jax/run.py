@@ -30,6 +30,7 @@ from mend_jax.mesh import in_force, shard_batch
 from mend_jax.models.params import count
 from mend_jax.objective import ASKED, locality_sets, set_weights, texts_of
 from mend_jax.survey import survey
+from mend_jax.sweep import sweep
 from mend_jax.train import (
     Plan,
     Record,
@@ -210,7 +211,8 @@ def placing(experiment: Experiment) -> Iterator[Callable[[Any], Any]]:
 
 
 def begun(experiment: Experiment, fresh: TrainState) -> TrainState:
-    """The state of the first step: what `editor.start` learned, or a fresh one after its survey.
+    """The state of the first step: what `editor.start` learned, or a fresh one after its survey
+    and sweep.
 
     Raises:
       CheckpointError: that run's editor is not this config's, or of another base.
@@ -218,7 +220,8 @@ def begun(experiment: Experiment, fresh: TrainState) -> TrainState:
     start = experiment.config.editor.start
     if not start:
         seen = survey(experiment, experiment.editor, fresh.params, fresh.editor_state)
-        return fresh.replace(editor_state=seen)
+        params, state = sweep(experiment, experiment.editor, fresh.params, seen)
+        return fresh.replace(params=params, editor_state=state)
     theirs = Editor.restore(start, experiment.model)
     learned = {"params": theirs.params, "editor_state": theirs.state}
     mine = {name: getattr(fresh, name) for name in learned}

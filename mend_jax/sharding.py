@@ -60,6 +60,7 @@ EDITOR_RULES = (
     Rule(r"(.*/)?scale_by_layer_lr/.*"),
     Rule(r"(.*/)?normalize/.*"),
     Rule(r"(.*/)?(texts|lora_a)/.*"),  # of FT+KL and LoRA: few and thin
+    Rule(r"(.*/)?sweep"),  # of the cache: a small table
     Rule(r"(.*/)?(count|step|mini_step|gradient_step|skip_state)(/.*)?"),
 )
 """For the editor's parameters and state, and the optimiser state that mirrors them."""

@@ -3,14 +3,16 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import random_sequences, tiny
 
-from mend_jax.editors import make_editor
+from mend_jax.editors import make_editor, threshold
 from mend_jax.errors import ConfigError
 from mend_jax.forward import Problem, make_problem, trunk_states
 from mend_jax.models.base import Inputs
+from mend_jax.scoring import edit_and_score
 
 E, M, N, S = 2, 2, 3, 3  # edits, corrections of each, texts of each, scored positions
 
@@ -37,15 +39,16 @@ def texts_of(kind):
 def read_and_written(name, options, kind, corrections, texts, max_new=4, eos=0):
     """(logits, what is freely written) of an editor, by one program."""
     module, params, weights = base(kind)
-    reader = make_editor(name, options).reader
+    editor = make_editor(name, options)
+    own, _ = editor.init(jax.random.key(0), weights)
 
     @jax.jit
     def run(params, corrections, texts):
         problem = make_problem(module, params, weights, corrections)
         h = trunk_states(module, params, texts)
         return (
-            reader.logits({}, problem, texts, h),
-            reader.write({}, problem, texts, max_new, eos),
+            editor.reader.logits(own, problem, texts, h),
+            editor.reader.write(own, problem, texts, max_new, eos),
         )
 
     return jax.tree.map(np.asarray, run(params, corrections, texts))
@@ -207,3 +210,79 @@ def test_the_cache_answers_for_what_is_near(kind):
         elif s == 0:
             assert written[e, n].tolist() == greedy(kind, tokens[: row + 1], source)
     assert 0 < sum(d < eps for d in others) < len(others)
+
+
+def looked_at(kind="llama", rows=8):
+    """A cache that chooses, and what it sees of random rows whose paraphrases are nearly them."""
+    module, params, weights = base(kind)
+    texts = {name: random_sequences(seed, rows, kind=module.kind) for seed, name in
+             enumerate(("edit", "rephrase", "near", "far"))}  # fmt: skip
+    at = ("tokens",) if module.kind != "seq2seq" else ("tokens", "source")
+    nearly = {name: getattr(texts["edit"], name).copy() for name in at}
+    for i, ids in enumerate(nearly[at[-1]][:, 0]):
+        ids[0] = 1 + i  # another first token: near in part, each by another distance
+    texts["rephrase"] = texts["edit"].replace(**nearly)
+    editor = make_editor("cache", {})
+    params_of, state = editor.init(jax.random.key(0), weights)
+
+    @jax.jit
+    def look(params, texts):
+        known = {name: (seqs, trunk_states(module, params, seqs)) for name, seqs in texts.items()}
+        problem = Problem(module, params, weights, *known["edit"])
+        return editor.sweep.see(params_of, problem, known)
+
+    @jax.jit
+    def scores(eps, params, texts):
+        found = edit_and_score({"eps": eps}, state, params, texts,
+                               editor=editor, model=module, weights=weights)  # fmt: skip
+        return found[1]
+
+    seen = jax.tree.map(lambda x: np.asarray(x).reshape(-1, x.shape[-1]), look(params, texts))
+    return editor, editor.sweep.choose(params_of, state, seen), lambda e: scores(e, params, texts)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5", "bert"])
+def test_the_threshold_is_that_of_the_best_scores_on_validation_rows(kind):
+    """Success and first choices at each threshold tried equal those of an evaluation at it."""
+    editor, (params, state), scores = looked_at(kind)
+    table = np.asarray(state["sweep"])
+    assert (np.diff(table[:, 0]) >= 0).all() and table[0, 0] == 0
+    differences = []
+    for eps, success, changed, score in table:
+        found = jax.tree.map(np.asarray, scores(jnp.asarray(eps)))
+        exact = np.mean([found[name]["exact"].mean() for name in ("edit", "rephrase")])
+        kept = found["far"]["agree"].sum() / found["far"]["n_tokens"].sum()
+        np.testing.assert_allclose([success, changed], [exact, 1 - kept], atol=1e-6)
+        differences.append(exact - (1 - kept))
+        assert abs(score - differences[-1]) < 1e-6
+    assert params["eps"] == table[np.argmax(np.asarray(differences) - 1e-7 * table[:, 0]), 0]
+    assert table[:, 2].max() > 0.1 < table[:, 1].max() - table[0, 1]  # there is something to lose
+    told = editor.sweep.told(params, state)
+    assert told["eps"] == params["eps"] and len(told["tried"]) == len(table)
+
+
+def test_the_smallest_of_equal_thresholds_and_nothing_elsewhere():
+    def seen(distances, **marks):
+        distance = np.asarray(distances, np.float32)[:, None]
+        ones = np.ones(distance.shape, bool)
+        return {"distance": distance, "keep": ones} | {k: v & ones for k, v in marks.items()}
+
+    asked = {"edit": seen([0, 0, 0], given=True, own=False),
+             "rephrase": seen([1, 2, 50], given=True, own=False)}  # fmt: skip
+    far = seen([5, 6, 7], changed=True)
+    assert threshold.chosen(threshold.swept(asked, far)) == 3.5  # between 2 and 5
+    assert 50 < threshold.chosen(threshold.swept(asked, None)) < 51
+    hidden = asked | {"rephrase": seen([np.inf] * 3, given=True, own=False)}
+    assert threshold.chosen(threshold.swept(hidden, far)) == 2.5  # between 0 and 5
+
+
+def test_a_threshold_that_is_given_is_kept_and_a_factor_counts():
+    corrections, texts = texts_of("llama")
+    assert make_editor("cache", dict(eps=3.0)).sweep is None
+    whole, _ = read_and_written("cache", dict(eps=1e3), "llama", corrections, texts)
+    same, _ = read_and_written("cache", dict(eps=2e3, factor=0.5), "llama", corrections, texts)
+    np.testing.assert_array_equal(whole, same)
+    none, _ = read_and_written("cache", dict(eps=1e3, factor=0.0), "llama", corrections, texts)
+    assert (none != whole).any()
+    with pytest.raises(ConfigError, match="factor -1.0 must be at least 0"):
+        make_editor("cache", dict(factor=-1.0))

@@ -11,7 +11,7 @@ from test_report import fake_eval, fake_in_turn, words
 
 from mend_jax import config as configs
 from mend_jax import grid, grid_plots, grid_report, tables
-from mend_jax.editors import EDITORS
+from mend_jax.editors import EDITORS, make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.grid_rows import make_row
 from mend_jax.main import main, parse
@@ -323,6 +323,18 @@ def test_pictures_have_something_on_them(tmp_path):
     assert len(set(looks.values())) == len(METHODS)  # no two methods look the same
 
 
+def test_a_threshold_that_was_chosen_is_shown_with_all_that_were_tried(tmp_path):
+    tried = [dict(eps=e, success=0.9 - e, changed=e / 10, score=0.8 - e) for e in (0.25, 0.5)]
+    results = {"eval": {"success": 0.9, "sweep": {"eps": 0.5, "tried": tried}}}
+    cell = {"method": "cache", "seeds": (0,)}
+    row = make_row("a", cell, [(Run("a", (), "w"), results)])
+    grid_report.write(tmp_path, fake_grid([row]))
+    seen = words(tmp_path / "report.html")
+    assert "e* = 0.5, chosen" in seen and "difference 0.25 65.0% 2.5% 55.0% 0.5 40.0% 5.0%" in seen
+    (shown,) = grid_report.sweeps([row])
+    assert [r["best"] for r in shown["rows"]] == [False, True]
+
+
 def test_drawdown_is_that_of_answers_where_far_texts_have_some():
     """As in the paper; passages of plain text have none, and there it is of all their tokens."""
     of_answers = {"eval": {"locality": {"far": {"accuracy_drawdown": 0.5},
@@ -392,6 +404,17 @@ def test_table_six_leaves_out_one_part_at_a_time():
     for name, (_, changed) in tables.ABLATIONS.items():
         options = run_config(config, name).editor.options.to_dict()
         assert {k: v for k, v in options.items() if v != whole[k]} == changed
+
+
+def test_table_eleven_has_the_chosen_threshold_its_half_and_its_double():
+    config = configs.load_config("paper_table11.py")
+    factors = {}
+    for name in config.only:
+        c = run_config(config, name)
+        if c.editor.name == "cache":
+            factors[name] = c.editor.options.factor
+            assert make_editor("cache", c.editor.options.to_dict()).sweep is not None
+    assert factors == {"cache": 1.0, "cache_half": 0.5, "cache_double": 2.0}
 
 
 def test_table_nine_edits_matrices_of_attention():

@@ -9,7 +9,7 @@ passed in and out. Every leaf of a signal may have leading axes (E), so no edito
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -62,6 +62,22 @@ class Stream(NamedTuple):
     reg: float
 
 
+class Sweep(NamedTuple):
+    """How an editor without training chooses what its options leave open, by validation rows.
+
+    Attributes:
+      see: (params, problem, texts) -> arrays [E, n, ...], what it takes note of; texts are the sets
+        of a batch by name, each with its trunk states.
+      choose: (params, state, seen) -> (params, state) from what was seen of all rows [N, ...], on
+        the host.
+      told: (params, state) -> what results.json says of it.
+    """
+
+    see: Callable[[Any, Problem, Mapping[str, tuple[Sequences, Any]]], Any]
+    choose: Callable[[Any, Any, Any], tuple[Any, Any]]
+    told: Callable[[Any, Any], dict[str, Any]]
+
+
 class EditTransform(NamedTuple):
     """A whole editor.
 
@@ -81,6 +97,7 @@ class EditTransform(NamedTuple):
         they are independent.
       reader: how texts are read with a correction at hand, for baselines that change no weight
         (their Edit has no deltas); None: by the base under the Edit.
+      sweep: what it chooses by validation rows before it edits; None: nothing.
     """
 
     init: Callable[[jax.Array, Weights], tuple[Any, Any]]
@@ -92,6 +109,7 @@ class EditTransform(NamedTuple):
     remember: Callable[[Any, Any, Problem], Any] | None = None
     stream: Stream | None = None
     reader: Reader | None = None
+    sweep: Sweep | None = None
 
 
 class Reader(NamedTuple):

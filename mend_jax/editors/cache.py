@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mend_jax.editors.base import EditTransform, Reader, Weights
+from mend_jax.editors.base import EditTransform, Reader, Sweep, Weights
+from mend_jax.editors.threshold import chosen, no_sweep, swept, told
 from mend_jax.edits import Edit
 from mend_jax.forward import Problem, greedy, last_states, scored_logits, trunk_states
 from mend_jax.models.base import EditableModel
 from mend_jax.sequences import Sequences
+
+ASKED = ("edit", "rephrase")
 
 
 class Nearest(NamedTuple):
@@ -28,44 +32,48 @@ class Nearest(NamedTuple):
     token: jax.Array
 
 
-def cache(*, eps: float = 3.0, onehot_logit: float = 20.0) -> EditTransform:
-    """Gives a correction's answer where the mean last state is nearer than eps to its key.
+def cache(
+    *, eps: float | None = None, factor: float = 1.0, onehot_logit: float = 20.0
+) -> EditTransform:
+    """Gives a correction's answer where the mean last state is nearer than factor * eps to its key.
 
     MEND's paper, Table 11 and its appendix ("LU" in the authors' later program); see `mean_states`
-    for the keys. Else the base answers. The paper's eps* is 6.5 for BERT on FEVER, 3 for BART on
-    zsRE, 2.5 for distilGPT-2 on Wikitext, chosen for each by its results: another model needs
-    another.
-
-    To sweep it give entries of `eval.baselines` such as `half: {editor: cache, eps: 1.5}`, or ask
-    `nearest`, which does not depend on eps, once, and count the distances below each.
+    for the keys. Else the base answers.
 
     A causal model looks up anew at every scored position, so plain text can be taken for a prompt
     anywhere in it. What it freely writes is looked up once, where it begins; if remembered, the
     answer is written to its end and nothing after.
 
     Args:
-      eps: the threshold; with 0 nothing is ever remembered.
+      eps: the threshold e*; with 0 nothing is ever remembered. None: chosen on validation rows, by
+        success minus the share of first choices that change on far texts (near ones where there
+        are no far ones); see `threshold.swept`. The paper's is 6.5 for BERT on FEVER, 3 for BART on
+        zsRE, 2.5 for distilGPT-2 on Wikitext, chosen for each by its results.
+      factor: of e*; the paper's table has 1/2 and 2 besides.
       onehot_logit: the logit of the remembered token, the others have 0. The authors' later
         program has 1, which leaves a vocabulary's softmax nearly flat; at 20 it is certain.
     """
-    if eps < 0 or onehot_logit <= 0:
-        raise ValueError(f"eps {eps} must be at least 0 and onehot_logit {onehot_logit} above 0")
+    if (eps is not None and eps < 0) or factor < 0 or onehot_logit <= 0:
+        raise ValueError(
+            f"eps {eps} and factor {factor} must be at least 0 and onehot_logit {onehot_logit} "
+            "above 0"
+        )
 
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
         del key, weights
-        return {}, {}
+        at = jnp.asarray(0.0 if eps is None else eps, jnp.float32)
+        return {"eps": at}, {} if eps is not None else {"sweep": jnp.asarray(no_sweep())}
 
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
         del params, problem, train
         return Edit(deltas={}), state
 
     def logits(params: Any, problem: Problem, texts: Sequences, h: Any) -> jax.Array:
-        del params
         found = nearest(problem, texts, h)
         own = scored_logits(problem.model, problem.params, h, texts)
         answer = remembered(problem, found, 1, 0)[..., 0]
         given = onehot_logit * jax.nn.one_hot(answer, own.shape[-1])
-        return jnp.where(found.distance[..., None] < eps, given, own)
+        return jnp.where(found.distance[..., None] < factor * params["eps"], given, own)
 
     def write(
         params: Any, problem: Problem, texts: Sequences, max_new: int, eos_id: int
@@ -76,9 +84,34 @@ def cache(*, eps: float = 3.0, onehot_logit: float = 20.0) -> EditTransform:
         found = Nearest(*(x[..., 0] for x in nearest(problem, texts, h)))
         own = greedy(problem.model, problem.params, texts, max_new, eos_id)
         given = remembered(problem, found, max_new, eos_id)
-        return jnp.where(found.distance[..., None] < eps, given, own)
+        return jnp.where(found.distance[..., None] < factor * params["eps"], given, own)
 
-    return EditTransform(init, edit, trainable=False, reader=Reader(logits, write))
+    editor = EditTransform(init, edit, trainable=False, reader=Reader(logits, write))
+    return editor if eps is not None else editor._replace(sweep=Sweep(look, choose, told))
+
+
+def look(params: Any, problem: Problem, texts: Mapping[str, tuple[Sequences, Any]]) -> Any:
+    """What `threshold.swept` counts, of every set of texts; it does not depend on a threshold."""
+    del params
+    seen = {}
+    for name, (seqs, h) in texts.items():
+        found = nearest(problem, seqs, h)
+        given = remembered(problem, found, 1, 0)[..., 0]
+        own = jnp.argmax(scored_logits(problem.model, problem.params, h, seqs), axis=-1)
+        seen[name] = {"distance": found.distance, "keep": jnp.asarray(seqs.score_mask)}
+        if name in ASKED:
+            seen[name] |= {"given": given == seqs.target, "own": own == seqs.target}
+        else:
+            seen[name]["changed"] = given != own
+    return seen
+
+
+def choose(params: Any, state: Any, seen: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The threshold, and the table that it was chosen from."""
+    del params, state
+    elsewhere = seen.get("far", seen.get("near"))
+    table = swept({name: seen[name] for name in ASKED}, elsewhere)
+    return {"eps": jnp.asarray(chosen(table))}, {"sweep": jnp.asarray(table)}
 
 
 def mean_states(model: EditableModel, params: Any, seqs: Sequences, h: Any) -> jax.Array:
