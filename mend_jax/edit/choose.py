@@ -47,10 +47,10 @@ UNTRAINED = {
     "fine_tune_lora": Untrained("fine_tune_lora", {}, "the same, of low rank"),
     "ridge": Untrained(
         "malmen",
-        {"rank": 1, "norm": False, "init": "id", "layer_lr": 1.0},
+        {"rank": 1, "norm": False, "init": "id", "layer_lr": 1e-2},
         "one gradient step met in least squares (MALMEN without its network)",
     ),
-    "ultraedit": Untrained("ultraedit", {}, "the same, by statistics over other facts"),
+    "ultraedit": Untrained("ultraedit", {"lr": 5e-5}, "the same, by statistics over other facts"),
     "rome": Untrained("rome", {}, "one value of one MLP, found by search (decoder-only models)"),
     "memit": Untrained("memit", {}, "as rome, over several blocks"),
 }

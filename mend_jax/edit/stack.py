@@ -53,7 +53,8 @@ def stack(args: argparse.Namespace) -> int:
     found["ways"] = {}
     for name, edit in ways.items():
         say(f"measuring {name}")
-        found["ways"][name] = before_after(model, edit, probes, args.strength)
+        strength = args.strength if name == "together" else 1.0
+        found["ways"][name] = before_after(model, edit, probes, strength)
     found["interference"] = _interference(entries, edits)
     print(json.dumps(found, indent=2) if args.json else _text(found, entries))
     return 0
