@@ -10,7 +10,6 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from mend_jax.drawing import (
-    BEFORE,
     EDITOR,
     FAR,
     INK,
@@ -64,10 +63,10 @@ def _taking(measured: Mapping[str, Measured], alone: bool) -> Draw | None:
     def draw(ax: Axes) -> None:
         for x, (_, before, after, color) in enumerate(marks):
             ax.plot([x, x], [before, after], color=color, linewidth=1.4, alpha=0.55, zorder=2)
-            ax.scatter([x], [before], s=34, color=BEFORE, zorder=3)
+            ax.scatter([x], [before], s=34, color=MUTED, zorder=3)
             ax.scatter([x], [after], s=46, color=color, zorder=4)
         for label, color in (
-            ("before", BEFORE), ("after, prompt", EDITOR), ("after, paraphrases", PARAPHRASE),
+            ("before", MUTED), ("after, prompt", EDITOR), ("after, paraphrases", PARAPHRASE),
         ):  # fmt: skip
             ax.scatter([], [], s=40, color=color, label=label)
         ax.set_ylim(0, 1.25 * max(value for mark in marks for value in mark[1:3]) + 0.1)
