@@ -107,6 +107,8 @@ def test_a_stale_type_in_the_base_config_is_not_carried_over(tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))
     model = mend_jax.load_model(str(folder))
     save_merged(tmp_path / "merged", model)
+    written = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert written["dtype"] == "float32" and "torch_dtype" not in written  # its older name
     assert opened(tmp_path / "merged", model).dtype == torch.float32
 
 
