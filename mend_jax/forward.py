@@ -274,10 +274,10 @@ class Problem:
 
         Args:
           rows: "answer": of the positions whose next token is scored alone (MALMEN's rows), so
-            [E, n * S]; an encoder has no such positions and keeps all of its rows. They are of
-            each correction's own mean loss, whatever stands beside it: what an editor that meets
-            each in least squares asks for a fact does not depend on how many there are. "all" are
-            of the mean over the edit's tokens (`loss`), as MEND sums them.
+            [E, n * S]; weights that read the source have no such positions and keep all of their
+            rows. They are of each correction's own mean loss, whatever stands beside it: what an
+            editor that meets each in least squares asks for a fact does not depend on how many
+            there are. "all" are of the mean over the edit's tokens (`loss`), as MEND sums them.
         """
         if rows == "answer" and self.seqs.score_pos.shape[-1] == self.seqs.tokens.shape[-1]:
             # So that rows of scored positions can be told from rows of all.
@@ -313,7 +313,7 @@ class Problem:
         result = {}
         for w in self.weights:
             sides = [captured[f"{w.name}/tap/{side}"] for side in ("u", "delta")]
-            answers = rows == "answer" and not w.stack.startswith("encoder")
+            answers = rows == "answer" and not reads_source(w)
             if answers:
                 sides = [self._at_answers(x) for x in sides]
             u, delta = (x.reshape(*lead, x.shape[-1]) for x in sides)
@@ -330,6 +330,11 @@ class Problem:
         if x.shape[2] == s.score_pos.shape[-1]:
             return x
         return jnp.take_along_axis(x, s.score_pos[..., None], axis=2)
+
+
+def reads_source(weight: WeightSpec) -> bool:
+    """Whether a weight's inputs are of an encoder's tokens: its own, or what is looked at there."""
+    return weight.stack.startswith("encoder") or weight.role in ("cross/k", "cross/v")
 
 
 def _one_more_position(seqs: Sequences) -> Sequences:

@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from tiny import random_sequences, tiny
+from tiny import HF, random_sequences, tiny
 
+from mend_jax import models
 from mend_jax.editors import make_editor
 from mend_jax.forward import make_problem
+from mend_jax.models.params import random_params, stack_trunk
 
 
 def perturbed(tree, seed=1):
@@ -70,3 +72,31 @@ def test_answer_rows_of_a_fact_are_those_of_the_fact_alone(kind):
         wide = np.abs(alone.delta).max()
         np.testing.assert_allclose(beside.delta[:, at], alone.delta, atol=1e-4 * wide)
         np.testing.assert_array_equal(beside.mask[:, at], alone.mask)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_answer_rows_of_what_reads_the_source_are_all_of_its_rows(kind):
+    """The keys and values of cross-attention stand at the encoder's tokens, not at the answer's."""
+    family = models.family_of(HF[kind])
+    config = models.parse_config(family, HF[kind])
+    roles = ("decoder/cross/q", "decoder/cross/k", "decoder/cross/v")
+    weights = models.choose_weights(family, config, 2, roles)
+    module = family.MODULE(config, models.n_top_of(family, config, weights))
+    base = stack_trunk(random_params(family.tensor_specs(config), 0, 0.2), module.stacks)
+    one = random_sequences(0, E=2, n=1, kind=module.kind)
+
+    @jax.jit
+    def rows(seqs):
+        problem = make_problem(module, base, weights, seqs)
+        return problem.factors(), problem.factors(rows="answer")
+
+    everything, answers = rows(one)
+    for w in weights:
+        every, found = everything[w.name], answers[w.name]
+        if w.role == "cross/q":
+            assert found.mask.shape[-1] == one.score_pos.shape[-1]
+            continue
+        for x, y in ((found.u, every.u), (found.delta, every.delta), (found.mask, every.mask)):
+            np.testing.assert_array_equal(x, y)
+        assert found.mask.shape[-1] == one.source.shape[-1]
+        assert (found.mask.sum(-1) > one.score_pos.shape[-1]).all()
