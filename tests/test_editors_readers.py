@@ -9,6 +9,7 @@ import pytest
 from tiny import random_sequences, tiny
 
 from mend_jax.editors import make_editor, threshold
+from mend_jax.editors.in_context import preceded
 from mend_jax.errors import ConfigError
 from mend_jax.forward import Problem, make_problem, trunk_states
 from mend_jax.models.base import Inputs
@@ -122,6 +123,31 @@ def test_in_context_reads_the_corrections_then_the_text(kind):
             assert written[e, n].tolist() == greedy(kind, read[: first + 1], source)
             moved += np.abs(rows[-1] - plain_logits(kind, tokens, own)[-2]).max() > 1e-2
     assert moved == E * N
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_each_fact_is_said_as_often_as_asked_with_a_separator_after_it(kind, times):
+    """A fact that only fills an edit up is not said; the text itself stands at the end, once."""
+    corrections, texts = texts_of(kind)
+    filled = jax.tree.map(lambda leaf: leaf[:, [0, 1, 0]], corrections)
+    filled = filled.replace(score_mask=filled.score_mask & np.asarray([1, 1, 0], bool)[:, None])
+    whole = preceded(filled, texts, separator=(301, 302), times=times)
+    for e in range(E):
+        said = []
+        for m in range(M):
+            said += plain_ids(corrections, e, m) + [301, 302]
+        for n in range(N):
+            text = plain_ids(texts, e, n, with_answer=False)
+            assert plain_ids(whole, e, n, with_answer=False) == said * times + text
+
+
+def plain_ids(seqs, e, i, with_answer=True):
+    """What is read: of a pair of stacks the source, and the answer after it."""
+    if seqs.source is None:
+        return [int(t) for t in np.asarray(seqs.tokens[e, i])[np.asarray(seqs.mask[e, i])]]
+    ids = np.asarray(seqs.source[e, i])[np.asarray(seqs.source_mask[e, i])]
+    return [int(t) for t in ids] + ([int(t) for t in seqs.target[e, i]] if with_answer else [])
 
 
 def test_in_context_scores_a_marks_position_on_what_stands_before_it():

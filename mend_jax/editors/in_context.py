@@ -27,8 +27,9 @@ def in_context(*, separator: tuple[int, ...] = (), times: int = 1, marks: int = 
     is to stand between has to be given as tokens.
 
     Args:
-      separator: token ids after each correction, none by default.
-      times: how often the corrections are said.
+      separator: token ids after each correction, none by default, where a fact runs on into the
+        text: give the base's new line, or full stop.
+      times: how often the corrections are said, each once for each time.
       marks: how many tokens mark the beginning of every text, such as one begin-of-text; only the
         first correction keeps them.
     """
