@@ -1,8 +1,9 @@
-"""python -m mend_jax.shipped --workdir=DIR --out=FILE.safetensors [--dtype=bfloat16]
+"""python -m mend_jax.shipped --workdir=DIR --out=FILE.safetensors [--dtype=int8]
 
 Trained editors that come with the package, in mend_jax/shipped/, and how such a file is made of a
 finished run. One file is one editor for one base: its parameters and statistics as tensors by path
 (`params/...`, `state/...`), and as metadata what it is, how it was trained and what it measured.
+In int8 a matrix is whole numbers from -127 to 127 and a float32 `PATH/int8_scale` for each row.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from mend_jax.writers import as_path, finite, write_bytes
 FORMAT = "mend_jax_shipped_editor/1"
 FOLDER = Path(__file__).parent / "shipped"
 MOST_BYTES = 10_000_000
-DTYPES = ("bfloat16", "float32")
+DTYPES = ("int8", "bfloat16", "float32")
+_SCALE = "/int8_scale"
 _JSON = ("append_eos", "config", "numbers", "seed", "weights")  # metadata that is JSON
 _PARTS = ("params", "state")
 _FIELDS = ("base", "command", "dtype", "name", "sha256", "spec", "tokenizer", *_JSON)
@@ -87,7 +89,8 @@ def read(path: str | Path, model: Any) -> Any:
     from mend_jax.mesh import mesh_of
     from mend_jax.sharding import EDITOR_RULES, path_of, place
 
-    meta, flat = _read(path)
+    meta, stored = _read(path)
+    flat = _whole(stored)
     refuse_other_run(meta, base_identity(model), path)
     transform = build_editor(ml_collections.ConfigDict({"editor": meta["config"]}))
     shapes = jax.eval_shape(lambda key: transform.init(key, model.weights), jax.random.key(0))
@@ -104,14 +107,14 @@ def read(path: str | Path, model: Any) -> Any:
     return Editor(model, transform, params, state, meta["append_eos"], meta["config"]["name"])
 
 
-def write(workdir: str | Path, path: str | Path, dtype: str = "bfloat16") -> dict[str, Any]:
+def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[str, Any]:
     """Writes the trained editor of a finished run as a file to ship.
 
     Args:
       workdir: of `python -m mend_jax.main`; the step that `train.keep` asks for is taken.
       path: NAME.safetensors; the name is the editor's.
-      dtype: of the matrices, "bfloat16" or "float32". Vectors (statistics, biases, step sizes) are
-        few and stay as they are.
+      dtype: of the matrices, "int8", "bfloat16" or "float32". Vectors (statistics, biases, step
+        sizes) are few and stay as they are.
 
     Returns:
       What `about` tells of it.
@@ -121,7 +124,6 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "bfloat16") -> dic
       CheckpointError: the run is not finished, or damaged.
     """
     import jax
-    import ml_dtypes
     import numpy as np
     from safetensors.numpy import save as serialise
 
@@ -142,12 +144,11 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "bfloat16") -> dic
             f"{workdir} has no results.json: let the run finish, so that what it measured can be "
             "told"
         )
-    matrices = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
     tree = dict(zip(_PARTS, (editor.params, editor.state), strict=True))
     tensors = {}
     for keys, leaf in jax.tree.leaves_with_path(jax.device_get(tree)):
-        array = np.asarray(leaf)
-        tensors[path_of(keys)] = array.astype(matrices) if array.ndim > 1 else array
+        array, name = np.asarray(leaf), path_of(keys)
+        tensors |= _stored(name, array, dtype) if array.ndim > 1 else {name: array}
     config = results["config"]
     told = {
         **base_identity(editor.model),
@@ -166,10 +167,33 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "bfloat16") -> dic
     if len(data) > MOST_BYTES:
         raise ConfigError(
             f"{path} would be {len(data):,} bytes, more than the {MOST_BYTES:,} that a shipped "
-            "editor may be: train one of a smaller editor.options.rank, or take bfloat16"
+            "editor may be: train one of a smaller editor.options.rank, or take int8"
         )
     write_bytes(path, data)
     return told
+
+
+def _stored(name: str, matrix: Any, dtype: str) -> dict[str, Any]:
+    """The tensors that a float32 matrix [..., rows, columns] becomes."""
+    import ml_dtypes
+    import numpy as np
+
+    if dtype != "int8":
+        return {name: matrix.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)}
+    largest = np.abs(matrix).max(-1, keepdims=True)
+    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+    return {name: np.rint(matrix / scale).astype(np.int8), name + _SCALE: scale}
+
+
+def _whole(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors under their own names, those of int8 multiplied by the scales of their rows."""
+    import numpy as np
+
+    return {
+        name: array.astype(np.float32) * tensors[name + _SCALE] if array.dtype == np.int8 else array
+        for name, array in tensors.items()
+        if not name.endswith(_SCALE)
+    }
 
 
 def _numbers(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--workdir", required=True, help="of a finished run")
     parser.add_argument("--out", required=True, help="the file, NAME.safetensors")
-    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    parser.add_argument("--dtype", default="int8", choices=DTYPES)
     args = parser.parse_args(argv)
     try:
         told = write(args.workdir, args.out, args.dtype)

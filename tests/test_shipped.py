@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -99,18 +100,34 @@ def test_in_bfloat16_matrices_are_rounded_and_vectors_are_not(run, model, folder
     assert loaded.editor != restored.editor
 
 
+def test_in_int8_rows_keep_their_largest_number(run, model, folder):
+    path = folder / "tiny.safetensors"
+    shipped.write(run, path, "int8")
+    with safe_open(str(path), framework="numpy") as f:
+        arrays = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    whole = [name for name, a in arrays.items() if a.dtype == np.int8]
+    assert whole and all(np.abs(arrays[name]).max() == 127 for name in whole)
+    restored, loaded = mend_jax.Editor.restore(run, model), shipped.load(model)
+    for wanted, got in zip(
+        jax.tree.leaves(restored.params), jax.tree.leaves(loaded.params), strict=True
+    ):
+        step = np.abs(wanted).max(-1, keepdims=True) / 127 if wanted.ndim > 1 else 0.0
+        # Rounded to the nearest step of its row; the last bits are float32's own.
+        assert (np.abs(got - wanted) <= 0.5001 * step).all()
+
+
 def test_the_command_writes_it(run, tmp_path, capsys):
     path = tmp_path / "tiny.safetensors"
     argv = [f"--workdir={run}", f"--out={path}"]
     assert shipped.main(argv) == 0 and path.exists()
-    assert f"{path.stat().st_size:,} bytes, bfloat16" in capsys.readouterr().out
+    assert f"{path.stat().st_size:,} bytes, int8" in capsys.readouterr().out
     assert shipped.main([f"--workdir={tmp_path}/none", f"--out={path}"]) == 2
     assert "CheckpointError" in capsys.readouterr().err
 
 
 def test_what_cannot_ship_is_refused(run, tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="dtype is 'int8'"):
-        shipped.write(run, tmp_path / "x.safetensors", "int8")
+    with pytest.raises(ConfigError, match="dtype is 'int4'"):
+        shipped.write(run, tmp_path / "x.safetensors", "int4")
     with pytest.raises(ConfigError, match="a file NAME.safetensors"):
         shipped.write(run, tmp_path / "x")
     monkeypatch.setattr(shipped, "MOST_BYTES", 1000)
