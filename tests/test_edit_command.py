@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from tiny import save_tiny
 
 import mend_jax
@@ -104,7 +105,7 @@ def test_show_tells_all_of_it_and_loads_no_model(filled, no_model, capsys):
 def test_log_and_revert_load_no_model(filled, no_model, tmp_path, capsys):
     ledger = copy_of(filled, tmp_path)
     assert "reverted" not in out_of(capsys, "log", "--ledger", ledger)
-    assert "edits in force: 1" in out_of(capsys, "revert", "1", "--ledger", ledger)
+    assert "edits in force: 2" in out_of(capsys, "revert", "1", "--ledger", ledger)
     lines = out_of(capsys, "log", "--ledger", ledger).splitlines()
     assert lines[1].split()[:2] == ["1", "reverted"] and lines[2].split()[:3] == [
         "2",
@@ -129,7 +130,7 @@ def test_a_warning_is_loud_and_strict_is_a_status(base, tmp_path, capsys):
     assert "locality good" in text and "strength 0" in text
     assert main(["apply", *flags, *nothing]) == 0
     assert "WARNING: edit 1 is of 'The capital of France is' too" in capsys.readouterr().err
-    assert np.all([np.asarray(d.dense()) == 0 for d in Ledger.open(ledger).edit(1).deltas.values()])
+    assert not any(np.any(d.dense()) for d in Ledger.open(ledger).edit(1).deltas.values())
 
 
 def test_facts_together_are_one_entry(base, tmp_path, capsys, monkeypatch):
@@ -178,7 +179,9 @@ def test_exports(filled, base, tmp_path, capsys):
     edit = Ledger.open(filled).edit(2)
     assert lora.save_peft(tmp_path / "again", edit, model).ranks
     name = "adapter_model.safetensors"
-    assert (adapter / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    one, other = (load_file(folder / name) for folder in (adapter, tmp_path / "again"))
+    assert one.keys() == other.keys()  # the order of metadata in a file is not the same each time
+    assert all((one[key] == other[key]).all() for key in one)
 
 
 @pytest.mark.parametrize("name", UNTRAINED)

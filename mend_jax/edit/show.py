@@ -55,7 +55,7 @@ def revert(args: argparse.Namespace) -> int:
     """Takes an edit out of force: the others then are, bit for bit, as if it had never been."""
     ledger = Ledger.open(args.ledger)
     entry = ledger.revert(args.number)
-    left = len(ledger.live()) or "no"
+    left = ", ".join(str(entry.number) for entry in ledger.live()) or "none"
     facts = visible("; ".join(f"{prompt} => {target}" for prompt, target in entry.facts))
     print(f"edit {entry.number} ({facts}) is reverted; edits in force: {left}")
     return 0
