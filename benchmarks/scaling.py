@@ -1,6 +1,6 @@
 """How time and memory of a training step grow with edits, depth and rank.
 
-    python -m benchmarks.scaling [--model=smollm2] [--out=FOLDER]
+    python -m benchmarks.scaling [--model=distilgpt2] [--out=FOLDER]
 
 One quantity changes at a time, the others stay at those of `BASE`; every row runs in a process of
 its own, so that peak memory is that row's. Leaves scaling.json (rows are kept as they come, and a
@@ -27,9 +27,9 @@ from mend_jax.writers import Progress, write_bytes, write_json
 
 BASE = {"edits": 8, "layers": 0, "rank": 256, "length": 12, "scored": 4}
 SWEEPS = {
-    "edits": (1, 4, 16, 64, 250, 1000),
-    "layers": (6, 12, 18, 24, 30),
-    "rank": (64, 128, 256, 512, 1024, 1920),
+    "edits": (1, 8, 64, 250, 1000),
+    "layers": (6, 12, 24, 48),
+    "rank": (64, 256, 768, 1920),
 }
 CHUNKED = 64  # facts of an edit from which on its texts pass a few at a time
 NAMES = {"edits": "facts of an edit", "layers": "blocks of the model", "rank": "rank of the editor"}
@@ -112,7 +112,7 @@ def picture(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.scaling", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", choices=sorted(MODELS), default="smollm2")
+    parser.add_argument("--model", choices=sorted(MODELS), default="distilgpt2")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
