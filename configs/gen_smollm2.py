@@ -3,13 +3,14 @@
 Command: python -m mend_jax.main --config=gen_smollm2.py --config.data.dir=DATA
 DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md. The edit targets are
 sampled from the base model first, which takes some minutes once.
-Hardware and time: two cores of 190 GFLOP/s (2048^3 float32 matmul) with tests beside, 4.0 GB, 44
-minutes: 5 of sampling, 27 of training, 11 of evaluation.
-Expected (measured here, seed 0, n = 200): success 0.700 (edit 0.720, paraphrase 0.680), freely
-generated 0.605 / 0.555; far passages: KL 0.023, arg max kept 0.915, perplexity 45.9 + 1.29. The
+Hardware and time: two cores of 190 GFLOP/s (2048^3 float32 matmul), 4.2 GB; 71 CPU minutes in all,
+which is 38 minutes where nothing else runs (measured with other work beside: 67 minutes, of which 7
+of sampling, 49 of training and 9 of evaluation).
+Expected (measured here, seed 0, n = 200): success 0.720 (edit 0.750, paraphrase 0.690), freely
+generated 0.630 / 0.570; far passages: KL 0.021, arg max kept 0.920, perplexity 45.9 + 1.09. The
 paper's, of distilGPT-2: 0.86 / 0.225, of 68,000 passages and hundreds of times more steps. More
-passes over the 2,400 of here do not help: 1,000 steps that end at c_edit 0.25 have 0.705 at KL
-0.030, perplexity + 1.65.
+passes over the same passages do not help: 1,000 steps over 2,400 that end at c_edit 0.25 had 0.705
+at KL 0.030, perplexity + 1.65.
 """
 
 from mend_jax.config import load_config
