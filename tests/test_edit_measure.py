@@ -282,7 +282,8 @@ def test_when_an_edit_took(said, wanted):
         ([kept()], FINE | {"text": 0.2}, "plain text moved by KL 0.200"),
         ([kept()], FINE | {"text": float("nan")}, "plain text moved by KL nan"),
         ([kept(same=False, after=" b")], FINE, "the answer to 'q' changed from 'a' to 'b'"),
-        ([kept("neighbour", says=True)], FINE, "'q' is answered with 'Lyon' as well"),
+        ([kept("neighbour", says=True, same=False)], FINE, "'q' is answered with 'Lyon' as well"),
+        ([kept("neighbour", says=True)], FINE, ""),  # "lyon" before
         ([kept("neighbour", says=True, says_before=True)], FINE, ""),
     ],
 )

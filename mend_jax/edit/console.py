@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mend_jax.edit.verdict import leaks
 from mend_jax.ledger import Entry, Ledger
 from mend_jax.shown import DASH, visible
 
@@ -82,9 +83,7 @@ def _table(fact: Mapping[str, Any], width: int) -> list[str]:
         numbers = f"{'yes' if line['says'] else 'NO '}  nll {_nll(line)}"
         rows.append(_row((_kind(line), *_texts(line), numbers), cell))
     for line in fact["still"]:
-        kept = "same" if line["same"] else "CHANGED"
-        if line["says"] and not line["says_before"]:
-            kept = "LEAKS"
+        kept = "LEAKS" if leaks(line) else "same" if line["same"] else "CHANGED"
         rows.append(_row((_kind(line), *_texts(line), f"{kept:<8}KL {line['kl']:.3f}"), cell))
     return rows
 

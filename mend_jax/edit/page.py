@@ -10,6 +10,7 @@ from typing import Any
 from mend_jax import pages
 from mend_jax.edit.measure import VERSION
 from mend_jax.edit.pictures import edits_png
+from mend_jax.edit.verdict import leaks
 from mend_jax.plots import number
 from mend_jax.shown import DASH, text, visible
 
@@ -160,8 +161,7 @@ def _group(fact: Shown, named: bool) -> dict[str, Any]:
 
 def _tint(still: Shown) -> str:
     """How a text is marked whose answer should have stayed."""
-    leaks = still["says"] and not still["says_before"]
-    return "moved hit" if leaks else "" if still["same"] else "moved"
+    return "moved hit" if leaks(still) else "" if still["same"] else "moved"
 
 
 def _nats(value: Any) -> str:

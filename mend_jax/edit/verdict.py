@@ -35,6 +35,14 @@ def took(asked: Sequence[Mapping[str, Any]]) -> bool:
     return prompt and 2 * sum(paraphrases) >= len(paraphrases)
 
 
+def leaks(still: Mapping[str, Any]) -> bool:
+    """Whether a text whose answer should stay gives the new answer, and did not before.
+
+    "Euro" for "euro" is the same answer, though it does not say the target to the letter.
+    """
+    return still["says"] and not still["says_before"] and not still["same"]
+
+
 def judge(
     facts: Sequence[Fact], kl: Mapping[str, float | None]
 ) -> tuple[dict[str, Any], list[str]]:
@@ -97,7 +105,7 @@ def _changed(facts: Sequence[Fact]) -> list[str]:
     }
     for fact in facts:
         for s in _still([fact], "neighbour"):
-            if s["says"] and not s["says_before"]:
+            if leaks(s):
                 found[s["prompt"]] = (
                     f"locality is bad: {_quote(s['prompt'])} is answered with "
                     f"{_quote(fact['target'])} as well"
