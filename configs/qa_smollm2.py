@@ -2,12 +2,13 @@
 
 Command: python -m mend_jax.main --config=qa_smollm2.py --config.data.dir=DATA
 DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md.
-Hardware and time: two cores of 190 GFLOP/s (2048^3 float32 matmul), 3.1 GB, 72 minutes of training
-with two other runs beside (variant "paper": 1.0 step a second where nothing else ran).
-Expected (measured here, seed 0, n = 246): success 0.967 (edit 0.984, paraphrase 0.951), freely
-generated 0.817 / 0.793; far questions: KL 0.014, arg max kept 0.940, accuracy drawdown 0.002; near
-facts: KL 0.215, arg max kept 0.828. On the published form (n = 248) 0.954, far 0.016 / 0.946.
-Variant "paper" (n = 487): success 0.974 (0.977 / 0.971), far 0.015 / 0.950, near 5.35 / 0.546; with
+Hardware and time: two cores of 190 GFLOP/s (2048^3 float32 matmul), 3.9 GB. Alone 0.95 steps a
+second, so 25 minutes of training and about 35 in all; 64 minutes with other work beside.
+Expected (measured here, seed 0, n = 246): success 0.955 (edit 0.972, paraphrase 0.939), freely
+generated 0.805 / 0.785; far questions: KL 0.011, arg max kept 0.944, accuracy drawdown 0.002; near
+facts: KL 0.180, arg max kept 0.830. On the published form (n = 248) 0.921, far 0.013 / 0.948. 1,800
+steps that ended at c_edit 0.25 had 0.967, far 0.014 / 0.940, near 0.215 / 0.828.
+Variant "paper" (of 1,800 steps to c_edit 0.25, n = 487): success 0.974 (0.977 / 0.971), far 0.015 / 0.950, near 5.35 / 0.546; with
 --config.editor.strength=0.85 (n = 246) 0.957, far 0.009 / 0.952. The paper's, of BART-base: 0.98 /
 0.002.
 """
