@@ -82,7 +82,7 @@ def get_config(variant=""):
     c.train.patience = 0  # steps without a better validation loss before stopping; 0: never
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.edits = 220
+    c.eval.edits = 220  # that fit the lengths
     c.eval.also = ()  # further data sets: their test edits of subjects unknown to training
     c.eval.sequential = ()  # such as (1, 10, 100): after so many edits in turn, on one model
     c.eval.edits_per_step = 16

@@ -176,7 +176,8 @@ def _judge(
     )  # fmt: skip
     first = next(experiment.eval_batches(split, per_step))
     found["facts_per_edit"] = experiment.config.data.edits_per_batch
-    found["seconds_per_edit"] = time_edits(transform, params, state, experiment.model, first)
+    if transform.reader is None:  # else there is no edit to make, and reading is dearer instead
+        found["seconds_per_edit"] = time_edits(transform, params, state, experiment.model, first)
     if transform.sweep is not None:
         found["sweep"] = transform.sweep.told(*gather((params, state)))
     return found, examples

@@ -36,6 +36,21 @@ def in_pieces(fn: Callable[[Any], Any], size: int, tree: Any, axis: int) -> Any:
     n = jax.tree.leaves(tree)[0].shape[axis]
     if size == 0 or n <= size:
         return fn(tree)
+
+    def join(leaf: jax.Array) -> jax.Array:
+        leaf = jnp.moveaxis(leaf, 0, axis)
+        whole = leaf.reshape(*leaf.shape[:axis], -1, *leaf.shape[axis + 2 :])
+        return jax.lax.slice_in_dim(whole, 0, n, axis=axis)
+
+    return jax.tree.map(join, jax.lax.map(jax.checkpoint(fn), pieces_of(size, tree, axis)))
+
+
+def pieces_of(size: int, tree: Any, axis: int) -> Any:
+    """The tree in pieces of `size` places along an axis, on a new first axis.
+
+    The last piece is filled up with copies of the last place.
+    """
+    n = jax.tree.leaves(tree)[0].shape[axis]
     pieces = -(-n // size)
 
     def split(leaf: jax.Array) -> jax.Array:
@@ -45,9 +60,4 @@ def in_pieces(fn: Callable[[Any], Any], size: int, tree: Any, axis: int) -> Any:
         shape = (*leaf.shape[:axis], pieces, size, *leaf.shape[axis + 1 :])
         return jnp.moveaxis(whole.reshape(shape), axis, 0)
 
-    def join(leaf: jax.Array) -> jax.Array:
-        leaf = jnp.moveaxis(leaf, 0, axis)
-        whole = leaf.reshape(*leaf.shape[:axis], pieces * size, *leaf.shape[axis + 2 :])
-        return jax.lax.slice_in_dim(whole, 0, n, axis=axis)
-
-    return jax.tree.map(join, jax.lax.map(jax.checkpoint(fn), jax.tree.map(split, tree)))
+    return jax.tree.map(split, tree)

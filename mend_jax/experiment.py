@@ -18,7 +18,7 @@ from mend_jax import data, distributed
 from mend_jax.ability import Probes, load_probes
 from mend_jax.build import build_editor, build_model, build_optimizer, lengths_of, new_state
 from mend_jax.data.encode import thin
-from mend_jax.data.encoded import EncodedRows, encode_rows
+from mend_jax.data.encoded import EncodedRows, encode_rows, how_many
 from mend_jax.data.far import with_far
 from mend_jax.data.forms import form_of, positions_needed
 from mend_jax.data.in_turn import rows_in_turn
@@ -136,9 +136,17 @@ def base_identity(model: LanguageModel) -> dict[str, Any]:
 
 def choose_rows(rows: Sequence[Row], count: int) -> list[Row]:
     """`count` rows spread over the split by a fixed shuffle (0: all), in their own order."""
-    order = np.random.default_rng(0).permutation(len(rows))
-    chosen = np.sort(order[: count or len(rows)])
+    chosen = np.sort(_shuffle(len(rows))[: count or len(rows)])
     return [rows[int(i)] for i in chosen]
+
+
+def rows_shuffled(rows: Sequence[Row], count: int) -> list[Row]:
+    """The rows that `choose_rows` takes, in the order in which it takes them."""
+    return [rows[int(i)] for i in _shuffle(len(rows))[:count]]
+
+
+def _shuffle(n: int) -> np.ndarray:
+    return np.random.default_rng(0).permutation(n)
 
 
 def encode_split(
@@ -222,20 +230,32 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
             f"{model.config.n_positions} tokens"
         )
 
+    def beside(rows: Sequence[Row], name: str) -> Sequence[Row]:
+        return rows if far is None else with_far(rows, list(far.split(name)))
+
     def encoded(rows: Sequence[Row], name: str, more: bool = False) -> Split:
-        rows = rows if far is None else with_far(rows, list(far.split(name)))
-        return encode_split(config, model, rows, more)
+        return encode_split(config, model, beside(rows, name), more)
+
+    def some(rows: Sequence[Row], count: int, name: str, more: bool = False) -> Split:
+        """`count` of the rows that fit the lengths (0: all), or as many as there are."""
+        choose, in_order = choose_rows, rows_shuffled
+        if c.edits_per_batch > 1:  # none at odds
+            choose = in_order = rows_in_turn
+        taken = len(rows)
+        for most in (2 * count + 64, len(rows)) if count else ():
+            first = beside(in_order(rows, most), name)
+            taken = how_many(first, count, model.tokenizer, lengths, form_of(model.module))
+            if taken < len(first):
+                break
+        return encoded(choose(rows, taken), name, more)
 
     def split(name: str, count: int, more: bool = False) -> Split:
-        rows = dataset.split(name)
-        if c.edits_per_batch == 1:
-            return encoded(choose_rows(rows, count), name, more)
-        return encoded(rows_in_turn(rows, count or len(rows)), name, more)  # none at odds
+        return some(dataset.split(name), count, name, more)
 
     def another(dataset: data.DataSet) -> Split:
         """The test split of another data set, without the facts that training knows."""
         rows = unknown_to(train.rows, dataset.split("test"))
-        return encoded(choose_rows(rows, config.eval.edits), "test", more=True)
+        return some(rows, config.eval.edits, "test", more=True)
 
     def in_turn() -> Split | None:
         """The facts of edits that follow one another, if any are asked for."""

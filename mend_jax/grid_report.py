@@ -87,10 +87,12 @@ def page(found: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
 
 
 def told(rows: Rows) -> list[tuple[str, str]]:
-    """On what it was run, each thing once."""
-    names = {"Base model": "base", "Data": "data", "Machine": "hardware"}
+    """On what it was run, each thing once; rows of other data are told by their fingerprint."""
+    names = {"Base model": ("base",), "Data": ("data", "data_fingerprint"),
+             "Machine": ("hardware",)}  # fmt: skip
     found = {
-        name: dict.fromkeys(str(r[key]) for r in rows if r[key]) for name, key in names.items()
+        name: dict.fromkeys(" ".join(str(r[k]) for k in keys if r[k]) for r in rows if r[keys[0]])
+        for name, keys in names.items()
     }
     return [(name, "; ".join(values)) for name, values in found.items() if values]
 

@@ -92,6 +92,7 @@ def make_row(
         "sequential": nest({path: score["mean"] for path, score in turns.items()}, "."),
         "base": dig(first, "base.spec"),
         "data": dig(first, "data.name"),
+        "data_fingerprint": dig(first, "data.fingerprint"),
         "hardware": dig(first, "hardware"),
         "folders": [str(run.folder) for run, _ in runs],
     }

@@ -2,7 +2,7 @@
 
 The base is edited by the first test facts, the edited model by the next, and so on. Every edit is
 made on the model as it then is (`Problem.applied`), and a lifelong editor takes in what it edits
-(`EditTransform.remember`). The edits so far are kept as one dense delta a weight: low-rank pairs
+(`EditTransform.in_turn`). The edits so far are kept as one dense delta a weight: low-rank pairs
 would grow with every edit, and nothing could be compiled once for all of them.
 """
 
@@ -51,9 +51,10 @@ def next_edit(
     """
     h = trunk_states(model, base, seqs)
     problem = Problem(model, base, weights, seqs, h, applied=so_far)
-    edit, _ = editor.edit(params, state, problem, False)
-    if editor.remember is not None:
-        state = editor.remember(params, state, problem)
+    if editor.in_turn is None:
+        edit, _ = editor.edit(params, state, problem, False)
+    else:
+        edit, state = editor.in_turn(params, state, problem)
     together = so_far.compose(edit)
     return Edit(deltas={n: Dense(d.dense()) for n, d in together.deltas.items()}), state
 
@@ -90,27 +91,32 @@ def scores_under(
     return found
 
 
-def relative_norms(base: Mapping[str, Any], so_far: Edit) -> dict[str, jax.Array]:
-    """|dW| and |W| (Frobenius, float32) of every edited weight: name -> [2]."""
+def norms(base: Mapping[str, Any], so_far: Edit) -> dict[str, jax.Array]:
+    """|dW| and |W| (Frobenius, float32) of every edited weight, name -> [2]; and of all together:
+    under "", |dW| and the norm of all parameters of the base, whichever of them may be edited."""
     found = {}
     for name, delta in so_far.deltas.items():
         node = base
         for part in name.split("/"):
             node = node[part]
-        both = (delta.w.astype(jnp.float32), node["kernel"].astype(jnp.float32))
-        found[name] = jnp.stack([jnp.sqrt(jnp.square(w).sum()) for w in both])
-    return found
+        found[name] = jnp.stack([_norm([delta.w]), _norm([node["kernel"]])])
+    changes = [delta.w for delta in so_far.deltas.values()]
+    return found | {"": jnp.stack([_norm(changes), _norm(jax.tree.leaves(base))])}
+
+
+def _norm(arrays: Sequence[jax.Array]) -> jax.Array:
+    return jnp.sqrt(sum(jnp.square(x.astype(jnp.float32)).sum() for x in arrays))
 
 
 @functools.lru_cache(maxsize=8)  # passes of equal settings share what is compiled
 def _compiled(
     editor: EditTransform, model: EditableModel, weights: Weights
 ) -> tuple[Callable[..., Any], ...]:
-    """`next_edit`, `scores_under`, `relative_norms` and `trunk_states`."""
+    """`next_edit`, `scores_under`, `norms` and `trunk_states`."""
     fixed = dict(editor=editor, model=model, weights=weights)
     step, score = (functools.partial(f, **fixed) for f in (next_edit, scores_under))
     trunk = functools.partial(trunk_states, model)
-    return tuple(map(jax.jit, (step, score, relative_norms, trunk)))
+    return tuple(map(jax.jit, (step, score, norms, trunk)))
 
 
 def edit_in_turn(
@@ -131,7 +137,8 @@ def edit_in_turn(
 
     `first`, `middle`, `last` and `all`: exact success on the edit and its paraphrase (see
     `windows`); `locality` against the unedited base, on the same texts for every k, none of which
-    an edit up to the last checkpoint may rightly change; `relative_norm`, |dW| / |W|.
+    an edit up to the last checkpoint may rightly change; `relative_norm`, |dW| / |W| with W all
+    parameters of the base, the same for every editor, and `relative_norm_of` each edited weight.
 
     Args:
       encoded: `EncodedRows`, of which the first max(checkpoints) * facts_per_edit are edited in,
@@ -140,7 +147,7 @@ def edit_in_turn(
       saved: keeps the edits so far, which an interrupted pass goes on from.
       between: called before each edit; it may raise to end the pass.
     """
-    step, score, norms, trunk = _compiled(editor, model.module, model.weights)
+    step, score, sizes, trunk = _compiled(editor, model.module, model.weights)
     last, n_facts = max(checkpoints), max(checkpoints) * facts_per_edit
     texts = {name: encoded.texts[name] for name in (*ASKED, *locality_sets(encoded.texts))}
     if "near" in texts:
@@ -156,7 +163,7 @@ def edit_in_turn(
             facts = facts, trunk(model.params, facts)
         asked = np.unique(np.concatenate([*windows(len(so_far_facts), WINDOW, MOST).values()]))
         found = {("norm", name): v for name, v in distributed.gather(
-            norms(model.params, so_far)).items()}  # fmt: skip
+            sizes(model.params, so_far)).items()}  # fmt: skip
         for names, numbers in ((ASKED, asked), (locality_sets(texts), others)):
             parts: dict[tuple[str, str], list[np.ndarray]] = {}
             for block, new in blocks(numbers, AT_ONCE) if names else ():
@@ -202,8 +209,8 @@ def summarise(
     sets = locality_sets({name: None for name, _ in scores})
     by_set = {name: metrics.locality_summary(scores, name) for name in sets}
     found["locality"] = metrics.pooled_locality(by_set) | by_set
-    norms = {name: scores[kind, name] for kind, name in scores if kind == "norm"}
-    delta, whole = np.sqrt(np.square([*norms.values()], dtype=np.float64).sum(0))
-    found["relative_norm"] = float(delta / whole)
-    found["relative_norm_of"] = {name: float(d / w) for name, (d, w) in norms.items()}
+    sizes = {name: scores[kind, name] for kind, name in scores if kind == "norm"}
+    ratios = {name: float(delta / whole) for name, (delta, whole) in sizes.items()}
+    found["relative_norm"] = ratios.pop("")
+    found["relative_norm_of"] = ratios
     return found

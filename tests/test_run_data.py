@@ -4,11 +4,13 @@ import json
 import shutil
 
 import pytest
-from test_run import run
+from test_run import arguments, run
 from tiny import save_tiny
 
 from mend_jax import checkpoint
 from mend_jax.errors import CheckpointError, DataError
+from mend_jax.experiment import open_experiment
+from mend_jax.main import parse
 
 
 def write_facts(path, n=60):
@@ -55,6 +57,27 @@ def test_a_mutated_data_file_is_another_data_set_to_a_checkpoint(base, tmp_path)
     again = run(base, tmp_path / "run", **settings(tmp_path / "elsewhere"))
     assert again["data"]["fingerprint"] == kept
     assert again["eval"]["edit"] == results["eval"]["edit"]
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_edits_are_counted_once_those_that_do_not_fit_are_left_out(base, tmp_path, together):
+    """A third of the answers is too long; the data has 11 test facts that fit."""
+    file = write_facts(tmp_path / "data/facts/towns.jsonl", n=200)
+    file.write_text(file.read_text().replace("land 3", "land " * 9).replace("land 4", "l" * 40))
+    for wanted in (10, 10_000):
+        sizes = {"eval.edits": wanted, "train.val_edits": 12, "data.train_edits": 31}
+        more = sizes | {"data.edits_per_batch": together, "train.both_ways": False}
+        flags = arguments(base, tmp_path / "run", **settings(tmp_path / "data", **more))
+        experiment = open_experiment(parse(flags)[0])
+        found = [len(experiment.validation), len(experiment.train), len(experiment.test)]
+        left_out = sum(experiment.test.encoded.dropped.values())
+        if wanted == 10:
+            assert found == [12, 31, 10] and left_out > 0
+            few = {experiment.test.rows[i]["key"] for i in experiment.test.encoded.index}
+        else:  # all that there are
+            all_rows = experiment.dataset.split("test")
+            assert 10 < found[2] == len(all_rows) - left_out
+            assert few < {experiment.test.rows[i]["key"] for i in experiment.test.encoded.index}
 
 
 def test_too_few_facts_to_train_on_are_told_before_anything_is_computed(base, tmp_path):

@@ -40,6 +40,7 @@ def test_it_trains_evaluates_and_reports(ran):
     for name in READERS[kind]:
         scores = results["baselines"][name]
         assert scores["n"] == 2 and np.isfinite(scores["rephrase"]["nll"])
+        assert "seconds_per_edit" not in scores and found["seconds_per_edit"] > 0
         if name == "cache":  # it remembers its own prompts
             assert scores["edit"]["success_exact"] == scores["edit"]["success_generated"] == 1
     page = (workdir / "report.html").read_text()

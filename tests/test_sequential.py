@@ -16,10 +16,10 @@ from mend_jax import sequential
 from mend_jax.data import in_turn
 from mend_jax.data.encoded import EncodedRows
 from mend_jax.editors import make_editor
-from mend_jax.editors.base import EditTransform, Reader
+from mend_jax.editors.base import EditTransform, Reader, with_strength
 from mend_jax.edits import Dense, Edit, merge
 from mend_jax.errors import ConfigError
-from mend_jax.forward import make_problem
+from mend_jax.forward import Problem, make_problem
 from mend_jax.judged import Judged
 from mend_jax.main import parse
 from mend_jax.sequential import edit_in_turn, next_edit, no_edits
@@ -155,11 +155,11 @@ def counting(reader=None):
         size = jnp.asarray(0.0 if reader else 0.01)
         return Edit({n: Dense(jnp.full(s, size * (1 + state))) for n, s in shape.items()}), state
 
-    def remember(params, state, problem):
-        return state + problem.seqs.lead[1]
+    def in_turn(params, state, problem):
+        return edit(params, state, problem, False)[0], state + problem.seqs.lead[1]
 
     editor = EditTransform(lambda key, w: ({}, jnp.zeros(())), edit, False)
-    return editor._replace(remember=remember, reader=reader), {}, jnp.zeros(())
+    return editor._replace(in_turn=in_turn, reader=reader), {}, jnp.zeros(())
 
 
 def test_a_lifelong_editor_takes_in_what_it_edits_after_editing():
@@ -174,6 +174,46 @@ def test_a_lifelong_editor_takes_in_what_it_edits_after_editing():
         )
         assert float(state) == seen
         np.testing.assert_allclose(next(iter(so_far.deltas.values())).w, size, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ultraedit", "rledit"])
+def test_an_edit_in_turn_is_made_once_and_taken_in(name, monkeypatch):
+    """It is the edit that evaluation makes, the state that training would leave, by one capture."""
+    editor = with_strength(make_editor(name, {"rank": 8} if name == "rledit" else {}), 0.5)
+    params, state = editor.init(jax.random.key(0), WEIGHTS)
+    facts = rows_of(encoded().texts["edit"], 0, 1)
+    captures = []
+    factors = Problem.factors
+    monkeypatch.setattr(Problem, "factors", lambda *a, **k: captures.append(1) or factors(*a, **k))
+
+    @jax.jit
+    def run(state, base, facts):
+        problem = make_problem(MODULE, base, WEIGHTS, facts)
+        apart = [editor.edit(params, state, problem, train) for train in (False, True)]
+        captures.clear()
+        fixed = dict(editor=editor, model=MODULE, weights=WEIGHTS)
+        return apart, next_edit(params, state, no_edits(WEIGHTS), base, facts, **fixed)
+
+    ((edit, _), (_, seen)), (so_far, after) = run(state, BASE, facts)
+    assert len(captures) == 1
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, after, seen)
+    for at, delta in so_far.deltas.items():
+        np.testing.assert_allclose(delta.w, edit.deltas[at].dense(), atol=1e-6)
+    assert all(m["u"].count > 0 for m in after["normalize"].values())
+
+
+def test_norms_are_relative_to_the_whole_base_whatever_may_be_edited():
+    """MEMIT's five matrices among 25 and MEND's nine are of one base."""
+    whole = np.sqrt(sum(np.square(np.asarray(x, np.float64)).sum() for x in jax.tree.leaves(BASE)))
+    for weights in (WEIGHTS, WEIGHTS[1:2]):
+        zero = no_edits(weights)
+        first = weights[0]
+        edit = zero.replace(deltas={**zero.deltas, first.name: Dense(
+            np.full((1, first.d_in, first.d_out), 0.5, np.float32))})  # fmt: skip
+        delta, of = np.asarray(sequential.norms(BASE, edit)[""])
+        np.testing.assert_allclose(of, whole, rtol=1e-5)
+        np.testing.assert_allclose(delta, 0.5 * np.sqrt(first.d_in * first.d_out), rtol=1e-5)
 
 
 def test_a_reader_has_all_corrections_so_far_at_hand():

@@ -101,6 +101,25 @@ def test_the_loss_is_that_of_every_edit_on_the_model_that_those_before_left(floa
     assert all(m["u"].count > 0 for m in after["normalize"].values())
 
 
+def test_texts_pass_a_few_at_a_time(float64):
+    """Of the loss and its gradient nothing changes; logits of a whole window are never there."""
+    params, state, base, batch = inputs()
+    batch.pop("far")
+    found, shapes = [], []
+    for chunk in (0, 1):
+        model = MODULE.clone(text_chunk=chunk)
+        loss = functools.partial(stream_loss, **SETTINGS | dict(model=model), **TERMS)
+        run = jax.jit(jax.value_and_grad(loss, has_aux=True)).trace(params, state, base, batch)
+        shapes.append(str(run.jaxpr))
+        found.append(run.lower().compile()(params, state, base, batch))
+    (whole, whole_grads), (pieces, grads) = found
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-10)
+    close(whole[0], pieces[0])
+    jax.tree.map(close, whole_grads, grads)
+    window = f"[1,{2 * DEPTH},3,300]"  # two facts an edit, three scored positions
+    assert window in shapes[0] and window not in shapes[1]
+
+
 def test_one_edit_is_the_meta_loss(float64):
     params, state, base, batch = inputs()
     given = (params, state, base, one(batch, 0))

@@ -121,6 +121,30 @@ def encode_rows(
     )
 
 
+def how_many(
+    rows: Sequence[Mapping[str, Any]],
+    count: int,
+    tokenizer: encode.Tokenizer,
+    lengths: Lengths,
+    form: Form = CAUSAL,
+) -> int:
+    """How many of the rows, from the first on, hold `count` that fit the lengths; all if none do.
+
+    `encode_rows` of so many keeps `count`.
+    """
+    sets, fitting = _sets_of(rows), 0
+    for number in range(len(rows)):
+        try:
+            for name in sets:
+                _MAKERS[name](_Asked(rows[number], tokenizer, lengths, form))
+        except DataError:
+            continue
+        fitting += 1
+        if fitting == count:
+            return number + 1
+    return len(rows)
+
+
 def _sets_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """`edit`, `rephrase`, and `near` and `far` where the rows have them: all or none."""
     sets = ["edit", "rephrase"]

@@ -28,10 +28,12 @@ class Run(NamedTuple):
     Attributes:
       weights: the edited weights, in edit order (a dict's order is lost under jit).
       train: whether running statistics are updated.
+      counted: whether they have taken in these rows already.
     """
 
     weights: Weights
     train: bool
+    counted: bool = False
 
 
 class Link(NamedTuple):
@@ -91,8 +93,9 @@ class EditTransform(NamedTuple):
       survey_of: which texts of training rows those are; "edit" are other corrections.
       penalty: (params, edits with axis E, silence) -> scalar, or None. A term of an editor's own in
         the meta-loss; silence(edits with axis E) is the locality KL of any edits of the batch.
-      remember: (params, state, problem) -> state, or None. What a lifelong editor takes in of
-        corrections that it has made, where edits follow one another (`sequential`).
+      in_turn: (params, state, problem) -> (Edit, state), or None. Of a lifelong editor, which also
+        takes in the corrections that it is asked for where edits follow one another (`sequential`):
+        the edit of `edit` outside of training, and the state after it.
       stream: the edits of a training step follow one another on one model, as said there; None:
         they are independent.
       reader: how texts are read with a correction at hand, for baselines that change no weight
@@ -106,7 +109,7 @@ class EditTransform(NamedTuple):
     survey: Callable[[Any, Any, Problem], Any] | None = None
     survey_of: Literal["far", "edit"] = "far"
     penalty: Callable[[Any, Edit, Callable[[Edit], jax.Array]], jax.Array] | None = None
-    remember: Callable[[Any, Any, Problem], Any] | None = None
+    in_turn: Callable[[Any, Any, Problem], tuple[Edit, Any]] | None = None
     stream: Stream | None = None
     reader: Reader | None = None
     sweep: Sweep | None = None
@@ -138,7 +141,11 @@ def with_strength(editor: EditTransform, strength: float) -> EditTransform:
         found, state = editor.edit(params, state, problem, train)
         return (found if train or strength == 1.0 else found.scale(strength)), state
 
-    return editor._replace(edit=edit)
+    def in_turn(params: Any, state: Any, problem: Problem) -> tuple[Edit, Any]:
+        found, state = editor.in_turn(params, state, problem)
+        return found.scale(strength), state
+
+    return editor._replace(edit=edit, in_turn=editor.in_turn and in_turn)
 
 
 def stateless(name: str, apply: Callable[[Any], Any]) -> Link:
@@ -179,16 +186,6 @@ def factor_editor(link: Link, rows: Rows = "all") -> EditTransform:
         return link.apply(params, state, problem.factors(rows=rows), Run(problem.weights, train))
 
     return EditTransform(link.init, edit)
-
-
-def lifelong_editor(link: Link, rows: Rows = "all") -> EditTransform:
-    """A `factor_editor` whose running statistics also take in what it is asked to edit in turn."""
-    editor = factor_editor(link, rows)
-
-    def remember(params: Any, state: Any, problem: Problem) -> Any:
-        return editor.edit(params, state, problem, True)[1]
-
-    return editor._replace(remember=remember)
 
 
 class Group(NamedTuple):

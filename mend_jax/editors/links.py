@@ -63,7 +63,7 @@ def normalize(
         moments, out = dict(state), dict(signal)
         for group in group_weights(run.weights, shared):
             own = {w.name: signal[w.name] for w in group.members}
-            if lifelong and not run.train:
+            if lifelong and not (run.train or run.counted):
                 out |= with_own_rows(moments[group.key], own)
                 continue
             if run.train and not one_by_one:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from mend_jax.editors.base import EditTransform, Link, chain, factor_editor
+from mend_jax.editors.base import EditTransform, Link
 from mend_jax.editors.links import normalize
 from mend_jax.editors.low_rank_mlp import Film, Init, Sides, VInit, low_rank_mlp
-from mend_jax.editors.ridge import keep_key, ridge_solve, value_shift
+from mend_jax.editors.massive import ridge_editor
+from mend_jax.editors.ridge import RidgeSolve, keep_key, ridge_solve, value_shift
 from mend_jax.forward import Rows
 
 
@@ -27,8 +28,8 @@ def malmen(
     """keep_key -> normalize -> low_rank_mlp -> value_shift -> ridge_solve (MALMEN, section 4).
 
     n corrections that one edit brings in together (`data.edits_per_batch`) are met in least
-    squares instead of summed, so many more fit; see `ridge`. With `model.text_chunk` the
-    passes over texts are decoupled from the editor as in section 4.2.
+    squares instead of summed, so many more fit; see `ridge`. With `model.text_chunk` so many pass
+    at a time, as in section 4.2; see `massive.ridge_editor`.
 
     Deviations: the step sizes and the ridges have a rate of their own in training
     (`train.layer_lr_lr`), the original moves all by one; its statistics also take in the
@@ -43,25 +44,25 @@ def malmen(
       ridge: start of the learned lambda.
       rows: "answer": the tokens before the answer's alone, as the original; "all": every token.
     """
-    links = malmen_links(
+    asks, solve = malmen_links(
         low_rank_mlp(rank, n_hidden, shared, sides, init, v_init, film),
         shared, norm, layer_lr, log_layer_lr, ridge,
     )  # fmt: skip
-    return factor_editor(links, rows)
+    return ridge_editor(asks, solve, rows)
 
 
 def malmen_links(
     net: Link, shared: bool, norm: bool, layer_lr: float, log_layer_lr: bool, ridge: float
-) -> Link:
-    """MALMEN's chain around a network."""
+) -> tuple[tuple[Link, ...], RidgeSolve]:
+    """MALMEN's links around a network, and its solve."""
     if log_layer_lr and layer_lr <= 0:
         raise ValueError(f"layer_lr {layer_lr} has no logarithm; give one above 0")
     if ridge <= 0:
         raise ValueError(f"ridge {ridge} must be above 0: it keeps the solve well posed")
-    return chain(
+    asks = (
         keep_key(),
         normalize(shared, pass_through=not norm),
         net,
         value_shift(layer_lr, log_layer_lr),
-        ridge_solve(ridge),
     )
+    return asks, ridge_solve(ridge)

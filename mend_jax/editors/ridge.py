@@ -7,7 +7,8 @@ that comes closest to all of them in least squares.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,28 +48,87 @@ def shifted(f: Factors, at: jax.Array, eta: jax.Array | float) -> Factors:
     return f.replace(delta=-eta * (at * f.u).sum(-1, keepdims=True) * f.delta)
 
 
-def ridge_solve(init_ridge: float = 1.0) -> Link:
-    """dW = (K^T K + lambda_l I)^-1 K^T D for each weight (MALMEN, section 4.1; see `solved`).
+class RidgeSolve(NamedTuple):
+    """The last link of a chain that ends in least squares, and what solving in chunks needs of it.
 
-    K are the keys of the rows that count, D their wanted value changes; log(lambda_l) is learned.
+    Attributes:
+      link: dW = (K^T K + lambda_l I)^-1 K^T D for each weight (MALMEN, section 4.1; see `solved`).
+        K are the keys of the rows that count, D their wanted value changes.
+      strength: (the link's params, a weight's name) -> lambda_l.
+      relative: whether lambda_l is in units of the mean |k|^2 of the rows that count.
     """
+
+    link: Link
+    strength: Callable[[Any, str], jax.Array | float]
+    relative: bool
+
+
+def ridge_solve(
+    init_ridge: float = 1.0, learned: bool = True, relative: bool = False
+) -> RidgeSolve:
+    """`RidgeSolve`; `learned`: log(lambda_l) is."""
 
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
         del key
-        return init_rate(weights, init_ridge, log_space=True), {}
+        return (init_rate(weights, init_ridge, log_space=True) if learned else {}), {}
+
+    def strength(params: Any, name: str) -> jax.Array | float:
+        return jnp.exp(params[name]) if learned else init_ridge
 
     def apply(params: Any, state: Any, signal: Signal, run: Run) -> tuple[Edit, Any]:
         del run
-        ridge = rate_of(params, log_space=True)
-        return Edit(deltas={n: solved(f, ridge[n]) for n, f in signal.items()}), state
+        deltas = {n: solved(f, strength(params, n), relative) for n, f in signal.items()}
+        return Edit(deltas=deltas), state
 
-    return Link("ridge_solve", init, apply)
+    return RidgeSolve(Link("ridge_solve", init, apply), strength, relative)
 
 
-def solved(f: Factors, ridge: jax.Array | float) -> Delta:
+def solved(f: Factors, ridge: jax.Array | float, relative: bool = False) -> Delta:
     """`least_squares` over the rows that count; masked ones are zero and change nothing."""
+    k, d = _counting(f)
+    if relative:
+        ridge = ridge * _mean_square(jnp.square(k).sum((-2, -1)), f.mask.sum(-1))
+    return least_squares(k, d, ridge)
+
+
+def _counting(f: Factors) -> tuple[jax.Array, jax.Array]:
     keep = f.mask[..., None]
-    return least_squares(jnp.where(keep, f.key, 0.0), jnp.where(keep, f.delta, 0.0), ridge)
+    return jnp.where(keep, f.key, 0.0), jnp.where(keep, f.delta, 0.0)
+
+
+def _mean_square(total: jax.Array, rows: jax.Array) -> jax.Array:
+    """|k|^2 in the mean over rows, [..., 1, 1]."""
+    return (total / jnp.maximum(rows, 1).astype(total.dtype))[..., None, None]
+
+
+class Normal(NamedTuple):
+    """The normal equations of some rows; those of more are their sum.
+
+    Attributes:
+      gram: K^T K, [..., d_in, d_in].
+      moment: K^T D, [..., d_in, d_out].
+      rows: how many, float[...].
+    """
+
+    gram: jax.Array
+    moment: jax.Array
+    rows: jax.Array
+
+
+def normal_of(f: Factors) -> Normal:
+    """The normal equations of the rows that count."""
+    k, d = _counting(f)
+    products = (_product("...ni,...nj->...ij", k, x) for x in (k, d))
+    return Normal(*products, f.mask.sum(-1, dtype=k.dtype))
+
+
+def solve_normal(normal: Normal, ridge: jax.Array | float, relative: bool = False) -> Dense:
+    """What `solved` gives of the same rows, by the primal system."""
+    trace = jnp.trace(normal.gram, axis1=-2, axis2=-1)
+    if relative:
+        ridge = ridge * _mean_square(trace, normal.rows)
+    lower = _factor(normal.gram, ridge, trace)
+    return Dense(_solve(lower, _solve(lower, normal.moment), transpose=True))
 
 
 def least_squares(k: jax.Array, d: jax.Array, ridge: jax.Array | float) -> Delta:
@@ -93,16 +153,22 @@ def least_squares(k: jax.Array, d: jax.Array, ridge: jax.Array | float) -> Delta
       d: float[..., N, d_out], wanted changes of their values, zero there as well.
       ridge: a positive number.
     """
-    rounding = jnp.finfo(k.dtype).eps * jnp.square(k).sum((-2, -1), keepdims=True)
-    n_rows, d_in = k.shape[-2:]
-    dual = n_rows < d_in
-    gram = _product("...ni,...mi->...nm" if dual else "...ni,...nj->...ij", k, k)
-    eye = jnp.eye(min(n_rows, d_in), dtype=k.dtype).reshape((1,) * (k.ndim - 2) + gram.shape[-2:])
-    lower = jnp.linalg.cholesky(gram + jnp.maximum(ridge, rounding) * eye)
-    if dual:
-        return LowRank(a=_solve(lower, k), b=_solve(lower, d))
-    half = _solve(lower, _product("...ni,...no->...io", k, d))
-    return Dense(_solve(lower, half, transpose=True))
+    dual = k.shape[-2] < k.shape[-1]
+    if not dual:
+        rows = jnp.full(k.shape[:-2], k.shape[-2], k.dtype)
+        products = (_product("...ni,...nj->...ij", k, x) for x in (k, d))
+        return solve_normal(Normal(*products, rows), ridge)
+    gram = _product("...ni,...mi->...nm", k, k)
+    lower = _factor(gram, ridge, jnp.square(k).sum((-2, -1)))
+    return LowRank(a=_solve(lower, k), b=_solve(lower, d))
+
+
+def _factor(gram: jax.Array, ridge: jax.Array | float, trace: jax.Array) -> jax.Array:
+    """L with L L^T = G + ridge I, the ridge raised to what forming G rounds off."""
+    rounding = jnp.finfo(gram.dtype).eps * trace[..., None, None]
+    n = gram.shape[-1]
+    eye = jnp.eye(n, dtype=gram.dtype).reshape((1,) * (gram.ndim - 2) + (n, n))
+    return jnp.linalg.cholesky(gram + jnp.maximum(ridge, rounding) * eye)
 
 
 def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from mend_jax.editors.base import EditTransform, Stream, lifelong_editor
+from mend_jax.editors.base import EditTransform, Stream
 from mend_jax.editors.low_rank_mlp import Film, Init, VInit, low_rank_mlp
 from mend_jax.editors.malmen import malmen_links
+from mend_jax.editors.massive import ridge_editor
 from mend_jax.forward import Rows
 
 
@@ -48,4 +49,4 @@ def rledit(
         raise ValueError(f"decay {decay} must be from 0 to 1 and reg {reg} at least 0")
     net = low_rank_mlp(rank, n_hidden, shared, "combined", init, v_init, film)
     links = malmen_links(net, shared, True, layer_lr, log_layer_lr, ridge)
-    return lifelong_editor(links, rows)._replace(stream=Stream(depth, decay, reg))
+    return ridge_editor(*links, rows, remembers=True)._replace(stream=Stream(depth, decay, reg))

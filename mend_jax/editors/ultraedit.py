@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from mend_jax.editors.base import EditTransform, chain, lifelong_editor, stateless
+from typing import Any
+
+from mend_jax.editors.base import EditTransform, stateless
 from mend_jax.editors.links import Signal, normalize
-from mend_jax.editors.ridge import keep_key, shifted, solved
-from mend_jax.edits import Edit
-from mend_jax.forward import Rows
+from mend_jax.editors.massive import ridge_editor
+from mend_jax.editors.ridge import keep_key, ridge_solve, shifted
+from mend_jax.forward import Problem, Rows
 
 
 def ultraedit(
     *,
     lr: float = 1e-6,
-    ridge: float = 1.0,
+    ridge: float = 0.1,
     shared: bool = True,
     warm_up: bool = True,
     rows: Rows = "answer",
@@ -21,12 +23,16 @@ def ultraedit(
 
     u^ and delta^ are z-scores by statistics over all corrections so far and these ("lifelong
     normalisation"). These corrections' rows always count for their own edit; the state takes them
-    in where edits follow one another (`EditTransform.remember`), never where they are independent.
+    in where edits follow one another (`EditTransform.in_turn`), never where they are independent.
     It is MALMEN at its start but for the factor of d_i, which there is k_i . u^_i.
 
+    Deviation: lambda is `ridge` times the mean |k_i|^2 of the rows that count, for each weight of
+    each edit; the original's 1 is a number for its models' keys, which are of other lengths in
+    other weights and bases. A row alone gets 1 / (1 + ridge) of the change that it asks for.
+
     Args:
-      lr: eta.
-      ridge: lambda.
+      lr: eta; d_i grows with |u^_i|^2, so about with d_in. The edit is linear in it.
+      ridge: lambda, in units of the mean |k_i|^2.
       shared: one set of statistics per weight shape, as the original.
       warm_up: gather statistics from corrections of training rows first (a survey; the idea of
         StableEdit). The original starts from nothing with 100 corrections at once. Of one
@@ -36,9 +42,15 @@ def ultraedit(
     if lr <= 0 or ridge <= 0:
         raise ValueError(f"lr {lr} and ridge {ridge} must be above 0")
 
-    def solve(signal: Signal) -> Edit:
-        return Edit(deltas={n: solved(shifted(f, f.u, lr), ridge) for n, f in signal.items()})
+    def shift(signal: Signal) -> Signal:
+        return {name: shifted(f, f.u, lr) for name, f in signal.items()}
 
-    links = chain(keep_key(), normalize(shared, lifelong=True), stateless("ultraedit", solve))
-    editor = lifelong_editor(links, rows)._replace(trainable=False)
-    return editor._replace(survey=editor.remember, survey_of="edit") if warm_up else editor
+    asks = (keep_key(), normalize(shared, lifelong=True), stateless("ultraedit", shift))
+    solve = ridge_solve(ridge, learned=False, relative=True)
+    editor = ridge_editor(asks, solve, rows, lifelong=True, remembers=True)
+    editor = editor._replace(trainable=False)
+
+    def survey(params: Any, state: Any, problem: Problem) -> Any:
+        return editor.edit(params, state, problem, True)[1]
+
+    return editor._replace(survey=survey, survey_of="edit") if warm_up else editor
