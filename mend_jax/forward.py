@@ -7,6 +7,7 @@ Shape letters: E edits, n texts an edit, T tokens, S scored positions, D width, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -128,22 +129,70 @@ def of_logits(
 ) -> Any:
     """fn(*logits, *aligned), each position by itself, where no edit changes the head.
 
-    With `model.head_chunk` the logits of so many positions a text are there at a time, in a
-    backward pass too: with 128k tokens in a vocabulary the logits of all would be the largest
-    arrays of a step.
+    A gradient flows to the last of `states` alone: what it is compared with, and the head, are
+    constants. A position's value depends on its own states only, so its derivative by them is made
+    in the forward pass, while its logits are there, and no logits are kept for a backward pass.
+    With `model.head_chunk` those of so many positions a text are there at a time, at no further
+    operations: with 128k tokens in a vocabulary the logits of all would be the largest arrays of a
+    step.
 
     Args:
-      fn: of logits [E, n, s, V], one for each of `states`, to arrays [E, n, s].
+      fn: of logits [E, n, s, V], one for each of `states`, to an array [E, n, s], or to a tuple of
+        such, of which the first alone has a gradient.
       states: [E, n, S, D] each, see `scored_states`.
       aligned: what else `fn` takes, [E, n, S].
     """
+    *others, last = states
+    fixed = jax.lax.stop_gradient((params, tuple(others), aligned))
+    return _of_last(model, fn, last, fixed)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _of_last(model: EditableModel, fn: Callable[..., Any], last: jax.Array, fixed: Any) -> Any:
+    """`of_logits`, whose `fixed` are (params, other states, aligned)."""
+    params, others, aligned = fixed
 
     def some(pieces: Any) -> Any:
-        states, aligned = pieces
-        logits = [model.apply({"params": params}, h, method="head") for h in states]
-        return fn(*logits, *aligned)
+        return _judge(model, fn, params, *pieces)
 
-    return in_pieces(some, model.head_chunk, (tuple(states), aligned), axis=2)
+    return in_pieces(some, model.head_chunk, (last, others, aligned), axis=2)
+
+
+def _judge(
+    model: EditableModel, fn: Callable[..., Any], params: Any, last: jax.Array, others: Any,
+    aligned: Any,
+) -> Any:  # fmt: skip
+    logits = [model.apply({"params": params}, h, method="head") for h in (*others, last)]
+    return fn(*logits, *aligned)
+
+
+def _of_last_forward(
+    model: EditableModel, fn: Callable[..., Any], last: jax.Array, fixed: Any
+) -> tuple[Any, jax.Array]:
+    """The values, and the derivative [E, n, S, D] of each position by its own states."""
+    params, others, aligned = fixed
+
+    def some(pieces: Any) -> tuple[Any, jax.Array]:
+        last, *rest = pieces
+
+        def first(last: jax.Array) -> tuple[jax.Array, Any]:
+            values = _judge(model, fn, params, last, *rest)
+            return jax.tree.leaves(values)[0], values
+
+        value, pull, values = jax.vjp(first, last, has_aux=True)
+        return values, pull(jnp.ones_like(value))[0]
+
+    return in_pieces(some, model.head_chunk, (last, others, aligned), axis=2)
+
+
+def _of_last_backward(
+    model: EditableModel, fn: Callable[..., Any], derivative: jax.Array, given: Any
+) -> tuple[jax.Array, None]:
+    of_value = jax.tree.leaves(given)[0]
+    return (derivative * of_value[..., None].astype(derivative.dtype), None)
+
+
+_of_last.defvjp(_of_last_forward, _of_last_backward)
 
 
 def top_outputs(
