@@ -24,6 +24,7 @@ from mend_jax import checkpoint, distributed
 from mend_jax import config as configs
 from mend_jax import main as command
 from mend_jax.errors import ConfigError, MendError, Preempted
+from mend_jax.wheels import cache_dir
 from mend_jax.workdir import read_results
 from mend_jax.writers import duration, is_remote
 
@@ -138,7 +139,9 @@ def _run(run: Run, stop: distributed.StopRequest) -> int:
         if log is not None:
             log.write(f"$ {shlex.join(line)}\n")
             log.flush()
-        process = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT if log else None)
+        process = subprocess.Popen(
+            line, stdout=log, stderr=subprocess.STDOUT if log else None, env=_environment()
+        )
         told = False
         try:
             while process.poll() is None:
@@ -152,6 +155,14 @@ def _run(run: Run, stop: distributed.StopRequest) -> int:
                 process.terminate()
                 process.wait()
         return process.returncode
+
+
+def _environment() -> dict[str, str]:
+    """That of a run: programs that one run compiled are there for those after it.
+
+    They lie below the cache folder, unless JAX_COMPILATION_CACHE_DIR names another place.
+    """
+    return {"JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled")} | dict(os.environ)
 
 
 @contextlib.contextmanager
