@@ -14,10 +14,12 @@ class Played:
     """
 
     started = []
+    environments = []
 
-    def __init__(self, play, line, stdout, stderr):
+    def __init__(self, play, line, stdout, stderr, env):
         config, workdir, _ = parse(line[3:])
         Played.started.append(workdir)
+        Played.environments.append(env)
         if stdout is not None:
             stdout.write(f"output of {workdir}\n")
         found = play(config, workdir)
@@ -32,6 +34,6 @@ class Played:
 
 def play_runs(monkeypatch, play):
     """From here on runs are played; returns the list of the folders of those that started."""
-    Played.started = []
+    Played.started, Played.environments = [], []
     monkeypatch.setattr(processes.subprocess, "Popen", lambda line, **k: Played(play, line, **k))
     return Played.started

@@ -6,11 +6,11 @@ import random
 
 import matplotlib.image
 import pytest
-from played_runs import play_runs
+from played_runs import Played, play_runs
 from test_report import fake_eval, fake_in_turn, words
 
 from mend_jax import config as configs
-from mend_jax import grid, grid_plots, grid_report, hub, tables
+from mend_jax import grid, grid_markdown, grid_plots, grid_report, hub, tables
 from mend_jax.editors import EDITORS, make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.grid_rows import make_row
@@ -82,6 +82,7 @@ def test_every_cell_is_run_with_its_settings_and_its_seeds(flags, tmp_path, monk
     assert "training_seconds" not in ft["scores"] and "peak_memory_bytes" in ft["scores"]
     assert [row["facts_per_edit"] for row in (mend, ft, ft_5)] == [1, 1, 5]
     assert "FT ft_5; n = 200; seed 0" in words(tmp_path / "out" / "report.html")
+    assert "| FT | " in (tmp_path / "out" / "table.md").read_text()
     assert "mend: success 91.0%, KL" in capsys.readouterr().err.replace("kl", "KL")
 
     assert main([*flags, "--config.settings=('train.clip=9.0',)"]) == 0
@@ -333,6 +334,38 @@ def test_pictures_have_something_on_them(tmp_path):
     assert "sizes.png" not in grid_report.draw(rows[::2]) and not grid_report.draw([])
     looks = grid_plots.looks(rows)
     assert len(set(looks.values())) == len(METHODS)  # no two methods look the same
+
+
+def test_runs_share_what_is_compiled(flags, tmp_path, monkeypatch):
+    """Below the cache folder, or where the user says."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path / "cache"))
+    play_runs(monkeypatch, results)
+    assert main([*flags, "--config.only=('ft',)"]) == 0
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
+    assert main([*flags, "--config.only=('ft_5',)"]) == 0
+    places = [env["JAX_COMPILATION_CACHE_DIR"] for env in Played.environments]
+    assert places == [str(tmp_path / "cache" / "compiled"), "mine"]
+    assert all(env["MEND_CACHE_DIR"] == str(tmp_path / "cache") for env in Played.environments)
+
+
+def test_the_table_is_text_too():
+    """Markdown: a table for each size, the best in bold, columns without numbers left out."""
+    rows = [fake_row(m, n) for m in METHODS[:2] for n in (1, 5)] + [fake_row("a | b")]
+    for row in rows:
+        del row["scores"]["perplexity_added"]
+    rows.append(make_row("late", {"method": "Late", "seeds": (0,)}, [(Run("a", (), "w"), None)]))
+    text = grid_markdown.table(fake_grid(rows))
+    assert text.startswith("# Title\n") and "perplexity" not in text and "paraphrase" in text
+    one, five = text.split("## 5 facts an edit")
+    assert "## 1 fact an edit" in one and text.endswith("Not finished: late.\n")
+    lines = [line for line in one.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 3 and {line.replace("\\|", "").count("|") for line in lines} == {
+        lines[0].count("|")
+    }
+    best = max(r["scores"]["success"]["mean"] for r in rows[::2] + [rows[-2]] if r["scores"])
+    assert f"**{100 * best:.1f}%** [" in one and five.count("MEND") == 1
+    assert "n = 200; seed 0 |" in lines[2] and "a \\| b" in lines[4]
 
 
 def test_a_threshold_that_was_chosen_is_shown_with_all_that_were_tried(tmp_path):
