@@ -1,0 +1,36 @@
+"""Checks of a run before its hours are spent; `python -m mend_jax.doctor` is the command.
+
+docs/reliability.md has a table of the checks: what each asks, and what it has caught.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mend_jax.doctor import base, editing, machine, splits
+from mend_jax.doctor.findings import Finding, any_failed, attempt, refuse
+from mend_jax.experiment import Experiment
+from mend_jax.mesh import in_force
+from mend_jax.train import TrainState
+
+__all__ = ["Finding", "examine", "refuse"]
+
+
+def examine(experiment: Experiment, workdir: Any, start: TrainState) -> list[Finding]:
+    """Every check of a run whose base and data are loaded; those of the editor come last.
+
+    They are left out where a check before them failed: an editor of a damaged base says nothing.
+
+    Args:
+      start: the state that training begins with; it stays as it is.
+    """
+    findings = [
+        attempt("workdir", lambda: machine.check_workdir(workdir, start)),
+        attempt("base", lambda: base.check_base(experiment)),
+        attempt("tokenizer", lambda: base.check_tokenizer(experiment.model)),
+        attempt("data", lambda: splits.check_splits(experiment)),
+    ]
+    if any_failed(findings):
+        return findings
+    with in_force(experiment.mesh):
+        return findings + editing.check_editor(experiment, start)

@@ -1,0 +1,291 @@
+"""Whether an editor can work and can learn: factors, meta-gradients, a few steps, an edit."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mend_jax.data.pipeline import batches
+from mend_jax.distributed import gather
+from mend_jax.doctor.base import checksums
+from mend_jax.doctor.findings import Finding, any_failed, judged, skipped
+from mend_jax.doctor.machine import check_memory
+from mend_jax.editors.base import EditTransform, Weights
+from mend_jax.edits import LowRank
+from mend_jax.evaluate import make_scorer
+from mend_jax.experiment import Experiment
+from mend_jax.forward import make_problem, scored_logits
+from mend_jax.losses import masked_mean, token_nll
+from mend_jax.mesh import local_edits, shard_batch
+from mend_jax.objective import texts_of
+from mend_jax.train import TrainState, make_train_step, success_weight
+
+UPDATES = 4  # of the editor, on one batch; the network behind a zero matrix has a gradient at 3
+MOST_UPDATES = 16  # where it has not learned by then
+_FALL = 1e-5  # relative; sums of float32 over a batch are good to 1e-6
+
+
+@functools.partial(jax.jit, static_argnames=("editor", "model", "weights"))
+def _probe(
+    params: Any, state: Any, base: Any, seqs: Any, *, editor: EditTransform, model: Any,
+    weights: Weights,
+) -> dict[str, Any]:  # fmt: skip
+    """What the E edits of corrections are made of, and what they do to their targets.
+
+    Returns:
+      `before`, `after`: mean nll [E] of the targets; `deltas`: squared norms [E] by weight;
+      `factors`: the largest |u| and |delta| of the rows that count, and how many those are.
+    """
+    problem = make_problem(model, base, weights, seqs)
+    edit, _ = editor.edit(params, state, problem, False)
+
+    def nll(logits: jax.Array) -> jax.Array:
+        return masked_mean(token_nll(logits, seqs.target), seqs.score_mask, axes=(1, 2))
+
+    found = {"before": nll(scored_logits(model, base, problem.h, seqs))}
+    if editor.reader is not None:
+        after = editor.reader.logits(params, problem, seqs, problem.h)
+        return found | {"after": nll(after), "deltas": {}, "factors": {}}
+    found["after"] = nll(scored_logits(model, base, problem.h, seqs, edit))
+    found["deltas"] = {name: _squared(delta) for name, delta in edit.deltas.items()}
+    found["factors"] = {
+        name: {
+            "u": jnp.abs(f.u * f.mask[..., None].astype(f.u.dtype)).max(),
+            "delta": jnp.abs(f.delta * f.mask[..., None].astype(f.u.dtype)).max(),
+            "rows": f.mask.sum(),
+        }
+        for name, f in problem.factors().items()
+    }
+    return found
+
+
+def _squared(delta: Any) -> jax.Array:
+    """|W' - W|^2 of each edit; of a low-rank one by its rows' products, not as a matrix."""
+    if isinstance(delta, LowRank):
+        a, b = (jnp.einsum("...nd,...md->...nm", x, x) for x in (delta.a, delta.b))
+        return (a * b).sum((-2, -1))
+    return jnp.square(delta.w).sum((-2, -1))
+
+
+def check_editor(experiment: Experiment, start: TrainState) -> list[Finding]:
+    """`memory`, `factors`, `gradients`, `learning` and `edit`, by the run's own programs.
+
+    Checks behind one that failed are left out: they would fail of the same.
+
+    Args:
+      start: the state that training begins with; it stays as it is.
+    """
+    c, editor, model = experiment.config, experiment.editor, experiment.model
+    before = checksums(model)
+    asked = next(experiment.eval_batches(experiment.validation, c.eval.edits_per_step))
+    asked = texts_of(shard_batch(experiment.mesh, asked))
+    lowered = {
+        "to evaluate": make_scorer(editor, model).lower(
+            start.params, start.editor_state, model.params, asked
+        )
+    }
+    step, batch = None, asked
+    if editor.trainable and c.train.steps > 0 and jax.tree.leaves(start.params):
+        step, batch = train_step_of(experiment, start), longest_batch(experiment)
+        lowered["to train"] = step.lower(start, model.params, batch, np.int32(1))
+    findings = [check_memory(_compiled(lowered))]
+    if any_failed(findings):
+        return findings
+
+    def probe(state: TrainState) -> dict[str, Any]:
+        same = dict(editor=editor, model=model.module, weights=model.weights)
+        return gather(_probe(state.params, state.editor_state, model.params, batch["edit"], **same))
+
+    found = probe(start)
+    findings.append(check_factors(found["factors"], editor))
+    if step is None:
+        why = "train.steps is 0" if editor.trainable else f"{c.editor.name} is not trained"
+        findings += [skipped("gradients", why), skipped("learning", why)]
+    elif not any_failed(findings):
+        state, seen = few_steps(experiment, step, start, batch)
+        findings += [check_gradients(state, seen)]
+        if not any_failed(findings):
+            found = probe(state)
+            findings += [check_learning(seen)]
+    if not any_failed(findings):
+        findings.append(check_edit(found, editor, checksums(model) == before))
+    return findings
+
+
+def train_step_of(experiment: Experiment, state: TrainState) -> Any:
+    """The run's training step, compiled once for both."""
+    c, model = experiment.config.train, experiment.model
+    return make_train_step(
+        experiment.editor, experiment.tx, model=model.module, weights=model.weights,
+        c_loc=c.c_loc, near_share=c.near_share, both_ways=c.both_ways,
+        c_edit=success_weight(c.c_edit_start, c.c_edit, c.steps),
+        shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
+    )  # fmt: skip
+
+
+def longest_batch(experiment: Experiment) -> dict[str, Any]:
+    """A training step's texts of the longest shape (`data.pack`), which takes most memory."""
+    c = experiment.config
+    parts = experiment.train_parts
+    longest = max(parts, key=lambda part: part.texts["edit"].tokens.shape[-1])
+    found = batches(
+        [longest], edits_per_step=c.train.edits_per_step, edits_per_batch=c.data.edits_per_batch,
+        seed=c.seed, mine=local_edits(experiment.mesh, c.train.edits_per_step),
+    )  # fmt: skip
+    return shard_batch(experiment.mesh, texts_of(next(found)))
+
+
+def _compile(lowered: Any) -> Any:
+    return lowered.compile()
+
+
+def _compiled(lowered: Mapping[str, Any]) -> dict[str, Any]:
+    """Programs by name, compiled side by side; a later call of the same finds them compiled."""
+    at_once = len(lowered) if jax.process_count() == 1 else 1
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        return dict(zip(lowered, pool.map(_compile, lowered.values()), strict=True))
+
+
+def few_steps(
+    experiment: Experiment, step: Any, start: TrainState, batch: Any
+) -> tuple[TrainState, list[dict[str, float]]]:
+    """Trains on one batch until the loss has fallen, for `UPDATES` to `MOST_UPDATES` updates.
+
+    Running statistics begin anew at each step, so that the loss is a function of the parameters
+    alone. Training that a batch cannot bear ends it, too.
+
+    Returns:
+      The state, and the metrics of each step.
+    """
+    each, seen = experiment.config.train.accumulate, []
+    state = jax.tree.map(jnp.copy, start)  # a step takes over the arrays that it is given
+    for done in range(1, MOST_UPDATES * each + 2):
+        fresh = jax.tree.map(jnp.copy, start.editor_state)
+        state, metrics = step(
+            state.replace(editor_state=fresh), experiment.model.params, batch,
+            np.int32(int(start.step) + done),
+        )  # fmt: skip
+        seen.append({name: float(value) for name, value in gather(metrics).items()})
+        if not seen[-1]["finite"] or (done > UPDATES * each and _fell(seen)):
+            break
+    return state, seen
+
+
+def _fell(seen: list[dict[str, float]]) -> bool:
+    first, last = seen[0]["loss"], seen[-1]["loss"]
+    return first - last > _FALL * abs(first)
+
+
+def check_factors(factors: Mapping[str, Any], editor: EditTransform) -> Finding:
+    """Whether the inner loss reaches every edited weight."""
+    if editor.reader is not None:
+        return skipped("factors", "the editor changes no weight")
+    problems = []
+    for name, sizes in factors.items():
+        u, delta, rows = (float(sizes[k]) for k in ("u", "delta", "rows"))
+        if not (math.isfinite(u) and math.isfinite(delta)):
+            problems.append(f"{name} has |u| {u:g}, |delta| {delta:g}")
+        elif not rows:
+            problems.append(f"{name} has no row with both u and delta")
+    least = {k: min((float(f[k]) for f in factors.values()), default=0.0) for k in ("u", "delta")}
+    measured = (
+        f"of {len(factors)} weights the largest |u| is at least {least['u']:.3g}, the largest "
+        f"|delta| {least['delta']:.3g}"
+    )
+    return judged(
+        "factors", bool(factors) and not problems, "; ".join(problems) or measured,
+        "non-zero and finite for every edited weight",
+        "the loss of a correction does not depend on that weight, or the base is damaged: leave "
+        "it out of model.edit_roles, or see `base`",
+    )  # fmt: skip
+
+
+def first_moments(opt_state: Any) -> dict[str, float]:
+    """The largest |mean gradient| that Adam holds of each parameter, by its path.
+
+    It is zero where no gradient ever was, and there from the first update on, so that the
+    gradients of the run's own step are seen without a program of their own.
+    """
+    found = {}
+    for _, moments in optax.tree_utils.tree_get_all_with_path(opt_state, "mu"):
+        leaves, _ = jax.tree_util.tree_flatten_with_path(moments)  # those of other rates are empty
+        found |= {jax.tree_util.keystr(path): jnp.abs(leaf).max() for path, leaf in leaves}
+    return {path: float(value) for path, value in gather(found).items()}
+
+
+def check_gradients(state: TrainState, seen: list[dict[str, float]]) -> Finding:
+    """Whether the meta-loss moves every parameter of the editor within a few updates.
+
+    What stands behind a matrix that begins at zero, as V and the scales do, has its first gradient
+    once that has moved; so all of them are asked after `UPDATES` updates.
+    """
+    last = seen[-1]
+    if not last["finite"]:
+        return judged(
+            "gradients", False,
+            f"step {len(seen)}: loss {last['loss']:.4g}, gradient norm {last['grad_norm']:.4g}",
+            "finite",
+            "lower the step size that edits start with (editor.options.layer_lr), train.lr and "
+            "train.layer_lr_lr",
+        )  # fmt: skip
+    sizes = first_moments(state.opt_state)
+    dead = sorted(path for path, size in sizes.items() if not size > 0)
+    least = min(sizes, key=sizes.__getitem__)
+    return judged(
+        "gradients", not dead,
+        f"{len(dead)} of {len(sizes)} parameters have none: {', '.join(dead[:4])}" if dead else
+        f"{len(sizes)} parameters, norm {seen[0]['grad_norm']:.4g}; the smallest is of {least}",
+        "finite and non-zero for every parameter of the editor",
+        "what stands behind a ReLU whose input is exactly 0 never moves: take "
+        "`low_rank_mlp.relu_one_at_zero`, or begin off zero; leave out parameters that are not "
+        "used",
+    )  # fmt: skip
+
+
+def check_learning(seen: list[dict[str, float]]) -> Finding:
+    """Whether a few updates lower the meta-loss of one batch."""
+    first, last = seen[0]["loss"], seen[-1]["loss"]
+    return judged(
+        "learning", _fell(seen),
+        f"meta-loss {first:.4g} to {last:.4g} in {len(seen) - 1} steps on one batch",
+        "a loss that falls",
+        "raise train.lr and train.layer_lr_lr where it stands still, lower them where it rises; "
+        "an editor whose edits are next to nothing needs a larger editor.options.layer_lr",
+    )  # fmt: skip
+
+
+def check_edit(found: Mapping[str, Any], editor: EditTransform, unchanged: bool) -> Finding:
+    """Whether edits change the model, towards their targets, and leave the base as it was."""
+    before, after = (np.asarray(found[name], np.float64) for name in ("before", "after"))
+    n, moved = len(before), int((after != before).sum())
+    problems = []
+    if not np.isfinite(after).all():
+        problems.append(f"{n - int(np.isfinite(after).sum())} edited models answer NaN")
+    elif editor.reader is None and not any(np.any(d) for d in found["deltas"].values()):
+        problems.append("edits change no weight")
+    elif not moved:
+        problems.append(f"all {n} edited models answer as the base does")
+    elif not after.mean() < before.mean():
+        problems.append(
+            f"edits make their targets less likely: nll {before.mean():.4g} to {after.mean():.4g}"
+        )
+    if not unchanged:
+        problems.append("the base itself was changed")
+    measured = (
+        f"nll of the target {before.mean():.4g} to {after.mean():.4g} nats, likelier in "
+        f"{int((after < before).sum())} of {n} edits; the base is bit for bit as it was"
+    )
+    return judged(
+        "edit", not problems, "; ".join(problems) or measured,
+        "edited models that find their targets likelier, and an unchanged base",
+        "an edit has to be subtracted along the gradient (compat 'paper', a step size above 0), "
+        "of weights that the model uses, with editor.strength above 0",
+    )  # fmt: skip

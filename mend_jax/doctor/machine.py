@@ -1,0 +1,103 @@
+"""Whether the programs of a run fit the machine's memory, and its checkpoints the disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mend_jax.doctor.findings import Finding, judged, skipped
+from mend_jax.pods.slices import GIB
+from mend_jax.workdir import prepare
+from mend_jax.writers import as_path, is_remote
+
+_KEPT = 4  # steps on disk at once: the newest two, the best, and the one that is being written
+_REPORTS = 64 << 20  # bytes for results, examples and pictures
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def check_memory(compiled: Mapping[str, Any]) -> Finding:
+    """What the run's compiled programs need beside what is loaded already.
+
+    Args:
+      compiled: by the name of each.
+    """
+    needs = {name: bytes_of(program) for name, program in compiled.items()}
+    if (free := free_memory()) is None:
+        return skipped("memory", "this machine does not tell how much memory is free")
+    told = ", ".join(f"{n / GIB:.2f} GiB {name}" for name, n in needs.items())
+    return judged(
+        "memory", max(needs.values()) <= free,
+        f"{told}, beside what is loaded", f"at most the {free / GIB:.2f} GiB that are free",
+        "lower train.edits_per_step and eval.edits_per_step, or set model.head_chunk, "
+        "model.text_chunk or model.remat, or a smaller editor.options.rank",
+    )  # fmt: skip
+
+
+def bytes_of(program: Any) -> int:
+    """Temporaries, new outputs and code of a compiled program, on each device."""
+    m = program.memory_analysis()
+    outputs = m.output_size_in_bytes - m.alias_size_in_bytes
+    return m.temp_size_in_bytes + outputs + m.generated_code_size_in_bytes
+
+
+def free_memory() -> int | None:
+    """Bytes that are free on the accelerator; without one in this machine or its container."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+    found = [n for n in (_of_machine(), _of_container()) if n is not None]
+    return min(found, default=None)
+
+
+def _of_machine() -> int | None:
+    for line in _read(MEMINFO).splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) * 1024
+    return None
+
+
+def _of_container() -> int | None:
+    """What a control group of Linux leaves, where it limits memory."""
+    limit, used = (_read(CGROUP / f"memory.{name}").strip() for name in ("max", "current"))
+    if not (limit.isdecimal() and used.isdecimal()):
+        return None
+    held = dict(line.split() for line in _read(CGROUP / "memory.stat").splitlines())
+    return int(limit) - int(used) + int(held.get("inactive_file", 0))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def check_workdir(workdir: str | Path, state: Any) -> Finding:
+    """Whether the folder can be written, and has room for the checkpoints of a training state.
+
+    A folder that was not there is taken away again.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    where = as_path(workdir)
+    new = not where.exists()
+    prepare(workdir)
+    if is_remote(where):
+        return judged("workdir", True, f"{where} can be written", "", "")
+    free = shutil.disk_usage(where).free
+    if new:
+        where.rmdir()
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    needed = _KEPT * size + _REPORTS
+    return judged(
+        "workdir", needed <= free, f"{where} can be written and has {free / GIB:.2f} GiB free",
+        f"{needed / GIB:.2f} GiB, for {_KEPT} checkpoints and the report",
+        "make room there, or give a --workdir on another disk",
+    )  # fmt: skip
