@@ -129,6 +129,58 @@ def _beside(panels: Sequence[Draw | None], rows: Rows, width: float, height: flo
     return row([*drawn[:-1], last], width, height) if drawn else None
 
 
+_LETTER, _LINE = 4.4, 9.0  # width and height of a sign of a name, in points
+_PANEL = (350.0, 300.0)  # about what a panel of a trade-off measures, in points
+
+
+def free_places(
+    points: Sequence[tuple[float, float]], names: Sequence[str]
+) -> list[tuple[float, float]]:
+    """Where the names of points stand, as offsets of their centres: apart, if there is room.
+
+    Args:
+      points, names: what is named; all in points (1/72 inch).
+    """
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    places = []
+    for (x, y), name in zip(points, names, strict=True):
+        half = len(name) * _LETTER / 2
+        tried = []
+        for ring in (1.0, 2.0, 3.2):
+            side, up = half + 7 + 6 * (ring - 1), 10 * ring
+            for dx, dy in ((side, 0), (-side, 0), (0, up), (0, -up), (side, up * 0.7),
+                           (-side, up * 0.7), (side, -up * 0.7), (-side, -up * 0.7)):  # fmt: skip
+                box = (x + dx - half, y + dy - _LINE / 2, x + dx + half, y + dy + _LINE / 2)
+                outside = box[0] < 0 or box[1] < 0 or box[2] > _PANEL[0] or box[3] > _PANEL[1]
+                tried.append((10.0 * outside + sum(_overlap(box, other) for other in taken),
+                              len(tried), (dx, dy), box))  # fmt: skip
+        _, _, place, box = min(tried)
+        taken.append(box)
+        places.append(place)
+    return places
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """The share of the smaller box that two share."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    return width * height / min((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b))
+
+
+def _write_names(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Names beside points, as far as there is room; the limits of the axes must be set."""
+    to_axes = ax.transData + ax.transAxes.inverted()
+    at = [tuple(to_axes.transform((x, y)) * _PANEL) for x, y, _ in points]
+    names = [plain(name) for *_, name in points]
+    for (x, y, _), name, place in zip(points, names, free_places(at, names), strict=True):
+        ax.annotate(
+            name, (x, y), place, textcoords="offset points", ha="center", va="center",
+            fontsize=7.5, color=MUTED, zorder=5,
+        )  # fmt: skip
+
+
 def _against(rows: Rows, cost: str, title: Pair, x_name: str, log: bool) -> Draw | None:
     points = [(r, value(r, cost), value(r, "success")) for r in rows]
     points = [(r, x, y) for r, x, y in points if None not in (x, y)]
@@ -156,6 +208,8 @@ def _against(rows: Rows, cost: str, title: Pair, x_name: str, log: bool) -> Draw
         ax.set_ylim(-0.03, 1.06)
         percent_axis(ax.yaxis)
         dress(ax, title, x_name, "both")
+        first = {r["method"]: (x, y) for r, x, y in reversed(points)}
+        _write_names(ax, [(max(x, SMALLEST_KL) if log else x, y, n) for n, (x, y) in first.items()])
 
     return draw
 

@@ -368,6 +368,25 @@ def test_the_table_is_text_too():
     assert "n = 200; seed 0 |" in lines[2] and "a \\| b" in lines[4]
 
 
+def test_names_stand_beside_their_points_and_apart():
+    """Of thirty points, ten of them in one place as good as."""
+    rng = random.Random(0)
+    points = [(rng.uniform(30, 320), rng.uniform(10, 290)) for _ in range(20)]
+    points += [(150 + 3 * i, 140.0 + i % 2) for i in range(10)]
+    names = [rng.choice(METHODS) for _ in points]
+    places = grid_plots.free_places(points, names)
+    boxes = [
+        (x + dx - 2.2 * len(n), y + dy - 4.5, x + dx + 2.2 * len(n), y + dy + 4.5)
+        for (x, y), (dx, dy), n in zip(points, places, names, strict=True)
+    ]
+    assert all(b[0] >= 0 and b[1] >= 0 and b[2] <= 350 and b[3] <= 300 for b in boxes)
+    crossed = [
+        (i, j) for i, a in enumerate(boxes) for j, b in enumerate(boxes[:i])
+        if min(a[2], b[2]) - max(a[0], b[0]) > 2 and min(a[3], b[3]) - max(a[1], b[1]) > 2
+    ]  # fmt: skip
+    assert len(crossed) <= 2  # the ten in one place have hardly room for that many names
+
+
 def test_a_threshold_that_was_chosen_is_shown_with_all_that_were_tried(tmp_path):
     tried = [dict(eps=e, success=0.9 - e, changed=e / 10, score=0.8 - e) for e in (0.25, 0.5)]
     results = {"eval": {"success": 0.9, "sweep": {"eps": 0.5, "tried": tried}}}
