@@ -12,6 +12,7 @@ from safetensors.numpy import save as serialise
 
 from mend_jax.edits import Delta, Dense, Edit, LowRank
 from mend_jax.errors import CheckpointError
+from mend_jax.typed import parse_json
 from mend_jax.writers import write_bytes
 
 FORMAT = "mend_jax_edit/2"
@@ -82,7 +83,7 @@ def load(path: str | Path) -> Edit:
         by_weight.setdefault(weight, {})[leaf] = array
     deltas = {w: _delta(path, w, leaves) for w, leaves in sorted(by_weight.items())}
     try:
-        facts = tuple((str(p), str(t)) for p, t in json.loads(metadata.get("facts", "[]")))
+        facts = tuple((str(p), str(t)) for p, t in parse_json(metadata.get("facts", "[]")))
     except (ValueError, TypeError) as e:
         raise CheckpointError(f"{path}: metadata `facts` is not a list of pairs ({e})") from e
     return Edit(

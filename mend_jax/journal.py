@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mend_jax.errors import LedgerError
+from mend_jax.typed import parse_json
 from mend_jax.writers import finite
 
 _DIGITS = 16  # hex digits of a checksum
@@ -62,8 +63,8 @@ def append(path: Path, seed: str, record: dict[str, Any]) -> dict[str, Any]:
     """
     before = _read(path, seed)
     try:
-        record = json.loads(json.dumps(finite(record)))
-    except (TypeError, ValueError) as e:
+        record = parse_json(json.dumps(finite(record)))
+    except (TypeError, ValueError, RecursionError) as e:
         raise LedgerError(f"{path}: a record that JSON cannot hold ({e})") from e
     line = _line(before.checksum, record)[0] + b"\n"
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -133,9 +134,9 @@ def _read(path: Path, seed: str) -> _Read:
     records, checksum, end = [], seed, 0
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)["record"]
+            record = parse_json(line)["record"]
             same, checksum = _line(checksum, record)
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError):
             same = None
         if line != same:
             is_last = number == len(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,9 +18,9 @@ Scores = Mapping[tuple[str, str], np.ndarray]
 class Judged:
     """Edits judged so far, in memory and, given a file, one JSON object a batch on disk.
 
-    Its first line says whose edits they are; a file that says otherwise is begun anew. Scores are
-    float32, which JSON keeps exactly, so an evaluation that was interrupted ends with the numbers
-    of one that was not.
+    Its first line says whose edits they are; a file that says otherwise is begun anew. Each further
+    line has a checksum, and is judged again where that is not right. Scores are float32, which JSON
+    keeps exactly, so an evaluation that was interrupted ends with the numbers of one that was not.
 
     Attributes:
       batches: for each batch `index` (row numbers), `scores` (lists by "TEXTS.SCORE") and `answers`
@@ -45,8 +46,14 @@ class Judged:
         first, *rest = self._lines.read() or [None]
         if first != head:
             return []
-        self._lines.rewrite([first, *rest])
-        return rest
+        kept: list[dict[str, Any]] = []
+        for number, line in enumerate(rest):
+            batch = {k: v for k, v in line.items() if k != "sum"}
+            if line.get("sum") != _sum(number, batch):
+                break  # damaged: it and what follows are judged again
+            kept.append(batch)
+        self._lines.rewrite([first, *rest[: len(kept)]])
+        return kept
 
     @property
     def n_edits(self) -> int:
@@ -58,10 +65,10 @@ class Judged:
         """Takes in one batch, and writes it down."""
         flat = {f"{texts}.{key}": values.tolist() for (texts, key), values in scores.items()}
         batch = {"index": list(index), "scores": flat, "answers": dict(answers)}
-        self.batches.append(batch)
         if self._lines is not None:
-            self._lines.append(batch)
+            self._lines.append(batch | {"sum": _sum(len(self.batches), batch)})
             self._lines.flush()
+        self.batches.append(batch)
 
     def index(self) -> list[int]:
         return [i for batch in self.batches for i in batch["index"]]
@@ -83,3 +90,9 @@ class Judged:
             each = zip(*batch["answers"].values(), strict=True)
             found += [dict(zip(names, texts, strict=True)) for texts in each]
         return found
+
+
+def _sum(number: int, batch: Mapping[str, Any]) -> str:
+    """The checksum of a batch in its place in the file."""
+    text = json.dumps([number, batch], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -15,20 +15,39 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, get_type_hints
 
 from mend_jax import edit_files, journal
 from mend_jax.composition import stacked
 from mend_jax.edits import Edit, now
 from mend_jax.errors import CheckpointError, LedgerError
+from mend_jax.typed import fits, parse_json
 from mend_jax.writers import as_path, is_remote, write_bytes, write_json
 
 FORMAT = "mend_jax_ledger/1"
 _BASE, _LOG, _EDITS, _LOCK = "base.json", "log.jsonl", "edits", "lock"
+_FILE = re.compile(_EDITS + r"/\w[^/\\]*\.safetensors")  # and in no other folder
+
+
+class _Appended(TypedDict):
+    kind: Literal["edit"]
+    number: int
+    file: str
+    sha256: str
+    facts: list[tuple[str, str]]
+    editor: str
+    made: str
+    measured: dict[str, Any]
+
+
+class _Reverted(TypedDict):
+    kind: Literal["revert"]
+    number: int
+    made: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,18 +226,25 @@ class Ledger:
     def _entries(self) -> list[Entry]:
         entries: list[Entry] = []
         records = journal.read(self.path / _LOG, self.base.fingerprint)
-        for record in records:
-            if record.get("kind") == "edit":
+        for line, record in enumerate(records, start=1):
+            where = f"{self.path / _LOG}: line {line}"
+            kind = record.get("kind") if isinstance(record, dict) else None
+            if kind not in ("edit", "revert"):
+                raise LedgerError(
+                    f"{where}: a record of kind {kind!r}, which this version does not know: open "
+                    "the ledger with the version that wrote it"
+                )
+            if kind == "edit" and _is_appended(record, len(entries) + 1):
                 entries.append(_entry(record))
-            elif record.get("kind") == "revert":
+            elif fits(record, _Reverted) and 1 <= record["number"] <= len(entries):
                 i = record["number"] - 1
                 entries[i] = dataclasses.replace(
                     entries[i], reverted=True, reverted_at=record["made"]
                 )
             else:
                 raise LedgerError(
-                    f"{self.path / _LOG}: a record of kind {record.get('kind')!r}, which this "
-                    "version does not know: open the ledger with the version that wrote it"
+                    f"{where}: not of the form in which an {kind} is recorded, though its checksum "
+                    "is right: another program wrote it; restore the file from a copy"
                 )
         return entries
 
@@ -269,16 +295,28 @@ def _find(path: Path, entries: list[Entry], number: int) -> Entry:
     return entries[number - 1]
 
 
+def _is_appended(record: dict[str, Any], number: int) -> bool:
+    """Whether `append` may have recorded it; its file lies among the edits and nowhere else."""
+    return (
+        fits(record, _Appended)
+        and record["number"] == number
+        and bool(_FILE.fullmatch(record["file"]))
+    )
+
+
 def _entry(record: dict[str, Any]) -> Entry:
-    fields = {k: v for k, v in record.items() if k != "kind"}
+    fields = {name: record[name] for name in _Appended.__annotations__ if name != "kind"}
     return Entry(**{**fields, "facts": tuple((p, t) for p, t in record["facts"])})
 
 
 def _read_base(path: Path) -> Base:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
         form = found.pop("format")
         base = Base(**{**found, "edit_roles": tuple(found["edit_roles"])})
+        hints = get_type_hints(Base)
+        if odd := [name for name in hints if not fits(getattr(base, name), hints[name])]:
+            raise TypeError(f"{odd} are of another type")
     except OSError as e:
         raise LedgerError(f"{path.parent} holds no ledger ({e}): apply an edit to make one") from e
     except (ValueError, TypeError, KeyError, AttributeError) as e:

@@ -15,6 +15,7 @@ from mend_jax.pages import environment
 from mend_jax.plots import Lines, Method, Results, dig, interval, label, mean, number
 from mend_jax.retention import retention_png, retention_table
 from mend_jax.shown import DASH, text, visible
+from mend_jax.typed import parse_json
 from mend_jax.writers import JsonLines, write_bytes, write_text
 
 # (kind, name, key of the score, what it says, whether more is better)
@@ -253,7 +254,7 @@ def _read(path: Path, kind: type, default: Any = None) -> Any:
     if default is not None and not path.exists():
         return default
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes())
     except FileNotFoundError as e:
         raise DataError(f"{path} is missing: evaluate the run first, it writes this file") from e
     except ValueError as e:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mend_jax.errors import CheckpointError, ConfigError, MendError
+from mend_jax.typed import parse_json
 from mend_jax.writers import as_path, finite, write_bytes
 
 FORMAT = "mend_jax_shipped_editor/1"
@@ -227,7 +228,7 @@ def _read(path: str | Path, tensors: bool = True) -> tuple[dict[str, Any], dict[
             f"{path}: format {raw.get('format')!r} is not {FORMAT}: get the file of this version"
         )
     try:
-        meta = {k: json.loads(raw[k]) if k in _JSON else raw[k] for k in _FIELDS}
+        meta = {k: parse_json(raw[k]) if k in _JSON else raw[k] for k in _FIELDS}
     except (KeyError, ValueError) as e:
         raise CheckpointError(f"{path}: its metadata is damaged ({e!r}); get it again") from e
     if tensors and _digest(flat, meta["config"]) != meta["sha256"]:

@@ -15,9 +15,11 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from mend_jax.errors import DataError, WeightsError
 from mend_jax.hub.gguf_files import GgufFile, open_gguf
 from mend_jax.hub.source import Source
+from mend_jax.typed import parse_json
 from mend_jax.writers import write_text
 
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+_MOST_HOLES = 1000  # ids without a token, beyond one a token: the library counts through them all
 
 
 def _byte_level() -> pre_tokenizers.PreTokenizer:
@@ -169,10 +171,7 @@ def _from_folder(folder: Path) -> Tokenizer:
             f"{folder} has no tokenizer.json: copy it from the model, or write it with "
             "AutoTokenizer.from_pretrained(...).save_pretrained(folder) in transformers."
         )
-    try:
-        inner = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise WeightsError(f"cannot read {path} ({error}): fetch it again.") from error
+    inner = _opened(path)
     names = _read_json(folder / "tokenizer_config.json")
     config = _read_json(folder / "config.json")
 
@@ -180,13 +179,13 @@ def _from_folder(folder: Path) -> Tokenizer:
         for role in roles:
             token = names.get(f"{role}_token")
             token = token.get("content") if isinstance(token, dict) else token
-            if token is not None and inner.token_to_id(token) is not None:
-                return inner.token_to_id(token)
+            if isinstance(token, str) and (known := _id_of(token, inner)) is not None:
+                return known
         for role in roles:
             ids = config.get(f"{role}_token_id")
             ids = ids if isinstance(ids, list) else [ids]
             if ids and ids[0] is not None:
-                return int(ids[0])
+                return _known_id(ids[0], inner, f"{role}_token_id of {folder / 'config.json'}")
         return None
 
     eos = find("eos", "sep")
@@ -201,11 +200,42 @@ def _from_folder(folder: Path) -> Tokenizer:
     return Tokenizer(inner, eos, find("bos", "cls"), find("pad"))
 
 
+def _opened(path: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a file, tried on a text: some that open cannot be used."""
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(path))
+        ids = inner.get_vocab(with_added_tokens=True).values()
+        if max(ids, default=-1) not in range(2 * len(ids) + _MOST_HOLES):
+            raise ValueError(f"{len(ids)} tokens, the largest id is {max(ids, default=None)}")
+        inner.decode(inner.encode("a b", add_special_tokens=True).ids)
+    except BaseException as error:
+        # tokenizers raises bare Exception, and a panic of its own that is none and has no name.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise WeightsError(f"cannot read {path} ({error}): fetch it again.") from error
+    return inner
+
+
+def _id_of(token: str, inner: tokenizers.Tokenizer) -> int | None:
+    try:
+        return inner.token_to_id(token)
+    except UnicodeError:  # half a character
+        return None
+
+
+def _known_id(value: Any, inner: tokenizers.Tokenizer, what: str) -> int:
+    if type(value) is not int or value not in inner.get_vocab(with_added_tokens=True).values():
+        raise WeightsError(
+            f"{what} is {value!r:.80}, which is no token of tokenizer.json: fetch both again."
+        )
+    return value
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise WeightsError(f"cannot read {path} as JSON ({error}): fetch it again.") from error
     return value if isinstance(value, dict) else {}

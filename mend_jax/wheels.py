@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from mend_jax.errors import MendError
+from mend_jax.typed import parse_json
 from mend_jax.writers import write_json
 
 _SCRATCH = ".new-"
@@ -122,7 +122,7 @@ def _is_whole(target: Path, member: Member) -> bool:
         if target.stat().st_size != member.n_bytes:
             return False
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(_marker(target).read_text(encoding="utf-8")) == _state(target, member):
+            if parse_json(_marker(target).read_bytes()) == _state(target, member):
                 return True
         if _sha256(target) != member.sha256:
             return False
@@ -215,11 +215,15 @@ def _extract(member: Member, archive: Path, target: Path) -> str:
             if bad:
                 return f"{archive.name} holds paths that leave its folder: {bad[:5]}"
             with zipped.open(member.path) as source, target.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
+                left = member.n_bytes + 1  # of what is longer no more is unpacked
+                while left and (piece := source.read(min(left, 1 << 20))):
+                    left -= sink.write(piece)
                 sink.flush()
                 os.fsync(sink.fileno())  # its marker shall not outlive its bytes
-    except (zipfile.BadZipFile, KeyError) as reason:
-        return f"cannot take {member.path} out of {archive.name}: {reason}"
+    except Exception as reason:  # zipfile's own, and those of each library it unpacks by
+        if isinstance(reason, OSError) and reason.errno is not None:
+            raise  # of the disk
+        return f"cannot take {member.path} out of {archive.name}: {reason!r}"
     size, digest = target.stat().st_size, _sha256(target)
     if (size, digest) == (member.n_bytes, member.sha256):
         return ""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mend_jax.errors import ConfigError
+from mend_jax.typed import fits, parse_json
 
 
 def as_path(where: str | os.PathLike[str]) -> Any:
@@ -100,7 +101,7 @@ class JsonLines:
 
     def rewind(self, step: int) -> None:
         """Forgets lines after `step` (and a half-written last line), for an exact resume."""
-        self.rewrite([line for line in self.read() if line["step"] <= step])
+        self.rewrite([x for x in self.read() if fits(x.get("step"), float) and x["step"] <= step])
 
     def rewrite(self, lines: list[dict[str, Any]]) -> None:
         """Begins anew with these lines."""
@@ -125,14 +126,17 @@ class JsonLines:
             f.write(json.dumps(line) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole line."""
-        lines = []
+        """Every line up to the first that is not whole."""
+        lines: list[dict[str, Any]] = []
         if self.path.exists():
-            for text in self.path.read_text(encoding="utf-8").splitlines():
+            for text in self.path.read_bytes().removesuffix(b"\n").split(b"\n"):
                 try:
-                    lines.append(json.loads(text))
-                except json.JSONDecodeError:
+                    line = parse_json(text)
+                except ValueError:
                     break  # cut off while it was written; what follows is not ours
+                if not isinstance(line, dict):
+                    break
+                lines.append(line)
         return lines
 
 

@@ -158,9 +158,12 @@ def _read_claim(record: raw.Record, where: str, stem: str) -> Claim:
             f"{where}: field {form!r} is not of FEVER's form ({type(e).__name__}: {e}); get the "
             "file again"
         ) from e
-    if label not in _LABELS:
-        raise DataError(f"{where}: label {label!r} is not known; it must be one of {[*_LABELS]}")
-    pages = tuple(dict.fromkeys(readable(page) for page in pages if page))
+    if not isinstance(label, str) or label not in _LABELS:
+        raise DataError(
+            f"{where}: label {label!r:.80} is not known; it must be one of {[*_LABELS]}"
+        )
+    pages = [raw.check_string(page, form, where) for page in pages if page]
+    pages = tuple(dict.fromkeys(map(readable, pages)))
     if _LABELS[label] and not pages:
         raise DataError(f"{where}: the claim is labelled {label} and names no page as evidence")
     text = record["input" if form == "output" else "claim"]

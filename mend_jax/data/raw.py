@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from mend_jax.errors import DataError
+from mend_jax.typed import is_deep
 
 ENV = "MEND_DATA_DIR"
 Record = dict[str, Any]
 Kinds = Mapping[str, str]  # field -> text, string, texts, id, object or any
 
+_UNPACKED, _TIMES = 64 << 20, 200  # most bytes of a gzip file unpacked, by its size if larger
 _NAMES = {dict: "object", list: "list", str: "text", bool: "true/false value", type(None): "null"}
 
 
@@ -79,11 +81,18 @@ def read_bytes(path: Path) -> bytes:
         with gzip.open(path) as file:
             while piece := file.read1(1 << 20):  # what is whole before it breaks off
                 found += piece
+                if len(found) > max(_UNPACKED, _TIMES * len(packed)):
+                    break
     except (EOFError, OSError, zlib.error) as e:
         raise DataError(
             f"{path}: the gzip stream breaks off or is damaged ({e}) after "
             f"{found.count(10)} whole lines; get the file again"
         ) from e
+    if len(found) > max(_UNPACKED, _TIMES * len(packed)):
+        raise DataError(
+            f"{path}: its {len(packed)} bytes unpack to more than {len(found)}, which no text "
+            "does; get the file again, or unpack it yourself"
+        )
     return bytes(found)
 
 
@@ -185,7 +194,10 @@ def parse_json(text: str, where: str, example: str = "") -> Any:
     """A JSON value; a field that stands twice in an object is refused."""
     hint = f"; each line must be one JSON object, such as {example}" if example else ""
     try:
-        return json.loads(text, object_pairs_hook=_without_repeats)
+        value = json.loads(text, object_pairs_hook=_without_repeats)
+        if is_deep(value):
+            raise RecursionError
+        return value
     except json.JSONDecodeError as e:
         raise DataError(f"{where}: not JSON ({e.msg} at column {e.colno}){hint}") from e
     except ValueError as e:

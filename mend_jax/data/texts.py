@@ -92,6 +92,8 @@ def recipe(config: str, root: Path | None) -> prepare.Recipe:
     if root is None:
         raise DataError(f"texts/{config}: no data root is known; {mend}")
     folder = root / config
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"texts/{config}: {folder} is not below the data root; {mend}")
     if not folder.is_dir():
         raise DataError(f"texts/{config}: there is no folder {folder}; {mend}")
     files = tuple(sorted(p for p in folder.rglob("*") if p.name.endswith(_ENDS) and p.is_file()))

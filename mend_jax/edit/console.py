@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mend_jax.edit.measured import is_known
 from mend_jax.edit.verdict import leaks
 from mend_jax.ledger import Entry, Ledger
 from mend_jax.shown import DASH, visible
@@ -53,8 +54,9 @@ def entry_lines(entry: Mapping[str, Any], width: int) -> list[str]:
         f"  by {entry['editor'] or 'an unknown editor'}, {entry['made']}",
     ]
     measured = entry["measured"]
-    if "facts" not in measured:
-        return [*lines, "  nothing was measured of it"]
+    if not is_known(measured):
+        what = "what was measured is not of this version's form" if measured else ""
+        return [*lines, f"  {what or 'nothing was measured of it'}"]
     lines.append("  alone on the unedited base, greedily:")
     for fact in measured["facts"]:
         lines += ["", *_table(fact, width)]
@@ -63,9 +65,9 @@ def entry_lines(entry: Mapping[str, Any], width: int) -> list[str]:
         lines.append("  * made by rule")
     text = measured["text"]
     below = [
-        f"plain text: KL {text['kl']:.3f} nats a token, arg max kept at {text['kept']:.1%} of "
-        f"{text['tokens']} tokens",
-        f"size: {_size(measured['edit'])}; strength {measured['strength']:g}",
+        f"plain text: KL {_said(text['kl'], '.3f')} nats a token, arg max kept at "
+        f"{_said(text['kept'], '.1%')} of {text['tokens']} tokens",
+        f"size: {_size(measured['edit'])}; strength {_said(measured['strength'], 'g')}",
         f"verdict: {measured['verdict']['line']}",
         *(f"({threshold})" for threshold in measured["verdict"]["thresholds"]),
         *(f"WARNING: {visible(warning)}" for warning in measured["warnings"]),
@@ -84,7 +86,9 @@ def _table(fact: Mapping[str, Any], width: int) -> list[str]:
         rows.append(_row((_kind(line), *_texts(line), numbers), cell))
     for line in fact["still"]:
         kept = "LEAKS" if leaks(line) else "same" if line["same"] else "CHANGED"
-        rows.append(_row((_kind(line), *_texts(line), f"{kept:<8}KL {line['kl']:.3f}"), cell))
+        rows.append(
+            _row((_kind(line), *_texts(line), f"{kept:<8}KL {_said(line['kl'], '.3f')}"), cell)
+        )
     return rows
 
 
@@ -108,15 +112,19 @@ def _kind(line: Mapping[str, Any]) -> str:
 
 
 def _nll(line: Mapping[str, Any]) -> str:
-    before, after = (DASH if line[k] is None else f"{line[k]:.2f}" for k in ("nll_before", "nll"))
-    return f"{before} > {after}"
+    return " > ".join(_said(line[k], ".2f") for k in ("nll_before", "nll"))
+
+
+def _said(value: float | None, form: str) -> str:
+    """A number, or a dash for one that was not finite."""
+    return DASH if value is None else format(value, form)
 
 
 def _size(edit: Mapping[str, Any]) -> str:
     weights = edit["weights"]
     ranks = [w["rank"] for w in weights if w["rank"] is not None]
     shares = [w["relative"] for w in weights if w["relative"] is not None]
-    parts = [f"norm {edit['norm']:.3g}"]
+    parts = [f"norm {_said(edit['norm'], '.3g')}"]
     if shares:
         parts.append(f"{min(shares):.2%} to {max(shares):.2%} of each weight's")
     parts.append(f"rank {min(ranks)} to {max(ranks)}" if ranks else "dense")
@@ -127,8 +135,8 @@ def log(entries: Sequence[Entry]) -> str:
     """All entries, a line each."""
     rows = [("", "state", "made", "editor", "took", "local", "KL unrelated", "facts")]
     for entry in entries:
-        verdict = entry.measured.get("verdict")
-        kl = entry.measured.get("kl", {}).get("unrelated")
+        measured = entry.measured if is_known(entry.measured) else {}
+        verdict, kl = measured.get("verdict"), measured.get("kl", {}).get("unrelated")
         rows.append(
             (
                 str(entry.number),
@@ -137,7 +145,7 @@ def log(entries: Sequence[Entry]) -> str:
                 entry.editor,
                 DASH if verdict is None else "yes" if verdict["took"] else "NO",
                 DASH if verdict is None else "good" if verdict["local"] else "BAD",
-                DASH if kl is None else f"{kl:.3f}",
+                _said(kl, ".3f"),
                 visible("; ".join(f"{p} => {t}" for p, t in entry.facts)),
             )
         )

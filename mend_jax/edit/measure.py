@@ -48,6 +48,7 @@ import jax
 import numpy as np
 
 from mend_jax.edit.compare import compared, compared_texts, written
+from mend_jax.edit.measured import VERSION
 from mend_jax.edit.probes import Probes
 from mend_jax.edit.verdict import ASKED, answer, judge, took
 from mend_jax.edits import Delta, Edit, LowRank
@@ -59,7 +60,6 @@ from mend_jax.writers import finite
 
 Line = dict[str, Any]
 
-VERSION = 1
 LEAST_NEW = 12
 """Tokens that are written after each prompt, at least."""
 TEXT_LENGTH = 48

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mend_jax import pages
-from mend_jax.edit.measure import VERSION
+from mend_jax.edit.measured import is_known
 from mend_jax.edit.pictures import edits_png
 from mend_jax.edit.verdict import leaks
 from mend_jax.plots import number
@@ -129,7 +129,7 @@ def choices(cards: Sequence[Shown]) -> dict[str, list[tuple[str, str]]]:
 
 
 def _known(entry: Shown) -> bool:
-    return entry["measured"].get("version") == VERSION
+    return is_known(entry["measured"])
 
 
 def _outcome(entry: Shown) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, get_origin, get_type_hints
 
 from mend_jax.editors.base import EditTransform, Link, Run, chain, factor_editor
 from mend_jax.editors.cache import cache
@@ -27,6 +27,7 @@ from mend_jax.editors.rledit import rledit
 from mend_jax.editors.rome import rome
 from mend_jax.editors.ultraedit import ultraedit
 from mend_jax.errors import ConfigError
+from mend_jax.typed import fits
 
 __all__ = ["EDITORS", "EditTransform", "Link", "Run", "chain", "factor_editor", "make_editor"]
 
@@ -63,6 +64,14 @@ def make_editor(name: str, options: Mapping[str, Any]) -> EditTransform:
     known = inspect.signature(EDITORS[name]).parameters
     if unknown := sorted(set(options) - set(known)):
         raise ConfigError(f"editor {name!r} has no option {unknown}; it has {sorted(known)}")
+    hints = get_type_hints(EDITORS[name])
+    for option, value in options.items():
+        hint = hints.get(option, Any)
+        if isinstance(value, str) and get_origin(hint) is Literal:
+            continue  # the editor says which words it knows
+        if not fits(value, hint):
+            needed = known[option].annotation
+            raise ConfigError(f"editor {name!r}: {option} is {value!r:.80}, needed is {needed}")
     try:
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
         return _make(name, tuple(sorted(plain.items())))

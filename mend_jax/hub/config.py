@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from mend_jax.errors import WeightsError
 from mend_jax.hub.gguf_files import GgufFile, open_gguf
 from mend_jax.hub.source import Source
+from mend_jax.typed import parse_json
 
 _REQUIRED = object()
 
@@ -23,7 +23,7 @@ def read_config(source: Source) -> dict[str, Any]:
         return config_from_gguf(open_gguf(source.path))
     path = source.path / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise WeightsError(f"cannot read {path} as JSON ({error}): fetch it again.") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):

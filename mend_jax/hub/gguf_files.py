@@ -152,6 +152,8 @@ def _stored(buffer, path: Path, name: str, shape, kind: int, start: int) -> Stor
             f"the tensor {name} of {path} has type {kind}, which the installed gguf package does "
             "not know: update gguf, or convert the file to F16 or Q8_0."
         ) from error
+    if 0 in shape:
+        raise damaged(path, f"{name} has the shape {list(shape)}, with nothing in it")
     row = shape[-1] if shape else 1
     if row % block:
         raise damaged(path, f"{name} has rows of {row}, not a multiple of {qtype.name}'s {block}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import safetensors
 
 from mend_jax.errors import WeightsError
 from mend_jax.hub.stored import Stored
+from mend_jax.typed import parse_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -53,7 +53,7 @@ def _list_shards(index: Path) -> dict[str, Stored]:
     bad = [s for s in shards if Path(s).name != s]
     if bad:
         raise WeightsError(f"{index} names files outside its folder: {bad[:5]}. Fetch it again.")
-    missing = [s for s in shards if not (index.parent / s).is_file()]
+    missing = [s for s in shards if not _is_there(index.parent / s)]
     found: dict[str, Stored] = {}
     damages: list[str] = []
     unread = set(missing)
@@ -88,9 +88,16 @@ def _list_shards(index: Path) -> dict[str, Stored]:
     return found
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no name that a file can have
+        return False
+
+
 def _read_index(index: Path) -> Mapping[str, str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = parse_json(index.read_bytes())["weight_map"]
         if not all(isinstance(v, str) for v in weight_map.values()):
             raise TypeError("a value of weight_map is not a file name")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -148,7 +155,7 @@ def _damage(path: Path, error: Exception) -> str:
 
 def _promise(header: bytes, header_bytes: int) -> str:
     try:
-        entries = json.loads(header)
+        entries = parse_json(header)
         ends = [v["data_offsets"][1] for k, v in entries.items() if k != "__metadata__"]
         return f"; its header promises {8 + header_bytes + max(ends, default=0)} bytes"
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_origin, get_type_hints
 
 from mend_jax.errors import ConfigError, WeightsError
 from mend_jax.models import bart, bert, gemma, gpt2, gpt_neo, gptj, llama, qwen, t5
 from mend_jax.models.base import TensorSpec
 from mend_jax.models.params import BLOCK
+from mend_jax.typed import fits
 
 _FAMILIES: tuple[ModuleType, ...] = (gpt2, gpt_neo, gptj, llama, qwen, gemma, bert, t5, bart)
+MOST_BLOCKS = 1000
+MOST_SIZE = 1 << 26
+_N_BLOCKS = (
+    "num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers",
+    "num_decoder_layers",
+)  # fmt: skip
 
 
 class WeightSpec(NamedTuple):
@@ -51,13 +58,36 @@ def family_of(hf_config: dict[str, Any]) -> ModuleType:
 
 
 def parse_config(family: ModuleType, hf_config: dict[str, Any]) -> Any:
-    """The family's config, with what is missing or unsupported named."""
+    """The family's config, with what is missing, unsupported or out of all proportion named."""
     try:
-        return family.config_from_hf(hf_config)
+        for name in _N_BLOCKS:
+            blocks = hf_config.get(name)
+            if blocks is not None and not (type(blocks) is int and 0 < blocks <= MOST_BLOCKS):
+                raise ValueError(f"{name} is {blocks!r:.80}: it must be 1 to {MOST_BLOCKS}")
+        config = family.config_from_hf(hf_config)
+        _refuse_odd(config, get_type_hints(type(config)))
+        hash(config)  # which compiled programs are found by
+        if empty := [s.hf for s in family.tensor_specs(config) if not all(n > 0 for n in s.shape)]:
+            raise ValueError(f"there is nothing in {empty[0]} by these sizes")
     except KeyError as e:
         raise WeightsError(f"config.json: field {e} is missing for {family.__name__}") from e
-    except ValueError as e:
+    except (ValueError, TypeError, AttributeError, ArithmeticError, IndexError) as e:
         raise WeightsError(f"config.json: {e}") from e
+    return config
+
+
+def _refuse_odd(config: Any, hints: dict[str, Any]) -> None:
+    """ValueError for a field that is of another type than its hint, or a size beyond all models."""
+    for name, hint in hints.items():
+        if get_origin(hint) is ClassVar:
+            continue
+        value = getattr(config, name)
+        if not fits(value, hint):
+            raise ValueError(f"{name} is {value!r:.80}, which is not of type {hint}")
+        if type(value) is int and not 0 <= value <= MOST_SIZE:
+            raise ValueError(f"{name} is {value}: it must be 0 to {MOST_SIZE}")
+        if isinstance(value, tuple) and hasattr(value, "_fields"):  # such as `rotary.Rope`
+            _refuse_odd(value, get_type_hints(type(value)))
 
 
 def editable_weights(specs: Sequence[TensorSpec]) -> dict[str, WeightSpec]:

@@ -50,7 +50,12 @@ def _attention_layers(hf: dict[str, Any]) -> list[str]:
     """ "global" or "local" for each block, from `attention_types` or `attention_layers`."""
     listed = hf.get("attention_layers")
     if listed is None or hf.get("attention_types") is not None:
-        layers = [kind for kinds, times in hf["attention_types"] for kind in list(kinds) * times]
+        most = hf["num_layers"]  # times may be any number
+        layers = [
+            kind
+            for kinds, times in hf["attention_types"]
+            for kind in list(kinds) * min(times, most + 1)
+        ]
     else:
         layers = list(listed)
     if listed is not None and list(listed) != layers:

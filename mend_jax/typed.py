@@ -1,0 +1,78 @@
+"""Values from outside: JSON with one kind of error, and whether a value is what a hint says."""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+DEEPEST = 64  # lists and objects in one another; what the project writes has fewer than ten
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of JSON text, which as bytes is UTF-8.
+
+    Raises:
+      ValueError: not JSON, not UTF-8, a number of thousands of digits, or nested too deeply.
+    """
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
+    try:
+        value = json.loads(text)
+    except RecursionError as e:
+        raise ValueError("nested too deeply") from e
+    if is_deep(value):
+        raise ValueError(f"nested more than {DEEPEST} deep")
+    return value
+
+
+def is_deep(value: Any) -> bool:
+    """Whether a JSON value is nested more than `DEEPEST` deep, which recursion may not survive."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [child for node in level if isinstance(node, (dict, list))
+                 for child in (node.values() if isinstance(node, dict) else node)]  # fmt: skip
+        if not level:
+            return False
+    return True
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type hint.
+
+    A whole number is a float too, but true is no number, and a float must be finite. A list
+    stands for a tuple, as in JSON. Of a TypedDict the keys must be there, and others may be. Hints
+    that are not known here fit everything.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, arg) for arg in args)
+    if origin is typing.Literal:
+        return any(type(value) is type(arg) and value == arg for arg in args)
+    if hint is None or hint is types.NoneType:
+        return value is None
+    if hint in (bool, int, str):
+        return type(value) is hint
+    if hint is float:
+        return type(value) is int or (type(value) is float and math.isfinite(value))
+    if origin in (tuple, list):
+        kinds = (tuple, list) if origin is tuple else list
+        return isinstance(value, kinds) and _items_fit(value, origin, args)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            fits(k, args[0]) and fits(v, args[1]) for k, v in value.items()
+        )
+    if typing.is_typeddict(hint):
+        hints = typing.get_type_hints(hint)
+        return isinstance(value, Mapping) and all(
+            name in value and fits(value[name], inner) for name, inner in hints.items()
+        )
+    return True
+
+
+def _items_fit(value: Any, origin: type, args: tuple[Any, ...]) -> bool:
+    if origin is list or args[1:] == (...,):
+        return all(fits(item, args[0]) for item in value)
+    return len(value) == len(args) and all(map(fits, value, args))

