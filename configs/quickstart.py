@@ -79,6 +79,7 @@ def get_config(variant=""):
     c.train.keep = "last"  # the schedules end there; or "best": by validation loss
     c.train.trunk_cache = ""  # or "device", "host", "disk": keep trunk states for later epochs ...
     c.train.trunk_cache_gib = 4.0  # ... where they take no more than this
+    c.train.doctor = True  # check first that all of it works and learns; see docs/reliability.md
     c.train.patience = 0  # steps without a better validation loss before stopping; 0: never
 
     c.eval = ml_collections.ConfigDict()
@@ -101,6 +102,7 @@ def get_config(variant=""):
 
     if variant in ("smoke", "lean"):
         c.data.pack = ()  # compiled once
+        c.train.doctor = False  # takes longer than the steps
         c.train.steps = 12
         c.train.val_every = 6
         c.train.val_edits = 16

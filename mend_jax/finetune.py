@@ -9,8 +9,6 @@ takes minutes, so one that was interrupted starts again from its beginning.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +29,8 @@ from mend_jax.hub.merged import save_checkpoint
 from mend_jax.language_model import LanguageModel, load_model
 from mend_jax.models.classifier import HEAD
 from mend_jax.models.params import count, unstack_trunk
-from mend_jax.run import PACKAGES, hardware, say
+from mend_jax.provenance import code_fingerprint, hardware, versions
+from mend_jax.run import say
 from mend_jax.schema import Key, check_keys, refuse
 from mend_jax.sequences import Sequences
 from mend_jax.workdir import prepare, read_results
@@ -116,9 +115,9 @@ def finetune(
             "name": dataset.name, "fingerprint": dataset.fingerprint, "license": dataset.license,
             "notes": dataset.notes,
         },
+        "code": code_fingerprint(),
         "hardware": hardware(),
-        "versions": {p: importlib.metadata.version(p) for p in PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "training": {
             "steps": steps, "kept_step": best.step, "trained_parameters": count(best.params),
             "seconds": trained_in,

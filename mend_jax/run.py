@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import itertools
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from mend_jax import checkpoint, distributed, report
+from mend_jax import checkpoint, distributed, doctor, report
 from mend_jax import config as configs
 from mend_jax.appraise import appraise
 from mend_jax.data import DataSet
@@ -29,6 +26,7 @@ from mend_jax.experiment import Experiment, open_experiment
 from mend_jax.mesh import in_force, shard_batch
 from mend_jax.models.params import count
 from mend_jax.objective import ASKED, locality_sets, set_weights, texts_of
+from mend_jax.provenance import code_fingerprint, hardware, versions
 from mend_jax.survey import survey
 from mend_jax.sweep import sweep
 from mend_jax.train import (
@@ -43,8 +41,6 @@ from mend_jax.train import (
 from mend_jax.trunk_cache import TrunkCache
 from mend_jax.workdir import prepare, read_results
 from mend_jax.writers import JsonLines, write_json, write_text
-
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def train_and_evaluate(
@@ -93,11 +89,15 @@ def train_and_evaluate(
     results = {
         "config_name": config_name,
         "config": configs.plain(config),
-        "base": {"spec": experiment.model.spec, "fingerprint": experiment.model.fingerprint},
+        "base": {
+            "spec": experiment.model.spec,
+            "fingerprint": experiment.model.fingerprint,
+            "tokenizer": experiment.model.tokenizer.fingerprint,
+        },
         "data": describe_data(experiment),
+        "code": code_fingerprint(),
         "hardware": hardware(),
-        "versions": {p: importlib.metadata.version(p) for p in PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "training": {
             **dataclasses.asdict(record),
             "steps": trained,
@@ -149,6 +149,8 @@ def train_editor(
         log.rewind(int(state.step))
     if manager.latest_step() is None:
         state = begun(experiment, state)
+        if c.train.doctor:
+            see_doctor(experiment, workdir, state)
     if not experiment.editor.trainable or c.train.steps == 0:
         if manager.latest_step() is None:  # so that Editor.restore finds it
             checkpoint.save(manager, 0, state, mine, None)
@@ -235,6 +237,15 @@ def begun(experiment: Experiment, fresh: TrainState) -> TrainState:
     return fresh.replace(**learned)
 
 
+def see_doctor(experiment: Experiment, workdir: Any, state: TrainState) -> None:
+    """Checks the run before its hours are spent; TrainingError, or a PeerError, where it fails."""
+    began = time.monotonic()
+    findings = doctor.examine(experiment, workdir, state)
+    with distributed.together("the doctor's checks"):
+        doctor.refuse(findings)
+    say(f"doctor: {len(findings)} checks, all well, {time.monotonic() - began:.0f} s")
+
+
 def describe_data(experiment: Experiment) -> dict[str, Any]:
     splits = {n: getattr(experiment, n) for n in ("train", "validation", "test")}
     sets = [d for d in (experiment.dataset, experiment.far) if d is not None]
@@ -264,14 +275,6 @@ def described(dataset: DataSet) -> dict[str, Any]:
         "license": dataset.license,
         "notes": dict(dataset.notes),
     }
-
-
-def hardware() -> str:
-    """The machine in words: accelerators, cores, system."""
-    devices = jax.devices()
-    return (
-        f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}"
-    )
 
 
 def headline(results: dict[str, Any]) -> str:

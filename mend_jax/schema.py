@@ -73,6 +73,7 @@ KEYS = {
     "train.trunk_cache": Key(str, choices=TRUNK_CACHES),
     "train.trunk_cache_gib": _RATE,
     "train.keep": Key(str, choices=("best", "last")),
+    "train.doctor": Key(bool),
     "eval.edits": _COUNT,
     "eval.also": Key(tuple),
     "eval.edits_per_step": _COUNT,
@@ -93,6 +94,9 @@ FREE = ("editor.options.", "eval.baselines.")  # checked by the editors themselv
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises one ConfigError that names all that is wrong with the config of an editing run."""
     problems = check_keys(config, KEYS, FREE)
+    problems += [
+        f"{group[:-1]} is not a group of keys" for group in FREE if not _has(config, group)
+    ]
     if not problems and config.eval.max_new_tokens < config.data.max_target:
         problems.append(
             f"eval.max_new_tokens is {config.eval.max_new_tokens}: no room to write a target of "
@@ -116,7 +120,7 @@ def _sequences(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
     of_baselines = [
         (f"eval.baselines.{name}.sequential", options["sequential"])
         for name, options in config.eval.baselines.items()
-        if "sequential" in options
+        if isinstance(options, ml_collections.ConfigDict) and "sequential" in options
     ]
     return [("eval.sequential", config.eval.sequential), *of_baselines]
 
@@ -162,6 +166,14 @@ def check_keys(
         elif least is not None and not (value > least if above else value >= least):
             problems.append(f"{key} is {value}, {'more than' if above else 'at least'} {least}")
     return problems
+
+
+def _has(config: ml_collections.ConfigDict, group: str) -> bool:
+    for part in group.removesuffix(".").split("."):
+        if not isinstance(config, ml_collections.ConfigDict) or part not in config:
+            return False
+        config = config[part]
+    return isinstance(config, ml_collections.ConfigDict)
 
 
 def _get(config: ml_collections.ConfigDict, key: str) -> Any:

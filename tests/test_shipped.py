@@ -23,6 +23,7 @@ SETTINGS = {
     "train.checkpoint_every": 2, "train.both_ways": False, "eval.edits": 2,
     "eval.edits_per_step": 2, "eval.max_new_tokens": 24, "eval.examples": 1,
     "eval.baselines": "{}", "editor.options.rank": 4, "model.last_n_blocks": 1,
+    "train.doctor": False,
 }  # fmt: skip
 FACT = ("The capital of France is", "Lyon")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import math
 from collections.abc import Mapping
@@ -85,18 +84,16 @@ def check_editor(experiment: Experiment, start: TrainState) -> list[Finding]:
     """
     c, editor, model = experiment.config, experiment.editor, experiment.model
     before = checksums(model)
-    asked = next(experiment.eval_batches(experiment.validation, c.eval.edits_per_step))
-    asked = texts_of(shard_batch(experiment.mesh, asked))
-    lowered = {
-        "to evaluate": make_scorer(editor, model).lower(
-            start.params, start.editor_state, model.params, asked
-        )
-    }
-    step, batch = None, asked
+    step = None
     if editor.trainable and c.train.steps > 0 and jax.tree.leaves(start.params):
         step, batch = train_step_of(experiment, start), longest_batch(experiment)
-        lowered["to train"] = step.lower(start, model.params, batch, np.int32(1))
-    findings = [check_memory(_compiled(lowered))]
+        lowered = step.lower(start, model.params, batch, np.int32(1))
+    else:
+        batch = next(experiment.eval_batches(experiment.validation, c.eval.edits_per_step))
+        batch = texts_of(shard_batch(experiment.mesh, batch))
+        scorer = make_scorer(editor, model)
+        lowered = scorer.lower(start.params, start.editor_state, model.params, batch)
+    findings = [check_memory("a training step" if step else "an evaluation step", lowered)]
     if any_failed(findings):
         return findings
 
@@ -143,17 +140,6 @@ def longest_batch(experiment: Experiment) -> dict[str, Any]:
     return shard_batch(experiment.mesh, texts_of(next(found)))
 
 
-def _compile(lowered: Any) -> Any:
-    return lowered.compile()
-
-
-def _compiled(lowered: Mapping[str, Any]) -> dict[str, Any]:
-    """Programs by name, compiled side by side; a later call of the same finds them compiled."""
-    at_once = len(lowered) if jax.process_count() == 1 else 1
-    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-        return dict(zip(lowered, pool.map(_compile, lowered.values()), strict=True))
-
-
 def few_steps(
     experiment: Experiment, step: Any, start: TrainState, batch: Any
 ) -> tuple[TrainState, list[dict[str, float]]]:
@@ -163,9 +149,10 @@ def few_steps(
     alone. Training that a batch cannot bear ends it, too.
 
     Returns:
-      The state, and the metrics of each step.
+      The state, and the metrics of each step, with the `objective` as "asked".
     """
-    each, seen = experiment.config.train.accumulate, []
+    each = experiment.config.train.accumulate
+    seen: list[dict[str, float]] = []
     state = jax.tree.map(jnp.copy, start)  # a step takes over the arrays that it is given
     for done in range(1, MOST_UPDATES * each + 2):
         fresh = jax.tree.map(jnp.copy, start.editor_state)
@@ -173,14 +160,21 @@ def few_steps(
             state.replace(editor_state=fresh), experiment.model.params, batch,
             np.int32(int(start.step) + done),
         )  # fmt: skip
-        seen.append({name: float(value) for name, value in gather(metrics).items()})
+        found = {name: float(value) for name, value in gather(metrics).items()}
+        seen.append(found | {"asked": objective(found, experiment.config.train)})
         if not seen[-1]["finite"] or (done > UPDATES * each and _fell(seen)):
             break
     return state, seen
 
 
+def objective(metrics: Mapping[str, float], config: Any) -> float:
+    """The meta-loss of a step with the weights of the first, which change along training."""
+    success = config.c_edit_start * metrics["nll_rephrase"]
+    return success + config.c_loc * metrics["kl"] + metrics.get("penalty", 0.0)
+
+
 def _fell(seen: list[dict[str, float]]) -> bool:
-    first, last = seen[0]["loss"], seen[-1]["loss"]
+    first, last = seen[0]["asked"], seen[-1]["asked"]
     return first - last > _FALL * abs(first)
 
 
@@ -252,7 +246,7 @@ def check_gradients(state: TrainState, seen: list[dict[str, float]]) -> Finding:
 
 def check_learning(seen: list[dict[str, float]]) -> Finding:
     """Whether a few updates lower the meta-loss of one batch."""
-    first, last = seen[0]["loss"], seen[-1]["loss"]
+    first, last = seen[0]["asked"], seen[-1]["asked"]
     return judged(
         "learning", _fell(seen),
         f"meta-loss {first:.4g} to {last:.4g} in {len(seen) - 1} steps on one batch",

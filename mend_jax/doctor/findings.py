@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
+from mend_jax.distributed import gather
 from mend_jax.errors import MendError, TrainingError
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
@@ -66,7 +69,8 @@ def attempt(check: str, ask: Callable[[], Finding]) -> Finding:
 
 
 def any_failed(findings: Sequence[Finding]) -> bool:
-    return any(f.failed for f in findings)
+    """Whether a check failed, here or on another process of the run: all go on, or none."""
+    return bool(np.any(gather(np.asarray([any(f.failed for f in findings)]))))
 
 
 def in_words(findings: Sequence[Finding]) -> Iterator[str]:

@@ -52,7 +52,7 @@ def fine_tune(config: ml_collections.ConfigDict, workdir: str) -> list[Finding]:
     except MendError as e:
         return [refused(check_of(e), e)]
     bad = [path for path, (_, finite) in checksums(model).items() if not finite]
-    problems = shared({name: list(dataset.split(name)) for name in SPLITS})
+    problems, told = shared({name: list(dataset.split(name)) for name in SPLITS})
     counts = ", ".join(f"{len(seqs.tokens):,} {name}" for name, seqs in texts.items())
     return [
         attempt("workdir", lambda: check_workdir(workdir, model.params)),
@@ -62,7 +62,7 @@ def fine_tune(config: ml_collections.ConfigDict, workdir: str) -> list[Finding]:
         ),
         check_tokenizer(model),
         judged(
-            "data", not problems, "; ".join(problems) or f"claims: {counts}",
+            "data", not problems, "; ".join(problems) or f"claims: {counts}; {told}",
             "no subject or prompt in two splits", "make splits that share no subject",
         ),
         skipped("edit", "fine-tuning makes no edits"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,18 @@ MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(compiled: Mapping[str, Any]) -> Finding:
-    """What the run's compiled programs need beside what is loaded already.
+def check_memory(what: str, lowered: Any) -> Finding:
+    """What a program of the run needs beside what is loaded already.
 
-    Args:
-      compiled: by the name of each.
+    It is compiled here, once: the run that calls the same program finds it so.
     """
-    needs = {name: bytes_of(program) for name, program in compiled.items()}
-    if (free := free_memory()) is None:
+    needed, free = bytes_of(lowered.compile()), free_memory()
+    if free is None:
         return skipped("memory", "this machine does not tell how much memory is free")
-    told = ", ".join(f"{n / GIB:.2f} GiB {name}" for name, n in needs.items())
     return judged(
-        "memory", max(needs.values()) <= free,
-        f"{told}, beside what is loaded", f"at most the {free / GIB:.2f} GiB that are free",
+        "memory", needed <= free,
+        f"{what} takes {needed / GIB:.2f} GiB beside what is loaded",
+        f"at most the {free / GIB:.2f} GiB that are free",
         "lower train.edits_per_step and eval.edits_per_step, or set model.head_chunk, "
         "model.text_chunk or model.remat, or a smaller editor.options.rank",
     )  # fmt: skip
@@ -81,19 +79,19 @@ def _read(path: Path) -> str:
 def check_workdir(workdir: str | Path, state: Any) -> Finding:
     """Whether the folder can be written, and has room for the checkpoints of a training state.
 
-    A folder that was not there is taken away again.
+    Folders that were not there are taken away again.
 
     Raises:
       ConfigError: it cannot be written.
     """
     where = as_path(workdir)
-    new = not where.exists()
+    new = [folder for folder in (where, *where.parents) if not folder.exists()]
     prepare(workdir)
     if is_remote(where):
         return judged("workdir", True, f"{where} can be written", "", "")
     free = shutil.disk_usage(where).free
-    if new:
-        where.rmdir()
+    for folder in new:
+        folder.rmdir()
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     needed = _KEPT * size + _REPORTS
     return judged(
