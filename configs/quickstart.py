@@ -81,6 +81,7 @@ def get_config(variant=""):
     c.train.trunk_cache_gib = 4.0  # ... where they take no more than this
     c.train.doctor = True  # check first that all of it works and learns; see docs/reliability.md
     c.train.patience = 0  # steps without a better validation loss before stopping; 0: never
+    c.train.skip_non_finite = 3  # steps in a row without a finite loss and gradient end a run
 
     c.eval = ml_collections.ConfigDict()
     c.eval.edits = 220  # that fit the lengths

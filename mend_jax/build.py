@@ -14,7 +14,7 @@ from mend_jax.editors import EditTransform, make_editor
 from mend_jax.editors.base import with_strength
 from mend_jax.language_model import LanguageModel, load_model
 from mend_jax.optimizer import make_optimizer
-from mend_jax.train import TrainState, init_state
+from mend_jax.train import TrainState, TrainStep, init_state, make_train_step, success_weight
 
 
 def lengths_of(config: ml_collections.ConfigDict) -> Lengths:
@@ -52,6 +52,16 @@ def build_model(config: ml_collections.ConfigDict, mesh: Any = None) -> Language
         head_chunk=c.head_chunk,
         mesh=mesh,
     )
+
+
+def build_train_step(config, editor, tx, model: LanguageModel, shardings: Any = None) -> TrainStep:
+    """The training step of a config; see `make_train_step`."""
+    c = config.train
+    return make_train_step(
+        editor, tx, model=model.module, weights=model.weights, c_loc=c.c_loc,
+        near_share=c.near_share, both_ways=c.both_ways, skip_non_finite=c.skip_non_finite,
+        c_edit=success_weight(c.c_edit_start, c.c_edit, c.steps), shardings=shardings,
+    )  # fmt: skip
 
 
 def new_state(config, editor, tx, weights) -> TrainState:

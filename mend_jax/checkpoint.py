@@ -5,6 +5,9 @@ position, early-stopping record, config, fingerprints of base and data). Saving 
 killed while it writes finds its previous step. It goes on in the background: `save` returns when
 the arrays are copied to the host, and what fails later is raised by the next `save` or by `finish`.
 
+`meta` also says the format (`migrate`) and the checksums of all arrays and of itself (`checksums`):
+what comes back is what was saved, or a `DamageError`.
+
 In an object store (gs://...) Orbax writes a step by itself and marks it when it is complete; that
 is Orbax's own work, which the tests here do not reach: they have no such store.
 """
@@ -12,6 +15,8 @@ is Orbax's own work, which the tests here do not reach: they have no such store.
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,14 +25,27 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
+from mend_jax import checksums, migrate
+from mend_jax.damage import DamageError, see_to_scores
 from mend_jax.errors import CheckpointError
 from mend_jax.writers import is_remote
 
 SCORE = "val_loss"
+MOST_AT_ONCE = 4  # steps on disk: the newest two, the best, and the one that is being written
+_OF_NO_NUMBER = ("data.dir ", "train.doctor ")
+"""Settings that may differ: of the data the fingerprint is compared, wherever they lie."""
+_OURS = ("format", SCORE, "arrays")  # keys of meta that are written here
 
 
 def open_manager(directory: Any, read_only: bool = False) -> ocp.CheckpointManager:
-    """The manager of `DIR/checkpoints`: keeps the newest two steps and the best by `val_loss`."""
+    """The manager of `DIR/checkpoints`: keeps the newest two steps and the best by `val_loss`.
+
+    A step whose score cannot be read could not be ranked: it is told and moved aside.
+
+    Raises:
+      CheckpointError: the folder cannot be made or listed, or a score cannot be read and the step
+        may not be moved (a manager that only reads, or many processes).
+    """
     policy = keep.AnyPreservationPolicy(
         [
             keep.LatestN(2),
@@ -45,7 +63,14 @@ def open_manager(directory: Any, read_only: bool = False) -> ocp.CheckpointManag
     )
     if not is_remote(directory):
         directory = directory.absolute()
-    return ocp.CheckpointManager(directory, options=options)
+        see_to_scores(directory, SCORE, read_only)
+    try:
+        return ocp.CheckpointManager(directory, options=options)
+    except OSError as e:
+        raise CheckpointError(
+            f"{directory} cannot be used for checkpoints ({e}): see that it can be read and "
+            "written, or give another --workdir"
+        ) from e
 
 
 def save(
@@ -68,13 +93,16 @@ def save(
     if val_loss is not None and not math.isfinite(val_loss):
         raise ValueError(f"a validation loss of {val_loss} cannot rank step {step}")
     finish(manager)
+    sealed = {**meta, "format": migrate.FORMAT, SCORE: val_loss}
+    sealed = json.loads(json.dumps(sealed | {"arrays": checksums.of_arrays(state)}))
+    sealed["sha256"] = checksums.of_json(sealed)
     with _named_errors(manager):
         if replace and step in manager.all_steps():
             manager.delete(step)
         manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(sealed)
             ),
             metrics=None if val_loss is None else {SCORE: val_loss},
         )
@@ -106,30 +134,73 @@ def _named_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
 
 
 def restore_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """The JSON part of a step."""
-    try:
-        restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-    except Exception as e:  # orbax raises many types on a damaged step
-        raise CheckpointError(_damaged(manager, step, e)) from e
-    return restored["meta"]
+    """The JSON part of a step, of today's format.
+
+    Raises:
+      DamageError: it cannot be read, or is not what was saved.
+      CheckpointError: it is of a later version.
+    """
+    meta, number = _stored_meta(manager, step)
+    return migrate.upgraded_meta({k: v for k, v in meta.items() if k not in _OURS}, number)
 
 
 def restore_state(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
-    """The arrays of a step, shaped and placed like `like` (arrays or ShapeDtypeStructs)."""
+    """The arrays of a step, shaped and placed like `like` (arrays or ShapeDtypeStructs).
+
+    Raises:
+      DamageError: they cannot be read, or are not what was saved.
+    """
+    meta, number = _stored_meta(manager, step)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    stored = migrate.as_stored(abstract, number)
+    state = _restored(manager, step, state=ocp.args.StandardRestore(stored))
+    if (wanted := meta.get("arrays")) is not None:
+        found = checksums.of_arrays(state)
+        others = sorted(k for k in {*wanted, *found} if wanted.get(k) != found.get(k))
+        if others:
+            raise _damage(manager, step, f"{len(others)} arrays are not those saved: {others[:3]}")
+    return migrate.upgraded_state(state, like, number)
+
+
+def _stored_meta(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], int]:
+    """The JSON part of a step as it is there, and its format."""
+    meta = _restored(manager, step, meta=ocp.args.JsonRestore())
+    if not isinstance(meta, dict):
+        raise _damage(manager, step, "its meta is no JSON object")
+    if "format" in meta or "sha256" in meta:
+        signed = meta.pop("sha256", None)
+        if signed != checksums.of_json(meta):
+            raise _damage(manager, step, "its meta is not what was saved")
+        score = (manager.metrics(step) or {}).get(SCORE)
+        if score != meta[SCORE]:
+            raise _damage(manager, step, f"its {SCORE} is {score}, {meta[SCORE]} was saved")
+    return meta, migrate.format_of(meta, manager.directory / str(step))
+
+
+def _restored(manager: ocp.CheckpointManager, step: int, **item: Any) -> Any:
+    """One item of a step.
+
+    Raises:
+      DamageError: it cannot be read, whatever the step holds.
+      CheckpointError: this program may not read it, now; that says nothing of the step.
+    """
+    [name] = item
     try:
-        restored = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        )
-    except Exception as e:
-        raise CheckpointError(_damaged(manager, step, e)) from e
-    return restored["state"]
+        return manager.restore(step, args=ocp.args.Composite(**item))[name]
+    except Exception as e:  # orbax raises many types on a damaged step
+        if isinstance(e, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            raise  # the barrier of many processes, when one is lost
+        if isinstance(e, OSError) and e.errno in (errno.EACCES, errno.EPERM, errno.EMFILE):
+            raise CheckpointError(
+                f"checkpoint {manager.directory}/{step} may not be read ({e})"
+            ) from e
+        first = str(e).strip().splitlines()[:1]
+        raise _damage(manager, step, f"{type(e).__name__}: {first}") from e
 
 
-def _damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> str:
-    first = str(error).strip().splitlines()[:1]
-    return (
-        f"checkpoint {manager.directory}/{step} cannot be read ({type(error).__name__}: {first}); "
+def _damage(manager: ocp.CheckpointManager, step: int, what: str) -> DamageError:
+    return DamageError(
+        f"checkpoint {manager.directory}/{step} cannot be read ({what}); "
         f"move that folder away to go on from another step, of {sorted(manager.all_steps())}"
     )
 
@@ -143,6 +214,7 @@ def refuse_other_run(meta: Mapping[str, Any], mine: Mapping[str, Any], where: An
         edited ones) and `config` (nested, plain).
       where: the checkpoint, for the message.
     """
+    meta = migrate.upgraded_meta(meta, migrate.format_of(meta, where))
     for key, what in (("base", "base model"), ("data", "data set"), ("tokenizer", "tokenizer")):
         if key in mine and meta.get(key) != mine[key]:
             raise CheckpointError(
@@ -155,8 +227,7 @@ def refuse_other_run(meta: Mapping[str, Any], mine: Mapping[str, Any], where: An
             "with the last_n_blocks and edit_roles of that run"
         )
     differences = _differences(meta.get("config", {}), mine.get("config", {}))
-    # Where the data lies does not matter: its fingerprint was compared.
-    changed = sorted(line for line in differences if not line.startswith("data.dir "))
+    changed = sorted(line for line in differences if not line.startswith(_OF_NO_NUMBER))
     if "config" in mine and changed:
         raise CheckpointError(
             f"{where} was made with another config; different: {'; '.join(changed)}; "

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from mend_jax import build, checkpoint, experiment, hub
+from mend_jax import build, checkpoint, experiment, hub, recovery
 from mend_jax.data.encode import stack
 from mend_jax.data.facts import Fact, facts_from_pairs
 from mend_jax.data.forms import CAUSAL, form_of
@@ -71,18 +71,15 @@ class Editor:
             ) from e
         transform = build.build_editor(config)
         manager = checkpoint.open_manager(workdir / "checkpoints", read_only=True)
-        last = config.train.get("keep", "best") == "last"
-        step = (None if last else manager.best_step()) or manager.latest_step()
-        if step is None:
+        if manager.latest_step() is None:
             raise CheckpointError(f"{workdir}/checkpoints holds no step: let the run train on")
-        meta = checkpoint.restore_meta(manager, step)
+        last = config.train.get("keep", "best") == "last"
+        step = None if last else recovery.best_step(manager)
         model = model or build.build_model(config)
-        checkpoint.refuse_other_run(
-            meta, experiment.base_identity(model), manager.directory / str(step)
-        )
         like = build.abstract_state(config, transform, build.build_optimizer(config), model.weights)
         like = described(like, shardings_of(mesh_of(model.params), like, EDITOR_RULES))
-        state = checkpoint.restore_state(manager, step, like)
+        mine = experiment.base_identity(model)
+        _, state, _ = recovery.newest_whole(manager, like, mine, first=step, read_only=True)
         return Editor(
             model, transform, state.params, state.editor_state, config.data.append_eos,
             config.editor.name,

@@ -32,6 +32,10 @@ class CheckpointError(MendError):
     """A checkpoint or edit file that is damaged or does not belong to this base or config."""
 
 
+class OutputError(MendError, OSError):
+    """A file of a run that cannot be written: a full disk, or one that is read-only."""
+
+
 class LedgerError(MendError):
     """A ledger of edits that is damaged, cannot be written, or lacks what is asked of it."""
 

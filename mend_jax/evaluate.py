@@ -24,6 +24,7 @@ from mend_jax.examples import (
     generated_scores,
     make_examples,
 )
+from mend_jax.guards import relative_norms
 from mend_jax.judged import Judged
 from mend_jax.language_model import LanguageModel
 from mend_jax.mesh import shard_batch
@@ -85,16 +86,21 @@ def validate(
 ) -> dict[str, float]:  # fmt: skip
     """Teacher-forced validation numbers and the meta-loss that early stopping watches.
 
+    `edit_norm` is the mean of |dW| / |W|, where the editor changes weights.
+
     `between` is called before each batch; it may raise to end the pass.
     """
-    parts = []
+    parts, norms = [], []
     sets: list[str] = []
     for batch in batches:
         between()
         sets = locality_sets(batch)
         placed = shard_batch(mesh, batch)
-        _, scores = scorer(params, state, model.params, texts_of(placed))
-        parts.append(valid_scores(scores, gather(placed["valid"])))
+        edits, scores = scorer(params, state, model.params, texts_of(placed))
+        valid = gather(placed["valid"])
+        parts.append(valid_scores(scores, valid))
+        if edits.deltas:
+            norms += gather(relative_norms(edits, model.params))[valid.any(axis=-1)].tolist()
     scores = join(parts)
     found = {f"{name}_exact": float(scores[name, "exact"].mean()) for name in ASKED}
     by_set = {name: metrics.locality_summary(scores, name) for name in sets}
@@ -103,6 +109,7 @@ def validate(
     weights = {n: w for n, w in set_weights(sets, near_share).items() if by_set[n]["n_tokens"]}
     kl = sum(w * by_set[name]["kl"] for name, w in weights.items())
     nll = float(scores["rephrase", "nll"].mean())
+    found |= {"edit_norm": statistics.fmean(norms)} if norms else {}
     return {"loss": c_edit * nll + c_loc * kl, "nll_rephrase": nll, "kl": kl, **found}
 
 

@@ -67,7 +67,7 @@ def paper_config(
             lr=1e-6, layer_lr_lr=1e-4, clip=100.0, warmup=0, decay=False, c_edit_start=0.1,
             c_edit=0.1, c_loc=1.0, near_share=0.5, survey_texts=512, log_every=100, val_every=5000,
             val_edits=500, checkpoint_every=5000, keep="best", patience=20_000,
-            trunk_cache="", trunk_cache_gib=4.0, doctor=True,
+            trunk_cache="", trunk_cache_gib=4.0, doctor=True, skip_non_finite=3,
         )
     )  # fmt: skip
     fine_tune = dict(lr=1e-2, max_steps=100, edits=40, edits_per_step=8)

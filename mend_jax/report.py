@@ -172,6 +172,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("Seed", dig(results, "config.train.seed") if seed is None else seed),
         ("Steps", f"{steps}, of which step {best} was kept" if best != DASH else steps),
         ("Stopped early", dig(results, "training.stopped")),
+        ("Warnings in training", _pairs(dig(results, "training.warnings"))),
         ("Editor's parameters", text(dig(results, "training.editor_parameters"), "count")),
         ("Training time", text(dig(results, "training.seconds"), "time")),
         ("Waiting for input", input_time(results)),

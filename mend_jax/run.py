@@ -18,28 +18,24 @@ import ml_collections
 from mend_jax import checkpoint, distributed, doctor, report
 from mend_jax import config as configs
 from mend_jax.appraise import appraise
+from mend_jax.build import build_train_step
 from mend_jax.data import DataSet
 from mend_jax.editor import Editor
 from mend_jax.errors import CheckpointError, Preempted
 from mend_jax.evaluate import make_scorer, peak_memory_bytes, validate
 from mend_jax.experiment import Experiment, open_experiment
+from mend_jax.guards import step_sizes
 from mend_jax.mesh import in_force, shard_batch
 from mend_jax.models.params import count
 from mend_jax.objective import ASKED, locality_sets, set_weights, texts_of
 from mend_jax.provenance import code_fingerprint, hardware, versions
+from mend_jax.record import Plan, Record, resume
 from mend_jax.survey import survey
 from mend_jax.sweep import sweep
-from mend_jax.train import (
-    Plan,
-    Record,
-    TrainState,
-    make_train_step,
-    resume,
-    success_weight,
-    train,
-)  # fmt: skip
+from mend_jax.train import TrainState
+from mend_jax.train_loop import train
 from mend_jax.trunk_cache import TrunkCache
-from mend_jax.workdir import prepare, read_results
+from mend_jax.workdir import need_room, prepare, read_results
 from mend_jax.writers import JsonLines, write_json, write_text
 
 
@@ -99,7 +95,7 @@ def train_and_evaluate(
         "hardware": hardware(),
         "versions": versions(),
         "training": {
-            **dataclasses.asdict(record),
+            **record.told(),
             "steps": trained,
             "kept_step": int(state.step),
             "editor_parameters": count(state.params),
@@ -173,19 +169,20 @@ def train_editor(
                 near_share=c.train.near_share, between=between,
             )  # fmt: skip
 
-        step = make_train_step(
-            experiment.editor, experiment.tx, model=experiment.model.module,
-            weights=experiment.model.weights, c_loc=c.train.c_loc, near_share=c.train.near_share,
-            both_ways=c.train.both_ways,
-            c_edit=success_weight(c.train.c_edit_start, c.train.c_edit, c.train.steps),
-            shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
+        step = build_train_step(
+            c, experiment.editor, experiment.tx, experiment.model,
+            jax.tree.map(lambda leaf: leaf.sharding, state),
         )  # fmt: skip
         plan = Plan(**{f.name: c.train[f.name] for f in dataclasses.fields(Plan)})
+        options = c.editor.options
+        logs = options.get("log_layer_lr", False) or options.get("log_inner_lr", False)
+        need_room(workdir, state, len(manager.all_steps()))
         with placing(experiment) as place:
             state = train(
                 state, experiment.model.params, batches, place=place, plan=plan,
                 train_step=step, validate=validate_state, manager=manager, meta=mine,
                 record=record, log=log, stop=stop,
+                sizes=lambda state: step_sizes(state.params, logs),
             )  # fmt: skip
     if c.train.keep == "best" and record.best_step not in (0, int(state.step)):
         state = checkpoint.restore_state(manager, record.best_step, state)

@@ -70,6 +70,7 @@ KEYS = {
     "train.val_edits": _COUNT,
     "train.checkpoint_every": _COUNT,
     "train.patience": _COUNT_OR_NONE,
+    "train.skip_non_finite": _COUNT,
     "train.trunk_cache": Key(str, choices=TRUNK_CACHES),
     "train.trunk_cache_gib": _RATE,
     "train.keep": Key(str, choices=("best", "last")),

@@ -1,28 +1,21 @@
-"""Meta-training of an editor: many independent edits a step, exact resume, early stopping."""
+"""One step of meta-training an editor: many independent edits, a gradient, a new state."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from mend_jax import checkpoint
-from mend_jax.distributed import StopRequest, is_writer
+from mend_jax import guards
 from mend_jax.editors.base import EditTransform
-from mend_jax.errors import Preempted, TrainingError
 from mend_jax.objective import meta_loss
 from mend_jax.stream import stream_loss
-from mend_jax.writers import JsonLines, Progress
 
 Batch = Mapping[str, Any]
 TrainStep = Callable[..., tuple["TrainState", dict[str, jax.Array]]]
@@ -37,12 +30,14 @@ class TrainState:
       params: the editor's learned parameters.
       opt_state: the optimiser's.
       editor_state: the editor's running statistics.
+      skipped: int32 scalar, how many steps in a row up to this one were left out.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     editor_state: Any
+    skipped: jax.Array
 
 
 def init_state(
@@ -52,7 +47,8 @@ def init_state(
     params, editor_state = editor.init(jax.random.key(seed), weights)
     with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in int32 and mixes in floats
         opt_state = tx.init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, editor_state)
+    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # each is donated
+    return TrainState(step, params, opt_state, editor_state, skipped)
 
 
 def make_train_step(
@@ -65,6 +61,7 @@ def make_train_step(
     c_loc: float,
     near_share: float = 0.5,
     both_ways: bool = False,
+    skip_non_finite: int = 1,
     shardings: Any = None,
 ) -> TrainStep:
     """The jitted step (state, base, batch, number) -> (state, metrics); it reuses the old state.
@@ -72,19 +69,22 @@ def make_train_step(
     `c_edit` gives the weight of success by the number of the step; see `objective.meta_loss`.
     `shardings` says where the new state lies, like the old one; None leaves it to the compiler.
 
-    Where the loss or the gradient is not finite the state stays as it was and metrics["finite"] is
-    0. So it does when `number` is not the next step's: steps that were dispatched before the host
-    saw the failure change nothing, and the caller stops with the last good state in hand.
+    Where the loss or the gradient is not finite the step is left out: metrics["finite"] is 0, and
+    of the state only `step` and `skipped` go on. The `skip_non_finite`-th such step in a row
+    changes nothing at all. Nor does a step whose `number` is not the next one: steps that were
+    dispatched before the host saw the last failure change nothing, and the caller stops with the
+    last good state in hand. metrics["skipped"] counts the steps left out in a row, this one too.
     """
     leaves, tree = jax.tree.flatten(shardings)
     return _train_step_of(
-        editor, tx, model, weights, c_edit, c_loc, near_share, both_ways, tuple(leaves), tree
-    )
+        editor, tx, model, weights, c_edit, c_loc, near_share, both_ways, skip_non_finite,
+        tuple(leaves), tree,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=8)  # runs of equal settings in one process share what is compiled
 def _train_step_of(
-    editor, tx, model, weights, c_edit, c_loc, near_share, both_ways, leaves, tree
+    editor, tx, model, weights, c_edit, c_loc, near_share, both_ways, skip_non_finite, leaves, tree
 ) -> TrainStep:
     shardings = jax.tree.unflatten(tree, leaves)
     settings = dict(editor=editor, model=model, weights=weights, c_loc=c_loc, near_share=near_share)
@@ -104,12 +104,31 @@ def _train_step_of(
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        new = TrainState(state.step + 1, params, opt_state, editor_state)
-        moves = finite & (new.step == number)
-        new = jax.tree.map(lambda n, o: jnp.where(moves, n, o), new, state)
-        return new, metrics | {"grad_norm": norm, "finite": finite.astype(jnp.float32)}
+        learned = state.replace(params=params, opt_state=opt_state, editor_state=editor_state)
+        new, counts = guarded(state, learned, finite, number, skip_non_finite)
+        return new, metrics | {"grad_norm": norm} | counts | guards.group_norms(grads)
 
     return train_step
+
+
+def guarded(
+    state: TrainState, learned: TrainState, finite: jax.Array, number: jax.Array, limit: int
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The state after step `number`, and what the host is told of it; see `make_train_step`.
+
+    Args:
+      state: before the step.
+      learned: with what the step learned, if it was `finite`.
+      limit: how many steps in a row that are not finite end training.
+    """
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    goes_on = (skipped < limit) & (state.step + 1 == number)
+    after = dict(step=state.step + 1, skipped=skipped)
+    new = jax.tree.map(
+        lambda n, p, o: jnp.where(goes_on, jnp.where(finite, n, p), o),
+        learned.replace(**after), state.replace(**after), state,
+    )  # fmt: skip
+    return new, {"finite": finite.astype(jnp.float32), "skipped": skipped.astype(jnp.float32)}
 
 
 @functools.cache
@@ -125,196 +144,3 @@ def success_weight(start: float, end: float, steps: int) -> Callable[[jax.Array]
         return start * jnp.exp(done * math.log(end / start))
 
     return weight
-
-
-@dataclasses.dataclass
-class Record:
-    """The early-stopping record, kept in checkpoints.
-
-    Attributes:
-      best: lowest validation loss so far.
-      best_step: where it was.
-      stopped: why training ended before its last step, or "".
-      seconds: of training so far, over all processes that went on with it.
-      input_seconds: of those, spent on getting a batch and bringing it to the devices.
-      owed: a step whose validation was cut short by a request to stop; a resume begins with it.
-    """
-
-    best: float = math.inf
-    best_step: int = 0
-    stopped: str = ""
-    seconds: float = 0.0
-    input_seconds: float = 0.0
-    owed: int = 0
-
-    def note(self, step: int, loss: float, patience: int) -> None:
-        """Takes in one validation loss; stops after `patience` steps without a better one."""
-        if loss < self.best:
-            self.best, self.best_step = loss, step
-        elif patience and step - self.best_step >= patience:
-            self.stopped = f"no better validation loss for {step - self.best_step} steps"
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The sizes of a training run (config.train)."""
-
-    steps: int
-    log_every: int
-    val_every: int
-    checkpoint_every: int
-    patience: int
-
-
-def train(
-    state: TrainState,
-    base: Any,
-    batches: Iterator[Batch],
-    *,
-    place: Callable[[Batch], Any],
-    plan: Plan,
-    train_step: TrainStep,
-    validate: Callable[[TrainState], dict[str, float]],
-    manager: Any,
-    meta: Mapping[str, Any],
-    record: Record,
-    log: JsonLines,
-    stop: StopRequest,
-) -> TrainState:
-    """Trains to `plan.steps` or to early stopping; checkpoints hold all that a resume needs.
-
-    Step k is dispatched before the metrics of step k - 1 are fetched, so the device never waits for
-    the host. Validation always comes with a checkpoint. Checkpoints are written while the next
-    steps run; whenever this returns or raises what is listed below, they are on disk.
-
-    Args:
-      place: the texts of a batch as the step takes them, on the devices.
-      validate: may raise Preempted; the state is then saved and its validation done by a resume.
-
-    Raises:
-      TrainingError: a loss or gradient that is not finite; names the step and the rows, after
-        writing the last good state with the data position before those rows. Or a validation loss
-        that is not finite.
-      Preempted: a stop was requested; the state after the last step is saved.
-      CheckpointError: a checkpoint could not be written.
-    """
-    start = int(state.step)
-    progress = Progress("train", plan.steps, start, writer=is_writer())
-    pending: tuple[int, list[int], dict[str, Any], dict[str, jax.Array]] | None = None
-    began = time.monotonic()
-
-    def position() -> dict[str, Any]:
-        return json.loads(json.dumps(batches.get_state(), default=_plain))
-
-    def save(
-        step: int, val_loss: float | None, position: dict[str, Any], replace: bool = False
-    ) -> None:
-        nonlocal began
-        log.flush()
-        record.seconds += time.monotonic() - began
-        began = time.monotonic()
-        extra = {"data_state": position, "record": dataclasses.asdict(record)}
-        checkpoint.save(manager, step, state, {**meta, **extra}, val_loss, replace)
-
-    def stopping(step: int) -> Preempted:
-        checkpoint.finish(manager)
-        return Preempted(
-            f"asked to stop: the state after step {step} of {plan.steps} is saved in "
-            f"{manager.directory}; run the same command again to go on"
-        )
-
-    def validated(step: int, replace: bool = False) -> None:
-        try:
-            scores = validate(state)
-        except Preempted as e:
-            if not replace:
-                record.owed = step
-                save(step, None, position())
-            raise stopping(step) from e
-        record.owed = 0
-        if not math.isfinite(scores["loss"]):
-            save(step, None, position(), replace)
-            checkpoint.finish(manager)
-            raise TrainingError(
-                f"validation after step {step}: the loss is {scores['loss']}; the state is "
-                f"kept in {manager.directory}. Lower train.lr in another --workdir"
-            )
-        record.note(step, scores["loss"], plan.patience)
-        log.append({"step": step, "kind": "validation", **scores})
-        save(step, scores["loss"], position(), replace)
-        progress.update(step, f"validation loss {scores['loss']:.4f}", force=True)
-
-    def settle() -> None:
-        """Fetches and checks the metrics of the step dispatched before."""
-        nonlocal pending
-        if pending is None:
-            return
-        step, rows, before, metrics = pending
-        pending = None
-        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-        if not values.pop("finite"):
-            if step - 1 not in manager.all_steps():
-                save(step - 1, None, before)
-            checkpoint.finish(manager)
-            raise TrainingError(
-                f"step {step}: loss {values['loss']:.4g} and gradient norm "
-                f"{values['grad_norm']:.4g} are not both finite; rows of that batch: {rows}; "
-                f"the state after step {step - 1} is kept in {manager.directory}. Look at those "
-                "rows, or lower train.lr or train.layer_lr_lr in another --workdir"
-            )
-        if step % plan.log_every == 0:
-            log.append({"step": step, "kind": "train", **values})
-        progress.update(step, f"loss {values['loss']:.4f} kl {values['kl']:.4f}")
-
-    if record.owed:
-        validated(start, replace=True)
-    last = start if record.stopped else plan.steps
-    for step in range(start + 1, last + 1):
-        before = position()
-        asked = time.monotonic()
-        batch = next(batches)
-        texts = place(batch)
-        record.input_seconds += time.monotonic() - asked
-        rows = np.asarray(batch["index"]).reshape(-1).tolist()
-        state, metrics = train_step(state, base, texts, np.int32(step))
-        settle()
-        pending = (step, rows, before, metrics)
-        if step % plan.val_every == 0 or step == plan.steps:
-            settle()
-            validated(step)
-        elif step % plan.checkpoint_every == 0:
-            settle()
-            save(step, None, position())
-        if record.stopped:
-            break
-        if stop.at(step):
-            settle()
-            if step not in manager.all_steps():
-                save(step, None, position())
-            raise stopping(step)
-    settle()
-    checkpoint.finish(manager)
-    return state
-
-
-def resume(
-    manager: Any, fresh: TrainState, batches: Any, mine: Mapping[str, Any]
-) -> tuple[TrainState, Record]:
-    """The newest checkpoint's state, with the data iterator moved to its position.
-
-    Without a checkpoint, `fresh` as it is.
-    """
-    step = manager.latest_step()
-    if step is None:
-        return fresh, Record()
-    meta = checkpoint.restore_meta(manager, step)
-    checkpoint.refuse_other_run(meta, mine, manager.directory / str(step))
-    state = checkpoint.restore_state(manager, step, fresh)
-    batches.set_state(meta["data_state"])
-    return state, Record(**meta["record"])
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode()
-    return int(value)

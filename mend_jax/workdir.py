@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from mend_jax import distributed
+from mend_jax import checkpoint, distributed
 from mend_jax.errors import CheckpointError, ConfigError
-from mend_jax.writers import as_path, write_text
+from mend_jax.writers import as_path, is_remote, write_text
+
+_BESIDE = 16 * 2**20  # bytes for logs, results, pictures and the report
 
 
 def prepare(workdir: str | Path) -> Any:
@@ -47,6 +50,32 @@ def prepare(workdir: str | Path) -> Any:
     distributed.agree("--workdir", [])  # all have looked
     mine.unlink()
     return workdir
+
+
+def need_room(workdir: Any, state: Any, steps_there: int) -> None:
+    """Refuses a folder whose disk has no room for the checkpoints of a run, before it trains.
+
+    Nothing is known of the room in an object store.
+
+    Args:
+      state: what a checkpoint holds.
+      steps_there: how many of the folder's steps are on disk already.
+
+    Raises:
+      ConfigError: there is less room than the steps that are kept take.
+    """
+    if is_remote(workdir):
+        return
+    each = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    needed = each * max(checkpoint.MOST_AT_ONCE - steps_there, 1) + _BESIDE
+    with distributed.together("looking at the room for --workdir"):
+        free = shutil.disk_usage(workdir).free
+        if free < needed:
+            raise ConfigError(
+                f"--workdir {workdir}: {free / 1e9:.3g} GB are free, and checkpoints (of "
+                f"{each / 1e9:.3g} GB, {checkpoint.MOST_AT_ONCE} at once at the most) and reports "
+                f"take up to {needed / 1e9:.3g} GB; make room there, or choose another"
+            )
 
 
 def read_results(workdir: Any) -> dict[str, Any] | None:

@@ -6,16 +6,18 @@ There a file appears whole when it is written, and cannot be appended to.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mend_jax.errors import ConfigError
+from mend_jax.errors import ConfigError, OutputError
 from mend_jax.typed import fits, parse_json
 
 
@@ -44,17 +46,36 @@ def is_remote(path: Any) -> bool:
     return not isinstance(path, Path)
 
 
+@contextlib.contextmanager
+def _named(path: Any) -> Iterator[None]:
+    """Inside it what the file system says has a name that tells what to do."""
+    try:
+        yield
+    except OSError as e:
+        raise OutputError(
+            f"{path} cannot be written ({e}): make room there, or see that it can be written, and "
+            "run the same command again"
+        ) from e
+
+
 def write_bytes(path: Any, data: bytes) -> None:
     """Writes a whole file or nothing.
 
     Local: a new file beside it, flushed to disk, renamed over it. Remote: an object, which its
     store shows only when all of it is there.
+
+    Raises:
+      OutputError: it cannot be written.
     """
-    if is_remote(path):
+    with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
+        if is_remote(path):
+            path.write_bytes(data)
+        else:
+            _replace(path, data)
+
+
+def _replace(path: Path, data: bytes) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with scratch.open("xb") as f:
@@ -63,7 +84,8 @@ def write_bytes(path: Any, data: bytes) -> None:
             os.fsync(f.fileno())
         os.replace(scratch, path)
     except BaseException:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
         raise
 
 
@@ -122,7 +144,7 @@ class JsonLines:
         if is_remote(self.path):
             self.held = [*(self.read() if self.held is None else self.held), line]
             return
-        with self.path.open("a", encoding="utf-8") as f:
+        with _named(self.path), self.path.open("a", encoding="utf-8") as f:
             f.write(json.dumps(line) + "\n")
 
     def read(self) -> list[dict[str, Any]]:

@@ -1,8 +1,14 @@
 """Checkpoints are written while training goes on, and hold what they were given."""
 
 import asyncio
+import errno
 import functools
+import math
+import os
+import resource
+import signal
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +18,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint._src.path import atomicity
 
-from mend_jax import checkpoint
+from mend_jax import checkpoint, recovery
 from mend_jax.distributed import StopRequest
-from mend_jax.errors import CheckpointError, Preempted, TrainingError
+from mend_jax.errors import CheckpointError, OutputError, Preempted, TrainingError
+from mend_jax.guards import Watch
 from mend_jax.mesh import make_mesh, shard_batch
 from mend_jax.objective import texts_of
-from mend_jax.train import Plan, Record, TrainState, resume, train
+from mend_jax.record import Plan, Record, resume
+from mend_jax.train import TrainState
+from mend_jax.train_loop import train
 from mend_jax.writers import JsonLines
 
 
@@ -117,7 +126,8 @@ class Numbers:
 
 
 def fresh():
-    return TrainState(jnp.zeros((), jnp.int32), {"w": jnp.ones(4)}, (), ())
+    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return TrainState(step, {"w": jnp.ones(4)}, (), (), skipped)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -125,7 +135,7 @@ def add(state, base, texts, number):
     params = {"w": state.params["w"] * 0.5 + jnp.mean(texts["edit"])}
     total = params["w"].sum()
     metrics = {"loss": total, "kl": total, "grad_norm": total, "finite": jnp.ones(())}
-    return TrainState(state.step + 1, params, (), ()), metrics
+    return TrainState(state.step + 1, params, (), (), state.skipped), metrics
 
 
 class Stop(StopRequest):
@@ -218,4 +228,94 @@ def test_a_full_disk_ends_training_by_name(tmp_path, full):
 
 
 def test_records_of_older_runs_are_read():
-    assert Record(**{"best": 1.0, "best_step": 2, "stopped": "", "seconds": 3.0}).owed == 0
+    old = {"best": 1.0, "best_step": 2, "stopped": "", "seconds": 3.0, "watch": {}}
+    assert Record.of(old).owed == 0 and Record.of(old).watch == Watch()
+
+
+def fails_at(monkeypatch, owner, name, nth, chosen=lambda *args: True):
+    """The nth chosen call of a function fails as on a full disk, the ones before it do not."""
+    plain, calls = getattr(owner, name), []
+
+    def call(*args, **options):
+        if chosen(*args):
+            calls.append(args)
+            if len(calls) == nth:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return plain(*args, **options)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+FILE_CALLS = {
+    "a line of the log": (Path, "open", lambda path, *args: path.name == "metrics.jsonl" and args),
+    "rewriting the log": (os, "replace", lambda source, to: Path(to).name == "metrics.jsonl"),
+    "flushing a file": (os, "fsync", lambda *_: True),
+    "completing a checkpoint": (atomicity.AtomicRenameTemporaryPath, "finalize", lambda *_: True),
+}
+
+
+@pytest.mark.parametrize("what, nth", [
+    ("a line of the log", 1), ("a line of the log", 5), ("rewriting the log", 1),
+    ("flushing a file", 1), ("completing a checkpoint", 1), ("completing a checkpoint", 2),
+    ("completing a checkpoint", 3), ("completing a checkpoint", 4),
+])  # fmt: skip
+def test_a_disk_that_fills_up_at_any_write_loses_nothing(tmp_path, whole, monkeypatch, what, nth):
+    """The run ends by name, and goes on to the same end once there is room."""
+    owner, name, chosen = FILE_CALLS[what]
+    with monkeypatch.context() as patch:
+        fails_at(patch, owner, name, nth, chosen)
+        with pytest.raises((CheckpointError, OutputError), match="No space left.*make room there"):
+            go(tmp_path)
+    assert_same(go(tmp_path), whole)
+
+
+def test_a_file_system_that_takes_no_more_bytes_loses_nothing(tmp_path):
+    """A real limit on the size of files, which stops what is written outside of Python as well."""
+    big = {"x": jax.random.normal(jax.random.key(0), (1 << 18,))}
+    with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
+        checkpoint.save(manager, 1, big, {}, 1.0)
+        checkpoint.finish(manager)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+        try:
+            with pytest.raises(CheckpointError, match="could not be written.*make room there"):
+                checkpoint.save(manager, 2, big, {}, 0.5)
+                checkpoint.finish(manager)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
+        assert manager.all_steps() == [1] and recovery.is_whole(manager, 1, big)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What an undisturbed run gives."""
+    return go(tmp_path_factory.mktemp("whole"))
+
+
+def test_the_best_step_is_never_lost(tmp_path):
+    """Whatever comes after it, with and without scores, validated later, in other processes."""
+    rng, best = np.random.default_rng(0), (math.inf, 0)
+    step = 0
+    for _ in range(4):
+        with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
+            for _ in range(5):
+                step += 1
+                loss = round(float(rng.random()), 3) if rng.random() < 0.6 else None
+                if loss is not None and rng.random() < 0.3:  # validation is done by a resume
+                    checkpoint.save(manager, step, {"x": jnp.full(3, float(step))}, {}, None)
+                    checkpoint.save(manager, step, {"x": jnp.full(3, float(step))}, {}, loss, True)
+                else:
+                    checkpoint.save(manager, step, {"x": jnp.full(3, float(step))}, {}, loss)
+                if loss is not None:
+                    best = min(best, (loss, step))
+                checkpoint.finish(manager)
+                assert not best[1] or manager.best_step() == best[1]
+                assert {step, best[1] or step} <= {*manager.all_steps()}
+                assert len(manager.all_steps()) <= checkpoint.MOST_AT_ONCE - 1
+    with checkpoint.open_manager(tmp_path / "checkpoints", read_only=True) as manager:
+        found = checkpoint.restore_state(manager, best[1], {"x": jnp.zeros(3)})
+    np.testing.assert_array_equal(found["x"], np.full(3, best[1], np.float32))
+    assert 1 < best[1] < step - 2

@@ -1,6 +1,6 @@
 """Single training steps: the optimiser, the mesh, the schedule, what a failure leaves behind."""
 
-import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,29 +12,48 @@ from tiny import random_batch, tiny
 from mend_jax.editors import make_editor
 from mend_jax.objective import meta_loss
 from mend_jax.optimizer import make_optimizer
-from mend_jax.train import Record, init_state, make_train_step, success_weight
+from mend_jax.record import Record
+from mend_jax.train import init_state, make_train_step, success_weight
 
 
-def test_a_failure_in_the_middle_freezes_the_state_before_it():
-    """Step 3 fails; step 4 was dispatched already and must change nothing."""
+def test_steps_that_are_not_finite_are_left_out_until_too_many_in_a_row():
+    """Step 2 is left out; 4 and 5 are two in a row, so 5 and what was dispatched after it change
+    nothing at all."""
     module, base, weights = tiny("gpt2")
     editor = make_editor("mend", dict(rank=4, layer_lr=1e-2))
     tx = optimizer()
     step = make_train_step(
-        editor, tx, model=module, weights=weights, c_edit=success_weight(0.1, 0.1, 10), c_loc=1.0
-    )
+        editor, tx, model=module, weights=weights, c_edit=success_weight(0.1, 0.1, 10), c_loc=1.0,
+        skip_non_finite=2,
+    )  # fmt: skip
     state = init_state(editor, weights, tx, 0)
     good = random_batch(0)
     nan = jax.tree.map(np.array, base)
     nan["block_3"]["mlp"]["up"]["kernel"][:] = np.nan
-    kept = None
-    for number, params in ((1, base), (2, base), (3, nan), (4, base)):
+    seen, told = [], []
+    for number, params in ((1, base), (2, nan), (3, base), (4, nan), (5, nan), (6, base)):
         state, metrics = step(state, params, good, np.int32(number))
-        assert bool(metrics["finite"]) == (number != 3)
-        if number == 2:
-            kept = jax.tree.map(np.array, state)
-    assert int(state.step) == 2
-    jax.tree.map(np.testing.assert_array_equal, kept, state)
+        seen.append(jax.tree.map(np.array, state))
+        told.append({k: float(v) for k, v in metrics.items()})
+    assert [m["finite"] for m in told] == [1, 0, 1, 0, 0, 1]
+    assert [m["skipped"] for m in told[:5]] == [0, 1, 0, 1, 2]
+    assert [(int(s.step), int(s.skipped)) for s in seen] == [
+        (1, 0), (2, 1), (3, 0), (4, 1), (4, 1), (4, 1)
+    ]  # fmt: skip
+
+    def learned(state):
+        return state.params, state.opt_state, state.editor_state
+
+    for kept, before in ((1, 0), (3, 2), (4, 2), (5, 2)):
+        jax.tree.map(np.testing.assert_array_equal, learned(seen[kept]), learned(seen[before]))
+    changed = [np.any(a != b) for a, b in zip(
+        *(jax.tree.leaves(learned(seen[i])) for i in (1, 2)), strict=True)]  # fmt: skip
+    assert all(changed[: len(jax.tree.leaves(seen[1].params))])
+    groups = {k: v for k, v in told[0].items() if k.startswith("grad_norm/")}
+    assert len(groups) > 2 and min(groups.values()) > 0
+    total = sum(v**2 for v in groups.values()) ** 0.5
+    assert told[0]["grad_norm"] == pytest.approx(total, rel=1e-5)  # sums in another order
+    assert not np.isfinite([told[1][k] for k in groups]).any()
 
 
 def test_step_sizes_have_their_own_rate():
@@ -143,4 +162,4 @@ def test_early_stopping_counts_steps_since_the_best():
         record.note(step, loss, patience=20)
     assert (record.best, record.best_step) == (1.0, 20)
     assert record.stopped == "no better validation loss for 20 steps"
-    assert Record(**dataclasses.asdict(record)) == record
+    assert Record.of(json.loads(json.dumps(record.stored()))) == record

@@ -1,8 +1,10 @@
 """Where runs live: a folder, an object store (played by a folder), and models on a mesh."""
 
 import contextlib
+import errno
 import os
 import pathlib
+import shutil
 from unittest import mock
 
 import jax
@@ -197,6 +199,37 @@ def test_an_editor_comes_back_from_a_store(made, store, monkeypatch):
     monkeypatch.setattr(checkpoint, "open_manager", open_manager)
     assert mend_jax.Editor.restore("gs://bucket/run").edit(FACTS[:1]).base
     assert asked == ["gs://bucket/run/checkpoints"]
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_refused_first(made, tmp_path, monkeypatch):
+    """Four steps at once, less those that are there, and 16 MiB of what else is written."""
+    state = made[2].fresh_state()
+    each = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert each > 5e4
+    for there, steps in ((0, 4), (3, 1), (9, 1)):
+        enough = steps * each + 16 * 2**20
+        for free in (enough, enough - 1):
+            monkeypatch.setattr(shutil, "disk_usage", lambda path, n=free: mock.Mock(free=n))
+            refused = pytest.raises(ConfigError, match=f"--workdir {tmp_path}: .* GB are free")
+            with refused if free < enough else contextlib.nullcontext():
+                workdir_of_run.need_room(tmp_path, state, there)
+
+
+def test_a_run_looks_for_room_before_it_trains(made, tmp_path, monkeypatch):
+    _, config, _ = made
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: mock.Mock(free=10**6))
+    monkeypatch.setattr(run, "train", lambda *_, **__: pytest.fail("it trained"))
+    with pytest.raises(ConfigError, match="make room there, or choose another"):
+        mend_jax.train_and_evaluate(config, tmp_path)
+
+
+def test_a_workdir_on_a_disk_that_is_read_only_is_refused_first(tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+    with pytest.raises(ConfigError, match="cannot be written.*Read-only file system"):
+        workdir_of_run.prepare(tmp_path)
 
 
 @contextlib.contextmanager

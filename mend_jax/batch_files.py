@@ -1,0 +1,62 @@
+"""A training batch as files, so that a step can be run again: token arrays and what was seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as deserialise
+from safetensors.numpy import save as serialise
+
+from mend_jax.errors import CheckpointError
+from mend_jax.sequences import Sequences
+from mend_jax.sharding import path_of
+from mend_jax.writers import as_path, write_bytes, write_json
+
+TOLD = "step.json"
+
+
+def save(folder: Any, batch: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+    """Writes this process's part of a batch, and process 0 what there is to tell of its step.
+
+    FOLDER/batch-PROCESS.safetensors has an array a leaf, such as `edit/tokens`; FOLDER/step.json
+    is `told`.
+    """
+    leaves = jax.tree.leaves_with_path(dict(batch))
+    arrays = {path_of(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
+    write_bytes(folder / f"batch-{jax.process_index():04d}.safetensors", serialise(arrays))
+    if jax.process_index() == 0:
+        write_json(folder / TOLD, dict(told))
+
+
+def load(folder: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the whole batch, what was told) of what all processes saved.
+
+    Raises:
+      CheckpointError: no such files, or damaged ones.
+    """
+    folder = as_path(folder)
+    try:
+        told = json.loads((folder / TOLD).read_text(encoding="utf-8"))
+        paths = sorted(p for p in folder.iterdir() if p.name.startswith("batch-"))
+        parts = [deserialise(path.read_bytes()) for path in paths]
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        _, first = np.unique(arrays["index"], axis=0, return_index=True)
+    except (OSError, ValueError, LookupError, SafetensorError) as e:
+        raise CheckpointError(
+            f"{folder} holds no batch to run again ({type(e).__name__}: {e}); give a folder that "
+            "training left, DIR/non_finite/STEP"
+        ) from e
+    keep = np.sort(first)  # processes that share edits have each saved them
+    batch: dict[str, Any] = {}
+    for name, array in arrays.items():
+        texts, _, leaf = name.partition("/")
+        if leaf:
+            batch.setdefault(texts, {})[leaf] = array[keep]
+        else:
+            batch[texts] = array[keep]
+    return {k: Sequences(**v) if isinstance(v, dict) else v for k, v in batch.items()}, told
