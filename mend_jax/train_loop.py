@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 
 from mend_jax import batch_files, checkpoint, guards
 from mend_jax.distributed import StopRequest, is_writer
-from mend_jax.errors import Preempted, TrainingError
+from mend_jax.errors import CheckpointError, OutputError, Preempted, TrainingError
 from mend_jax.record import Plan, Record
 from mend_jax.train import Batch, TrainState, TrainStep
 from mend_jax.writers import JsonLines, Progress, as_path, finite
@@ -71,7 +72,7 @@ def train(
         writing the last good state with the data position before those rows, and the batch. Or a
         validation loss that is not finite, or a part of the editor that cannot learn.
       Preempted: a stop was requested; the state after the last step is saved.
-      CheckpointError: a checkpoint could not be written.
+      CheckpointError, OutputError: a checkpoint or the log could not be written.
     """
     start = int(state.step)
     progress = Progress("train", plan.steps, start, writer=is_writer())
@@ -156,32 +157,37 @@ def train(
             log.append({"step": step, "kind": "train", **values})
         progress.update(step, f"loss {values['loss']:.4f} kl {values['kl']:.4f}")
 
-    if record.owed:
-        validated(start, replace=True)
-    last = start if record.stopped else plan.steps
-    for step in range(start + 1, last + 1):
-        before = position()
-        asked = time.monotonic()
-        batch = next(batches)
-        texts = place(batch)
-        record.input_seconds += time.monotonic() - asked
-        state, metrics = train_step(state, base, texts, np.int32(step))
-        settle()
-        pending = Pending(step, batch, before, metrics)
-        if step % plan.val_every == 0 or step == plan.steps:
+    try:
+        if record.owed:
+            validated(start, replace=True)
+        last = start if record.stopped else plan.steps
+        for step in range(start + 1, last + 1):
+            before = position()
+            asked = time.monotonic()
+            batch = next(batches)
+            texts = place(batch)
+            record.input_seconds += time.monotonic() - asked
+            state, metrics = train_step(state, base, texts, np.int32(step))
             settle()
-            validated(step)
-        elif step % plan.checkpoint_every == 0:
-            settle()
-            save(step, None, position())
-        if record.stopped:
-            break
-        if stop.at(step):
-            settle()
-            if step not in manager.all_steps():
+            pending = Pending(step, batch, before, metrics)
+            if step % plan.val_every == 0 or step == plan.steps:
+                settle()
+                validated(step)
+            elif step % plan.checkpoint_every == 0:
+                settle()
                 save(step, None, position())
-            raise stopping(step)
-    settle()
+            if record.stopped:
+                break
+            if stop.at(step):
+                settle()
+                if step not in manager.all_steps():
+                    save(step, None, position())
+                raise stopping(step)
+        settle()
+    except OutputError:  # of the log; a checkpoint may be on its way
+        with contextlib.suppress(CheckpointError):
+            checkpoint.finish(manager)
+        raise
     checkpoint.finish(manager)
     return state
 
