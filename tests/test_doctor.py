@@ -83,6 +83,7 @@ def write_base(folder, flat, tokenizer=None):
 def flags_of(base, **more):
     settings = SETTINGS | {"model.spec": base, "model.last_n_blocks": 1, "train.both_ways": False}
     settings |= {"editor.options.layer_lr": 1e-2, "editor.options.log_layer_lr": False}
+    settings |= {"train.layer_lr_lr": 1e-3}  # of alpha itself
     return [f"--config.{k}={v}" for k, v in (settings | more).items()]
 
 
@@ -134,7 +135,7 @@ def test_a_sound_run_passes_every_check(base, tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert [c["check"] for c in told["checks"]] == CHECKS
     assert {c["status"] for c in told["checks"]} == {"ok"}, told
-    assert all(c["measured"] and c["asked"] and not c["mend"] for c in told["checks"])
+    assert all(c["measured"] and not c["mend"] for c in told["checks"])
     assert status == 0 and told["ok"] and told["config"] == "quickstart.py"
     assert not workdir.parent.exists()
 
@@ -227,15 +228,12 @@ def test_a_workdir_that_cannot_be_written_fails_workdir(sound, start, tmp_path):
 
 
 def test_a_disk_without_room_for_the_checkpoints_fails_workdir(sound, start, tmp_path, monkeypatch):
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(start))
-    for short, status in ((1, "failed"), (0, "ok")):
-        free = 4 * size + (64 << 20) - short
-        monkeypatch.setattr(
-            machine.shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(0, 0, free)
-        )
-        found = machine.check_workdir(tmp_path / "run", start)
-        assert (found.check, found.status) == ("workdir", status)
-    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(
+        "mend_jax.workdir.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(9000, 8000, 1000)
+    )
+    found = only_failure(doctor.examine(sound, tmp_path / "new/run", start))
+    assert found.check == "workdir" and "make room there" in found.measured
+    assert not (tmp_path / "new").exists()
 
 
 def test_splits_that_share_subjects_fail_data(sound, start, tmp_path):
@@ -304,9 +302,9 @@ def test_an_editor_that_is_dead_at_zero_fails_gradients(sound, monkeypatch):
     dead = dataclasses.replace(sound, editor=make_editor("mend", options))
     start = dead.fresh_state()
     step, batch = editing.train_step_of(dead, start), editing.longest_batch(dead)
-    found = only_failure([editing.check_gradients(*editing.few_steps(dead, step, start, batch))])
+    found = only_failure([editing.check_gradients(editing.few_steps(dead, step, start, batch)[1])])
     assert found.check == "gradients" and "relu_one_at_zero" in found.mend
-    assert found.measured.startswith("20 of 23 parameters have none: ['low_rank_mlp']")
+    assert "parts have none: low_rank_mlp" in found.measured
 
 
 def test_a_gradient_that_is_not_finite_fails_gradients(sound, start, tmp_path):
@@ -363,18 +361,6 @@ def test_a_reader_has_no_factors_and_no_weight_to_change(sound):
     found = {"before": nll, "after": nll / 2, "deltas": {}}
     assert not editing.check_edit(found, reader, True).failed
     assert editing.check_edit(found, sound.editor, True).failed
-
-
-def test_a_checksum_sees_one_bit_of_one_weight(sound):
-    before = of_base.checksums(sound.model)
-    weight = sound.model.params["block_3"]["mlp"]["up"]["kernel"]
-    flipped = np.array(weight)
-    flipped.view(np.uint32)[1, 2] ^= 1
-    block = sound.model.params["block_3"]
-    mlp = block["mlp"] | {"up": {"kernel": jnp.asarray(flipped)}}
-    params = sound.model.params | {"block_3": block | {"mlp": mlp}}
-    after = of_base.checksums(dataclasses.replace(sound.model, params=params))
-    assert [path for path in before if before[path] != after[path]] == ["block_3/mlp/up/kernel"]
 
 
 def test_a_classifier_that_answers_all_alike_fails_base(sound, monkeypatch):

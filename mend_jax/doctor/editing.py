@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from mend_jax import checksums
+from mend_jax.build import build_train_step
 from mend_jax.data.pipeline import batches
 from mend_jax.distributed import gather
-from mend_jax.doctor.base import checksums
 from mend_jax.doctor.findings import Finding, any_failed, judged, skipped
 from mend_jax.doctor.machine import check_memory
 from mend_jax.editors.base import EditTransform, Weights
@@ -22,10 +22,11 @@ from mend_jax.edits import LowRank
 from mend_jax.evaluate import make_scorer
 from mend_jax.experiment import Experiment
 from mend_jax.forward import make_problem, scored_logits
+from mend_jax.guards import GROUP_NORM
 from mend_jax.losses import masked_mean, token_nll
 from mend_jax.mesh import local_edits, shard_batch
 from mend_jax.objective import texts_of
-from mend_jax.train import TrainState, make_train_step, success_weight
+from mend_jax.train import TrainState
 
 UPDATES = 4  # of the editor, on one batch; the network behind a zero matrix has a gradient at 3
 MOST_UPDATES = 16  # where it has not learned by then
@@ -83,7 +84,7 @@ def check_editor(experiment: Experiment, start: TrainState) -> list[Finding]:
       start: the state that training begins with; it stays as it is.
     """
     c, editor, model = experiment.config, experiment.editor, experiment.model
-    before = checksums(model)
+    before = checksums.of_arrays(model.params)
     step = None
     if editor.trainable and c.train.steps > 0 and jax.tree.leaves(start.params):
         step, batch = train_step_of(experiment, start), longest_batch(experiment)
@@ -108,23 +109,20 @@ def check_editor(experiment: Experiment, start: TrainState) -> list[Finding]:
         findings += [skipped("gradients", why), skipped("learning", why)]
     elif not any_failed(findings):
         state, seen = few_steps(experiment, step, start, batch)
-        findings += [check_gradients(state, seen)]
+        findings += [check_gradients(seen)]
         if not any_failed(findings):
             found = probe(state)
             findings += [check_learning(seen)]
     if not any_failed(findings):
-        findings.append(check_edit(found, editor, checksums(model) == before))
+        findings.append(check_edit(found, editor, checksums.of_arrays(model.params) == before))
     return findings
 
 
 def train_step_of(experiment: Experiment, state: TrainState) -> Any:
     """The run's training step, compiled once for both."""
-    c, model = experiment.config.train, experiment.model
-    return make_train_step(
-        experiment.editor, experiment.tx, model=model.module, weights=model.weights,
-        c_loc=c.c_loc, near_share=c.near_share, both_ways=c.both_ways,
-        c_edit=success_weight(c.c_edit_start, c.c_edit, c.steps),
-        shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
+    return build_train_step(
+        experiment.config, experiment.editor, experiment.tx, experiment.model,
+        jax.tree.map(lambda leaf: leaf.sharding, state),
     )  # fmt: skip
 
 
@@ -202,42 +200,36 @@ def check_factors(factors: Mapping[str, Any], editor: EditTransform) -> Finding:
     )  # fmt: skip
 
 
-def first_moments(opt_state: Any) -> dict[str, float]:
-    """The largest |mean gradient| that Adam holds of each parameter, by its path.
-
-    It is zero where no gradient ever was, and there from the first update on, so that the
-    gradients of the run's own step are seen without a program of their own.
-    """
-    found = {}
-    for _, moments in optax.tree_utils.tree_get_all_with_path(opt_state, "mu"):
-        leaves, _ = jax.tree_util.tree_flatten_with_path(moments)  # those of other rates are empty
-        found |= {jax.tree_util.keystr(path): jnp.abs(leaf).max() for path, leaf in leaves}
-    return {path: float(value) for path, value in gather(found).items()}
-
-
-def check_gradients(state: TrainState, seen: list[dict[str, float]]) -> Finding:
-    """Whether the meta-loss moves every parameter of the editor within a few updates.
+def check_gradients(seen: list[dict[str, float]]) -> Finding:
+    """Whether the meta-loss moves every part of the editor within a few updates.
 
     What stands behind a matrix that begins at zero, as V and the scales do, has its first gradient
     once that has moved; so all of them are asked after `UPDATES` updates.
     """
+    by_step = [
+        {k.removeprefix(GROUP_NORM): v for k, v in one.items() if k.startswith(GROUP_NORM)}
+        for one in seen
+    ]
     last = seen[-1]
     if not last["finite"]:
+        bad = sorted(name for name, norm in by_step[-1].items() if not math.isfinite(norm))
         return judged(
             "gradients", False,
-            f"step {len(seen)}: loss {last['loss']:.4g}, gradient norm {last['grad_norm']:.4g}",
+            f"step {len(seen)}: loss {last['loss']:.4g}, gradient norm {last['grad_norm']:.4g}; "
+            f"not finite: {', '.join(bad) or 'the loss alone'}",
             "finite",
             "lower the step size that edits start with (editor.options.layer_lr), train.lr and "
             "train.layer_lr_lr",
         )  # fmt: skip
-    sizes = first_moments(state.opt_state)
-    dead = sorted(path for path, size in sizes.items() if not size > 0)
-    least = min(sizes, key=sizes.__getitem__)
+    most = {name: max(one[name] for one in by_step) for name in by_step[0]}
+    dead = sorted(name for name, norm in most.items() if not norm)
+    least = min(most, key=most.__getitem__)
     return judged(
         "gradients", not dead,
-        f"{len(dead)} of {len(sizes)} parameters have none: {', '.join(dead[:4])}" if dead else
-        f"{len(sizes)} parameters, norm {seen[0]['grad_norm']:.4g}; the smallest is of {least}",
-        "finite and non-zero for every parameter of the editor",
+        f"{len(dead)} of {len(most)} parts have none: {', '.join(dead)}" if dead else
+        f"norm {seen[0]['grad_norm']:.4g}; of {len(most)} parts the least has {least} "
+        f"({most[least]:.3g})",
+        "finite and non-zero for every part of the editor",
         "what stands behind a ReLU whose input is exactly 0 never moves: take "
         "`low_rank_mlp.relu_one_at_zero`, or begin off zero; leave out parameters that are not "
         "used",

@@ -10,7 +10,7 @@ import ml_collections
 
 from mend_jax import data, doctor, finetune, grid
 from mend_jax.data.rows import SPLITS
-from mend_jax.doctor.base import check_tokenizer, checksums
+from mend_jax.doctor.base import check_tokenizer, not_finite
 from mend_jax.doctor.config import check_config, check_of, check_weights
 from mend_jax.doctor.findings import Finding, any_failed, attempt, judged, refused, skipped
 from mend_jax.doctor.machine import check_workdir
@@ -51,7 +51,7 @@ def fine_tune(config: ml_collections.ConfigDict, workdir: str) -> list[Finding]:
         texts = finetune.encode_splits(config, dataset, model)
     except MendError as e:
         return [refused(check_of(e), e)]
-    bad = [path for path, (_, finite) in checksums(model).items() if not finite]
+    bad = not_finite(model)
     problems, told = shared({name: list(dataset.split(name)) for name in SPLITS})
     counts = ", ".join(f"{len(seqs.tokens):,} {name}" for name, seqs in texts.items())
     return [

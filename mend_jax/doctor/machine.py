@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from mend_jax.doctor.findings import Finding, judged, skipped
+from mend_jax.doctor.findings import OK, Finding, judged, skipped
 from mend_jax.pods.slices import GIB
-from mend_jax.workdir import prepare
+from mend_jax.workdir import need_room, prepare
 from mend_jax.writers import as_path, is_remote
 
-_KEPT = 4  # steps on disk at once: the newest two, the best, and the one that is being written
-_REPORTS = 64 << 20  # bytes for results, examples and pictures
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -82,20 +79,14 @@ def check_workdir(workdir: str | Path, state: Any) -> Finding:
     Folders that were not there are taken away again.
 
     Raises:
-      ConfigError: it cannot be written.
+      ConfigError: it cannot be written, or has no room for the checkpoints.
     """
     where = as_path(workdir)
-    new = [folder for folder in (where, *where.parents) if not folder.exists()]
+    new = [] if is_remote(where) else [f for f in (where, *where.parents) if not f.exists()]
     prepare(workdir)
-    if is_remote(where):
-        return judged("workdir", True, f"{where} can be written", "", "")
-    free = shutil.disk_usage(where).free
-    for folder in new:
-        folder.rmdir()
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    needed = _KEPT * size + _REPORTS
-    return judged(
-        "workdir", needed <= free, f"{where} can be written and has {free / GIB:.2f} GiB free",
-        f"{needed / GIB:.2f} GiB, for {_KEPT} checkpoints and the report",
-        "make room there, or give a --workdir on another disk",
-    )  # fmt: skip
+    try:
+        need_room(where, state, 0)
+    finally:
+        for folder in new:
+            folder.rmdir()
+    return Finding("workdir", OK, f"{where} can be written and has room for the checkpoints")
