@@ -48,8 +48,10 @@ def ridge_editor(
 
     def chunked(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
         if lifelong and not train and problem.n_edits > 1:  # each with its own rows alone
-            each = jax.vmap(lambda one: chunked(params, state, _alone(problem, *one), False)[0])
-            edits = each((problem.seqs, problem.h, problem.applied))
+            edits = jax.lax.map(
+                lambda one: chunked(params, state, _alone(problem, *one), False)[0],
+                (problem.seqs, problem.h, problem.applied),
+            )
             return jax.tree.map(lambda leaf: leaf[:, 0], edits), state
         pieces, own = _pieces(problem), {name: state[name] for name in names}
         seen = own

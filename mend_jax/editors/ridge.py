@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.editors.base import Link, Run, Weights, stateless
+from mend_jax.editors.cholesky import inverse_cholesky
 from mend_jax.editors.links import Signal, init_rate, rate_of
 from mend_jax.edits import Delta, Dense, Edit, LowRank
 from mend_jax.factors import Factors
@@ -127,8 +128,10 @@ def solve_normal(normal: Normal, ridge: jax.Array | float, relative: bool = Fals
     trace = jnp.trace(normal.gram, axis1=-2, axis2=-1)
     if relative:
         ridge = ridge * _mean_square(trace, normal.rows)
-    lower = _factor(normal.gram, ridge, trace)
-    return Dense(_solve(lower, _solve(lower, normal.moment), transpose=True))
+    w = _inverse_factor(normal.gram, ridge, trace)
+    return Dense(
+        _product("...mi,...mj->...ij", w, _product("...mn,...nj->...mj", w, normal.moment))
+    )
 
 
 def least_squares(k: jax.Array, d: jax.Array, ridge: jax.Array | float) -> Delta:
@@ -159,25 +162,18 @@ def least_squares(k: jax.Array, d: jax.Array, ridge: jax.Array | float) -> Delta
         products = (_product("...ni,...nj->...ij", k, x) for x in (k, d))
         return solve_normal(Normal(*products, rows), ridge)
     gram = _product("...ni,...mi->...nm", k, k)
-    lower = _factor(gram, ridge, jnp.square(k).sum((-2, -1)))
-    return LowRank(a=_solve(lower, k), b=_solve(lower, d))
+    w = _inverse_factor(gram, ridge, jnp.square(k).sum((-2, -1)))
+    return LowRank(*(_product("...nm,...mj->...nj", w, x) for x in (k, d)))
 
 
-def _factor(gram: jax.Array, ridge: jax.Array | float, trace: jax.Array) -> jax.Array:
-    """L with L L^T = G + ridge I, the ridge raised to what forming G rounds off."""
+def _inverse_factor(gram: jax.Array, ridge: jax.Array | float, trace: jax.Array) -> jax.Array:
+    """W = L^-1 for L L^T = G + ridge I, the ridge raised to what forming G rounds off."""
     rounding = jnp.finfo(gram.dtype).eps * trace[..., None, None]
     n = gram.shape[-1]
     eye = jnp.eye(n, dtype=gram.dtype).reshape((1,) * (gram.ndim - 2) + (n, n))
-    return jnp.linalg.cholesky(gram + jnp.maximum(ridge, rounding) * eye)
+    return inverse_cholesky(gram + jnp.maximum(ridge, rounding) * eye)
 
 
 def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """An einsum in full float32: a TPU would take 16 bits."""
     return jnp.einsum(spec, x, y, precision=jax.lax.Precision.HIGHEST)
-
-
-def _solve(lower: jax.Array, x: jax.Array, transpose: bool = False) -> jax.Array:
-    """L^-1 x or L^-T x."""
-    return jax.lax.linalg.triangular_solve(
-        lower, x, left_side=True, lower=True, transpose_a=transpose
-    )
