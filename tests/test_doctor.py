@@ -340,6 +340,13 @@ def test_an_edit_of_nothing_fails_edit(sound, start, tmp_path):
     assert told["gradients"] == told["learning"] == ("skipped", "mend is not trained")
 
 
+def test_an_editor_that_does_not_fit_the_texts_fails_config(sound, start, tmp_path):
+    """It reads corrections before a text, which together are longer than the tiny context."""
+    reads = dataclasses.replace(sound, editor=make_editor("in_context", {}))
+    found = only_failure(doctor.examine(reads, tmp_path, start))
+    assert found.check == "config" and "the model's context is 160" in found.measured
+
+
 def test_an_edited_model_that_answers_as_the_base_fails_edit(sound):
     nll = np.ones(4, np.float32)
     deltas = {"block_3/mlp/up": nll}

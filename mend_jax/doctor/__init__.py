@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from mend_jax.doctor import base, editing, machine, splits
-from mend_jax.doctor.findings import Finding, any_failed, attempt, refuse
+from mend_jax.doctor.config import check_of
+from mend_jax.doctor.findings import Finding, any_failed, attempt, refuse, refused
+from mend_jax.errors import MendError
 from mend_jax.experiment import Experiment
 from mend_jax.mesh import in_force
 from mend_jax.train import TrainState
@@ -32,5 +34,8 @@ def examine(experiment: Experiment, workdir: Any, start: TrainState) -> list[Fin
     ]
     if any_failed(findings):
         return findings
-    with in_force(experiment.mesh):
-        return findings + editing.check_editor(experiment, start)
+    try:
+        with in_force(experiment.mesh):
+            return findings + editing.check_editor(experiment, start)
+    except MendError as e:  # of an editor that looks at texts and model as it is traced
+        return [*findings, refused(check_of(e), e)]
