@@ -35,6 +35,7 @@ def example_card(example: Mapping[str, Any]) -> dict[str, Any]:
     rows = [(name, *(example.get(k) for k in paths)) for name, *paths in asked]
     card = {k: text(example.get(k)) for k in ("target", "truth", "kl_near", "kl_far")}
     good, fault, faults = example.get("good") is True, example.get("fault"), example.get("faults")
+    fault = fault if isinstance(fault, str) else None
     faults = [fault, *faults] if isinstance(faults, list) else [fault]
     return card | {
         "relation": label(example.get("relation") or ""),

@@ -10,9 +10,12 @@ from types import ModuleType
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from mend_jax.errors import ConfigError, nearest
 
+# What `ast.literal_eval` raises for text that is no literal, or one that is nested too deeply.
+_NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -92,8 +95,9 @@ def parse_group(key: str, text: str, old: ml_collections.ConfigDict) -> ml_colle
     """`text`, a mapping of names to values, as a group of keys."""
     try:
         value = ast.literal_eval(text)
+        _refuse_infinite(value)
         return ml_collections.ConfigDict(dict(**value)).lock()
-    except (ValueError, SyntaxError, TypeError) as e:
+    except _NO_LITERAL as e:
         raise ConfigError(
             f"config.{key} is a group of keys: set one of {sorted(old)}, or all of it, as in "
             f"--config.{key}=\"{{'name': 1}}\""
@@ -106,8 +110,12 @@ def parse_value(key: str, text: str, old: Any) -> Any:
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except _NO_LITERAL:
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    try:
+        _refuse_infinite(value)
+    except ValueError as e:
+        raise ConfigError(f"config.{key}={text:.80}: {e}") from e
     if old is None:
         return value
     if isinstance(old, float) and type(value) is int:
@@ -120,6 +128,15 @@ def parse_value(key: str, text: str, old: Any) -> Any:
             f"got {type(value).__name__}"
         )
     return value
+
+
+def _refuse_infinite(value: Any) -> None:
+    """ValueError where a value is or holds a number that no literal is read back as."""
+    if isinstance(value, (float, complex)) and not np.isfinite(value):
+        raise ValueError("a number that is not finite")
+    if isinstance(value, (tuple, list, set, frozenset, dict)):
+        for item in value.items() if isinstance(value, dict) else value:
+            _refuse_infinite(item)
 
 
 def flat_keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:

@@ -98,6 +98,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     problems += [
         f"{group[:-1]} is not a group of keys" for group in FREE if not _has(config, group)
     ]
+    problems += [] if problems else _check_baselines(config)
     if not problems and config.eval.max_new_tokens < config.data.max_target:
         problems.append(
             f"eval.max_new_tokens is {config.eval.max_new_tokens}: no room to write a target of "
@@ -121,9 +122,17 @@ def _sequences(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
     of_baselines = [
         (f"eval.baselines.{name}.sequential", options["sequential"])
         for name, options in config.eval.baselines.items()
-        if isinstance(options, ml_collections.ConfigDict) and "sequential" in options
+        if "sequential" in options
     ]
     return [("eval.sequential", config.eval.sequential), *of_baselines]
+
+
+def _check_baselines(config: ml_collections.ConfigDict) -> list[str]:
+    return [
+        f"eval.baselines.{name} is {options!r:.80}, a group of its options is needed"
+        for name, options in config.eval.baselines.items()
+        if not isinstance(options, ml_collections.ConfigDict)
+    ]
 
 
 def _check_sequences(config: ml_collections.ConfigDict) -> list[str]:

@@ -67,9 +67,9 @@ def _watch(
     command = [sys.executable, str(_HERE / "fuzz.py"), "--job", json.dumps(job)]
     errors = Path(str(job["out"]), "process.txt")
     with errors.open("wb") as err:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err)
-        signs = process.stdout.read().decode()
-    status = process.wait()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err) as process:
+            signs = process.stdout.read().decode()
+    status = process.returncode
     for (name, i), sign in zip(queue, signs, strict=False):
         tally = tallies[name]
         tally.inputs += 1

@@ -89,6 +89,13 @@ def tokenizer(change):
     return json.dumps(whole).encode()
 
 
+def config(change):
+    """The quickstart's config with a change."""
+    whole = json.loads(of_runs._config_seed())
+    change(whole)
+    return json.dumps(whole).encode()
+
+
 def forged(**fields):
     """The ledger's log with fields of its first record changed and all checksums right."""
     records = [json.loads(line)["record"] for line in of_runs._log().splitlines()]
@@ -147,10 +154,8 @@ REFUSED = {
     "deep config": ("config.json", b'{"model_type": ' + DEEP),
     "deep results": ("report", b'{"eval": ' + DEEP),
     "deep but sound results": ("report", b'{"eval": {"a": ' + WORSE + b"}}"),
-    "deep but sound facts": ("facts", b'{"prompt": "a", "target": ' + WORSE + b"}"),
     "deep but sound record": ("zsRE, KnowEdit", json.dumps(
         KNOWEDIT | {"ground_truth": "@"}).encode().replace(b'"@"', WORSE)),
-    "number of 5,000 digits": ("config.json", b'{"model_type": ' + b"9" * 5000 + b"}"),
     "file name of 20,000 signs": ("sharded index", json.dumps(
         {"weight_map": {"c": "A" * 20000}}).encode()),
     "a billion blocks": ("config.json", hf("llama", num_hidden_layers=10**9)),
@@ -194,15 +199,19 @@ REFUSED = {
     "a deep base": ("ledger base", DEEP),
     "an option of another type": ("config overrides", b"editor.options={'rank': 4, 'shared': 'a'}"),
     "an option that is a group": ("config overrides", b"editor.options={'layer_lr': {'a': 1}}"),
-    "no baselines": ("config values", of_runs._config_seed().replace(b'"baselines"', b'"base"')),
-    "baselines that are a number": ("config values", json.dumps(json.loads(
-        of_runs._config_seed()) | {"eval": 3}).encode()),
+    "a number that is not finite": ("config overrides", b"data.pack=(8, 1e999)"),
+    "a value of many parentheses": ("config overrides", b"train.lr=" + b"-" * 100_000 + b"1"),
+    "no baselines": ("config values", config(lambda c: c["eval"].pop("baselines"))),
+    "a baseline that is a number": ("config values", config(
+        lambda c: c["eval"].update(baselines={"fine_tune": 3}))),
 }  # fmt: skip
 READ = {  # what a run goes on beside
+    "a fault that is a list": ("report", json.dumps([{"prompt": "a", "fault": [1]}]).encode()),
     "a line that is not UTF-8": ("metrics.jsonl", changed_line(METRICS, 2, b"\xff")),
     "a line that is a list": ("metrics.jsonl", changed_line(METRICS, 2, b"[1]")),
     "a line without a step": ("metrics.jsonl", changed_line(METRICS, 2, b'{"loss": 1}')),
     "a step that is a text": ("metrics.jsonl", changed_line(METRICS, 2, b'{"step": "3"}')),
+    "a number of 5,000 digits": ("metrics.jsonl", changed_line(METRICS, 2, b"9" * 5000)),
     "a deep line": ("metrics.jsonl", changed_line(METRICS, 2, DEEP)),
     "a digit of a score": ("judged.jsonl", JUDGED.replace(b"0.25", b"0.26", 1)),
     "a batch twice": ("judged.jsonl", JUDGED + JUDGED.splitlines(keepends=True)[-1]),

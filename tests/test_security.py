@@ -260,22 +260,27 @@ def test_what_others_write_is_text_on_every_page(make, hostile):
 
 
 def request(line, body=b"", **headers):
-    """The status that a request is answered with."""
+    """The status that a request is answered with, and the whole answer."""
     given = {"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1:8000", "X-Token": "T" * 32,
              "Content-Type": "application/json", "Content-Length": str(len(body))}  # fmt: skip
     given |= {name.replace("_", "-"): value for name, value in headers.items()}
     head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
-    return status_of(f"{line} HTTP/1.1\r\n{head}\r\n".encode() + body)
+    return answer_to(f"{line} HTTP/1.1\r\n{head}\r\n".encode() + body)
 
 
-def status_of(data):
+def answer_to(data):
+    answer = raw_answer_to(data)
+    return int(answer.split(b" ", 2)[1]), answer
+
+
+def raw_answer_to(data):
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.sendall(data)
         ours.shutdown(socket.SHUT_WR)
         serve.Handler(theirs, ("127.0.0.1", 1), of_runs._SERVER)
         theirs.shutdown(socket.SHUT_RDWR)
-        return int(ours.recv(1 << 16).split(b" ", 2)[1])
+        return ours.recv(1 << 16)
 
 
 ASK = json.dumps({"prompt": "a"}).encode()
@@ -306,4 +311,18 @@ ASK = json.dumps({"prompt": "a"}).encode()
     ],
 )  # fmt: skip
 def test_the_server_answers_its_own_page_alone(status, line, body, headers):
-    assert request(line, body, **headers) == status
+    assert request(line, body, **headers)[0] == status
+
+
+@pytest.mark.parametrize("line", ["<script>alert(1)</script> / HTTP/1.1", "GET / <b>alert(1)"])
+def test_what_is_no_request_is_not_repeated(line):
+    answer = raw_answer_to(f"{line}\r\n\r\n".encode())
+    assert answer and b"alert" not in answer and b"<" not in answer
+
+
+def test_what_the_library_refuses_has_the_headers_of_all_answers():
+    status, answer = answer_to(b"PUT / HTTP/1.1\r\n\r\n")
+    assert status == 501
+    for header in (b"Content-Type: text/plain", b"Content-Security-Policy: default-src 'none'",
+                   b"X-Content-Type-Options: nosniff"):  # fmt: skip
+        assert header in answer

@@ -124,6 +124,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             logging.exception("%s %s failed", self.command, self.path.partition("?")[0])
             status, kind = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain"
             body = "This failed inside the program; the terminal that it runs in says where."
+        self._send(status, kind, body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the library refuses by itself, with our headers; `message` repeats what came in."""
+        self.close_connection = True
+        self._send(HTTPStatus(code), "text/plain", HTTPStatus(code).phrase)
+
+    def _send(self, status: HTTPStatus, kind: str, body: str) -> None:
         data = body.encode("utf-8", errors="replace")
         try:
             self.send_response(status)
