@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.stages import compiled_step, with_states
+from benchmarks.stages import Steps, with_states
 from benchmarks.step import parser_of, workload_of
 from benchmarks.workload import Built, build
 
@@ -105,8 +105,8 @@ def seconds_by_instruction(folder: Path, calls: int) -> dict[str, float]:
 
 def profile(b: Built, calls: int) -> dict[str, Any]:
     """Seconds of a step by kind of operation and by part, and those operations that take most."""
-    compiled, once = compiled_step(b)
-    known = instructions(compiled.as_text())
+    once = Steps(b)
+    known = instructions(once.compiled.as_text())
     jax.block_until_ready(once())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

@@ -104,28 +104,41 @@ def train_step(b: Built) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return step, (b.state, b.base, b.batch, np.int32(1))
 
 
-def compiled_step(b: Built) -> tuple[Any, Timed]:
-    """The compiled training step, and a function that does the next step at each call."""
-    step, arguments = train_step(b)
-    compiled = step.lower(*arguments).compile()
-    state, *rest, number = arguments
-    state = jax.tree.map(lambda leaf: leaf.copy(), state)  # b.state stays whole
+class Steps:
+    """The compiled training step, called for one step after the other; it takes over b.state.
 
-    def once() -> Any:
-        nonlocal state, number
-        state, metrics = compiled(state, *rest, number)
-        number = number + np.int32(1)
+    Attributes:
+      compiled: the program.
+      state: after the last call.
+    """
+
+    def __init__(self, b: Built) -> None:
+        step, (self.state, *self._rest, self._number) = train_step(b)
+        self.compiled = step.lower(self.state, *self._rest, self._number).compile()
+
+    def __call__(self) -> Any:
+        self.state, metrics = self.compiled(self.state, *self._rest, self._number)
+        self._number = self._number + np.int32(1)
         return metrics
 
-    return compiled, once
 
+def time_training(b: Built, repeats: int) -> tuple[dict[str, float], Built]:
+    """Figures of the training step, and `b` with the state that it left: the one before is used up.
 
-def time_training(b: Built, repeats: int) -> dict[str, float]:
-    """Seconds of a training step (median) and of compiling it."""
+    `seconds` of a step (median), `compiling` seconds, and `program_bytes`: arguments, results and
+    what is held between, as the compiler plans it, a state that is updated in place counted once.
+    """
     began = time.perf_counter()
-    _, once = compiled_step(b)
+    once = Steps(b)
     compiling = time.perf_counter() - began
-    return {"seconds": statistics.median(seconds_of(once, repeats)), "compiling": compiling}
+    m = once.compiled.memory_analysis()
+    planned = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
+    figures = {
+        "seconds": statistics.median(seconds_of(once, repeats)),
+        "compiling": compiling,
+        "program_bytes": planned - m.alias_size_in_bytes,
+    }
+    return figures, dataclasses.replace(b, state=once.state)
 
 
 def time_stages(b: Built, repeats: int, names: Sequence[str]) -> dict[str, float]:

@@ -42,14 +42,15 @@ def measure(w: Workload, repeats: int, names: Sequence[str] = BESIDE) -> dict[st
     """
     rate = machine.matmul_rate(DTYPES[w.dtype])
     b = build(w)
-    training = time_training(b, repeats)
+    training, b = time_training(b, repeats)
     peak = peak_memory_bytes()
     step, arguments = train_step(b)
     counted = matmul_flops(jax.make_jaxpr(step)(*arguments))
     parts = needed.training_step(w, b.outline)
     seconds = {STEP: training["seconds"]}
     if CACHED in names:
-        seconds[CACHED] = time_training(with_states(b), repeats)["seconds"]
+        cached, kept = time_training(with_states(b), repeats)
+        seconds[CACHED], b = cached["seconds"], dataclasses.replace(b, state=kept.state)
     seconds |= time_stages(b, repeats, [name for name in names if name != CACHED])
     operations = {
         STEP: sum(parts.values()),
@@ -63,7 +64,8 @@ def measure(w: Workload, repeats: int, names: Sequence[str] = BESIDE) -> dict[st
         "bandwidth": machine.bandwidth(), "seconds": seconds, "operations": operations,
         "operations_by_part": parts, "operations_counted": counted,
         "utilisation": {k: operations[k] / seconds[k] / rate for k in operations if k in seconds},
-        "peak_memory_bytes": peak, "compiling_seconds": training["compiling"],
+        "peak_memory_bytes": peak, "program_bytes": training["program_bytes"],
+        "compiling_seconds": training["compiling"],
         "repeats": repeats,
     }  # fmt: skip
 
@@ -102,7 +104,8 @@ def sentence(found: Mapping[str, Any]) -> str:
         f"{found['model']}, {found['independent']} x {found['edits']} edits, {found['dtype']}, "
         f"rank {found['rank']}, at {found['matmul_rate'] / 1e9:.0f} GFLOP/s: "
         f"{', '.join(times)}, "
-        f"peak {found['peak_memory_bytes'] / 1e6:.0f} MB, "
+        f"peak {found['peak_memory_bytes'] / 1e6:.0f} MB of the process, "
+        f"{found['program_bytes'] / 1e6:.0f} MB of the program, "
         f"compiled in {found['compiling_seconds']:.1f} s"
     ]
     if "aim" in found:

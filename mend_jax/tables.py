@@ -22,6 +22,7 @@ BUDGET = {
     "train.steps": 240, "train.val_every": 240, "train.checkpoint_every": 60,
     "train.val_edits": 64, "train.trunk_cache": "disk", "eval.edits": 200,
     "eval.edits_per_step": 10, "eval.examples": 0, "eval.also": (), "eval.baselines": {},
+    "train.doctor": False,
 }  # fmt: skip
 SEEDS = (0, 1, 2)
 """Of MEND where methods are compared; rivals have seed 0 alone."""
