@@ -13,7 +13,7 @@ SOFT_HYPHEN = "\u00ad"
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """What grid.json holds as text: a table for each number of facts an edit, then what was not run.
+    """What grid.json holds as text: a table for each number of facts an edit, then what is missing.
 
     The columns are those of the page (`grid_report.COLUMNS`), without those that no row has a
     number for; the best of each is bold. Intervals are given for success alone.

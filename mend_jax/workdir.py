@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax
 
 from mend_jax import checkpoint, distributed
 from mend_jax.errors import CheckpointError, ConfigError
+from mend_jax.typed import parse_json
 from mend_jax.writers import as_path, is_remote, write_text
 
 _BESIDE = 16 * 2**20  # bytes for logs, results, pictures and the report
@@ -84,6 +84,9 @@ def read_results(workdir: Any) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
+        if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+            raise ValueError("it holds no config")
+        return found
     except ValueError as e:
         raise CheckpointError(f"{path} is damaged ({e}); delete it to evaluate again") from e

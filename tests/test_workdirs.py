@@ -257,3 +257,10 @@ def test_an_unknown_scheme_is_refused():
 def test_local_paths_stay_local(tmp_path):
     assert isinstance(as_path(str(tmp_path)), pathlib.Path) and not is_remote(as_path("runs/a"))
     assert str(as_path("gs://a/b")) == "gs://a/b"
+
+
+@pytest.mark.parametrize("text", [b"{", b"[" * 10**5, b"[]", b'{"config": 1}', b"\xff"])
+def test_damaged_results_are_named(tmp_path, text):
+    (tmp_path / "results.json").write_bytes(text)
+    with pytest.raises(CheckpointError, match=r"results\.json is damaged .*delete it"):
+        workdir_of_run.read_results(tmp_path)
