@@ -67,7 +67,10 @@ def _watch(
     command = [sys.executable, str(_HERE / "fuzz.py"), "--job", json.dumps(job)]
     errors = Path(str(job["out"]), "process.txt")
     with errors.open("wb") as err:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=err,
+            env=os.environ | {"PYTHONPATH": str(_HERE.parent)},
+        ) as process:  # fmt: skip
             signs = process.stdout.read().decode()
     status = process.returncode
     for (name, i), sign in zip(queue, signs, strict=False):

@@ -350,7 +350,7 @@ def test_lora_descends_on_both_sides_of_a_pair(problem):
         ("fine_tune", dict(lr=0.0), "lr 0.0 must be above 0"),
         ("fine_tune", dict(max_steps=0), "max_steps 0 must be at least 1"),
         ("fine_tune", dict(optimizer="lion"), "optimizer 'lion' is not one of.*rmsprop"),
-        ("fine_tune", dict(only="mlp/down"), "only 'mlp/down' must be"),
+        ("fine_tune", dict(only="mlp/down"), r"only is 'mlp/down', needed is int \| tuple"),
         ("fine_tune", dict(only=0), "only 0 must be 1 block or more"),
         ("fine_tune_kl", dict(c_kl=-1.0), "c_kl -1.0 must be at least 0"),
         ("fine_tune_kl", dict(texts=0), "texts 0 and length 64 must be at least 1"),

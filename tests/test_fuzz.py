@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -54,10 +57,6 @@ def hangs(folder, data):
         pass
 
 
-def grows(folder, data):
-    bytes(np.ones(2 * guard.GROWTH // 8))
-
-
 def refuses_silently(folder, data):
     raise of_runs.DataError("")
 
@@ -65,7 +64,7 @@ def refuses_silently(folder, data):
 @pytest.mark.parametrize(
     "read,says",
     [
-        (hangs, "TooSlow"), (grows, "MiB of memory"), (refuses_silently, "says nothing"),
+        (hangs, "TooSlow"), (refuses_silently, "says nothing"),
         (lambda *_: {}["a"], "KeyError"), (lambda *_: exec("assert 1 == 2"), "AssertionError"),
     ],
 )  # fmt: skip
@@ -73,6 +72,18 @@ def test_what_is_neither_read_nor_refused_is_a_fault(monkeypatch, read, says):
     monkeypatch.setattr(guard, "SECONDS", 0.2 if read is hangs else 10.0)
     outcome = guard.judge(lambda: read(None, b""))
     assert outcome.kind == guard.FAULT and says in outcome.text
+
+
+def test_an_input_that_takes_much_memory_is_a_fault():
+    """In a process of its own: growth is above the most that a process ever had."""
+    program = "from fuzzing import guard; print(guard.judge(lambda: bytes(2 * guard.GROWTH)))"
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "kind='fault'" in done.stdout and "MiB of memory" in done.stdout
 
 
 # --- one input for each kind of fault that was found

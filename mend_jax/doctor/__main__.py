@@ -8,11 +8,12 @@ asked and the mend. Nothing is left behind. See docs/reliability.md for what eac
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mend_jax import main as command
 from mend_jax.errors import ConfigError, MendError, nearest
@@ -22,7 +23,23 @@ JSON = "--json"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 when all is well, 2 when a check failed or nothing could be asked."""
-    logging.getLogger("mend_jax").setLevel(logging.ERROR)  # what is left out is in `data`
+    with _quiet("mend_jax"):  # what is left out is in `data`
+        return _main(argv)
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """No warnings of a logger, until it is left."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     as_json = JSON in argv
     began = time.monotonic()

@@ -70,7 +70,7 @@ def make_editor(name: str, options: Mapping[str, Any]) -> EditTransform:
         if isinstance(value, str) and get_origin(hint) is Literal:
             continue  # the editor says which words it knows
         if not fits(value, hint):
-            needed = known[option].annotation
+            needed = hint.__name__ if isinstance(hint, type) else str(hint)
             raise ConfigError(f"editor {name!r}: {option} is {value!r:.80}, needed is {needed}")
     try:
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
