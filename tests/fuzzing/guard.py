@@ -67,6 +67,11 @@ def judge(read: Callable[[], None]) -> Outcome:
 
 
 def _most() -> int:
+    """The most memory that this process had; getrusage's is that of its parent too, on Linux."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
