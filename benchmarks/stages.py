@@ -16,6 +16,7 @@ from benchmarks.machine import seconds_of
 from benchmarks.workload import Built
 from mend_jax.forward import Problem, make_problem, scored_logits, shared_trunk_states
 from mend_jax.objective import meta_loss
+from mend_jax.pods.memory import bytes_of
 from mend_jax.scoring import edit_and_score
 from mend_jax.train import make_train_step, success_weight
 
@@ -131,12 +132,11 @@ def time_training(b: Built, repeats: int) -> tuple[dict[str, float], Built]:
     began = time.perf_counter()
     once = Steps(b)
     compiling = time.perf_counter() - began
-    m = once.compiled.memory_analysis()
-    planned = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
+    parts = bytes_of(once.compiled)
     figures = {
         "seconds": statistics.median(seconds_of(once, repeats)),
         "compiling": compiling,
-        "program_bytes": planned - m.alias_size_in_bytes,
+        "program_bytes": sum(parts.values()) - parts["program"],
     }
     return figures, dataclasses.replace(b, state=once.state)
 

@@ -14,6 +14,7 @@ from mend_jax.editors import EditTransform, make_editor
 from mend_jax.editors.base import with_strength
 from mend_jax.language_model import LanguageModel, load_model
 from mend_jax.optimizer import make_optimizer
+from mend_jax.outline import Outline
 from mend_jax.train import TrainState, TrainStep, init_state, make_train_step, success_weight
 
 
@@ -54,7 +55,9 @@ def build_model(config: ml_collections.ConfigDict, mesh: Any = None) -> Language
     )
 
 
-def build_train_step(config, editor, tx, model: LanguageModel, shardings: Any = None) -> TrainStep:
+def build_train_step(
+    config, editor, tx, model: LanguageModel | Outline, shardings: Any = None
+) -> TrainStep:
     """The training step of a config; see `make_train_step`."""
     c = config.train
     return make_train_step(

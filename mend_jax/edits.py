@@ -40,6 +40,12 @@ class LowRank:
         highest = jax.lax.Precision.HIGHEST  # what is summed up over edits must not be rounded
         return jnp.einsum("...ni,...no->...io", self.a, self.b, precision=highest)
 
+    def squared_norm(self) -> jax.Array:
+        """|W' - W|^2 in float32, [...]: <a a^T, b b^T>, not as a matrix."""
+        a, b = (x.astype(jnp.float32) for x in (self.a, self.b))
+        a, b = (jnp.einsum("...ni,...mi->...nm", x, x) for x in (a, b))
+        return jnp.maximum((a * b).sum((-2, -1)), 0.0)
+
     @property
     def shape(self) -> tuple[int, int]:
         """(d_in, d_out)"""
@@ -60,6 +66,10 @@ class Dense:
 
     def dense(self) -> jax.Array:
         return self.w
+
+    def squared_norm(self) -> jax.Array:
+        """|W' - W|^2 in float32, [...]."""
+        return jnp.square(self.w.astype(jnp.float32)).sum((-2, -1))
 
     @property
     def shape(self) -> tuple[int, int]:

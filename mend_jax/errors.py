@@ -1,6 +1,7 @@
 """Named errors: each message says what was wrong, where, and how to mend it."""
 
 import difflib
+import sys
 from collections.abc import Sequence
 
 
@@ -14,6 +15,12 @@ class MendError(Exception):
 
     exit_status = 2
     everywhere = False
+
+
+def tell(error: MendError) -> int:
+    """Says why a command ends, and returns the status that it ends with."""
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return error.exit_status
 
 
 class ConfigError(MendError):

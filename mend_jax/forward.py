@@ -7,16 +7,16 @@ Shape letters: E edits, n texts an edit, T tokens, S scored positions, D width, 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from mend_jax.chunks import by_texts, in_pieces
+from mend_jax.chunks import by_texts
 from mend_jax.edits import Edit, variables
 from mend_jax.factors import Factors, masked_factors
+from mend_jax.head import of_logits
 from mend_jax.layout import per_edit, vmap_edits
 from mend_jax.losses import correct_tokens, masked_mean, token_nll, whole_answer
 from mend_jax.models import WeightSpec
@@ -115,84 +115,9 @@ def scored_states(
 def scored_logits(
     model: EditableModel, params: Any, h: Any, seqs: Sequences, edit: Edit | None = None
 ) -> jax.Array:
-    """Logits [E, n, S, V], all at once; see `of_logits` for where they need not be."""
+    """Logits [E, n, S, V], all at once; see `head.of_logits` for where they need not be."""
     states = scored_states(model, params, h, seqs, edit)
     return model.apply({"params": params}, states, method="head")
-
-
-def of_logits(
-    model: EditableModel,
-    params: Any,
-    fn: Callable[..., Any],
-    states: Sequence[jax.Array],
-    *aligned: jax.Array,
-) -> Any:
-    """fn(*logits, *aligned), each position by itself, where no edit changes the head.
-
-    A gradient flows to the last of `states` alone: what it is compared with, and the head, are
-    constants. A position's value depends on its own states only, so its derivative by them is made
-    in the forward pass, while its logits are there, and no logits are kept for a backward pass.
-    With `model.head_chunk` those of so many positions a text are there at a time, at no further
-    operations: with 128k tokens in a vocabulary the logits of all would be the largest arrays of a
-    step.
-
-    Args:
-      fn: of logits [E, n, s, V], one for each of `states`, to an array [E, n, s], or to a tuple of
-        such, of which the first alone has a gradient.
-      states: [E, n, S, D] each, see `scored_states`.
-      aligned: what else `fn` takes, [E, n, S].
-    """
-    *others, last = states
-    fixed = jax.lax.stop_gradient((params, tuple(others), aligned))
-    return _of_last(model, fn, last, fixed)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _of_last(model: EditableModel, fn: Callable[..., Any], last: jax.Array, fixed: Any) -> Any:
-    """`of_logits`, whose `fixed` are (params, other states, aligned)."""
-    params, others, aligned = fixed
-
-    def some(pieces: Any) -> Any:
-        return _judge(model, fn, params, *pieces)
-
-    return in_pieces(some, model.head_chunk, (last, others, aligned), axis=2)
-
-
-def _judge(
-    model: EditableModel, fn: Callable[..., Any], params: Any, last: jax.Array, others: Any,
-    aligned: Any,
-) -> Any:  # fmt: skip
-    logits = [model.apply({"params": params}, h, method="head") for h in (*others, last)]
-    return fn(*logits, *aligned)
-
-
-def _of_last_forward(
-    model: EditableModel, fn: Callable[..., Any], last: jax.Array, fixed: Any
-) -> tuple[Any, jax.Array]:
-    """The values, and the derivative [E, n, S, D] of each position by its own states."""
-    params, others, aligned = fixed
-
-    def some(pieces: Any) -> tuple[Any, jax.Array]:
-        last, *rest = pieces
-
-        def first(last: jax.Array) -> tuple[jax.Array, Any]:
-            values = _judge(model, fn, params, last, *rest)
-            return jax.tree.leaves(values)[0], values
-
-        value, pull, values = jax.vjp(first, last, has_aux=True)
-        return values, pull(jnp.ones_like(value))[0]
-
-    return in_pieces(some, model.head_chunk, (last, others, aligned), axis=2)
-
-
-def _of_last_backward(
-    model: EditableModel, fn: Callable[..., Any], derivative: jax.Array, given: Any
-) -> tuple[jax.Array, None]:
-    of_value = jax.tree.leaves(given)[0]
-    return (derivative * of_value[..., None].astype(derivative.dtype), None)
-
-
-_of_last.defvjp(_of_last_forward, _of_last_backward)
 
 
 def top_outputs(

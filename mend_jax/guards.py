@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mend_jax.edits import Edit, LowRank
+from mend_jax.edits import Edit
 from mend_jax.optimizer import STEP_SIZES
 
 GROUP_NORM = "grad_norm/"
@@ -210,12 +210,7 @@ def relative_norms(edit: Edit, base: Any) -> jax.Array:
     """[E]: |dW| / |W| of each of E edits, over all weights that they change together."""
     change = weight = jnp.zeros(())
     for name, delta in edit.deltas.items():
-        if isinstance(delta, LowRank):  # |a^T b|^2 = <a a^T, b b^T>
-            a, b = delta.a.astype(jnp.float32), delta.b.astype(jnp.float32)
-            gram = jnp.einsum("...ni,...mi->...nm", a, a) * jnp.einsum("...no,...mo->...nm", b, b)
-            change = change + jnp.maximum(gram.sum((-2, -1)), 0.0)
-        else:
-            change = change + jnp.square(delta.w.astype(jnp.float32)).sum((-2, -1))
+        change = change + delta.squared_norm()
         node = base
         for part in (*name.split("/"), "kernel"):
             node = node[part]

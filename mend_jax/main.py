@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mend_jax import config as configs
-from mend_jax.errors import ConfigError, MendError, nearest
+from mend_jax.errors import ConfigError, MendError, nearest, tell
 
 # What a config's `job` runs: a module and its function of (config, workdir, config name).
 JOBS = {
@@ -100,9 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             distributed.initialize()
         run_of(job)(config, workdir, name)
     except MendError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        status = tell(e)
         leave(e)
-        return e.exit_status
+        return status
     except Exception as e:
         leave(e)
         raise

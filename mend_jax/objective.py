@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from mend_jax.chunks import by_texts
 from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.edits import Edit
-from mend_jax.forward import Problem, of_logits, scored_states, shared_trunk_states
+from mend_jax.forward import Problem, scored_states, shared_trunk_states
+from mend_jax.head import of_logits
 from mend_jax.losses import masked_mean, token_kl, token_nll
 from mend_jax.models.base import EditableModel
 from mend_jax.sequences import Sequences

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 
 from mend_jax import batch_files, build, checkpoint
-from mend_jax.errors import CheckpointError, MendError
+from mend_jax.errors import CheckpointError, MendError, tell
 from mend_jax.experiment import base_identity
 from mend_jax.guards import GROUP_NORM
 from mend_jax.language_model import LanguageModel
@@ -125,8 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(in_words(replay(parser.parse_args(argv).folder)))
     except MendError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        return e.exit_status
+        return tell(e)
     return 0
 
 

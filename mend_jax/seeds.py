@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mend_jax import main as command
-from mend_jax.errors import ConfigError, MendError
+from mend_jax.errors import ConfigError, MendError, tell
 from mend_jax.processes import Run, refuse_failures, run_all, say, stand_aside
 from mend_jax.spread import summarise
 from mend_jax.writers import as_path, write_json
@@ -76,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_failures(run_all(runs), len(runs))
         summary = summarise([scores(run.results()) for run in runs])
     except MendError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        return e.exit_status
+        return tell(e)
     write_json(workdir / "seeds.json", {"seeds": seeds, "runs": len(runs), "eval": summary})
     say(table(summary, seeds))
     return 0

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mend_jax.errors import CheckpointError, ConfigError, MendError
+from mend_jax.errors import CheckpointError, ConfigError, MendError, tell
 from mend_jax.typed import parse_json
 from mend_jax.writers import as_path, finite, write_bytes
 
@@ -249,8 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         told = write(args.workdir, args.out, args.dtype)
     except MendError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        return e.exit_status
+        return tell(e)
     size = Path(args.out).stat().st_size
     print(f"{args.out}: {size:,} bytes, {told['dtype']}, for {told['spec']} ({told['base']})")
     return 0

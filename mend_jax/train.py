@@ -123,11 +123,10 @@ def guarded(
     """
     skipped = jnp.where(finite, 0, state.skipped + 1)
     goes_on = (skipped < limit) & (state.step + 1 == number)
-    after = dict(step=state.step + 1, skipped=skipped)
-    new = jax.tree.map(
-        lambda n, p, o: jnp.where(goes_on, jnp.where(finite, n, p), o),
-        learned.replace(**after), state.replace(**after), state,
-    )  # fmt: skip
+    new = jax.tree.map(lambda n, o: jnp.where(goes_on & finite, n, o), learned, state).replace(
+        step=jnp.where(goes_on, state.step + 1, state.step),
+        skipped=jnp.where(goes_on, skipped, state.skipped),
+    )
     return new, {"finite": finite.astype(jnp.float32), "skipped": skipped.astype(jnp.float32)}
 
 

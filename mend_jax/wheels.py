@@ -16,8 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from mend_jax.errors import MendError
-from mend_jax.typed import parse_json
-from mend_jax.writers import write_json
+from mend_jax.known_files import is_known, mark
 
 _SCRATCH = ".new-"
 _LONGEST_SECONDS = 3600  # of a download; what is older was left by a process that was killed
@@ -111,19 +110,13 @@ def _marker(target: Path) -> Path:
     return target.with_name(target.name + ".ok")
 
 
-def _state(target: Path, member: Member) -> dict[str, int | str]:
-    stat = target.stat()
-    return {"sha256": member.sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
 def _is_whole(target: Path, member: Member) -> bool:
     """Whether the cached file is the pinned one, by its marker or else by its hash."""
     try:
         if target.stat().st_size != member.n_bytes:
             return False
-        with contextlib.suppress(OSError, ValueError):
-            if parse_json(_marker(target).read_bytes()) == _state(target, member):
-                return True
+        if is_known(_marker(target), target, member.sha256):
+            return True
         if _sha256(target) != member.sha256:
             return False
     except FileNotFoundError:
@@ -134,7 +127,7 @@ def _is_whole(target: Path, member: Member) -> bool:
 
 
 def _mark(target: Path, member: Member) -> None:
-    write_json(_marker(target), _state(target, member))
+    mark(_marker(target), target, member.sha256)
 
 
 @contextlib.contextmanager

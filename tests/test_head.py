@@ -1,4 +1,4 @@
-"""The head's values and derivatives in one forward pass (`forward.of_logits`)."""
+"""The head's values and derivatives in one forward pass (`head.of_logits`)."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import random_sequences, tiny
 
-from mend_jax.forward import of_logits
+from mend_jax.head import of_logits
 from mend_jax.losses import correct_tokens, token_kl, token_nll
 from mend_jax.pods.flops import matmul_flops
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_gguf import begin_gguf
 
 from mend_jax import hub
 from mend_jax.errors import WeightsError
@@ -39,21 +40,7 @@ def random_flat(seed=0):
 
 def tiny_gguf(path, flat=None, arch="llama", types=None, metadata=None, leave_out=(), extra=None):
     """Writes a small model as a converter would; `types` maps GGUF names to quantised types."""
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_block_count(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(D)
-    writer.add_feed_forward_length(F)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_freq_base(5000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(["<|end|>", "a", "b", "Ġ", "ab", "1", "é", "<u>"])
-    writer.add_token_types([3, 1, 1, 1, 1, 1, 1, 4])
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(0)
+    writer = begin_gguf(path, arch, width=D, hidden=F, heads=HEADS, kv_heads=KV_HEADS)
     for key, value in (metadata or {}).items():
         writer.add_key_value(key, value, _value_type(value))
     flat = random_flat() if flat is None else flat

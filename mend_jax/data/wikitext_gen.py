@@ -31,7 +31,7 @@ import numpy as np
 from mend_jax.data import continuations, prepare, raw, rows, wikitext
 from mend_jax.data.continuations import BATCH, MOST, NEW, TEMPERATURE, Start
 from mend_jax.data.names import key_rng
-from mend_jax.errors import DataError, MendError
+from mend_jax.errors import DataError, MendError, tell
 from mend_jax.language_model import LanguageModel, load_model
 from mend_jax.outline import DTYPES
 from mend_jax.writers import Progress, write_text
@@ -188,8 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_text(Path(args.out), text)
             print(f"rows: {args.out}")
     except MendError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        return e.exit_status
+        return tell(e)
     return 0
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from mend_jax import main as command
-from mend_jax.errors import ConfigError, MendError, nearest
+from mend_jax.errors import ConfigError, MendError, nearest, tell
 
 JSON = "--json"
 
@@ -55,8 +55,7 @@ def _main(argv: Sequence[str] | None) -> int:
             raise ConfigError(f"job is {job!r}{nearest(str(job), [*jobs.JOBS])}")
         found = jobs.JOBS[job](config, workdir)
     except MendError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        return 2
+        return tell(e)
     bad = sum(f.failed for f in found)
     seconds = time.monotonic() - began
     if as_json:

@@ -18,7 +18,6 @@ from mend_jax.distributed import gather
 from mend_jax.doctor.findings import Finding, any_failed, judged, skipped
 from mend_jax.doctor.machine import check_memory
 from mend_jax.editors.base import EditTransform, Weights
-from mend_jax.edits import LowRank
 from mend_jax.evaluate import make_scorer
 from mend_jax.experiment import Experiment
 from mend_jax.forward import make_problem, scored_logits
@@ -55,7 +54,7 @@ def _probe(
         after = editor.reader.logits(params, problem, seqs, problem.h)
         return found | {"after": nll(after), "deltas": {}, "factors": {}}
     found["after"] = nll(scored_logits(model, base, problem.h, seqs, edit))
-    found["deltas"] = {name: _squared(delta) for name, delta in edit.deltas.items()}
+    found["deltas"] = {name: delta.squared_norm() for name, delta in edit.deltas.items()}
     found["factors"] = {
         name: {
             "u": jnp.abs(f.u * f.mask[..., None].astype(f.u.dtype)).max(),
@@ -65,14 +64,6 @@ def _probe(
         for name, f in problem.factors().items()
     }
     return found
-
-
-def _squared(delta: Any) -> jax.Array:
-    """|W' - W|^2 of each edit; of a low-rank one by its rows' products, not as a matrix."""
-    if isinstance(delta, LowRank):
-        a, b = (jnp.einsum("...nd,...md->...nm", x, x) for x in (delta.a, delta.b))
-        return (a * b).sum((-2, -1))
-    return jnp.square(delta.w).sum((-2, -1))
 
 
 def check_editor(experiment: Experiment, start: TrainState) -> list[Finding]:

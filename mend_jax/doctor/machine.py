@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from mend_jax.doctor.findings import OK, Finding, judged, skipped
+from mend_jax.pods.memory import bytes_of
 from mend_jax.pods.slices import GIB
 from mend_jax.workdir import need_room, prepare
 from mend_jax.writers import as_path, is_remote
@@ -21,7 +22,8 @@ def check_memory(what: str, lowered: Any) -> Finding:
 
     It is compiled here, once: the run that calls the same program finds it so.
     """
-    needed, free = bytes_of(lowered.compile()), free_memory()
+    parts, free = bytes_of(lowered.compile()), free_memory()
+    needed = sum(parts.values()) - parts["arguments"]
     if free is None:
         return skipped("memory", "this machine does not tell how much memory is free")
     return judged(
@@ -31,13 +33,6 @@ def check_memory(what: str, lowered: Any) -> Finding:
         "lower train.edits_per_step and eval.edits_per_step, or set model.head_chunk, "
         "model.text_chunk or model.remat, or a smaller editor.options.rank",
     )  # fmt: skip
-
-
-def bytes_of(program: Any) -> int:
-    """Temporaries, new outputs and code of a compiled program, on each device."""
-    m = program.memory_analysis()
-    outputs = m.output_size_in_bytes - m.alias_size_in_bytes
-    return m.temp_size_in_bytes + outputs + m.generated_code_size_in_bytes
 
 
 def free_memory() -> int | None:

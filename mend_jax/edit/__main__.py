@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mend_jax.errors import ConfigError, MendError
+from mend_jax.errors import ConfigError, MendError, tell
 
 # The module of each command and its function, imported when it is needed: jax takes seconds.
 COMMANDS = {
@@ -141,8 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module, name = COMMANDS[args.command]
         return getattr(importlib.import_module(f"mend_jax.edit.{module}"), name)(args)
     except MendError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        return e.exit_status
+        return tell(e)
     except BrokenPipeError:  # `show | head`
         sys.stdout = None
         return 0

@@ -56,7 +56,7 @@ def _inverse_of_lower(lower: jax.Array) -> jax.Array:
     block = 1
     while block < size:
         a, b = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-        corner = -_product(b, _product(_corners(whole, block), a))
+        corner = -product(b, product(_corners(whole, block), a))
         top = jnp.concatenate([a, jnp.zeros_like(a)], axis=-1)
         inverse = jnp.concatenate([top, jnp.concatenate([corner, b], axis=-1)], axis=-2)
         block *= 2
@@ -81,14 +81,14 @@ def _backward(kept: tuple[jax.Array, jax.Array], of_inverse: jax.Array) -> tuple
     """dW = -W dL W, and of the factor as Murray 2016 (arXiv:1602.07527, Eq. 10)."""
     lower, w = kept
     wt = w.swapaxes(-1, -2)
-    of_lower = -jnp.tril(_product(wt, _product(of_inverse, wt)))
-    half = _product(lower.swapaxes(-1, -2), of_lower)
+    of_lower = -jnp.tril(product(wt, product(of_inverse, wt)))
+    half = product(lower.swapaxes(-1, -2), of_lower)
     half = 0.5 * (jnp.tril(half) + jnp.tril(half, -1))  # its diagonal halved
-    of_gram = _product(wt, _product(half, w))
+    of_gram = product(wt, product(half, w))
     return (0.5 * (of_gram + of_gram.swapaxes(-1, -2)),)
 
 
-def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+def product(x: jax.Array, y: jax.Array) -> jax.Array:
     """x y in full float32: a TPU would take 16 bits."""
     return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.editors.base import Link, Run, Weights, stateless
-from mend_jax.editors.cholesky import inverse_cholesky
+from mend_jax.editors.cholesky import inverse_cholesky, product
 from mend_jax.editors.links import Signal, init_rate, rate_of
 from mend_jax.edits import Delta, Dense, Edit, LowRank
 from mend_jax.factors import Factors
@@ -119,7 +119,7 @@ class Normal(NamedTuple):
 def normal_of(f: Factors) -> Normal:
     """The normal equations of the rows that count."""
     k, d = _counting(f)
-    products = (_product("...ni,...nj->...ij", k, x) for x in (k, d))
+    products = (product(k.swapaxes(-1, -2), x) for x in (k, d))
     return Normal(*products, f.mask.sum(-1, dtype=k.dtype))
 
 
@@ -129,9 +129,7 @@ def solve_normal(normal: Normal, ridge: jax.Array | float, relative: bool = Fals
     if relative:
         ridge = ridge * _mean_square(trace, normal.rows)
     w = _inverse_factor(normal.gram, ridge, trace)
-    return Dense(
-        _product("...mi,...mj->...ij", w, _product("...mn,...nj->...mj", w, normal.moment))
-    )
+    return Dense(product(w.swapaxes(-1, -2), product(w, normal.moment)))
 
 
 def least_squares(k: jax.Array, d: jax.Array, ridge: jax.Array | float) -> Delta:
@@ -159,11 +157,11 @@ def least_squares(k: jax.Array, d: jax.Array, ridge: jax.Array | float) -> Delta
     dual = k.shape[-2] < k.shape[-1]
     if not dual:
         rows = jnp.full(k.shape[:-2], k.shape[-2], k.dtype)
-        products = (_product("...ni,...nj->...ij", k, x) for x in (k, d))
+        products = (product(k.swapaxes(-1, -2), x) for x in (k, d))
         return solve_normal(Normal(*products, rows), ridge)
-    gram = _product("...ni,...mi->...nm", k, k)
+    gram = product(k, k.swapaxes(-1, -2))
     w = _inverse_factor(gram, ridge, jnp.square(k).sum((-2, -1)))
-    return LowRank(*(_product("...nm,...mj->...nj", w, x) for x in (k, d)))
+    return LowRank(a=product(w, k), b=product(w, d))
 
 
 def _inverse_factor(gram: jax.Array, ridge: jax.Array | float, trace: jax.Array) -> jax.Array:
@@ -172,8 +170,3 @@ def _inverse_factor(gram: jax.Array, ridge: jax.Array | float, trace: jax.Array)
     n = gram.shape[-1]
     eye = jnp.eye(n, dtype=gram.dtype).reshape((1,) * (gram.ndim - 2) + (n, n))
     return inverse_cholesky(gram + jnp.maximum(ridge, rounding) * eye)
-
-
-def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """An einsum in full float32: a TPU would take 16 bits."""
-    return jnp.einsum(spec, x, y, precision=jax.lax.Precision.HIGHEST)

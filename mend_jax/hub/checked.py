@@ -12,12 +12,10 @@ import hashlib
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 from mend_jax.errors import WeightsError
-from mend_jax.typed import parse_json
+from mend_jax.known_files import is_known, mark
 from mend_jax.wheels import cache_dir
-from mend_jax.writers import write_json
 
 _PIECE = 1 << 20
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -39,7 +37,7 @@ def check_snapshot(folder: Path) -> None:
             unnamed.append(path.name)
         elif not _HASH.fullmatch(blob.name):
             unnamed.append(path.name)
-        elif not _is_known(blob):
+        elif not is_known(_marker(blob), blob, blob.name):
             digest = _digest(blob, len(blob.name))
             if digest != blob.name:
                 raise WeightsError(
@@ -47,7 +45,7 @@ def check_snapshot(folder: Path) -> None:
                     f"{blob.name}. Delete {blob} and start again: it will be fetched anew."
                 )
             with contextlib.suppress(OSError):  # a cache that cannot be written: hashed each time
-                write_json(_marker(blob), _state(blob))
+                mark(_marker(blob), blob, blob.name)
     if unnamed:
         logging.getLogger(__name__).warning(
             "%s: %s cannot be checked, since this cache does not name files by their hashes",
@@ -65,17 +63,6 @@ def _digest(path: Path, digits: int) -> str:
     return total.hexdigest()
 
 
-def _is_known(blob: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return parse_json(_marker(blob).read_bytes()) == _state(blob)
-    return False
-
-
 def _marker(blob: Path) -> Path:
     where = hashlib.sha256(str(blob).encode()).hexdigest()[:16]
     return cache_dir() / "hub" / f"{where}.ok"
-
-
-def _state(blob: Path) -> dict[str, Any]:
-    stat = blob.stat()
-    return {"hash": blob.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}

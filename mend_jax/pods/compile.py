@@ -21,17 +21,18 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mend_jax.build import build_train_step
 from mend_jax.errors import ConfigError
 from mend_jax.mesh import batch_sharding, in_force, mesh_over, round_up
 from mend_jax.models.params import flatten
 from mend_jax.pods import hlo
 from mend_jax.pods.blueprint import Blueprint, draw
 from mend_jax.pods.flops import matmul_flops
+from mend_jax.pods.memory import bytes_of
 from mend_jax.pods.plan import Plan, choose, cost, needs_of
 from mend_jax.pods.slices import GIB, Slice
 from mend_jax.scoring import edit_and_score, make_edit
 from mend_jax.sharding import BASE_RULES, EDITOR_RULES, described, shardings_of
-from mend_jax.train import make_train_step, success_weight
 
 STEPS = ("train", "edit", "eval")
 _NO_TPU = {  # there is no TPU to ask, and libtpu need not complain of it
@@ -144,12 +145,9 @@ def tracers(blueprint: Blueprint, mesh: Mesh) -> dict[str, Traced]:
     same = dict(editor=blueprint.editor, model=sketch.module, weights=sketch.weights)
 
     def train() -> Any:
-        step = make_train_step(
-            tx=blueprint.tx, c_loc=c.train.c_loc, near_share=c.train.near_share,
-            both_ways=c.train.both_ways,
-            c_edit=success_weight(c.train.c_edit_start, c.train.c_edit, c.train.steps),
-            shardings=jax.tree.map(lambda x: x.sharding, state), **same,
-        )  # fmt: skip
+        step = build_train_step(
+            c, blueprint.editor, blueprint.tx, sketch, jax.tree.map(lambda x: x.sharding, state)
+        )
         number = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
         return step.trace(state, base, batch(c.train.edits_per_step, True), number)
 
@@ -183,13 +181,7 @@ def compile_step(trace: Traced, blueprint: Blueprint, where: Slice) -> Report:
             "bytes_per_chip": size, "fits": False, "collectives": {},
             "compile_seconds": round(time.monotonic() - began, 1),
         }  # fmt: skip
-    memory = compiled.memory_analysis()
-    parts = {
-        "arguments": memory.argument_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "program": memory.generated_code_size_in_bytes,
-    }
+    parts = bytes_of(compiled)
     total = sum(parts.values())
     text = compiled.as_text()
     found = hlo.collectives(text)

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from mend_jax.build import build_train_step
 from mend_jax.config import load_config
 from mend_jax.pods.blueprint import draw
 from mend_jax.pods.flops import matmul_flops
 from mend_jax.pods.plan import Plan, choose, needs_of, words
 from mend_jax.pods.slices import GIB, slices_of
-from mend_jax.train import make_train_step, success_weight
 
 LINK_BYTES = {"v4": 300e9, "v5e": 200e9, "v5p": 600e9, "v6e": 448e9}
 """Bytes a second between a chip and its neighbours, all links together (Google's figures)."""
@@ -40,11 +40,8 @@ def flops_an_edit(name: str) -> int:
     """Operations of a training step of one edit; a step of E edits has E times as many."""
     config = load_config(name)
     config.train.edits_per_step, config.train.accumulate = 1, 1
-    b, c = draw(config), config.train
-    step = make_train_step(
-        b.editor, b.tx, model=b.outline.module, weights=b.outline.weights, c_loc=c.c_loc,
-        both_ways=c.both_ways, c_edit=success_weight(c.c_edit_start, c.c_edit, c.steps),
-    )  # fmt: skip
+    b = draw(config)
+    step = build_train_step(config, b.editor, b.tx, b.outline)
     number = jax.ShapeDtypeStruct((), np.int32)
     return matmul_flops(step.trace(b.state, b.base, b.batch(1, True), number).jaxpr)
 

@@ -19,6 +19,7 @@ import gguf
 import numpy as np
 from safetensors.numpy import save as serialise
 from tiny import HF
+from tiny_gguf import begin_gguf
 
 from fuzzing.mutations import damage_bytes, damage_head, damage_safetensors
 from fuzzing.reader import Reader, put
@@ -115,21 +116,7 @@ def _gguf_seeds() -> list[bytes]:
 
 def _write_gguf(path: Path, qtype: gguf.GGMLQuantizationType | None) -> bytes:
     """A llama of one block and 32 dimensions."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_rope_freq_base(5000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(["<|end|>", "a", "b", "Ġ", "ab", "1", "é", "<u>"])
-    writer.add_token_types([3, 1, 1, 1, 1, 1, 1, 4])
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(0)
+    writer = begin_gguf(path, width=32, hidden=64, heads=4, kv_heads=2)
     rng = np.random.default_rng(0)
     for name, shape in (("token_embd.weight", (8, 32)), ("blk.0.ffn_up.weight", (64, 32))):
         array = rng.normal(size=shape).astype(np.float32)
