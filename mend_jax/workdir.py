@@ -84,7 +84,7 @@ def read_results(workdir: Any) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = parse_json(path.read_bytes())
+        found = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
             raise ValueError("it holds no config")
         return found
