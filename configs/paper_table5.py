@@ -5,9 +5,9 @@ at each size from their cell of one fact, which is run first. Variant "sequentia
 fact that follow one another on one model, 1, 10, 100 and 500 of them.
 Command: python -m mend_jax.main --config=paper_table5.py --config.settings="('data.dir=DATA',)"
 DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md.
-Cost: counted, not measured: a cell about ten minutes on two cores, twenty where 75 or 125 facts
-are trained on and an hour at 500, that is seven hours; the "sequential" variant half an hour a
-cell. It resumes cell by cell.
+Cost: counted, not measured: a cell about ten minutes on two cores, some five hours in all; the
+"sequential" variant half an hour a cell. It resumes cell by cell. The cell mend_1 is mend of
+paper_table4.py: its folder may be copied.
 The paper's numbers (success, ENN / MEND, BART-base): 1 .99 / .98, 5 .94 / .97, 25 .35 / .89,
 75 .16 / .78, 125 .11 / .67.
 """
