@@ -82,17 +82,15 @@ def read_bytes(path: Path) -> bytes:
             while piece := file.read1(1 << 20):  # what is whole before it breaks off
                 found += piece
                 if len(found) > max(_UNPACKED, _TIMES * len(packed)):
-                    break
+                    raise DataError(
+                        f"{path}: its {len(packed)} bytes unpack to more than {len(found)}, "
+                        "which no text does; get the file again, or unpack it yourself"
+                    )
     except (EOFError, OSError, zlib.error) as e:
         raise DataError(
             f"{path}: the gzip stream breaks off or is damaged ({e}) after "
             f"{found.count(10)} whole lines; get the file again"
         ) from e
-    if len(found) > max(_UNPACKED, _TIMES * len(packed)):
-        raise DataError(
-            f"{path}: its {len(packed)} bytes unpack to more than {len(found)}, which no text "
-            "does; get the file again, or unpack it yourself"
-        )
     return bytes(found)
 
 
