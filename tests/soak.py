@@ -99,7 +99,12 @@ def preempt(process, workdir, target, how):
 
 
 def differences(ours, theirs):
-    """What differs between the folders of two finished runs."""
+    """What differs between the folders of two finished runs.
+
+    A run that was told to stop keeps the step where it stopped, so it may have kept other steps
+    than one that was not: of the checkpoints those that both have are compared, the last among
+    them.
+    """
     found = []
     for name in sorted({p.name for d in (ours, theirs) for p in d.glob("*.json*")}):
         texts = [(d / name).read_text() for d in (ours, theirs)]
@@ -108,8 +113,11 @@ def differences(ours, theirs):
         if texts[0] != texts[1]:
             found.append(name)
     (one, metas), (two, others) = (_checkpoints(d / "checkpoints") for d in (ours, theirs))
-    found += [f"meta of checkpoint {s}" for s in {*metas, *others} if metas.get(s) != others.get(s)]
+    if max(one) != max(two):
+        found.append("the last checkpoint")
     for step in sorted({*one} & {*two}):
+        if metas[step] != others[step]:
+            found.append(f"meta of checkpoint {step}")
         pairs = zip(jax.tree.leaves(one[step]), jax.tree.leaves(two[step]), strict=True)
         if not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs):
             found.append(f"arrays of checkpoint {step}")
