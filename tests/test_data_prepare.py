@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from mend_jax.data import prepare
+from mend_jax.data import prepare, whole
 from mend_jax.data.rows import SPLITS, disjoint, hold_out, make_row
 from mend_jax.errors import DataError
 
@@ -77,6 +77,45 @@ def test_prepared_files_are_not_made_again(tmp_path):
     first = prepare.load(recipe(), tmp_path)
     again = prepare.load(recipe(lambda: pytest.fail("made again")), tmp_path)
     assert again.fingerprint == first.fingerprint
+
+
+def change_a_bit(path):
+    data = path.read_bytes()
+    path.write_bytes(data[:40] + bytes([data[40] ^ 4]) + data[41:])
+
+
+def test_damaged_files_are_told_of_and_made_again(tmp_path, caplog):
+    first = prepare.load(recipe(), tmp_path)
+    folder = prepare.build(recipe(), tmp_path) / "tiny/default/1.0.0"
+    change_a_bit(next(folder.glob("tiny-test.array_record-0*")))
+    assert not caplog.records
+    again = prepare.load(recipe(), tmp_path)
+    assert [list(again.split(s)) for s in SPLITS] == [list(first.split(s)) for s in SPLITS]
+    assert [r.getMessage().startswith(f"{folder} is made again: ") for r in caplog.records] == [
+        True
+    ]
+    assert not whole.damage(folder)
+    assert sorted(p.name for p in folder.parents[2].iterdir()) == ["tiny"]
+
+
+@pytest.mark.parametrize("name", ["a", "b/c", whole.SUMS])
+def test_every_damage_is_named(tmp_path, name):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a").write_bytes(bytes(100))
+    (tmp_path / "b/c").write_bytes(b"x" * 100)
+    whole.seal(tmp_path)
+    assert whole.damage(tmp_path) == ""
+    path = tmp_path / name
+    held = path.read_bytes()
+    for damaged in (held[:50], held[:40] + bytes([held[40] ^ 4]) + held[41:], b"", b"[]"):
+        path.write_bytes(damaged)
+        assert whole.damage(tmp_path)
+    path.unlink()
+    assert name in whole.damage(tmp_path)
+    path.write_bytes(held)
+    assert whole.damage(tmp_path) == ""
+    (tmp_path / "b/more").write_text("")
+    assert whole.damage(tmp_path) == "b/more was not there"
 
 
 def test_a_mutated_raw_file_is_another_data_set(tmp_path):

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mend_jax.data import raw, rows
+from mend_jax.data import raw, rows, whole
 from mend_jax.data.base import DataSet, TfdsRows
 from mend_jax.errors import DataError
 from mend_jax.wheels import cache_dir
@@ -147,7 +147,8 @@ def build(recipe: Recipe, folder: str | os.PathLike[str] | None = None) -> Path:
     """Prepares a data set unless it is there, and gives the root to open it with.
 
     The files go to `<folder>/<stamp>/<name>/<config>/<version>`. Several processes may call this at
-    once: each prepares apart and the first one's files stay.
+    once: each prepares apart and the first one's files stay. Files that are not as they were
+    written are made again, with a warning.
 
     Args:
       folder: default `<cache>/datasets`, see `wheels.cache_dir`.
@@ -159,7 +160,9 @@ def build(recipe: Recipe, folder: str | os.PathLike[str] | None = None) -> Path:
     root = top / recipe.stamp
     final = root / recipe.name / recipe.config / recipe.version
     if final.is_dir():
-        return root
+        if not (damaged := whole.damage(final)):
+            return root
+        logging.getLogger(__name__).warning("%s is made again: %s", final, damaged)
     for name, source in recipe.sources().items():
         if source["published"] is False:
             logging.getLogger(__name__).warning(
@@ -177,8 +180,13 @@ def build(recipe: Recipe, folder: str | os.PathLike[str] | None = None) -> Path:
     try:
         with _quietly():
             make_builder(recipe, draft, made).download_and_prepare(file_format="array_record")
+        mine = draft / recipe.name / recipe.config / recipe.version
+        whole.seal(mine)
         final.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(draft / recipe.name / recipe.config / recipe.version, final)
+        if final.is_dir() and whole.damage(final):
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                os.rename(final, draft / "damaged")
+        os.rename(mine, final)
     except OSError:
         if not final.is_dir():
             raise
