@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 
 from mend_jax import build, checkpoint, experiment, hub, recovery
 from mend_jax.data.encode import stack
@@ -24,6 +22,7 @@ from mend_jax.language_model import LanguageModel
 from mend_jax.mesh import in_force, mesh_of
 from mend_jax.scoring import make_edit
 from mend_jax.sharding import EDITOR_RULES, described, shardings_of
+from mend_jax.workdir import read_config
 from mend_jax.writers import as_path
 
 _BUCKET = 8  # texts are padded to a multiple of this many tokens, so few shapes are compiled
@@ -62,18 +61,12 @@ class Editor:
             trained for (both fingerprints are named).
         """
         workdir = as_path(workdir)
-        try:
-            config = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
-        except (OSError, ValueError, ImportError) as e:
-            raise CheckpointError(
-                f"{workdir} holds no run ({e}): train one with `python -m mend_jax.main "
-                f"--config=quickstart.py --workdir={workdir}`"
-            ) from e
+        config = read_config(workdir)
         transform = build.build_editor(config)
         manager = checkpoint.open_manager(workdir / "checkpoints", read_only=True)
         if manager.latest_step() is None:
             raise CheckpointError(f"{workdir}/checkpoints holds no step: let the run train on")
-        last = config.train.get("keep", "best") == "last"
+        last = config.train.keep == "last"
         step = None if last else recovery.best_step(manager)
         model = model or build.build_model(config)
         like = build.abstract_state(config, transform, build.build_optimizer(config), model.weights)

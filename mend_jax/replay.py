@@ -8,7 +8,6 @@ which rows are not by themselves. Changes nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from mend_jax import batch_files, build, checkpoint
@@ -26,6 +24,7 @@ from mend_jax.guards import GROUP_NORM
 from mend_jax.language_model import LanguageModel
 from mend_jax.objective import texts_of
 from mend_jax.train import TrainState, TrainStep
+from mend_jax.workdir import read_config
 from mend_jax.writers import as_path
 
 
@@ -46,10 +45,7 @@ def replay(folder: Any, model: LanguageModel | None = None) -> dict[str, Any]:
     folder = as_path(folder)
     batch, told = batch_files.load(folder)
     workdir = folder.parent.parent
-    try:
-        config = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
-    except (OSError, ValueError) as e:
-        raise CheckpointError(f"{workdir} holds no run ({e}): leave the batch where it was") from e
+    config = read_config(workdir)
     editor, tx = build.build_editor(config), build.build_optimizer(config)
     model = model or build.build_model(config)
     with checkpoint.open_manager(workdir / "checkpoints", read_only=True) as manager:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 
-from mend_jax import checkpoint, distributed
+from mend_jax import checkpoint, distributed, migrate, schema
 from mend_jax.errors import CheckpointError, ConfigError
 from mend_jax.typed import parse_json
 from mend_jax.writers import as_path, is_remote, write_text
@@ -76,6 +77,43 @@ def need_room(workdir: Any, state: Any, steps_there: int) -> None:
                 f"{each / 1e9:.3g} GB, {checkpoint.MOST_AT_ONCE} at once at the most) and reports "
                 f"take up to {needed / 1e9:.3g} GB; make room there, or choose another"
             )
+
+
+def read_config(workdir: Any) -> ml_collections.ConfigDict:
+    """The config of an editing run, from its config.json, checked.
+
+    Raises:
+      CheckpointError: none there, damaged, or one that no run can have.
+    """
+    path = workdir / "config.json"
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+        config = ml_collections.ConfigDict(_with_tuples(found))
+        for key, value in migrate.ADDED.items():
+            group, name = key.split(".")
+            within = config.get(group)
+            if isinstance(within, ml_collections.ConfigDict) and name not in within:
+                within[name] = value
+        schema.check(config)
+        return config
+    except (OSError, ImportError) as e:
+        raise CheckpointError(
+            f"{workdir} holds no run ({e}): train one with `python -m mend_jax.main "
+            f"--config=quickstart.py --workdir={workdir}`"
+        ) from e
+    except (ValueError, TypeError, AttributeError, ConfigError) as e:  # ConfigDict's too
+        raise CheckpointError(
+            f"{path} is damaged ({e}); put back the one that the run wrote"
+        ) from e
+
+
+def _with_tuples(value: Any) -> Any:
+    """A JSON value with tuples for lists, as configs have them."""
+    if isinstance(value, dict):
+        return {k: _with_tuples(v) for k, v in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def read_results(workdir: Any) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from test_run import SETTINGS
 from tiny import save_tiny
 
 import mend_jax
-from mend_jax import checkpoint, report, run
+from mend_jax import checkpoint, migrate, report, run
 from mend_jax import config as configs
 from mend_jax import workdir as workdir_of_run
 from mend_jax.distributed import StopRequest
@@ -264,3 +264,28 @@ def test_damaged_results_are_named(tmp_path, text):
     (tmp_path / "results.json").write_bytes(text)
     with pytest.raises(CheckpointError, match=r"results\.json is damaged .*delete it"):
         workdir_of_run.read_results(tmp_path)
+
+
+def test_the_config_of_an_earlier_version_has_what_such_a_run_did(tmp_path):
+    config = configs.load_config("quickstart.py")
+    held = configs.plain(config)
+    for key in migrate.ADDED:
+        group, name = key.split(".")
+        del held[group][name]
+    write_json(tmp_path / "config.json", held)
+    found = workdir_of_run.read_config(tmp_path)
+    assert configs.plain(found) == configs.plain(config) | {
+        "train": configs.plain(config)["train"] | {"doctor": False}  # the others are as today
+    }
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [("{", "Expecting"), ("[]", "no object"), ('{"job": "edit"}', "train.lr is missing"),
+     ('{"__class__": {}}', "cannot be overridden"), ('{"a.b": 1}', "dot"),
+     ("[" * 3000, "nested")],
+)  # fmt: skip
+def test_a_damaged_config_of_a_run_is_named(tmp_path, text, told):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=f"config.json is damaged .*{told}"):
+        workdir_of_run.read_config(tmp_path)

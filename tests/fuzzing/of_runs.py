@@ -16,24 +16,35 @@ from random import Random
 from typing import Any
 from unittest import mock
 
-import ml_collections
 import numpy as np
 from safetensors.numpy import save as serialise
 from small_edits import FINGERPRINT, UP, bits, small_delta, small_edit
 from test_page import fake_measured
-from test_report import fake_examples, fake_metrics, fake_results
+from test_report import fake_examples, fake_in_turn, fake_metrics, fake_results
 
 from fuzzing.mutations import damage_bytes, damage_document, damage_json, damage_safetensors
 from fuzzing.reader import Reader, put
 from mend_jax import config as configs
-from mend_jax import edit_files, journal, report, schema, shipped, so_far, workdir
-from mend_jax.build import build_editor
+from mend_jax import (
+    edit_files,
+    grid_markdown,
+    grid_report,
+    journal,
+    report,
+    schema,
+    shipped,
+    so_far,
+    workdir,
+)
+from mend_jax.build import build_editor, build_optimizer
 from mend_jax.edit import console, page, serve
 from mend_jax.edits import Edit
 from mend_jax.errors import DataError
+from mend_jax.grid_rows import make_row
 from mend_jax.judged import Judged
 from mend_jax.ledger import Base, Ledger
-from mend_jax.writers import JsonLines
+from mend_jax.processes import Run
+from mend_jax.writers import JsonLines, write_json
 
 _BASE = Base("tiny", FINGERPRINT, "float32", 2, ("mlp/up",))
 
@@ -199,22 +210,12 @@ def _config_seed() -> bytes:
 
 
 def _read_config(folder: Path, data: bytes) -> None:
-    """A config of any values, as a config file may make it or a run folder hold it."""
-    path = put(folder / "config.json", data)
-    try:
-        value = _tuples(json.loads(path.read_text(encoding="utf-8")))
-        config = ml_collections.ConfigDict(value)
-    except Exception:  # no config at all, which `get_config` could not have made either
-        raise DataError("not a config") from None
-    schema.check(config)
+    """The config of a run, from its folder: what is believed can be built."""
+    put(folder / "config.json", data)
+    config = workdir.read_config(folder)
     configs.to_json(config)
     build_editor(config)
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    build_optimizer(config)
 
 
 # --- runs
@@ -242,6 +243,39 @@ def _read_pictures(folder: Path, data: bytes) -> None:
     put(folder / "results.json", json.dumps(fake_results()).encode())
     put(folder / ("results.json" if b"config_name" in data else "metrics.jsonl"), data)
     report.write(folder)
+
+
+def _grid_seeds() -> list[bytes]:
+    results = fake_results() | {"config": {"editor": {"name": "mend"}}}
+    results["eval"]["sequential"] = fake_in_turn(0.5)
+    return [json.dumps(results).encode()]
+
+
+def _read_grid(folder: Path, data: bytes) -> None:
+    """The table and the page of a grid one of whose two runs left damaged results."""
+    run = Run("one", (), put(folder / "run/results.json", data).parent)
+    cell = {"method": "MEND", "seeds": (0,)}
+    sound = json.loads(_grid_seeds()[0])
+    rows = [
+        make_row("one", cell, [(run, workdir.read_results(run.folder))]),
+        make_row("two", cell, [(run, sound)]),
+    ]
+    found = {"title": "T", "config_name": "t.py", "config": {}, "rows": rows, "failed": {}}
+    write_json(folder / "grid.json", found)
+    grid_markdown.table(found)
+    with mock.patch.object(grid_report, "draw", lambda rows: {}):
+        grid_report.write(folder, found)
+    assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def _read_grid_pictures(folder: Path, data: bytes) -> None:
+    """The pictures of a grid."""
+    run = Run("one", (), put(folder / "run/results.json", data).parent)
+    row = make_row(
+        "one", {"method": "MEND", "seeds": (0,)}, [(run, workdir.read_results(run.folder))]
+    )
+    found = {"title": "T", "config_name": "t.py", "config": {}, "rows": [row, row], "failed": {}}
+    grid_report.write(folder, found)
 
 
 def _metrics_seed() -> bytes:
@@ -385,6 +419,8 @@ READERS = {
     "report": Reader(_report_seeds, _read_report, share=0.5),
     "report pictures": Reader(lambda: [json.dumps(fake_results()).encode(), _metrics_seed()],
                               _read_pictures, share=0.02),
+    "grid": Reader(_grid_seeds, _read_grid, share=0.5),
+    "grid pictures": Reader(_grid_seeds, _read_grid_pictures, share=0.02),
     "metrics.jsonl": Reader(lambda: [_metrics_seed()], _read_metrics),
     "judged.jsonl": Reader(lambda: [_judged_seed()], _read_judged),
     "edits so far": Reader(lambda: [_so_far_seed()], _read_so_far, damage_bytes),
