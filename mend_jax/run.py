@@ -237,7 +237,7 @@ def begun(experiment: Experiment, fresh: TrainState) -> TrainState:
 def see_doctor(experiment: Experiment, workdir: Any, state: TrainState) -> None:
     """Checks the run before its hours are spent; TrainingError, or a PeerError, where it fails."""
     began = time.monotonic()
-    findings = doctor.examine(experiment, workdir, state)
+    findings = list(doctor.examine(experiment, workdir, state))
     with distributed.together("the doctor's checks"):
         doctor.refuse(findings)
     say(f"doctor: {len(findings)} checks, all well, {time.monotonic() - began:.0f} s")

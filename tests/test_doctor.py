@@ -333,7 +333,7 @@ def test_an_edit_of_nothing_fails_edit(sound, start, tmp_path):
         return Edit(deltas={}), state
 
     editor = EditTransform(lambda key, weights: ({}, {}), nothing, trainable=False)
-    findings = doctor.examine(dataclasses.replace(sound, editor=editor), tmp_path, start)
+    findings = list(doctor.examine(dataclasses.replace(sound, editor=editor), tmp_path, start))
     found = only_failure(findings)
     assert found.check == "edit" and "edits change no weight" in found.measured
     told = {f.check: (f.status, f.measured) for f in findings}
@@ -395,6 +395,20 @@ def test_a_run_that_fails_a_check_does_not_begin(base, tmp_path, monkeypatch):
     assert not (tmp_path / "results.json").exists()
 
 
+def test_each_check_is_told_as_it_is_made(monkeypatch, capsys):
+    seen = []
+
+    def checks(config, workdir):
+        for name in ("one", "two"):
+            yield Finding(name, "ok", "fine")
+            seen.append(capsys.readouterr().out)
+
+    monkeypatch.setitem(jobs.JOBS, "edit", checks)
+    assert main(["--config=quickstart.py"]) == 0
+    assert [line.split() for line in seen] == [["one", "ok", "fine"], ["two", "ok", "fine"]]
+    assert capsys.readouterr().out.startswith("all well, ")
+
+
 def test_a_run_says_that_all_is_well(sound, start, tmp_path, capsys):
     see_doctor(sound, tmp_path, start)
     assert "doctor: 9 checks, all well" in capsys.readouterr().err
@@ -413,7 +427,7 @@ def test_a_grid_is_asked_cell_by_cell(base, tmp_path):
         "sound": grid.cell(str(tmp_path / "tiny.py"), "MEND", {}),
         "deep": grid.cell(str(tmp_path / "tiny.py"), "MEND", {"model.last_n_blocks": 9}),
     }
-    findings = jobs.grid_of_runs(grid.new_grid("two", cells), str(tmp_path / "run"))
+    findings = list(jobs.grid_of_runs(grid.new_grid("two", cells), str(tmp_path / "run")))
     assert only_failure(findings).check == "weights, cell deep"
     told = {f.check: f.status for f in findings}
     assert told["config, cell sound"] == told["weights, cell sound"] == told["workdir"] == "ok"
@@ -428,7 +442,7 @@ def test_fine_tuning_is_asked_for_its_base_and_claims(tmp_path, monkeypatch):
     base = save_tiny(tmp_path / "base", "bert", std=0.05)
     flags = [f"--config.{k}={v}" for k, v in CLAIM_SETTINGS.items()]
     config, _, _ = parse(["--config=fever_finetune.py", f"--config.model.spec={base}", *flags])
-    found = jobs.fine_tune(config, str(tmp_path / "run"))
+    found = list(jobs.fine_tune(config, str(tmp_path / "run")))
     assert {f.check: f.status for f in found} == {
         "workdir": "ok", "base": "ok", "tokenizer": "ok", "data": "ok", "edit": "skipped"
     }  # fmt: skip

@@ -5,6 +5,7 @@ docs/reliability.md has a table of the checks: what each asks, and what it has c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mend_jax.doctor import base, editing, machine, splits
@@ -18,24 +19,27 @@ from mend_jax.train import TrainState
 __all__ = ["Finding", "examine", "refuse"]
 
 
-def examine(experiment: Experiment, workdir: Any, start: TrainState) -> list[Finding]:
-    """Every check of a run whose base and data are loaded; those of the editor come last.
+def examine(experiment: Experiment, workdir: Any, start: TrainState) -> Iterator[Finding]:
+    """Every check of a run whose base and data are loaded, as it is made; the editor's come last.
 
-    They are left out where a check before them failed: an editor of a damaged base says nothing.
+    Those are left out where a check before them failed: an editor of a damaged base says nothing.
 
     Args:
       start: the state that training begins with; it stays as it is.
     """
-    findings = [
-        attempt("workdir", lambda: machine.check_workdir(workdir, start)),
-        attempt("base", lambda: base.check_base(experiment)),
-        attempt("tokenizer", lambda: base.check_tokenizer(experiment.model)),
-        attempt("data", lambda: splits.check_splits(experiment)),
-    ]
+    findings = []
+    for name, ask in (
+        ("workdir", lambda: machine.check_workdir(workdir, start)),
+        ("base", lambda: base.check_base(experiment)),
+        ("tokenizer", lambda: base.check_tokenizer(experiment.model)),
+        ("data", lambda: splits.check_splits(experiment)),
+    ):
+        findings.append(attempt(name, ask))
+        yield findings[-1]
     if any_failed(findings):
-        return findings
+        return
     try:
         with in_force(experiment.mesh):
-            return findings + editing.check_editor(experiment, start)
+            yield from editing.check_editor(experiment, start)
     except MendError as e:  # of an editor that looks at texts and model as it is traced
-        return [*findings, refused(check_of(e), e)]
+        yield refused(check_of(e), e)

@@ -53,7 +53,11 @@ def _main(argv: Sequence[str] | None) -> int:
 
         if job not in jobs.JOBS:
             raise ConfigError(f"job is {job!r}{nearest(str(job), [*jobs.JOBS])}")
-        found = jobs.JOBS[job](config, workdir)
+        found = []
+        for finding in jobs.JOBS[job](config, workdir):  # each is told as it is made
+            found.append(finding)
+            if not as_json:
+                print("\n".join(finding.lines()), flush=True)
     except MendError as e:
         return tell(e)
     bad = sum(f.failed for f in found)
@@ -62,7 +66,6 @@ def _main(argv: Sequence[str] | None) -> int:
         told = {"config": name, "ok": not bad, "seconds": seconds}
         print(json.dumps(told | {"checks": findings.as_json(found)}, indent=2))
     else:
-        print("\n".join(findings.in_words(found)))
         print(f"{bad} of {len(found)} checks failed" if bad else f"all well, {seconds:.0f} s")
     return 2 if bad else 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -66,7 +66,7 @@ def _probe(
     return found
 
 
-def check_editor(experiment: Experiment, start: TrainState) -> list[Finding]:
+def check_editor(experiment: Experiment, start: TrainState) -> Iterator[Finding]:
     """`memory`, `factors`, `gradients`, `learning` and `edit`, by the run's own programs.
 
     Checks behind one that failed are left out: they would fail of the same.
@@ -85,28 +85,36 @@ def check_editor(experiment: Experiment, start: TrainState) -> list[Finding]:
         batch = texts_of(shard_batch(experiment.mesh, batch))
         scorer = make_scorer(editor, model)
         lowered = scorer.lower(start.params, start.editor_state, model.params, batch)
-    findings = [check_memory("a training step" if step else "an evaluation step", lowered)]
-    if any_failed(findings):
-        return findings
 
     def probe(state: TrainState) -> dict[str, Any]:
         same = dict(editor=editor, model=model.module, weights=model.weights)
         return gather(_probe(state.params, state.editor_state, model.params, batch["edit"], **same))
 
+    memory = check_memory("a training step" if step else "an evaluation step", lowered)
+    yield memory
+    if any_failed([memory]):
+        return
     found = probe(start)
-    findings.append(check_factors(found["factors"], editor))
+    factors = check_factors(found["factors"], editor)
+    yield factors
     if step is None:
         why = "train.steps is 0" if editor.trainable else f"{c.editor.name} is not trained"
-        findings += [skipped("gradients", why), skipped("learning", why)]
-    elif not any_failed(findings):
+        yield skipped("gradients", why)
+        yield skipped("learning", why)
+    if any_failed([factors]):
+        return
+    if step is not None:
         state, seen = few_steps(experiment, step, start, batch)
-        findings += [check_gradients(seen)]
-        if not any_failed(findings):
-            found = probe(state)
-            findings += [check_learning(seen)]
-    if not any_failed(findings):
-        findings.append(check_edit(found, editor, checksums.of_arrays(model.params) == before))
-    return findings
+        gradients = check_gradients(seen)
+        yield gradients
+        if any_failed([gradients]):
+            return
+        learning = check_learning(seen)
+        yield learning
+        if any_failed([learning]):
+            return
+        found = probe(state)
+    yield check_edit(found, editor, checksums.of_arrays(model.params) == before)
 
 
 def train_step_of(experiment: Experiment, state: TrainState) -> Any:

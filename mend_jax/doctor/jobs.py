@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_collections
@@ -25,24 +25,25 @@ from mend_jax.run import begun
 SURVEYED = 64  # texts that an editor is shown which has to see some first; a run shows it more
 
 
-def edit(config: ml_collections.ConfigDict, workdir: str) -> list[Finding]:
+def edit(config: ml_collections.ConfigDict, workdir: str) -> Iterator[Finding]:
     """All checks of an editing run."""
-    findings = [attempt("config", lambda: check_config(config))]
-    if not any_failed(findings):
-        findings.append(attempt("weights", lambda: check_weights(config)))
-    if any_failed(findings):
-        return findings
+    for name, ask in (("config", check_config), ("weights", check_weights)):
+        found = attempt(name, lambda ask=ask: ask(config))
+        yield found
+        if any_failed([found]):
+            return
     config = ml_collections.ConfigDict(config)
     config.train.survey_texts = min(config.train.survey_texts, SURVEYED)
     try:
         experiment = open_experiment(config)
         start = begun(experiment, experiment.fresh_state())
     except MendError as e:
-        return [*findings, refused(check_of(e), e)]
-    return findings + doctor.examine(experiment, workdir, start)
+        yield refused(check_of(e), e)
+        return
+    yield from doctor.examine(experiment, workdir, start)
 
 
-def fine_tune(config: ml_collections.ConfigDict, workdir: str) -> list[Finding]:
+def fine_tune(config: ml_collections.ConfigDict, workdir: str) -> Iterator[Finding]:
     """The checks of making a classifier: it has no editor, and its head is not trained yet."""
     try:
         finetune.check(config)
@@ -50,43 +51,42 @@ def fine_tune(config: ml_collections.ConfigDict, workdir: str) -> list[Finding]:
         dataset = data.load(config.data.name, config.data.dir or None, model=model)
         texts = finetune.encode_splits(config, dataset, model)
     except MendError as e:
-        return [refused(check_of(e), e)]
+        yield refused(check_of(e), e)
+        return
+    yield attempt("workdir", lambda: check_workdir(workdir, model.params))
     bad = not_finite(model)
+    yield judged(
+        "base", not bad, "; ".join(bad) or "finite; its head is not trained yet",
+        "finite weights", "the files are damaged: fetch them again",
+    )  # fmt: skip
+    yield check_tokenizer(model)
     problems, told = shared({name: list(dataset.split(name)) for name in SPLITS})
     counts = ", ".join(f"{len(seqs.tokens):,} {name}" for name, seqs in texts.items())
-    return [
-        attempt("workdir", lambda: check_workdir(workdir, model.params)),
-        judged(
-            "base", not bad, "; ".join(bad) or "finite; its head is not trained yet",
-            "finite weights", "the files are damaged: fetch them again",
-        ),
-        check_tokenizer(model),
-        judged(
-            "data", not problems, "; ".join(problems) or f"claims: {counts}; {told}",
-            "no subject or prompt in two splits", "make splits that share no subject",
-        ),
-        skipped("edit", "fine-tuning makes no edits"),
-    ]  # fmt: skip
+    yield judged(
+        "data", not problems, "; ".join(problems) or f"claims: {counts}; {told}",
+        "no subject or prompt in two splits", "make splits that share no subject",
+    )  # fmt: skip
+    yield skipped("edit", "fine-tuning makes no edits")
 
 
-def grid_of_runs(config: ml_collections.ConfigDict, workdir: str) -> list[Finding]:
+def grid_of_runs(config: ml_collections.ConfigDict, workdir: str) -> Iterator[Finding]:
     """Config and weights of every cell; each run asks all else itself when it starts."""
     try:
         grid.check(config)
     except MendError as e:
-        return [refused("config", e)]
-    findings = []
+        yield refused("config", e)
+        return
     for name in dict.fromkeys(config.only):
         flags = grid.flags_of(config, name, config.cells[name].seeds[0])
         one, _, _ = parse(flags)
         for check, ask in (("config", check_config), ("weights", check_weights)):
             found = attempt(check, lambda ask=ask, one=one: ask(one))
-            findings.append(dataclasses.replace(found, check=f"{check}, cell {name}"))
-    findings.append(attempt("workdir", lambda: check_workdir(workdir, {})))
+            yield dataclasses.replace(found, check=f"{check}, cell {name}")
+    yield attempt("workdir", lambda: check_workdir(workdir, {}))
     why = "every run asks all else when it starts; of one cell alone: python -m mend_jax.doctor "
-    return [*findings, skipped("cells", why + " ".join(flags))]
+    yield skipped("cells", why + " ".join(flags))
 
 
-JOBS: dict[str, Callable[[Any, str], list[Finding]]] = {
+JOBS: dict[str, Callable[[Any, str], Iterator[Finding]]] = {
     "edit": edit, "finetune": fine_tune, "grid": grid_of_runs
 }  # fmt: skip
