@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from mend_jax import checksums
+from mend_jax import config as configs
 from mend_jax.ability import know, known_first, probe_edits, probe_reader, summarise
 from mend_jax.data.prepare import fingerprint_rows
 from mend_jax.distributed import gather, is_writer
@@ -19,6 +21,7 @@ from mend_jax.experiment import Experiment, Split
 from mend_jax.forward import make_problem
 from mend_jax.judged import Judged
 from mend_jax.mesh import shard_batch
+from mend_jax.provenance import code_fingerprint
 from mend_jax.scoring import make_edit
 from mend_jax.sequential import edit_in_turn
 from mend_jax.sharding import EDITOR_RULES, place
@@ -44,24 +47,33 @@ def appraise(
     """
     c = experiment.config
     own = (experiment.editor, state.params, state.editor_state)
-    mark = {"step": int(state.step)}
+    run_mark = {
+        "config": checksums.of_json(configs.plain(c)), "base": experiment.model.fingerprint,
+        "code": code_fingerprint(),
+    }  # fmt: skip
+
+    def mark_of(editor: tuple[EditTransform, Any, Any]) -> dict[str, Any]:
+        """Tells what an editor scores, here and now, from what another one scored."""
+        _, params, state = editor
+        return {**run_mark, "learned": checksums.of_json(checksums.of_arrays((params, state)))}
 
     def file(kind: str, name: str, ending: str) -> Any:
         """The files of a pass are named after it."""
         return workdir / "".join([kind, *(f"_{x}" for x in re.findall(r"\w+", name)), ending])
 
-    def judge(split: Split, editor: Any, name: str, per_step: int, examples: int, mark: Any):
+    def judge(split: Split, editor: Any, name: str, per_step: int, examples: int):
         """One pass."""
-        of = {"of": name, "n": len(split), "at_once": per_step, "rows": rows_mark(split), **mark}
+        of = {"of": name, "n": len(split), "at_once": per_step, "rows": rows_mark(split)}
+        of |= mark_of(editor)
         log = Judged(file("edits", name, ".jsonl"), of)
         return _judge(experiment, split, editor, per_step, examples, name, between, log)
 
-    def in_turn(editor: Any, name: str, turns: Sequence[int], mark: Any) -> dict[str, Any]:
+    def in_turn(editor: Any, name: str, turns: Sequence[int]) -> dict[str, Any]:
         """The entry `sequential`, if so many edits in turn are asked for."""
         if not turns:
             return {}
         of = {"of": name, "turns": list(turns), "n": c.data.edits_per_batch}
-        of |= {"rows": rows_mark(experiment.in_turn), **mark}
+        of |= {"rows": rows_mark(experiment.in_turn)} | mark_of(editor)
         transform, params, state = _placed(experiment, editor)
         found = edit_in_turn(
             transform, params, state, experiment.model, experiment.in_turn.encoded,
@@ -74,22 +86,21 @@ def appraise(
 
     per_step = c.eval.edits_per_step
     results: dict[str, Any] = {"also": {}, "baselines": {}}
-    results["eval"], examples = judge(
-        experiment.test, own, "", per_step, c.eval.examples, mark
-    )  # fmt: skip
-    results["eval"] |= in_turn(own, "", c.eval.sequential, mark)
+    results["eval"], examples = judge(experiment.test, own, "", per_step, c.eval.examples)
+    results["eval"] |= in_turn(own, "", c.eval.sequential)
     for name, split in experiment.also.items():
-        results["also"][name], _ = judge(split, own, f"also {name}", per_step, 0, mark)
+        results["also"][name], _ = judge(split, own, f"also {name}", per_step, 0)
     if experiment.probes is not None:
-        of = {"of": "ability", "at_once": per_step, "rows": rows_mark(experiment.test), **mark}
+        of = {"of": "ability", "at_once": per_step, "rows": rows_mark(experiment.test)}
+        of |= mark_of(own)
         log = Judged(file("ability", "", ".jsonl"), of)
         results["eval"]["ability"] = _general_ability(experiment, own, between, log)
     for name, options in c.eval.baselines.items():
         options = options.to_dict()
         turns = options.pop("sequential", ())
         editor, split, at_once = _baseline(experiment, name, options)
-        results["baselines"][name], _ = judge(split, editor, name, at_once, 0, {})
-        results["baselines"][name] |= in_turn(editor, name, turns, {})
+        results["baselines"][name], _ = judge(split, editor, name, at_once, 0)
+        results["baselines"][name] |= in_turn(editor, name, turns)
     return results, examples
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors.numpy import save as serialise
 from mend_jax.errors import CheckpointError
 from mend_jax.sequences import Sequences
 from mend_jax.sharding import path_of
+from mend_jax.typed import parse_json
 from mend_jax.writers import as_path, write_bytes, write_json
 
 TOLD = "step.json"
@@ -41,17 +41,23 @@ def load(folder: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     folder = as_path(folder)
     try:
-        told = json.loads((folder / TOLD).read_text(encoding="utf-8"))
+        told = parse_json((folder / TOLD).read_bytes())
+        if not isinstance(told, dict) or type(told.get("step")) is not int:
+            raise ValueError(f"{TOLD} names no step")
         paths = sorted(p for p in folder.iterdir() if p.name.startswith("batch-"))
         parts = [deserialise(path.read_bytes()) for path in paths]
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         _, first = np.unique(arrays["index"], axis=0, return_index=True)
-    except (OSError, ValueError, LookupError, SafetensorError) as e:
+        return _batch(arrays, np.sort(first)), told  # what processes share, each has saved
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as e:
         raise CheckpointError(
             f"{folder} holds no batch to run again ({type(e).__name__}: {e}); give a folder that "
             "training left, DIR/non_finite/STEP"
         ) from e
-    keep = np.sort(first)  # processes that share edits have each saved them
+
+
+def _batch(arrays: Mapping[str, np.ndarray], keep: np.ndarray) -> dict[str, Any]:
+    """The rows `keep` of a batch, as it was before its leaves were named."""
     batch: dict[str, Any] = {}
     for name, array in arrays.items():
         texts, _, leaf = name.partition("/")
@@ -59,4 +65,4 @@ def load(folder: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             batch.setdefault(texts, {})[leaf] = array[keep]
         else:
             batch[texts] = array[keep]
-    return {k: Sequences(**v) if isinstance(v, dict) else v for k, v in batch.items()}, told
+    return {k: Sequences(**v) if isinstance(v, dict) else v for k, v in batch.items()}

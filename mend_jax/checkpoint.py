@@ -15,10 +15,11 @@ is Orbax's own work, which the tests here do not reach: they have no such store.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +32,8 @@ from mend_jax.errors import CheckpointError
 from mend_jax.writers import is_remote
 
 SCORE = "val_loss"
+REPLACED = "checkpoints_replaced"
+"""Beside the folder of checkpoints: a step of which a newer version is being written."""
 MOST_AT_ONCE = 4  # steps on disk: the newest two, the best, and the one that is being written
 _OF_NO_NUMBER = ("data.dir ", "train.doctor ")
 """Settings that may differ: of the data the fingerprint is compared, wherever they lie."""
@@ -63,6 +66,8 @@ def open_manager(directory: Any, read_only: bool = False) -> ocp.CheckpointManag
     )
     if not is_remote(directory):
         directory = directory.absolute()
+        if not read_only and jax.process_count() == 1:
+            _put_back(directory)
         see_to_scores(directory, SCORE, read_only)
     try:
         return ocp.CheckpointManager(directory, options=options)
@@ -85,7 +90,7 @@ def save(
 
     Args:
       val_loss: must be finite: it ranks steps.
-      replace: whether a step of this number that is there already is deleted first.
+      replace: whether a step of this number may be there already, which goes when this is whole.
 
     Raises:
       CheckpointError: this step, or the one before it, could not be written.
@@ -97,8 +102,7 @@ def save(
     sealed = json.loads(json.dumps(sealed | {"arrays": checksums.of_arrays(state)}))
     sealed["sha256"] = checksums.of_json(sealed)
     with _named_errors(manager):
-        if replace and step in manager.all_steps():
-            manager.delete(step)
+        before = _set_before_aside(manager, step) if replace else None
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -106,6 +110,39 @@ def save(
             ),
             metrics=None if val_loss is None else {SCORE: val_loss},
         )
+        if before is not None:
+            manager.wait_until_finished()
+            shutil.rmtree(before.parent)
+
+
+def _set_before_aside(manager: ocp.CheckpointManager, step: int) -> Path | None:
+    """Takes a step that is to be replaced out of the manager's sight.
+
+    Returns:
+      Where it lies until the new one is whole (see `_put_back`); None where it could not be kept,
+      in an object store or by many processes, or where there is none.
+    """
+    if step not in manager.all_steps():
+        return None
+    if "://" in str(manager.directory) or jax.process_count() > 1:
+        manager.delete(step)
+        return None
+    folder = Path(manager.directory)
+    (folder.parent / REPLACED).mkdir(exist_ok=True)
+    kept = (folder / str(step)).rename(folder.parent / REPLACED / str(step))
+    manager.reload()
+    return kept
+
+
+def _put_back(directory: Path) -> None:
+    """Steps that were to be replaced when a run was killed are there again."""
+    for kept in sorted((directory.parent / REPLACED).glob("*")):
+        if (directory / kept.name).exists():
+            shutil.rmtree(kept)
+        else:
+            kept.rename(directory / kept.name)
+    with contextlib.suppress(FileNotFoundError):
+        (directory.parent / REPLACED).rmdir()
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
@@ -190,12 +227,22 @@ def _restored(manager: ocp.CheckpointManager, step: int, **item: Any) -> Any:
     except Exception as e:  # orbax raises many types on a damaged step
         if isinstance(e, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
             raise  # the barrier of many processes, when one is lost
-        if isinstance(e, OSError) and e.errno in (errno.EACCES, errno.EPERM, errno.EMFILE):
+        if _is_ours(e):
             raise CheckpointError(
-                f"checkpoint {manager.directory}/{step} may not be read ({e})"
+                f"checkpoint {manager.directory}/{step} could not be read now "
+                f"({type(e).__name__}: {e}); that says nothing of what it holds: try again"
             ) from e
         first = str(e).strip().splitlines()[:1]
         raise _damage(manager, step, f"{type(e).__name__}: {first}") from e
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error is one of this program or machine, and not of what a file holds."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "RESOURCE_EXHAUSTED" in str(error)
+    missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    by_number = isinstance(error, OSError) and error.errno is not None
+    return isinstance(error, MemoryError) or (by_number and not isinstance(error, missing))
 
 
 def _damage(manager: ocp.CheckpointManager, step: int, what: str) -> DamageError:
@@ -226,7 +273,10 @@ def refuse_other_run(meta: Mapping[str, Any], mine: Mapping[str, Any], where: An
             f"{where} edits {meta.get('weights')}, this model offers {mine['weights']}; load it "
             "with the last_n_blocks and edit_roles of that run"
         )
-    differences = _differences(meta.get("config", {}), mine.get("config", {}))
+    theirs, ours = meta.get("config", {}), mine.get("config", {})
+    if ours.get("job") == "edit" and isinstance(theirs, Mapping):
+        theirs, ours = migrate.completed(theirs), migrate.completed(ours)
+    differences = _differences(theirs, ours)
     changed = sorted(line for line in differences if not line.startswith(_OF_NO_NUMBER))
     if "config" in mine and changed:
         raise CheckpointError(

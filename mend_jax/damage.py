@@ -9,7 +9,10 @@ from pathlib import Path
 
 import jax
 
+from mend_jax import checksums
 from mend_jax.errors import CheckpointError
+from mend_jax.typed import parse_json
+from mend_jax.writers import write_json
 
 FOLDER = "checkpoints_damaged"
 """Beside the folder of checkpoints: the steps that were not whole."""
@@ -30,10 +33,25 @@ def see_to_scores(directory: Path, score_name: str, read_only: bool) -> None:
             whole = False
         if whole or not step.name.isdigit():
             continue
+        if (kept := _score_of_meta(step, score_name)) is not None and not read_only:
+            say(f"{path} is damaged: the score is taken from the meta of step {step.name}")
+            write_json(path, {score_name: kept})
+            continue
         if read_only or jax.process_count() > 1:
             raise CheckpointError(f"{path} is damaged: move the folder {step} away")
         say(f"{path} is damaged: step {step.name} cannot be ranked")
         move_aside(directory, int(step.name))
+
+
+def _score_of_meta(step: Path, score_name: str) -> float | None:
+    """The score that a step's meta holds too, where that is whole."""
+    try:
+        meta = parse_json((step / "meta/metadata").read_bytes())
+        signed = meta.pop("sha256")
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
+        return None
+    score = meta.get(score_name)
+    return score if signed == checksums.of_json(meta) and isinstance(score, float) else None
 
 
 def move_aside(directory: Path, step: int) -> None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from mend_jax.edits import Edit
 from mend_jax.optimizer import STEP_SIZES
 
+ALWAYS_LOGS = ("ridge_solve",)
 GROUP_NORM = "grad_norm/"
 """Before the name of a parameter group, what a step calls the norm of its meta-gradient."""
 
@@ -194,14 +195,16 @@ def step_sizes(params: Any, logs: bool) -> dict[str, float]:
     """The learned step sizes that are one number a weight, by name.
 
     Args:
-      logs: whether the parameters are their logarithms.
+      logs: whether the parameters are their logarithms, as the ridge always is.
     """
     parts = {k: v for k, v in params.items() if k in STEP_SIZES} if params else {}
     found = {}
     for path, leaf in jax.tree.leaves_with_path(parts):
         if jnp.ndim(leaf) == 0:
             value = float(leaf)
-            found["/".join(str(k.key) for k in path)] = math.exp(value) if logs else value
+            names = [str(k.key) for k in path]
+            is_log = logs or names[0] in ALWAYS_LOGS
+            found["/".join(names)] = math.exp(value) if is_log else value
     return found
 
 

@@ -17,11 +17,21 @@ from mend_jax.errors import CheckpointError
 
 FORMAT = 2
 ADDED = {
-    "editor.start": "", "eval.sequential": (), "model.head_chunk": 0, "model.text_chunk": 0,
+    "editor.start": "", "eval.sequential": [], "model.head_chunk": 0, "model.text_chunk": 0,
     "train.doctor": False, "train.skip_non_finite": 3, "train.trunk_cache": "",
     "train.trunk_cache_gib": 4.0,
 }  # fmt: skip
-"""Keys that configs of earlier versions had not, each with what such a run did."""
+"""Keys that configs of earlier versions had not, each with what such a run did, as JSON has it."""
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of an editing run with the keys that its version had not."""
+    found = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    for key, value in ADDED.items():
+        group, name = key.split(".")
+        if isinstance(found.get(group), dict):
+            found[group].setdefault(name, value)
+    return found
 
 
 class Migration(NamedTuple):

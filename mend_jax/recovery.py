@@ -11,7 +11,7 @@ import jax
 from orbax.checkpoint import CheckpointManager
 
 from mend_jax import checkpoint
-from mend_jax.damage import DamageError, move_aside, say
+from mend_jax.damage import FOLDER, DamageError, move_aside, say
 from mend_jax.errors import CheckpointError
 
 
@@ -56,6 +56,11 @@ def newest_whole(
         raise CheckpointError(
             f"no checkpoint is whole: {'; '.join(map(str, damages.values()))}; put back a copy of "
             "one, or train in another --workdir"
+        )
+    if (aside := Path(manager.directory).parent / FOLDER).is_dir() and any(aside.iterdir()):
+        raise CheckpointError(
+            f"{manager.directory} holds no step, and {aside} those that were damaged: put back a "
+            "copy of one that was whole, or remove that folder to begin anew"
         )
     return None
 

@@ -35,7 +35,7 @@ from mend_jax.sweep import sweep
 from mend_jax.train import TrainState
 from mend_jax.train_loop import train
 from mend_jax.trunk_cache import TrunkCache
-from mend_jax.workdir import need_room, prepare, read_results
+from mend_jax.workdir import need_room, occupied, prepare, read_results
 from mend_jax.writers import JsonLines, write_json, write_text
 
 
@@ -54,6 +54,14 @@ def train_and_evaluate(
     distributed.agree("config", configs.to_json(config).splitlines())
     distributed.agree("code", distributed.code_lines())
     workdir = prepare(workdir)
+    with occupied(workdir):
+        return _run(config, workdir, config_name, began)
+
+
+def _run(
+    config: ml_collections.ConfigDict, workdir: Any, config_name: str, began: float
+) -> dict[str, Any]:
+    """`train_and_evaluate` in a folder that is its own, begun at that time."""
     with distributed.together("reading --workdir"):
         finished = read_results(workdir)
     distributed.agree("state of --workdir", [f"finished: {finished is not None}"])

@@ -112,18 +112,21 @@ def train(
                 record.owed = step
                 save(step, None, position())
             raise stopping(step) from e
-        record.owed = 0
         if not math.isfinite(scores["loss"]):
+            record.owed = step  # the same command shall end here again
             save(step, None, position(), replace)
             checkpoint.finish(manager)
             raise TrainingError(
                 f"validation after step {step}: the loss is {scores['loss']}; the state is "
                 f"kept in {manager.directory}. Lower train.lr in another --workdir"
             )
+        record.owed = 0
+        tied = scores["loss"] == record.best and record.best_step != step
         record.note(step, scores["loss"], plan.patience)
         log.append({"step": step, "kind": "validation", **scores})
         tell(step, record.watch.after_validation(step, scores, sizes(state)))
-        save(step, scores["loss"], position(), replace)
+        # Of equals the first is the best; one with a score as good would push it out.
+        save(step, None if tied else scores["loss"], position(), replace)
         progress.update(step, f"validation loss {scores['loss']:.4f}", force=True)
 
     def settle() -> None:
@@ -157,6 +160,8 @@ def train(
             log.append({"step": step, "kind": "train", **values})
         progress.update(step, f"loss {values['loss']:.4f} kl {values['kl']:.4f}")
 
+    if not start:
+        record.watch.sizes = dict(sizes(state))
     try:
         if record.owed:
             validated(start, replace=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +57,36 @@ def prepare(workdir: str | Path) -> Any:
     return workdir
 
 
+@contextlib.contextmanager
+def occupied(workdir: Any) -> Iterator[None]:
+    """Keeps a second run out of a folder that one is in. Of object stores nothing is known.
+
+    The folder itself is locked, so whatever ends a run frees it, and no file is left.
+
+    Raises:
+      ConfigError: another process holds it.
+    """
+    handle = None
+    with distributed.together("holding --workdir"):
+        if distributed.is_writer() and not is_remote(workdir):
+            handle = os.open(workdir, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                os.close(handle)
+                raise ConfigError(
+                    f"--workdir {workdir} is in use by another run: wait for its end, or end it, "
+                    "or choose another folder"
+                ) from e
+            except OSError:  # a file system that knows no locks
+                pass
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def need_room(workdir: Any, state: Any, steps_there: int) -> None:
     """Refuses a folder whose disk has no room for the checkpoints of a run, before it trains.
 
@@ -90,12 +124,7 @@ def read_config(workdir: Any) -> ml_collections.ConfigDict:
         found = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("it is no object")
-        config = ml_collections.ConfigDict(_with_tuples(found))
-        for key, value in migrate.ADDED.items():
-            group, name = key.split(".")
-            within = config.get(group)
-            if isinstance(within, ml_collections.ConfigDict) and name not in within:
-                within[name] = value
+        config = ml_collections.ConfigDict(_with_tuples(migrate.completed(found)))
         schema.check(config)
         return config
     except (OSError, ImportError) as e:

@@ -153,7 +153,7 @@ def place(batch):
     return shard_batch(make_mesh({}), texts_of(batch))
 
 
-def go(folder, stop=None, validate=None, steps=7):
+def go(folder, stop=None, validate=None, steps=7, sizes=lambda state: {}):
     """Trains, or resumes, to the end or to what stops it; (final state, lines)."""
     log = JsonLines(folder / "metrics.jsonl")
     batches = Numbers()
@@ -165,7 +165,7 @@ def go(folder, stop=None, validate=None, steps=7):
         try:
             state = train(
                 state, None, batches, place=place, plan=plan, train_step=add, validate=loss,
-                manager=manager, meta={}, record=record, log=log, stop=stop or Stop(),
+                manager=manager, meta={}, record=record, log=log, stop=stop or Stop(), sizes=sizes,
             )  # fmt: skip
         finally:
             assert not manager.is_saving_in_progress()

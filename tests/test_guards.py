@@ -259,7 +259,9 @@ def test_a_batch_of_several_processes_comes_back_whole(tmp_path, monkeypatch):
     rows = [[1, 2], [3, 4], [3, 4]]
     for process, part in enumerate(rows):
         monkeypatch.setattr(jax, "process_index", lambda n=process: n)
-        batch_files.save(tmp_path, {"edit": texts(part), "index": np.asarray(part)[:, None]}, {})
+        batch_files.save(
+            tmp_path, {"edit": texts(part), "index": np.asarray(part)[:, None]}, {"step": 3}
+        )
     batch, _ = batch_files.load(tmp_path)
     assert batch["index"].tolist() == [[1], [2], [3], [4]]
     assert batch["edit"].tokens.reshape(-1).tolist() == [1, 2, 3, 4]

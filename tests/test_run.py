@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,22 @@ def test_an_evaluation_that_was_stopped_goes_on(base, finished, tmp_path, monkey
         steady(json.loads((d / "results.json").read_text())) for d in (tmp_path, finished)
     )
     assert ours == theirs
+
+
+@pytest.mark.parametrize("changed", ["", "code", "base", "learned"])
+def test_scores_are_those_of_this_editor_and_code(base, finished, tmp_path, monkeypatch, changed):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "results.json").unlink()
+    for path in tmp_path.glob("edits*.jsonl"):
+        head, *rest = map(json.loads, path.read_text().splitlines())
+        head["edits"] |= {changed: "another"} if changed else {}
+        path.write_text("".join(json.dumps(line) + "\n" for line in (head, *rest)))
+    calls = []
+    monkeypatch.setattr("mend_jax.run.stop_between", lambda *_: lambda: calls.append(1))
+    run(base, tmp_path)
+    assert len(calls) == (4 if changed else 0)
+    for name in ("edits.jsonl", "edits_fine_tune.jsonl"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_an_editor_comes_back_with_its_base(finished, base):

@@ -187,9 +187,12 @@ def build(recipe: Recipe, folder: str | os.PathLike[str] | None = None) -> Path:
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 os.rename(final, draft / "damaged")
         os.rename(mine, final)
-    except OSError:
-        if not final.is_dir():
-            raise
+    except OSError as e:
+        if not final.is_dir() or whole.damage(final):  # else another process was faster
+            raise DataError(
+                f"{final} could not be written ({e}): make room there, or set MEND_CACHE_DIR to "
+                "another folder"
+            ) from e
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return root
