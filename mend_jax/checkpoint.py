@@ -28,7 +28,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from mend_jax import checksums, migrate
 from mend_jax.damage import DamageError, see_to_scores
-from mend_jax.errors import CheckpointError
+from mend_jax.errors import CheckpointError, is_out_of_memory
 from mend_jax.writers import is_remote
 
 SCORE = "val_loss"
@@ -238,11 +238,9 @@ def _restored(manager: ocp.CheckpointManager, step: int, **item: Any) -> Any:
 
 def _is_ours(error: Exception) -> bool:
     """Whether an error is one of this program or machine, and not of what a file holds."""
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        return "RESOURCE_EXHAUSTED" in str(error)
     missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
     by_number = isinstance(error, OSError) and error.errno is not None
-    return isinstance(error, MemoryError) or (by_number and not isinstance(error, missing))
+    return is_out_of_memory(error) or (by_number and not isinstance(error, missing))
 
 
 def _damage(manager: ocp.CheckpointManager, step: int, what: str) -> DamageError:

@@ -61,6 +61,11 @@ class Preempted(MendError):
     exit_status = 143
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the machine, or a device of it, has no memory left."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """A clause " (did you mean ...?)" for the message about a name that is not known, or nothing.
 

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -152,7 +153,7 @@ class TrunkCache:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._folder).free
-        known = sum(f.stat().st_size for f in self._folder.glob("*.bin"))
+        known = sum(512 * f.stat().st_blocks for f in self._folder.glob("*.bin"))
         if size - known > free:
             raise ConfigError(
                 f"train.trunk_cache: the states take {size / _GIB:.1f} GiB and {self._folder} has "
@@ -161,7 +162,13 @@ class TrunkCache:
         leaves, tree = jax.tree.flatten(list(shapes))
         files = [self._folder / f"{i}.bin" for i in range(len(leaves))]
         whole = all(map(_is_whole, files, leaves))
-        self._tables = jax.tree.unflatten(tree, [*map(_mapped, files, leaves)])
+        try:
+            self._tables = jax.tree.unflatten(tree, [*map(_mapped, files, leaves)])
+        except OSError as e:
+            raise ConfigError(
+                f"train.trunk_cache: {self._folder} cannot be written ({e}): make room, or set "
+                "MEND_CACHE_DIR to another disk"
+            ) from e
         count = sum(map(len, self._parts)) * len(self._names)
         flags = _read_flags(self._folder / _FILLED, count) & whole
         for filled in self._filled:
@@ -219,9 +226,21 @@ def _is_whole(path: Path, like: Any) -> bool:
 
 
 def _mapped(path: Path, like: Any) -> np.memmap:
-    """The file as an array; made anew where it is not whole."""
-    mode = "r+" if _is_whole(path, like) else "w+"
-    return np.memmap(path, np.dtype(like.dtype), mode=mode, shape=like.shape)
+    """The file as an array; made anew where it is not whole.
+
+    Its room is taken at once: a page of a file with holes that finds the disk full later would end
+    the process by a signal.
+    """
+    dtype = np.dtype(like.dtype)
+    if not _is_whole(path, like):
+        path.unlink(missing_ok=True)
+    with path.open("ab") as file:
+        size = math.prod(like.shape) * dtype.itemsize
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    return np.memmap(path, dtype, mode="r+", shape=like.shape)
 
 
 def _read_flags(path: Path, count: int) -> np.ndarray:

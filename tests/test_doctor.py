@@ -395,6 +395,21 @@ def test_a_run_that_fails_a_check_does_not_begin(base, tmp_path, monkeypatch):
     assert not (tmp_path / "results.json").exists()
 
 
+@pytest.mark.parametrize("error", [
+    MemoryError("std::bad_alloc"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes"),
+])  # fmt: skip
+def test_memory_that_runs_out_fails_memory(sound, start, tmp_path, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(editing, "few_steps", fail)
+    found = only_failure(doctor.examine(sound, tmp_path, start))
+    assert found.check == "memory" and "it ran out" in found.measured
+    monkeypatch.setattr(editing, "few_steps", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(doctor.examine(sound, tmp_path, start))
+
+
 def test_each_check_is_told_as_it_is_made(monkeypatch, capsys):
     seen = []
 

@@ -1,6 +1,7 @@
 """Trunk states that are kept: the same numbers, no trunk in the step, and what is refused."""
 
 import functools
+import os
 
 import jax
 import numpy as np
@@ -154,3 +155,15 @@ def test_a_mesh_takes_states_from_the_host():
     first, second = cache.place(batch)["states"], cache.place(batch)["states"]
     assert len(second["edit"].sharding.device_set) == 2 and cache.hits == 2 * 4
     np.testing.assert_array_equal(first["far"], second["far"])
+
+
+def test_a_disk_that_is_full_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ConfigError, match="train.trunk_cache: .*No space left"):
+        open_cache(where="disk", folder=tmp_path)
+    monkeypatch.undo()
+    open_cache(where="disk", folder=tmp_path).finish()
+    assert all(f.stat().st_blocks for f in tmp_path.rglob("*.bin"))

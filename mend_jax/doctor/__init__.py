@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from mend_jax.doctor import base, editing, machine, splits
 from mend_jax.doctor.config import check_of
-from mend_jax.doctor.findings import Finding, any_failed, attempt, refuse, refused
-from mend_jax.errors import MendError
+from mend_jax.doctor.findings import Finding, any_failed, attempt, judged, refuse, refused
+from mend_jax.errors import MendError, is_out_of_memory
 from mend_jax.experiment import Experiment
 from mend_jax.mesh import in_force
 from mend_jax.train import TrainState
@@ -43,3 +45,11 @@ def examine(experiment: Experiment, workdir: Any, start: TrainState) -> Iterator
             yield from editing.check_editor(experiment, start)
     except MendError as e:  # of an editor that looks at texts and model as it is traced
         yield refused(check_of(e), e)
+    except (MemoryError, jax.errors.JaxRuntimeError) as e:
+        if not is_out_of_memory(e) or jax.process_count() > 1:
+            raise
+        yield judged(
+            "memory", False, f"it ran out: {str(e).splitlines()[0]}", "what a step takes is there",
+            "lower train.edits_per_step or eval.edits_per_step, set model.text_chunk, or take "
+            "model.remat or a smaller model.dtype",
+        )  # fmt: skip
