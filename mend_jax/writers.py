@@ -122,8 +122,21 @@ class JsonLines:
         self.held: list[dict[str, Any]] | None = None  # all lines, where the file is remote
 
     def rewind(self, step: int) -> None:
-        """Forgets lines after `step` (and a half-written last line), for an exact resume."""
-        self.rewrite([x for x in self.read() if fits(x.get("step"), float) and x["step"] <= step])
+        """Forgets lines after `step` (and a half-written last line), for an exact resume.
+
+        Where more than the last line is damaged the file is kept as NAME.damaged, and that is told.
+        """
+        lines = self.read()
+        if self.writer and self.path.exists():
+            data = self.path.read_bytes()
+            if data.count(b"\n") > len(lines):
+                kept = self.path.with_name(f"{self.path.name}.damaged")
+                write_bytes(kept, data)
+                print(
+                    f"{self.path} is damaged at line {len(lines) + 1}: what follows is in {kept}",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+        self.rewrite([x for x in lines if fits(x.get("step"), float) and x["step"] <= step])
 
     def rewrite(self, lines: list[dict[str, Any]]) -> None:
         """Begins anew with these lines."""
@@ -131,9 +144,12 @@ class JsonLines:
         self._write(lines)
 
     def flush(self) -> None:
-        """After it the file holds all lines."""
+        """After it the file holds all lines, also where the machine then loses power."""
         if self.writer and self.held is not None:
             self._write(self.held)
+        elif self.writer and self.path.exists():
+            with _named(self.path), self.path.open("rb") as f:
+                os.fsync(f.fileno())
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))

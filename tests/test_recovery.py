@@ -17,6 +17,7 @@ from mend_jax import config as configs
 from mend_jax.data import prepare
 from mend_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mend_jax.workdir import occupied
+from mend_jax.writers import JsonLines
 
 
 def damage_scores(folder):
@@ -145,3 +146,19 @@ def test_step_sizes_are_held_against_those_at_the_start(tmp_path):
     assert [x["guard"] for x in lines if x["kind"] == "guard"] == ["step_size"]
     sizes = guards.step_sizes({"ridge_solve": {"w": jnp.float32(-0.01)}}, logs=False)
     assert sizes["ridge_solve/w"] == pytest.approx(np.exp(-0.01))
+
+
+@pytest.mark.parametrize("at, kept", [(1, True), (2, False)])
+def test_a_log_damaged_before_its_end_is_kept_aside(tmp_path, capsys, at, kept):
+    log = JsonLines(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        log.append({"step": step})
+    texts = log.path.read_text().splitlines()
+    texts[at] = texts[at][:-1]
+    before = "\n".join(texts) + "\n" * kept  # a last line without its end was cut off
+    log.path.write_text(before)
+    log.rewind(3)
+    assert [line["step"] for line in log.read()] == [1, 2, 3][:at]
+    aside = tmp_path / "metrics.jsonl.damaged"
+    assert aside.exists() == kept and ("damaged at line 2" in capsys.readouterr().err) == kept
+    assert not kept or aside.read_text() == before
