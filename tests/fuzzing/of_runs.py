@@ -24,8 +24,8 @@ from test_report import fake_examples, fake_in_turn, fake_metrics, fake_results
 
 from fuzzing.mutations import damage_bytes, damage_document, damage_json, damage_safetensors
 from fuzzing.reader import Reader, put
-from mend_jax import config as configs
 from mend_jax import (
+    batch_files,
     edit_files,
     grid_markdown,
     grid_report,
@@ -36,6 +36,7 @@ from mend_jax import (
     so_far,
     workdir,
 )
+from mend_jax import config as configs
 from mend_jax.build import build_editor, build_optimizer
 from mend_jax.edit import console, page, serve
 from mend_jax.edits import Edit
@@ -43,6 +44,7 @@ from mend_jax.errors import DataError
 from mend_jax.grid_rows import make_row
 from mend_jax.judged import Judged
 from mend_jax.ledger import Base, Ledger
+from mend_jax.objective import texts_of
 from mend_jax.processes import Run
 from mend_jax.writers import JsonLines, write_json
 
@@ -291,6 +293,29 @@ def _read_metrics(folder: Path, data: bytes) -> None:
     assert all(line["step"] <= 30 for line in lines.read())
 
 
+def _batch() -> bytes:
+    """The texts of a batch."""
+    arrays = {"index": np.asarray([[3], [5]])}
+    for field, kind in (("tokens", "i4"), ("mask", "?"), ("score_pos", "i4"), ("target", "i4"),
+                        ("score_mask", "?")):  # fmt: skip
+        arrays[f"edit/{field}"] = np.ones((2, 1, 4), kind)
+    return serialise(arrays)
+
+
+def _told() -> bytes:
+    """What was told of its step."""
+    return json.dumps({"step": 4, "rows": [3, 5], "terms": ["loss"]}).encode()
+
+
+def _read_batch(folder: Path, data: bytes, told: bytes | None = None) -> None:
+    """A batch that training kept: rows with all of their fields, and the number of their step."""
+    put(folder / "batch-0000.safetensors", data)
+    put(folder / "step.json", _told() if told is None else told)
+    batch, found = batch_files.load(folder)
+    assert type(found["step"]) is int
+    texts_of(batch)
+
+
 _OF = {"base": "x", "step": 3}
 
 
@@ -422,6 +447,10 @@ READERS = {
     "grid": Reader(_grid_seeds, _read_grid, share=0.5),
     "grid pictures": Reader(_grid_seeds, _read_grid_pictures, share=0.02),
     "metrics.jsonl": Reader(lambda: [_metrics_seed()], _read_metrics),
+    "batch of a step": Reader(lambda: [_batch()], _read_batch, damage_safetensors, 0.5),
+    "step of a batch": Reader(
+        lambda: [_told()], lambda folder, data: _read_batch(folder, _batch(), data), share=0.5
+    ),
     "judged.jsonl": Reader(lambda: [_judged_seed()], _read_judged),
     "edits so far": Reader(lambda: [_so_far_seed()], _read_so_far, damage_bytes),
     "requests to serve": Reader(_requests, _read_request, damage_bytes, 2),
