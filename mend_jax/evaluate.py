@@ -160,7 +160,7 @@ def evaluate(
         texts = texts_of(placed)
         edit, scores = scorer(params, state, model.params, texts)
         answers = {}
-        names = [name for name in WRITTEN if name in texts]
+        names = [name for name in WRITTEN if name in texts and (name in ASKED or n_examples)]
         asked = [texts[name] for name in names]
         for suffix, under in (("", edit), ("_before", None)):
             if reads and under is not None:

@@ -34,8 +34,8 @@ def of_logits(
     step.
 
     Args:
-      fn: of logits [E, n, s, V], one for each of `states`, to an array [E, n, s], or to a tuple of
-        such, of which the first alone has a gradient.
+      fn: of logits [..., V], one for each of `states`, to an array [...] of a value a position, or
+        to a tuple of such, of which the first alone has a gradient.
       states: [E, n, S, D] each, see `forward.scored_states`.
       aligned: what else `fn` takes, [E, n, S].
     """
@@ -59,8 +59,13 @@ def _judge(
     model: EditableModel, fn: Callable[..., Any], params: Any, last: jax.Array, others: Any,
     aligned: Any,
 ) -> Any:  # fmt: skip
-    logits = [model.apply({"params": params}, h, method="head") for h in (*others, last)]
-    return fn(*logits, *aligned)
+    """fn of the logits. As rows [E n s, V]: a CPU shares a loop among its cores by the outermost
+    axis, and E is often 1."""
+    lead = last.shape[:-1]
+    rows = [h.reshape(-1, h.shape[-1]) for h in (*others, last)]
+    logits = [model.apply({"params": params}, x, method="head") for x in rows]
+    values = fn(*logits, *(a.reshape(-1) for a in aligned))
+    return jax.tree.map(lambda v: v.reshape(lead), values)
 
 
 def _of_last_forward(

@@ -35,8 +35,8 @@ from mend_jax.sweep import sweep
 from mend_jax.train import TrainState
 from mend_jax.train_loop import train
 from mend_jax.trunk_cache import TrunkCache
-from mend_jax.workdir import need_room, occupied, prepare, read_results
-from mend_jax.writers import JsonLines, write_json, write_text
+from mend_jax.workdir import need_room, occupied, prepare, read_config, read_results
+from mend_jax.writers import JsonLines, as_path, write_json, write_text
 
 
 def train_and_evaluate(
@@ -221,6 +221,9 @@ def begun(experiment: Experiment, fresh: TrainState) -> TrainState:
     """The state of the first step: what `editor.start` learned, or a fresh one after its survey
     and sweep.
 
+    Where training goes on with another number of facts an edit, statistics begin anew: deltas are
+    those of a mean over the facts, so of another size, which old statistics would take long to see.
+
     Raises:
       CheckpointError: that run's editor is not this config's, or of another base.
     """
@@ -237,6 +240,11 @@ def begun(experiment: Experiment, fresh: TrainState) -> TrainState:
             f"editor.start: the editor of {start} has other parameters than editor.name "
             f"{experiment.config.editor.name!r} with these editor.options; give those of that "
             f"run's config.json"
+        )
+    facts = read_config(as_path(start)).data.edits_per_batch
+    if experiment.config.train.steps and facts != experiment.config.data.edits_per_batch:
+        learned["editor_state"] = survey(
+            experiment, experiment.editor, theirs.params, fresh.editor_state
         )
     say(f"beginning with the editor of {start}")
     return fresh.replace(**learned)

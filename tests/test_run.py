@@ -268,6 +268,18 @@ def test_a_run_begins_with_the_editor_of_another(base, finished, tmp_path):
     assert 0 < counts[0] < counts[1]
 
 
+def test_statistics_begin_anew_where_edits_have_another_number_of_facts(base, finished, tmp_path):
+    more = {"editor.start": finished, "train.steps": 1, "train.val_every": 1}
+    run(base, tmp_path, **more, **{"data.edits_per_batch": 2, "train.lr": 1e-12})
+    mine, theirs = (mend_jax.Editor.restore(d) for d in (tmp_path, finished))
+    counts = [min(m.count for m in _moments(editor.state)) for editor in (theirs, mine)]
+    assert 0 < counts[1] < counts[0]
+    judged = {"editor.start": finished, "train.steps": 0, "data.edits_per_batch": 2}
+    run(base, tmp_path / "judged", **judged)  # as it was trained
+    same = mend_jax.Editor.restore(tmp_path / "judged")
+    assert min(m.count for m in _moments(same.state)) == counts[0]
+
+
 def test_kept_trunk_states_change_nothing(base, tmp_path, monkeypatch, capsys):
     """Five epochs of eight rows, without a trunk from the second on."""
     monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path / "cache"))
