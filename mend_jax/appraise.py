@@ -61,19 +61,18 @@ def appraise(
         """The files of a pass are named after it."""
         return workdir / "".join([kind, *(f"_{x}" for x in re.findall(r"\w+", name)), ending])
 
-    def judge(split: Split, editor: Any, name: str, per_step: int, examples: int):
+    def judge(split: Split, editor: Any, name: str, per_step: int, examples: int, mark: Any):
         """One pass."""
-        of = {"of": name, "n": len(split), "at_once": per_step, "rows": rows_mark(split)}
-        of |= mark_of(editor)
+        of = {"of": name, "n": len(split), "at_once": per_step, "rows": rows_mark(split), **mark}
         log = Judged(file("edits", name, ".jsonl"), of)
         return _judge(experiment, split, editor, per_step, examples, name, between, log)
 
-    def in_turn(editor: Any, name: str, turns: Sequence[int]) -> dict[str, Any]:
+    def in_turn(editor: Any, name: str, turns: Sequence[int], mark: Any) -> dict[str, Any]:
         """The entry `sequential`, if so many edits in turn are asked for."""
         if not turns:
             return {}
         of = {"of": name, "turns": list(turns), "n": c.data.edits_per_batch}
-        of |= {"rows": rows_mark(experiment.in_turn)} | mark_of(editor)
+        of |= {"rows": rows_mark(experiment.in_turn), **mark}
         transform, params, state = _placed(experiment, editor)
         found = edit_in_turn(
             transform, params, state, experiment.model, experiment.in_turn.encoded,
@@ -86,21 +85,24 @@ def appraise(
 
     per_step = c.eval.edits_per_step
     results: dict[str, Any] = {"also": {}, "baselines": {}}
-    results["eval"], examples = judge(experiment.test, own, "", per_step, c.eval.examples)
-    results["eval"] |= in_turn(own, "", c.eval.sequential)
+    mark = mark_of(own)
+    results["eval"], examples = judge(
+        experiment.test, own, "", per_step, c.eval.examples, mark
+    )  # fmt: skip
+    results["eval"] |= in_turn(own, "", c.eval.sequential, mark)
     for name, split in experiment.also.items():
-        results["also"][name], _ = judge(split, own, f"also {name}", per_step, 0)
+        results["also"][name], _ = judge(split, own, f"also {name}", per_step, 0, mark)
     if experiment.probes is not None:
-        of = {"of": "ability", "at_once": per_step, "rows": rows_mark(experiment.test)}
-        of |= mark_of(own)
+        of = {"of": "ability", "at_once": per_step, "rows": rows_mark(experiment.test), **mark}
         log = Judged(file("ability", "", ".jsonl"), of)
         results["eval"]["ability"] = _general_ability(experiment, own, between, log)
     for name, options in c.eval.baselines.items():
         options = options.to_dict()
         turns = options.pop("sequential", ())
         editor, split, at_once = _baseline(experiment, name, options)
-        results["baselines"][name], _ = judge(split, editor, name, at_once, 0)
-        results["baselines"][name] |= in_turn(editor, name, turns)
+        mark = mark_of(editor)
+        results["baselines"][name], _ = judge(split, editor, name, at_once, 0, mark)
+        results["baselines"][name] |= in_turn(editor, name, turns, mark)
     return results, examples
 
 

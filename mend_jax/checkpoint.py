@@ -124,7 +124,7 @@ def _set_before_aside(manager: ocp.CheckpointManager, step: int) -> Path | None:
     """
     if step not in manager.all_steps():
         return None
-    if "://" in str(manager.directory) or jax.process_count() > 1:
+    if not movable(manager):
         manager.delete(step)
         return None
     folder = Path(manager.directory)
@@ -132,6 +132,11 @@ def _set_before_aside(manager: ocp.CheckpointManager, step: int) -> Path | None:
     kept = (folder / str(step)).rename(folder.parent / REPLACED / str(step))
     manager.reload()
     return kept
+
+
+def movable(manager: ocp.CheckpointManager) -> bool:
+    """Whether steps may be moved: in a local folder, by the one process that there is."""
+    return jax.process_count() == 1 and "://" not in str(manager.directory)
 
 
 def _put_back(directory: Path) -> None:

@@ -96,16 +96,9 @@ class StateOf1:
 
 
 def _meta_of_1(meta: dict[str, Any]) -> dict[str, Any]:
-    """Format 2 has guards: `train.skip_non_finite`, and what they remember in the record.
-
-    A run of format 1 ended at its first step that was not finite, so none was left out in it.
-    """
-    config, record = meta.get("config"), meta.get("record")
-    if isinstance(config, Mapping) and config.get("job", "edit") == "edit" and "train" in config:
-        meta["config"] = {**config, "train": {"skip_non_finite": 3, **config["train"]}}
-    if isinstance(record, Mapping):
-        meta["record"] = {**record, "watch": {}}
-    return meta
+    """Format 2 has in the record what the guards remember; keys of its config are in `ADDED`."""
+    record = meta.get("record")
+    return meta | ({"record": {**record, "watch": {}}} if isinstance(record, Mapping) else {})
 
 
 def _like_of_1(like: Any) -> Any:

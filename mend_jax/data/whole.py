@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from mend_jax.typed import parse_json
+from mend_jax.wheels import sha256
 from mend_jax.writers import write_json
 
 SUMS = "sha256.json"
@@ -39,6 +39,4 @@ def _how(known: dict[str, str], found: dict[str, str], name: str) -> str:
 
 def _hashes(folder: Path) -> dict[str, str]:
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != SUMS]
-    return {
-        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
-    }
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in files}

@@ -253,16 +253,18 @@ def _grid_seeds() -> list[bytes]:
     return [json.dumps(results).encode()]
 
 
-def _read_grid(folder: Path, data: bytes) -> None:
-    """The table and the page of a grid one of whose two runs left damaged results."""
+def _grid_of(folder: Path, data: bytes) -> dict[str, Any]:
+    """A grid of two cells, of which the first left these results."""
     run = Run("one", (), put(folder / "run/results.json", data).parent)
     cell = {"method": "MEND", "seeds": (0,)}
-    sound = json.loads(_grid_seeds()[0])
-    rows = [
-        make_row("one", cell, [(run, workdir.read_results(run.folder))]),
-        make_row("two", cell, [(run, sound)]),
-    ]
-    found = {"title": "T", "config_name": "t.py", "config": {}, "rows": rows, "failed": {}}
+    left = workdir.read_results(run.folder), json.loads(_grid_seeds()[0])
+    rows = [make_row(n, cell, [(run, r)]) for n, r in zip(("one", "two"), left, strict=True)]
+    return {"title": "T", "config_name": "t.py", "config": {}, "rows": rows, "failed": {}}
+
+
+def _read_grid(folder: Path, data: bytes) -> None:
+    """The table and the page of a grid one of whose two runs left damaged results."""
+    found = _grid_of(folder, data)
     write_json(folder / "grid.json", found)
     grid_markdown.table(found)
     with mock.patch.object(grid_report, "draw", lambda rows: {}):
@@ -272,12 +274,7 @@ def _read_grid(folder: Path, data: bytes) -> None:
 
 def _read_grid_pictures(folder: Path, data: bytes) -> None:
     """The pictures of a grid."""
-    run = Run("one", (), put(folder / "run/results.json", data).parent)
-    row = make_row(
-        "one", {"method": "MEND", "seeds": (0,)}, [(run, workdir.read_results(run.folder))]
-    )
-    found = {"title": "T", "config_name": "t.py", "config": {}, "rows": [row, row], "failed": {}}
-    grid_report.write(folder, found)
+    grid_report.write(folder, _grid_of(folder, data))
 
 
 def _metrics_seed() -> bytes:
