@@ -116,7 +116,7 @@ def test_texts_pass_a_few_at_a_time(float64):
     close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-10)
     close(whole[0], pieces[0])
     jax.tree.map(close, whole_grads, grads)
-    window = f"[1,{2 * DEPTH},3,300]"  # two facts an edit, three scored positions
+    window = f"[{2 * DEPTH * 3},300]"  # two facts an edit, three scored positions, as rows
     assert window in shapes[0] and window not in shapes[1]
 
 
