@@ -15,7 +15,9 @@ WAITS = "echo ready; while true; do sleep 0.1; done"
 
 @pytest.fixture
 def machine(tmp_path):
-    return Machine(tmp_path)
+    machine = Machine(tmp_path)
+    machine.env.pop("XLA_FLAGS", None)  # the tests' own
+    return machine
 
 
 def local_pod(machine, *arguments):
