@@ -33,7 +33,7 @@ from mend_jax.provenance import code_fingerprint, hardware, versions
 from mend_jax.run import say
 from mend_jax.schema import Key, check_keys, refuse
 from mend_jax.sequences import Sequences
-from mend_jax.workdir import prepare, read_results
+from mend_jax.workdir import occupied, prepare, read_results
 from mend_jax.writers import JsonLines, is_remote, write_json, write_text
 
 KEYS = {
@@ -65,8 +65,8 @@ def finetune(
     """Runs a config in a folder and returns what results.json holds; a finished one only tells it.
 
     Raises:
-      MendError: a bad config, base or data set, before anything is computed; or a loss that is not
-        finite.
+      MendError: a bad config, base or data set, or a folder that another run is in, before
+        anything is computed; or a loss that is not finite.
     """
     began = time.monotonic()
     check(config)
@@ -75,6 +75,14 @@ def finetune(
     workdir = prepare(workdir)
     if is_remote(workdir):
         raise ConfigError(f"--workdir {workdir}: fine-tuning needs a local folder, for its model")
+    with occupied(workdir):
+        return _finetune(config, workdir, config_name, began)
+
+
+def _finetune(
+    config: ml_collections.ConfigDict, workdir: Path, config_name: str, began: float
+) -> dict[str, Any]:
+    """`finetune` in a folder that is its own, begun at that time."""
     finished = read_results(workdir)
     if finished is not None:
         mine = {"config": configs.plain(config)}

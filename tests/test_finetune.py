@@ -19,6 +19,7 @@ from mend_jax.main import main, parse
 from mend_jax.models.classifier import HEAD
 from mend_jax.models.params import unstack_trunk
 from mend_jax.sequences import Sequences
+from mend_jax.workdir import occupied
 from mend_jax.writers import as_path
 
 SETTINGS = {
@@ -194,6 +195,8 @@ def test_mistakes_are_named(base, tmp_path, monkeypatch):
         finetune.finetune(settings(base, **{"train.batch_size": 999}), tmp_path)
     with pytest.raises(TrainingError, match="step 4: the loss is nan"):
         finetune.finetune(settings(base, **{"train.lr": 1e30}), tmp_path)
+    with occupied(tmp_path), pytest.raises(ConfigError, match="in use by another run"):
+        finetune.finetune(settings(base), tmp_path)
     with pytest.raises(data.DataError, match="none of the 64 claims .* maximum is 3"):
         finetune.finetune(settings(base, **{"data.max_len": 3}), tmp_path)
     with monkeypatch.context() as patch:
