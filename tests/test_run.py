@@ -292,7 +292,8 @@ def test_kept_trunk_states_change_nothing(base, tmp_path, monkeypatch, capsys):
         found.append([json.loads(line) for line in lines])
     for plain, kept in zip(*found, strict=True):
         assert kept.pop("kind") == plain.pop("kind")
-        assert kept == pytest.approx(plain, rel=1e-6)
+        # A KL of 1e-3 is a difference of log-probabilities of about 6, whose float32 have 5e-7.
+        assert kept == pytest.approx(plain, rel=1e-6, abs=1e-7)
     assert "128 of 160 that training asked for were kept" in capsys.readouterr().err
 
 
