@@ -85,13 +85,13 @@ def tiny(kind, n_top=2, seed=0, std=0.2):
     return module, stack_trunk(flat, module.stacks), weights
 
 
-def save_tiny(folder, kind="llama", seed=0, std=0.2):
-    """A base folder with config.json, model.safetensors and a byte tokenizer."""
-    family = models.family_of(HF[kind])
-    config = models.parse_config(family, HF[kind])
-    specs = family.tensor_specs(config)
-    hub.save_hf(folder, HF[kind], random_params(specs, seed, std), specs)
-    Tokenizer.tiny().save(folder)
+def save_tiny(folder, kind="llama", seed=0, std=0.2, tokenizer=None, **sizes):
+    """A base folder with config.json, model.safetensors and a tokenizer, by default of bytes."""
+    hf = HF[kind] | sizes
+    family = models.family_of(hf)
+    specs = family.tensor_specs(models.parse_config(family, hf))
+    hub.save_hf(folder, hf, random_params(specs, seed, std), specs)
+    (tokenizer or Tokenizer.tiny()).save(folder)
     return folder
 
 
