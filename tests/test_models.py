@@ -181,7 +181,7 @@ def test_unsupported_configs_are_named():
         models.choose_weights(family, config, 5)
     with pytest.raises(ConfigError, match="no weight 'mlp/upp'.*mlp/up"):
         models.choose_weights(family, config, 1, ("mlp/upp",))
-    for roles in (("up",), ("block_3/mlp/up",)):
+    for roles in (("up",), ("block_4/mlp/up",), ("block_3/mlp",)):
         with pytest.raises(ConfigError, match="no weight"):
             models.choose_weights(family, config, 1, roles)
     t5 = models.family_of(HF["t5"])
@@ -197,6 +197,25 @@ DEFAULTS = {
     "bert": ["up", "down"],
     "llama": ["gate", "up", "down"],
 }
+
+
+def test_single_weights_are_chosen_by_name():
+    """Of any block, beside roles or alone; in the model's order, each once."""
+    family = models.family_of({"model_type": "llama"})
+    config = models.parse_config(family, HF["llama"])
+
+    def chosen(*roles):
+        return [w.name for w in models.choose_weights(family, config, 1, roles)]
+
+    assert chosen("block_2/mlp/up", "block_0/attn/q") == ["block_0/attn/q", "block_2/mlp/up"]
+    named = ("mlp/down", "block_3/mlp/down", "block_1/mlp/down")
+    assert chosen(*named) == ["block_1/mlp/down", "block_3/mlp/down"]
+    weights = models.choose_weights(family, config, 1, ("block_1/mlp/up",))
+    assert models.n_top_of(family, config, weights) == 3
+    t5 = models.family_of(HF["t5"])
+    sizes = models.parse_config(t5, HF["t5"])
+    weights = models.choose_weights(t5, sizes, 1, ("decoder_block_2/mlp/up", "encoder/mlp/down"))
+    assert [w.name for w in weights] == ["encoder_block_3/mlp/down", "decoder_block_2/mlp/up"]
 
 
 @pytest.mark.parametrize("kind", sorted(DEFAULTS))

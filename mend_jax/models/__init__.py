@@ -123,7 +123,8 @@ def choose_weights(
     """The weights to edit: `roles` of the last `last_n_blocks` blocks of every stack.
 
     Without roles, the family's default: its MLP matrices (paper, section 5.1). A role that begins
-    with the name of a stack, such as `decoder/mlp/up`, is of that stack alone.
+    with the name of a stack, such as `decoder/mlp/up`, is of that stack alone. Among the roles may
+    be names of single weights, such as `block_20/mlp/down`, of any block.
     """
     weights = editable_weights(family.tensor_specs(config))
     roles = tuple(roles) or family.edit_roles(config)
@@ -139,16 +140,22 @@ def choose_weights(
     for stack, size in sizes.items():
         side = stack.removesuffix("_block") + "/"
         wanted = [r.removeprefix(side) for r in roles if not _of_other_stack(r, side, sizes)]
-        for i in range(size - last_n_blocks, size):
-            chosen += [f"{stack}_{i}/{r}" for r in wanted if f"{stack}_{i}/{r}" in weights]
+        for i in range(size):
+            named = [f"{stack}_{i}/{r}" for r in wanted if i >= size - last_n_blocks]
+            named += [r for r in roles if r.startswith(f"{stack}_{i}/")]
+            chosen += [name for name in dict.fromkeys(named) if name in weights]
     for role in roles:
         if not any(_is_role(weights[name], role) for name in chosen):
-            raise ConfigError(f"model.edit_roles: no weight {role!r} in a block; known: {known}")
+            raise ConfigError(
+                f"model.edit_roles: no weight {role!r}; known roles: {known}, and names such as "
+                f"{next(iter(weights))}"
+            )
     return tuple(weights[name] for name in chosen)
 
 
 def _is_role(weight: WeightSpec, role: str) -> bool:
-    return role in (weight.role, f"{weight.stack.removesuffix('_block')}/{weight.role}")
+    of_stack = f"{weight.stack.removesuffix('_block')}/{weight.role}"
+    return role in (weight.role, of_stack, weight.name)
 
 
 def _bare(role: str, stacks: Iterable[str]) -> str:
