@@ -4,7 +4,7 @@ A config whose `job` is "grid" names cells, each a config with settings of its o
 Every run is a process of its own in DIR/CELL/seed_N, which resumes or is done; one that fails stops
 no other but those that begin with its editor. DIR/grid.json holds a row a cell, DIR/report.html
 shows them, with pictures beside it, and DIR/table.md is its table; they are written again after
-every run.
+every run. `python -m mend_jax.grid_join` makes one table of parts that were run apart.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import ml_collections
 
 from mend_jax import config as configs
-from mend_jax import grid_markdown, grid_report, schema
+from mend_jax import grid_join, schema
 from mend_jax import main as command
 from mend_jax.build import build_editor
 from mend_jax.errors import ConfigError, MendError, nearest
@@ -25,7 +25,7 @@ from mend_jax.grid_rows import make_row
 from mend_jax.plots import dig
 from mend_jax.processes import Run, refuse_failures, run_all, say, stand_aside
 from mend_jax.shown import text
-from mend_jax.writers import as_path, write_json, write_text
+from mend_jax.writers import as_path
 
 CELL = {"config": str, "method": str, "settings": tuple, "seeds": tuple, "start": str}
 SAME = ("editor.name", "editor.options", "model.spec", "model.last_n_blocks", "model.edit_roles")
@@ -211,9 +211,7 @@ def run_grid(
 
     def keep() -> dict[str, Any]:
         found = table()
-        write_json(workdir / "grid.json", found)
-        write_text(workdir / "table.md", grid_markdown.table(found))
-        grid_report.write(workdir, found)
+        grid_join.write(workdir, found)
         return found
 
     failed = run_all(runs, after=keep)

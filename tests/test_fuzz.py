@@ -16,11 +16,12 @@ from pathlib import Path
 import fuzz
 import numpy as np
 import pytest
-from fuzzing import guard, of_runs
+from fuzzing import guard, of_edits, of_requests, of_runs
 from fuzzing.readers import READERS
 from tiny import HF
 
 from mend_jax import journal
+from mend_jax.errors import DataError
 
 COUNT = 6000
 
@@ -58,7 +59,7 @@ def hangs(folder, data):
 
 
 def refuses_silently(folder, data):
-    raise of_runs.DataError("")
+    raise DataError("")
 
 
 @pytest.mark.parametrize(
@@ -102,20 +103,20 @@ def tokenizer(change):
 
 def config(change):
     """The quickstart's config with a change."""
-    whole = json.loads(of_runs._config_seed())
+    whole = json.loads(of_requests._config_seed())
     change(whole)
     return json.dumps(whole).encode()
 
 
 def forged(**fields):
     """The ledger's log with fields of its first record changed and all checksums right."""
-    records = [json.loads(line)["record"] for line in of_runs._log().splitlines()]
+    records = [json.loads(line)["record"] for line in of_edits._log().splitlines()]
     records[0] |= fields
     return sealed(records)
 
 
 def sealed(records):
-    checksum, lines = of_runs._BASE.fingerprint, []
+    checksum, lines = of_edits._BASE.fingerprint, []
     for record in records:
         line, checksum = journal._line(checksum, record)
         lines.append(line + b"\n")

@@ -16,7 +16,7 @@ from unittest import mock
 
 import huggingface_hub
 import pytest
-from fuzzing import of_runs, of_weights
+from fuzzing import of_requests, of_weights
 from fuzzing.reader import put
 from test_hub_pypi import DATA, FakePip, make_wheel
 from test_page import fake_entry, fake_measured, fake_shown
@@ -278,7 +278,7 @@ def raw_answer_to(data):
     with ours, theirs:
         ours.sendall(data)
         ours.shutdown(socket.SHUT_WR)
-        serve.Handler(theirs, ("127.0.0.1", 1), of_runs._SERVER)
+        serve.Handler(theirs, ("127.0.0.1", 1), of_requests._SERVER)
         theirs.shutdown(socket.SHUT_RDWR)
         return ours.recv(1 << 16)
 

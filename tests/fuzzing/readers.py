@@ -1,5 +1,6 @@
 """Every reader that is fuzzed, by name."""
 
-from fuzzing import of_data, of_runs, of_weights
+from fuzzing import of_data, of_edits, of_requests, of_runs, of_weights
 
-READERS = {**of_weights.READERS, **of_data.READERS, **of_runs.READERS}
+SUBJECTS = (of_weights, of_data, of_edits, of_requests, of_runs)
+READERS = {name: reader for subject in SUBJECTS for name, reader in subject.READERS.items()}

@@ -1,0 +1,165 @@
+"""Readers of edits, of shipped editors and of ledgers."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from random import Random
+from unittest import mock
+
+import numpy as np
+from safetensors.numpy import save as serialise
+from small_edits import FINGERPRINT, UP, bits, small_delta, small_edit
+from test_page import fake_measured
+
+from fuzzing.mutations import damage_bytes, damage_document, damage_json, damage_safetensors
+from fuzzing.reader import Reader, put
+from mend_jax import (
+    edit_files,
+    journal,
+    shipped,
+)
+from mend_jax.edit import console, page
+from mend_jax.edits import Edit
+from mend_jax.ledger import Base, Ledger
+
+_BASE = Base("tiny", FINGERPRINT, "float32", 2, ("mlp/up",))
+
+
+# --- edits
+
+
+def _edit_seeds() -> list[bytes]:
+    rng = np.random.default_rng(1)
+    dense = {UP: small_delta(rng, UP, rows=None)}
+    edits = [small_edit(1, editor="mend@01234567"), Edit(dense, base=FINGERPRINT), small_edit(2)]
+    return [edit_files.to_bytes(edit) for edit in edits]
+
+
+def _read_edit(folder: Path, data: bytes) -> None:
+    """What is read is what is written again, to the last bit."""
+    edit = edit_files.load(put(folder / "e.safetensors", data))
+    for delta in edit.deltas.values():
+        assert len(delta.shape) == 2
+    "".join((edit.base, edit.editor, edit.made, *(t for fact in edit.facts for t in fact)))
+    again = edit_files.load(put(folder / "f.safetensors", edit_files.to_bytes(edit)))
+    assert (again.base, again.facts, again.editor) == (edit.base, edit.facts, edit.editor)
+    assert set(again.deltas) == set(edit.deltas)
+    twice = edit_files.load(put(folder / "g.safetensors", edit_files.to_bytes(again)))
+    assert bits(twice) == bits(again)
+
+
+def _shipped_seeds() -> list[bytes]:
+    tensors = {"params/w": np.ones((3, 4), np.int8), "params/w/int8_scale": np.ones((3, 1), "f4"),
+               "state/count": np.ones((2,), np.float32)}  # fmt: skip
+    told = {name: "x" for name in shipped._FIELDS} | {"config": {"name": "mend"}}
+    told["sha256"] = shipped._digest(tensors, told["config"])
+    meta = {k: json.dumps(v) if k in shipped._JSON else v for k, v in told.items()}
+    return [serialise(tensors, {"format": shipped.FORMAT, **meta})]
+
+
+def _read_shipped(folder: Path, data: bytes) -> None:
+    meta, flat = shipped._read(put(folder / "editor.safetensors", data))
+    json.dumps(meta)
+    for array in shipped._whole(flat).values():
+        assert array.dtype != np.int8
+    shipped._read(folder / "editor.safetensors", tensors=False)
+
+
+# --- ledgers
+
+
+@functools.cache
+def _ledger() -> Path:
+    """A ledger of three edits, the second reverted; its log is the sound input."""
+    top = Path(tempfile.mkdtemp(prefix="mend-fuzz-"))
+    ledger = Ledger.create(top / "ledger", _BASE)
+    for seed in (1, 2, 3):
+        ledger.append(small_edit(seed), fake_measured((f"fact {seed}", "x")))
+    ledger.revert(2)
+    return ledger.path
+
+
+def _log() -> bytes:
+    return (_ledger() / "log.jsonl").read_bytes()
+
+
+def _forged(rng: Random, data: bytes) -> bytes:
+    """Damaged records with checksums that are right: someone meant it."""
+    if rng.random() < 0.3:
+        return damage_json(rng, data)
+    records = [json.loads(line)["record"] for line in data.splitlines()]
+    records[rng.randrange(len(records))] = None
+    at = records.index(None)
+    text = damage_document(rng, json.loads(data.splitlines()[at])["record"])
+    try:
+        records[at] = json.loads(text)
+    except (ValueError, RecursionError):
+        return damage_bytes(rng, data)
+    if rng.random() < 0.2:
+        records[at] = {"kind": "revert", "number": rng.choice((0, -1, 4, 2**70, "1", 1.0, None)),
+                       "made": rng.choice(("now", 1, None))}  # fmt: skip
+    checksum, lines = _BASE.fingerprint, []
+    for record in records:
+        line, checksum = journal._line(checksum, record)
+        lines.append(line + b"\n")
+    return b"".join(lines)
+
+
+def _open_with(folder: Path, name: str, data: bytes) -> Ledger:
+    copy = folder / "ledger"
+    shutil.copytree(_ledger(), copy)
+    put(copy / name, data)
+    return Ledger.open(copy)
+
+
+def _read_log(folder: Path, data: bytes) -> None:
+    """Every entry can be printed and shown as a page, and every edit is the one that was written.
+
+    A log that is not as it was written counts only as far as it is whole.
+    """
+    outside = folder / "outside.safetensors"
+    shutil.copy(next((_ledger() / "edits").iterdir()), outside)
+    ledger = _open_with(folder, "log.jsonl", data)
+    entries = ledger.entries()
+    assert [e.number for e in entries] == list(range(1, len(entries) + 1))
+    console.log(entries)
+    found = console.shown(ledger, entries)
+    json.dumps(found)
+    for entry in entries:
+        file = (ledger.path / entry.file).resolve()
+        assert file.parent == (ledger.path / "edits").resolve()
+        edit = ledger.edit(entry.number)
+        assert bits(edit) == bits(small_edit(int(edit.facts[0][0].split()[1])))
+    with mock.patch.object(page, "edits_png", lambda shown: None):
+        console.page(found)
+        page.render(found)
+
+
+def _read_base(folder: Path, data: bytes) -> None:
+    ledger = _open_with(folder, "base.json", data)
+    assert ledger.base == _BASE or isinstance(ledger.base.spec, str)
+    console.page(console.shown(ledger, ledger.entries()))
+
+
+def _read_ledger_edit(folder: Path, data: bytes) -> None:
+    """An edit's file in a ledger is the one that was written, or refused."""
+    name = sorted(p.name for p in (_ledger() / "edits").iterdir())[0]
+    edit = _open_with(folder, f"edits/{name}", data).edit(1)
+    assert bits(edit) == bits(small_edit(1))
+
+
+def _ledger_edit_seeds() -> list[bytes]:
+    return [sorted((_ledger() / "edits").iterdir())[0].read_bytes()]
+
+
+READERS = {
+    "edit file": Reader(_edit_seeds, _read_edit, damage_safetensors, 2),
+    "shipped editor": Reader(_shipped_seeds, _read_shipped, damage_safetensors),
+    "ledger log": Reader(lambda: [_log()], _read_log, _forged, 2),
+    "ledger base": Reader(lambda: [(_ledger() / "base.json").read_bytes()], _read_base, share=0.5),
+    "ledger edit": Reader(_ledger_edit_seeds, _read_ledger_edit, damage_safetensors, 0.5),
+}  # fmt: skip

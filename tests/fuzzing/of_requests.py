@@ -1,0 +1,151 @@
+"""Readers of what people ask for: settings on the command line, and requests to serve."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import socket
+import threading
+import types
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from small_edits import FINGERPRINT
+
+from fuzzing.mutations import damage_bytes
+from fuzzing.reader import Reader, put
+from mend_jax import config as configs
+from mend_jax import (
+    schema,
+    workdir,
+)
+from mend_jax.build import build_editor, build_optimizer
+from mend_jax.edit import serve
+from mend_jax.errors import DataError
+from mend_jax.ledger import Base
+
+_BASE = Base("tiny", FINGERPRINT, "float32", 2, ("mlp/up",))
+
+
+# --- settings
+
+
+def _read_overrides(folder: Path, data: bytes) -> None:
+    """Lines of KEY=VALUE: what is set is what is read back, and what is checked can be built."""
+    del folder
+    text = data.decode("utf-8", "replace")
+    config = configs.load_config("quickstart.py:smoke")
+    configs.apply_overrides(config, text.split("\n"))
+    again = configs.load_config("quickstart.py:smoke")
+    values = {key: schema._get(config, key) for key in configs.flat_keys(config)}
+    known = {k: v for k, v in values.items() if k in schema.KEYS}
+    configs.apply_overrides(again, configs.settings(known))
+    for key, value in known.items():
+        assert repr(schema._get(again, key)) == repr(value), key
+    schema.check(config)
+    configs.to_json(config)
+    build_editor(config)
+
+
+_SETTINGS = (
+    b"train.lr=3e-4\ndata.name=facts/a.jsonl\ndata.pack=(8, 16)\neval.sequential=(1, 10)\nseed=7",
+    b"editor.options={'rank': 4}\neval.baselines={'fine_tune': {'lr': 0.1}}\ntrain.decay=false",
+    b"editor.name=fine_tune\neditor.options={'lr': 0.01}\nmodel.edit_roles=mlp/up,mlp/down\n"
+    b"data.template=Q: {} A:\ntrain.trunk_cache=host",
+)
+
+
+@functools.cache
+def _config_seed() -> bytes:
+    return configs.to_json(configs.load_config("quickstart.py")).encode()
+
+
+def _read_config(folder: Path, data: bytes) -> None:
+    """The config of a run, from its folder: what is believed can be built."""
+    put(folder / "config.json", data)
+    config = workdir.read_config(folder)
+    configs.to_json(config)
+    build_editor(config)
+    build_optimizer(config)
+
+
+# --- requests
+
+
+class _Session:
+    """A session without a model."""
+
+    def propose(self, fact: Any) -> None:
+        fact.prompt.encode()
+
+    def keep(self, number: int) -> None:
+        if number != 1:
+            raise DataError(f"no edit {number}: name another")
+
+    discard = revert = keep
+
+    def ask(self, prompt: str) -> dict[str, Any]:
+        return {"prompt": prompt, "before": "b", "after": prompt, "edits": 0, "proposed": False}
+
+    def state(self) -> dict[str, Any]:
+        return {"base": "B", "editor": "E", "ledger": "L", "proposal": None, "entries": []}
+
+
+_SERVER = types.SimpleNamespace(
+    session=_Session(), lock=threading.Lock(), token="T" * 32, server_port=8000
+)
+
+
+def _requests() -> list[bytes]:
+    own = "Host: 127.0.0.1:8000\r\n"
+    get = f"GET /?token={_SERVER.token} HTTP/1.1\r\n{own}Accept: */*\r\n\r\n"
+    found = [get.encode()]
+    for action, fields in (("/propose", {"prompt": "a", "target": "b", "rephrases": "c\nd"}),
+                           ("/ask", {"prompt": "<b>"}), ("/revert", {"number": 1})):  # fmt: skip
+        body = json.dumps(fields)
+        head = f"POST {action} HTTP/1.1\r\n{own}Origin: http://127.0.0.1:8000\r\n"
+        head += f"X-Token: {_SERVER.token}\r\nContent-Type: application/json\r\n"
+        found.append(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    return found
+
+
+def _read_request(folder: Path, data: bytes) -> None:
+    """An answer with a status that is no failure of ours, and nothing in the log."""
+    put(folder / "request", data)
+    ours, theirs = socket.socketpair()
+    faults: list[str] = []
+    watch = types.SimpleNamespace(emit=faults.append)
+    with ours, theirs, mock.patch.object(logging, "exception", lambda *a: watch.emit(str(a))):
+        ours.setblocking(False)
+        try:
+            ours.send(data)
+        except BlockingIOError:
+            raise DataError("too long for this test") from None
+        ours.shutdown(socket.SHUT_WR)
+        serve.Handler(theirs, ("127.0.0.1", 1), _SERVER)
+        theirs.shutdown(socket.SHUT_RDWR)
+        answer = b""
+        while piece := _received(ours):
+            answer += piece
+    assert not faults, faults
+    status = answer.split(b" ", 2)[1:2]
+    assert status != [b"500"], answer[:300]
+    assert b"<script>alert(1)" not in answer or b"text/plain" in answer
+    if status and status != [b"200"]:
+        raise DataError("refused")
+
+
+def _received(ours: socket.socket) -> bytes:
+    try:
+        return ours.recv(1 << 16)
+    except OSError:
+        return b""
+
+
+READERS = {
+    "config overrides": Reader(lambda: list(_SETTINGS), _read_overrides, damage_bytes),
+    "config values": Reader(lambda: [_config_seed()], _read_config),
+    "requests to serve": Reader(_requests, _read_request, damage_bytes, 2),
+}  # fmt: skip
