@@ -29,9 +29,12 @@ def token_kl(base: jax.Array, edited: jax.Array) -> jax.Array:
 
 
 def masked_mean(values: jax.Array, mask: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The mean over `axes` of the values where the mask holds; 0 where it holds nowhere."""
-    keep = mask.astype(jnp.float32)
-    return (values * keep).sum(axes) / jnp.maximum(keep.sum(axes), 1.0)
+    """The mean over `axes` of the values where the mask holds; 0 where it holds nowhere.
+
+    Values elsewhere, finite or not, count in neither the mean nor its gradient in `values`.
+    """
+    kept = mask.sum(axes).astype(jnp.float32)
+    return jnp.where(mask, values, 0.0).sum(axes) / jnp.maximum(kept, 1.0)
 
 
 def correct_tokens(logits: jax.Array, target: jax.Array) -> jax.Array:
