@@ -1,12 +1,10 @@
-"""Whole runs on a tiny random base: the contract of files, resume, and what is refused."""
+"""Whole runs on a tiny random base: the contract of files, resume, and what is refused.
+
+That a run which was killed ends as one that was not is in test_soak.py.
+"""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -104,46 +102,6 @@ def test_a_finished_run_only_reports(base, finished, capsys):
     assert (finished / "results.json").read_bytes() == before
     assert (finished / "report.html").exists()
     assert "is finished" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def command_line_run(base, tmp_path_factory):
-    """An undisturbed run in a process of its own."""
-    workdir = tmp_path_factory.mktemp("whole")
-    process = start(base, workdir)
-    assert process.wait(timeout=600) == 0, (workdir / "stderr").read_text()
-    return workdir
-
-
-def start(base, workdir):
-    """The command in a process of its own; what it says goes to WORKDIR/stderr."""
-    with (Path(workdir) / "stderr").open("w") as stderr:
-        return subprocess.Popen(
-            [sys.executable, "-m", "mend_jax.main", *arguments(base, workdir)],
-            cwd=ROOT,
-            stderr=stderr,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        )
-
-
-@pytest.mark.parametrize("after_step", [4])
-def test_kill_nine_and_resume_is_bit_for_bit(base, command_line_run, tmp_path, after_step):
-    process = start(base, tmp_path)
-    log, saved = tmp_path / "metrics.jsonl", tmp_path / f"checkpoints/{after_step}"
-    deadline = time.monotonic() + 300
-    while not saved.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "results.json").exists()
-    again = start(base, tmp_path)
-    assert again.wait(timeout=600) == 0
-    assert "resuming after step" in (tmp_path / "stderr").read_text()
-    assert log.read_text() == (command_line_run / "metrics.jsonl").read_text()
-    ours, theirs = (
-        steady(json.loads((d / "results.json").read_text())) for d in (tmp_path, command_line_run)
-    )
-    assert ours == theirs
 
 
 def test_an_evaluation_that_was_stopped_goes_on(base, finished, tmp_path, monkeypatch):
