@@ -9,7 +9,7 @@ import pytest
 from tiny import random_sequences, tiny
 
 from mend_jax.editors import make_editor
-from mend_jax.editors.memory import written
+from mend_jax.editors.memory import PREFIX, behind_prefixes, keys, written
 from mend_jax.editors.values import Search, value
 from mend_jax.edits import Dense, Edit, LowRank
 from mend_jax.errors import ConfigError
@@ -21,7 +21,9 @@ from mend_jax.models.layers import gelu_tanh
 MODULE, BASE, WEIGHTS = tiny("gpt2", n_top=3)
 DOWN = {w.block: w for w in WEIGHTS if w.role == "mlp/down"}
 FREE = dict(steps=15, lr=0.1, c_kl=0.0, decay=0.0, clamp=1e3)
-MEMIT = make_editor("memit", FREE)
+ALONE = FREE | dict(n_prefixes=0)
+MEMIT = make_editor("memit", ALONE)
+MEMIT_BEHIND = make_editor("memit", FREE | dict(n_prefixes=3))
 
 
 def texts(seed):
@@ -90,7 +92,7 @@ def surveyed():
 
 @functools.cache
 def by_rome():
-    return edit_of(make_editor("rome", FREE | dict(block=2)), surveyed(), SEQS, IN_FORCE)
+    return edit_of(make_editor("rome", ALONE | dict(block=2)), surveyed(), SEQS, IN_FORCE)
 
 
 @functools.cache
@@ -113,7 +115,7 @@ def test_a_survey_gives_the_second_moment_of_all_real_tokens():
     assert set(state["second_moment"]) == {DOWN[1].name}
     seen = [(seqs.mask, observed(seqs, dense())[0]) for seqs in map(texts, range(1, 5))]
     for block in (1, 2):
-        k = np.concatenate([np.asarray(keys[block])[mask] for mask, keys in seen])
+        k = np.concatenate([np.asarray(by_block[block])[mask] for mask, by_block in seen])
         assert surveyed()["seen"] == len(k) < 4 * 72
         moment = surveyed()["second_moment"][DOWN[block].name]
         np.testing.assert_allclose(moment, k.T @ k / len(k), atol=1e-5)
@@ -165,6 +167,82 @@ def test_rome_meets_every_wanted_value_and_is_the_closed_form():
     assert (loss_after < loss_before - 0.1).all()
 
 
+def padded_before(seqs):
+    """The same texts with all of their padding in front."""
+    shift = seqs.tokens.shape[-1] - seqs.mask.sum(-1, keepdims=True)
+    at = (np.arange(seqs.tokens.shape[-1]) - shift) % seqs.tokens.shape[-1]
+    moved = {k: np.take_along_axis(getattr(seqs, k), at, -1) for k in ("tokens", "mask")}
+    moved |= {k: getattr(seqs, k) + shift.astype(np.int32) for k in ("score_pos", "subject")}
+    return seqs.replace(**moved)
+
+
+@jax.jit
+def keys_of_texts(tokens, subject, in_force):
+    """The inputs [N, d] of the second block's `down` at a token of each text, padded by -1."""
+    n = len(tokens)
+    parts = {k: jnp.zeros((1, n, 1), jnp.int32) for k in ("score_pos", "target")}
+    seqs = SEQS.replace(
+        tokens=jnp.maximum(tokens, 0)[None], mask=tokens[None] >= 0, subject=subject[None],
+        score_mask=jnp.zeros((1, n, 1), bool), **parts,
+    )  # fmt: skip
+    u = gelu_tanh(problem_of(seqs, in_force).outputs("block_2/mlp/up"))
+    return jnp.take_along_axis(u, subject[None, ..., None], axis=2)[0, :, 0]
+
+
+def padded(texts, width=2 * PREFIX + 4):
+    return np.stack([np.pad(t, (0, width - len(t)), constant_values=-1) for t in texts])
+
+
+def test_keys_are_the_mean_over_the_text_alone_and_behind_each_prefix():
+    """Prefixes are beginnings of the first surveyed texts; a text shorter than one is all of it."""
+    see = jax.jit(lambda state, seqs: MEMIT_BEHIND.survey({}, state, problem_of(seqs, None)))
+    state = MEMIT_BEHIND.init(None, WEIGHTS)[1]
+    assert (state["prefixes"] == -1).all()
+    first = texts(1)
+    shown = [row[keep][:PREFIX] for row, keep in zip(
+        first.flat().tokens[:3], first.flat().mask[:3], strict=True)]  # fmt: skip
+    assert len({len(row) for row in shown}) > 1 and max(map(len, shown)) == PREFIX
+    for seqs in (padded_before(first), texts(2)):
+        state = see(state, seqs)
+    for row, prefix in zip(state["prefixes"], shown, strict=True):
+        np.testing.assert_array_equal(row, [-1] * (PREFIX - len(prefix)) + prefix.tolist())
+
+    @jax.jit
+    def found(seqs):
+        problem = problem_of(seqs, IN_FORCE)
+        return keys(problem, behind_prefixes(state, problem), DOWN[2])
+
+    expected = []
+    for e in range(2):
+        own = [row[keep] for row, keep in zip(SEQS.tokens[e], SEQS.mask[e], strict=True)]
+        many = padded([np.r_[p, row].astype(np.int32) for row in own for p in ([], *shown)])
+        subject = np.asarray([[len(p) + 1] for _ in own for p in ([], *shown)], np.int32)
+        in_force = jax.tree.map(lambda leaf, e=e: leaf[e : e + 1], IN_FORCE)
+        expected.append(keys_of_texts(many, subject, in_force).reshape(3, 4, -1).mean(1))
+    expected = np.stack(expected)
+    for seqs in (SEQS, padded_before(SEQS)):
+        np.testing.assert_allclose(found(seqs), expected, atol=1e-5)
+    assert np.abs(expected - at_subjects(observed(SEQS, IN_FORCE)[0][2])).max() > 0.1
+
+
+def test_what_is_written_is_found_at_the_mean_key():
+    """Not at that of the text alone, other than without prefixes."""
+    see = jax.jit(lambda state, seqs: MEMIT_BEHIND.survey({}, state, problem_of(seqs, None)))
+    state = functools.reduce(see, map(texts, range(1, 5)), MEMIT_BEHIND.init(None, WEIGHTS)[1])
+
+    @jax.jit
+    def found(state):
+        problem = problem_of(SEQS, IN_FORCE)
+        return keys(problem, behind_prefixes(state, problem), DOWN[2])
+
+    k = found(state)
+    for name, more in (("rome", dict(block=2)), ("memit", dict(blocks=(2,), preserve=0.0))):
+        editor = make_editor(name, FREE | dict(n_prefixes=3) | more)
+        delta = edit_of(editor, state, SEQS, IN_FORCE).deltas[DOWN[2].name].dense()
+        np.testing.assert_allclose(k @ delta, by_search()[1], atol=1e-3)
+        assert np.abs(delta - by_rome().deltas[DOWN[2].name].dense()).max() > 1e-3
+
+
 def test_memit_is_its_algorithm():
     """Block by block with numpy in float64, from keys and states under the edits so far.
 
@@ -189,7 +267,7 @@ def test_memit_is_its_algorithm():
 
 def test_memit_of_one_block_that_preserves_nothing_is_rome():
     """One search, as nothing here hangs on what |d| is measured by."""
-    editor = make_editor("memit", FREE | dict(blocks=(2,), preserve=0.0))
+    editor = make_editor("memit", ALONE | dict(blocks=(2,), preserve=0.0))
     edit = edit_of(editor, surveyed(), SEQS, IN_FORCE)
     assert set(edit.deltas) == {DOWN[2].name}
     x, y = (e.deltas[DOWN[2].name].dense() for e in (edit, by_rome()))
@@ -222,9 +300,9 @@ def test_the_loss_of_the_search_is_nll_and_kl_after_the_subject_and_decay():
     subject[0, 0] += 1  # no token between it and the answer: no KL
     seqs = SEQS.replace(subject=subject)
     v, d = rng.normal(size=(2, 2, 3, 32)).astype(np.float32)
-    keys = np.asarray(observed(SEQS, IN_FORCE)[0][2], np.float64)
+    at_all = np.asarray(observed(SEQS, IN_FORCE)[0][2], np.float64)
     moved = {"block_2/mlp/down": Dense(np.stack(
-        [at_one_token(k, at, by) for k, at, by in zip(keys, subject[..., 0], d, strict=True)]
+        [at_one_token(k, at, by) for k, at, by in zip(at_all, subject[..., 0], d, strict=True)]
     ))}  # fmt: skip
     every = np.broadcast_to(np.arange(12, dtype=np.int32), (2, 3, 12))
     everywhere = seqs.replace(score_pos=every, target=every, score_mask=every > 0)
@@ -256,8 +334,9 @@ def test_a_search_stays_in_its_ball_and_leaves_what_is_good_enough():
         ("gpt2", 1, "rome", {}, "none is edited here; set model.last_n_blocks"),
         ("gpt2", 2, "rome", dict(block=3), r"blocks \[3\] are not among \[2\]"),
         ("gpt2", 2, "memit", dict(blocks=(1, 2)), r"blocks \[1\] are not among \[2\]"),
-        ("gpt2", 2, "memit", dict(preserve=-1.0), "preserve -1.0 must be at least 0"),
+        ("gpt2", 2, "memit", dict(preserve=-1.0), "preserve -1.0 and n_prefixes 8 must be at"),
         ("gpt2", 2, "rome", dict(lr=0.0), "lr 0.0 and clamp 4.0 above 0"),
+        ("gpt2", 2, "rome", dict(n_prefixes=-1), "n_prefixes -1 must be at least 0"),
         ("gpt2", 2, "rome", dict(decay=-1.0), "decay -1.0 must be at least 0"),
     ],
 )

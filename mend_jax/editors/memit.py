@@ -8,10 +8,11 @@ import jax
 
 from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.editors.memory import (
+    behind_prefixes,
     causal_only,
     keys,
     memories,
-    no_second_moment,
+    nothing_seen,
     of_facts,
     surveyed,
     written,
@@ -31,6 +32,7 @@ def memit(
     c_kl: float = 0.0625,
     decay: float = 0.5,
     clamp: float = 0.75,
+    n_prefixes: int = 8,
 ) -> EditTransform:
     """All corrections of an edit at once, spread over several `mlp/down` (MEMIT, section 4).
 
@@ -42,21 +44,22 @@ def memit(
 
     Defaults are the original's for GPT-J. No training.
 
-    Deviations: no sampled texts stand before the corrections (`memory.keys`, `values.Search`).
+    Deviations: as in `values.Search` and `memory.keys`.
 
     Args:
       blocks: whose `mlp/down` are edited, each before the last; () takes all that may be edited.
       preserve: lambda / d_in. An ordinary key has k^T C^-1 k = d_in in the mean; the original has
         lambda = 15,000 for GPT-J, whose d_in is 16,384.
       steps, lr, c_kl, decay, clamp: see `Search`, here of the state.
+      n_prefixes: see `rome`.
     """
     search = Search(steps, lr, c_kl, decay, clamp)
-    if preserve < 0:
-        raise ValueError(f"preserve {preserve} must be at least 0")
+    if min(preserve, n_prefixes) < 0:
+        raise ValueError(f"preserve {preserve} and n_prefixes {n_prefixes} must be at least 0")
 
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
         del key
-        return {}, no_second_moment(memories(weights, blocks))
+        return {}, nothing_seen(memories(weights, blocks), n_prefixes)
 
     def survey(params: Any, state: Any, problem: Problem) -> Any:
         del params
@@ -67,13 +70,13 @@ def memit(
         refuse_other_sums(problem)
         layers = memories(problem.weights, blocks)
         last = f"block_{layers[-1].block}"
-        start = value(problem, last)
+        start, behind = value(problem, last), behind_prefixes(state, problem)
         z = start + search.shift(problem, layers[-1], start)
         found = Edit(deltas={})
         for number, w in enumerate(layers):
             r = (z - value(problem, last, found)) / (len(layers) - number)
             r = of_facts(problem, r)
-            delta = written(state, w, keys(problem, w, found), r, ridge=preserve * w.d_in)
+            delta = written(state, w, keys(problem, behind, w, found), r, ridge=preserve * w.d_in)
             found = found.replace(deltas={**found.deltas, w.name: delta})
         return found, state
 

@@ -7,20 +7,25 @@ second moment C = E[k k^T] of the keys of ordinary texts. Decoder-only models.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mend_jax.editors.base import Weights
 from mend_jax.editors.ridge import least_squares
 from mend_jax.edits import Delta, Dense, Edit, LowRank
 from mend_jax.errors import ConfigError
-from mend_jax.forward import Problem
+from mend_jax.forward import Problem, trunk_states
 from mend_jax.layout import gathered
 from mend_jax.models import WeightSpec
+from mend_jax.sequences import Sequences
 
 ROLE = "mlp/down"
+PREFIX = 10
+"""Tokens of a prefix; the original has ten of 5 and ten of 10."""
 
 
 def memories(weights: Weights, blocks: tuple[int, ...] = ()) -> Weights:
@@ -49,14 +54,20 @@ def memories(weights: Weights, blocks: tuple[int, ...] = ()) -> Weights:
     return tuple(w for w in found if not blocks or w.block in blocks)
 
 
-def no_second_moment(weights: Weights) -> dict[str, Any]:
-    """C of no token at all: `written` then takes the identity for it."""
-    zeros = {w.name: jnp.zeros((w.d_in, w.d_in)) for w in weights}
-    return {"second_moment": zeros, "seen": jnp.zeros(())}
+def nothing_seen(weights: Weights, n_prefixes: int) -> dict[str, Any]:
+    """C of no token at all, for which `written` takes the identity, and no prefixes (-1)."""
+    return {
+        "second_moment": {w.name: jnp.zeros((w.d_in, w.d_in)) for w in weights},
+        "seen": jnp.zeros(()),
+        "prefixes": jnp.full((n_prefixes, PREFIX), -1, jnp.int32),
+    }
 
 
 def surveyed(state: Any, problem: Problem) -> Any:
-    """The state with the keys of every token of these texts taken in (uncentred, float32)."""
+    """The state with the keys of every token of these texts taken in (uncentred, float32).
+
+    The beginnings of the first texts that it sees are its prefixes.
+    """
     causal_only(problem)
     keep = problem.seqs.mask.reshape(problem.n_edits, -1, 1)
     seen = state["seen"] + keep.sum(dtype=jnp.float32)
@@ -65,7 +76,56 @@ def surveyed(state: Any, problem: Problem) -> Any:
         u = jnp.where(keep, factors[name].u, 0.0)
         new = jnp.einsum("eti,etj->ij", u, u, precision=jax.lax.Precision.HIGHEST)
         moments[name] = before + (new - before * keep.sum(dtype=jnp.float32)) / seen
-    return {"second_moment": moments, "seen": seen}
+    prefixes = jnp.where(
+        state["seen"] > 0, state["prefixes"], _beginnings(problem.seqs, len(state["prefixes"]))
+    )
+    return {"second_moment": moments, "seen": seen, "prefixes": prefixes}
+
+
+def _beginnings(seqs: Sequences, count: int) -> jax.Array:
+    """int32[count, PREFIX], the first tokens of these texts, -1 before those of short ones."""
+    texts = seqs.flat()
+    which = np.arange(count) % texts.lead[0]
+    tokens, mask = (jnp.asarray(x)[which] for x in (texts.tokens, texts.mask))
+    length = jnp.minimum(mask.sum(-1, keepdims=True), PREFIX)
+    at = jnp.arange(PREFIX)[None] - (PREFIX - length)  # the last ones are real
+    first = jnp.argmax(mask, axis=-1, keepdims=True)
+    found = jnp.take_along_axis(tokens, jnp.clip(first + at, 0, tokens.shape[-1] - 1), axis=-1)
+    return jnp.where(at >= 0, found, -1).astype(jnp.int32)
+
+
+def behind_prefixes(state: Any, problem: Problem) -> Problem:
+    """The corrections by themselves and behind each of the P prefixes, texts [E, n * (P + 1)].
+
+    A prefix ends where the text begins, also of a text that is padded before.
+    """
+    seqs = problem.seqs
+    none = jnp.full((1, PREFIX), -1, jnp.int32)
+    prefixes = jnp.concatenate([none, jnp.asarray(state["prefixes"])])
+    many = (*seqs.lead, len(prefixes))
+
+    def spread(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x[..., None, :], (*many, x.shape[-1]))
+
+    before = jnp.broadcast_to(prefixes, (*many, PREFIX))
+    tokens = jnp.concatenate([before, spread(jnp.asarray(seqs.tokens))], axis=-1)
+    mask = jnp.concatenate([before >= 0, spread(jnp.asarray(seqs.mask))], axis=-1)
+    first = spread(jnp.argmax(jnp.asarray(seqs.mask), axis=-1, keepdims=True))
+    at = jnp.arange(tokens.shape[-1]).reshape(1, 1, 1, -1)
+    source = jnp.where(at < PREFIX + first, at - first, at)
+    here = jnp.maximum(source, 0)
+    moved = {
+        "tokens": jnp.maximum(jnp.take_along_axis(tokens, here, axis=-1), 0),
+        "mask": jnp.take_along_axis(mask, here, axis=-1) & (source >= 0),
+        "score_pos": spread(jnp.asarray(seqs.score_pos)) + PREFIX,
+        "subject": spread(jnp.asarray(seqs.subject_pos)[..., None]) + PREFIX,
+        "target": spread(jnp.asarray(seqs.target)),
+        "score_mask": spread(jnp.asarray(seqs.score_mask)),
+    }
+    moved = {k: x.reshape(seqs.lead[0], -1, x.shape[-1]) for k, x in moved.items()}
+    texts = Sequences(**moved)
+    h = trunk_states(problem.model, problem.params, texts)
+    return dataclasses.replace(problem, seqs=texts, h=h)
 
 
 def causal_only(problem: Problem) -> None:
@@ -83,15 +143,21 @@ def at_subject(problem: Problem, x_ENTd: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x_ENTd, at, axis=2)[..., 0, :].astype(jnp.float32)
 
 
-def keys(problem: Problem, weight: WeightSpec, edit: Edit | None = None) -> jax.Array:
+def keys(
+    problem: Problem, behind: Problem, weight: WeightSpec, edit: Edit | None = None
+) -> jax.Array:
     """k* [E, n, d_in], the weight's input at the subject's last token, under an edit.
 
-    Deviation: of the correction's own text alone; the paper takes the mean over texts that go
-    before it, drawn from the model.
+    It is the mean over the correction by itself and behind each prefix (ROME, section 3.1;
+    `behind_prefixes`): what one text alone adds to the key would weigh much in the metric of C, and
+    the value be found in that text and in no paraphrase.
+
+    Deviation: prefixes are the first tokens of surveyed texts, as the paper's are texts that the
+    model writes. Those of a model that begins texts with a token of its own have it too.
     """
-    u = problem.factors(edit)[weight.name].u
-    k = at_subject(problem, u.reshape(*problem.seqs.tokens.shape, weight.d_in))
-    return of_facts(problem, k)
+    u = behind.factors(edit)[weight.name].u
+    k = at_subject(behind, u.reshape(*behind.seqs.tokens.shape, weight.d_in))
+    return of_facts(problem, k.reshape(*problem.seqs.lead, -1, weight.d_in).mean(2))
 
 
 def of_facts(problem: Problem, x_ENd: jax.Array) -> jax.Array:

@@ -8,10 +8,11 @@ import jax
 
 from mend_jax.editors.base import EditTransform, Weights
 from mend_jax.editors.memory import (
+    behind_prefixes,
     causal_only,
     keys,
     memories,
-    no_second_moment,
+    nothing_seen,
     of_facts,
     surveyed,
     written,
@@ -29,6 +30,7 @@ def rome(
     c_kl: float = 0.0625,
     decay: float = 0.5,
     clamp: float = 4.0,
+    n_prefixes: int = 8,
 ) -> EditTransform:
     """dW = C^-1 k* (v* - k* W)^T / (k*^T C^-1 k*), at one `mlp/down` (ROME, section 3.1, Eq. 2).
 
@@ -36,22 +38,25 @@ def rome(
     model answer as it shall, C the second moment of inputs on surveyed texts. No training. Defaults
     are the original's for GPT-2 XL.
 
-    Deviations: no sampled texts stand before the correction (`memory.keys`, `values.Search`);
+    Deviations: no texts stand before the correction in the search (`values.Search`);
     several corrections of one edit are met together, each by its own pair (`memory.written`).
 
     Args:
       block: whose `mlp/down` is edited, one before the last; None: the first that may be edited,
         so `model.last_n_blocks` chooses it (the paper edits a middle block).
       steps, lr, c_kl, decay, clamp: see `Search`.
+      n_prefixes: over how many texts besides itself the key of a correction is averaged.
     """
     search = Search(steps, lr, c_kl, decay, clamp)
+    if n_prefixes < 0:
+        raise ValueError(f"n_prefixes {n_prefixes} must be at least 0")
 
     def chosen(weights: Weights) -> Any:
         return memories(weights, () if block is None else (block,))[0]
 
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
         del key
-        return {}, no_second_moment((chosen(weights),))
+        return {}, nothing_seen((chosen(weights),), n_prefixes)
 
     def survey(params: Any, state: Any, problem: Problem) -> Any:
         del params
@@ -62,7 +67,7 @@ def rome(
         causal_only(problem)
         w = chosen(problem.weights)
         d = of_facts(problem, search.shift(problem, w, value(problem, w.name)))
-        delta = written(state, w, keys(problem, w), d, ridge=0.0)
+        delta = written(state, w, keys(problem, behind_prefixes(state, problem), w), d, ridge=0.0)
         return Edit(deltas={w.name: delta}), state
 
     return EditTransform(init, edit, trainable=False, survey=survey)
