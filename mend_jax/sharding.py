@@ -61,6 +61,7 @@ EDITOR_RULES = (
     Rule(r"(.*/)?normalize/.*"),
     Rule(r"(.*/)?(texts|lora_a)/.*"),  # of FT+KL and LoRA: few and thin
     Rule(r"(.*/)?sweep"),  # of the cache: a small table
+    Rule(r"(.*/)?prefixes"),  # of ROME and MEMIT: a few tokens
     Rule(r"(.*/)?(count|step|mini_step|gradient_step|skip_state)(/.*)?"),
 )
 """For the editor's parameters and state, and the optimiser state that mirrors them."""
