@@ -2,8 +2,8 @@
 
 What `configs/paper_table*.py` name is made here: how each editor is set for this base, and which
 cells a table has. An editor that is not in `EDITORS` has no cells. Settings of the rivals are
-starting points by their papers or by MEND's here; the cache's threshold and UltraEdit's blocks alone
-are tuned.
+starting points by their papers or by MEND's here; tuned are the cache's threshold and which blocks
+UltraEdit edits.
 
 A training step of 8 edits takes about a second on two cores, so `BUDGET` is about four minutes of
 training a cell, and some two of evaluation. The cells of a table read the same rows, and keep their
