@@ -95,7 +95,7 @@ _CELLS: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     # They edit blocks in the middle, where the subject's facts are read out, not the last ones.
     "rome": {
         "": ({}, _DOWN | _SHOWN | {"model.last_n_blocks": 18}),
-        "_slow": (dict(lr=0.1), _DOWN | _SHOWN | {"model.last_n_blocks": 18}),
+        "_long": (dict(steps=60), _DOWN | _SHOWN | {"model.last_n_blocks": 18}),
     },
     "memit": {
         "": (dict(blocks=(5, 6, 7, 8, 9)), _DOWN | _SHOWN | {"model.last_n_blocks": 25}),
@@ -119,7 +119,7 @@ NAMES = {
     "malmen": "MALMEN", "rledit": "RLEdit", "ultraedit": "UltraEdit",
     "ultraedit_low": "UltraEdit, 0.001", "ultraedit_high": "UltraEdit, 0.003",
     "ultraedit_last": "UltraEdit, last blocks", "rome": "ROME",
-    "rome_slow": "ROME, search 0.1",
+    "rome_long": "ROME, 60 steps",
     "memit": "MEMIT", "memit_later": "MEMIT, later blocks", "cache": "cache",
     "in_context": "in context", "point_repair": "point repair",
 }  # fmt: skip
