@@ -14,28 +14,9 @@ from typing import Any, TypedDict
 
 from mend_jax import grid_markdown, grid_report
 from mend_jax.errors import DataError, MendError, tell
+from mend_jax.grid_rows import Row
 from mend_jax.typed import fits, parse_json
 from mend_jax.writers import as_path, write_json, write_text
-
-
-class Row(TypedDict):
-    """What every row of a grid has; see `grid_rows.make_row`."""
-
-    cell: str
-    method: str
-    editor: str | None
-    n: int | None
-    facts_per_edit: int | None
-    steps: int | None
-    start: str
-    sweep: dict[str, Any] | None
-    seeds: list[int]
-    missing: list[int]
-    scores: dict[str, dict[str, Any]]
-    sequential: dict[str, Any]
-    base: str | None
-    data: str | None
-    data_fingerprint: str | None
 
 
 class Grid(TypedDict):

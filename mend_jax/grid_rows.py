@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from mend_jax.models.params import nest
 from mend_jax.plots import dig, interval, number
@@ -41,6 +41,26 @@ _OVER_FACTS = {
 _TRAINED = ("training_seconds", "editor_parameters")
 
 Results = Mapping[str, Any]
+
+
+class Row(TypedDict):
+    """What a row always has, and a reader of it may rely on; see `make_row`."""
+
+    cell: str
+    method: str
+    editor: str | None
+    n: int | None
+    facts_per_edit: int | None
+    steps: int | None
+    start: str
+    sweep: dict[str, Any] | None
+    seeds: list[int]
+    missing: list[int]
+    scores: dict[str, dict[str, Any]]
+    sequential: dict[str, Any]
+    base: str | None
+    data: str | None
+    data_fingerprint: str | None
 
 
 def make_row(

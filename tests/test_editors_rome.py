@@ -80,14 +80,16 @@ def edit_of(editor, state, seqs, in_force):
     return editor.edit({}, state, problem_of(seqs, in_force), False)[0]
 
 
+def surveyed_by(editor, many):
+    """An editor's state after a survey of these texts."""
+    see = jax.jit(lambda state, seqs: editor.survey({}, state, problem_of(seqs, None)))
+    return functools.reduce(see, many, editor.init(None, WEIGHTS)[1])
+
+
 @functools.cache
 def surveyed():
     """MEMIT's state after a survey of 24 texts, which holds all that ROME's would."""
-    see = jax.jit(lambda state, seqs: MEMIT.survey({}, state, problem_of(seqs, None)))
-    state = MEMIT.init(None, WEIGHTS)[1]
-    for seed in range(1, 5):
-        state = see(state, texts(seed))
-    return state
+    return surveyed_by(MEMIT, map(texts, range(1, 5)))
 
 
 @functools.cache
@@ -195,15 +197,12 @@ def padded(texts, width=2 * PREFIX + 4):
 
 def test_keys_are_the_mean_over_the_text_alone_and_behind_each_prefix():
     """Prefixes are beginnings of the first surveyed texts; a text shorter than one is all of it."""
-    see = jax.jit(lambda state, seqs: MEMIT_BEHIND.survey({}, state, problem_of(seqs, None)))
-    state = MEMIT_BEHIND.init(None, WEIGHTS)[1]
-    assert (state["prefixes"] == -1).all()
+    assert (MEMIT_BEHIND.init(None, WEIGHTS)[1]["prefixes"] == -1).all()
     first = texts(1)
     shown = [row[keep][:PREFIX] for row, keep in zip(
         first.flat().tokens[:3], first.flat().mask[:3], strict=True)]  # fmt: skip
     assert len({len(row) for row in shown}) > 1 and max(map(len, shown)) == PREFIX
-    for seqs in (padded_before(first), texts(2)):
-        state = see(state, seqs)
+    state = surveyed_by(MEMIT_BEHIND, (padded_before(first), texts(2)))
     for row, prefix in zip(state["prefixes"], shown, strict=True):
         np.testing.assert_array_equal(row, [-1] * (PREFIX - len(prefix)) + prefix.tolist())
 
@@ -227,8 +226,7 @@ def test_keys_are_the_mean_over_the_text_alone_and_behind_each_prefix():
 
 def test_what_is_written_is_found_at_the_mean_key():
     """Not at that of the text alone, other than without prefixes."""
-    see = jax.jit(lambda state, seqs: MEMIT_BEHIND.survey({}, state, problem_of(seqs, None)))
-    state = functools.reduce(see, map(texts, range(1, 5)), MEMIT_BEHIND.init(None, WEIGHTS)[1])
+    state = surveyed_by(MEMIT_BEHIND, map(texts, range(1, 5)))
 
     @jax.jit
     def found(state):

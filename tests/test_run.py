@@ -21,7 +21,6 @@ from mend_jax.factors import Moments
 from mend_jax.main import parse
 from mend_jax.mesh import make_mesh
 
-ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "data.name": "world_facts/offline", "data.train_edits": 48, "data.max_len": 96,
     "data.max_target": 24, "data.far_len": 24, "data.pack": (), "train.steps": 6,
