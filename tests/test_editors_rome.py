@@ -1,5 +1,6 @@
 """ROME and MEMIT: their closed forms, their keys and covariances, and the search for values."""
 
+import dataclasses
 import functools
 
 import jax
@@ -224,20 +225,54 @@ def test_keys_are_the_mean_over_the_text_alone_and_behind_each_prefix():
     assert np.abs(expected - at_subjects(observed(SEQS, IN_FORCE)[0][2])).max() > 0.1
 
 
+@functools.cache
+def surveyed_with_prefixes():
+    return surveyed_by(MEMIT_BEHIND, map(texts, range(1, 5)))
+
+
+@jax.jit
+def losses_behind(seqs, v, d):
+    """Of the search with prefixes, and without its further terms of every text by itself [4]."""
+    behind = behind_prefixes(surveyed_with_prefixes(), problem_of(seqs, IN_FORCE))
+    plain = dataclasses.replace(TERMS, c_kl=0.0, decay=0.0)
+    one_by_one = [
+        jax.tree.map(lambda x, m=m: x[:, m::4], (behind.seqs, behind.h)) for m in range(4)
+    ]
+    nlls = [
+        plain.losses(dataclasses.replace(behind, seqs=of, h=h), DOWN[2], v)(d)
+        for of, h in one_by_one
+    ]
+    return TERMS.losses(behind, DOWN[2], v)(d), jnp.stack(nlls)
+
+
+def test_the_search_asks_behind_every_prefix_and_keeps_what_the_subject_is_alone():
+    """The mean nll of four texts; KL and decay as without prefixes (TERMS is below)."""
+    v, d = np.random.default_rng(0).normal(size=(2, 2, 3, 32)).astype(np.float32)
+    found, nlls = map(np.asarray, losses_behind(SEQS, v, d))
+    alone = np.asarray(losses(SEQS, v, d))
+    expected = alone - nlls[0] + nlls.mean(0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(nlls[1:] - nlls[0]).min(axis=(1, 2)).max() > 1e-3
+    assert np.abs(found - alone).max() > 0.05
+
+
 def test_what_is_written_is_found_at_the_mean_key():
     """Not at that of the text alone, other than without prefixes."""
-    state = surveyed_by(MEMIT_BEHIND, map(texts, range(1, 5)))
 
     @jax.jit
     def found(state):
         problem = problem_of(SEQS, IN_FORCE)
-        return keys(problem, behind_prefixes(state, problem), DOWN[2])
+        behind = behind_prefixes(state, problem)
+        d = Search(**FREE).shift(behind, DOWN[2], value(problem, DOWN[2].name))
+        return keys(problem, behind, DOWN[2]), d
 
-    k = found(state)
+    state = surveyed_with_prefixes()
+    k, d = found(state)
+    assert np.abs(d - by_search()[1]).max() > 0.01
     for name, more in (("rome", dict(block=2)), ("memit", dict(blocks=(2,), preserve=0.0))):
         editor = make_editor(name, FREE | dict(n_prefixes=3) | more)
         delta = edit_of(editor, state, SEQS, IN_FORCE).deltas[DOWN[2].name].dense()
-        np.testing.assert_allclose(k @ delta, by_search()[1], atol=1e-3)
+        np.testing.assert_allclose(k @ delta, d, atol=1e-3)
         assert np.abs(delta - by_rome().deltas[DOWN[2].name].dense()).max() > 1e-3
 
 

@@ -71,7 +71,7 @@ def memit(
         layers = memories(problem.weights, blocks)
         last = f"block_{layers[-1].block}"
         start, behind = value(problem, last), behind_prefixes(state, problem)
-        z = start + search.shift(problem, layers[-1], start)
+        z = start + search.shift(behind, layers[-1], start)
         found = Edit(deltas={})
         for number, w in enumerate(layers):
             r = (z - value(problem, last, found)) / (len(layers) - number)

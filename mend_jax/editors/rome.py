@@ -38,14 +38,15 @@ def rome(
     model answer as it shall, C the second moment of inputs on surveyed texts. No training. Defaults
     are the original's for GPT-2 XL.
 
-    Deviations: no texts stand before the correction in the search (`values.Search`);
-    several corrections of one edit are met together, each by its own pair (`memory.written`).
+    Deviations: those of `memory.keys` and `values.Search`; several corrections of one edit are met
+    together, each by its own pair (`memory.written`).
 
     Args:
       block: whose `mlp/down` is edited, one before the last; None: the first that may be edited,
         so `model.last_n_blocks` chooses it (the paper edits a middle block).
       steps, lr, c_kl, decay, clamp: see `Search`.
-      n_prefixes: over how many texts besides itself the key of a correction is averaged.
+      n_prefixes: over how many texts besides itself the key and the loss of a correction are
+        averaged. A search takes as many times as long.
     """
     search = Search(steps, lr, c_kl, decay, clamp)
     if n_prefixes < 0:
@@ -66,8 +67,9 @@ def rome(
         del params, train
         causal_only(problem)
         w = chosen(problem.weights)
-        d = of_facts(problem, search.shift(problem, w, value(problem, w.name)))
-        delta = written(state, w, keys(problem, behind_prefixes(state, problem), w), d, ridge=0.0)
+        behind = behind_prefixes(state, problem)
+        d = of_facts(problem, search.shift(behind, w, value(problem, w.name)))
+        delta = written(state, w, keys(problem, behind, w), d, ridge=0.0)
         return Edit(deltas={w.name: delta}), state
 
     return EditTransform(init, edit, trainable=False, survey=survey)

@@ -48,9 +48,12 @@ class Search:
     the subject (ROME, Eq. 4) + decay |d| / |v|^2, as the original code has it. A correction whose
     loss is below `enough` stays as it is, as there.
 
-    Deviations: no sampled texts stand before the correction. The KL, which is to keep what the
-    subject is, is that of the token after the subject in the correction itself, instead of after
-    "{subject} is a"; where no token stands between subject and answer there is none.
+    -log p is the mean over the correction by itself and behind each prefix
+    (`memory.behind_prefixes`), so that d holds wherever the subject stands.
+
+    Deviations: the KL, which is to keep what the subject is, is that of the token after the subject
+    in the correction by itself, instead of after "{subject} is a"; where no token stands between
+    subject and answer there is none.
 
     Attributes:
       steps: at most.
@@ -77,13 +80,14 @@ class Search:
         if min(self.c_kl, self.decay) < 0:
             raise ValueError(f"c_kl {self.c_kl} and decay {self.decay} must be at least 0")
 
-    def shift(self, problem: Problem, weight: WeightSpec, v_END: jax.Array) -> jax.Array:
+    def shift(self, behind: Problem, weight: WeightSpec, v_END: jax.Array) -> jax.Array:
         """d[E, n, D], what the output of `weight` is to be moved by at each subject.
 
         Args:
+          behind: each correction in M texts, [E, n * M], the first of them by itself.
           v_END: what |d| is measured by.
         """
-        losses, tx = self.losses(problem, weight, v_END), optax.adam(self.lr)
+        losses, tx = self.losses(behind, weight, v_END), optax.adam(self.lr)
         most_EN = self.clamp * jnp.linalg.norm(v_END, axis=-1)
 
         def total(d_END: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -109,29 +113,33 @@ class Search:
         return jax.lax.while_loop(go_on, step, fresh)[1]
 
     def losses(
-        self, problem: Problem, weight: WeightSpec, v_END: jax.Array
+        self, behind: Problem, weight: WeightSpec, v_END: jax.Array
     ) -> Callable[[jax.Array], jax.Array]:
         """d[E, n, D] -> float32[E, n], the loss of each correction; see `shift`."""
-        seqs, at = problem.seqs, jnp.asarray(problem.seqs.subject_pos)
+        seqs, at = behind.seqs, jnp.asarray(behind.seqs.subject_pos)
         more = {"score_pos": at, "target": at, "score_mask": jnp.zeros(at.shape, bool)}
         seqs = seqs.replace(
             **{k: jnp.concatenate([getattr(seqs, k), x[..., None]], -1) for k, x in more.items()}
         )
-        asked = dataclasses.replace(problem, seqs=seqs, applied=None)
-        applied = Edit(deltas={}) if problem.applied is None else problem.applied
-        apart_EN = at != seqs.score_pos[..., 0]
+        asked = dataclasses.replace(behind, seqs=seqs, applied=None)
+        applied = Edit(deltas={}) if behind.applied is None else behind.applied
+        n = v_END.shape[1]
+        every = at.shape[1] // n  # M
+        apart_EN = (at != seqs.score_pos[..., 0])[:, ::every]
         decay_EN = self.decay / jnp.square(v_END).sum(-1)
 
         def logits(d_END: jax.Array) -> jax.Array:
-            moved = Moved(at, d_END, applied.deltas.get(weight.name))
+            by = jnp.repeat(d_END, every, axis=1)
+            moved = Moved(at, by, applied.deltas.get(weight.name))
             return asked.logits(applied.replace(deltas={**applied.deltas, weight.name: moved}))
 
-        before = logits(jnp.zeros_like(v_END))[..., -1, :]
+        before = logits(jnp.zeros_like(v_END))[:, ::every, -1]
 
         def losses(d_END: jax.Array) -> jax.Array:
             after = logits(d_END)
-            nll_EN = masked_mean(token_nll(after, seqs.target), seqs.score_mask, axes=(2,))
-            kl_EN = jnp.where(apart_EN, token_kl(after[..., -1, :], before), 0.0)
+            nll = masked_mean(token_nll(after, seqs.target), seqs.score_mask, axes=(2,))
+            nll_EN = nll.reshape(-1, n, every).mean(-1)
+            kl_EN = jnp.where(apart_EN, token_kl(after[:, ::every, -1], before), 0.0)
             return nll_EN + self.c_kl * kl_EN + decay_EN * _length(d_END)
 
         return losses
