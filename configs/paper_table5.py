@@ -1,8 +1,8 @@
 """Many facts in one edit, trained and evaluated at that size (paper, Table 5; SmolLM2-135M).
 
 1, 5, 25, 75 and 125 facts on zsRE, for MALMEN and UltraEdit 500 as well. Editors that learn go on
-at each size from their cell of one fact, which is run first. Variant "sequential": edits of one
-fact that follow one another on one model, 1, 10, 100 and 500 of them.
+at each size from their cell of the one before, which is run first. Variant "sequential": edits of
+one fact that follow one another on one model, 1, 10, 100 and 500 of them.
 Command: python -m mend_jax.main --config=paper_table5.py --config.settings="('data.dir=DATA',)"
 DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md.
 Cost: counted, not measured: a cell about ten minutes on two cores, some five hours in all; the

@@ -197,7 +197,8 @@ def table4(variant: str = "") -> Any:
 def table5(variant: str = "") -> Any:
     """Facts that one edit brings in together, trained and evaluated at that size.
 
-    Editors that learn go on from their cell of one fact: what they learn has the same shapes.
+    Editors that learn go on from their cell of the size before: what they learn has the same
+    shapes, and the steps add up.
     "sequential": edits that follow one another instead, up to five hundred.
     """
     if variant.endswith("sequential"):
@@ -206,11 +207,11 @@ def table5(variant: str = "") -> Any:
     cells = {}
     for editor in BATCHED:
         sizes = (1, 5) if small else SIZES + ((MANY,) if editor in OF_MANY else ())
-        for n in sizes:
+        for before, n in zip((0, *sizes), sizes, strict=False):
             more = batch_settings(n, small)
             if editor == "fine_tune":  # a step size that n facts together bear, at every n
                 more["editor.options"] = dict(optimizer="adam", lr=1e-4, max_steps=100)
-            start = f"{editor}_1" if n > 1 and editor in LEARN else ""
+            start = f"{editor}_{before}" if before and editor in LEARN else ""
             more |= _ON if start and not small else {}
             found = {editor: method_cells(variant, [editor], more, start)[editor]}
             cells |= {f"{name}_{n}": with_one_seed(one) for name, one in found.items()}

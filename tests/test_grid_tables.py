@@ -45,8 +45,10 @@ def test_table_five_trains_and_evaluates_whole_edits():
         c, n = run_config(config, name), int(name.split("_")[-1])
         assert c.data.edits_per_batch == n
         assert c.eval.edits % n == 0 == c.train.val_edits % n and c.eval.edits >= 200
-        learns = name.split("_")[0] in tables.LEARN
-        assert config.cells[name].start == (name.split("_")[0] + "_1" if learns and n > 1 else "")
+        editor = name.split("_")[0]
+        learns, sizes = editor in tables.LEARN, (1, 5, 25, 75, 125, 500)
+        before = f"{editor}_{sizes[sizes.index(n) - 1]}" if learns and n > 1 else ""
+        assert config.cells[name].start == before
         facts = c.train.steps * c.train.edits_per_step * n
         assert not learns or facts >= 200  # more, where others went before
     grid.check(config)

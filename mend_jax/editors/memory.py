@@ -18,7 +18,7 @@ from mend_jax.editors.base import Weights
 from mend_jax.editors.ridge import least_squares
 from mend_jax.edits import Delta, Dense, Edit, LowRank
 from mend_jax.errors import ConfigError
-from mend_jax.forward import Problem, trunk_states
+from mend_jax.forward import Problem, shared_trunk_states
 from mend_jax.layout import gathered
 from mend_jax.models import WeightSpec
 from mend_jax.sequences import Sequences
@@ -124,7 +124,7 @@ def behind_prefixes(state: Any, problem: Problem) -> Problem:
     }
     moved = {k: x.reshape(seqs.lead[0], -1, x.shape[-1]) for k, x in moved.items()}
     texts = Sequences(**moved)
-    h = trunk_states(problem.model, problem.params, texts)
+    (h,) = shared_trunk_states(problem.model, problem.params, [texts])
     return dataclasses.replace(problem, seqs=texts, h=h)
 
 
