@@ -231,9 +231,9 @@ def surveyed_with_prefixes():
 
 
 @jax.jit
-def losses_behind(seqs, v, d):
+def losses_behind(state, seqs, v, d):
     """Of the search with prefixes, and without its further terms of every text by itself [4]."""
-    behind = behind_prefixes(surveyed_with_prefixes(), problem_of(seqs, IN_FORCE))
+    behind = behind_prefixes(state, problem_of(seqs, IN_FORCE))
     plain = dataclasses.replace(TERMS, c_kl=0.0, decay=0.0)
     one_by_one = [
         jax.tree.map(lambda x, m=m: x[:, m::4], (behind.seqs, behind.h)) for m in range(4)
@@ -248,7 +248,7 @@ def losses_behind(seqs, v, d):
 def test_the_search_asks_behind_every_prefix_and_keeps_what_the_subject_is_alone():
     """The mean nll of four texts; KL and decay as without prefixes (TERMS is below)."""
     v, d = np.random.default_rng(0).normal(size=(2, 2, 3, 32)).astype(np.float32)
-    found, nlls = map(np.asarray, losses_behind(SEQS, v, d))
+    found, nlls = map(np.asarray, losses_behind(surveyed_with_prefixes(), SEQS, v, d))
     alone = np.asarray(losses(SEQS, v, d))
     expected = alone - nlls[0] + nlls.mean(0)
     np.testing.assert_allclose(found, expected, atol=1e-5)
