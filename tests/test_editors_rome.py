@@ -230,32 +230,6 @@ def surveyed_with_prefixes():
     return surveyed_by(MEMIT_BEHIND, map(texts, range(1, 5)))
 
 
-@jax.jit
-def losses_behind(state, seqs, v, d):
-    """Of the search with prefixes, and without its further terms of every text by itself [4]."""
-    behind = behind_prefixes(state, problem_of(seqs, IN_FORCE))
-    plain = dataclasses.replace(TERMS, c_kl=0.0, decay=0.0)
-    one_by_one = [
-        jax.tree.map(lambda x, m=m: x[:, m::4], (behind.seqs, behind.h)) for m in range(4)
-    ]
-    nlls = [
-        plain.losses(dataclasses.replace(behind, seqs=of, h=h), DOWN[2], v)(d)
-        for of, h in one_by_one
-    ]
-    return TERMS.losses(behind, DOWN[2], v)(d), jnp.stack(nlls)
-
-
-def test_the_search_asks_behind_every_prefix_and_keeps_what_the_subject_is_alone():
-    """The mean nll of four texts; KL and decay as without prefixes (TERMS is below)."""
-    v, d = np.random.default_rng(0).normal(size=(2, 2, 3, 32)).astype(np.float32)
-    found, nlls = map(np.asarray, losses_behind(surveyed_with_prefixes(), SEQS, v, d))
-    alone = np.asarray(losses(SEQS, v, d))
-    expected = alone - nlls[0] + nlls.mean(0)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert np.abs(nlls[1:] - nlls[0]).min(axis=(1, 2)).max() > 1e-3
-    assert np.abs(found - alone).max() > 0.05
-
-
 def test_what_is_written_is_found_at_the_mean_key():
     """Not at that of the text alone, other than without prefixes."""
 
@@ -348,6 +322,32 @@ def test_the_loss_of_the_search_is_nll_and_kl_after_the_subject_and_decay():
     expected = expected + 0.7 * np.linalg.norm(d, axis=-1) / np.square(v).sum(-1)
     np.testing.assert_allclose(losses(seqs, v, d), expected, rtol=1e-3)
     assert kl.max() > 0.1
+
+
+@jax.jit
+def losses_behind(state, seqs, v, d):
+    """Of the search with prefixes, and without its further terms of every text by itself [4]."""
+    behind = behind_prefixes(state, problem_of(seqs, IN_FORCE))
+    plain = dataclasses.replace(TERMS, c_kl=0.0, decay=0.0)
+    one_by_one = [
+        jax.tree.map(lambda x, m=m: x[:, m::4], (behind.seqs, behind.h)) for m in range(4)
+    ]
+    nlls = [
+        plain.losses(dataclasses.replace(behind, seqs=of, h=h), DOWN[2], v)(d)
+        for of, h in one_by_one
+    ]
+    return TERMS.losses(behind, DOWN[2], v)(d), jnp.stack(nlls)
+
+
+def test_the_search_asks_behind_every_prefix_and_keeps_what_the_subject_is_alone():
+    """The mean nll of four texts; KL and decay as without prefixes."""
+    v, d = np.random.default_rng(0).normal(size=(2, 2, 3, 32)).astype(np.float32)
+    found, nlls = map(np.asarray, losses_behind(surveyed_with_prefixes(), SEQS, v, d))
+    alone = np.asarray(losses(SEQS, v, d))
+    expected = alone - nlls[0] + nlls.mean(0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(nlls[1:] - nlls[0]).min(axis=(1, 2)).max() > 1e-3
+    assert np.abs(found - alone).max() > 0.05
 
 
 def test_a_search_stays_in_its_ball_and_leaves_what_is_good_enough():

