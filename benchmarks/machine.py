@@ -25,18 +25,32 @@ def seconds_of(run: Callable[[], Any], repeats: int, warm: int = 1) -> list[floa
     return found
 
 
-def matmul_rate(dtype: Any, size: int = 2048, repeats: int = 10) -> float:
-    """FLOP/s of one square product [size, size], the median of `repeats`."""
-    x = jnp.ones((size, size), dtype)
+def matmul_rate(dtype: Any, size: int = 0, repeats: int = 10) -> float:
+    """FLOP/s of one square product [size, size] of random numbers, the median of `repeats`.
+
+    Args:
+      size: by default 2048 on a CPU, and 8192 on an accelerator, which 2048 does not fill.
+    """
+    size = size or (2048 if on_cpu() else 8192)
+    x = jax.random.normal(jax.random.key(0), (size, size), dtype)  # of ones it can be faster
     product = functools.partial(jax.jit(jnp.matmul), x, x)
     return 2.0 * size**3 / statistics.median(seconds_of(product, repeats))
 
 
-def bandwidth(megabytes: int = 256, repeats: int = 10) -> float:
-    """Bytes a second, read and written, of adding one to an array that no cache holds."""
+def bandwidth(megabytes: int = 0, repeats: int = 10) -> float:
+    """Bytes a second, read and written, of adding one to an array that no cache holds.
+
+    Args:
+      megabytes: of the array, by default 256 on a CPU and 2048 on an accelerator.
+    """
+    megabytes = megabytes or (256 if on_cpu() else 2048)
     x = jnp.zeros((megabytes * 2**20 // 4,), jnp.float32)
     add = functools.partial(jax.jit(lambda x: x + 1.0), x)
     return 2.0 * x.nbytes / statistics.median(seconds_of(add, repeats))
+
+
+def on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def describe() -> str:

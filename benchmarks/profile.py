@@ -28,6 +28,7 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{\s*$")
 _CALLS = re.compile(r"\b(?:calls|to_apply)=%?([\w.-]+)")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
+_LIBRARY_PRODUCT = re.compile(r'custom_call_target="__cublas')  # of a GPU
 _HOLDERS = ("while", "call", "conditional")  # their time is that of what they hold
 _PRODUCTS = ("dot", "convolution")
 _MOVES = ("copy", "transpose", "gather", "scatter", "slice", "concatenate", "pad", "reshape")
@@ -57,8 +58,9 @@ def instructions(text: str) -> dict[str, Instruction]:
         if match := _COMPUTATION.match(line):
             inside = match[1]
         elif match := _INSTRUCTION.match(line):
-            opcodes[inside].add(match[2])
-            lines.append((match[1], match[2], line))
+            opcode = "dot" if _LIBRARY_PRODUCT.search(line) else match[2]
+            opcodes[inside].add(opcode)
+            lines.append((match[1], opcode, line))
     found = {}
     for name, opcode, line in lines:
         called = _CALLS.search(line)
@@ -93,9 +95,14 @@ def part_of(source: str) -> str:
 def seconds_by_instruction(folder: Path, calls: int) -> dict[str, float]:
     """Seconds that each instruction took in one of `calls` calls, from a profiler's folder."""
     (path,) = folder.rglob("*.xplane.pb")
+    planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+    devices = [p for p in planes if p.name.startswith("/device:")]  # none where the host computes
     total: collections.Counter[str] = collections.Counter()
-    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
-        for line in plane.lines:
+    for plane in devices or planes:
+        lines = list(plane.lines)
+        # Those of an accelerator say the same in several lines.
+        of_operations = [line for line in lines if line.name == "XLA Ops"]
+        for line in of_operations or lines:
             for event in line.events:
                 name = dict(event.stats).get("hlo_op")
                 if name is not None:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.step --model=smollm2 --edits=32
     python -m benchmarks.step --suite=peer --json
+    python -m benchmarks.step --suite=accelerator
 
 In one process: the machine's matrix product and bandwidth, then the step, then (with --stages) its
 parts. A suite runs each of its rows in a process of its own, so that peak memory is that row's.
@@ -22,7 +23,7 @@ import jax
 from benchmarks import machine, needed
 from benchmarks.peer import PEERS, RATE, Peer
 from benchmarks.stages import PROGRAMS, time_stages, time_training, train_step, with_states
-from benchmarks.workload import MODELS, Workload, build
+from benchmarks.workload import ACCELERATOR, MODELS, Workload, build
 from mend_jax.evaluate import peak_memory_bytes
 from mend_jax.outline import DTYPES
 from mend_jax.pods.flops import matmul_flops
@@ -30,6 +31,7 @@ from mend_jax.pods.flops import matmul_flops
 STEP, CACHED = "training step", "with trunk cache"
 ALONE = ("edit alone", "forward", "evaluation")
 BESIDE = (CACHED, *ALONE)
+SUITES = ("peer", "accelerator")
 
 
 def measure(w: Workload, repeats: int, names: Sequence[str] = BESIDE) -> dict[str, Any]:
@@ -77,6 +79,16 @@ def in_a_process(flags: Sequence[str]) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+def flags_of(w: Workload) -> list[str]:
+    """The flags that say so, but for those that are as by default."""
+    values = {f.name: (getattr(w, f.name), f.default) for f in dataclasses.fields(w)}
+    return [
+        f"--{name}" if value is True else f"--{name}={value}"
+        for name, (value, default) in values.items()
+        if value != default
+    ]
+
+
 def beside_peer(found: Mapping[str, Any], peer: Peer) -> dict[str, Any]:
     """The original's times and our aims, scaled to this machine."""
     scale = RATE / found["matmul_rate"]
@@ -108,6 +120,11 @@ def sentence(found: Mapping[str, Any]) -> str:
         f"{found['program_bytes'] / 1e6:.0f} MB of the program, "
         f"compiled in {found['compiling_seconds']:.1f} s"
     ]
+    facts = found["independent"] * found["edits"]
+    paces = [(STEP, "facts a second trained on"), ("edit alone", "edited")]
+    lines.append(
+        "  " + ", ".join(f"{facts / seconds[n]:.3g} {what}" for n, what in paces if n in seconds)
+    )
     if "aim" in found:
         aim, original, faster = found["aim"], found["original"], found["times_faster"]
         lines.append(
@@ -149,7 +166,7 @@ def workload_of(args: argparse.Namespace) -> Workload:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = parser_of("benchmarks.step", __doc__)
-    parser.add_argument("--suite", choices=("peer",), help="several rows, each in its own process")
+    parser.add_argument("--suite", choices=SUITES, help="several rows, each in its own process")
     parser.add_argument("--brief", action="store_true", help="the training step alone")
     parser.add_argument("--stages", action="store_true", help="also the parts of a step")
     return parser.parse_args(argv)
@@ -157,14 +174,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
-    if args.suite:
+    further = [f"--repeats={args.repeats}"]
+    further += [f"--{name}" for name in ("brief", "stages") if getattr(args, name)]
+    if args.suite == "peer":
         found = [
-            beside_peer(
-                in_a_process([f"--model={p.model}", f"--edits={p.edits}",
-                              f"--repeats={args.repeats}", *["--stages"] * args.stages]), p
-            )
+            beside_peer(in_a_process([f"--model={p.model}", f"--edits={p.edits}", *further]), p)
             for p in PEERS
-        ]  # fmt: skip
+        ]
+    elif args.suite == "accelerator":
+        found = [in_a_process([*flags_of(w), *further]) for w in ACCELERATOR]
     else:
         names = () if args.brief else (CACHED, *(PROGRAMS if args.stages else ALONE))
         found = [measure(workload_of(args), args.repeats, names)]

@@ -72,6 +72,13 @@ class Workload:
         return self.rephrases or (self.edits if self.edits > 1 else 4)
 
 
+ACCELERATOR = tuple(
+    Workload(model, independent=n, dtype="bfloat16", head_chunk=21)
+    for model, n in (("gpt2-xl", 64), ("gpt-j", 32), ("llama3-8b", 32))
+)
+"""Sizes for one accelerator of 80 GB: edits enough to fill it, a third of far logits at once."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Built:
     """What the timed functions take."""
@@ -94,7 +101,8 @@ def random_base(sketch: Outline, dtype: str, seed: int = 0) -> Any:
         return 0.02 * jax.random.normal(key, shape, DTYPES[dtype])
 
     shapes = sketch.shapes()
-    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    # What the hardware draws takes no memory beside the array itself, which may be gigabytes.
+    keys = jax.random.split(jax.random.key(seed, impl="unsafe_rbg"), len(shapes))
     return nest({p: leaf(p, s, k) for (p, s), k in zip(shapes.items(), keys, strict=True)})
 
 

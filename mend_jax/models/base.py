@@ -14,6 +14,7 @@ import numpy as np
 
 from mend_jax.models.attention import Context
 from mend_jax.models.blocks import Stack
+from mend_jax.models.layers import float32_product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +138,7 @@ class EditableModel(nn.Module):
             weight, axis = self.embedding, 1
         else:
             weight, axis = self.unembedding, 0
-        dims = (((h.ndim - 1,), (axis,)), ((), ()))
-        return jax.lax.dot_general(
-            h, weight.astype(self.dtype), dims, preferred_element_type=jnp.float32
-        )
+        return float32_product(h, weight.astype(self.dtype), axis)
 
     def add_embedding(self) -> None:
         """The token embedding and, unless tied, the vocabulary matrix; for `setup`."""
