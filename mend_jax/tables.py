@@ -138,8 +138,8 @@ OF_MANY = ("malmen", "ultraedit")
 CHUNK = 25
 """Texts of an edit that pass at once, where it has more: the logits of all would take gigabytes."""
 
-# By facts an edit: edits a step, whether from paraphrases too, steps, and the size whose editor these
-# steps go on from. A step takes longer by the facts in it (of 125 some 40 seconds on two cores), so
+# By facts an edit: edits a step, whether from paraphrases too, steps, and the size whose editor
+# they go on from. A step takes longer by the facts in it (of 125 some 40 seconds on two cores), so
 # most of what is learned is learned at 25.
 _PACE = {5: (1, True, 120, 1), 25: (1, False, 100, 1), 75: (1, False, 30, 25),
          125: (1, False, 30, 25), MANY: (1, False, 6, 125)}  # fmt: skip
