@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import needed, profile, scaling, stages, step
-from benchmarks.workload import MODELS, Workload, build, full_texts
+from benchmarks.workload import ACCELERATOR, MODELS, Workload, build, full_texts
 from mend_jax.hub.published import PUBLISHED
 from mend_jax.pods.flops import matmul_flops
 
@@ -107,6 +107,17 @@ def test_scaling_goes_on_with_the_rows_that_are_missing(tmp_path, monkeypatch):
     assert p["x"] == list(scaling.SWEEPS["edits"]) and p["seconds"] == p["arithmetic"]
 
 
+def test_the_accelerator_suite_runs_each_size_by_itself(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(step, "in_a_process", lambda flags: asked.append(flags) or {"seconds": {}})
+    assert step.main(["--suite=accelerator", "--brief", "--json", "--repeats=3"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == len(asked) == len(ACCELERATOR)
+    for flags, w in zip(asked, ACCELERATOR, strict=True):
+        args = step.parse([f for f in flags if f != "--brief"])
+        assert step.workload_of(args) == w and args.repeats == 3 and "--brief" in flags
+    assert step.flags_of(Workload(remat=True, edits=2)) == ["--edits=2", "--remat"]
+
+
 def test_random_texts_are_full():
     texts = full_texts(np.random.default_rng(0), (1, 2), 8, 3, 50)
     assert (
@@ -137,6 +148,8 @@ ENTRY %main (x: f32[2,3]) -> f32[2,2] {
   %copy.1 = f32[2,3]{1,0} copy(%x), metadata={op_name="jit(step)/transpose"}
   %exp.1 = (f32[2,3]{1,0}, f32[]) fusion(%copy.1), kind=kLoop, calls=%other
   %while.1 = f32[2,2]{1,0} while(%x), body=%loop, metadata={op_name="jit(step)/while"}
+  %gemm.1 = (f32[2,2]{1,0}, s8[9]{0}) custom-call(%x), custom_call_target="__cublas$gemm"
+  %call.1 = f32[2,2]{1,0} custom-call(%x), custom_call_target="Sort"
   ROOT %ynn.1 = f32[2,2]{1,0} fusion(%x), calls=%fused, metadata={op_name="jvp(M.run_trunk)/dot"}
 }
 """
@@ -145,8 +158,8 @@ ENTRY %main (x: f32[2,3]) -> f32[2,2] {
 def test_a_profile_adds_up_instructions_by_kind_and_part():
     known = profile.instructions(HLO)
     assert known["ynn.1"] == ("matrix products", "jvp(M.run_trunk)/dot")
-    assert [known[n].kind for n in ("copy.1", "exp.1", "while.1")] == [
-        "moving data", "elementwise", "holder",
+    assert [known[n].kind for n in ("copy.1", "exp.1", "while.1", "gemm.1", "call.1")] == [
+        "moving data", "elementwise", "holder", "matrix products", "other",
     ]  # fmt: skip
     seconds = {"ynn.1": 0.5, "copy.1": 0.25, "while.1": 4.0, "unknown.7": 0.125}
     found = profile.summary(seconds, known, most=2)
@@ -154,6 +167,35 @@ def test_a_profile_adds_up_instructions_by_kind_and_part():
     assert found["kinds"] == {"matrix products": 0.5, "moving data": 0.25, "other": 0.125}
     assert found["parts"] == {"trunk": 0.5, "editor, losses, rest": 0.375}
     assert [one["name"] for one in found["longest"]] == ["ynn.1", "copy.1"]
+
+
+class Event:
+    def __init__(self, name, ns):
+        self.stats, self.duration_ns = [("hlo_op", name)], ns
+
+
+class Named:
+    """A plane with its lines, or a line with its events."""
+
+    def __init__(self, name, *parts):
+        self.name, self.planes, self.lines, self.events = name, parts, parts, parts
+
+
+def test_what_an_accelerator_did_counts_once(tmp_path, monkeypatch):
+    """Its host tells of the same operations, and a device may in several lines."""
+    (tmp_path / "a.xplane.pb").write_bytes(b"")
+    host = Named("/host:CPU", Named("thread", Event("dot", 7e9)))
+    stream = Named("Stream #1", Event("dot", 2e9), Event("exp", 1e9))
+    ops = Named("XLA Ops", Event("dot", 2e9), Event("exp", 4e9))
+
+    def seconds(*planes):
+        found = Named("all", *planes)
+        monkeypatch.setattr(jax.profiler.ProfileData, "from_file", lambda path: found)
+        return profile.seconds_by_instruction(tmp_path, 2)
+
+    assert seconds(host) == {"dot": 3.5}
+    assert seconds(host, Named("/device:GPU:0", stream)) == {"dot": 1.0, "exp": 0.5}
+    assert seconds(host, Named("/device:TPU:0", stream, ops)) == {"dot": 1.0, "exp": 2.0}
 
 
 @pytest.mark.parametrize(

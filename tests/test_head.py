@@ -10,6 +10,7 @@ from tiny import random_sequences, tiny
 
 from mend_jax.head import of_logits
 from mend_jax.losses import correct_tokens, token_kl, token_nll
+from mend_jax.models.layers import float32_product
 from mend_jax.pods.flops import matmul_flops
 
 E, N, S = 2, 3, 7
@@ -129,3 +130,43 @@ def test_bfloat16_states_have_a_bfloat16_derivative():
     module, base, (_, after), target = given(jnp.bfloat16)
     grad = jax.grad(lambda h: of_logits(module, base, token_nll, [h], target).sum())(after)
     assert grad.dtype == jnp.bfloat16 and np.any(grad)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_products_in_float32_and_their_gradients(dtype, axis):
+    """As XLA's product; only what flows back is rounded to the operands' dtype."""
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8), dtype)
+    w = jax.random.normal(jax.random.key(1), (8, 5) if axis == 0 else (5, 8), dtype)
+    dims = (((2,), (axis,)), ((), ()))
+
+    def plain(x, w):
+        return jax.lax.dot_general(x, w, dims, preferred_element_type=jnp.float32)
+
+    def slope(product, x, w):
+        y, pull = jax.vjp(product, x, w)
+        return y, pull(jnp.sin(y).astype(dtype).astype(jnp.float32))  # rounding changes it not
+
+    (y, expected), (found_y, found) = (
+        slope(p, x, w) for p in (plain, lambda x, w: float32_product(x, w, axis))
+    )
+    assert found_y.dtype == jnp.float32
+    np.testing.assert_array_equal(found_y, y)
+    # Of the same numbers, summed up in another order: 2^-7 is one step of bfloat16.
+    rtol = 1e-6 if dtype == jnp.float32 else 2**-7
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(*(a.astype(jnp.float32) for a in (ours, theirs)), rtol, 1e-6)
+
+
+def test_a_16_bit_head_multiplies_16_bits_backward_and_makes_no_gradient_of_frozen_weights():
+    x, w = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((8, 5), jnp.bfloat16)
+
+    def backward(wanted):
+        """The operands of the products that jax.grad makes, behind the forward call."""
+        made = jax.make_jaxpr(jax.grad(lambda x, w: float32_product(x, w, 0).sum(), wanted))(x, w)
+        products = [e for e in made.eqns if e.primitive.name == "dot_general"]
+        return [[v.aval.dtype for v in e.invars] for e in products]
+
+    assert backward(0) == [[jnp.bfloat16] * 2]
+    assert backward((0, 1)) == [[jnp.bfloat16] * 2] * 2
