@@ -30,6 +30,8 @@ COLUMNS = (
     ("peak memory", "bytes", "peak_memory_bytes", False),
     ("training", "time", "training_seconds", False),
 )
+OF_THE_MACHINE = ("seconds_per_edit", "peak_memory_bytes", "training_seconds")
+"""Scores that are compared on one machine alone."""
 TURNS = (
     ("first", "percent", "first.success"),
     ("middle", "percent", "middle.success"),
@@ -88,26 +90,37 @@ def page(found: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
 
 def told(rows: Rows) -> list[tuple[str, str]]:
     """On what it was run, each thing once; rows of other data are told by their fingerprint."""
-    names = {"Base model": ("base",), "Data": ("data", "data_fingerprint"),
-             "Machine": ("hardware",)}  # fmt: skip
+    names = {"Base model": ("base",), "Data": ("data", "data_fingerprint")}
     found = {
-        name: dict.fromkeys(" ".join(str(r[k]) for k in keys if r[k]) for r in rows if r[keys[0]])
+        name: [
+            *dict.fromkeys(" ".join(str(r[k]) for k in keys if r[k]) for r in rows if r[keys[0]])
+        ]
         for name, keys in names.items()
     }
+    found["Machine"] = machines(rows)
+    if len(found["Machine"]) > 1:
+        found["Machine"] = [f"{i}: {name}" for i, name in enumerate(found["Machine"], 1)]
     return [(name, "; ".join(values)) for name, values in found.items() if values]
+
+
+def machines(rows: Rows) -> list[str]:
+    """The machines that the rows were run on."""
+    return list(dict.fromkeys(str(r["hardware"]) for r in rows if r["hardware"]))
 
 
 def groups(rows: Rows) -> list[dict[str, Any]]:
     """The rows by how many facts one edit brings in; the best of each column there is marked."""
     sizes = dict.fromkeys(r["facts_per_edit"] for r in rows if r["scores"])
-    made = []
+    everywhere, made = machines(rows), []
     for size in sizes:
         own = [r for r in rows if r["facts_per_edit"] == size and r["scores"]]
         best = {score: best_of(own, score, more) for _, _, score, more in COLUMNS}
+        if len(machines(own)) > 1:
+            best |= dict.fromkeys(OF_THE_MACHINE)
         shown = [
             {
                 "name": label(r["method"]),
-                "about": about(r),
+                "about": about(r, everywhere),
                 "cells": [cell(r, kind, score, best[score]) for _, kind, score, _ in COLUMNS],
             }
             for r in own
@@ -117,8 +130,8 @@ def groups(rows: Rows) -> list[dict[str, Any]]:
     return made
 
 
-def about(r: Mapping[str, Any]) -> str:
-    """What a row is made from."""
+def about(r: Mapping[str, Any], everywhere: Sequence[str] = ()) -> str:
+    """What a row is made from, and on which machine, where the table is of several."""
     seeds = ", ".join(map(str, r["seeds"]))
     parts = [
         r["cell"],
@@ -129,6 +142,8 @@ def about(r: Mapping[str, Any]) -> str:
         parts.append(f"e* = {text(number(dig(r, 'sweep.eps')), 'plain')}, chosen")
     if r["start"]:
         parts.append(f"from {r['start']} on, {text(r['steps'], 'count')} steps")
+    if len(everywhere) > 1 and r["hardware"]:
+        parts.append(f"machine {everywhere.index(str(r['hardware'])) + 1}")
     return "; ".join(parts)
 
 

@@ -55,6 +55,25 @@ def test_the_page_shows_every_row_and_marks_the_best_of_its_size(tmp_path):
     assert page.count('src="data:image/png;base64,') == 3 and "https://" not in page
 
 
+def test_rows_of_several_machines_say_which_and_their_times_are_not_compared():
+    rows = [fake_row(m) for m in METHODS[:3]]
+    wanted = ("seconds_per_edit", "training_seconds")  # these rows have no peak of memory
+    times = [i for i, c in enumerate(grid_report.COLUMNS) if c[2] in wanted]
+
+    def marked(rows):
+        (group,) = grid_report.groups(rows)
+        return [any(r["cells"][i]["best"] for r in group["rows"]) for i in (0, *times)]
+
+    assert marked(rows) == [True] * 3
+    assert dict(grid_report.told(rows))["Machine"] == "2 cores"
+    assert "machine" not in grid_markdown.table(fake_grid(rows))
+    rows[1]["hardware"] = "an accelerator"
+    assert marked(rows) == [True, False, False]
+    assert dict(grid_report.told(rows))["Machine"] == "1: 2 cores; 2: an accelerator"
+    lines = [line for line in grid_markdown.table(fake_grid(rows)).splitlines() if "n = " in line]
+    assert [line.split("; ")[-1] for line in lines] == ["machine 1 |", "machine 2 |", "machine 1 |"]
+
+
 def test_no_time_of_an_edit_is_not_the_best_time():
     """Of what makes none, but reads with the facts at hand."""
     rows = [fake_row(m) for m in METHODS[:3]]
