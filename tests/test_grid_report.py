@@ -72,6 +72,8 @@ def test_rows_of_several_machines_say_which_and_their_times_are_not_compared():
     assert dict(grid_report.told(rows))["Machine"] == "1: 2 cores; 2: an accelerator"
     lines = [line for line in grid_markdown.table(fake_grid(rows)).splitlines() if "n = " in line]
     assert [line.split("; ")[-1] for line in lines] == ["machine 1 |", "machine 2 |", "machine 1 |"]
+    assert grid_report.of_one_machine(rows) == [rows[0], rows[2]]
+    assert grid_report.of_one_machine([]) == []
 
 
 def test_no_time_of_an_edit_is_not_the_best_time():
