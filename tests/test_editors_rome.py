@@ -1,12 +1,31 @@
-"""ROME and MEMIT: their closed forms, their keys and covariances, and the search for values."""
-
-import dataclasses
-import functools
+"""ROME and MEMIT: their closed forms, their keys and covariances, and what they refuse."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rome_case import (
+    ALONE,
+    DOWN,
+    FREE,
+    IN_FORCE,
+    MEMIT,
+    MEMIT_BEHIND,
+    SEQS,
+    WEIGHTS,
+    at_subjects,
+    by_rome,
+    by_search,
+    dense,
+    edit_of,
+    known,
+    observed,
+    problem_of,
+    surveyed,
+    surveyed_by,
+    surveyed_with_prefixes,
+    texts,
+)
 from tiny import random_sequences, tiny
 
 from mend_jax.editors import make_editor
@@ -14,101 +33,9 @@ from mend_jax.editors.memory import PREFIX, behind_prefixes, keys, written
 from mend_jax.editors.values import Search, value
 from mend_jax.edits import Dense, Edit, LowRank
 from mend_jax.errors import ConfigError
-from mend_jax.forward import Problem, make_problem
-from mend_jax.losses import token_kl, token_nll
+from mend_jax.forward import make_problem
 from mend_jax.models import WeightSpec
 from mend_jax.models.layers import gelu_tanh
-
-MODULE, BASE, WEIGHTS = tiny("gpt2", n_top=3)
-DOWN = {w.block: w for w in WEIGHTS if w.role == "mlp/down"}
-FREE = dict(steps=15, lr=0.1, c_kl=0.0, decay=0.0, clamp=1e3)
-ALONE = FREE | dict(n_prefixes=0)
-MEMIT = make_editor("memit", ALONE)
-MEMIT_BEHIND = make_editor("memit", FREE | dict(n_prefixes=3))
-
-
-def texts(seed):
-    """Corrections [2, 3] whose subjects end at their second token."""
-    seqs = random_sequences(seed, E=2, n=3)
-    return seqs.replace(subject=np.ones((2, 3, 1), np.int32))
-
-
-def dense(*edits):
-    """The sum of edits of `DOWN[1]` and `DOWN[2]`, always of one structure."""
-    zero = {w.name: np.zeros((2, w.d_in, w.d_out), np.float32) for w in (DOWN[1], DOWN[2])}
-    return Edit(deltas={
-        name: Dense(sum((e.deltas[name].dense() for e in edits if name in e.deltas), z))
-        for name, z in zero.items()
-    })  # fmt: skip
-
-
-def random_edit(seed):
-    rng = np.random.default_rng(seed)
-    return dense(Edit(deltas={
-        w.name: Dense(0.05 * rng.normal(size=(2, w.d_in, w.d_out)).astype(np.float32))
-        for w in (DOWN[1], DOWN[2])
-    }))  # fmt: skip
-
-
-SEQS, IN_FORCE = texts(0), random_edit(0)
-
-
-def problem_of(seqs, in_force):
-    found = make_problem(MODULE, BASE, WEIGHTS, seqs)
-    return Problem(MODULE, BASE, WEIGHTS, seqs, found.h, in_force)
-
-
-@jax.jit
-def observed(seqs, edit):
-    """Under an edit: the inputs of `down` by block, by the MLP's first half, at every token; what
-    the second puts out, and the state after it, at the subject; the loss."""
-    problem = problem_of(seqs, edit)
-    k = {block: gelu_tanh(problem.outputs(f"block_{block}/mlp/up")) for block in (1, 2)}
-    return k, value(problem, DOWN[2].name), value(problem, "block_2"), problem.loss()
-
-
-def at_subjects(x_ENTd):
-    return np.asarray(x_ENTd, np.float64)[:, :, 1]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def shift(search, block, seqs, in_force, v):
-    return search.shift(problem_of(seqs, in_force), DOWN[block], v)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def edit_of(editor, state, seqs, in_force):
-    return editor.edit({}, state, problem_of(seqs, in_force), False)[0]
-
-
-def surveyed_by(editor, many):
-    """An editor's state after a survey of these texts."""
-    see = jax.jit(lambda state, seqs: editor.survey({}, state, problem_of(seqs, None)))
-    return functools.reduce(see, many, editor.init(None, WEIGHTS)[1])
-
-
-@functools.cache
-def surveyed():
-    """MEMIT's state after a survey of 24 texts, which holds all that ROME's would."""
-    return surveyed_by(MEMIT, map(texts, range(1, 5)))
-
-
-@functools.cache
-def by_rome():
-    return edit_of(make_editor("rome", ALONE | dict(block=2)), surveyed(), SEQS, IN_FORCE)
-
-
-@functools.cache
-def by_search():
-    """(v, d) of the second block's `down`: what it puts out at subjects, how that is to move."""
-    v = observed(SEQS, IN_FORCE)[1]
-    return v, np.asarray(shift(Search(**FREE), 2, SEQS, IN_FORCE, v), np.float64)
-
-
-def known(weight):
-    """C as the solve takes it, in float64."""
-    C = np.asarray(surveyed()["second_moment"][weight.name], np.float64)
-    return C + np.finfo(np.float32).eps * np.trace(C) * np.eye(len(C))
 
 
 def test_a_survey_gives_the_second_moment_of_all_real_tokens():
@@ -225,11 +152,6 @@ def test_keys_are_the_mean_over_the_text_alone_and_behind_each_prefix():
     assert np.abs(expected - at_subjects(observed(SEQS, IN_FORCE)[0][2])).max() > 0.1
 
 
-@functools.cache
-def surveyed_with_prefixes():
-    return surveyed_by(MEMIT_BEHIND, map(texts, range(1, 5)))
-
-
 def test_what_is_written_is_found_at_the_mean_key():
     """Not at that of the text alone, other than without prefixes."""
 
@@ -279,84 +201,6 @@ def test_memit_of_one_block_that_preserves_nothing_is_rome():
     assert set(edit.deltas) == {DOWN[2].name}
     x, y = (e.deltas[DOWN[2].name].dense() for e in (edit, by_rome()))
     np.testing.assert_allclose(x, y, atol=1e-3 * np.abs(y).max())
-
-
-TERMS = Search(steps=1, lr=1.0, c_kl=0.3, decay=0.7, clamp=1.0)
-
-
-@jax.jit
-def losses(seqs, v, d):
-    return TERMS.losses(problem_of(seqs, IN_FORCE), DOWN[2], v)(d)
-
-
-def at_one_token(k_MTd, at_M, d_MD):
-    """A delta that moves the output by d_m at token at_m of text m, and at no other token of any.
-
-    The M T keys are fewer than their width: some matrix maps them to whatever is wanted.
-    """
-    wanted = np.zeros((*k_MTd.shape[:2], d_MD.shape[-1]))
-    wanted[np.arange(len(at_M)), at_M] = d_MD
-    flat = [x.reshape(-1, x.shape[-1]) for x in (k_MTd, wanted)]
-    return np.linalg.lstsq(*flat, rcond=None)[0].astype(np.float32)
-
-
-def test_the_loss_of_the_search_is_nll_and_kl_after_the_subject_and_decay():
-    """The same by an edit of the matrix, which rounds keys that are nearly dependent: to 1e-3."""
-    rng = np.random.default_rng(0)
-    subject = SEQS.score_pos[..., :1] - 1
-    subject[0, 0] += 1  # no token between it and the answer: no KL
-    seqs = SEQS.replace(subject=subject)
-    v, d = rng.normal(size=(2, 2, 3, 32)).astype(np.float32)
-    at_all = np.asarray(observed(SEQS, IN_FORCE)[0][2], np.float64)
-    moved = {"block_2/mlp/down": Dense(np.stack(
-        [at_one_token(k, at, by) for k, at, by in zip(at_all, subject[..., 0], d, strict=True)]
-    ))}  # fmt: skip
-    every = np.broadcast_to(np.arange(12, dtype=np.int32), (2, 3, 12))
-    everywhere = seqs.replace(score_pos=every, target=every, score_mask=every > 0)
-    logits = jax.jit(lambda edit: problem_of(everywhere, edit).logits())
-    before, after = logits(IN_FORCE), logits(dense(IN_FORCE, Edit(deltas=moved)))
-    kl = np.take_along_axis(np.array(token_kl(after, before)), subject, axis=2)[..., 0]
-    kl[0, 0] = 0.0
-    asked = np.take_along_axis(np.asarray(after), seqs.score_pos[..., None], axis=2)
-    expected = token_nll(asked, seqs.target).mean(-1) + 0.3 * kl
-    expected = expected + 0.7 * np.linalg.norm(d, axis=-1) / np.square(v).sum(-1)
-    np.testing.assert_allclose(losses(seqs, v, d), expected, rtol=1e-3)
-    assert kl.max() > 0.1
-
-
-@jax.jit
-def losses_behind(state, seqs, v, d):
-    """Of the search with prefixes, and without its further terms of every text by itself [4]."""
-    behind = behind_prefixes(state, problem_of(seqs, IN_FORCE))
-    plain = dataclasses.replace(TERMS, c_kl=0.0, decay=0.0)
-    one_by_one = [
-        jax.tree.map(lambda x, m=m: x[:, m::4], (behind.seqs, behind.h)) for m in range(4)
-    ]
-    nlls = [
-        plain.losses(dataclasses.replace(behind, seqs=of, h=h), DOWN[2], v)(d)
-        for of, h in one_by_one
-    ]
-    return TERMS.losses(behind, DOWN[2], v)(d), jnp.stack(nlls)
-
-
-def test_the_search_asks_behind_every_prefix_and_keeps_what_the_subject_is_alone():
-    """The mean nll of four texts; KL and decay as without prefixes."""
-    v, d = np.random.default_rng(0).normal(size=(2, 2, 3, 32)).astype(np.float32)
-    found, nlls = map(np.asarray, losses_behind(surveyed_with_prefixes(), SEQS, v, d))
-    alone = np.asarray(losses(SEQS, v, d))
-    expected = alone - nlls[0] + nlls.mean(0)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert np.abs(nlls[1:] - nlls[0]).min(axis=(1, 2)).max() > 1e-3
-    assert np.abs(found - alone).max() > 0.05
-
-
-def test_a_search_stays_in_its_ball_and_leaves_what_is_good_enough():
-    v = observed(SEQS, IN_FORCE)[1]
-    start = np.asarray(losses(SEQS, v, jnp.zeros_like(v)))
-    search = Search(**FREE | dict(clamp=0.05), enough=float(start.min()) + 1e-3)
-    found = np.linalg.norm(shift(search, 2, SEQS, IN_FORCE, v), axis=-1)
-    expected = np.where(start == start.min(), 0.0, 0.05 * np.linalg.norm(v, axis=-1))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
