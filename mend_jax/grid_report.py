@@ -118,7 +118,7 @@ def of_one_machine(rows: Rows) -> Rows:
 
 def groups(rows: Rows) -> list[dict[str, Any]]:
     """The rows by how many facts one edit brings in; the best of each column there is marked."""
-    sizes = dict.fromkeys(r["facts_per_edit"] for r in rows if r["scores"])
+    sizes = sorted({r["facts_per_edit"] for r in rows if r["scores"]})
     everywhere, made = machines(rows), []
     for size in sizes:
         own = [r for r in rows if r["facts_per_edit"] == size and r["scores"]]

@@ -39,7 +39,7 @@ METHODS = ("MEND", "FT", "FT+KL", "FT, l0", "ENN", "KE", "Meta-SGD", "MALMEN", "
 
 
 def test_the_page_shows_every_row_and_marks_the_best_of_its_size(tmp_path):
-    rows = [fake_row(m, n) for m in METHODS[:3] for n in (1, 5)]
+    rows = [fake_row(m, n) for m in METHODS[:3] for n in (5, 1)]
     grid_report.write(tmp_path, fake_grid(rows))
     seen = words(tmp_path / "report.html")
     for row in rows:
