@@ -90,6 +90,24 @@ def _with_dense(x: jax.Array, kernel: jax.Array, delta: jax.Array) -> jax.Array:
     return x @ (kernel + delta)
 
 
+def formed_once(edit: Edit, n_texts: int, n_tokens: int, chunk: int) -> Edit:
+    """The edit for passes over `n_texts` texts of `n_tokens` tokens, `chunk` texts at a time.
+
+    Every piece would form a^T b anew where that multiplies less (`cheaper_dense`); of many facts
+    in one edit it is the dearest product, so it is formed before. 0: all texts pass at once.
+    """
+    if chunk == 0 or n_texts <= chunk:
+        return edit
+
+    def formed(d: Delta) -> Delta:
+        dense = isinstance(d, LowRank) and cheaper_dense(
+            chunk * n_tokens, *d.a.shape[-2:], d.shape[1]
+        )
+        return Dense(d.dense()) if dense else d
+
+    return edit.replace(deltas={name: formed(d) for name, d in edit.deltas.items()})
+
+
 def cheaper_dense(n_tokens: int, n_rows: int, d_in: int, d_out: int) -> bool:
     """Whether forming a^T b once beats two thin matmuls a token (multiplications, static shapes).
 

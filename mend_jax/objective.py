@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mend_jax.chunks import by_texts
 from mend_jax.editors.base import EditTransform, Weights
-from mend_jax.edits import Edit
+from mend_jax.edits import Edit, formed_once
 from mend_jax.forward import Problem, scored_states, shared_trunk_states
 from mend_jax.head import of_logits
 from mend_jax.losses import masked_mean, token_kl, token_nll
@@ -113,9 +113,14 @@ def meta_loss(
     problem = Problem(model, base, weights, edit_seqs, h)
     edit, state = editor.edit(params, state, problem, train)
 
+    def for_pieces(edit: Edit, seqs: Sequences) -> Edit:
+        return formed_once(edit, *seqs.tokens.shape[1:], chunk=model.text_chunk)
+
+    for_rephrases = for_pieces(edit, texts["rephrase"][0])
+
     def nll_of(asked: tuple[Sequences, Any]) -> jax.Array:
         seqs, h = asked
-        states = scored_states(model, base, h, seqs, edit)
+        states = scored_states(model, base, h, seqs, for_rephrases)
         return of_logits(model, base, token_nll, [states], seqs.target)
 
     nll = by_texts(nll_of, model.text_chunk, texts["rephrase"])
@@ -127,6 +132,7 @@ def meta_loss(
         if both_ways and far:
             edit = jax.tree.map(functools.partial(_in_turn, keep.shape[0]), edit)
         twice = both_ways and not far
+        edit = for_pieces(edit, texts[name][0])
 
         def kl(asked: tuple[Sequences, Any]) -> jax.Array:
             seqs, h = asked
