@@ -31,9 +31,13 @@ class LowRank:
     def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """x W' for x[..., d_in], factored or densified, whichever multiplies less."""
         a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
-        if cheaper_dense(math.prod(x.shape[:-1]), *self.a.shape[-2:], self.b.shape[-1]):
+        if self.is_formed(math.prod(x.shape[:-1])):
             return _with_dense(x, kernel, a.T @ b)
         return x @ kernel + (x @ a.T) @ b
+
+    def is_formed(self, n_tokens: int) -> bool:
+        """Whether a pass over so many tokens forms a^T b."""
+        return cheaper_dense(n_tokens, *self.a.shape[-2:], self.b.shape[-1])
 
     def dense(self) -> jax.Array:
         """The delta as a matrix [..., d_in, d_out]."""
@@ -93,17 +97,15 @@ def _with_dense(x: jax.Array, kernel: jax.Array, delta: jax.Array) -> jax.Array:
 def formed_once(edit: Edit, n_texts: int, n_tokens: int, chunk: int) -> Edit:
     """The edit for passes over `n_texts` texts of `n_tokens` tokens, `chunk` texts at a time.
 
-    Every piece would form a^T b anew where that multiplies less (`cheaper_dense`); of many facts
-    in one edit it is the dearest product, so it is formed before. 0: all texts pass at once.
+    Every piece would form a^T b anew where that multiplies less (`LowRank.is_formed`); of many
+    facts in one edit it is the dearest product, so it is formed before. 0: all pass at once.
     """
     if chunk == 0 or n_texts <= chunk:
         return edit
 
     def formed(d: Delta) -> Delta:
-        dense = isinstance(d, LowRank) and cheaper_dense(
-            chunk * n_tokens, *d.a.shape[-2:], d.shape[1]
-        )
-        return Dense(d.dense()) if dense else d
+        each_time = isinstance(d, LowRank) and d.is_formed(chunk * n_tokens)
+        return Dense(d.dense()) if each_time else d
 
     return edit.replace(deltas={name: formed(d) for name, d in edit.deltas.items()})
 
