@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from mend_jax.chunks import by_texts
 from mend_jax.editors.base import EditTransform, Weights
-from mend_jax.edits import Edit, variables
+from mend_jax.edits import Edit, formed_once, variables
 from mend_jax.forward import Problem, make_problem, scored_logits, trunk_states
 from mend_jax.layout import vmap_edits
 from mend_jax.losses import correct_tokens, token_kl, token_nll, whole_answer
@@ -57,7 +57,7 @@ def edit_and_score(
     problem = Problem(model, base, weights, *texts["edit"])
     edit, _ = editor.edit(params, state, problem, False)
 
-    def scores_of(name: str, asked: tuple[Sequences, Any]) -> Sums:
+    def scores_of(name: str, edit: Edit, asked: tuple[Sequences, Any]) -> Sums:
         seqs, h = asked
         before = scored_logits(model, base, h, seqs)
         if editor.reader is None:
@@ -70,10 +70,11 @@ def edit_and_score(
             f"{k}_before": v for k, v in answer_scores(before, seqs).items()
         }
 
-    return edit, {
-        name: by_texts(functools.partial(scores_of, name), model.text_chunk, asked)
-        for name, asked in texts.items()
-    }
+    def in_pieces(name: str, asked: tuple[Sequences, Any]) -> Sums:
+        formed = formed_once(edit, *asked[0].tokens.shape[1:], chunk=model.text_chunk)
+        return by_texts(functools.partial(scores_of, name, formed), model.text_chunk, asked)
+
+    return edit, {name: in_pieces(name, asked) for name, asked in texts.items()}
 
 
 def write_beside(
@@ -159,6 +160,8 @@ def generate_answers(
         return [jnp.argmax(one, axis=-1).astype(jnp.int32) for one in logits]
     prompts = [s.prompts().inputs for s in texts]
     together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *prompts)
+    if edit is not None:
+        edit = formed_once(edit, *together.tokens.shape[1:], chunk=model.text_chunk)
 
     def one(prompts, edit):
         return generate(model, variables(base, edit), prompts, max_new=max_new, eos_id=eos_id)

@@ -12,7 +12,7 @@ from mend_jax.chunks import by_texts
 from mend_jax.editors import make_editor
 from mend_jax.objective import meta_loss
 from mend_jax.pods.flops import matmul_flops
-from mend_jax.scoring import edit_and_score
+from mend_jax.scoring import edit_and_score, generate_answers
 
 N = 5
 
@@ -118,3 +118,23 @@ def test_pieces_do_not_form_an_edit_of_many_facts_anew():
         return matmul_flops(jax.make_jaxpr(jax.grad(loss, has_aux=True))(*given))
 
     assert operations(8) < 1.3 * operations(0)
+
+
+def test_scores_and_answers_in_pieces_do_not_form_an_edit_anew():
+    """Without a backward pass nothing is computed twice: 64 texts are eight pieces of eight."""
+    module, base, weights = tiny("gpt2", n_top=1)
+    editor = make_editor("mend", dict(rank=4))
+    given = (*editor.init(jax.random.key(0), weights), base, random_batch(0, E=1, n=64))
+
+    def operations(chunk):
+        def run(params, state, base, batch):
+            model = module.clone(text_chunk=chunk)
+            edit, scores = edit_and_score(
+                params, state, base, batch, editor=editor, model=model, weights=weights
+            )
+            texts = [batch["edit"], batch["rephrase"]]
+            return scores, generate_answers(model, base, texts, edit, max_new=2, eos_id=0)
+
+        return matmul_flops(jax.make_jaxpr(run)(*given))
+
+    assert operations(8) == pytest.approx(operations(0), rel=0.05)
