@@ -101,10 +101,21 @@ def turns_png(rows: Rows) -> bytes | None:
     return _beside(panels, rows, 17, 5.0)
 
 
+FAR_APART = 10.0
+
+
+def far_apart(rows: Rows, score: str) -> bool:
+    """Whether a log axis is needed to see the smallest and the largest: else bars begin at zero."""
+    found = [x for r in rows if (x := value(r, score)) and x > 0]
+    return bool(found) and max(found) > FAR_APART * min(found)
+
+
 def costs_png(rows: Rows) -> bytes | None:
     """Seconds an edit, peak memory and training time of every row."""
+    log = far_apart(rows, "seconds_per_edit")
+    unit = "seconds, on a log axis" if log else "seconds"
     panels = [
-        _bars(rows, "seconds_per_edit", ("Time of an edit", "seconds, on a log axis"), 1.0, True),
+        _bars(rows, "seconds_per_edit", ("Time of an edit", unit), 1.0, log),
         _bars(rows, "peak_memory_bytes", ("Peak memory", "GB, of the whole run"), 1e9, False),
         _bars(rows, "training_seconds", ("Training", "minutes"), 60.0, False),
     ]

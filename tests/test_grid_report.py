@@ -104,6 +104,15 @@ def test_a_grid_of_which_nothing_is_finished_is_a_page(tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_bars_of_times_begin_at_zero_unless_they_are_far_apart():
+    def rows(*times):
+        return [{"scores": {"seconds_per_edit": {"mean": t}}} for t in times]
+
+    wanted = {(0.2, 1.9): False, (0.2, 2.1): True, (0.2,): False, (0.0, None, 3.0): False, (): False}
+    for times, far in wanted.items():
+        assert grid_plots.far_apart(rows(*times), "seconds_per_edit") is far, times
+
+
 def test_pictures_have_something_on_them(tmp_path):
     rows = [fake_row(m, n, turns=0.5) for m in METHODS for n in (1, 5)]
     rows[0]["scores"]["kl_far"]["mean"], rows[1]["scores"]["kl_far"]["mean"] = 0.0, math.nan
