@@ -43,6 +43,7 @@ def get_config(variant=""):
     c.editor = ml_collections.ConfigDict()
     c.editor.name = "mend"
     c.editor.start = ""  # the folder of a run whose trained editor this one begins with
+    c.editor.start_scale = 1.0  # times its learned step sizes, where edits are of more facts
     c.editor.strength = 1.0  # of edits after training: less gives up success for locality
     c.editor.options = ml_collections.ConfigDict()
     c.editor.options.rank = 512

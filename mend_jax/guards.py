@@ -7,7 +7,6 @@ host. Most findings are warnings; training ends only where nothing can come of i
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,9 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.edits import Edit
-from mend_jax.optimizer import STEP_SIZES
 
-ALWAYS_LOGS = ("ridge_solve",)
 GROUP_NORM = "grad_norm/"
 """Before the name of a parameter group, what a step calls the norm of its meta-gradient."""
 
@@ -189,23 +186,6 @@ def group_norms(grads: Any) -> dict[str, jax.Array]:
         square = jnp.sum(jnp.square(leaf.astype(jnp.float32)))
         squares[name] = squares[name] + square if name in squares else square
     return {name: jnp.sqrt(square) for name, square in squares.items()}
-
-
-def step_sizes(params: Any, logs: bool) -> dict[str, float]:
-    """The learned step sizes that are one number a weight, by name.
-
-    Args:
-      logs: whether the parameters are their logarithms, as the ridge always is.
-    """
-    parts = {k: v for k, v in params.items() if k in STEP_SIZES} if params else {}
-    found = {}
-    for path, leaf in jax.tree.leaves_with_path(parts):
-        if jnp.ndim(leaf) == 0:
-            value = float(leaf)
-            names = [str(k.key) for k in path]
-            is_log = logs or names[0] in ALWAYS_LOGS
-            found["/".join(names)] = math.exp(value) if is_log else value
-    return found
 
 
 @jax.jit

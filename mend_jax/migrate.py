@@ -17,9 +17,9 @@ from mend_jax.errors import CheckpointError
 
 FORMAT = 2
 ADDED = {
-    "editor.start": "", "eval.sequential": [], "model.head_chunk": 0, "model.text_chunk": 0,
-    "train.doctor": False, "train.skip_non_finite": 3, "train.trunk_cache": "",
-    "train.trunk_cache_gib": 4.0,
+    "editor.start": "", "editor.start_scale": 1.0, "eval.sequential": [], "model.head_chunk": 0,
+    "model.text_chunk": 0, "train.doctor": False, "train.skip_non_finite": 3,
+    "train.trunk_cache": "", "train.trunk_cache_gib": 4.0,
 }  # fmt: skip
 """Keys that configs of earlier versions had not, each with what such a run did, as JSON has it."""
 

@@ -60,7 +60,11 @@ def paper_config(
         rank=1920, n_hidden=1, shared=True, norm=True, sides="combined", init="id",
         v_init="normal", layer_lr=1e-4, log_layer_lr=False, compat="paper",
     )  # fmt: skip
-    c.editor = ConfigDict(dict(name="mend", start="", strength=1.0, options=ConfigDict(options)))
+    c.editor = ConfigDict(
+        dict(
+            name="mend", start="", start_scale=1.0, strength=1.0, options=ConfigDict(options)
+        )
+    )  # fmt: skip
     c.train = ConfigDict(
         dict(
             steps=500_000, edits_per_step=1, both_ways=False, far_scored=64, accumulate=10,

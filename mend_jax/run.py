@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from mend_jax import checkpoint, distributed, doctor, report
+from mend_jax import checkpoint, distributed, doctor, report, step_sizes
 from mend_jax import config as configs
 from mend_jax.appraise import appraise
 from mend_jax.build import build_train_step
@@ -24,7 +24,6 @@ from mend_jax.editor import Editor
 from mend_jax.errors import CheckpointError, Preempted
 from mend_jax.evaluate import make_scorer, peak_memory_bytes, validate
 from mend_jax.experiment import Experiment, open_experiment
-from mend_jax.guards import step_sizes
 from mend_jax.mesh import in_force, shard_batch
 from mend_jax.models.params import count
 from mend_jax.objective import ASKED, locality_sets, set_weights, texts_of
@@ -182,15 +181,14 @@ def train_editor(
             jax.tree.map(lambda leaf: leaf.sharding, state),
         )  # fmt: skip
         plan = Plan(**{f.name: c.train[f.name] for f in dataclasses.fields(Plan)})
-        options = c.editor.options
-        logs = options.get("log_layer_lr", False) or options.get("log_inner_lr", False)
+        logs = step_sizes.are_logs(c.editor.options)
         need_room(workdir, state, len(manager.all_steps()))
         with placing(experiment) as place:
             state = train(
                 state, experiment.model.params, batches, place=place, plan=plan,
                 train_step=step, validate=validate_state, manager=manager, meta=mine,
                 record=record, log=log, stop=stop,
-                sizes=lambda state: step_sizes(state.params, logs),
+                sizes=lambda state: step_sizes.step_sizes(state.params, logs),
             )  # fmt: skip
     if c.train.keep == "best" and record.best_step not in (0, int(state.step)):
         state = checkpoint.restore_state(manager, record.best_step, state)
@@ -223,11 +221,13 @@ def begun(experiment: Experiment, fresh: TrainState) -> TrainState:
 
     Where training goes on with another number of facts an edit, statistics begin anew: deltas are
     those of a mean over the facts, so of another size, which old statistics would take long to see.
+    Its step sizes are taken `editor.start_scale` times.
 
     Raises:
       CheckpointError: that run's editor is not this config's, or of another base.
+      ConfigError: it has no step sizes, and they are to be scaled.
     """
-    start = experiment.config.editor.start
+    start, scale = experiment.config.editor.start, experiment.config.editor.start_scale
     if not start:
         seen = survey(experiment, experiment.editor, fresh.params, fresh.editor_state)
         params, state = sweep(experiment, experiment.editor, fresh.params, seen)
@@ -246,6 +246,9 @@ def begun(experiment: Experiment, fresh: TrainState) -> TrainState:
         learned["editor_state"] = survey(
             experiment, experiment.editor, theirs.params, fresh.editor_state
         )
+    if scale != 1.0:
+        logs = step_sizes.are_logs(experiment.config.editor.options)
+        learned["params"] = step_sizes.scaled(theirs.params, scale, logs)
     say(f"beginning with the editor of {start}")
     return fresh.replace(**learned)
 

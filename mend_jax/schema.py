@@ -49,6 +49,7 @@ KEYS = {
     "data.pack": Key(tuple),
     "editor.name": Key(str),
     "editor.start": Key(str),
+    "editor.start_scale": _RATE,
     "editor.strength": Key(float, 0.0),
     "train.steps": _COUNT_OR_NONE,
     "train.edits_per_step": _COUNT,

@@ -151,6 +151,9 @@ _TOGETHER = {
     "malmen": _DOWN | {"model.last_n_blocks": 10},
 }
 """Of editors in Table 5, at every n."""
+_SUMS = ("mend",)
+"""Editors whose edit of n normalised facts is their plain sum: it grows with n, coherently at
+first. They go on with step sizes of 1 / sqrt(n) times those of one fact."""
 _ON = {"train.warmup": 10, "train.decay": False, "train.c_edit_start": 1.0, "train.c_edit": 1.0,
        "train.c_loc": 0.6}  # fmt: skip
 """Of editors that go on: Adam begins anew, few steps count, and success weighs as in MALMEN's own
@@ -220,6 +223,8 @@ def table5(variant: str = "") -> Any:
             more = batch_settings(n, small) | _TOGETHER.get(editor, {})
             start = f"{editor}_{_PACE[n][3]}" if n > 1 and editor in LEARN else ""
             more |= _ON if start and not small else {}
+            if start and editor in _SUMS:
+                more |= {"editor.start_scale": round((_PACE[n][3] / n) ** 0.5, 4)}
             found = {editor: method_cells(variant, [editor], more, start)[editor]}
             cells |= {f"{name}_{n}": with_one_seed(one) for name, one in found.items()}
     return new_grid("Many facts in one edit (the paper's Table 5)", cells)

@@ -195,14 +195,6 @@ def test_groups_of_the_gradient_make_up_its_norm():
     })  # fmt: skip
 
 
-def test_step_sizes_are_read_from_the_parameters():
-    params = {"net": {"x": jnp.ones(())}, "scale_by_layer_lr": {"w": jnp.log(0.5)}}
-    assert guards.step_sizes(params, logs=True) == pytest.approx({"scale_by_layer_lr/w": 0.5})
-    plain = guards.step_sizes(params, logs=False)["scale_by_layer_lr/w"]
-    assert plain == pytest.approx(np.log(0.5))
-    assert guards.step_sizes({}, logs=False) == {}
-
-
 def test_the_norm_of_edits_is_relative_to_all_weights_that_they_change():
     """Against the dense deltas in float64; sums of 20 terms are known to 1e-6 in float32."""
     rng = np.random.default_rng(0)

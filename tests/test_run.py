@@ -238,6 +238,16 @@ def test_statistics_begin_anew_where_edits_have_another_number_of_facts(base, fi
     assert min(m.count for m in _moments(same.state)) == counts[0]
 
 
+def test_a_run_begins_with_scaled_step_sizes(base, finished, tmp_path):
+    more = {"editor.start": finished, "editor.start_scale": 0.5, "train.steps": 0}
+    run(base, tmp_path, **more)
+    mine, theirs = (mend_jax.Editor.restore(d) for d in (tmp_path, finished))
+    halves = jax.tree.map(lambda log: log + np.log(0.5), theirs.params["scale_by_layer_lr"])
+    wanted = {**theirs.params, "scale_by_layer_lr": halves}
+    for new, old in zip(*map(jax.tree.leaves, (mine.params, wanted)), strict=True):
+        np.testing.assert_allclose(new, old, rtol=1e-6)
+
+
 def test_kept_trunk_states_change_nothing(base, tmp_path, monkeypatch, capsys):
     """Five epochs of eight rows, without a trunk from the second on."""
     monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path / "cache"))
