@@ -51,6 +51,8 @@ def test_table_five_trains_and_evaluates_whole_edits():
         assert config.cells[name].start == (f"{editor}_{before}" if before else "")
         if before:  # success weighs more than for one fact, from the first step to the last
             assert (c.train.c_edit_start, c.train.c_edit, c.train.c_loc) == (1.0, 1.0, 0.6)
+        scale = (before / n) ** 0.5 if before and editor == "mend" else 1.0  # of a plain sum
+        assert c.editor.start_scale == pytest.approx(scale, abs=1e-4)
         if editor == "malmen":  # of one shape at every size
             assert (c.model.edit_roles, c.model.last_n_blocks) == (("mlp/down",), 10)
         facts = c.train.steps * c.train.edits_per_step * n
