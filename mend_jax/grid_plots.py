@@ -110,14 +110,14 @@ def far_apart(rows: Rows, score: str) -> bool:
     return bool(found) and max(found) > FAR_APART * min(found)
 
 
-def costs_png(rows: Rows) -> bytes | None:
-    """Seconds an edit, peak memory and training time of every row."""
+def costs_png(rows: Rows, look: Mapping[str, Look]) -> bytes | None:
+    """Seconds an edit, peak memory and training time of every row, in the looks of its method."""
     log = far_apart(rows, "seconds_per_edit")
     unit = "seconds, on a log axis" if log else "seconds"
     panels = [
-        _bars(rows, "seconds_per_edit", ("Time of an edit", unit), 1.0, log),
-        _bars(rows, "peak_memory_bytes", ("Peak memory", "GB, of the whole run"), 1e9, False),
-        _bars(rows, "training_seconds", ("Training", "minutes"), 60.0, False),
+        _bars(rows, "seconds_per_edit", ("Time of an edit", unit), look, 1.0, log),
+        _bars(rows, "peak_memory_bytes", ("Peak memory", "GB, of the whole run"), look, 1e9),
+        _bars(rows, "training_seconds", ("Training", "minutes"), look, 60.0),
     ]
     return row(panels, 15, 1.9 + 0.3 * len(rows))
 
@@ -271,13 +271,20 @@ def _lines(
     return draw
 
 
-def _bars(rows: Rows, score: str, title: Pair, unit: float, log: bool) -> Draw | None:
+def _bars(
+    rows: Rows,
+    score: str,
+    title: Pair,
+    look: Mapping[str, Look],
+    unit: float,
+    log: bool = False,
+) -> Draw | None:
     found = [value(r, score) for r in rows]
     if not any(found):
         return None
 
     def draw(ax: Axes) -> None:
-        look, sizes = looks(rows), {r.get("facts_per_edit") for r in rows}
+        sizes = {r.get("facts_per_edit") for r in rows}
         for i, (r, x) in enumerate(zip(rows, found, strict=True)):
             if x is not None and (x > 0 or not log):
                 ax.barh(i, x / unit, 0.72, color=look[r["method"]].color, zorder=2)

@@ -61,7 +61,7 @@ def draw(rows: Rows) -> dict[str, bytes]:
         "tradeoff.png": grid_plots.tradeoff_png(rows),
         "sizes.png": grid_plots.sizes_png(rows),
         "sequential.png": grid_plots.turns_png(rows),
-        "costs.png": grid_plots.costs_png(of_one_machine(rows)),
+        "costs.png": grid_plots.costs_png(of_one_machine(rows), grid_plots.looks(rows)),
     }
     return {name: png for name, png in drawn.items() if png is not None}
 

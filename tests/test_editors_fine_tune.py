@@ -9,7 +9,7 @@ from tiny import random_sequences, tiny
 
 from mend_jax.editors import make_editor
 from mend_jax.editors.descent import Descent
-from mend_jax.editors.fine_tune_constrained import projector
+from mend_jax.editors.fine_tune_constrained import nth_largest, projector
 from mend_jax.editors.fine_tune_kl import cut
 from mend_jax.edits import Dense, Edit, LowRank
 from mend_jax.errors import ConfigError
@@ -134,6 +134,18 @@ def test_projections_are_right(ball, radius):
         if at != (0, 0):
             expected = projected(ball, min(radius, 40) if ball == "l0" else radius, w[at])
             np.testing.assert_allclose(found[at], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_nth_largest_is_that_of_a_sort(dtype):
+    """Of numbers with ties, zeros, denormals and infinity; every bit."""
+    x = np.abs(np.random.default_rng(0).normal(size=(3, 2, 37)))
+    x[0, 0, :20], x[1] = 0.0, np.round(x[1], 1)
+    x[2, 0, :3], x[2, 1, 5] = (1e-40, 1e-7, 70.0), np.inf
+    x = jnp.asarray(x, dtype)
+    ordered = np.sort(np.asarray(x), axis=-1)[..., ::-1]
+    for n in (1, 2, 20, 36, 37):
+        np.testing.assert_array_equal(nth_largest(x, n), ordered[..., n - 1])
 
 
 def test_constrained_fine_tuning_projects_after_every_step(problem):
