@@ -2,7 +2,8 @@
 
 Command: python -m mend_jax.main --config=paper_table9.py --config.settings="('data.dir=DATA',)"
 DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md.
-Cost: counted, not measured: two cells of about ten minutes on two cores. It resumes cell by cell.
+Cost: two cells of seven to ten minutes on two cores. It resumes cell by cell. Measured:
+docs/results/README.md.
 The paper's numbers (success / drawdown, attention): GPT-Neo 2.7B .73 / .068, GPT-J .54 / .122,
 T5-XL .63 / .001, T5-XXL .78 / <.001; the MLP was always better.
 """
