@@ -28,6 +28,8 @@ from mend_jax.retention import curve, in_turn
 
 COLORS = (EDITOR, *BASELINES, NEAR, INK, "#c25b86", "#a3961b")
 MARKERS = "oDs^vPX*"
+FAR_APART = 10.0
+"""The largest over the smallest of bars, above which their axis is logarithmic."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -99,9 +101,6 @@ def turns_png(rows: Rows) -> bytes | None:
         for path, title in titles.items()
     ]
     return _beside(panels, rows, 17, 5.0)
-
-
-FAR_APART = 10.0
 
 
 def far_apart(rows: Rows, score: str) -> bool:

@@ -21,7 +21,7 @@ from mend_jax.appraise import appraise
 from mend_jax.build import build_train_step
 from mend_jax.data import DataSet
 from mend_jax.editor import Editor
-from mend_jax.errors import CheckpointError, Preempted
+from mend_jax.errors import CheckpointError, ConfigError, Preempted
 from mend_jax.evaluate import make_scorer, peak_memory_bytes, validate
 from mend_jax.experiment import Experiment, open_experiment
 from mend_jax.mesh import in_force, shard_batch
@@ -221,14 +221,19 @@ def begun(experiment: Experiment, fresh: TrainState) -> TrainState:
 
     Where training goes on with another number of facts an edit, statistics begin anew: deltas are
     those of a mean over the facts, so of another size, which old statistics would take long to see.
-    Its step sizes are taken `editor.start_scale` times.
+    The step sizes that were learned are multiplied by `editor.start_scale`.
 
     Raises:
       CheckpointError: that run's editor is not this config's, or of another base.
-      ConfigError: it has no step sizes, and they are to be scaled.
+      ConfigError: there is nothing to begin with, or no step sizes, and they are to be scaled.
     """
     start, scale = experiment.config.editor.start, experiment.config.editor.start_scale
     if not start:
+        if scale != 1.0:
+            raise ConfigError(
+                f"editor.start_scale is {scale} and editor.start is empty: name the folder of the "
+                "run to begin with, or leave the scale at 1.0"
+            )
         seen = survey(experiment, experiment.editor, fresh.params, fresh.editor_state)
         params, state = sweep(experiment, experiment.editor, fresh.params, seen)
         return fresh.replace(params=params, editor_state=state)
@@ -249,7 +254,7 @@ def begun(experiment: Experiment, fresh: TrainState) -> TrainState:
     if scale != 1.0:
         logs = step_sizes.are_logs(experiment.config.editor.options)
         learned["params"] = step_sizes.scaled(theirs.params, scale, logs)
-    say(f"beginning with the editor of {start}")
+    say(f"beginning with the editor of {start}" + (f", {scale} of its steps" * (scale != 1.0)))
     return fresh.replace(**learned)
 
 

@@ -13,6 +13,7 @@ from mend_jax.errors import ConfigError
 from mend_jax.optimizer import STEP_SIZES
 
 ALWAYS_LOGS = ("ridge_solve",)
+"""Parts that are logarithms whatever the options, and no step sizes: of the ridge."""
 LOG_OPTIONS = ("log_layer_lr", "log_inner_lr", "log_lr")
 """Options of editors by which the parameters are logarithms of the step sizes."""
 
@@ -40,7 +41,11 @@ def step_sizes(params: Any, logs: bool) -> dict[str, float]:
 
 
 def scaled(params: Mapping[str, Any], factor: float, logs: bool) -> dict[str, Any]:
-    """The parameters with all step sizes, but not the ridge, times a factor above 0.
+    """The parameters with all step sizes, but not the ridge, times a factor.
+
+    Args:
+      factor: above 0.
+      logs: as of `step_sizes`.
 
     Raises:
       ConfigError: the editor has learned none.

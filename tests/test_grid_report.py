@@ -76,6 +76,16 @@ def test_rows_of_several_machines_say_which_and_their_times_are_not_compared():
     assert grid_report.of_one_machine([]) == []
 
 
+def test_a_method_looks_alike_in_all_pictures(monkeypatch):
+    """In that of costs too, which has the rows of one machine alone."""
+    rows = [fake_row(m) for m in METHODS[:3]]
+    rows[0]["hardware"] = "an accelerator"
+    seen = []
+    monkeypatch.setattr(grid_plots, "costs_png", lambda *given: seen.append(given))
+    grid_report.draw(rows)
+    assert seen == [(rows[1:], grid_plots.looks(rows))]
+
+
 def test_no_time_of_an_edit_is_not_the_best_time():
     """Of what makes none, but reads with the facts at hand."""
     rows = [fake_row(m) for m in METHODS[:3]]

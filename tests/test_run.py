@@ -248,6 +248,11 @@ def test_a_run_begins_with_scaled_step_sizes(base, finished, tmp_path):
         np.testing.assert_allclose(new, old, rtol=1e-6)
 
 
+def test_a_scale_needs_an_editor_to_begin_with(base, tmp_path):
+    with pytest.raises(ConfigError, match="editor.start_scale is 0.5 and editor.start is empty"):
+        run(base, tmp_path, **{"editor.start_scale": 0.5})
+
+
 def test_kept_trunk_states_change_nothing(base, tmp_path, monkeypatch, capsys):
     """Five epochs of eight rows, without a trunk from the second on."""
     monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path / "cache"))

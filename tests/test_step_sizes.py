@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from tiny import tiny
 
-from mend_jax import step_sizes as of
 from mend_jax.editors import EDITORS, make_editor
 from mend_jax.errors import ConfigError
-from mend_jax.step_sizes import step_sizes
+from mend_jax.step_sizes import LOG_OPTIONS, are_logs, scaled, step_sizes
 
 
 def test_step_sizes_are_read_from_the_parameters():
@@ -34,8 +33,8 @@ def test_scaled_step_sizes_are_so_many_times_as_large(name, logs):
     option = "log_inner_lr" if name == "enn" else "log_layer_lr"
     options = {option: logs}
     params = make_editor(name, options).init(jax.random.key(0), tiny("gpt2")[2])[0]
-    assert of.are_logs(options) is logs
-    found = of.scaled(params, 0.2, logs)
+    assert are_logs(options) is logs
+    found = scaled(params, 0.2, logs)
     before, after = (step_sizes(p, logs) for p in (params, found))
     ridges = [k for k in before if k.startswith("ridge_solve")]
     assert bool(ridges) is (name == "malmen")
@@ -45,12 +44,23 @@ def test_scaled_step_sizes_are_so_many_times_as_large(name, logs):
         assert found[part] is params[part]
 
 
+@pytest.mark.parametrize("logs", [False, True])
+def test_a_step_size_for_every_parameter_is_scaled_too(logs):
+    params = make_editor("meta_sgd", {"log_lr": logs}).init(jax.random.key(0), tiny("gpt2")[2])[0]
+    found = scaled(params, 0.2, logs)
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True)
+    for new, old in pairs:
+        assert old.ndim == 2
+        wanted = old + np.log(0.2) if logs else 0.2 * old
+        np.testing.assert_allclose(new, wanted, rtol=1e-6)
+
+
 def test_an_editor_without_step_sizes_cannot_scale_them():
     for params in ({}, {"low_rank_mlp": {}}, {"ridge_solve": {"w": jnp.zeros(())}}):
         with pytest.raises(ConfigError, match=r"editor\.start_scale is 0\.5, .*leave it at 1\.0"):
-            of.scaled(params, 0.5, logs=True)
+            scaled(params, 0.5, logs=True)
 
 
 def test_every_option_that_learns_a_logarithm_is_known():
     options = {o for make in EDITORS.values() for o in inspect.signature(make).parameters}
-    assert {o for o in options if o.startswith("log_")} == set(of.LOG_OPTIONS)
+    assert {o for o in options if o.startswith("log_")} == set(LOG_OPTIONS)

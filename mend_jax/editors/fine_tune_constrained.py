@@ -81,11 +81,11 @@ def projector(ball: Ball, radius: float) -> Callable[[jax.Array], jax.Array]:
 
 
 def nth_largest(x: jax.Array, n: int) -> jax.Array:
-    """The n-th largest along the last axis of numbers of at least 0: [..., M] -> [...].
+    """The n-th largest, n from 1 to M, along the last axis of absolute values: [..., M] -> [...].
 
-    Exact, bit by bit: the bits of such numbers are in the order of the numbers, and the largest
-    pattern that n of them reach is the n-th largest. It takes a pass of comparisons a bit, where a
-    sort of the million entries of a weight takes longer than a step of descent.
+    Exact, bit by bit: the bits of such numbers (no -0.0) are in the order of the numbers, and the
+    largest pattern that n of them reach is the n-th largest. It takes a pass of comparisons a bit:
+    of twice 885,000 entries 38 ms on two cores, where `lax.top_k` of 2,000 took 397.
     """
     kind = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(x, kind)
