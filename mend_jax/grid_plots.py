@@ -109,14 +109,22 @@ def far_apart(rows: Rows, score: str) -> bool:
     return bool(found) and max(found) > FAR_APART * min(found)
 
 
-def costs_png(rows: Rows, look: Mapping[str, Look]) -> bytes | None:
-    """Seconds an edit, peak memory and training time of every row, in the looks of its method."""
+def costs_png(rows: Rows, look: Mapping[str, Look], where: str = "") -> bytes | None:
+    """Seconds an edit, peak memory and training time of every row, in the looks of its method.
+
+    Args:
+      where: what the titles say of the machine.
+    """
+    first = {r["method"]: i for i, r in reversed([*enumerate(rows)])}
+    rows = sorted(rows, key=lambda r: (first[r["method"]], number(r.get("facts_per_edit")) or 0))
     log = far_apart(rows, "seconds_per_edit")
     unit = "seconds, on a log axis" if log else "seconds"
     panels = [
-        _bars(rows, "seconds_per_edit", ("Time of an edit", unit), look, 1.0, log),
-        _bars(rows, "peak_memory_bytes", ("Peak memory", "GB, of the whole run"), look, 1e9),
-        _bars(rows, "training_seconds", ("Training", "minutes"), look, 60.0),
+        _bars(rows, "seconds_per_edit", ("Time of an edit", unit + where), look, 1.0, log),
+        _bars(
+            rows, "peak_memory_bytes", ("Peak memory", "GB, of the whole run" + where), look, 1e9
+        ),
+        _bars(rows, "training_seconds", ("Training", "minutes" + where), look, 60.0),
     ]
     return row(panels, 15, 1.9 + 0.3 * len(rows))
 

@@ -57,11 +57,13 @@ def write(workdir: Any, found: Mapping[str, Any]) -> Any:
 def draw(rows: Rows) -> dict[str, bytes]:
     """Every picture that there are numbers for, by file name."""
     rows = [r for r in rows if r["scores"]]
+    timed, known = of_one_machine(rows), machines(rows)
+    where = f", machine {known.index(timed[0]['hardware']) + 1}" if len(known) > 1 else ""
     drawn = {
         "tradeoff.png": grid_plots.tradeoff_png(rows),
         "sizes.png": grid_plots.sizes_png(rows),
         "sequential.png": grid_plots.turns_png(rows),
-        "costs.png": grid_plots.costs_png(of_one_machine(rows), grid_plots.looks(rows)),
+        "costs.png": grid_plots.costs_png(timed, grid_plots.looks(rows), where),
     }
     return {name: png for name, png in drawn.items() if png is not None}
 

@@ -77,13 +77,24 @@ def test_rows_of_several_machines_say_which_and_their_times_are_not_compared():
 
 
 def test_a_method_looks_alike_in_all_pictures(monkeypatch):
-    """In that of costs too, which has the rows of one machine alone."""
+    """In that of costs too, which has the rows of one machine alone, and says of which."""
     rows = [fake_row(m) for m in METHODS[:3]]
     rows[0]["hardware"] = "an accelerator"
     seen = []
     monkeypatch.setattr(grid_plots, "costs_png", lambda *given: seen.append(given))
     grid_report.draw(rows)
-    assert seen == [(rows[1:], grid_plots.looks(rows))]
+    grid_report.draw(rows[1:])
+    looks = grid_plots.looks
+    assert seen == [(rows[1:], looks(rows), ", machine 2"), (rows[1:], looks(rows[1:]), "")]
+
+
+def test_costs_stand_by_method_and_size(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(grid_plots, "_bars", lambda rows, *_: drawn.append(rows))
+    rows = [fake_row(m, n) for m, n in (("A", 125), ("B", 5), ("A", 25), ("B", 1))]
+    grid_plots.costs_png(rows, grid_plots.looks(rows))
+    order = [(r["method"], r["facts_per_edit"]) for r in drawn[0]]
+    assert order == [("A", 25), ("A", 125), ("B", 1), ("B", 5)]
 
 
 def test_no_time_of_an_edit_is_not_the_best_time():
