@@ -152,8 +152,8 @@ _TOGETHER = {
 }
 """Of editors in Table 5, at every n."""
 _SUMS = ("mend",)
-"""Editors whose edit of n normalised facts is their plain sum: it grows with n, coherently at
-first. They go on with step sizes of 1 / sqrt(n) times those of one fact."""
+"""Editors whose edit of n normalised facts is their plain sum: it grows with n. They go on with
+step sizes of 1 / sqrt(n) times those of one fact, as if the parts were independent."""
 _ON = {"train.warmup": 10, "train.decay": False, "train.c_edit_start": 1.0, "train.c_edit": 1.0,
        "train.c_loc": 0.6}  # fmt: skip
 """Of editors that go on: Adam begins anew, few steps count, and success weighs as in MALMEN's own
