@@ -12,6 +12,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))  # bytes
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# A collective that waits holds a thread of XLA's pool, which can lock up when it has few.
+os.environ.setdefault("PJRT_NPROC", "64")
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,11 @@ import jaxlib
 import pytest
 
 if jaxlib.__version__.startswith("0.10."):  # XLA ends a process whose flags it does not know
-    # XLA's older emitters of a fusion's code compile in half of the time.
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")  # read when used
+    # XLA's older emitters of a fusion's code compile in half of the time. And 8 devices on few busy
+    # cores can take longer to meet in a collective than the 40 s after which it ends the process.
+    flags = "--xla_cpu_use_fusion_emitters=false"
+    flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    os.environ.setdefault("XLA_FLAGS", flags)  # read when used
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
