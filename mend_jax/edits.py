@@ -94,12 +94,13 @@ def _with_dense(x: jax.Array, kernel: jax.Array, delta: jax.Array) -> jax.Array:
     return x @ (kernel + delta)
 
 
-def formed_once(edit: Edit, n_texts: int, n_tokens: int, chunk: int) -> Edit:
-    """The edit for passes over `n_texts` texts of `n_tokens` tokens, `chunk` texts at a time.
+def formed_once(edit: Edit, tokens_ExnxT: jax.Array, chunk: int) -> Edit:
+    """The edit for passes over n texts of T tokens, `chunk` texts at a time.
 
     Every piece would form a^T b anew where that multiplies less (`LowRank.is_formed`); of many
     facts in one edit it is the dearest product, so it is formed before. 0: all pass at once.
     """
+    _, n_texts, n_tokens = tokens_ExnxT.shape
     if chunk == 0 or n_texts <= chunk:
         return edit
 

@@ -113,10 +113,7 @@ def meta_loss(
     problem = Problem(model, base, weights, edit_seqs, h)
     edit, state = editor.edit(params, state, problem, train)
 
-    def for_pieces(edit: Edit, seqs: Sequences) -> Edit:
-        return formed_once(edit, *seqs.tokens.shape[1:], chunk=model.text_chunk)
-
-    for_rephrases = for_pieces(edit, texts["rephrase"][0])
+    for_rephrases = formed_once(edit, texts["rephrase"][0].tokens, model.text_chunk)
 
     def nll_of(asked: tuple[Sequences, Any]) -> jax.Array:
         seqs, h = asked
@@ -132,7 +129,7 @@ def meta_loss(
         if both_ways and far:
             edit = jax.tree.map(functools.partial(_in_turn, keep.shape[0]), edit)
         twice = both_ways and not far
-        edit = for_pieces(edit, texts[name][0])
+        edit = formed_once(edit, texts[name][0].tokens, model.text_chunk)
 
         def kl(asked: tuple[Sequences, Any]) -> jax.Array:
             seqs, h = asked

@@ -254,7 +254,8 @@ def begun(experiment: Experiment, fresh: TrainState) -> TrainState:
     if scale != 1.0:
         logs = step_sizes.are_logs(experiment.config.editor.options)
         learned["params"] = step_sizes.scaled(theirs.params, scale, logs)
-    say(f"beginning with the editor of {start}" + (f", {scale} of its steps" * (scale != 1.0)))
+        say(f"its step sizes are multiplied by {scale}")
+    say(f"beginning with the editor of {start}")
     return fresh.replace(**learned)
 
 

@@ -71,7 +71,7 @@ def edit_and_score(
         }
 
     def in_pieces(name: str, asked: tuple[Sequences, Any]) -> Sums:
-        formed = formed_once(edit, *asked[0].tokens.shape[1:], chunk=model.text_chunk)
+        formed = formed_once(edit, asked[0].tokens, model.text_chunk)
         return by_texts(functools.partial(scores_of, name, formed), model.text_chunk, asked)
 
     return edit, {name: in_pieces(name, asked) for name, asked in texts.items()}
@@ -161,7 +161,7 @@ def generate_answers(
     prompts = [s.prompts().inputs for s in texts]
     together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *prompts)
     if edit is not None:
-        edit = formed_once(edit, *together.tokens.shape[1:], chunk=model.text_chunk)
+        edit = formed_once(edit, together.tokens, model.text_chunk)
 
     def one(prompts, edit):
         return generate(model, variables(base, edit), prompts, max_new=max_new, eos_id=eos_id)
