@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -123,23 +124,23 @@ def work(job: Mapping[str, object]) -> None:
     stats: dict[str, tuple[float, int]] = {}
     with tempfile.TemporaryDirectory(prefix="mend-fuzz-") as scratch:
         os.environ["MEND_CACHE_DIR"] = str(Path(scratch, "cache"))
-        last = ""
-        for name, i in queue:
+        for name, inputs in itertools.groupby(queue, key=lambda x: x[0]):
             reader = READERS[name]
-            if name != last:  # once without limits: imports and caches are no part of reading
-                for whole in reader.seeds():
-                    guard.judge(lambda w=whole, r=reader: _read(r, Path(scratch), w))
-                guard.limit_memory()
-                last = name
-            data = make_input(name, i, seed)
-            outcome = guard.judge(lambda d=data, r=reader: _read(r, Path(scratch), d))
-            if outcome.kind == guard.REFUSED and i < len(reader.seeds()):
-                outcome = outcome._replace(kind=guard.FAULT, text="a sound input is refused")
-            if outcome.kind == guard.FAULT:
-                _save(out, _stem(name, i), data, outcome.text)
-            slowest, grown = stats.get(name, (0.0, 0))
-            stats[name] = max(slowest, outcome.seconds), max(grown, outcome.grown)
-            signs.write(_SIGNS[outcome.kind].encode())
+            seeds = reader.seeds()
+            # Once without limits: imports, caches and JAX's threads are no part of reading.
+            for whole in seeds:
+                guard.judge(lambda w=whole, r=reader: _read(r, Path(scratch), w))
+            with guard.limited_memory():
+                for _, i in inputs:
+                    data = make_input(name, i, seed)
+                    outcome = guard.judge(lambda d=data, r=reader: _read(r, Path(scratch), d))
+                    if outcome.kind == guard.REFUSED and i < len(seeds):
+                        outcome = outcome._replace(kind=guard.FAULT, text="a sound input, refused")
+                    if outcome.kind == guard.FAULT:
+                        _save(out, _stem(name, i), data, outcome.text)
+                    slowest, grown = stats.get(name, (0.0, 0))
+                    stats[name] = max(slowest, outcome.seconds), max(grown, outcome.grown)
+                    signs.write(_SIGNS[outcome.kind].encode())
     _stats(job).write_text(json.dumps(stats))
 
 

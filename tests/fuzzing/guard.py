@@ -36,13 +36,21 @@ class Outcome(NamedTuple):
     grown: int = 0
 
 
-def limit_memory() -> None:
-    """From here on this process can take no more than `MEMORY` beyond what it has."""
+@contextlib.contextmanager
+def limited_memory() -> Iterator[None]:
+    """Inside it this process can take no more than `MEMORY` beyond what it has."""
     statm = Path("/proc/self/statm")
-    if statm.exists():
-        pages = int(statm.read_text().split()[0])
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
+    if not statm.exists():
+        yield
+        return
+    pages = int(statm.read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def judge(read: Callable[[], None]) -> Outcome:
