@@ -22,7 +22,7 @@ ENV = "MEND_DATA_DIR"
 Record = dict[str, Any]
 Kinds = Mapping[str, str]  # field -> text, string, texts, id, object or any
 
-_UNPACKED, _TIMES = 64 << 20, 200  # most bytes of a gzip file unpacked, by its size if larger
+_UNPACKED, _TIMES = 64 << 20, 64  # most bytes of a gzip file unpacked, by its size if larger
 _NAMES = {dict: "object", list: "list", str: "text", bool: "true/false value", type(None): "null"}
 
 
