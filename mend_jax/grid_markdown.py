@@ -16,13 +16,16 @@ def table(found: Mapping[str, Any]) -> str:
     """What grid.json holds as text: a table for each number of facts an edit, then what is missing.
 
     The columns are those of the page (`grid_report.COLUMNS`), without those that no row has a
-    number for; the best of each is bold. Intervals are given for success alone.
+    number for; the best of each is bold. Intervals are given for success alone. Edits that follow
+    one another have a table of their own.
     """
     found = visible(found)
     lines = [f"# {found['title']}", ""]
     lines += [f"{name}: {what}" for name, what in grid_report.told(found["rows"])]
     for group in grid_report.groups(found["rows"]):
         lines += ["", f"## {group['name']}", "", *_rows(group["rows"])]
+    if turns := grid_report.turns(found["rows"]):
+        lines += ["", "## One after the other", "", *_in_turn(turns)]
     if waiting := [r["cell"] for r in found["rows"] if r["missing"]]:
         lines += ["", f"Not finished: {', '.join(waiting)}."]
     return "\n".join(lines) + "\n"
@@ -40,6 +43,12 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         about = re.sub(r"^[^;]*; ", "", r["about"])
         lines.append(_line([r["name"], *cells, about]))
     return lines
+
+
+def _in_turn(turns: Sequence[Mapping[str, Any]]) -> list[str]:
+    heads = ["method", "edits", *(name for name, *_ in grid_report.TURNS)]
+    each = [[t["name"], r["edits"], *r["cells"]] for t in turns for r in t["rows"]]
+    return [_line(line) for line in (heads, ["---"] * len(heads), *each)]
 
 
 def _cell(cell: Mapping[str, Any], interval: bool) -> str:

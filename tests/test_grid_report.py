@@ -214,3 +214,10 @@ def test_edits_in_turn_have_rows_by_number_of_edits():
     (turns,) = grid_report.turns([fake_row("MEND", turns=0.8), fake_row("FT")])
     assert [row["edits"] for row in turns["rows"]] == ["1", "10", "100", "1\u202f000"]
     assert turns["rows"][3]["cells"][0] == "51.2%"
+    text = grid_markdown.table(fake_grid([fake_row("MEND", turns=0.8), fake_row("FT")]))
+    head, rule, *lines = text.split("## One after the other\n\n")[1].splitlines()
+    assert head.startswith("| method | edits | first |") and head.endswith("| \\|dW\\| / \\|W\\| |")
+    assert [line.split(" | ")[:2] for line in lines] == [
+        ["| MEND", edits] for edits in ("1", "10", "100", "1\u202f000")
+    ]
+    assert len(lines[0].split(" | ")) == len(rule.split(" | ")) == len(head.split(" | "))
