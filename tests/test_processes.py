@@ -73,8 +73,7 @@ def started(place, workdir, n, folders=None, each=None):
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_COMPILATION_CACHE_DIR": str(place / "cache"), "PYTHONFAULTHANDLER": "1",
-            # A collective that waits holds a thread: XLA's pool can lock up with a few.
-            "PJRT_NPROC": "64", "MEND_LOST_AFTER": "15",
+            "MEND_LOST_AFTER": "15",
         }  # fmt: skip
         if n > 1:
             env |= {"MEND_COORDINATOR": f"127.0.0.1:{port}", "MEND_NUM_PROCESSES": str(n)}
