@@ -6,8 +6,8 @@ of one fact that follow one another on one model, 1, 10, 100 and 500 of them.
 Command: python -m mend_jax.main --config=paper_table5.py --config.settings="('data.dir=DATA',)"
 DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md.
 Cost: on two cores of 241 GFLOP/s a cell of MALMEN took 16 minutes of training at 1 fact, 14 at 25
-and 21 at 125, and 10 GB there. The whole table, and the "sequential" variant, were not run. It
-resumes cell by cell. Measured so far: docs/results/README.md.
+and 21 at 125, and 10 GB there; of "sequential" MEND's took 15 in all. The whole table was not run.
+It resumes cell by cell. Measured so far: docs/results/README.md.
 The paper's numbers (success, ENN / MEND, BART-base): 1 .99 / .98, 5 .94 / .97, 25 .35 / .89,
 75 .16 / .78, 125 .11 / .67.
 """
