@@ -23,6 +23,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fuzzing.guard import Outcome
 
 _HERE = Path(__file__).resolve().parent
 _SIGNS = {"read": "r", "refused": "x", "fault": "f"}
@@ -125,23 +129,31 @@ def work(job: Mapping[str, object]) -> None:
     with tempfile.TemporaryDirectory(prefix="mend-fuzz-") as scratch:
         os.environ["MEND_CACHE_DIR"] = str(Path(scratch, "cache"))
         for name, inputs in itertools.groupby(queue, key=lambda x: x[0]):
-            reader = READERS[name]
-            seeds = reader.seeds()
+            seeds = READERS[name].seeds()
             # Once without limits: imports, caches and JAX's threads are no part of reading.
             for whole in seeds:
-                guard.judge(lambda w=whole, r=reader: _read(r, Path(scratch), w))
+                _judge(name, Path(scratch), whole)
             with guard.limited_memory():
                 for _, i in inputs:
                     data = make_input(name, i, seed)
-                    outcome = guard.judge(lambda d=data, r=reader: _read(r, Path(scratch), d))
-                    if outcome.kind == guard.REFUSED and i < len(seeds):
-                        outcome = outcome._replace(kind=guard.FAULT, text="a sound input, refused")
+                    outcome = _judge(name, Path(scratch), data, sound=i < len(seeds))
                     if outcome.kind == guard.FAULT:
                         _save(out, _stem(name, i), data, outcome.text)
                     slowest, grown = stats.get(name, (0.0, 0))
                     stats[name] = max(slowest, outcome.seconds), max(grown, outcome.grown)
                     signs.write(_SIGNS[outcome.kind].encode())
     _stats(job).write_text(json.dumps(stats))
+
+
+def _judge(name: str, scratch: Path, data: bytes, sound: bool = False) -> Outcome:
+    """What comes of an input; one that is sound may not be refused."""
+    from fuzzing import guard
+    from fuzzing.readers import READERS
+
+    outcome = guard.judge(lambda: _read(READERS[name], scratch, data))
+    if sound and outcome.kind == guard.REFUSED:
+        return outcome._replace(kind=guard.FAULT, text="a sound input is refused")
+    return outcome
 
 
 def _read(reader, scratch: Path, data: bytes) -> None:
