@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from benchmarks.workload import Workload
 from mend_jax.models import WeightSpec
-from mend_jax.outline import Outline
+from mend_jax.models.abstract_model import Outline
 
 _BLOCK = re.compile(r"block_(\d+)/(.*)/kernel")
 _BELOW = ("attn/", "mlp/gate", "mlp/up")  # of the lowest edited block: nothing is asked below them

@@ -22,8 +22,8 @@ from matplotlib.axes import Axes
 
 from benchmarks.step import in_a_process
 from benchmarks.workload import MODELS
-from mend_jax import drawing
-from mend_jax.writers import Progress, write_bytes, write_json
+from mend_jax.evaluation.reports import plot_style
+from mend_jax.io.writers import Progress, write_bytes, write_json
 
 BASE = {"edits": 8, "layers": 0, "rank": 256, "length": 12, "scored": 4}
 SWEEPS = {
@@ -75,27 +75,27 @@ def points(sweep: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[floa
     }
 
 
-def _panel(p: Mapping[str, list[float]], name: str, memory: bool) -> drawing.Draw:
+def _panel(p: Mapping[str, list[float]], name: str, memory: bool) -> plot_style.Draw:
     """Seconds, or gigabytes, against one quantity."""
 
     def draw(ax: Axes) -> None:
         what = ("Memory", "peak of the process, GB") if memory else ("Time", "seconds a step")
-        drawing.dress(ax, what, NAMES[name])
+        plot_style.dress(ax, what, NAMES[name])
         if memory:
-            ax.plot(p["x"], p["gigabytes"], "o-", color=drawing.EDITOR)
+            ax.plot(p["x"], p["gigabytes"], "o-", color=plot_style.EDITOR)
             ax.set_ylim(0, 1.15 * max(p["gigabytes"]))
         else:
-            ax.plot(p["x"], p["arithmetic"], "--", color=drawing.MUTED, label="by arithmetic")
-            ax.plot(p["x"], p["seconds"], "o-", color=drawing.EDITOR, label="measured")
-            drawing.legend(ax, loc="upper left")
+            ax.plot(p["x"], p["arithmetic"], "--", color=plot_style.MUTED, label="by arithmetic")
+            ax.plot(p["x"], p["seconds"], "o-", color=plot_style.EDITOR, label="measured")
+            plot_style.legend(ax, loc="upper left")
             ax.set_ylim(0, 1.15 * max(p["seconds"] + p["arithmetic"]))
         if name == "edits":
             ax.set_xscale("log")
-            drawing.log_axis(ax.xaxis, min(p["x"]), max(p["x"]))
+            plot_style.log_axis(ax.xaxis, min(p["x"]), max(p["x"]))
         if name == "edits" and not memory:
             ax.set_yscale("log")
             ax.set_ylim(0.7 * min(p["seconds"]), 1.6 * max(p["seconds"]))
-            drawing.log_axis(ax.yaxis, min(p["seconds"]), max(p["seconds"]))
+            plot_style.log_axis(ax.yaxis, min(p["seconds"]), max(p["seconds"]))
 
     return draw
 
@@ -107,7 +107,7 @@ def picture(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
         for memory in (False, True)
         for name in SWEEPS
     ]
-    return drawing.row(panels, 15, 8.6, rows=2)
+    return plot_style.row(panels, 15, 8.6, rows=2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """What is timed: a random model of a published size and a step's texts, all full.
 
 Speed does not depend on what weights and tokens are, so nothing is downloaded. Shape letters as in
-`mend_jax.forward`: E independent edits of n facts, T tokens, S scored positions.
+`mend_jax.core.forward`: E independent edits of n facts, T tokens, S scored positions.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mend_jax.core.token_batch import Sequences
 from mend_jax.editors import EditTransform, make_editor
-from mend_jax.hub.published import PUBLISHED
+from mend_jax.hub.published_configs import PUBLISHED
+from mend_jax.models.abstract_model import DTYPES, Outline, outline
 from mend_jax.models.params import nest
-from mend_jax.optimizer import make_optimizer
-from mend_jax.outline import DTYPES, Outline, outline
-from mend_jax.sequences import Sequences
-from mend_jax.train import TrainState, init_state
+from mend_jax.training.optimizer import make_optimizer
+from mend_jax.training.step import TrainState, init_state
 
 MODELS = {
     "distilgpt2": "distilbert/distilgpt2",

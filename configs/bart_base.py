@@ -8,7 +8,7 @@ The paper starts from a BART that was fine-tuned on zsRE; give such a checkpoint
 --config.model.spec.
 """
 
-from mend_jax.paper import paper_config
+from mend_jax.training.paper_settings import paper_config
 
 
 def get_config(variant=""):

@@ -8,7 +8,7 @@ The paper starts from a BERT that was fine-tuned on FEVER; give such a checkpoin
 as --config.model.spec: the head of the plain model is missing from its files.
 """
 
-from mend_jax.paper import paper_config
+from mend_jax.training.paper_settings import paper_config
 
 
 def get_config(variant=""):

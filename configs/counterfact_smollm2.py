@@ -10,7 +10,7 @@ facts: KL 0.355, arg max kept 0.721. ROME's form (n = 188): 0.827 (0.968 / 0.686
 / 0.688.
 """
 
-from mend_jax.config import load_config
+from mend_jax.training.config import load_config
 
 
 def get_config(variant=""):

@@ -6,7 +6,7 @@ Data here: world facts; with `:paper` the paper's. Paper (Table 4, Wikitext gene
 edit success .86, perplexity drawdown .225.
 """
 
-from mend_jax.paper import paper_config
+from mend_jax.training.paper_settings import paper_config
 
 
 def get_config(variant=""):

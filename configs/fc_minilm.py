@@ -13,7 +13,7 @@ published split): success 0.995 (edit 0.996, reworded 0.994); far claims: accura
 0.100, kept 0.873. The paper's, of BERT-base on the whole of FEVER: > 0.99 / < 0.001.
 """
 
-from mend_jax.config import load_config
+from mend_jax.training.config import load_config
 
 
 def get_config(variant=""):

@@ -13,7 +13,7 @@ passes over the same passages do not help: 1,000 steps over 2,400 that end at c_
 at KL 0.030, perplexity + 1.65.
 """
 
-from mend_jax.config import load_config
+from mend_jax.training.config import load_config
 
 
 def get_config(variant=""):

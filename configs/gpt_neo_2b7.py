@@ -8,7 +8,7 @@ Data here: world facts; with `:paper` the paper's. Paper (Table 3, Wikitext gene
 edit success .81, perplexity drawdown .057.
 """
 
-from mend_jax.paper import paper_config
+from mend_jax.training.paper_settings import paper_config
 
 
 def get_config(variant=""):

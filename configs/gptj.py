@@ -7,7 +7,7 @@ Data here: world facts; with `:paper` the paper's. Paper (Table 3, Wikitext gene
 edit success .88, perplexity drawdown .031.
 """
 
-from mend_jax.paper import paper_config
+from mend_jax.training.paper_settings import paper_config
 
 
 def get_config(variant=""):

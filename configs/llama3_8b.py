@@ -7,7 +7,7 @@ Data here: world facts; with `:paper` the paper's. Not measured: the paper is ol
 than the model.
 """
 
-from mend_jax.paper import paper_config
+from mend_jax.training.paper_settings import paper_config
 
 
 def get_config(variant=""):

@@ -10,9 +10,9 @@ The paper's numbers (success / drawdown, BART-base on zsRE): MEND .98 / .002, ca
 .002, at half .70, at double 1.00 / .22.
 """
 
-from mend_jax import tables
+from mend_jax.apps import paper_tables
 
 
 def get_config(variant=""):
     """Variants: "" and "smoke" (a dozen steps)."""
-    return tables.table11({"": "", "smoke": "smoke"}[variant])
+    return paper_tables.table11({"": "", "smoke": "smoke"}[variant])

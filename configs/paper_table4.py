@@ -12,9 +12,9 @@ The paper's numbers (success / accuracy drawdown, BART-base): FT .96 / <.001, FT
 ENN .99 / <.001, KE .98 / <.001, MEND .98 / .002.
 """
 
-from mend_jax import tables
+from mend_jax.apps import paper_tables
 
 
 def get_config(variant=""):
     """Variants: "" and "smoke" (a dozen steps a cell, to see that every editor runs)."""
-    return tables.table4({"": "", "smoke": "smoke"}[variant])
+    return paper_tables.table4({"": "", "smoke": "smoke"}[variant])

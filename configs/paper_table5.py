@@ -12,10 +12,10 @@ The paper's numbers (success, ENN / MEND, BART-base): 1 .99 / .98, 5 .94 / .97, 
 75 .16 / .78, 125 .11 / .67.
 """
 
-from mend_jax import tables
+from mend_jax.apps import paper_tables
 
 
 def get_config(variant=""):
     """Variants: "", "sequential", and "smoke" and "smoke_sequential" (a dozen steps a cell)."""
     known = ("", "sequential", "smoke", "smoke_sequential")
-    return tables.table5({name: name for name in known}[variant])
+    return paper_tables.table5({name: name for name in known}[variant])

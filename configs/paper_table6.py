@@ -10,9 +10,9 @@ The paper's numbers (success / drawdown, BART-base on zsRE; distilGPT-2 on Wikit
 smaller .98 / .002; .80 / .593. No norm or no identity also trained ten times as long.
 """
 
-from mend_jax import tables
+from mend_jax.apps import paper_tables
 
 
 def get_config(variant=""):
     """Variants: "" and "smoke" (a dozen steps a cell)."""
-    return tables.table6({"": "", "smoke": "smoke"}[variant])
+    return paper_tables.table6({"": "", "smoke": "smoke"}[variant])

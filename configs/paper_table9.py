@@ -8,9 +8,9 @@ The paper's numbers (success / drawdown, attention): GPT-Neo 2.7B .73 / .068, GP
 T5-XL .63 / .001, T5-XXL .78 / <.001; the MLP was always better.
 """
 
-from mend_jax import tables
+from mend_jax.apps import paper_tables
 
 
 def get_config(variant=""):
     """Variants: "" and "smoke" (a dozen steps a cell)."""
-    return tables.table9({"": "", "smoke": "smoke"}[variant])
+    return paper_tables.table9({"": "", "smoke": "smoke"}[variant])

@@ -13,7 +13,7 @@ Variant "paper" (1,800 steps to c_edit 0.25; n = 487): success 0.974 (0.977 / 0.
 paper's, of BART-base: 0.98 / 0.002.
 """
 
-from mend_jax.config import load_config
+from mend_jax.training.config import load_config
 
 
 def get_config(variant=""):

@@ -6,7 +6,7 @@ Data here: world facts; with `:paper` the paper's. Not measured with these setti
 quickstart.py trains the same model in minutes, with settings and numbers of its own.
 """
 
-from mend_jax.paper import paper_config
+from mend_jax.training.paper_settings import paper_config
 
 
 def get_config(variant=""):

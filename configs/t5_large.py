@@ -6,7 +6,7 @@ Data here: world facts; with `:paper` the paper's. The paper shows edits of it a
 examples only (Table 10).
 """
 
-from mend_jax.paper import paper_config
+from mend_jax.training.paper_settings import paper_config
 
 
 def get_config(variant=""):

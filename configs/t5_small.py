@@ -6,7 +6,7 @@ Data here: world facts; with `:paper` the paper's. In the paper a row of Table 2
 (memory); its code has the config.
 """
 
-from mend_jax.paper import paper_config
+from mend_jax.training.paper_settings import paper_config
 
 
 def get_config(variant=""):

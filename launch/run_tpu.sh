@@ -38,7 +38,7 @@ make_environment() {
   run python3 -m uv venv --quiet --seed --allow-existing --python 3.12 "$env_dir"
 }
 
-# On a slice of several workers JAX finds the others by itself (mend_jax/distributed.py).
+# On a slice of several workers JAX finds the others by itself (mend_jax/parallel/distributed.py).
 export MEND_DISTRIBUTED="${MEND_DISTRIBUTED:-auto}"
 
 # The stamp is a copy of the requirements that were installed.

@@ -14,28 +14,28 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mend_jax.config import load_config
+    from mend_jax.apps.train_and_evaluate import train_and_evaluate
+    from mend_jax.core.weight_edit import Dense, Edit, LowRank
     from mend_jax.data.facts import Fact, read_facts
-    from mend_jax.editor import Editor
     from mend_jax.editors import make_editor
-    from mend_jax.edits import Dense, Edit, LowRank
     from mend_jax.errors import MendError
-    from mend_jax.language_model import LanguageModel, load_model
-    from mend_jax.run import train_and_evaluate
+    from mend_jax.hub.language_model import LanguageModel, load_model
+    from mend_jax.training.config import load_config
+    from mend_jax.training.trained_editor import Editor
 
 _HOMES = {
-    "Dense": "edits",
-    "Edit": "edits",
-    "Editor": "editor",
+    "Dense": "core.weight_edit",
+    "Edit": "core.weight_edit",
+    "Editor": "training.trained_editor",
     "Fact": "data.facts",
-    "LanguageModel": "language_model",
-    "LowRank": "edits",
+    "LanguageModel": "hub.language_model",
+    "LowRank": "core.weight_edit",
     "MendError": "errors",
-    "load_config": "config",
-    "load_model": "language_model",
+    "load_config": "training.config",
+    "load_model": "hub.language_model",
     "make_editor": "editors",
     "read_facts": "data.facts",
-    "train_and_evaluate": "run",
+    "train_and_evaluate": "apps.train_and_evaluate",
 }
 
 __all__ = [

@@ -18,14 +18,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mend_jax import config as configs
 from mend_jax.errors import ConfigError, MendError, nearest, tell
+from mend_jax.training import config as configs
 
 # What a config's `job` runs: a module and its function of (config, workdir, config name).
 JOBS = {
-    "edit": ("mend_jax.run", "train_and_evaluate"),
-    "finetune": ("mend_jax.finetune", "finetune"),
-    "grid": ("mend_jax.grid", "run_grid"),
+    "edit": ("mend_jax.apps.train_and_evaluate", "train_and_evaluate"),
+    "finetune": ("mend_jax.apps.fact_checker_job", "finetune"),
+    "grid": ("mend_jax.apps.grid", "run_grid"),
 }
 STARTERS = ("grid",)  # jobs that start runs as processes, and join no others themselves
 
@@ -95,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ConfigError(f"--compile_for: only editing runs are compiled, not job {job!r}")
             return 0 if compile_for(config, workdir, where) else 1
         if job not in STARTERS:
-            from mend_jax import distributed  # after the flags: importing jax takes seconds
+            from mend_jax.parallel import (
+                distributed,  # after the flags: importing jax takes seconds
+            )
 
             distributed.initialize()
         run_of(job)(config, workdir, name)
@@ -117,29 +119,29 @@ def run_of(job: str) -> Callable[..., object]:
 
 def leave(error: Exception) -> None:
     """Tells the other processes of the run, where there are any, that this one cannot go on."""
-    if "mend_jax.distributed" in sys.modules:
-        sys.modules["mend_jax.distributed"].leave(error)
+    if "mend_jax.parallel.distributed" in sys.modules:
+        sys.modules["mend_jax.parallel.distributed"].leave(error)
 
 
 def compile_for(config, workdir: str, where: str) -> bool:
     """Writes DIR/compile_<topology>.json; whether all steps fit the slice."""
-    from mend_jax.pods.slices import parse_slice
+    from mend_jax.tpu.slices import parse_slice
 
     chips = parse_slice(where)
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the compiler must not look for a TPU
-    from mend_jax.pods import compile
-    from mend_jax.writers import write_json
+    from mend_jax.io.writers import write_json
+    from mend_jax.tpu import compile_steps
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    report = compile.compile_for(config, chips, say)
+    report = compile_steps.compile_for(config, chips, say)
     path = Path(workdir) / f"compile_{chips.topology}.json"
     write_json(path, report)
     say(f"report: {path}")
-    return all(report[name]["fits"] for name in compile.STEPS)
+    return all(report[name]["fits"] for name in compile_steps.STEPS)
 
 
 if __name__ == "__main__":

@@ -34,9 +34,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Files that take minutes, longest first. Begun last, one of them keeps one worker busy while the
 # others wait (xdist by itself begins with the files that have most tests).
 LONG = (
-    "test_editors.py", "test_golden.py", "test_processes.py", "test_tasks.py", "test_notebooks.py",
-    "test_quickstart.py", "test_run.py",
-    "test_meshes.py", "test_models_editing.py", "test_models.py", "test_run_kinds.py",
+    "test_editor_contract.py", "test_original_program.py", "test_many_processes.py",
+    "test_paper_tasks.py", "test_notebooks.py",
+    "test_quickstart.py", "test_train_and_evaluate.py",
+    "test_meshes.py", "test_model_editing_contract.py", "test_model_contract.py",
+    "test_run_kinds.py",
 )  # fmt: skip
 
 

@@ -25,9 +25,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mend_jax import checkpoint
-from mend_jax.config import load_config
-from tests.tiny import save_tiny
+from mend_jax.training import checkpoints
+from mend_jax.training.config import load_config
+from tests.support.tiny import save_tiny
 
 ROOT = Path(__file__).parents[1]
 TIMES = {"seconds_per_edit", "peak_memory_bytes", "seconds_total", "seconds", "input_seconds"}
@@ -42,7 +42,7 @@ TINY = {
 }  # fmt: skip
 CONFIG = """
 import ml_collections
-from mend_jax.config import load_config
+from mend_jax.training.config import load_config
 
 
 def get_config(variant=""):
@@ -135,13 +135,13 @@ def _without_times(value):
 
 def _checkpoints(folder):
     """({step: arrays}, {step: meta without times}) of all that are there."""
-    with checkpoint.open_manager(folder, read_only=True) as manager:
+    with checkpoints.open_manager(folder, read_only=True) as manager:
         steps = manager.all_steps()
         arrays = {
             s: manager.restore(s, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
             for s in steps
         }
-        metas = {s: _without_times(checkpoint.restore_meta(manager, s)) for s in steps}
+        metas = {s: _without_times(checkpoints.restore_meta(manager, s)) for s in steps}
     return arrays, {s: {k: v for k, v in m.items() if k != "sha256"} for s, m in metas.items()}
 
 

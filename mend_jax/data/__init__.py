@@ -6,28 +6,28 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
-from mend_jax.data import prepare
-from mend_jax.data.base import DataSet
-from mend_jax.data.raw import data_root
+from mend_jax.data import prepared
+from mend_jax.data.dataset import DataSet
+from mend_jax.data.raw_files import data_root
 from mend_jax.errors import DataError, nearest
 
 if TYPE_CHECKING:
-    from mend_jax.language_model import LanguageModel
+    from mend_jax.hub.language_model import LanguageModel
 
 # A name and the module whose `recipe(config, root)` says how the data set is made.
 DATASETS = {
-    "counterfact": "mend_jax.data.counterfact",
-    "facts": "mend_jax.data.user_facts",
-    "fever": "mend_jax.data.fever",
-    "wikitext_gen": "mend_jax.data.wikitext_gen",
-    "world_facts": "mend_jax.data.world_facts",
-    "zsre": "mend_jax.data.zsre",
+    "counterfact": "mend_jax.data.sources.counterfact",
+    "facts": "mend_jax.data.sources.own_facts",
+    "fever": "mend_jax.data.sources.fever",
+    "wikitext_gen": "mend_jax.data.sources.wikitext_gen",
+    "world_facts": "mend_jax.data.sources.world_facts",
+    "zsre": "mend_jax.data.sources.zsre",
 }
 # The same for data sets whose rows are unrelated texts (`far`), not edits.
 TEXT_SETS: dict[str, str] = {
-    "nq_open": "mend_jax.data.nq_open",
-    "texts": "mend_jax.data.texts",
-    "wikitext": "mend_jax.data.wikitext",
+    "nq_open": "mend_jax.data.sources.nq_open",
+    "texts": "mend_jax.data.sources.own_texts",
+    "wikitext": "mend_jax.data.sources.wikitext",
 }
 
 
@@ -68,7 +68,7 @@ def load(
         if model is None:
             raise DataError(f"data set {base} is made with the base model: give `model`")
         made_with = (model,)
-    found = prepare.load(module.recipe(config or "default", data_root(root), *made_with), folder)
+    found = prepared.load(module.recipe(config or "default", data_root(root), *made_with), folder)
     if model is not None and model.module.kind not in TASKS[found.task]:
         raise DataError(
             f"data set {name} is for {' and '.join(TASKS[found.task])} models, and {model.spec} is "

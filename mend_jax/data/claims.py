@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mend_jax.data import encode
-from mend_jax.data.forms import CLASSIFIER
+from mend_jax.core.token_batch import Sequences
 from mend_jax.errors import DataError
-from mend_jax.sequences import Sequences
+from mend_jax.hub import text_encoding
+from mend_jax.hub.input_formats import CLASSIFIER
 
 _LOG = logging.getLogger(__name__)
 _WIDTH = 8  # texts are cut to a multiple of this many tokens, so that few shapes are compiled
@@ -21,7 +21,7 @@ def encode_claims(
     rows: Sequence[Mapping[str, Any]],
     fields: Sequence[str],
     *,
-    tokenizer: encode.Tokenizer,
+    tokenizer: text_encoding.Tokenizer,
     max_len: int,
 ) -> Sequences:
     """Claims with their true labels; those that do not fit `max_len` tokens are left out, and told.
@@ -42,7 +42,7 @@ def encode_claims(
         raise DataError(f"none of the {len(rows)} claims can be used; the last: {reason}")
     if left:
         _LOG.warning("left out %d of %d claims; the last: %s", left, left + len(found), reason)
-    return encode.stack(found)
+    return text_encoding.stack(found)
 
 
 def widths(seqs: Sequences) -> np.ndarray:
@@ -53,7 +53,7 @@ def widths(seqs: Sequences) -> np.ndarray:
 def take(seqs: Sequences, index: np.ndarray) -> Sequences:
     """Some texts, cut to the widest of them."""
     width = int(widths(seqs)[index].max())
-    some = encode.take(seqs, index)
+    some = text_encoding.take(seqs, index)
     return some.replace(tokens=some.tokens[:, :width], mask=some.mask[:, :width])
 
 

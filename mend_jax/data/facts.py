@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mend_jax.data import raw
+from mend_jax.data import raw_files
 from mend_jax.errors import DataError, nearest
 
 
@@ -49,7 +49,7 @@ def read_facts(path: str | os.PathLike[str]) -> list[Fact]:
         file and the line.
     """
     facts = []
-    for where, record in raw.read_objects(Path(path), _EXAMPLE):
+    for where, record in raw_files.read_objects(Path(path), _EXAMPLE):
         facts.append(fact_of(record, where))
     if not facts:
         raise DataError(f"{path}: no facts in it; write one JSON object a line, such as {_EXAMPLE}")
@@ -86,7 +86,7 @@ def fact_of(record: dict[str, Any], where: str) -> Fact:
     values: dict[str, Any] = {}
     for name, value in record.items():
         if name in _LISTS:
-            values[name] = raw.check_texts(value, name, where)
+            values[name] = raw_files.check_texts(value, name, where)
         else:
-            values[name] = raw.check_text(value, name, where)
+            values[name] = raw_files.check_text(value, name, where)
     return Fact(**values)

@@ -10,8 +10,8 @@ import collections
 import itertools
 from collections.abc import Sequence
 
-from mend_jax.data.names import key_hash, normalise
 from mend_jax.data.rows import Row, same_name
+from mend_jax.data.text_normalisation import key_hash, normalise
 
 _TRIES = 100
 _TRIED_IN_TURN = 1000  # of the pool, where every draw failed

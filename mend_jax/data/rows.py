@@ -6,7 +6,7 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mend_jax.data.names import key_hash, normalise
+from mend_jax.data.text_normalisation import key_hash, normalise
 from mend_jax.errors import DataError
 
 Row = dict[str, Any]

@@ -8,11 +8,11 @@ from typing import Protocol
 
 import numpy as np
 
-from mend_jax.data import encode
-from mend_jax.sequences import Sequences
+from mend_jax.core.token_batch import Sequences
+from mend_jax.hub import text_encoding
 
 
-class Tokenizer(encode.Tokenizer, Protocol):
+class Tokenizer(text_encoding.Tokenizer, Protocol):
     """A tokenizer that also tells which characters its tokens are made of."""
 
     def offsets(self, text: str) -> list[tuple[int, int]]:

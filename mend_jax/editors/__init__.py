@@ -7,8 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_origin, get_type_hints
 
-from mend_jax.editors.base import EditTransform, Link, Run, chain, factor_editor
-from mend_jax.editors.cache import cache
+from mend_jax.core.transform import EditTransform, Link, Run, chain, factor_editor
 from mend_jax.editors.enn import enn
 from mend_jax.editors.fine_tune import fine_tune
 from mend_jax.editors.fine_tune_constrained import fine_tune_constrained
@@ -16,7 +15,8 @@ from mend_jax.editors.fine_tune_ewc import fine_tune_ewc
 from mend_jax.editors.fine_tune_kl import fine_tune_kl
 from mend_jax.editors.fine_tune_lora import fine_tune_lora
 from mend_jax.editors.in_context import in_context
-from mend_jax.editors.ke import ke
+from mend_jax.editors.knowledge_editor import ke
+from mend_jax.editors.lookup_cache import cache
 from mend_jax.editors.malmen import malmen
 from mend_jax.editors.memit import memit
 from mend_jax.editors.mend import mend
@@ -27,7 +27,7 @@ from mend_jax.editors.rledit import rledit
 from mend_jax.editors.rome import rome
 from mend_jax.editors.ultraedit import ultraedit
 from mend_jax.errors import ConfigError
-from mend_jax.typed import fits
+from mend_jax.io.json_values import fits
 
 __all__ = ["EDITORS", "EditTransform", "Link", "Run", "chain", "factor_editor", "make_editor"]
 

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mend_jax.editors.base import Weights
-from mend_jax.edits import Dense, Edit
+from mend_jax.core.forward import Problem
+from mend_jax.core.transform import Weights
+from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.errors import ConfigError
-from mend_jax.forward import Problem
-from mend_jax.layout import vmap_edits
+from mend_jax.parallel.layout import vmap_edits
 
 Optimizer = Literal["sgd", "adam", "rmsprop"]
 Only = int | tuple[str, ...] | None

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.editors.base import EditTransform, Weights
+from mend_jax.core.forward import Problem
+from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.links import init_rate, rate_of
-from mend_jax.edits import Dense, Edit
-from mend_jax.forward import Problem
-from mend_jax.layout import gathered
+from mend_jax.parallel.layout import gathered
 
 
 def enn(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mend_jax.editors.base import EditTransform
+from mend_jax.core.forward import Problem
+from mend_jax.core.transform import EditTransform
+from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.descent import Descent, Only, Optimizer
-from mend_jax.edits import Edit
-from mend_jax.forward import Problem
 
 
 def fine_tune(

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mend_jax.editors.base import EditTransform
+from mend_jax.core.forward import Problem
+from mend_jax.core.transform import EditTransform
+from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.descent import Descent, Only, Optimizer
-from mend_jax.edits import Dense, Edit
-from mend_jax.forward import Problem
 
 Ball = Literal["l0", "l2", "linf"]
 

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.editors.base import EditTransform, Weights
+from mend_jax.core.forward import Problem, scored_logits, trunk_states
+from mend_jax.core.losses import masked_mean, token_kl
+from mend_jax.core.token_batch import Sequences
+from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.descent import Descent, Only, Optimizer
-from mend_jax.edits import Edit
-from mend_jax.forward import Problem, scored_logits, trunk_states
-from mend_jax.losses import masked_mean, token_kl
 from mend_jax.models.encoder_decoder import DECODER, ENCODER
-from mend_jax.sequences import Sequences
 
 
 def fine_tune_kl(

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.editors.base import EditTransform, Weights
+from mend_jax.core.forward import Problem
+from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.weight_edit import Edit, LowRank
 from mend_jax.editors.descent import Descent, Only, Optimizer
-from mend_jax.edits import Edit, LowRank
-from mend_jax.forward import Problem
 
 
 def fine_tune_lora(

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.editors.base import EditTransform, Reader, Weights
-from mend_jax.edits import Edit
+from mend_jax.core.forward import Problem, greedy, scored_logits, trunk_states
+from mend_jax.core.token_batch import Sequences
+from mend_jax.core.transform import EditTransform, Reader, Weights
+from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import ConfigError
-from mend_jax.forward import Problem, greedy, scored_logits, trunk_states
 from mend_jax.models.base import EditableModel
-from mend_jax.sequences import Sequences
 
 
 def in_context(*, separator: tuple[int, ...] = (), times: int = 1, marks: int = 0) -> EditTransform:

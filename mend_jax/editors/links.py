@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.editors.base import Link, Run, Weights, group_weights, stateless
-from mend_jax.edits import Edit, LowRank
-from mend_jax.factors import Factors, block_moments, merge_moments, no_moments, normalise
+from mend_jax.core.factors import Factors, block_moments, merge_moments, no_moments, normalise
+from mend_jax.core.transform import Link, Run, Weights, group_weights, stateless
+from mend_jax.core.weight_edit import Edit, LowRank
 
 Signal = dict[str, Factors]
 

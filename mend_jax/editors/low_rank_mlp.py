@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from mend_jax.editors.base import Group, Link, Run, Weights, group_weights
-from mend_jax.factors import Factors
-from mend_jax.layout import gathered, unsplit
+from mend_jax.core.factors import Factors
+from mend_jax.core.transform import Group, Link, Run, Weights, group_weights
+from mend_jax.parallel.layout import gathered, unsplit
 
 Sides = Literal["combined", "separate", "x_only", "delta_only", "one_sided"]
 Init = Literal["id", "xavier"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mend_jax.editors.base import EditTransform, Link
+from mend_jax.core.forward import Rows
+from mend_jax.core.transform import EditTransform, Link
+from mend_jax.editors.least_squares_editor import ridge_editor
 from mend_jax.editors.links import normalize
 from mend_jax.editors.low_rank_mlp import Film, Init, Sides, VInit, low_rank_mlp
-from mend_jax.editors.massive import ridge_editor
 from mend_jax.editors.ridge import RidgeSolve, keep_key, ridge_solve, value_shift
-from mend_jax.forward import Rows
 
 
 def malmen(

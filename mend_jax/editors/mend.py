@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mend_jax.editors.base import EditTransform, chain, factor_editor
+from mend_jax.core.transform import EditTransform, chain, factor_editor
 from mend_jax.editors.links import normalize, outer_sum, scale_by_layer_lr
 from mend_jax.editors.low_rank_mlp import Init, Sides, VInit, low_rank_mlp
 

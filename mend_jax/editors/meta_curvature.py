@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.editors.base import EditTransform, Link, Run, Weights, chain, factor_editor
+from mend_jax.core.transform import EditTransform, Link, Run, Weights, chain, factor_editor
 from mend_jax.editors.links import Signal, normalize, outer_sum, scale_by_layer_lr
-from mend_jax.layout import gathered, unsplit
+from mend_jax.parallel.layout import gathered, unsplit
 
 
 def meta_curvature(

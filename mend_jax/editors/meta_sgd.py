@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.editors.base import EditTransform, Link, Run, Weights, chain, factor_editor
+from mend_jax.core.transform import EditTransform, Link, Run, Weights, chain, factor_editor
+from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.links import Signal
-from mend_jax.edits import Dense, Edit
-from mend_jax.layout import gathered
+from mend_jax.parallel.layout import gathered
 
 
 def meta_sgd(*, lr: float = 1e-2, log_lr: bool = False) -> EditTransform:

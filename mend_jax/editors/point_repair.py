@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mend_jax.editors.base import EditTransform, Weights
+from mend_jax.core.forward import Problem, tap_zeros, top_logits
+from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.least_norm import Norm, least_matrix
-from mend_jax.edits import Dense, Edit
 from mend_jax.errors import ConfigError
-from mend_jax.forward import Problem, tap_zeros, top_logits
-from mend_jax.layout import n_devices, vmap_edits
 from mend_jax.models import WeightSpec
 from mend_jax.models.params import flatten
+from mend_jax.parallel.layout import n_devices, vmap_edits
 
 ROLE = "mlp/down"
 

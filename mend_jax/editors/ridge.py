@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mend_jax.editors.base import Link, Run, Weights, stateless
+from mend_jax.core.factors import Factors
+from mend_jax.core.transform import Link, Run, Weights, stateless
+from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
 from mend_jax.editors.cholesky import inverse_cholesky, product
 from mend_jax.editors.links import Signal, init_rate, rate_of
-from mend_jax.edits import Delta, Dense, Edit, LowRank
-from mend_jax.factors import Factors
 
 
 def keep_key() -> Link:

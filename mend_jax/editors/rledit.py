@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mend_jax.editors.base import EditTransform, Stream
+from mend_jax.core.forward import Rows
+from mend_jax.core.transform import EditTransform, Stream
+from mend_jax.editors.least_squares_editor import ridge_editor
 from mend_jax.editors.low_rank_mlp import Film, Init, VInit, low_rank_mlp
 from mend_jax.editors.malmen import malmen_links
-from mend_jax.editors.massive import ridge_editor
-from mend_jax.forward import Rows
 
 
 def rledit(

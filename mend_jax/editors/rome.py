@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 
-from mend_jax.editors.base import EditTransform, Weights
-from mend_jax.editors.memory import (
+from mend_jax.core.forward import Problem
+from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.weight_edit import Edit
+from mend_jax.editors.key_value_memory import (
     behind_prefixes,
     causal_only,
     keys,
@@ -17,9 +19,7 @@ from mend_jax.editors.memory import (
     surveyed,
     written,
 )
-from mend_jax.editors.values import Search, value
-from mend_jax.edits import Edit
-from mend_jax.forward import Problem
+from mend_jax.editors.value_search import Search, value
 
 
 def rome(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mend_jax.editors.base import EditTransform, stateless
+from mend_jax.core.forward import Problem, Rows
+from mend_jax.core.transform import EditTransform, stateless
+from mend_jax.editors.least_squares_editor import ridge_editor
 from mend_jax.editors.links import Signal, normalize
-from mend_jax.editors.massive import ridge_editor
 from mend_jax.editors.ridge import keep_key, ridge_solve, shifted
-from mend_jax.forward import Problem, Rows
 
 
 def ultraedit(

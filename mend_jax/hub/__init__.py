@@ -12,12 +12,12 @@ For example::
     hub.save_hf("exported", config, flat, specs)
 """
 
-from mend_jax.hub.config import read_config
-from mend_jax.hub.export import save_hf
 from mend_jax.hub.fingerprint import fingerprint, fingerprint_files, glance
-from mend_jax.hub.sharded import Placement, read_sharded
+from mend_jax.hub.hf_config import read_config
+from mend_jax.hub.hf_export import save_hf
+from mend_jax.hub.sharded_reading import Placement, read_sharded
 from mend_jax.hub.source import Source, resolve
-from mend_jax.hub.tensors import read_tensors
+from mend_jax.hub.tensor_reading import read_tensors
 
 __all__ = [
     "Placement",

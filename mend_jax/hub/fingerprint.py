@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mend_jax.hub.matching import match
 from mend_jax.hub.source import Source
-from mend_jax.hub.tensors import read_whole
+from mend_jax.hub.tensor_matching import match
+from mend_jax.hub.tensor_reading import read_whole
 from mend_jax.models.base import TensorSpec
 
 

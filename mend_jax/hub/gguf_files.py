@@ -20,7 +20,7 @@ import gguf
 import numpy as np
 
 from mend_jax.errors import WeightsError
-from mend_jax.hub.stored import Stored
+from mend_jax.hub.stored_tensor import Stored
 
 _SCALARS = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",

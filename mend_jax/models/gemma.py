@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from mend_jax.layout import unsplit
 from mend_jax.models import llama
 from mend_jax.models.base import TensorSpec, require, windows_by_type, without_gguf
 from mend_jax.models.layers import soft_cap
 from mend_jax.models.rotary import Rope, rope_from_hf
+from mend_jax.parallel.layout import unsplit
 
 MODEL_TYPES = ("gemma2", "gemma3_text")
 TIED = llama.TIED

@@ -7,7 +7,6 @@ from typing import Any
 
 import flax.linen as nn
 
-from mend_jax.layout import unsplit
 from mend_jax.models.attention import SelfAttention
 from mend_jax.models.base import TensorSpec, linear_specs, norm_specs
 from mend_jax.models.decoder import DecoderLM
@@ -15,6 +14,7 @@ from mend_jax.models.gpt2 import GPT2Block, GPT2Config, require_gelu_tanh
 from mend_jax.models.gpt2 import edit_roles as edit_roles
 from mend_jax.models.layers import LayerNorm, along_last
 from mend_jax.models.rotary import inverse_frequencies, turn_pairs
+from mend_jax.parallel.layout import unsplit
 
 MODEL_TYPES = ("gptj",)
 TIED: dict[str, str] = {}

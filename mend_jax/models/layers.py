@@ -91,7 +91,7 @@ class EditableDense(nn.Module):
 
     Collections besides "params":
       "edits": a variable `delta`, any callable pytree that maps (x, W) to the edited matmul's
-        result x W', such as those of `mend_jax.edits`. W itself is never changed.
+        result x W', such as those of `mend_jax.core.weight_edit`. W itself is never changed.
       "taps": a variable `tap`, see `tap_factors`. Absent taps cost nothing.
     """
 

@@ -11,23 +11,21 @@ from typing import Any
 
 from fuzzing.mutations import Mutation, damage_bytes, damage_json, within
 from fuzzing.reader import Reader, put
-from mend_jax.data import (
+from mend_jax.data import prepared, raw_files, rows
+from mend_jax.data.encoded_rows import Lengths, encode_rows
+from mend_jax.data.facts import read_facts
+from mend_jax.data.sources import (
     counterfact,
     fever,
     nq_open,
+    own_facts,
+    own_texts,
     pararel,
-    prepare,
-    raw,
-    rows,
-    texts,
-    user_facts,
     wikitext,
     zsre,
 )
-from mend_jax.data.encoded import Lengths, encode_rows
-from mend_jax.data.facts import read_facts
-from mend_jax.edit import facts as edit_facts
-from mend_jax.tokenizer import Tokenizer
+from mend_jax.hub.tokenizer import Tokenizer
+from mend_jax.ledger import fact_arguments as edit_facts
 
 _damage_packed = within(gzip.decompress, lambda data: gzip.compress(data, 1, mtime=0), damage_json)
 
@@ -36,9 +34,9 @@ def _lines(records: Sequence[Any]) -> bytes:
     return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
 
-def _check(made: prepare.Made) -> None:
+def _check(made: prepared.Made) -> None:
     """Rows that can be written down, encoded and told apart."""
-    prepare.fingerprint_rows(made.splits)
+    prepared.fingerprint_rows(made.splits)
     json.dumps(made.notes)
     for held in made.splits.values():
         for row in held:
@@ -68,7 +66,7 @@ def _read_facts(folder: Path, data: bytes) -> None:
     path = put(folder / "facts.jsonl", data)
     facts = read_facts(path)
     assert facts and all(f.prompt.strip() and f.target.strip() for f in facts)
-    made = user_facts.make(path)
+    made = own_facts.make(path)
     _check(made)
     assert sum(map(len, made.splits.values())) == len(facts)
     held = encode_rows(made.splits["test"], _tokenizer(), Lengths(96, 24, 32))
@@ -247,7 +245,7 @@ def _read_texts(folder: Path, data: bytes) -> None:
     put(folder / "owt/sound.txt", lines.encode())
     put(folder / "owt/damaged.txt", data)
     put(folder / "owt/damaged.jsonl", data) if data.lstrip()[:1] == b"{" else None
-    _check(texts.recipe("owt", folder).make())
+    _check(own_texts.recipe("owt", folder).make())
 
 
 def _read_pararel(folder: Path, data: bytes) -> None:
@@ -262,7 +260,7 @@ def _read_pararel(folder: Path, data: bytes) -> None:
 def _read_raw(folder: Path, data: bytes) -> None:
     """The reader below all others, on packed files."""
     path = put(folder / "raw.jsonl.gz", data)
-    for where, record in raw.each_record(path, {"question": "text", "answer": "texts"}):
+    for where, record in raw_files.each_record(path, {"question": "text", "answer": "texts"}):
         assert where.startswith(str(path)) and record["question"].encode()
 
 

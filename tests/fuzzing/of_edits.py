@@ -12,19 +12,16 @@ from unittest import mock
 
 import numpy as np
 from safetensors.numpy import save as serialise
-from small_edits import FINGERPRINT, UP, bits, small_delta, small_edit
-from test_page import fake_measured
+from support.small_edits import FINGERPRINT, UP, bits, small_delta, small_edit
+from test_ledger_page import fake_measured
 
 from fuzzing.mutations import damage_bytes, damage_document, damage_json, damage_safetensors
 from fuzzing.reader import Reader, put
-from mend_jax import (
-    edit_files,
-    journal,
-    shipped,
-)
-from mend_jax.edit import console, page
-from mend_jax.edits import Edit
-from mend_jax.ledger import Base, Ledger
+from mend_jax.core import edit_file
+from mend_jax.core.weight_edit import Edit
+from mend_jax.ledger import journal, page, text_view
+from mend_jax.ledger.store import Base, Ledger
+from mend_jax.training import pretrained
 
 _BASE = Base("tiny", FINGERPRINT, "float32", 2, ("mlp/up",))
 
@@ -36,37 +33,37 @@ def _edit_seeds() -> list[bytes]:
     rng = np.random.default_rng(1)
     dense = {UP: small_delta(rng, UP, rows=None)}
     edits = [small_edit(1, editor="mend@01234567"), Edit(dense, base=FINGERPRINT), small_edit(2)]
-    return [edit_files.to_bytes(edit) for edit in edits]
+    return [edit_file.to_bytes(edit) for edit in edits]
 
 
 def _read_edit(folder: Path, data: bytes) -> None:
     """What is read is what is written again, to the last bit."""
-    edit = edit_files.load(put(folder / "e.safetensors", data))
+    edit = edit_file.load(put(folder / "e.safetensors", data))
     for delta in edit.deltas.values():
         assert len(delta.shape) == 2
     "".join((edit.base, edit.editor, edit.made, *(t for fact in edit.facts for t in fact)))
-    again = edit_files.load(put(folder / "f.safetensors", edit_files.to_bytes(edit)))
+    again = edit_file.load(put(folder / "f.safetensors", edit_file.to_bytes(edit)))
     assert (again.base, again.facts, again.editor) == (edit.base, edit.facts, edit.editor)
     assert set(again.deltas) == set(edit.deltas)
-    twice = edit_files.load(put(folder / "g.safetensors", edit_files.to_bytes(again)))
+    twice = edit_file.load(put(folder / "g.safetensors", edit_file.to_bytes(again)))
     assert bits(twice) == bits(again)
 
 
 def _shipped_seeds() -> list[bytes]:
     tensors = {"params/w": np.ones((3, 4), np.int8), "params/w/int8_scale": np.ones((3, 1), "f4"),
                "state/count": np.ones((2,), np.float32)}  # fmt: skip
-    told = {name: "x" for name in shipped._FIELDS} | {"config": {"name": "mend"}}
-    told["sha256"] = shipped._digest(tensors, told["config"])
-    meta = {k: json.dumps(v) if k in shipped._JSON else v for k, v in told.items()}
-    return [serialise(tensors, {"format": shipped.FORMAT, **meta})]
+    told = {name: "x" for name in pretrained._FIELDS} | {"config": {"name": "mend"}}
+    told["sha256"] = pretrained._digest(tensors, told["config"])
+    meta = {k: json.dumps(v) if k in pretrained._JSON else v for k, v in told.items()}
+    return [serialise(tensors, {"format": pretrained.FORMAT, **meta})]
 
 
 def _read_shipped(folder: Path, data: bytes) -> None:
-    meta, flat = shipped._read(put(folder / "editor.safetensors", data))
+    meta, flat = pretrained._read(put(folder / "editor.safetensors", data))
     json.dumps(meta)
-    for array in shipped._whole(flat).values():
+    for array in pretrained._whole(flat).values():
         assert array.dtype != np.int8
-    shipped._read(folder / "editor.safetensors", tensors=False)
+    pretrained._read(folder / "editor.safetensors", tensors=False)
 
 
 # --- ledgers
@@ -126,8 +123,8 @@ def _read_log(folder: Path, data: bytes) -> None:
     ledger = _open_with(folder, "log.jsonl", data)
     entries = ledger.entries()
     assert [e.number for e in entries] == list(range(1, len(entries) + 1))
-    console.log(entries)
-    found = console.shown(ledger, entries)
+    text_view.log(entries)
+    found = text_view.shown(ledger, entries)
     json.dumps(found)
     for entry in entries:
         file = (ledger.path / entry.file).resolve()
@@ -135,14 +132,14 @@ def _read_log(folder: Path, data: bytes) -> None:
         edit = ledger.edit(entry.number)
         assert bits(edit) == bits(small_edit(int(edit.facts[0][0].split()[1])))
     with mock.patch.object(page, "edits_png", lambda shown: None):
-        console.page(found)
+        text_view.page(found)
         page.render(found)
 
 
 def _read_base(folder: Path, data: bytes) -> None:
     ledger = _open_with(folder, "base.json", data)
     assert ledger.base == _BASE or isinstance(ledger.base.spec, str)
-    console.page(console.shown(ledger, ledger.entries()))
+    text_view.page(text_view.shown(ledger, ledger.entries()))
 
 
 def _read_ledger_edit(folder: Path, data: bytes) -> None:

@@ -12,19 +12,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from small_edits import FINGERPRINT
+from support.small_edits import FINGERPRINT
 
 from fuzzing.mutations import damage_bytes
 from fuzzing.reader import Reader, put
-from mend_jax import config as configs
-from mend_jax import (
-    schema,
-    workdir,
-)
-from mend_jax.build import build_editor, build_optimizer
-from mend_jax.edit import serve
 from mend_jax.errors import DataError
-from mend_jax.ledger import Base
+from mend_jax.ledger import web_server
+from mend_jax.ledger.store import Base
+from mend_jax.training import config as configs
+from mend_jax.training import config_schema, run_folder
+from mend_jax.training.build import build_editor, build_optimizer
 
 _BASE = Base("tiny", FINGERPRINT, "float32", 2, ("mlp/up",))
 
@@ -39,12 +36,12 @@ def _read_overrides(folder: Path, data: bytes) -> None:
     config = configs.load_config("quickstart.py:smoke")
     configs.apply_overrides(config, text.split("\n"))
     again = configs.load_config("quickstart.py:smoke")
-    values = {key: schema._get(config, key) for key in configs.flat_keys(config)}
-    known = {k: v for k, v in values.items() if k in schema.KEYS}
+    values = {key: config_schema._get(config, key) for key in configs.flat_keys(config)}
+    known = {k: v for k, v in values.items() if k in config_schema.KEYS}
     configs.apply_overrides(again, configs.settings(known))
     for key, value in known.items():
-        assert repr(schema._get(again, key)) == repr(value), key
-    schema.check(config)
+        assert repr(config_schema._get(again, key)) == repr(value), key
+    config_schema.check(config)
     configs.to_json(config)
     build_editor(config)
 
@@ -65,7 +62,7 @@ def _config_seed() -> bytes:
 def _read_config(folder: Path, data: bytes) -> None:
     """The config of a run, from its folder: what is believed can be built."""
     put(folder / "config.json", data)
-    config = workdir.read_config(folder)
+    config = run_folder.read_config(folder)
     configs.to_json(config)
     build_editor(config)
     build_optimizer(config)
@@ -124,7 +121,7 @@ def _read_request(folder: Path, data: bytes) -> None:
         except BlockingIOError:
             raise DataError("too long for this test") from None
         ours.shutdown(socket.SHUT_WR)
-        serve.Handler(theirs, ("127.0.0.1", 1), _SERVER)
+        web_server.Handler(theirs, ("127.0.0.1", 1), _SERVER)
         theirs.shutdown(socket.SHUT_RDWR)
         answer = b""
         while piece := _received(ours):

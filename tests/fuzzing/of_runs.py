@@ -11,24 +11,19 @@ from unittest import mock
 
 import numpy as np
 from safetensors.numpy import save as serialise
-from test_report import fake_examples, fake_in_turn, fake_metrics, fake_results
+from test_run_report import fake_examples, fake_in_turn, fake_metrics, fake_results
 
 from fuzzing.mutations import damage_bytes, damage_safetensors
 from fuzzing.reader import Reader, put
-from mend_jax import (
-    batch_files,
-    grid_join,
-    grid_markdown,
-    grid_report,
-    report,
-    so_far,
-    workdir,
-)
-from mend_jax.grid_rows import make_row
-from mend_jax.judged import Judged
-from mend_jax.objective import texts_of
-from mend_jax.processes import Run
-from mend_jax.writers import JsonLines, finite, write_json
+from mend_jax.apps import join_grids
+from mend_jax.apps.run_processes import Run
+from mend_jax.core.meta_loss import texts_of
+from mend_jax.evaluation import sequential_state
+from mend_jax.evaluation.reports import grid_markdown, grid_report, run_report
+from mend_jax.evaluation.reports.grid_rows import make_row
+from mend_jax.evaluation.scored_batches import Judged
+from mend_jax.io.writers import JsonLines, finite, write_json
+from mend_jax.training import batch_files, run_folder
 
 # --- runs
 
@@ -40,10 +35,10 @@ def _read_report(folder: Path, data: bytes) -> None:
     put(folder / "examples.json", json.dumps(fake_examples()).encode())
     put(folder / "metrics.jsonl", b'{"step": 1}\n')
     put(folder / name, data)
-    with mock.patch.object(report, "draw", lambda results, lines: {}):
-        assert "<html" in report.write(folder).read_text(encoding="utf-8")
+    with mock.patch.object(run_report, "draw", lambda results, lines: {}):
+        assert "<html" in run_report.write(folder).read_text(encoding="utf-8")
     if name == "results.json":
-        workdir.read_results(folder)
+        run_folder.read_results(folder)
 
 
 def _report_seeds() -> list[bytes]:
@@ -54,7 +49,7 @@ def _read_pictures(folder: Path, data: bytes) -> None:
     """All pictures of a run."""
     put(folder / "results.json", json.dumps(fake_results()).encode())
     put(folder / ("results.json" if b"config_name" in data else "metrics.jsonl"), data)
-    report.write(folder)
+    run_report.write(folder)
 
 
 def _grid_seeds() -> list[bytes]:
@@ -67,7 +62,7 @@ def _grid_of(folder: Path, data: bytes) -> dict[str, Any]:
     """A grid of two cells, of which the first left these results."""
     run = Run("one", (), put(folder / "run/results.json", data).parent)
     cell = {"method": "MEND", "seeds": (0,)}
-    left = workdir.read_results(run.folder), json.loads(_grid_seeds()[0])
+    left = run_folder.read_results(run.folder), json.loads(_grid_seeds()[0])
     rows = [make_row(n, cell, [(run, r)]) for n, r in zip(("one", "two"), left, strict=True)]
     return {"title": "T", "config_name": "t.py", "config": {}, "rows": rows, "failed": {}}
 
@@ -95,9 +90,9 @@ def _grid_file_seed() -> list[bytes]:
 def _read_grid_file(folder: Path, data: bytes) -> None:
     """One table of two parts, one of them damaged."""
     parts = [put(folder / "a.json", data), put(folder / "b.json", _grid_file_seed()[0])]
-    found = grid_join.join([grid_join.read(part) for part in parts])
+    found = join_grids.join([join_grids.read(part) for part in parts])
     with mock.patch.object(grid_report, "draw", lambda rows: {}):
-        grid_join.write(folder / "both", found)
+        join_grids.write(folder / "both", found)
     assert "<html" in (folder / "both" / "report.html").read_text(encoding="utf-8")
 
 
@@ -178,7 +173,7 @@ def _so_far_seed() -> bytes:
 
 def _read_so_far(folder: Path, data: bytes) -> None:
     """The edits so far are used where they are whole, and else begun anew: never an error."""
-    kept = so_far.SoFar(put(folder / "so_far.npz", data), _OF)
+    kept = sequential_state.SoFar(put(folder / "so_far.npz", data), _OF)
     fresh, state = np.full((2, 3), 7, np.float32), np.full((4,), 7, np.float32)
     k, found, after = kept.load(fresh, state, latest=5)
     assert 0 <= k <= 5

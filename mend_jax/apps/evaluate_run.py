@@ -1,0 +1,202 @@
+"""All that a run measures of its editor: test edits, other test sets, baselines, ability."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mend_jax.core.forward import make_problem
+from mend_jax.data.prepared import fingerprint_rows
+from mend_jax.editors import EditTransform, make_editor
+from mend_jax.evaluation.evaluate_split import evaluate, time_edits
+from mend_jax.evaluation.general_ability import (
+    know,
+    known_first,
+    probe_edits,
+    probe_reader,
+    summarise,
+)
+from mend_jax.evaluation.scored_batches import Judged
+from mend_jax.evaluation.scoring import make_edit
+from mend_jax.evaluation.sequential_edits import edit_in_turn
+from mend_jax.evaluation.sequential_state import SoFar
+from mend_jax.io import checksums
+from mend_jax.io.writers import Progress
+from mend_jax.parallel.distributed import gather, is_writer
+from mend_jax.parallel.mesh import shard_batch
+from mend_jax.parallel.sharding import EDITOR_RULES, place
+from mend_jax.training import config as configs
+from mend_jax.training.calibration import survey
+from mend_jax.training.experiment import Experiment, Split
+from mend_jax.training.provenance import code_fingerprint
+from mend_jax.training.step import TrainState
+from mend_jax.training.threshold_tuning import sweep
+
+Between = Callable[[], None]
+
+
+def appraise(
+    experiment: Experiment, state: TrainState, workdir: Any, between: Between
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The entries `eval`, `also` and `baselines` of results.json, and examples.
+
+    Every pass keeps what it judged in WORKDIR/edits*.jsonl (of edits in turn: sequential*.jsonl,
+    and the edits so far in sequential*.npz) and goes on from there.
+
+    Args:
+      between: called before each batch; it may raise to end the pass.
+    """
+    c = experiment.config
+    own = (experiment.editor, state.params, state.editor_state)
+    run_mark = {
+        "config": checksums.of_json(configs.plain(c)), "base": experiment.model.fingerprint,
+        "code": code_fingerprint(),
+    }  # fmt: skip
+
+    def mark_of(editor: tuple[EditTransform, Any, Any]) -> dict[str, Any]:
+        """Tells what an editor scores, here and now, from what another one scored."""
+        _, params, state = editor
+        return {**run_mark, "learned": checksums.of_json(checksums.of_arrays((params, state)))}
+
+    def file(kind: str, name: str, ending: str) -> Any:
+        """The files of a pass are named after it."""
+        return workdir / "".join([kind, *(f"_{x}" for x in re.findall(r"\w+", name)), ending])
+
+    def judge(split: Split, editor: Any, name: str, per_step: int, examples: int, mark: Any):
+        """One pass."""
+        of = {"of": name, "n": len(split), "at_once": per_step, "rows": rows_mark(split), **mark}
+        log = Judged(file("edits", name, ".jsonl"), of)
+        return _judge(experiment, split, editor, per_step, examples, name, between, log)
+
+    def in_turn(editor: Any, name: str, turns: Sequence[int], mark: Any) -> dict[str, Any]:
+        """The entry `sequential`, if so many edits in turn are asked for."""
+        if not turns:
+            return {}
+        of = {"of": name, "turns": list(turns), "n": c.data.edits_per_batch}
+        of |= {"rows": rows_mark(experiment.in_turn), **mark}
+        transform, params, state = _placed(experiment, editor)
+        found = edit_in_turn(
+            transform, params, state, experiment.model, experiment.in_turn.encoded,
+            checkpoints=turns, facts_per_edit=c.data.edits_per_batch, between=between,
+            log=Judged(file("sequential", name, ".jsonl"), of),
+            saved=SoFar(file("sequential", name, ".npz"), of),
+            what=f"edits in turn, {name or c.editor.name}",
+        )  # fmt: skip
+        return {"sequential": found}
+
+    per_step = c.eval.edits_per_step
+    results: dict[str, Any] = {"also": {}, "baselines": {}}
+    mark = mark_of(own)
+    results["eval"], examples = judge(
+        experiment.test, own, "", per_step, c.eval.examples, mark
+    )  # fmt: skip
+    results["eval"] |= in_turn(own, "", c.eval.sequential, mark)
+    for name, split in experiment.also.items():
+        results["also"][name], _ = judge(split, own, f"also {name}", per_step, 0, mark)
+    if experiment.probes is not None:
+        of = {"of": "ability", "at_once": per_step, "rows": rows_mark(experiment.test), **mark}
+        log = Judged(file("ability", "", ".jsonl"), of)
+        results["eval"]["ability"] = _general_ability(experiment, own, between, log)
+    for name, options in c.eval.baselines.items():
+        options = options.to_dict()
+        turns = options.pop("sequential", ())
+        editor, split, at_once = _baseline(experiment, name, options)
+        mark = mark_of(editor)
+        results["baselines"][name], _ = judge(split, editor, name, at_once, 0, mark)
+        results["baselines"][name] |= in_turn(editor, name, turns, mark)
+    return results, examples
+
+
+def rows_mark(split: Split) -> str:
+    """Tells the rows of a split from others."""
+    return fingerprint_rows({"": [split.rows[int(i)] for i in split.encoded.index]})
+
+
+def _placed(
+    experiment: Experiment, editor: tuple[EditTransform, Any, Any]
+) -> tuple[EditTransform, Any, Any]:
+    """The editor with its parameters and state where the mesh wants them."""
+    transform, *start = editor
+    return transform, *(place(experiment.mesh, tree, EDITOR_RULES) for tree in start)
+
+
+def _general_ability(
+    experiment: Experiment, editor: tuple[EditTransform, Any, Any], between: Between, log: Judged
+) -> dict[str, Any]:
+    """What `eval.ability_edits` edits of the test split do to texts and facts that all share."""
+    c, model, probes = experiment.config.eval, experiment.model, experiment.probes
+    split = experiment.subset(experiment.test, c.ability_edits)
+    transform, params, state = _placed(experiment, editor)
+
+    @jax.jit
+    def probe(params, state, base, texts, probes, known):
+        if transform.reader is not None:
+            problem = make_problem(model.module, base, model.weights, texts)
+            read = functools.partial(transform.reader.logits, params, problem)
+            return probe_reader(read, texts.lead[0], probes, known, model=model.module)
+        edit = make_edit(transform, model.module, model.weights, params, state, base, texts)
+        return probe_edits(base, edit, probes, known, model=model.module)
+
+    known = jax.jit(functools.partial(know, model=model.module))(model.params, probes)
+    pool = np.asarray(known.recalled)
+    probes, known = known_first(probes, known, c.ability_facts)
+    progress = Progress("general ability", len(split), start=log.n_edits, writer=is_writer())
+    for number, batch in enumerate(experiment.eval_batches(split, c.edits_per_step)):
+        if number < len(log.batches):
+            continue
+        between()
+        placed = shard_batch(experiment.mesh, batch)
+        found = gather(probe(params, state, model.params, placed["edit"], probes, known))
+        valid, numbered = gather((placed["valid"], placed["index"]))
+        kept = {("probes", name): np.asarray(v)[valid.any(-1)] for name, v in found.items()}
+        log.add(numbered[valid].tolist(), kept, {})
+        progress.update(log.n_edits, force=log.n_edits == len(split))
+    joined = {name: values for (_, name), values in log.scores().items()}
+    return summarise(joined, probes, known) | {
+        "recall_of_pool": float(pool.mean()),
+        "pool": len(pool),
+    }
+
+
+def _baseline(
+    experiment: Experiment, name: str, options: dict[str, Any]
+) -> tuple[tuple[EditTransform, Any, Any], Split, int]:
+    """An editor that needs no training, the test edits for it (all, or `edits` of them), and E."""
+    split = experiment.subset(experiment.test, options.pop("edits", 0))
+    per_step = options.pop("edits_per_step", experiment.config.eval.edits_per_step)
+    editor = make_editor(options.pop("editor", name), options)
+    key = jax.random.key(experiment.config.seed)
+    params, state = editor.init(key, experiment.model.weights)
+    state = survey(experiment, editor, params, state)
+    return (editor, *sweep(experiment, editor, params, state)), split, per_step
+
+
+def _judge(
+    experiment: Experiment,
+    split: Split,
+    editor: tuple[EditTransform, Any, Any],
+    per_step: int,
+    n_examples: int,
+    name: str,
+    between: Between,
+    log: Judged,
+) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
+    transform, params, state = _placed(experiment, editor)
+    found, examples = evaluate(
+        transform, params, state, experiment.model, experiment.eval_batches(split, per_step),
+        split.rows, experiment.mesh, n_edits=len(split),
+        max_new=experiment.config.eval.max_new_tokens, n_examples=n_examples,
+        what=f"evaluate {name or experiment.config.editor.name}", between=between, log=log,
+    )  # fmt: skip
+    first = next(experiment.eval_batches(split, per_step))
+    found["facts_per_edit"] = experiment.config.data.edits_per_batch
+    if transform.reader is None:  # else there is no edit to make, and reading is dearer instead
+        found["seconds_per_edit"] = time_edits(transform, params, state, experiment.model, first)
+    if transform.sweep is not None:
+        found["sweep"] = transform.sweep.told(*gather((params, state)))
+    return found, examples

@@ -1,0 +1,179 @@
+"""The fine-tuning job: makes a fact checker of an encoder, the base that claim edits start from.
+
+Trains the head, the pooler and the top blocks on the claims of a data set (task `fc`) with their
+true labels; the trunk is frozen and runs once a batch, without a gradient. Leaves DIR/model, a
+Hugging Face folder that `load_model` reads; DIR/results.json, metrics.jsonl and config.json. A job
+takes minutes, so one that was interrupted starts again from its beginning.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from mend_jax import data, hub
+from mend_jax.apps.train_and_evaluate import say
+from mend_jax.core.token_batch import Sequences
+from mend_jax.data.claims import encode_claims
+from mend_jax.data.rows import SPLITS
+from mend_jax.errors import ConfigError
+from mend_jax.evaluation.claim_scores import judge, summary
+from mend_jax.hub.language_model import LanguageModel, load_model
+from mend_jax.hub.merged_export import save_checkpoint
+from mend_jax.io.writers import JsonLines, is_remote, write_json, write_text
+from mend_jax.models.classifier import HEAD
+from mend_jax.models.params import count, unstack_trunk
+from mend_jax.parallel import distributed
+from mend_jax.training import checkpoints
+from mend_jax.training import config as configs
+from mend_jax.training.config_schema import Key, check_keys, refuse
+from mend_jax.training.experiment import choose_rows
+from mend_jax.training.fact_checker import train
+from mend_jax.training.provenance import code_fingerprint, hardware, versions
+from mend_jax.training.run_folder import occupied, prepare, read_results
+
+KEYS = {
+    "job": Key(str, choices=("finetune",)),
+    "seed": Key(int, 0),
+    "model.spec": Key(str),
+    "model.last_n_blocks": Key(int, 1),
+    "data.name": Key(str),
+    "data.dir": Key(str),
+    "data.max_len": Key(int, 3),
+    "data.train_rows": Key(int, 0),
+    "data.rephrases": Key(bool),
+    "train.epochs": Key(int, 1),
+    "train.batch_size": Key(int, 1),
+    "train.lr": Key(float, 0.0, above=True),
+    "train.clip": Key(float, 0.0, above=True),
+    "train.warmup": Key(int, 0),
+    "train.log_every": Key(int, 1),
+    "train.val_every": Key(int, 1),
+    "train.patience": Key(int, 0),
+    "eval.batch_size": Key(int, 1),
+    "eval.rows": Key(int, 0),
+}
+
+
+def finetune(
+    config: ml_collections.ConfigDict, workdir: str | Path, config_name: str = ""
+) -> dict[str, Any]:
+    """Runs a config in a folder and returns what results.json holds; a finished one only tells it.
+
+    Raises:
+      MendError: a bad config, base or data set, or a folder that another run is in, before
+        anything is computed; or a loss that is not finite.
+    """
+    began = time.monotonic()
+    check(config)
+    if jax.process_count() > 1:
+        raise ConfigError("fine-tuning runs in one process: start it on one host")
+    workdir = prepare(workdir)
+    if is_remote(workdir):
+        raise ConfigError(f"--workdir {workdir}: fine-tuning needs a local folder, for its model")
+    with occupied(workdir):
+        return _finetune(config, workdir, config_name, began)
+
+
+def _finetune(
+    config: ml_collections.ConfigDict, workdir: Path, config_name: str, began: float
+) -> dict[str, Any]:
+    """`finetune` in a folder that is its own, begun at that time."""
+    finished = read_results(workdir)
+    if finished is not None:
+        mine = {"config": configs.plain(config)}
+        checkpoints.refuse_other_run({"config": finished["config"]}, mine, workdir)
+        say(f"{workdir} is finished")
+        say(headline(finished))
+        return finished
+    model = load_model(
+        config.model.spec, last_n_blocks=config.model.last_n_blocks, fresh=HEAD
+    )  # fmt: skip
+    dataset = data.load(config.data.name, config.data.dir or None, model=model)
+    texts = encode_splits(config, dataset, model)
+    say(
+        f"base {model.spec} ({model.fingerprint}); {dataset.name}: "
+        + ", ".join(f"{len(seqs.tokens)} {name}" for name, seqs in texts.items())
+    )
+    write_text(workdir / "config.json", configs.to_json(config) + "\n")
+    log = JsonLines(workdir / "metrics.jsonl")
+    log.rewind(-1)
+    started = time.monotonic()
+    with distributed.StopRequest() as stop:
+        best, steps = train(config, model, texts, log, stop)
+    trained_in = time.monotonic() - started
+    params = {**model.params, **jax.device_get(best.params)}
+    save_checkpoint(workdir / "model", model, params)
+    per_batch = config.eval.batch_size
+    scored = {
+        name: judge(model.module, params, seqs, per_batch)
+        for name, seqs in texts.items()
+        if name != "learned"
+    }
+    results = {
+        "config_name": config_name,
+        "config": configs.plain(config),
+        "base": {"spec": model.spec, "fingerprint": model.fingerprint},
+        "model": {"fingerprint": hub.fingerprint(unstack_trunk(params))},
+        "data": {
+            "name": dataset.name, "fingerprint": dataset.fingerprint, "license": dataset.license,
+            "notes": dataset.notes,
+        },
+        "code": code_fingerprint(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "training": {
+            "steps": steps, "kept_step": best.step, "trained_parameters": count(best.params),
+            "seconds": trained_in,
+        },
+        "eval": {name: summary(scores) for name, scores in scored.items()},
+        "seconds_total": time.monotonic() - began,
+    }  # fmt: skip
+    write_json(workdir / "results.json", results)
+    say(headline(results))
+    say(f"model: {workdir / 'model'}")
+    return results
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises one ConfigError that names every key that is unknown, missing or out of range."""
+    refuse(check_keys(config, KEYS))
+
+
+def encode_splits(
+    config: ml_collections.ConfigDict, dataset: data.DataSet, model: LanguageModel
+) -> dict[str, Sequences]:
+    """The claims of each split with their true labels, [N, ...].
+
+    `learned` is what is trained on; the others are judged: `train` is a part of it, and
+    `test_rephrase` the other wordings of test's claims.
+    """
+    if dataset.task != "fc":
+        raise ConfigError(f"data set {dataset.name} has no claims to judge: use one such as fever")
+    c = config.data
+    encode_rows = functools.partial(encode_claims, tokenizer=model.tokenizer, max_len=c.max_len)
+    train = choose_rows(dataset.split("train"), c.train_rows)
+    fields = ("prompt", "rephrase") if c.rephrases else ("prompt",)
+    validation, test = (choose_rows(dataset.split(n), config.eval.rows) for n in SPLITS[1:])
+    return {
+        "learned": encode_rows(train, fields),
+        "train": encode_rows(choose_rows(train, len(test)), ("prompt",)),
+        "validation": encode_rows(validation, ("prompt",)),
+        "test": encode_rows(test, ("prompt",)),
+        "test_rephrase": encode_rows(test, ("rephrase",)),
+    }
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """The final numbers in a line."""
+    return "; ".join(
+        f"{name} accuracy {e['accuracy']:.3f} [{e['accuracy_ci95'][0]:.3f}, "
+        f"{e['accuracy_ci95'][1]:.3f}] nll {e['nll']:.3f} (n = {e['n']})"
+        for name, e in results["eval"].items()
+    )

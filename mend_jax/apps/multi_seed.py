@@ -1,0 +1,92 @@
+"""python -m mend_jax.apps.multi_seed --config=NAME.py [--workdir=DIR] [--seeds=0,1,2] [...]
+
+The same run with several seeds, each in DIR/seed_N (which resumes, or is done), and DIR/seeds.json:
+mean, standard deviation and 95% interval of every number over the seeds. The seed decides how the
+editor begins and the order of the training edits; the base, the data and its splits stay. Each is a
+process of its own, one after the other. For several configs at once see `mend_jax.apps.grid`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mend_jax import main as command
+from mend_jax.apps.run_processes import Run, refuse_failures, run_all, say, stand_aside
+from mend_jax.errors import ConfigError, MendError, tell
+from mend_jax.evaluation.statistics import summarise
+from mend_jax.io.writers import as_path, write_json
+
+HEADLINE = (
+    "success", "edit.success_exact", "rephrase.success_exact", "edit.success_generated",
+    "rephrase.success_generated", "locality.kl", "locality.argmax_agreement",
+    "locality.near.argmax_agreement", "locality.far.argmax_agreement", "locality.far.kl",
+    "locality.accuracy_drawdown", "locality.perplexity_drawdown", "portability.success_exact",
+    "ability.perplexity", "ability.recall",
+)  # fmt: skip
+ALSO = (
+    "success", "portability.success_exact", "locality.more_near.argmax_agreement",
+    "locality.far.argmax_agreement",
+)  # fmt: skip
+"""Of the further test sets (`eval.also`)."""
+
+
+def table(summary: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:
+    """The headline numbers as lines of text."""
+    lines = [f"seeds {', '.join(map(str, seeds))}: mean (sd; 95% interval of the mean)"]
+    names = {path.split(".")[1] for path in summary if path.startswith("also.")}
+    further = [path for n in sorted(names) for k in ALSO if (path := f"also.{n}.{k}") in summary]
+    for path in (*(path for path in HEADLINE if path in summary), *further):
+        s = summary[path]
+        low, high = s["ci95"]
+        lines.append(f"  {path}: {s['mean']:.4f} ({s['sd']:.4f}; {low:.4f} to {high:.4f})")
+    return "\n".join(lines)
+
+
+def parse(argv: Sequence[str]) -> tuple[list[int], list[str]]:
+    """The seeds, and the other arguments.
+
+    Raises:
+      ConfigError: seeds that are not different whole numbers.
+    """
+    given = [a.removeprefix("--seeds=") for a in argv if a.startswith("--seeds=")]
+    rest = [a for a in argv if not a.startswith("--seeds=")]
+    text = given[-1] if given else "0,1,2"
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"--seeds={text}: give different whole numbers, such as --seeds=0,1,2")
+    return seeds, rest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns as `mend_jax.main` does."""
+    try:
+        seeds, rest = parse(sys.argv[1:] if argv is None else argv)
+        _, workdir, _ = command.parse(rest)
+        stand_aside()
+        workdir = as_path(workdir)
+        runs = [  # of flags given twice the last counts
+            Run(f"seed {seed}", (*rest, f"--config.seed={seed}"), workdir / f"seed_{seed}")
+            for seed in seeds
+        ]
+        refuse_failures(run_all(runs), len(runs))
+        summary = summarise([scores(run.results()) for run in runs])
+    except MendError as e:
+        return tell(e)
+    write_json(workdir / "seeds.json", {"seeds": seeds, "runs": len(runs), "eval": summary})
+    say(table(summary, seeds))
+    return 0
+
+
+def scores(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What is averaged of one run."""
+    more = {name: results[name] for name in ("also", "baselines") if name in results}
+    return results["eval"] | more
+
+
+if __name__ == "__main__":
+    sys.exit(main())

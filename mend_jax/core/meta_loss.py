@@ -1,0 +1,156 @@
+"""The meta-objective: edit with the editor, then ask for success and for silence elsewhere."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mend_jax.core.chunking import by_texts
+from mend_jax.core.forward import Problem, scored_states, shared_trunk_states
+from mend_jax.core.logits import of_logits
+from mend_jax.core.losses import masked_mean, token_kl, token_nll
+from mend_jax.core.token_batch import Sequences
+from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.weight_edit import Edit, formed_once
+from mend_jax.models.base import EditableModel
+
+ASKED = ("edit", "rephrase")
+LOCALITY = ("near", "far")
+
+
+def locality_sets(batch: Mapping[str, Any]) -> list[str]:
+    """Which locality texts a batch has: `near` (other subjects) and `far` (plain text)."""
+    return [name for name in LOCALITY if name in batch]
+
+
+def set_weights(sets: list[str], near_share: float) -> dict[str, float]:
+    """How much each locality set counts; sets of weight 0 are left out.
+
+    `near_share` for `near`, the rest for `far`; one that is alone counts whole.
+    """
+    shares = {"near": near_share, "far": 1.0 - near_share}
+    own = {name: shares[name] for name in sets} if len(sets) > 1 else dict.fromkeys(sets, 1.0)
+    return {name: weight for name, weight in own.items() if weight}
+
+
+def texts_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The token sequences of a batch, without its row numbers, marks and known states."""
+    marks = ("index", "near_index", "valid", "states")
+    return {name: texts for name, texts in batch.items() if name not in marks}
+
+
+def with_trunk(
+    model: EditableModel, base: Any, batch: Mapping[str, Any], names: list[str]
+) -> dict[str, tuple[Sequences, Any]]:
+    """The named texts with their trunk states; texts of one length share a pass.
+
+    Those that `batch["states"]` holds already (`trunk_cache`) take none.
+    """
+    known = dict(batch.get("states", {}))
+    asked = [name for name in names if name not in known]
+    found = shared_trunk_states(model, base, [batch[name] for name in asked])
+    known |= zip(asked, found, strict=True)
+    return {name: (batch[name], known[name]) for name in names}
+
+
+def _concatenate(x: Any, y: Any) -> Any:
+    """Two trees, leaf by leaf along the first axis."""
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x, y)
+
+
+def _in_turn(n: int, both: jax.Array) -> jax.Array:
+    """[n, ...] of two kinds of rows [2 n, ...]: the first kind's where even, else the second's."""
+    even = (jnp.arange(n) % 2 == 0).reshape(n, *[1] * (both.ndim - 1))
+    return jnp.where(even, both[:n], both[n:])
+
+
+def meta_loss(
+    params: Any,
+    state: Any,
+    base: Any,
+    batch: Mapping[str, Any],
+    *,
+    editor: EditTransform,
+    model: EditableModel,
+    weights: Weights,
+    c_edit: float = 0.1,
+    c_loc: float = 1.0,
+    near_share: float = 0.5,
+    both_ways: bool = False,
+    train: bool = True,
+) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any, Edit]]:
+    """c_edit * NLL(rephrase; edited) + c_loc * KL(base || edited; locality) (paper, Eq. 4).
+
+    To that an editor may add a `penalty` of its own.
+
+    Both terms are means over scored tokens, then over the E independent edits; of the KL,
+    `near_share` is that of near texts (the paper has far ones alone). Only `params` take a
+    gradient: the base and the factors are constants.
+
+    Args:
+      params, state: the editor's.
+      base: nested base parameters.
+      batch: `edit`, `rephrase` and the locality sets, `Sequences` with leading axes [E, n].
+      both_ways: also edit with each paraphrase and ask for the prompt: 2 E edits from one trunk
+        pass over E rows. `edit` and `rephrase` must have one shape. `near` is asked of all of
+        them, `far` of half: of the prompts' and of the paraphrases' edits in turn, by row.
+
+    Returns:
+      The loss and (metrics: means over the edits, new editor state, the edits).
+    """
+    sets = set_weights(locality_sets(batch), near_share)
+    texts = with_trunk(model, base, batch, [*ASKED, *sets])
+    if both_ways:
+        texts |= {
+            "edit": _concatenate(texts["edit"], texts["rephrase"]),
+            "rephrase": _concatenate(texts["rephrase"], texts["edit"]),
+        }
+    edit_seqs, h = texts["edit"]
+    problem = Problem(model, base, weights, edit_seqs, h)
+    edit, state = editor.edit(params, state, problem, train)
+
+    for_rephrases = formed_once(edit, texts["rephrase"][0].tokens, model.text_chunk)
+
+    def nll_of(asked: tuple[Sequences, Any]) -> jax.Array:
+        seqs, h = asked
+        states = scored_states(model, base, h, seqs, for_rephrases)
+        return of_logits(model, base, token_nll, [states], seqs.target)
+
+    nll = by_texts(nll_of, model.text_chunk, texts["rephrase"])
+    nll_E = masked_mean(nll, texts["rephrase"][0].score_mask, axes=(1, 2))
+    metrics = {"nll_rephrase": nll_E.mean()}
+
+    def kl_of(name: str, edit: Edit) -> jax.Array:
+        far, keep = name == "far", texts[name][0].score_mask
+        if both_ways and far:
+            edit = jax.tree.map(functools.partial(_in_turn, keep.shape[0]), edit)
+        twice = both_ways and not far
+        edit = formed_once(edit, texts[name][0].tokens, model.text_chunk)
+
+        def kl(asked: tuple[Sequences, Any]) -> jax.Array:
+            seqs, h = asked
+            before = jax.lax.stop_gradient(scored_states(model, base, h, seqs))
+            if twice:
+                seqs, h, before = _concatenate(*[(seqs, h, before)] * 2)
+            after = scored_states(model, base, h, seqs, edit)
+            return of_logits(model, base, token_kl, [before, after])
+
+        kl = by_texts(kl, model.text_chunk, texts[name])
+        keep = _concatenate(keep, keep) if twice else keep
+        return masked_mean(kl, keep, axes=(1, 2)).mean()
+
+    def silence(edit: Edit) -> jax.Array:
+        return sum((w * kl_of(name, edit) for name, w in sets.items()), jnp.zeros(()))
+
+    kls = {name: kl_of(name, edit) for name in sets}
+    kl = sum((weight * kls[name] for name, weight in sets.items()), jnp.zeros(()))
+    loss = c_edit * nll_E.mean() + c_loc * kl
+    if editor.penalty is not None:
+        metrics["penalty"] = editor.penalty(params, edit, silence)
+        loss = loss + metrics["penalty"]
+    metrics |= {f"kl_{name}": value for name, value in kls.items()} | {"loss": loss, "kl": kl}
+    return loss, (metrics, state, edit)

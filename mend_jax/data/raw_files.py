@@ -1,0 +1,282 @@
+"""Raw data files as others publish them: found, read, and checked field by field.
+
+A file is JSON lines or one JSON list, each plain or gzipped, told apart by what is in it; or plain
+text. Every error names the file and the line (of a JSON list: the record).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mend_jax.errors import DataError
+from mend_jax.io.json_values import is_deep
+
+ENV = "MEND_DATA_DIR"
+Record = dict[str, Any]
+Kinds = Mapping[str, str]  # field -> text, string, texts, id, object or any
+
+_UNPACKED, _TIMES = 64 << 20, 64  # most bytes of a gzip file unpacked, by its size if larger
+_NAMES = {dict: "object", list: "list", str: "text", bool: "true/false value", type(None): "null"}
+
+
+def data_root(folder: str | os.PathLike[str] | None = None) -> Path | None:
+    """The folder that raw data lies in: `folder`, else MEND_DATA_DIR, else None."""
+    named = folder or os.environ.get(ENV)
+    return Path(named).expanduser() if named else None
+
+
+def either(*names: str) -> tuple[str, ...]:
+    """Each name, and the same with `.gz`."""
+    return tuple(name + end for name in names for end in ("", ".gz"))
+
+
+def find(root: Path | None, *names: str) -> Path | None:
+    """The first of several files below the root that is there, or None; as `locate`."""
+    return next((root / n for n in names if (root / n).is_file()), None) if root else None
+
+
+def locate(root: Path | None, what: str, *names: str) -> Path:
+    """The first of several files that is there.
+
+    Args:
+      root: the data root, or None where none was named.
+      what: whose file it is, for the error.
+      names: paths below the root, the usual one first.
+
+    Raises:
+      DataError: none of them is there.
+    """
+    if path := find(root, *names):
+        return path
+    wanted = " or ".join(names)
+    mend = f"set --config.data.dir (or {ENV}) to the folder that holds it; see docs/data.md"
+    if root is None:
+        raise DataError(f"{what} is made from {wanted}, and no data root is known: {mend}")
+    raise DataError(f"{what} is made from {wanted}, which is not below {root}: {mend}")
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes, unpacked where it is gzip.
+
+    Raises:
+      DataError: it cannot be read, or the gzip stream is cut short or damaged.
+    """
+    try:
+        packed = path.read_bytes()
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror}); check the path") from e
+    if not packed.startswith(b"\x1f\x8b"):
+        if path.suffix == ".gz":
+            raise DataError(f"{path}: not a gzip file although it is called so; get it again")
+        return packed
+    found = bytearray()
+    try:
+        with gzip.open(path) as file:
+            while piece := file.read1(1 << 20):  # what is whole before it breaks off
+                found += piece
+                if len(found) > max(_UNPACKED, _TIMES * len(packed)):
+                    raise DataError(
+                        f"{path}: its {len(packed)} bytes unpack to more than {len(found)}, "
+                        "which no text does; get the file again, or unpack it yourself"
+                    )
+    except (EOFError, OSError, zlib.error) as e:
+        raise DataError(
+            f"{path}: the gzip stream breaks off or is damaged ({e}) after "
+            f"{found.count(10)} whole lines; get the file again"
+        ) from e
+    return bytes(found)
+
+
+def read_text(path: Path) -> str:
+    """A file's text, unpacked where it is gzip.
+
+    Raises:
+      DataError: as `read_bytes`, or it is not UTF-8; names the line.
+    """
+    data = read_bytes(path)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = data[: e.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}:{line}: not UTF-8 text (byte 0x{data[e.start]:02x}); "
+            "save the file with UTF-8 encoding"
+        ) from e
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's content, the same whether it is gzipped or not."""
+    return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+def read_objects(path: Path, example: str = "") -> Iterator[tuple[str, Record]]:
+    """(where, object) of every JSON object of a file; blank lines are skipped.
+
+    Raises:
+      DataError: what is not JSON, not an object, or has a field twice.
+    """
+    text = read_text(path)
+    if text.lstrip()[:1] == "[":
+        listed = parse_json(text, str(path), example)
+        for number, record in enumerate(listed, start=1):
+            where = f"{path}: record {number}"
+            yield where, _as_object(record, where, example)
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield where, _as_object(parse_json(line, where, example), where, example)
+
+
+def read_records(
+    path: Path, required: Kinds, optional: Kinds | None = None, unique: str = ""
+) -> list[tuple[str, Record]]:
+    """(where, record) of a file whose records have known fields; further ones are let be.
+
+    Args:
+      required: the fields that each must have, by kind: `text` (not empty), `string` (a text that
+        may be empty), `texts` (a list of `text`, not empty), `id` (a whole number or a `text`),
+        `object`, `any`.
+      optional: fields that are checked where they stand.
+      unique: a field that no two records may share.
+
+    Raises:
+      DataError: a record that breaks one of these rules, or a file without any.
+    """
+    return list(each_record(path, required, optional, unique))
+
+
+def each_record(
+    path: Path, required: Kinds, optional: Kinds | None = None, unique: str = ""
+) -> Iterator[tuple[str, Record]]:
+    """As `read_records`, one at a time."""
+    seen: dict[Any, str] = {}
+    where = ""
+    for where, record in read_objects(path):
+        check_fields(record, where, required, optional)
+        if unique:
+            value = record[unique]
+            if value in seen:
+                raise DataError(
+                    f"{where}: {unique} {value!r} was used before, in {seen[value]}; each record "
+                    "must have its own"
+                )
+            seen[value] = where
+        yield where, record
+    if not where:
+        raise DataError(f"{path}: no records in it; get the file again")
+
+
+def check_fields(
+    record: Record, where: str, required: Kinds, optional: Kinds | None = None
+) -> Record:
+    """An object with these fields; see `read_records`."""
+    for name, kind in required.items():
+        if name not in record:
+            raise DataError(f"{where}: field {name!r} is missing; it has {sorted(record)}")
+        _CHECKS[kind](record[name], name, where)
+    for name, kind in (optional or {}).items():
+        if name in record:
+            _CHECKS[kind](record[name], name, where)
+    return record
+
+
+def parse_json(text: str, where: str, example: str = "") -> Any:
+    """A JSON value; a field that stands twice in an object is refused."""
+    hint = f"; each line must be one JSON object, such as {example}" if example else ""
+    try:
+        value = json.loads(text, object_pairs_hook=_without_repeats)
+        if is_deep(value):
+            raise RecursionError
+        return value
+    except json.JSONDecodeError as e:
+        raise DataError(f"{where}: not JSON ({e.msg} at column {e.colno}){hint}") from e
+    except ValueError as e:
+        raise DataError(f"{where}: not JSON that can be read ({e}){hint}") from e
+    except _RepeatedField as e:
+        raise DataError(f"{where}: field {e} stands twice; keep one of them") from e
+    except RecursionError as e:
+        raise DataError(f"{where}: nested too deeply; fields are texts or lists") from e
+
+
+def check_text(value: Any, name: str, where: str) -> str:
+    """A text that is not empty."""
+    if not check_string(value, name, where).strip():
+        raise DataError(f"{where}: field {name!r} is empty; fill it in or leave it out")
+    return value
+
+
+def check_string(value: Any, name: str, where: str) -> str:
+    """A text that may be empty."""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: field {name!r} is a {kind_of(value)}; it must be a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"{where}: field {name!r} holds half a character; write it in full") from e
+    return value
+
+
+def check_texts(value: Any, name: str, where: str) -> tuple[str, ...]:
+    """A list of texts."""
+    if not isinstance(value, list):
+        kind = kind_of(value)
+        raise DataError(f"{where}: field {name!r} is a {kind}; it must be a list of texts")
+    return tuple(check_text(item, f"{name}[{i}]", where) for i, item in enumerate(value))
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    return _NAMES.get(type(value), "number")
+
+
+def _check_some_texts(value: Any, name: str, where: str) -> None:
+    if not check_texts(value, name, where):
+        raise DataError(f"{where}: field {name!r} is an empty list; it needs at least one text")
+
+
+def _check_id(value: Any, name: str, where: str) -> None:
+    if type(value) is not int:
+        check_text(value, name, where)
+
+
+def _check_object(value: Any, name: str, where: str) -> None:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: field {name!r} is a {kind_of(value)}; it must be an object")
+
+
+_CHECKS: dict[str, Callable[[Any, str, str], Any]] = {
+    "text": check_text,
+    "string": check_string,
+    "texts": _check_some_texts,
+    "id": _check_id,
+    "object": _check_object,
+    "any": lambda value, name, where: None,
+}
+
+
+class _RepeatedField(Exception):
+    """A field that stands twice in one object."""
+
+
+def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> Record:
+    record: Record = {}
+    for name, value in pairs:
+        if name in record:
+            raise _RepeatedField(repr(name))
+        record[name] = value
+    return record
+
+
+def _as_object(value: Any, where: str, example: str) -> Record:
+    if isinstance(value, dict):
+        return value
+    hint = f"write a line such as {example}" if example else "each record must be an object"
+    raise DataError(f"{where}: a JSON {kind_of(value)}, not an object; {hint}")

@@ -1,0 +1,94 @@
+"""`nq_open`: Natural Questions in open form, a source of unrelated questions.
+
+Source: NQ-open (Kwiatkowski et al. 2019, Lee et al. 2019), as its authors publish it; what MEND's
+zsRE files take their `loc` questions from. A row holds a question and its first answer and no edit.
+Licence: CC BY-SA 3.0.
+
+Splits: train is `NQ-open.train`; where that is missing, the questions of it that AmbigQA (Min et
+al. 2020) annotated anew, lower-cased and without the question mark at the end, so that they read as
+NQ's own do. Their answers stay as they are, with spaces around punctuation. Validation is the
+development set of EfficientQA, test is `NQ-open.dev`. A question that stands in two splits stays in
+the later one of train, validation, test. Each split is what its file holds: whether that is all of
+the published split is not checked. The test set of EfficientQA is not used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mend_jax.data import prepared, raw_files, rows
+
+VERSION = "1.0.0"
+LICENSE = "Natural Questions and AmbigQA: CC BY-SA 3.0"
+DESCRIPTION = (
+    "Questions of Natural Questions (open form) with their first answer, as unrelated texts. "
+    "Train: NQ-open.train, else the questions of it in AmbigQA, lower-cased; validation: "
+    "EfficientQA's development set; test: NQ-open.dev. No question is in two splits."
+)
+_NAMES = {
+    "train": ("nq_open/NQ-open.train.jsonl", "nq_open/ambignq_train.jsonl"),
+    "validation": ("nq_open/NQ-open.efficientqa.dev.1.1.jsonl",),
+    "test": ("nq_open/NQ-open.dev.jsonl",),
+}
+
+
+def paths(root: Path | None, what: str = "nq_open") -> dict[str, Path]:
+    """The file of each split.
+
+    Raises:
+      DataError: one is missing.
+    """
+    return {
+        split: raw_files.locate(root, what, *raw_files.either(*names))
+        for split, names in _NAMES.items()
+    }
+
+
+def find(root: Path | None) -> dict[str, Path]:
+    """The file of each split where all are there, else none."""
+    found = {
+        split: raw_files.find(root, *raw_files.either(*names)) for split, names in _NAMES.items()
+    }
+    return {k: v for k, v in found.items() if v} if all(found.values()) else {}
+
+
+def read(files: dict[str, Path]) -> prepared.Made:
+    """The rows of each split.
+
+    Raises:
+      DataError: a file that cannot be used.
+    """
+    splits, lost = rows.disjoint({k: _rows(k, path) for k, path in files.items()}, by="far")
+    return prepared.Made(splits, {"rows_lost": {"question in a later split": lost}})
+
+
+def _rows(split: str, path: Path) -> list[rows.Row]:
+    found = []
+    kinds = {"question": "text", "answer": "texts"}
+    for number, (_, record) in enumerate(raw_files.each_record(path, kinds), start=1):
+        question, answer = record["question"].strip(), record["answer"][0].strip()
+        if path.name.startswith("ambignq"):
+            question = question.removesuffix("?").rstrip().lower() or question
+        found.append(rows.text_row(f"{split}-{number}", question, answer))
+    return found
+
+
+def recipe(config: str = "default", root: Path | None = None) -> prepared.Recipe:
+    """How the rows are made; there is one config.
+
+    Raises:
+      DataError: an unknown config, or a file is missing.
+    """
+    prepared.check_config("nq_open", config, ("default",))
+    files = paths(root)
+    return prepared.Recipe(
+        name="nq_open",
+        config=config,
+        version=VERSION,
+        description=DESCRIPTION,
+        license=LICENSE,
+        make=lambda: read(files),
+        files=tuple(files.values()),
+        manual_dir=root,
+        code=("mend_jax.data.sources.nq_open",),
+    )

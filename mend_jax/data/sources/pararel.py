@@ -1,0 +1,66 @@
+"""Facts of ParaRel (Elazar et al. 2021) as statements that a model may know the end of.
+
+Reads `pararel/facts.jsonl` (relation_id, sub_label, obj_label: LAMA's T-REx facts, CC BY-NC 4.0)
+and `pararel/patterns.jsonl` (relation_id, pattern), plain or gzipped.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from mend_jax.data import raw_files
+from mend_jax.data.text_normalisation import key_hash
+from mend_jax.errors import DataError
+
+_OBJECT_LAST = re.compile(r"([^\[\]]*\[X\][^\[\]]*)\[Y\]\s*\.?\s*")
+
+
+class Statement(NamedTuple):
+    """A fact: the beginning of a statement, and the answer that ends it."""
+
+    relation: str
+    prompt: str
+    answer: str
+
+
+def statements(root: Path | None, seed: int = 0) -> list[Statement]:
+    """Every fact whose subject has one answer, worded by its relation's first pattern that fits.
+
+    A pattern fits where it ends in the answer. Relations take turns, so the first few facts are of
+    as many relations as there are; within one the order depends on `seed` and the subject alone.
+
+    Raises:
+      DataError: a file that is not there or cannot be used, or no pattern that ends in the answer.
+    """
+    fact_file = raw_files.locate(root, "pararel", *raw_files.either("pararel/facts.jsonl"))
+    pattern_file = raw_files.locate(root, "pararel", *raw_files.either("pararel/patterns.jsonl"))
+    patterns: dict[str, str] = {}
+    for _, p in raw_files.each_record(pattern_file, {"relation_id": "text", "pattern": "text"}):
+        if match := _OBJECT_LAST.fullmatch(p["pattern"]):
+            patterns.setdefault(p["relation_id"], match[1].rstrip())
+    fields = {"relation_id": "text", "sub_label": "text", "obj_label": "text"}
+    answers: dict[str, dict[str, set[str]]] = collections.defaultdict(dict)
+    for _, fact in raw_files.each_record(fact_file, fields):
+        of_subject = answers[fact["relation_id"]].setdefault(fact["sub_label"], set())
+        of_subject.add(fact["obj_label"])
+    by_relation = [
+        [
+            Statement(relation, patterns[relation].replace("[X]", subject), *objects)
+            for subject, objects in sorted(
+                answers[relation].items(), key=lambda item: key_hash("pararel", seed, item[0])
+            )
+            if len(objects) == 1
+        ]
+        for relation in sorted(set(patterns) & set(answers))
+    ]
+    turns = itertools.zip_longest(*by_relation)
+    found = [statement for turn in turns for statement in turn if statement is not None]
+    if not found:
+        raise DataError(
+            f"{pattern_file}: no pattern in it ends in [Y] and has facts in {fact_file}"
+        )
+    return found

@@ -1,0 +1,192 @@
+"""`wikitext`: passages of plain text from Wikitext-2 (Merity et al. 2016), good Wikipedia articles.
+
+Reads the published word-level files, `wikitext-2/train.txt`, `valid.txt` and `test.txt` (or
+`wiki.train.tokens` and so on), each plain or gzipped; the config `103` reads `wikitext-103`. Their
+splits are kept: no article is in two. The tokenisation is undone; a sentence with `<unk>`, whose
+words are not known, is left out, since text with gaps is not text, and a model would have to be
+faithful to `<unk>`.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mend_jax.data import prepared, prose, raw_files, rows
+from mend_jax.errors import DataError
+
+VERSION = "1.0.0"
+CONFIGS = {"default": "wikitext-2", "103": "wikitext-103"}
+LICENSE = "CC BY-SA 3.0 (English Wikipedia)"
+DESCRIPTION = (
+    "Passages of whole sentences, 25 to 90 words, of good and featured Wikipedia articles "
+    "({folder}, tokenisation undone, sentences with <unk> left out). Splits as published, by "
+    "article."
+)
+_FILES = {"train": "train", "validation": "valid", "test": "test"}
+# sha256 of the content; train and valid of github.com/pytorch/examples, word_language_model/data.
+_PUBLISHED = {
+    "wikitext-2/train.txt": "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f",
+    "wikitext-2/valid.txt": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+}
+_HEADING = re.compile(r"= (?!=)(.*[^=\s]) =")
+
+_NO_SPACE_BEFORE = {*".,;:!?)]%’”°", "...", "…", "''"}
+_NO_SPACE_AFTER = {*"([$£€₹¥₤#“‘"}
+_JOINED = {"@-@": "-", "@,@": ",", "@.@": ".", "/": "/", "—": "—", "⁄": "⁄"}
+_SUFFIX = re.compile(r"'[^\W\d]+")  # 's, 't, 'Neill
+_DECADE = re.compile(r"\d0s")
+_ELIDED = {"s", "t", "re", "ll", "d", "m", "ve"}  # after a curly apostrophe
+_DOLLARS = {"US", "A", "AU", "C", "CA", "NZ", "HK", "S"}
+_ENDS = {".", "!", "?"}
+
+
+def detokenise(tokens: list[str]) -> str:
+    """Wikitext's tokens as they were written: "( 1 @,@ 500 )" is "(1,500)".
+
+    Quotes open and close in turn. An apostrophe alone closes a quotation, or ends a genitive
+    ("players ' votes"), or opens a quotation that another one closes. A dash between numbers stands
+    without spaces ("2011–12"), between words with them; slashes have none.
+    """
+    text, glue = "", True
+    quoted = single = False
+    for i, token in enumerate(tokens):
+        before = tokens[i - 1] if i else ""
+        after = tokens[i + 1] if i + 1 < len(tokens) else ""
+        left, right = glue, False  # whether it stands close to its left, to its right
+        written = token
+        if token in _JOINED:
+            written, left, right = _JOINED[token], True, True
+        elif token == '"':
+            left, right, quoted = left or quoted, not quoted, not quoted
+        elif token == "'" and _DECADE.fullmatch(after):
+            right = True
+        elif token == "'":
+            genitive = before[-1:] in ("s", "x", "z") and not before.startswith("'")
+            ends = single or genitive or "'" not in tokens[i + 1 :]
+            left, right, single = left or ends, not ends, not ends
+        elif token == "–" and before[-1:].isdigit() and after[:1].isdigit():
+            left = right = True
+        elif token == ":" and before.isdigit() and after.isdigit() and len(after) == 2:
+            left = right = True
+        elif token == "−" and after[:1].isdigit() and not before[-1:].isdigit():
+            right = True
+        elif token == "’" and after in _ELIDED:
+            left = right = True
+        elif token == "°":
+            left, right = after not in ("C", "F"), after in ("C", "F")
+        elif token in _NO_SPACE_BEFORE or _SUFFIX.fullmatch(token):
+            left = True
+        elif token in _NO_SPACE_AFTER:
+            left, right = left or (token == "$" and before in _DOLLARS), True
+        text += written if left else " " + written
+        glue = right
+    return text
+
+
+def sentences(line: str) -> list[list[str]]:
+    """The sentences of a tokenised paragraph; the ends of sentences are tokens of their own."""
+    found: list[list[str]] = []
+    current: list[str] = []
+    quoted = False
+    tokens = line.split()
+    for i, token in enumerate(tokens):
+        current.append(token)
+        quoted ^= token == '"'
+        after = tokens[i + 1] if i + 1 < len(tokens) else ""
+        closing = (after == '"' and quoted) or after in (")", "”")
+        ended = token in _ENDS or (current[-2:-1] and current[-2] in _ENDS and token in '")”')
+        if (
+            ended
+            and not closing
+            and (not after or after[0].isupper() or after[0] in '"(“0123456789')
+        ):
+            found.append(current)
+            current = []
+    return [*found, current] if current else found
+
+
+def articles(text: str) -> Iterator[tuple[str, list[str]]]:
+    """(title, paragraphs) of each article, both tokenised; told by ` = Title = ` between blanks."""
+    lines = [line.strip() for line in text.split("\n")]
+    title, paragraphs = "", []
+    for i, line in enumerate(lines):
+        alone = not any(lines[max(i - 1, 0) : i] + lines[i + 1 : i + 2])
+        if alone and (heading := _HEADING.fullmatch(line)):
+            if title:
+                yield title, paragraphs
+            title, paragraphs = heading[1], []
+        elif line and not line.startswith("="):
+            paragraphs.append(line)
+    if title:
+        yield title, paragraphs
+
+
+def text_rows(text: str, split: str, counts: collections.Counter[str]) -> list[rows.Row]:
+    """A row for each passage; counts articles, sentences, those with <unk>, and passages."""
+    found = []
+    for number, (title, paragraphs) in enumerate(articles(text)):
+        subject = detokenise(title.split())
+        if "<unk>" in title:  # such titles name no article: several are `<unk>` alone
+            subject += f" ({split} article {number})"
+        counts["articles"] += 1
+        passages = []
+        for paragraph in paragraphs:
+            split_up = sentences(paragraph)
+            counts["sentences"] += len(split_up)
+            counts["sentences_with_unk"] += sum("<unk>" in s for s in split_up)
+            passages += prose.passages(detokenise(s) for s in split_up)
+        counts["passages"] += len(passages)
+        for i, passage in enumerate(passages):
+            row = rows.text_row(f"{split}/{number:05d}/{i:03d}", passage)
+            found.append(row | {"subject": subject})
+    return found
+
+
+def make(files: dict[str, Path]) -> prepared.Made:
+    """All rows by split.
+
+    Raises:
+      DataError: a file without articles, or whose articles have no usable passage.
+    """
+    splits, notes = {}, {}
+    for split, path in files.items():
+        counts: collections.Counter[str] = collections.Counter()
+        splits[split] = text_rows(raw_files.read_text(path), split, counts)
+        if not splits[split]:
+            what = "passages of whole sentences" if counts["articles"] else "articles"
+            raise DataError(
+                f"{path}: no {what} in it; an article begins with a line ` = Title = ` between "
+                "blank lines; get the file again"
+            )
+        notes[split] = dict(counts)
+    splits, lost = rows.disjoint(splits)
+    return prepared.Made(splits, {"counts": notes, "dropped_for_a_shared_title": lost})
+
+
+def recipe(config: str, root: Path | None) -> prepared.Recipe:
+    """How one config is made.
+
+    Raises:
+      DataError: an unknown config, or files that are not there.
+    """
+    prepared.check_config("wikitext", config, CONFIGS)
+    folder = CONFIGS[config]
+    files = {}
+    for split, name in _FILES.items():
+        names = raw_files.either(f"{folder}/{name}.txt", f"{folder}/wiki.{name}.tokens")
+        files[split] = raw_files.locate(root, "wikitext", *names)
+    return prepared.Recipe(
+        name="wikitext",
+        config=config,
+        version=VERSION,
+        description=DESCRIPTION.format(folder=folder),
+        license=LICENSE,
+        make=lambda: make(files),
+        files=tuple(files.values()),
+        manual_dir=root,
+        code=("mend_jax.data.sources.wikitext", "mend_jax.data.prose"),
+        published={**_PUBLISHED, **{f"{name}.gz": sha for name, sha in _PUBLISHED.items()}},
+    )

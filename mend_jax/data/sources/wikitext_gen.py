@@ -1,0 +1,201 @@
+"""`wikitext_gen`: edits of how a model goes on with a passage (MEND's Wikitext generation).
+
+As in the paper (section 5, appendix C) a row's prompt is the beginning of a Wikipedia passage and
+its target the next 10 tokens; the paraphrase is the prompt without a random part of its beginning,
+up to half of it. As in the original code's `self_sample` data the target is what the base itself
+may write: it is sampled, once, at temperature 1, so rows belong to one base. Ours: whole words are
+dropped and cut, prompts have 20 to 48 tokens of the base's own tokenizer, and a sample is taken
+only if its text gives the same tokens back after the prompt and one space.
+
+Rows have no `far` text: passages of `wikitext` are to be taken for it.
+
+    python -m mend_jax.data.sources.wikitext_gen --model=SPEC [--config=default] [--out=FILE.jsonl]
+
+prepares the rows of a base ahead of a run, and writes them down if asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mend_jax.data import prepared, raw_files, rows
+from mend_jax.data.sources import base_continuations, wikitext
+from mend_jax.data.sources.base_continuations import BATCH, MOST, NEW, TEMPERATURE, Start
+from mend_jax.data.text_normalisation import key_rng
+from mend_jax.errors import DataError, MendError, tell
+from mend_jax.hub.language_model import LanguageModel, load_model
+from mend_jax.io.writers import Progress, write_text
+from mend_jax.models.abstract_model import DTYPES
+
+NEEDS_MODEL = True
+VERSION = "1.1.0"
+SIZES = {
+    "default": {"train": 3000, "validation": 200, "test": 300},
+    "small": {"train": 48, "validation": 8, "test": 8},  # the first rows of `default`
+}
+LICENSE = "prompts CC BY-SA 3.0 (English Wikipedia); targets: as the base's output"
+DESCRIPTION = (
+    "Continuations of Wikipedia passages: the prompt is the first 20 to 48 tokens of a passage of "
+    "Wikitext-2, the target 10 tokens that the base itself sampled after it, the rephrase the "
+    "prompt without up to half of its words at the beginning. Splits as published, by article."
+)
+_CODE = (
+    "mend_jax.data.sources.wikitext_gen",
+    "mend_jax.data.sources.base_continuations",
+    "mend_jax.hub.text_encoding",
+)
+_CODE += ("mend_jax.models.generation",)
+
+
+def make_row(start: Start, target: str) -> rows.Row:
+    """The edit of one passage."""
+    words = start.prompt.split()
+    rng = key_rng("drop", base_continuations.SEED, start.key)
+    dropped = int(rng.integers(1, max(len(words) // 2, 1) + 1))
+    return rows.make_row(
+        key=start.key,
+        subject=start.subject,
+        prompt=start.prompt,
+        target=target,
+        truth=" ".join(start.rest[: len(target.split())]),
+        rephrase=" ".join(words[dropped:]),
+    )
+
+
+def sample_rows(
+    model: LanguageModel, held: Sequence[rows.Row], count: int, size: int = BATCH, what: str = ""
+) -> tuple[list[rows.Row], dict[str, int]]:
+    """The first `count` rows whose samples can be used, and how many were sampled and left out."""
+    found: list[rows.Row] = []
+    counts: collections.Counter[str] = collections.Counter()
+    progress = Progress(f"sample {what}", count)
+    waiting = base_continuations.starts(held, model.tokenizer)
+    while len(found) < count:
+        wanted = min((count - len(found)) * 4 // 3, 16 * size)  # about a quarter is left out
+        block = list(itertools.islice(waiting, -(-wanted // size) * size))
+        if not block:
+            break
+        usable, answers = len(found), {}
+        for i, (target, why_not) in base_continuations.targets(model, block, size):
+            answers[i] = target, why_not
+            usable += not why_not
+            progress.update(min(usable, count))
+        for i, start in enumerate(block):
+            target, why_not = answers[i]
+            if len(found) == count:
+                break
+            counts["sampled"] += 1
+            if why_not:
+                counts[why_not] += 1
+            else:
+                found.append(make_row(start, target))
+    progress.update(len(found), force=True)
+    return found, dict(counts)
+
+
+def make(model: LanguageModel, config: str, source: prepared.Recipe, size: int = BATCH) -> Any:
+    """All rows by split, sampled now.
+
+    Raises:
+      DataError: this is one of several processes, or no sample of a split can be used.
+    """
+    if jax.process_count() > 1:
+        dtype = np.dtype(model.module.dtype).name
+        raise DataError(
+            f"wikitext_gen/{config} is not prepared for {model.spec}, and sampling it takes one "
+            "process. On one host run `python -m mend_jax.data.sources.wikitext_gen "
+            f"--model={model.spec} --dtype={dtype} --config={config}`, with MEND_CACHE_DIR set to "
+            "a folder that all hosts see, then start again"
+        )
+    splits, notes = {}, {}
+    texts = source.make().splits
+    for name, count in SIZES[config].items():
+        splits[name], notes[name] = sample_rows(model, texts[name], count, size, f"{name} targets")
+        if not splits[name]:
+            raise DataError(
+                f"wikitext_gen: of {notes[name].get('sampled', 0)} continuations that {model.spec} "
+                f"wrote for {name} none can be used ({notes[name]}): use another base"
+            )
+    return prepared.Made(splits, {"left_out": notes, "base": model.spec})
+
+
+def recipe(config: str, root: Path | None, model: LanguageModel) -> prepared.Recipe:
+    """How one config is made with one base.
+
+    Raises:
+      DataError: an unknown config, files that are not there, or a base that cannot sample.
+    """
+    prepared.check_config("wikitext_gen", config, SIZES)
+    if model.module.kind != "causal":
+        raise DataError(
+            f"wikitext_gen is sampled from a causal language model, and {model.spec} is a "
+            f"{model.module.kind} model: choose another data.name or model.spec"
+        )
+    needed = len(model.tokenizer.marks[0]) + MOST + NEW
+    if model.config.n_positions < needed:
+        raise DataError(
+            f"wikitext_gen needs a context of {needed} tokens, that of {model.spec} has "
+            f"{model.config.n_positions}: use another base"
+        )
+    source = wikitext.recipe("default", root)
+    return prepared.Recipe(
+        name="wikitext_gen",
+        config=config,
+        version=VERSION,
+        description=DESCRIPTION,
+        license=LICENSE,
+        make=lambda: make(model, config, source),
+        files=source.files,
+        manual_dir=source.manual_dir,
+        inputs={
+            "base": model.fingerprint,
+            "tokenizer": model.tokenizer.fingerprint,
+            "temperature": TEMPERATURE,
+            "seed": base_continuations.SEED,
+            "tokens": NEW,
+        },
+        code=(*_CODE, *source.code),
+        published=source.published,
+        task="gen",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0 when the rows are prepared, 2 for an error that the message explains."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mend_jax.data.sources.wikitext_gen", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--model", required=True, metavar="SPEC", help="the base, as model.spec")
+    parser.add_argument("--config", default="default", choices=sorted(SIZES))
+    parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES), help="as model.dtype")
+    parser.add_argument("--data_dir", default="", help=f"as data.dir; default {raw_files.ENV}")
+    parser.add_argument("--out", default="", metavar="FILE.jsonl", help="also write the rows here")
+    args = parser.parse_args(argv)
+    try:
+        model = load_model(args.model, dtype=args.dtype)
+        found = prepared.load(recipe(args.config, raw_files.data_root(args.data_dir), model))
+        for split, held in found.splits.items():
+            print(f"{split}: {len(held)} rows; left out: {found.notes['left_out'][split]}")
+        if args.out:
+            lines = [{"split": s, **row} for s, held in found.splits.items() for row in held]
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            write_text(Path(args.out), text)
+            print(f"rows: {args.out}")
+    except MendError as e:
+        return tell(e)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

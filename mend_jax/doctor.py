@@ -1,0 +1,8 @@
+"""python -m mend_jax.doctor --config=NAME.py ...: see `mend_jax.apps.doctor.command`."""
+
+import sys
+
+from mend_jax.apps.doctor.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""KnowledgeEditor (De Cao et al. 2021; "EFK" in MEND's program): a reader that gates gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mend_jax.core.factors import Factors
+from mend_jax.core.forward import Problem
+from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.weight_edit import Edit, LowRank
+from mend_jax.models import WeightSpec
+
+
+class Gates(NamedTuple):
+    """What a head says of one weight: alpha, beta[E, d_in], gamma, delta[E, d_out], eta[E, 1]."""
+
+    alpha: jax.Array
+    beta: jax.Array
+    gamma: jax.Array
+    delta: jax.Array
+    eta: jax.Array
+
+
+def ke(
+    *,
+    lstm: int = 128,
+    condition: int = 1024,
+    hidden: int = 128,
+    max_scale: float = 1.0,
+    init_lr: float = 1e-2,
+) -> EditTransform:
+    """W' = W + m sigma(eta) (softmax(alpha) gamma^T ∘ grad L + softmax(beta) delta^T) (section 4).
+
+    A bidirectional LSTM reads the correction; from its last states a tanh layer makes the
+    condition c, from which a network of one hidden layer a weight makes alpha, ..., eta. With the
+    gradient as rows, sum_n u_n delta_n^T, the Hadamard product with a matrix of rank 1 scales the
+    rows' two sides: sum_n (softmax(alpha) ∘ u_n)(gamma ∘ delta_n)^T. So an edit keeps its low
+    rank, N + 1 rows, and no dense gradient is formed.
+
+    Deviations: the original reads input, old answer and new answer in one text, here the prompt and
+    the target are read (see `read_correction`); its embeddings are trained along, here they are the
+    base's, frozen; its linear layers have weight normalisation, here none; its softmax goes along
+    the first axis of torch's weight, which is d_out, here along d_in. It starts at random, here as
+    plain gradient descent: the heads' last kernels are 0 and their biases give gamma. (The heads'
+    earlier layers and the LSTM move from the second step on.) One condition is made for an
+    edit of n texts, from the mean of their last states; the original edits with one text.
+
+    Args:
+      lstm: width of each direction.
+      condition: width of c.
+      hidden: width of the heads' hidden layer.
+      max_scale: m, the largest step; 1e-3 in the original code, 1 in MEND's.
+      init_lr: rate of the gradient descent that it starts as.
+    """
+    if min(lstm, condition, hidden) < 1:
+        raise ValueError(f"lstm {lstm}, condition {condition}, hidden {hidden}: each at least 1")
+    if max_scale <= 0:
+        raise ValueError(f"max_scale {max_scale} must be above 0")
+
+    def init_head(key: jax.Array, w: WeightSpec) -> dict[str, Any]:
+        gamma = -init_lr * w.d_in / (max_scale * 0.5)  # 1 / d_in is softmax(0), 0.5 is sigma(0)
+        bias = jnp.zeros((2 * (w.d_in + w.d_out) + 1,))
+        bias = bias.at[2 * w.d_in : 2 * w.d_in + w.d_out].set(gamma)
+        return {
+            "hidden": init_linear(key, condition, hidden),
+            "gates": {"kernel": jnp.zeros((hidden, bias.size)), "bias": bias},
+        }
+
+    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
+        width = embedding_width(weights[0])
+        forward, backward, tanh, *heads = jax.random.split(key, 3 + len(weights))
+        return {
+            "lstm": {
+                "forward": init_linear(forward, width + lstm, 4 * lstm),
+                "backward": init_linear(backward, width + lstm, 4 * lstm),
+            },
+            "condition": init_linear(tanh, 2 * lstm, condition),
+            "heads": {w.name: init_head(k, w) for w, k in zip(weights, heads, strict=True)},
+        }, {}
+
+    def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
+        del train
+        x_ExNxTxD, mask_ExNxT = read_correction(problem)
+        h_ExH = last_states(params["lstm"], x_ExNxTxD, mask_ExNxT)
+        c_ExC = jnp.tanh(linear(params["condition"], h_ExH))
+        factors, deltas = problem.factors(), {}
+        for w in problem.weights:
+            head = params["heads"][w.name]
+            gates_ExG = linear(head["gates"], jnp.tanh(linear(head["hidden"], c_ExC)))
+            at = [w.d_in, 2 * w.d_in, 2 * w.d_in + w.d_out, 2 * (w.d_in + w.d_out)]
+            gates = Gates(*jnp.split(gates_ExG, at, axis=-1))
+            deltas[w.name] = gated(factors[w.name], gates, max_scale)
+        return Edit(deltas=deltas), state
+
+    return EditTransform(init, edit)
+
+
+def gated(f: Factors, gates: Gates, max_scale: float) -> LowRank:
+    """m sigma(eta) (softmax(alpha) gamma^T ∘ sum_n u_n delta_n^T + softmax(beta) delta^T)."""
+    alpha, beta, gamma, delta, eta = (g[:, None] for g in gates)
+    u = jnp.where(f.mask[..., None], f.u * jax.nn.softmax(alpha), 0.0)
+    return LowRank(
+        a=jnp.concatenate([u, jax.nn.softmax(beta)], axis=-2),
+        b=jnp.concatenate([f.delta * gamma, delta], axis=-2) * (max_scale * jax.nn.sigmoid(eta)),
+    )
+
+
+def read_correction(problem: Problem) -> tuple[jax.Array, jax.Array]:
+    """Embeddings [E, n, L, D] of prompt and target, and which of the L positions count.
+
+    The prompt is what an encoder reads, or a decoder up to the first scored position. A
+    classifier's target, 0 or 1, is read as the token of that number.
+    """
+    s, model = problem.seqs, problem.model
+    if s.source is not None:
+        prompt, keep = s.source, s.source_mask
+    elif model.kind == "classifier":
+        prompt, keep = s.tokens, s.mask
+    else:
+        T = s.tokens.shape[-1]
+        first = jnp.where(s.score_mask, s.score_pos, T).min(-1)[..., None]
+        prompt, keep = s.tokens, s.mask & (jnp.arange(T, dtype=first.dtype)[None, None] <= first)
+    tokens = jnp.concatenate([jnp.asarray(prompt), jnp.asarray(s.target)], axis=-1)
+    mask = jnp.concatenate([jnp.asarray(keep), jnp.asarray(s.score_mask)], axis=-1)
+    mask &= jnp.asarray(s.score_mask).any(-1)[..., None]  # others only fill an edit up
+    x = model.apply(
+        {"params": problem.params}, tokens.reshape(-1, tokens.shape[-1]), method="look_up"
+    )
+    x = jax.lax.stop_gradient(x).astype(jnp.float32)
+    return x.reshape(*tokens.shape, -1), mask
+
+
+def last_states(params: Any, x_ExNxTxD: jax.Array, mask_ExNxT: jax.Array) -> jax.Array:
+    """Last states [E, 2 H] of a bidirectional LSTM, the mean over the texts that are not empty."""
+    forward = lstm_state(params["forward"], x_ExNxTxD, mask_ExNxT, reverse=False)
+    backward = lstm_state(params["backward"], x_ExNxTxD, mask_ExNxT, reverse=True)
+    h_ExNxH = jnp.concatenate([forward, backward], axis=-1)
+    count_Ex1 = mask_ExNxT.any(-1).sum(-1, keepdims=True, dtype=jnp.float32)
+    return h_ExNxH.sum(1) / jnp.maximum(count_Ex1, 1.0)
+
+
+def lstm_state(params: Any, x: jax.Array, mask: jax.Array, *, reverse: bool) -> jax.Array:
+    """The last state [..., H] of an LSTM (Hochreiter and Schmidhuber 1997) over x[..., T, D].
+
+    Where the mask is False the state passes unchanged: padding does not matter, wherever it stands.
+    """
+    H = params["bias"].size // 4
+    zero = jnp.zeros((*x.shape[:-2], H))
+
+    def step(carry, now):
+        h, c = carry
+        x, keep = now
+        z = linear(params, jnp.concatenate([x, h], axis=-1))
+        enter, forget, leave = (jax.nn.sigmoid(z[..., i * H : (i + 1) * H]) for i in range(3))
+        c_new = forget * c + enter * jnp.tanh(z[..., 3 * H :])
+        h_new = leave * jnp.tanh(c_new)
+        keep = keep[..., None]
+        return (jnp.where(keep, h_new, h), jnp.where(keep, c_new, c)), None
+
+    steps = jnp.moveaxis(x, -2, 0), jnp.moveaxis(mask, -1, 0)
+    return jax.lax.scan(step, (zero, zero), steps, reverse=reverse)[0][0]
+
+
+def linear(params: Any, x: jax.Array) -> jax.Array:
+    """x K + b"""
+    return x @ params["kernel"] + params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def init_linear(key: jax.Array, d_in: int, d_out: int) -> dict[str, jax.Array]:
+    """Uniform within 1 / sqrt(d_in), PyTorch's default for the original's layers."""
+    bound = 1 / math.sqrt(d_in)
+    kernel = jax.random.uniform(key, (d_in, d_out), minval=-bound, maxval=bound)
+    return {"kernel": kernel, "bias": jnp.zeros((d_out,))}
+
+
+def embedding_width(w: WeightSpec) -> int:
+    """The model's width, the side of a weight that reads or writes its residual stream."""
+    return w.d_out if w.role.endswith(("/out", "/down")) else w.d_in

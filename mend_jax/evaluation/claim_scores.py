@@ -1,0 +1,42 @@
+"""How well a fact checker judges claims."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mend_jax.core.forward import top_logits, trunk_states
+from mend_jax.core.losses import correct_tokens, token_nll
+from mend_jax.core.token_batch import Sequences
+from mend_jax.data.claims import take, widths
+from mend_jax.evaluation.metrics import wilson
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _judge_batch(module: Any, params: Any, seqs: Sequences) -> tuple[jax.Array, jax.Array]:
+    logits_Bx1x2 = top_logits(module, params, trunk_states(module, params, seqs), seqs)
+    right = correct_tokens(logits_Bx1x2, seqs.target)
+    return token_nll(logits_Bx1x2, seqs.target)[:, 0], right[:, 0]
+
+
+def judge(module: Any, params: Any, seqs: Sequences, batch_size: int) -> dict[str, np.ndarray]:
+    """nll (float32[N]) and whether it is judged rightly (bool[N]), of each claim."""
+    order = np.argsort(widths(seqs), kind="stable")
+    nll, right = np.zeros(len(order), np.float32), np.zeros(len(order), bool)
+    for start in range(0, len(order), batch_size):
+        index = order[start : start + batch_size]
+        filled = np.resize(index, batch_size)  # the last batch repeats its own
+        found = jax.device_get(_judge_batch(module, params, take(seqs, filled)))
+        nll[index], right[index] = (values[: len(index)] for values in found)
+    return {"nll": nll, "right": right}
+
+
+def summary(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """n, accuracy with its 95% interval (Wilson), and nll."""
+    n, accuracy = len(scores["right"]), float(scores["right"].mean())
+    nll = float(scores["nll"].mean(dtype=np.float64))
+    return {"n": n, "accuracy": accuracy, "accuracy_ci95": wilson(accuracy, n), "nll": nll}

@@ -1,0 +1,1 @@
+"""Reports of runs and of grids: HTML pages, plots and tables."""

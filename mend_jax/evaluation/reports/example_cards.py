@@ -1,0 +1,73 @@
+"""Edits as the report shows them: before and after, and a gallery of faults."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mend_jax.evaluation.reports.formatting import DASH, text
+from mend_jax.evaluation.reports.run_plots import dig, label
+
+# (fault, title, what went wrong)
+_FAULTS = (
+    ("edit", "The edit did not take", "left to write on, it does not say the new answer"),
+    (
+        "rephrase",
+        "A paraphrase did not follow",
+        "the edited question is right, other words are not",
+    ),
+    ("near", "A neighbour changed", "the edit took, and moved a like question (KL above 0.1)"),
+    ("far", "Something unrelated changed", "the edit took, and moved a far text (KL above 0.1)"),
+    ("", "Edits that failed", "an answer is wrong, or another text changed"),
+)
+_TITLES = {fault: title for fault, title, _ in _FAULTS}
+
+
+def example_card(example: Mapping[str, Any]) -> dict[str, Any]:
+    """One edit as three questions, each with the wanted answer and the outputs before and after."""
+    asked = (
+        ("Edited question", "prompt", "target", "before", "after"),
+        ("Paraphrase", "rephrase", "target", "rephrase_before", "rephrase_after"),
+        ("Neighbour, to be left alone", "near_prompt", "near_answer", "near_before", "near_after"),
+    )
+    keys = ("name", "prompt", "wanted", "before", "after")
+    rows = [(name, *(example.get(k) for k in paths)) for name, *paths in asked]
+    card = {k: text(example.get(k)) for k in ("target", "truth", "kl_near", "kl_far")}
+    good, fault, faults = example.get("good") is True, example.get("fault"), example.get("faults")
+    fault = fault if isinstance(fault, str) else None
+    faults = [fault, *faults] if isinstance(faults, list) else [fault]
+    return card | {
+        "relation": label(example.get("relation") or ""),
+        "good": good,
+        "fault": fault if fault in _TITLES else "",
+        "outcomes": ["good"] if good else ["failed", *(f for f in _TITLES if f and f in faults)],
+        "far": text(example.get("far")) if example.get("fault") == "far" else "",
+        "rows": [dict(zip(keys, r, strict=True)) for r in rows if r[1]],
+    }
+
+
+def choices(cards: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+    """What cards can be filtered by: outcomes and relations, those there are, with their counts.
+
+    A card counts under each of its faults.
+    """
+    outcomes = collections.Counter(name for card in cards for name in card["outcomes"])
+    relations = collections.Counter(card["relation"] for card in cards if card["relation"])
+    names = {"good": "Edits that worked", "failed": "Edits that failed", **_TITLES}
+    return {
+        "outcome": [(k, f"{v} ({outcomes[k]})") for k, v in names.items() if k in outcomes],
+        "relation": [(k, f"{k} ({relations[k]})") for k in sorted(relations)],
+    }
+
+
+def gallery(failed: Sequence[Mapping[str, Any]], shares: Any) -> list[dict[str, Any]]:
+    """The failed edits by fault, each kind with how often it happens among all test edits."""
+    groups = []
+    for fault, title, note in _FAULTS:
+        cards = [card for card in failed if card["fault"] == fault]
+        share = text(dig(shares, fault), "percent") if fault else DASH
+        if cards:
+            note = note if share == DASH else f"{note}; {share} of all test edits"
+            groups.append({"name": title, "note": note, "cards": cards})
+    return groups

@@ -1,0 +1,46 @@
+"""Values as a page shows them: numbers with their units, text with its odd signs made visible."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from mend_jax.evaluation.reports.run_plots import number
+from mend_jax.io.writers import duration
+
+DASH = "–"
+_REORDERING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+
+
+def text(value: Any, kind: str = "plain") -> str:
+    """A value as the page shows it: percent, points (of percent), plain, count, time or bytes."""
+    x = number(value)
+    if x is None:
+        return value if kind == "plain" and isinstance(value, str) and value else DASH
+    shown = {
+        "percent": f"{100 * x:.1f}%",
+        "points": f"{100 * x:.1f}",
+        "count": f"{round(x):,}".replace(",", "\u202f"),
+        "time": duration(x) if x >= 60 else f"{x:.3g} s",
+        "bytes": f"{x / 1e9:.2f} GB" if x >= 1e9 else f"{x / 1e6:.0f} MB",
+        "plain": f"{x:.3g}" if abs(x) < 1000 else f"{x:.0f}",
+    }
+    return shown[kind].replace("-", "\u2212")
+
+
+def visible(value: Any) -> Any:
+    """A value whose strings show line ends and what else cannot be seen (or stored) as signs."""
+    if isinstance(value, str):
+        value = value.replace("\n", "⏎").replace("\t", " ")
+        odd = {c for c in value if c in _REORDERING or unicodedata.category(c) in ("Cc", "Cs")}
+        return "".join("\ufffd" if c in odd else c for c in value)
+    if isinstance(value, Mapping):
+        return {visible(k): visible(v) for k, v in value.items()}
+    return [visible(v) for v in value] if isinstance(value, list) else value
+
+
+def starts_with(output: Any, answer: Any) -> bool:
+    """Whether a text begins with an answer, whatever the case and the spaces before it."""
+    head = str(output or "").lstrip(" ⏎").casefold()
+    return bool(answer) and head.startswith(str(answer).strip().casefold())

@@ -1,0 +1,118 @@
+"""A row of a grid's table: the numbers of one cell over its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from mend_jax.evaluation.reports.run_plots import dig, interval, number
+from mend_jax.evaluation.statistics import summarise
+from mend_jax.models.params import nest
+
+# What a row says, and where a run's results.json has it.
+SCORES = {
+    "success": "eval.success",
+    "edit": "eval.edit.success_exact",
+    "paraphrase": "eval.rephrase.success_exact",
+    "generated": "eval.edit.success_generated",
+    "generated_paraphrase": "eval.rephrase.success_generated",
+    "kl": "eval.locality.kl",
+    "kl_near": "eval.locality.near.kl",
+    "kl_far": "eval.locality.far.kl",
+    "argmax_kept": "eval.locality.argmax_agreement",
+    "argmax_kept_far": "eval.locality.far.argmax_agreement",
+    "drawdown": "eval.locality.far_answers.accuracy_drawdown",  # as the paper: of answers ...
+    "drawdown_far": "eval.locality.far.accuracy_drawdown",  # ... which not all far texts have
+    "before": "eval.edit.before.success_exact",
+    "perplexity_added": "eval.locality.perplexity_drawdown",
+    "seconds_per_edit": "eval.seconds_per_edit",
+    "peak_memory_bytes": "eval.peak_memory_bytes",
+    "training_seconds": "training.seconds",
+    "editor_parameters": "training.editor_parameters",
+}
+# Intervals over the test facts, which a run has itself; one seed alone has no other.
+_OVER_FACTS = {
+    "success": "eval.success_ci95",
+    "edit": "eval.edit.ci95.success_exact",
+    "paraphrase": "eval.rephrase.ci95.success_exact",
+    "generated": "eval.edit.ci95.success_generated",
+    "generated_paraphrase": "eval.rephrase.ci95.success_generated",
+}
+_TRAINED = ("training_seconds", "editor_parameters")
+
+Results = Mapping[str, Any]
+
+
+class Row(TypedDict):
+    """What a row always has, and a reader of it may rely on; see `make_row`."""
+
+    cell: str
+    method: str
+    editor: str | None
+    n: int | None
+    facts_per_edit: int | None
+    steps: int | None
+    start: str
+    sweep: dict[str, Any] | None
+    seeds: list[int]
+    missing: list[int]
+    scores: dict[str, dict[str, Any]]
+    sequential: dict[str, Any]
+    base: str | None
+    data: str | None
+    data_fingerprint: str | None
+
+
+def make_row(
+    name: str, cell: Mapping[str, Any], runs: Sequence[tuple[Any, Results | None]]
+) -> dict[str, Any]:
+    """The row of a cell; what is not finished is left out and told.
+
+    `scores`: for each of `SCORES` mean, standard deviation, 95% interval and values over the seeds
+    that are finished, as `spread.summarise`. Of one seed the interval is that over the test facts
+    (`ci95_over`), where the run has one; it takes facts of one edit for independent.
+
+    Args:
+      runs: each `processes.Run` and its results, None where it is not finished.
+    """
+    seeds = list(cell["seeds"])
+    done = [results for _, results in runs if results is not None]
+    first = done[0] if done else {}
+    flat = [
+        {key: value for key, path in SCORES.items() if (value := number(dig(r, path))) is not None}
+        for r in done
+    ]
+    for scores in flat:
+        of_texts = scores.pop("drawdown_far", None)
+        if of_texts is not None:
+            scores.setdefault("drawdown", of_texts)
+    for r, scores in zip(done, flat, strict=True):  # without steps no time goes into training
+        if not number(dig(r, "training.steps")):
+            for key in _TRAINED:
+                scores.pop(key, None)
+    spread = summarise(flat)
+    for key, score in spread.items():
+        score["ci95_over"] = "seeds"
+        if len(done) == 1:
+            ends = interval(dig(first, _OVER_FACTS.get(key, "")))
+            score |= {"sd": None, "ci95": ends and list(ends), "ci95_over": ends and "facts"}
+    turns = summarise([dig(r, "eval.sequential") or {} for r in done])
+    return {
+        "cell": name,
+        "method": cell["method"],
+        "editor": dig(first, "config.editor.name"),
+        "n": dig(first, "eval.n"),
+        "facts_per_edit": dig(first, "config.data.edits_per_batch"),
+        "steps": dig(first, "training.steps"),
+        "start": cell.get("start", ""),
+        "sweep": dig(first, "eval.sweep"),
+        "seeds": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is not None],
+        "missing": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is None],
+        "scores": spread,
+        "sequential": nest({path: score["mean"] for path, score in turns.items()}, "."),
+        "base": dig(first, "base.spec"),
+        "data": dig(first, "data.name"),
+        "data_fingerprint": dig(first, "data.fingerprint"),
+        "hardware": dig(first, "hardware"),
+        "folders": [str(run.folder) for run, _ in runs],
+    }

@@ -1,0 +1,41 @@
+"""What exports of edits have in common: the check of an edit, a README that says what it is."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import jax
+
+from mend_jax.core.weight_edit import Edit
+from mend_jax.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from mend_jax.hub.language_model import LanguageModel
+
+AUTO_CLASSES = {
+    "causal": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "classifier": "AutoModelForSequenceClassification",
+}
+"""Kind of model -> the class of transformers that opens it."""
+
+
+def refuse_unfit(edit: Edit, model: LanguageModel) -> None:
+    """CheckpointError unless this is one edit, for this base; its blocks need not be unrolled."""
+    model.refuse_misfit(edit)
+    for name, delta in edit.deltas.items():
+        if any(leaf.ndim != 2 for leaf in jax.tree.leaves(delta)):
+            raise CheckpointError(f"{name} holds several edits: export them one by one, edit.at(i)")
+
+
+def readme(title: str, model: LanguageModel, edit: Edit | None, loading: str) -> str:
+    """Markdown: base, facts, what made them, and the Python that opens the folder."""
+    lines = [f"# {title}", "", f"Base: `{model.spec}`, fingerprint `{model.fingerprint}`."]
+    if edit is not None:
+        by = f" by `{edit.editor}`" if edit.editor else ""
+        when = f", {edit.made}" if edit.made else ""
+        lines += ["", f"Facts that were edited in{by}{when} (prompt, new answer):", ""]
+        lines += [f"    {json.dumps(fact, ensure_ascii=False)}" for fact in edit.facts]
+        lines += [] if edit.facts else ["    (the edit names none)"]
+    return "\n".join([*lines, "", "```python", *loading.splitlines(), "```", ""])

@@ -1,0 +1,181 @@
+"""An edit as a PEFT LoRA adapter, which `peft` loads onto the base in torch transformers."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from safetensors.numpy import save as serialise
+
+from mend_jax.core.recompress import recompress
+from mend_jax.core.weight_edit import Delta, Edit, LowRank
+from mend_jax.errors import CheckpointError
+from mend_jax.hub.export_common import AUTO_CLASSES, readme, refuse_unfit
+from mend_jax.io.writers import write_bytes, write_json, write_text
+from mend_jax.models.base import TensorSpec
+from mend_jax.models.params import flatten
+
+if TYPE_CHECKING:
+    from mend_jax.hub.language_model import LanguageModel
+
+_TASKS = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classifier": "SEQ_CLS"}
+_HEAD = "classifier"  # peft keeps a copy of a classifier's head with each adapter
+
+_LOADING = """\
+import peft, transformers
+
+base = transformers.{auto}.from_pretrained("FOLDER_OF_THE_BASE", dtype="float32")
+edited = peft.PeftModel.from_pretrained(base, "THIS_FOLDER")
+base = edited.unload()  # the base again, bit for bit
+"""
+
+
+class Adapter(NamedTuple):
+    """What an adapter holds.
+
+    Attributes:
+      ranks: weight -> rank of its pair.
+      errors: weight -> relative Frobenius error that recompressing made.
+      notes: what a user should be told.
+    """
+
+    ranks: dict[str, int]
+    errors: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def save_peft(directory: str | Path, edit: Edit, model: LanguageModel) -> Adapter:
+    """Writes adapter_model.safetensors, adapter_config.json and README.md.
+
+    Each delta W' = W + a^T b becomes lora_A = a and lora_B = b^T at its numerical rank, in float32
+    and with a scale of exactly 1; a dense delta is decomposed. A delta of a part of a fused weight
+    (the queries of GPT-2's c_attn) is zero elsewhere, and so is its pair. All that can be edited
+    are matmuls of blocks, none of which is tied to another tensor, so every edit has an adapter.
+
+    Args:
+      directory: made if it is not there; an older adapter in it is replaced.
+      edit: one edit, without a leading axis.
+      model: the base that it was made for; its blocks need not be unrolled.
+
+    Raises:
+      CheckpointError: an edit of another base, of no weight, or several edits.
+    """
+    refuse_unfit(edit, model)
+    if not edit.deltas:
+        raise CheckpointError("the edit changes no weight: there is nothing to make an adapter of")
+    low_rank = {name: _low_rank(delta) for name, delta in edit.deltas.items()}
+    compact, errors = recompress(edit.replace(deltas=low_rank))
+    pairs = {name: _pair(delta) for name, delta in compact.deltas.items()}
+    kernels = {
+        name: spec
+        for spec in model.family.tensor_specs(model.config)
+        if (name := spec.path.removesuffix("/kernel")) in pairs
+    }
+    tensors = _head(model) if model.judges else {}
+    for name, spec in kernels.items():
+        a, b = pairs[name]
+        module = _module(spec)
+        tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    metadata = {
+        "format": "pt",
+        "base": model.fingerprint,
+        "facts": json.dumps(edit.facts),
+        "editor": edit.editor,
+        "made": edit.made,
+    }
+    ranks = {name: len(pairs[name][0]) for name in kernels}
+    loading = _LOADING.format(auto=AUTO_CLASSES[model.module.kind])
+    directory = Path(directory)
+    data = serialise({f"base_model.model.{n}": t for n, t in tensors.items()}, metadata)
+    write_bytes(directory / "adapter_model.safetensors", data)
+    write_text(directory / "README.md", readme("A LoRA adapter", model, edit, loading))
+    write_json(directory / "adapter_config.json", _config(model, kernels, ranks))
+    return Adapter(ranks, errors, _notes(kernels, ranks))
+
+
+def _low_rank(delta: Delta) -> LowRank:
+    """A dense delta as the product of itself and the smaller identity, to be recompressed."""
+    if isinstance(delta, LowRank):
+        return delta
+    w = np.asarray(jax.device_get(delta.w), np.float32)
+    d_in, d_out = w.shape
+    if d_in <= d_out:
+        return LowRank(np.eye(d_in, dtype=np.float32), w)
+    return LowRank(w.T, np.eye(d_out, dtype=np.float32))
+
+
+def _pair(delta: LowRank) -> tuple[np.ndarray, np.ndarray]:
+    """(lora_A [r, d_in], lora_B [d_out, r]) in float32; a delta of rank 0 has one row of zeros."""
+    a, b = (np.asarray(jax.device_get(leaf), np.float32) for leaf in (delta.a, delta.b))
+    if not len(a):
+        a, b = (np.zeros((1, x.shape[1]), np.float32) for x in (a, b))
+    return np.ascontiguousarray(a), np.ascontiguousarray(b.T)
+
+
+def _module(spec: TensorSpec) -> str:
+    return spec.hf.removesuffix(".weight")
+
+
+def _head(model: LanguageModel) -> dict[str, np.ndarray]:
+    """The head's tensors under the names and in the orientation of transformers."""
+    flat = flatten(model.params[_HEAD], f"{_HEAD}/")
+    found = {}
+    for spec in model.family.tensor_specs(model.config):
+        if spec.path in flat:
+            array = np.asarray(jax.device_get(flat[spec.path]))
+            found[spec.hf] = np.ascontiguousarray(array.T if spec.transpose else array)
+    return found
+
+
+def _config(
+    model: LanguageModel, kernels: Mapping[str, TensorSpec], ranks: Mapping[str, int]
+) -> dict[str, Any]:
+    """adapter_config.json: the commonest rank, and others by module; alpha = rank scales by 1."""
+    usual = collections.Counter(ranks.values()).most_common(1)[0][0]
+    others = {_module(kernels[name]): r for name, r in ranks.items() if r != usual}
+    return {
+        "peft_type": "LORA",
+        "task_type": _TASKS[model.module.kind],
+        **_base(model.spec),
+        "target_modules": [_module(spec) for spec in kernels.values()],
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "use_rslora": False,
+        "fan_in_fan_out": not any(spec.transpose for spec in kernels.values()),
+        "modules_to_save": [_HEAD] if model.judges else None,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "inference_mode": True,
+    }
+
+
+def _base(spec: str) -> dict[str, str | None]:
+    """Where transformers finds the base, if it can read what ours was loaded from."""
+    if spec.startswith("pypi:") or spec.endswith(".gguf"):
+        return {"base_model_name_or_path": None}
+    if Path(spec).expanduser().exists():
+        return {"base_model_name_or_path": spec}
+    name, _, revision = spec.partition("@")
+    return {"base_model_name_or_path": name, "revision": revision or None}
+
+
+def _notes(kernels: Mapping[str, TensorSpec], ranks: Mapping[str, int]) -> tuple[str, ...]:
+    """Pairs that hold as many numbers as the weight itself, or more."""
+    large = []
+    for name, rank in ranks.items():
+        d_in, d_out = kernels[name].shape
+        if rank * (d_in + d_out) >= d_in * d_out:
+            large.append(f"{name} (rank {rank} of {d_in} x {d_out})")
+    if not large:
+        return ()
+    return (
+        f"the pair of {', '.join(large)} is no smaller than the weight: a merged checkpoint "
+        "(save_merged) takes no more room",
+    )

@@ -1,0 +1,112 @@
+"""A whole Hugging Face checkpoint with the edit in its weights, for transformers and for us."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from mend_jax.core.weight_edit import Edit
+from mend_jax.errors import WeightsError
+from mend_jax.hub.export_common import AUTO_CLASSES, readme, refuse_unfit
+from mend_jax.hub.gguf_files import open_gguf
+from mend_jax.hub.hf_config import read_config
+from mend_jax.hub.hf_export import save_hf
+from mend_jax.hub.source import Source, resolve
+from mend_jax.io.writers import write_text
+from mend_jax.models.params import nest, unstack_trunk
+
+if TYPE_CHECKING:
+    from mend_jax.hub.language_model import LanguageModel
+
+_KEPT = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tokenizer.model",
+    "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+"""Files of the base's folder that an edit does not change."""
+
+_LOADING = """\
+import transformers
+
+model = transformers.{auto}.from_pretrained("THIS_FOLDER")
+tokenizer = transformers.AutoTokenizer.from_pretrained("THIS_FOLDER")
+"""
+
+
+def save_merged(
+    directory: str | Path,
+    model: LanguageModel,
+    edit: Edit | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes config.json, tokenizer, *.safetensors (shards if need be) and README.md.
+
+    Weights are W + delta, summed in float32 and rounded once to the type that the model was loaded
+    in. Without any edit it is the base itself, for a base of another format (GGUF).
+
+    Args:
+      directory: made if it is not there; an older model in it is replaced.
+      model: the base; its blocks need not be unrolled.
+      edit: one edit, without a leading axis; None: the one in force in `model`, if any.
+      max_shard_bytes: a shard is at most this long, unless it is one tensor.
+
+    Raises:
+      CheckpointError: an edit of another base, or several edits.
+      WeightsError: `directory` is the base's own.
+    """
+    edit = model.edit if edit is None else edit
+    if edit is not None:
+        refuse_unfit(edit, model)
+    directory = Path(directory)
+    if directory.resolve() == resolve(model.spec).path.resolve():
+        raise WeightsError(f"{directory} is the folder of the base itself: give another one")
+    params = nest(unstack_trunk(jax.device_get(model.params)))
+    save_checkpoint(
+        directory, model, params if edit is None else edit.merge(params), max_shard_bytes
+    )
+    loading = _LOADING.format(auto=AUTO_CLASSES[model.module.kind])
+    title = "A base model" if edit is None else "A base model with an edit merged into its weights"
+    write_text(directory / "README.md", readme(title, model, edit, loading))
+
+
+def save_checkpoint(
+    directory: Path, model: LanguageModel, params: Any, max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """Writes these nested parameters with the config and the tokenizer of `model`."""
+    source = resolve(model.spec)
+    flat = {path: np.asarray(leaf) for path, leaf in unstack_trunk(params).items()}
+    _save_tokenizer(directory, model, source)
+    specs = model.family.tensor_specs(model.config)
+    save_hf(directory, _config(model, source, flat), flat, specs, max_shard_bytes)
+
+
+def _config(model: LanguageModel, source: Source, flat: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The base's config with what the weights now are."""
+    stale = ("_name_or_path", "torch_dtype", "dtype", "transformers_version")
+    config = {key: value for key, value in read_config(source).items() if key not in stale}
+    config["dtype"] = str(next(iter(flat.values())).dtype)
+    if model.judges:
+        config |= {
+            "architectures": ["BertForSequenceClassification"],
+            "num_labels": 1,
+            "id2label": {"0": "true"},
+            "label2id": {"true": 0},
+        }
+    return config
+
+
+def _save_tokenizer(directory: Path, model: LanguageModel, source: Source) -> None:
+    """The base's own files where it has them, else what makes the same tokens."""
+    model.tokenizer.save(directory)
+    if source.kind == "gguf":
+        template = open_gguf(source.path).metadata.get("tokenizer.chat_template")
+        if isinstance(template, str):
+            write_text(directory / "chat_template.jinja", template)
+        return
+    for name in _KEPT:
+        if (source.path / name).is_file():
+            shutil.copyfile(source.path / name, directory / name)

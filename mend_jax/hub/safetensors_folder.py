@@ -1,0 +1,168 @@
+"""The tensors of a folder of safetensors files: one file, or shards with an index."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from mend_jax.errors import WeightsError
+from mend_jax.hub.stored_tensor import Stored
+from mend_jax.io.json_values import parse_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MOST_FILES = 20  # that one error describes
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def list_safetensors(folder: Path) -> dict[str, Stored]:
+    """Lists every tensor of the model in `folder`, by its name in the files.
+
+    `model.safetensors` wins over shards, as it does for transformers; a folder with neither that
+    nor an index may hold one safetensors file of any name.
+
+    Raises:
+      WeightsError: it is not clear which file to read; or, in one error, every file of the model
+        that is missing, truncated or damaged and every tensor that is not where the index says.
+    """
+    if (folder / SINGLE).is_file():
+        return _list_file(folder / SINGLE)
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if len(indices) == 1 or (folder / INDEX).is_file():
+        index = folder / INDEX if (folder / INDEX).is_file() else indices[0]
+        return _list_shards(index)
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1 and not indices:
+        return _list_file(files[0])
+    names = ", ".join(p.name for p in (indices or files)[:5]) or "no safetensors file"
+    raise WeightsError(
+        f"{folder} holds {names}, and neither {SINGLE} nor {INDEX} says which to read: "
+        "fetch the index of these shards again, or keep one model a folder."
+    )
+
+
+def _list_shards(index: Path) -> dict[str, Stored]:
+    weight_map = _read_index(index)
+    shards = sorted(set(weight_map.values()))
+    bad = [s for s in shards if Path(s).name != s]
+    if bad:
+        raise WeightsError(f"{index} names files outside its folder: {bad[:5]}. Fetch it again.")
+    missing = [s for s in shards if not _is_there(index.parent / s)]
+    found: dict[str, Stored] = {}
+    damages: list[str] = []
+    unread = set(missing)
+    for shard in sorted(set(shards) - unread):
+        try:
+            tensors = _list_file(index.parent / shard)
+        except WeightsError as error:
+            damages.append(str(error))
+            unread.add(shard)
+            continue
+        for name, stored in tensors.items():
+            # Left out: leftovers that the index places elsewhere.
+            if weight_map.get(name, shard) == shard:
+                found[name] = dataclasses.replace(stored, listed=name in weight_map)
+    absent = [n for n in sorted(weight_map) if n not in found and weight_map[n] not in unread]
+    problems = damages[:MOST_FILES]
+    if len(damages) > MOST_FILES:
+        problems.append(f"{len(damages) - MOST_FILES} more of its files are not whole either.")
+    if missing:
+        problems.append(
+            f"{index} names {len(missing)} of {len(shards)} files that are not in {index.parent}: "
+            f"{_some(missing)}. Fetch these files again, or copy the whole folder."
+        )
+    if absent:
+        where = [f"{name} (in {weight_map[name]})" for name in absent]
+        problems.append(
+            f"{index} names {len(absent)} tensors that their files do not hold: {_some(where)}. "
+            "The index and the shards are not of one model: fetch them again together."
+        )
+    if problems:
+        raise WeightsError("\n".join(problems))
+    return found
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no name that a file can have
+        return False
+
+
+def _read_index(index: Path) -> Mapping[str, str]:
+    try:
+        weight_map = parse_json(index.read_bytes())["weight_map"]
+        if not all(isinstance(v, str) for v in weight_map.values()):
+            raise TypeError("a value of weight_map is not a file name")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"cannot read the index {index} ({type(error).__name__}: {error}): expected JSON with "
+            '"weight_map" from tensor names to file names. Fetch it again.'
+        ) from error
+    return weight_map
+
+
+def _list_file(path: Path) -> dict[str, Stored]:
+    try:
+        handle = safetensors.safe_open(path, framework="numpy")
+        names = list(handle.keys())
+        slices = {name: handle.get_slice(name) for name in names}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(_damage(path, error)) from error
+    return {
+        name: Stored(
+            name=name,
+            shape=tuple(part.get_shape()),
+            dtype=part.get_dtype(),
+            is_float=part.get_dtype() in _FLOATS,
+            file=path,
+            read=functools.partial(handle.get_tensor, name),
+            read_slice=functools.partial(_read_slice, handle, name),
+        )
+        for name, part in slices.items()
+    }
+
+
+def _read_slice(handle: Any, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    part = handle.get_slice(name)
+    # The slices of safetensors refuse an axis of size 0; such a tensor has no bytes to save.
+    return handle.get_tensor(name)[index] if 0 in part.get_shape() else part[index]
+
+
+def _damage(path: Path, error: Exception) -> str:
+    """Says what is wrong with a file that does not open, with the sizes where they are known."""
+    size = path.stat().st_size
+    detail = str(error)
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        header_bytes = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or 8 + header_bytes > size:
+            need = 8 + header_bytes if len(prefix) == 8 else 8
+            detail += f"; its header needs {need} bytes"
+        else:
+            detail += _promise(file.read(header_bytes), header_bytes)
+    return (
+        f"{path} ({size} bytes) is not a whole safetensors file: {detail}. "
+        "It was cut short or damaged on the way: delete it and fetch it again."
+    )
+
+
+def _promise(header: bytes, header_bytes: int) -> str:
+    try:
+        entries = parse_json(header)
+        ends = [v["data_offsets"][1] for k, v in entries.items() if k != "__metadata__"]
+        return f"; its header promises {8 + header_bytes + max(ends, default=0)} bytes"
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return ""
+
+
+def _some(names: Iterable[str], most: int = 10) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,303 @@
+"""Text to token ids and back, for every place that base weights can come from."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from mend_jax.errors import DataError, WeightsError
+from mend_jax.hub.gguf_files import GgufFile, open_gguf
+from mend_jax.hub.source import Source
+from mend_jax.io.json_values import parse_json
+from mend_jax.io.writers import write_text
+
+_CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+_MOST_HOLES = 1000  # ids without a token, beyond one a token: the library counts through them all
+
+
+def _byte_level() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _digits_then_byte_level() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level()])
+
+
+_PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
+    "gpt-2": _byte_level,
+    "smollm": _digits_then_byte_level,
+}
+
+
+class Tokenizer:
+    """A tokenizer and the ids of its special tokens.
+
+    Attributes:
+      inner: the `tokenizers.Tokenizer`.
+      eos_id: the token that ends a text.
+      bos_id: the token that starts a text, or None.
+      pad_id: the token that fills a batch; `eos_id` where there is none of its own.
+    """
+
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        eos_id: int,
+        bos_id: int | None = None,
+        pad_id: int | None = None,
+    ):
+        inner.no_padding()
+        inner.no_truncation()
+        inner.encode_special_tokens = True
+        self.inner = inner
+        self.eos_id = eos_id
+        self.bos_id = bos_id
+        self.pad_id = eos_id if pad_id is None else pad_id
+
+    @classmethod
+    def tiny(cls) -> Tokenizer:
+        """One token a byte and `<|eos|>`: 257 tokens, for tests and tiny models."""
+        vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        eos = "<|eos|>"
+        inner = _byte_level_bpe({**vocab, eos: len(vocab)}, [], _byte_level())
+        inner.add_special_tokens([AddedToken(eos, special=True, normalized=False)])
+        return cls(inner, eos_id=len(vocab))
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest token id."""
+        return max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the vocabulary, the merges, the splitting rules and the marks."""
+        parts = json.loads(self.inner.to_str())
+        for unused in ("version", "post_processor"):
+            parts.pop(unused, None)
+        if any(self.marks):
+            parts["marks"] = self.marks
+        text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` alone: no special token is added, and none is read out of it.
+
+        The characters `<|endoftext|>` in a text are text here, never a control token. Bytes that
+        the vocabulary lacks (for SmolLM2 a few control characters) have no id and are left out.
+
+        Raises:
+          DataError: `text` is not Unicode text.
+        """
+        return self._encoding(text).ids
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Of each token of `encode(text)`, which characters it is made of: [first, end)."""
+        return self._encoding(text).offsets
+
+    def _encoding(self, text: str) -> tokenizers.Encoding:
+        try:
+            return self.inner.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeError) as error:
+            raise DataError(
+                f"cannot tokenize {text!r:.80}: expected Unicode text without lone surrogates."
+            ) from error
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids with the marks that the model's own post-processor puts around a text.
+
+        BERT's [CLS] and [SEP], T5's end of text; nothing where there is no post-processor.
+        """
+        before, after = self.marks
+        return [*before, *self.encode(text), *after]
+
+    @functools.cached_property
+    def marks(self) -> tuple[list[int], list[int]]:
+        """The ids that the post-processor puts before a text, and those that it puts after it."""
+        if self.inner.post_processor is None:
+            return [], []
+        plain = self.inner.encode("a", add_special_tokens=False).ids
+        marked = self.inner.encode("a", add_special_tokens=True).ids
+        for start in range(len(marked) - len(plain) + 1):
+            if plain and marked[start : start + len(plain)] == plain:
+                return marked[:start], marked[start + len(plain) :]
+        return [], []
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one token by its exact name, such as `<|im_end|>`, or None."""
+        return self.inner.token_to_id(token)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens and without any tidying of spaces."""
+        return self.inner.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes tokenizer.json and tokenizer_config.json, as in a Hugging Face folder."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        ids = {"eos_token": self.eos_id, "bos_token": self.bos_id, "pad_token": self.pad_id}
+        config = {k: self.inner.id_to_token(i) for k, i in ids.items() if i is not None}
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+        config |= {"clean_up_tokenization_spaces": False}
+        self.inner.save(str(directory / "tokenizer.json"))
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        write_text(directory / "tokenizer_config.json", text)
+
+
+def load_tokenizer(source: Source) -> Tokenizer:
+    """The tokenizer that comes with the weights of `source`.
+
+    From tokenizer.json (special tokens from tokenizer_config.json, else config.json), or built
+    from the tokens and merges of a GGUF file.
+
+    Raises:
+      WeightsError: there is none, it is damaged, or of a kind that is not supported.
+    """
+    if source.kind == "gguf":
+        return _from_gguf(open_gguf(source.path))
+    return _from_folder(source.path)
+
+
+def _from_folder(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise WeightsError(
+            f"{folder} has no tokenizer.json: copy it from the model, or write it with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(folder) in transformers."
+        )
+    inner = _opened(path)
+    names = _read_json(folder / "tokenizer_config.json")
+    config = _read_json(folder / "config.json")
+
+    def find(*roles: str) -> int | None:
+        for role in roles:
+            token = names.get(f"{role}_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str) and (known := _id_of(token, inner)) is not None:
+                return known
+        for role in roles:
+            ids = config.get(f"{role}_token_id")
+            ids = ids if isinstance(ids, list) else [ids]
+            if ids and ids[0] is not None:
+                return _known_id(ids[0], inner, f"{role}_token_id of {folder / 'config.json'}")
+        return None
+
+    eos = find("eos", "sep")
+    if eos is None:
+        usual = (inner.token_to_id(token) for token in ("[SEP]", "</s>", "<|endoftext|>"))
+        eos = next((i for i in usual if i is not None), None)
+    if eos is None:
+        raise WeightsError(
+            f"neither tokenizer_config.json nor config.json in {folder} names an end of text: "
+            'add "eos_token" to tokenizer_config.json.'
+        )
+    return Tokenizer(inner, eos, find("bos", "cls"), find("pad"))
+
+
+def _opened(path: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a file, tried on a text: some that open cannot be used."""
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(path))
+        ids = inner.get_vocab(with_added_tokens=True).values()
+        if max(ids, default=-1) not in range(2 * len(ids) + _MOST_HOLES):
+            raise ValueError(f"{len(ids)} tokens, the largest id is {max(ids, default=None)}")
+        inner.decode(inner.encode("a b", add_special_tokens=True).ids)
+    except BaseException as error:
+        # tokenizers raises bare Exception, and a panic of its own that is none and has no name.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise WeightsError(f"cannot read {path} ({error}): fetch it again.") from error
+    return inner
+
+
+def _id_of(token: str, inner: tokenizers.Tokenizer) -> int | None:
+    try:
+        return inner.token_to_id(token)
+    except UnicodeError:  # half a character
+        return None
+
+
+def _known_id(value: Any, inner: tokenizers.Tokenizer, what: str) -> int:
+    if type(value) is not int or value not in inner.get_vocab(with_added_tokens=True).values():
+        raise WeightsError(
+            f"{what} is {value!r:.80}, which is no token of tokenizer.json: fetch both again."
+        )
+    return value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read {path} as JSON ({error}): fetch it again.") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _from_gguf(file: GgufFile) -> Tokenizer:
+    model, pre = (file.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if model != "gpt2" or not isinstance(pre, str) or pre not in _PRE_TOKENIZERS:
+        raise WeightsError(
+            f"{file.path} has a tokenizer of model {model!r} with pre {pre!r}; supported is model "
+            f"'gpt2' with pre {' or '.join(map(repr, _PRE_TOKENIZERS))}. Use the safetensors "
+            "version of this model with its tokenizer.json."
+        )
+    tokens, merges = _strings(file, "tokens"), _strings(file, "merges")
+    types = file.metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    types = types if isinstance(types, list) else []
+    eos, bos, pad = (_token_id(file, role, len(tokens)) for role in ("eos", "bos", "padding"))
+    vocab = {token: i for i, token in enumerate(tokens)}
+    if eos is None or len(vocab) != len(tokens) or len(types) != len(tokens):
+        raise WeightsError(
+            f"the tokenizer of {file.path} is not complete: {len(tokens)} tokens, {len(vocab)} of "
+            f"them different, {len(types)} token types, eos_token_id {eos!r}. Convert the model "
+            "again."
+        )
+    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    try:
+        inner = _byte_level_bpe(vocab, pairs, _PRE_TOKENIZERS[pre]())
+    except Exception as error:  # tokenizers raises bare Exception
+        raise WeightsError(
+            f"the tokens and merges of {file.path} do not fit together ({error}): convert the "
+            "model again."
+        ) from error
+    for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
+        added = [t for t, of in zip(tokens, types, strict=True) if of == kind]
+        add = inner.add_special_tokens if special else inner.add_tokens
+        add([AddedToken(t, special=special, normalized=False) for t in added])
+    return Tokenizer(inner, eos, bos, pad)
+
+
+def _token_id(file: GgufFile, role: str, n_tokens: int) -> int | None:
+    value = file.metadata.get(f"tokenizer.ggml.{role}_token_id")
+    if value is not None and not (isinstance(value, int) and 0 <= value < n_tokens):
+        raise WeightsError(
+            f"tokenizer.ggml.{role}_token_id of {file.path} is {value!r}, not one of its "
+            f"{n_tokens} tokens: convert the model again."
+        )
+    return value
+
+
+def _strings(file: GgufFile, key: str) -> list[str]:
+    value = file.metadata.get(f"tokenizer.ggml.{key}")
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise WeightsError(f"{file.path} has no tokenizer.ggml.{key}: convert the model again.")
+    return value
+
+
+def _byte_level_bpe(
+    vocab: dict[str, int],
+    merges: list[tuple[str, ...]],
+    pre_tokenizer: pre_tokenizers.PreTokenizer,
+) -> tokenizers.Tokenizer:
+    inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    inner.pre_tokenizer = pre_tokenizer
+    inner.decoder = decoders.ByteLevel()
+    return inner

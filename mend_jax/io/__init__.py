@@ -1,0 +1,1 @@
+"""Files: atomic writers, checked JSON, checksums, a cache of downloaded packages."""

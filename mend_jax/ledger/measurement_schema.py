@@ -1,0 +1,101 @@
+"""The form of what was measured of an edit, which `measure` describes: a ledger may hold another's.
+
+What is not finite, JSON holds as null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict
+
+from mend_jax.io.json_values import fits
+
+VERSION = 1
+
+_Number = float | None
+
+
+class _Line(TypedDict):
+    rule: bool
+    prompt: str
+    before: str
+    after: str
+    says_before: bool
+    says: bool
+
+
+class _Asked(_Line):
+    kind: Literal["prompt", "paraphrase"]
+    nll_before: _Number
+    nll: _Number
+
+
+class _Still(_Line):
+    kind: Literal["neighbour", "unrelated"]
+    same: bool
+    kl: _Number
+
+
+class _Fact(TypedDict):
+    prompt: str
+    target: str
+    took: bool
+    asked: list[_Asked]
+    still: list[_Still]
+
+
+class _Text(TypedDict):
+    kl: _Number
+    kept: _Number
+    tokens: int
+
+
+class _Means(TypedDict):
+    neighbours: _Number
+    unrelated: _Number
+    text: _Number
+
+
+class _Weight(TypedDict):
+    name: str
+    rank: int | None
+    norm: _Number
+    relative: _Number
+
+
+class _Edit(TypedDict):
+    editor: str
+    made: str
+    norm: _Number
+    blocks: list[str]
+    weights: list[_Weight]
+
+
+class _Verdict(TypedDict):
+    took: bool
+    local: bool
+    line: str
+    thresholds: list[str]
+
+
+class Measured(TypedDict):
+    """What pages and the console read of it."""
+
+    version: int
+    strength: _Number
+    facts: list[_Fact]
+    text: _Text
+    kl: _Means
+    edit: _Edit
+    verdict: _Verdict
+    warnings: list[str]
+
+
+def is_known(measured: Mapping[str, Any]) -> bool:
+    """Whether it is what this version measures, of which all can be shown."""
+    return (
+        measured.get("version") == VERSION
+        and fits(measured, Measured)
+        and bool(measured["facts"])
+        and all(fact["asked"] for fact in measured["facts"])
+    )

@@ -1,0 +1,149 @@
+"""Where each array lives on the mesh: regex rules from names to PartitionSpecs.
+
+Weights are split over `tensor` (Megatron's way: the inner width of an MLP and the heads of
+attention) and over `fsdp` along their other axis. The editor's matrices are split along the rank
+over `tensor` and along the width over `fsdp`; its optimiser state lies as the parameters do.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mend_jax.errors import ConfigError
+
+
+class Rule(NamedTuple):
+    """A whole-path regular expression and the axes of what it matches, from the last axis back.
+
+    `axes` names the last axes of an array; leading ones (the stack of a trunk) are never split.
+    """
+
+    pattern: str
+    axes: tuple[str | None, ...] = ()
+
+
+_STACKED = r"(\w+_)?(trunk|block_\d+)/"
+_COLUMNS = r"(attn|cross)/(q|k|v|qkv)|mlp/(gate|up)"
+_ROWS = r"(attn|cross)/out|mlp/down"
+
+BASE_RULES = (
+    Rule(rf"{_STACKED}({_COLUMNS})/kernel", ("fsdp", "tensor")),
+    Rule(rf"{_STACKED}({_COLUMNS})/bias", ("tensor",)),
+    Rule(rf"{_STACKED}({_ROWS})/kernel", ("tensor", "fsdp")),
+    Rule(rf"{_STACKED}({_ROWS})/bias"),
+    Rule(rf"{_STACKED}.*norm\w*/(scale|bias)"),
+    Rule(r"embedding", ("tensor", "fsdp")),
+    Rule(r"unembedding", ("fsdp", "tensor")),
+    Rule(r"unembedding_bias|logits_bias", ("tensor",)),
+    Rule(r"(\w+_)?(position|segment)", (None, "fsdp")),
+    Rule(r"(\w+_)?position_bias"),
+    Rule(r"(\w+_)?norm(_\w+)?/(scale|bias)"),
+    Rule(r"(pooler|classifier)/(kernel|bias)"),
+)
+"""For every tensor of every model family, by its nested path."""
+
+_NET = r"(.*/)?low_rank_mlp/.*/"
+
+EDITOR_RULES = (
+    Rule(rf"{_NET}u", ("fsdp", "tensor")),
+    Rule(rf"{_NET}v", ("tensor", "fsdp")),
+    Rule(rf"{_NET}(bias|scale|shift)"),
+    Rule(r"(.*/)?(shift|meta_sgd|meta_curvature|fisher|second_moment)/.*", ("fsdp", "tensor")),
+    Rule(r"(.*/)?(lstm|condition|heads)/.*"),  # of KE: small
+    Rule(r"(.*/)?scale_by_layer_lr/.*"),
+    Rule(r"(.*/)?normalize/.*"),
+    Rule(r"(.*/)?(texts|lora_a)/.*"),  # of FT+KL and LoRA: few and thin
+    Rule(r"(.*/)?sweep"),  # of the cache: a small table
+    Rule(r"(.*/)?prefixes"),  # of ROME and MEMIT: a few tokens
+    Rule(r"(.*/)?(count|step|mini_step|gradient_step|skip_state)(/.*)?"),
+)
+"""For the editor's parameters and state, and the optimiser state that mirrors them."""
+
+
+def path_of(keys: Sequence[Any]) -> str:
+    """A key path of `jax.tree_util` as `a/b/0/c`."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
+
+
+def spec_of(path: str, shape: Sequence[int], rules: Sequence[Rule], mesh: Mesh) -> P:
+    """The PartitionSpec of one array.
+
+    An axis that a rule would split but that does not divide stays whole (GPT-2's 50257 words).
+
+    Raises:
+      ConfigError: no rule matches, or more than one.
+    """
+    if not shape:
+        return P()
+    found = [rule for rule in rules if re.fullmatch(rule.pattern, path)]
+    if len(found) != 1:
+        patterns = [rule.pattern for rule in found]
+        raise ConfigError(
+            f"sharding: {path} {list(shape)} matches "
+            + (f"{len(found)} rules, {patterns}: make them exclude each other"
+               if found else "no rule: add one to mend_jax/parallel/sharding.py")
+        )  # fmt: skip
+    axes = found[0].axes
+    if len(axes) > len(shape):
+        raise ConfigError(f"sharding: {path} {list(shape)} has fewer axes than its rule {axes}")
+    names = [None] * (len(shape) - len(axes)) + list(axes)
+    kept = [n if n and size % mesh.shape[n] == 0 else None for n, size in zip(names, shape)]  # noqa: B905
+    while kept and kept[-1] is None:
+        kept.pop()
+    return P(*kept)
+
+
+def shardings_of(mesh: Mesh, tree: Any, rules: Sequence[Rule]) -> Any:
+    """A NamedSharding for every leaf of a tree of arrays (or ShapeDtypeStructs).
+
+    Raises:
+      ConfigError: naming every leaf that no rule, or more than one, matches.
+    """
+    problems = []
+
+    def one(keys, leaf):
+        try:
+            return NamedSharding(mesh, spec_of(path_of(keys), leaf.shape, rules, mesh))
+        except ConfigError as e:
+            problems.append(str(e))
+            return None
+
+    found = jax.tree_util.tree_map_with_path(one, tree)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return found
+
+
+def place(mesh: Mesh, tree: Any, rules: Sequence[Rule]) -> Any:
+    """The tree on the mesh, each leaf as its rule says."""
+    return jax.device_put(tree, shardings_of(mesh, tree, rules))
+
+
+def described(tree: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs of a tree of arrays (or of such) as they would lie by `shardings`."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
+
+
+def bytes_per_device(tree: Any) -> int:
+    """The largest number of bytes that one device holds of a tree of sharded arrays."""
+    total: dict[Any, int] = {}
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        n_bytes = math.prod(shape) * leaf.dtype.itemsize
+        for device in leaf.sharding.device_set:
+            total[device] = total.get(device, 0) + n_bytes
+    return max(total.values(), default=0)
+
+
+def flat_shardings(mesh: Mesh, shapes: Mapping[str, Sequence[int]]) -> dict[str, NamedSharding]:
+    """The shardings of base tensors by nested path, for `hub.read_sharded`."""
+    return {p: NamedSharding(mesh, spec_of(p, s, BASE_RULES, mesh)) for p, s in shapes.items()}

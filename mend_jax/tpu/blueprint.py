@@ -1,0 +1,94 @@
+"""What a config will run, as shapes: nothing is downloaded, loaded or computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from mend_jax import hub
+from mend_jax.data.encoded_rows import TEXTS
+from mend_jax.editors import EditTransform
+from mend_jax.hub.input_formats import form_of
+from mend_jax.hub.published_configs import PUBLISHED
+from mend_jax.hub.text_encoding import stack, thin
+from mend_jax.models.abstract_model import DTYPES, Outline, outline
+from mend_jax.models.params import nest
+from mend_jax.training.build import abstract_state, build_editor, build_optimizer, lengths_of
+from mend_jax.training.config_schema import check
+from mend_jax.training.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """Everything that a config's programs are made of, as shapes.
+
+    Attributes:
+      outline: the base.
+      editor, tx: as the run builds them.
+      base: nested base parameters, ShapeDtypeStructs.
+      state: the training state, likewise.
+    """
+
+    config: ml_collections.ConfigDict
+    outline: Outline
+    editor: EditTransform
+    tx: optax.GradientTransformation
+    base: Any
+    state: TrainState
+
+    def batch(self, edits: int, training: bool) -> dict[str, Any]:
+        """The texts of a step of `edits` edits, ShapeDtypeStructs with leading axes [E, n]."""
+        c, lengths = self.config.data, lengths_of(self.config)
+        form, words = form_of(self.outline.module), _Words(self.outline.module.kind)
+        qa = form.qa(words, "a", "b", lengths.max_len, lengths.max_target, append_eos=False)
+        near = form.near(words, "a", "b", lengths.max_len, lengths.max_target)
+        far = stack([form.text(words, "a b c", lengths.far_len)])
+        far = thin(far, self.config.train.far_scored) if training else far
+        kinds = dict(edit=qa, rephrase=qa, near=near, far=jax.tree.map(lambda a: a[0], far))
+        lead = (edits, c.edits_per_batch)
+        return {
+            name: jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct((*lead, *np.shape(a)), np.asarray(a).dtype),
+                kinds[name],
+            )
+            for name in TEXTS
+        }
+
+
+class _Words:
+    """A tokenizer of single ids with the marks that a kind of model puts round a text."""
+
+    eos_id = pad_id = 0
+
+    def __init__(self, kind: str) -> None:
+        self.marks = {"causal": ([], []), "seq2seq": ([], [0]), "classifier": ([0], [0])}[kind]
+
+    def encode(self, text: str) -> list[int]:
+        return [0] * len(text.split())
+
+
+def draw(config: ml_collections.ConfigDict) -> Blueprint:
+    """The blueprint of a checked config.
+
+    The sizes of models that configs/ names are known; others are read from their config.json.
+
+    Raises:
+      ConfigError, WeightsError: bad keys, or a base whose config cannot be read.
+    """
+    check(config)
+    c = config.model
+    published = PUBLISHED.get(c.spec)
+    hf_config = published if published is not None else hub.read_config(hub.resolve(c.spec))
+    sketch = outline(
+        hf_config, c.last_n_blocks, c.edit_roles, c.dtype, c.remat, c.text_chunk, c.head_chunk
+    )
+    dtype = DTYPES[c.dtype]
+    base = nest({p: jax.ShapeDtypeStruct(s, dtype) for p, s in sketch.shapes().items()})
+    editor, tx = build_editor(config), build_optimizer(config)
+    state = abstract_state(config, editor, tx, sketch.weights)
+    return Blueprint(config, sketch, editor, tx, base, state)

@@ -1,0 +1,245 @@
+"""Compiles a config's steps for a TPU slice by name, without having one, and says what they take.
+
+`libtpu` holds the TPU compiler and runs on any Linux machine. It gives memory, collectives and
+operations of a chip; it gives no times.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mend_jax.errors import ConfigError
+from mend_jax.evaluation.scoring import edit_and_score, make_edit
+from mend_jax.models.params import flatten
+from mend_jax.parallel.mesh import batch_sharding, in_force, mesh_over, round_up
+from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, described, shardings_of
+from mend_jax.tpu import hlo
+from mend_jax.tpu.blueprint import Blueprint, draw
+from mend_jax.tpu.flops import matmul_flops
+from mend_jax.tpu.memory import bytes_of
+from mend_jax.tpu.plan import Plan, choose, cost, needs_of
+from mend_jax.tpu.slices import GIB, Slice
+from mend_jax.training.build import build_train_step
+
+STEPS = ("train", "edit", "eval")
+_NO_TPU = {  # there is no TPU to ask, and libtpu need not complain of it
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_STDERR_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several may compile at once
+}  # fmt: skip
+Report = dict[str, Any]
+Traced = Callable[[], Any]
+
+
+def compile_for(
+    config: ml_collections.ConfigDict, where: Slice, say: Callable[[str], None] = print,
+    steps: tuple[str, ...] = STEPS,
+) -> Report:  # fmt: skip
+    """Compiles the steps of a config for a slice; what `compile_<topology>.json` holds.
+
+    `train` is one training step; `edit` makes one edit; `eval` edits and scores one batch of the
+    evaluation. `bytes_per_chip` is arguments + temporaries + outputs that are not donated +
+    program. `flops` are those of the matmuls, divided evenly over the chips (the compiler's own
+    count takes the body of a loop once). Collectives in a loop whose length the compiler does not
+    tell count once; how many such loops there are is said. The mesh is the config's, or, where that
+    leaves axes open (0), the one that `plan.choose` recommends.
+
+    Args:
+      say: told about each step as it is done; compiling takes minutes.
+
+    Raises:
+      ConfigError: no libtpu, or a mesh that does not fit the slice or the step.
+    """
+    blueprint = draw(config)
+    plan = plan_for(blueprint, where)
+    say(plan.why)
+    mesh = topology_mesh(where, plan)
+    report: Report = {
+        "slice": where.name, "topology": where.topology, "chips": where.n_chips,
+        "model": config.model.spec, "mesh": dict(plan.sizes), "advice": plan.why,
+        "edits_per_step": config.train.edits_per_step,
+    }  # fmt: skip
+    with in_force(mesh):
+        traced = tracers(blueprint, mesh)
+        for name in steps:
+            report[name] = compile_step(traced[name], blueprint, where)
+            say(f"{name}: {sentence(report[name])}")
+    report["verdict"] = verdict(report, where, steps)
+    say(report["verdict"])
+    return report
+
+
+def plan_for(blueprint: Blueprint, where: Slice) -> Plan:
+    """The config's mesh if it says one for this slice, else the recommended one."""
+    needs, sizes = needs_of(blueprint), dict(blueprint.config.mesh)
+    what = f"{blueprint.config.model.spec} on {where.name}"
+    if min(sizes.values()) == 0 or math.prod(sizes.values()) == 1:
+        return choose(needs, where.n_chips, where.chip.hbm_bytes, what)
+    if sizes["data"] == -1:
+        sizes["data"] = where.n_chips // (sizes["fsdp"] * sizes["tensor"])
+    if math.prod(sizes.values()) != where.n_chips:
+        raise ConfigError(
+            f"mesh {sizes} does not have the {where.n_chips} chips of {where.name}: give sizes "
+            "whose product that is, or leave them at 0 to have them chosen"
+        )
+    ways = sizes["data"] * sizes["fsdp"]
+    if blueprint.config.train.edits_per_step % ways:
+        raise ConfigError(
+            f"train.edits_per_step is {blueprint.config.train.edits_per_step}, not a multiple of "
+            f"the {ways} ways that mesh {sizes} splits edits"
+        )
+    return cost(needs, sizes)._replace(why=f"{what}: the mesh of the config, {sizes}")
+
+
+def topology_mesh(where: Slice, plan: Plan) -> Mesh:
+    """A mesh over the described chips of a slice, none of which is here.
+
+    Raises:
+      ConfigError: libtpu is not installed, or does not know the slice.
+    """
+    for name, value in _NO_TPU.items():
+        os.environ.setdefault(name, value)
+    one_host = {"chips_per_host_bounds": (1, 1, 1)} if where.n_chips == 1 else {}
+    mega = {"chip_config_name": "megacore"} if where.chip.cores == 2 else {}
+    try:
+        topology = topologies.get_topology_desc(
+            topology_name=where.topology, platform="tpu", **one_host, **mega
+        )
+    except Exception as e:  # jax and libtpu raise several types
+        first = str(e).strip().splitlines()[:1]
+        raise ConfigError(
+            f"cannot describe {where.topology} ({type(e).__name__}: {first}): compiling for TPUs "
+            "needs the package libtpu (`pip install libtpu`, Linux on x86-64) and a topology that "
+            "it knows"
+        ) from e
+    devices = mesh_utils.create_device_mesh(
+        tuple(plan.sizes.values()), topology.devices, allow_split_physical_axes=True
+    )
+    return mesh_over(devices)
+
+
+def tracers(blueprint: Blueprint, mesh: Mesh) -> dict[str, Traced]:
+    """For each of `STEPS` a function that traces it, with all arguments where they will lie."""
+    c, sketch = blueprint.config, blueprint.outline
+    whole = NamedSharding(mesh, P())
+
+    def batch(edits: int, training: bool) -> Any:
+        texts = blueprint.batch(edits, training)
+        return described(texts, jax.tree.map(lambda _: batch_sharding(mesh), texts))
+
+    base = described(blueprint.base, shardings_of(mesh, blueprint.base, BASE_RULES))
+    state = described(blueprint.state, shardings_of(mesh, blueprint.state, EDITOR_RULES))
+    same = dict(editor=blueprint.editor, model=sketch.module, weights=sketch.weights)
+
+    def train() -> Any:
+        step = build_train_step(
+            c, blueprint.editor, blueprint.tx, sketch, jax.tree.map(lambda x: x.sharding, state)
+        )
+        number = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
+        return step.trace(state, base, batch(c.train.edits_per_step, True), number)
+
+    def edit() -> Any:
+        texts = blueprint.batch(1, False)["edit"]
+        texts = described(texts, jax.tree.map(lambda _: whole, texts))
+        arguments = (blueprint.editor, sketch.module, sketch.weights)
+        return make_edit.trace(*arguments, state.params, state.editor_state, base, texts)
+
+    def evaluate() -> Any:
+        edits = round_up(mesh, c.eval.edits_per_step)
+        score = jax.jit(functools.partial(edit_and_score, **same))
+        return score.trace(state.params, state.editor_state, base, batch(edits, False))
+
+    return {"train": train, "edit": edit, "eval": evaluate}
+
+
+def compile_step(trace: Traced, blueprint: Blueprint, where: Slice) -> Report:
+    """Traces and compiles one step; its entry of the report."""
+    hbm = where.chip.hbm_bytes
+    began = time.monotonic()
+    traced = trace()
+    entry: Report = {"hbm_bytes": hbm, "flops": matmul_flops(traced.jaxpr) // where.n_chips}
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as e:
+        size = bytes_needed(str(e))
+        if size is None:
+            raise
+        return entry | {
+            "bytes_per_chip": size, "fits": False, "collectives": {},
+            "compile_seconds": round(time.monotonic() - began, 1),
+        }  # fmt: skip
+    parts = bytes_of(compiled)
+    total = sum(parts.values())
+    text = compiled.as_text()
+    found = hlo.collectives(text)
+    return entry | {
+        "bytes_per_chip": total,
+        "bytes": parts,
+        "fits": total <= hbm,
+        "collectives": hlo.by_kind(found),
+        "gathered_weights": gathered_weights(found, blueprint.base),
+        "loops_of_unknown_length": hlo.loops(text).count(None),
+        "compile_seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def bytes_needed(message: str) -> int | None:
+    """What a program that does not fit takes at least, by the compiler's message, else None.
+
+    It gives up in one of two places, with a message of its own each.
+    """
+    found = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
+    if "RESOURCE_EXHAUSTED" not in message or not found:
+        return None
+    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1))
+
+
+def gathered_weights(found: list[hlo.Collective], base: Any) -> list[str]:
+    """Base matrices of a block, or of the vocabulary, that an all-gather makes whole."""
+    whole: dict[tuple[int, ...], str] = {}
+    for path, leaf in flatten(base).items():
+        stacked = "trunk/" in path
+        shape = leaf.shape[1:] if stacked else leaf.shape
+        if len(shape) == 2:
+            whole[tuple(sorted(shape))] = path
+    shapes = {
+        tuple(sorted(n for n in dims if n > 1))
+        for one in found if one.kind == "all-gather" for _, dims in one.shapes
+    }  # fmt: skip
+    return sorted(whole[s] for s in shapes if s in whole)
+
+
+def sentence(entry: Report) -> str:
+    """One step's entry for people."""
+    moved = sum(kind["bytes"] for kind in entry["collectives"].values())
+    text = f"{entry['bytes_per_chip'] / GIB:.2f} of {entry['hbm_bytes'] / GIB:.0f} GiB a chip"
+    text += f", {'fits' if entry['fits'] else 'DOES NOT FIT'}"
+    text += f"; {entry['flops'] / 1e9:.0f} GFLOP and {moved / 1e6:.0f} MB of collectives a chip"
+    return f"{text}; compiled in {entry['compile_seconds']:.0f} s"
+
+
+def verdict(report: Report, where: Slice, steps: tuple[str, ...] = STEPS) -> str:
+    """Whether all steps fit, and what to change where one does not."""
+    over = [name for name in steps if not report[name]["fits"]]
+    if not over:
+        return f"{report['model']} fits {where.name}"
+    worst = max(report[name]["bytes_per_chip"] for name in over)
+    return (
+        f"{report['model']} does not fit {where.name}: {', '.join(over)} take up to "
+        f"{worst / GIB:.1f} GiB of {where.chip.hbm_bytes / GIB:.0f} a chip; split more "
+        "(mesh.tensor, then mesh.fsdp), use fewer edits a chip (train.edits_per_step, "
+        "eval.edits_per_step), model.remat, or a larger slice"
+    )

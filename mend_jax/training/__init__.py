@@ -1,0 +1,1 @@
+"""Training an editor: config, step, loop, checkpoints, and the trained editor itself."""

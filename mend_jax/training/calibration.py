@@ -1,0 +1,57 @@
+"""Shows ordinary training texts to an editor that has to see some before it edits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from mend_jax.core.forward import make_problem
+from mend_jax.editors import EditTransform
+from mend_jax.errors import ConfigError
+from mend_jax.io.writers import Progress
+from mend_jax.parallel.distributed import is_writer
+from mend_jax.parallel.mesh import local_edits, round_up, shard_batch
+from mend_jax.training.experiment import Experiment
+
+AT_ONCE = 16
+"""Texts a batch, at least."""
+
+
+def survey(experiment: Experiment, editor: EditTransform, params: Any, state: Any) -> Any:
+    """The editor's state after `train.survey_texts` texts of training rows.
+
+    As it was for an editor that asks for none (`EditTransform.survey`, `survey_of`). The texts are
+    chosen by a fixed shuffle, so the result is a function of config and data.
+
+    Raises:
+      ConfigError: the data has no far texts, and the editor asks for them.
+    """
+    if editor.survey is None:
+        return state
+    c, model, texts_by_set = experiment.config, experiment.model, experiment.train.encoded.texts
+    if editor.survey_of not in texts_by_set:
+        raise ConfigError(
+            f"editor {c.editor.name!r} (or a baseline) has to see ordinary texts, and "
+            f"{experiment.dataset.name} has none: set data.far, such as data.far=wikitext"
+        )
+    shown = texts_by_set[editor.survey_of]
+    at_once = round_up(experiment.mesh, AT_ONCE)
+    mine = local_edits(experiment.mesh, at_once)
+    batches = max(1, min(c.train.survey_texts, shown.lead[0]) // at_once)
+    order = np.random.default_rng(c.seed).permutation(shown.lead[0])
+
+    @jax.jit
+    def see(params, state, base, texts):
+        problem = make_problem(model.module, base, model.weights, texts)
+        return editor.survey(params, state, problem)
+
+    progress = Progress("survey", batches * at_once, writer=is_writer())
+    for number in range(batches):
+        rows = np.take(order, number * at_once + mine, mode="wrap")
+        texts = jax.tree.map(lambda leaf, at=rows: leaf[at][:, None], shown)
+        texts = shard_batch(experiment.mesh, texts)
+        state = see(params, state, model.params, texts)
+        progress.update((number + 1) * at_once, force=number + 1 == batches)
+    return state

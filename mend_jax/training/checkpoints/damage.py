@@ -1,0 +1,68 @@
+"""Checkpoints that are damaged: how they are called, told and moved away; nothing is deleted."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+
+from mend_jax.errors import CheckpointError
+from mend_jax.io import checksums
+from mend_jax.io.json_values import parse_json
+from mend_jax.io.writers import write_json
+
+FOLDER = "checkpoints_damaged"
+"""Beside the folder of checkpoints: the steps that were not whole."""
+
+
+class DamageError(CheckpointError):
+    """A step that cannot be read, or that is not what was saved."""
+
+
+def see_to_scores(directory: Path, score_name: str, read_only: bool) -> None:
+    """Moves steps away whose file of scores is damaged: no manager can be opened beside them."""
+    for path in sorted(directory.glob("*/metrics/metrics")):
+        step = path.parent.parent
+        try:
+            score = json.loads(path.read_text(encoding="utf-8"))[score_name]
+            whole = isinstance(score, float) and math.isfinite(score)
+        except (ValueError, LookupError, TypeError):
+            whole = False
+        if whole or not step.name.isdigit():
+            continue
+        if (kept := _score_of_meta(step, score_name)) is not None and not read_only:
+            say(f"{path} is damaged: the score is taken from the meta of step {step.name}")
+            write_json(path, {score_name: kept})
+            continue
+        if read_only or jax.process_count() > 1:
+            raise CheckpointError(f"{path} is damaged: move the folder {step} away")
+        say(f"{path} is damaged: step {step.name} cannot be ranked")
+        move_aside(directory, int(step.name))
+
+
+def _score_of_meta(step: Path, score_name: str) -> float | None:
+    """The score that a step's meta holds too, where that is whole."""
+    try:
+        meta = parse_json((step / "meta/metadata").read_bytes())
+        signed = meta.pop("sha256")
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
+        return None
+    score = meta.get(score_name)
+    return score if signed == checksums.of_json(meta) and isinstance(score, float) else None
+
+
+def move_aside(directory: Path, step: int) -> None:
+    """Moves a step of DIR/checkpoints to `FOLDER` beside it."""
+    folder = directory.parent / FOLDER
+    folder.mkdir(exist_ok=True)
+    names = (f"{step}", *(f"{step}-{i}" for i in range(2, 10**6)))
+    free = next(folder / name for name in names if not (folder / name).exists())
+    (directory / str(step)).rename(free)
+    say(f"moved to {free}")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,163 @@
+"""Configs: Python files with `get_config(variant)`, found by name, overridden by flags."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from mend_jax.errors import ConfigError, nearest
+
+# What `ast.literal_eval` raises for text that is no literal, or one that is nested too deeply.
+_NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def _folders() -> list[Path]:
+    return [Path.cwd() / "configs", _REPOSITORY / "configs", _REPOSITORY / "mend_jax/configs"]
+
+
+def config_names() -> list[str]:
+    """The files that `--config=NAME.py` finds without a path."""
+    return sorted(
+        {p.name for f in _folders() for p in f.glob("*.py") if not p.name.startswith("_")}
+    )
+
+
+def find_config(name: str) -> Path:
+    """The file for `--config=NAME.py`: a path as given, or a name in a `configs` folder.
+
+    Raises:
+      ConfigError: there is no such file; the message lists the nearest and all known names.
+    """
+    candidates = [Path(name), *(folder / name for folder in _folders())]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = config_names()
+    raise ConfigError(f"no config {name!r}{nearest(name, known)}; known configs: {known}")
+
+
+def load_config(spec: str) -> ml_collections.ConfigDict:
+    """The config of `NAME.py` or `NAME.py:variant`, locked.
+
+    Raises:
+      ConfigError: no such file, no `get_config` in it, or no such variant.
+    """
+    name, _, variant = spec.partition(":")
+    path = find_config(name)
+    module = ModuleType(f"mend_jax_config_{path.stem}")
+    try:
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
+    except Exception as e:
+        raise ConfigError(f"{path} is not a config: {type(e).__name__}: {e}") from e
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} has no function get_config(variant)")
+    try:
+        config = module.get_config(variant)
+    except KeyError as e:
+        raise ConfigError(f"{path}: unknown variant or key {e}") from e
+    config.lock()
+    return config
+
+
+def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str]) -> None:
+    """Applies `key.sub=value` settings in place; values must have the type of what they replace.
+
+    A group of keys is replaced as a whole by a mapping, as in `editor.options={'lr': 0.01}`.
+
+    Raises:
+      ConfigError: an unknown key (the nearest one is named), or a value of another type.
+    """
+    for setting in overrides:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--config.{setting}: write --config.KEY=VALUE")
+        node, path = config, key.split(".")
+        for depth, part in enumerate(path):
+            if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+                known = list(flat_keys(config))
+                raise ConfigError(f"config has no key {key!r}{nearest(key, known)}")
+            if depth < len(path) - 1:
+                node = node[part]
+        old = node[path[-1]]
+        is_group = isinstance(old, ml_collections.ConfigDict)
+        node[path[-1]] = parse_group(key, text, old) if is_group else parse_value(key, text, old)
+
+
+def parse_group(key: str, text: str, old: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`text`, a mapping of names to values, as a group of keys."""
+    try:
+        value = ast.literal_eval(text)
+        _refuse_infinite(value)
+        return ml_collections.ConfigDict(dict(**value)).lock()
+    except _NO_LITERAL as e:
+        raise ConfigError(
+            f"config.{key} is a group of keys: set one of {sorted(old)}, or all of it, as in "
+            f"--config.{key}=\"{{'name': 1}}\""
+        ) from e
+
+
+def parse_value(key: str, text: str, old: Any) -> Any:
+    """`text` as a value of the type of `old`."""
+    if isinstance(old, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except _NO_LITERAL:
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    try:
+        _refuse_infinite(value)
+    except ValueError as e:
+        raise ConfigError(f"config.{key}={text:.80}: {e}") from e
+    if old is None:
+        return value
+    if isinstance(old, float) and type(value) is int:
+        value = float(value)
+    if isinstance(old, tuple) and isinstance(value, (list, str)):
+        value = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+    if type(value) is not type(old):
+        raise ConfigError(
+            f"config.{key}={text}: expected {type(old).__name__} such as {old!r}, "
+            f"got {type(value).__name__}"
+        )
+    return value
+
+
+def _refuse_infinite(value: Any) -> None:
+    """ValueError where a value is or holds a number that no literal is read back as."""
+    if isinstance(value, (float, complex)) and not np.isfinite(value):
+        raise ValueError("a number that is not finite")
+    if isinstance(value, (tuple, list, set, frozenset, dict)):
+        for item in value.items() if isinstance(value, dict) else value:
+            _refuse_infinite(item)
+
+
+def flat_keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Every settable key, dotted."""
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from flat_keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def settings(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Dotted keys and their values as `apply_overrides` reads them."""
+    return tuple(f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in values.items())
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The config as stable JSON text."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list)
+
+
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config as JSON gives it back (tuples become lists), for comparing and storing."""
+    return json.loads(to_json(config))

@@ -1,0 +1,292 @@
+"""From a config to the things a run is made of: model, editor, optimiser, mesh, encoded data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from mend_jax import data
+from mend_jax.data.batches import batches
+from mend_jax.data.encoded_rows import EncodedRows, encode_rows, how_many
+from mend_jax.data.far_texts import with_far
+from mend_jax.data.length_buckets import by_length
+from mend_jax.data.rows import unknown_to
+from mend_jax.data.sequential_rows import rows_in_turn
+from mend_jax.editors import EditTransform
+from mend_jax.errors import ConfigError
+from mend_jax.evaluation.general_ability import Probes, load_probes
+from mend_jax.hub.input_formats import form_of, positions_needed
+from mend_jax.hub.language_model import LanguageModel
+from mend_jax.hub.text_encoding import thin
+from mend_jax.parallel import distributed
+from mend_jax.parallel.mesh import batch_axis_size, local_edits, make_mesh, round_up
+from mend_jax.parallel.sharding import EDITOR_RULES, place
+from mend_jax.tpu.blueprint import draw
+from mend_jax.tpu.plan import choose, needs_of
+from mend_jax.tpu.slices import hbm_of_kind
+from mend_jax.training import config as configs
+from mend_jax.training.build import (
+    build_editor,
+    build_model,
+    build_optimizer,
+    lengths_of,
+    new_state,
+)
+from mend_jax.training.config_schema import check, longest_sequence
+from mend_jax.training.step import TrainState
+
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Some rows of a split and their tokens."""
+
+    rows: Sequence[Row]
+    encoded: EncodedRows
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that a run needs and that does not change while it runs."""
+
+    config: ml_collections.ConfigDict
+    model: LanguageModel
+    editor: EditTransform
+    tx: optax.GradientTransformation
+    mesh: Any
+    dataset: data.DataSet
+    far: data.DataSet | None
+    train: Split
+    validation: Split
+    test: Split
+    also: Mapping[str, Split]
+    further: Mapping[str, data.DataSet]  # what `also` is the test split of
+    in_turn: Split | None  # of edits that follow one another
+    probes: Probes | None
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with."""
+        return {
+            **base_identity(self.model),
+            "data": "+".join(d.fingerprint for d in (self.dataset, self.far) if d is not None),
+            "config": configs.plain(self.config),
+        }
+
+    def fresh_state(self) -> TrainState:
+        return place(
+            self.mesh,
+            new_state(self.config, self.editor, self.tx, self.model.weights),
+            EDITOR_RULES,
+        )
+
+    def subset(self, split: Split, count: int) -> Split:
+        """`count` edits of a split (0: all), chosen by a fixed shuffle."""
+        keep = choose_rows([split.rows[int(i)] for i in split.encoded.index], count)
+        return encode_split(self.config, self.model, keep, more=True)
+
+    @functools.cached_property
+    def train_parts(self) -> list[EncodedRows]:
+        """The training rows by length, as a step takes them."""
+        c = self.config
+        least = c.train.edits_per_step * c.data.edits_per_batch
+        parts = by_length(self.train.encoded, c.data.pack, least)
+        return [_thinned(part, c.train.far_scored) for part in parts]
+
+    def train_batches(self) -> Any:
+        """An endless, shuffled, resumable iterator over this process's part of each step."""
+        c = self.config
+        return batches(
+            self.train_parts,
+            edits_per_step=c.train.edits_per_step,
+            edits_per_batch=c.data.edits_per_batch,
+            seed=c.seed,
+            mine=local_edits(self.mesh, c.train.edits_per_step),
+        )
+
+    def eval_batches(self, split: Split, edits_per_step: int) -> Any:
+        """One pass over a split, in order, the last batch filled up and marked.
+
+        A batch has `edits_per_step` edits, or the next number that the mesh can split.
+        """
+        edits_per_step = round_up(self.mesh, edits_per_step)
+        return batches(
+            split.encoded,
+            edits_per_step=edits_per_step,
+            edits_per_batch=self.config.data.edits_per_batch,
+            shuffle=False,
+            num_epochs=1,
+            drop_remainder=False,
+            mine=local_edits(self.mesh, edits_per_step),
+        )
+
+
+def base_identity(model: LanguageModel) -> dict[str, Any]:
+    """What an editor and its base must agree on."""
+    return {
+        "base": model.fingerprint,
+        "tokenizer": model.tokenizer.fingerprint,
+        "weights": [w.name for w in model.weights],
+    }
+
+
+def choose_rows(rows: Sequence[Row], count: int) -> list[Row]:
+    """`count` rows spread over the split by a fixed shuffle (0: all), in their own order."""
+    chosen = np.sort(_shuffle(len(rows))[: count or len(rows)])
+    return [rows[int(i)] for i in chosen]
+
+
+def rows_shuffled(rows: Sequence[Row], count: int) -> list[Row]:
+    """The rows that `choose_rows` takes, in the order in which it takes them."""
+    return [rows[int(i)] for i in _shuffle(len(rows))[:count]]
+
+
+def _shuffle(n: int) -> np.ndarray:
+    return np.random.default_rng(0).permutation(n)
+
+
+def encode_split(
+    config: ml_collections.ConfigDict, model: LanguageModel, rows: Sequence[Row], more: bool
+) -> Split:
+    """Rows with their tokens; `more`: also of the sets that evaluation alone judges."""
+    form = form_of(model.module)
+    return Split(rows, encode_rows(rows, model.tokenizer, lengths_of(config), form, more))
+
+
+def _thinned(encoded: EncodedRows, keep: int) -> EncodedRows:
+    """Rows whose far texts have at most `keep` scored positions."""
+    if "far" not in encoded.texts:
+        return encoded
+    texts = {**encoded.texts, "far": thin(encoded.texts["far"], keep)}
+    return dataclasses.replace(encoded, texts=texts)
+
+
+def probes_of(config: ml_collections.ConfigDict, model: LanguageModel) -> Probes | None:
+    """The texts and facts that general ability is measured on, where it is."""
+    c = config.eval
+    if not c.ability_edits:
+        return None
+    return load_probes(
+        config.data.dir or None, model.tokenizer, model.module,
+        n_texts=c.ability_texts, n_facts=c.ability_pool,
+    )  # fmt: skip
+
+
+def mesh_sizes(config: ml_collections.ConfigDict) -> Mapping[str, int]:
+    """The mesh of a config; where it leaves an axis open (0), the recommended one for what is here.
+
+    Virtual devices of one CPU share its cores, so there a single one is taken.
+    """
+    if min(config.mesh.values()) != 0:
+        return dict(config.mesh)
+    if jax.default_backend() == "cpu" and jax.process_count() == 1:
+        return dict(data=1, fsdp=1, tensor=1)
+    device = jax.local_devices()[0]
+    known = device.memory_stats() or {}
+    what = f"{config.model.spec} on {jax.device_count()} x {device.device_kind}"
+    plan = choose(
+        needs_of(draw(config)), jax.device_count(),
+        known.get("bytes_limit") or hbm_of_kind(device.device_kind), what,
+    )  # fmt: skip
+    if distributed.is_writer():
+        print(f"mesh: {plan.why}", file=sys.stderr, flush=True)
+    return plan.sizes
+
+
+def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
+    """Checks a config against itself, then loads base and data.
+
+    Raises:
+      ConfigError: before anything is loaded, for values that cannot work together.
+      WeightsError, DataError: what cannot be loaded.
+    """
+    check(config)
+    editor, tx = build_editor(config), build_optimizer(config)
+    if editor.stream is not None and config.train.both_ways:
+        raise ConfigError(
+            f"editor {config.editor.name!r} is trained on edits that follow one another: set "
+            "train.both_ways to False"
+        )
+    mesh = make_mesh(mesh_sizes(config))
+    if config.train.edits_per_step % batch_axis_size(mesh):
+        raise ConfigError(
+            f"train.edits_per_step is {config.train.edits_per_step}, not a multiple of the "
+            f"{batch_axis_size(mesh)} ways that the mesh splits edits (mesh.data x mesh.fsdp)"
+        )
+    model = build_model(config, mesh)
+    c, lengths = config.data, lengths_of(config)
+    dataset = data.load(c.name, c.dir or None, model=model)
+    far = data.load(c.far, c.dir or None) if c.far else None
+    written = max(config.eval.max_new_tokens, lengths.max_target)
+    needed = max(positions_needed(model.module, lengths.max_len, written), lengths.far_len)
+    if needed > model.config.n_positions:
+        raise ConfigError(
+            f"data.max_len {c.max_len} with eval.max_new_tokens {config.eval.max_new_tokens}, or "
+            f"data.far_len {c.far_len}, is more than the model's context of "
+            f"{model.config.n_positions} tokens"
+        )
+
+    def beside(rows: Sequence[Row], name: str) -> Sequence[Row]:
+        return rows if far is None else with_far(rows, list(far.split(name)))
+
+    def encoded(rows: Sequence[Row], name: str, more: bool = False) -> Split:
+        return encode_split(config, model, beside(rows, name), more)
+
+    def some(rows: Sequence[Row], count: int, name: str, more: bool = False) -> Split:
+        """`count` of the rows that fit the lengths (0: all), or as many as there are."""
+        choose, in_order = choose_rows, rows_shuffled
+        if c.edits_per_batch > 1:  # none at odds
+            choose = in_order = rows_in_turn
+        taken = len(rows)
+        for most in (2 * count + 64, len(rows)) if count else ():
+            first = beside(in_order(rows, most), name)
+            taken = how_many(first, count, model.tokenizer, lengths, form_of(model.module))
+            if taken < len(first):
+                break
+        return encoded(choose(rows, taken), name, more)
+
+    def split(name: str, count: int, more: bool = False) -> Split:
+        return some(dataset.split(name), count, name, more)
+
+    def another(dataset: data.DataSet) -> Split:
+        """The test split of another data set, without the facts that training knows."""
+        rows = unknown_to(train.rows, dataset.split("test"))
+        return some(rows, config.eval.edits, "test", more=True)
+
+    def in_turn() -> Split | None:
+        """The facts of edits that follow one another, if any are asked for."""
+        if not (needed := longest_sequence(config) * c.edits_per_batch):
+            return None
+        rows = rows_in_turn(dataset.split("test"), needed + needed // 4 + 16)  # some do not fit
+        found = encoded(rows, "test")
+        if len(found) < needed:
+            raise ConfigError(
+                f"eval.sequential (or a baseline's) asks for {needed} facts one after the other, "
+                f"and the test split of {dataset.name} has {len(found)} that change different "
+                "things and fit data.max_len: lower it"
+            )
+        return found
+
+    train = split("train", c.train_edits)
+    further = {name: data.load(name, c.dir or None, model=model) for name in config.eval.also}
+    return Experiment(
+        config, model, editor, tx, mesh, dataset, far,
+        train=train,
+        validation=split("validation", config.train.val_edits),
+        test=split("test", config.eval.edits, more=True),
+        also={name: another(one) for name, one in further.items()},
+        further=further,
+        in_turn=in_turn(),
+        probes=probes_of(config, model),
+    )  # fmt: skip

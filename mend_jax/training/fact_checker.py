@@ -1,0 +1,127 @@
+"""Trains the top of an encoder to judge claims: head, pooler and last blocks, the trunk frozen."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from mend_jax.core.forward import top_logits, trunk_states
+from mend_jax.core.losses import correct_tokens, token_nll
+from mend_jax.core.token_batch import Sequences
+from mend_jax.data.claims import shuffled_batches, take
+from mend_jax.errors import ConfigError, Preempted, TrainingError
+from mend_jax.evaluation.claim_scores import judge, summary
+from mend_jax.hub.language_model import LanguageModel
+from mend_jax.io.writers import JsonLines, Progress
+from mend_jax.models.params import BLOCK
+
+
+@flax.struct.dataclass
+class State:
+    """What a training step reads and writes; `params` are the trained ones, `step` is int32."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+class Best(NamedTuple):
+    """The parameters of the best validation so far."""
+
+    step: int
+    accuracy: float
+    params: Any
+
+
+def split_params(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(frozen, trained) entries of nested parameters: trunk and embeddings, top and head."""
+    top = {k for k in params if BLOCK.match(f"{k}/") or k in ("pooler", "classifier")}
+    return {k: params[k] for k in params if k not in top}, {k: params[k] for k in top}
+
+
+@functools.cache  # one object for the same numbers: the step is compiled once for each
+def make_optimizer(lr: float, clip: float, warmup: int, steps: int) -> optax.GradientTransformation:
+    """Clip by the global norm, then Adam; the rate rises over `warmup` and falls to 0 (cosine)."""
+    rate = optax.warmup_cosine_decay_schedule(0.0, lr, warmup, max(steps, warmup + 1))
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(rate))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def train_step(
+    module: Any, tx: optax.GradientTransformation, state: State, frozen: Any, seqs: Sequences
+) -> tuple[State, dict[str, jax.Array]]:
+    """One step of Adam on the mean nll of a batch of claims [B, ...]."""
+    h_BxTxD = trunk_states(module, frozen, seqs)
+
+    def loss_fn(trained):
+        logits_Bx1x2 = top_logits(module, {**frozen, **trained}, h_BxTxD, seqs)
+        right = correct_tokens(logits_Bx1x2, seqs.target).astype(jnp.float32).mean()
+        return token_nll(logits_Bx1x2, seqs.target).mean(), right
+
+    (loss, right), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in int32 and mixes in floats
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return State(state.step + 1, params, opt_state), {"loss": loss, "accuracy": right}
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    model: LanguageModel,
+    texts: Mapping[str, Sequences],
+    log: JsonLines,
+    stop: Any,
+) -> tuple[Best, int]:
+    """Trains to the last epoch or until validation no longer improves.
+
+    Returns:
+      The best trained parameters by accuracy on validation, and the steps that were done.
+
+    Raises:
+      TrainingError: a loss that is not finite.
+      Preempted: a stop was requested.
+    """
+    c = config.train
+    batches = list(shuffled_batches(texts["learned"], c.batch_size, c.epochs, config.seed))
+    if not batches:
+        raise ConfigError(
+            f"train.batch_size is {c.batch_size}, more than the {len(texts['learned'].tokens)} "
+            "claims to train on"
+        )
+    frozen, trained = split_params(model.params)
+    tx = make_optimizer(c.lr, c.clip, c.warmup, len(batches))
+    trained = jax.tree.map(jnp.array, trained)  # its own memory: each step reuses the last one's
+    state = State(jnp.zeros((), jnp.int32), trained, tx.init(trained))
+    best, progress = Best(0, -1.0, None), Progress("fine-tune", len(batches))
+    for step, index in enumerate(batches, start=1):
+        state, metrics = train_step(model.module, tx, state, frozen, take(texts["learned"], index))
+        if step % c.log_every == 0 or step % c.val_every == 0:
+            values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            if not np.isfinite(values["loss"]):
+                raise TrainingError(
+                    f"step {step}: the loss is {values['loss']}; lower train.lr and start again"
+                )
+            log.append({"step": step, "kind": "train", **values})
+            progress.update(step, f"loss {values['loss']:.4f}")
+        if step % c.val_every == 0 or step == len(batches):
+            params = {**frozen, **state.params}
+            found = summary(
+                judge(model.module, params, texts["validation"], config.eval.batch_size)
+            )
+            log.append({"step": step, "kind": "validation", **found})
+            progress.update(step, f"validation accuracy {found['accuracy']:.4f}", force=True)
+            if found["accuracy"] > best.accuracy:
+                best = Best(step, found["accuracy"], jax.device_get(state.params))
+            elif c.patience and step - best.step >= c.patience:
+                break
+        if stop.at(step):
+            raise Preempted(f"asked to stop at step {step}: the same command starts again")
+    return best, step

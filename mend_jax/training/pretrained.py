@@ -1,0 +1,259 @@
+"""python -m mend_jax.training.pretrained --workdir=DIR --out=FILE.safetensors [--dtype=int8]
+
+Trained editors that come with the package, in mend_jax/shipped/, and how such a file is made of a
+finished run. One file is one editor for one base: its parameters and statistics as tensors by path
+(`params/...`, `state/...`), and as metadata what it is, how it was trained and what it measured.
+In int8 a matrix is whole numbers from -127 to 127 and a float32 `PATH/int8_scale` for each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mend_jax.errors import CheckpointError, ConfigError, MendError, tell
+from mend_jax.io.json_values import parse_json
+from mend_jax.io.writers import as_path, finite, write_bytes
+
+FORMAT = "mend_jax_shipped_editor/1"
+FOLDER = Path(__file__).parent / "pretrained_editors"
+MOST_BYTES = 10_000_000
+DTYPES = ("int8", "bfloat16", "float32")
+_SCALE = "/int8_scale"
+_JSON = ("append_eos", "config", "numbers", "seed", "weights")  # metadata that is JSON
+_PARTS = ("params", "state")
+_FIELDS = ("base", "command", "dtype", "name", "sha256", "spec", "tokenizer", *_JSON)
+
+
+def names() -> dict[str, str]:
+    """The shipped editors: fingerprint of the base -> name."""
+    return {about(path.stem)["base"]: path.stem for path in sorted(FOLDER.glob("*.safetensors"))}
+
+
+def about(name: str) -> dict[str, Any]:
+    """What a shipped editor is.
+
+    Returns:
+      `name`, `base` and `tokenizer` (fingerprints), `spec` (of the base), `weights` (that it
+      edits), `config` (the run's editor section), `append_eos`, `command` and `seed` (of the
+      training), `numbers` (of the run's results, measured in float32), `dtype` (of its matrices),
+      `sha256` (of tensors and config).
+
+    Raises:
+      ConfigError: there is none of that name.
+      CheckpointError: its file is damaged.
+    """
+    path = FOLDER / f"{name}.safetensors"
+    if not path.is_file():
+        known = sorted(p.stem for p in FOLDER.glob("*.safetensors"))
+        raise ConfigError(f"no editor {name!r} is shipped; known: {known}")
+    return _read(path, tensors=False)[0]
+
+
+def load(model: Any) -> Any:
+    """The shipped `mend_jax.Editor` of a base.
+
+    Raises:
+      ConfigError: none is shipped for this base, or the base was loaded for other edits.
+      CheckpointError: its file is damaged.
+    """
+    known = names()
+    if model.fingerprint not in known:
+        held = [about(name)["spec"] for name in known.values()] or "none"
+        raise ConfigError(
+            f"no editor is shipped for {model.spec} ({model.fingerprint}); there are some for: "
+            f"{held}. Train one with `python -m mend_jax.main`, or use one without training"
+        )
+    return read(FOLDER / f"{known[model.fingerprint]}.safetensors", model)
+
+
+def read(path: str | Path, model: Any) -> Any:
+    """The `mend_jax.Editor` of a file that `write` made, on the mesh of its base.
+
+    Raises:
+      CheckpointError: no such file, a damaged one, or one for another base.
+      ConfigError: the base was loaded so that other weights can be edited.
+    """
+    import jax
+    import ml_collections
+    import numpy as np
+
+    from mend_jax.parallel.mesh import mesh_of
+    from mend_jax.parallel.sharding import EDITOR_RULES, path_of, place
+    from mend_jax.training.build import build_editor
+    from mend_jax.training.checkpoints import refuse_other_run
+    from mend_jax.training.experiment import base_identity
+    from mend_jax.training.trained_editor import Editor
+
+    meta, stored = _read(path)
+    flat = _whole(stored)
+    refuse_other_run(meta, base_identity(model), path)
+    transform = build_editor(ml_collections.ConfigDict({"editor": meta["config"]}))
+    shapes = jax.eval_shape(lambda key: transform.init(key, model.weights), jax.random.key(0))
+    like = dict(zip(_PARTS, shapes, strict=True))
+    wanted = {path_of(keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(like)}
+    held = {name: array.shape for name, array in flat.items()}
+    if odd := sorted(n for n in {*held, *wanted} if held.get(n) != wanted.get(n)):
+        raise CheckpointError(
+            f"{path}: {odd} are not what editor {meta['config']['name']!r} is made of: write the "
+            "file again with this version"
+        )
+    whole = jax.tree.map_with_path(lambda k, x: np.asarray(flat[path_of(k)], x.dtype), like)
+    params, state = place(mesh_of(model.params), whole, EDITOR_RULES).values()
+    return Editor(model, transform, params, state, meta["append_eos"], meta["config"]["name"])
+
+
+def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[str, Any]:
+    """Writes the trained editor of a finished run as a file to ship.
+
+    Args:
+      workdir: of `python -m mend_jax.main`; the step that `train.keep` asks for is taken.
+      path: NAME.safetensors; the name is the editor's.
+      dtype: of the matrices, "int8", "bfloat16" or "float32". Vectors (statistics, biases, step
+        sizes) are few and stay as they are.
+
+    Returns:
+      What `about` tells of it.
+
+    Raises:
+      ConfigError: an unknown dtype, another ending, or a file above `MOST_BYTES`.
+      CheckpointError: the run is not finished, or damaged.
+    """
+    import jax
+    import numpy as np
+    from safetensors.numpy import save as serialise
+
+    from mend_jax.parallel.sharding import path_of
+    from mend_jax.training.experiment import base_identity
+    from mend_jax.training.run_folder import read_results
+    from mend_jax.training.trained_editor import Editor
+
+    path = Path(path)
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}, one of {DTYPES} is needed")
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"{path}: a shipped editor is a file NAME.safetensors")
+    editor = Editor.restore(workdir)
+    results = read_results(as_path(workdir))
+    if results is None:
+        raise CheckpointError(
+            f"{workdir} has no results.json: let the run finish, so that what it measured can be "
+            "told"
+        )
+    tree = dict(zip(_PARTS, (editor.params, editor.state), strict=True))
+    tensors = {}
+    for keys, leaf in jax.tree.leaves_with_path(jax.device_get(tree)):
+        array, name = np.asarray(leaf), path_of(keys)
+        tensors |= _stored(name, array, dtype) if array.ndim > 1 else {name: array}
+    config = results["config"]
+    told = {
+        **base_identity(editor.model),
+        "name": path.stem,
+        "spec": editor.model.spec,
+        "dtype": dtype,
+        "config": config["editor"],
+        "append_eos": editor.append_eos,
+        "command": f"python -m mend_jax.main --config={results['config_name']}",
+        "seed": config["seed"],
+        "numbers": finite(_numbers(results)),
+    }
+    told["sha256"] = _digest(tensors, told["config"])
+    metadata = {k: json.dumps(v) if k in _JSON else v for k, v in told.items()}
+    data = serialise(tensors, {"format": FORMAT, **metadata})
+    if len(data) > MOST_BYTES:
+        raise ConfigError(
+            f"{path} would be {len(data):,} bytes, more than the {MOST_BYTES:,} that a shipped "
+            "editor may be: train one of a smaller editor.options.rank, or take int8"
+        )
+    write_bytes(path, data)
+    return told
+
+
+def _stored(name: str, matrix: Any, dtype: str) -> dict[str, Any]:
+    """The tensors that a float32 matrix [..., rows, columns] becomes."""
+    import ml_dtypes
+    import numpy as np
+
+    if dtype != "int8":
+        return {name: matrix.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)}
+    largest = np.abs(matrix).max(-1, keepdims=True)
+    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+    return {name: np.rint(matrix / scale).astype(np.int8), name + _SCALE: scale}
+
+
+def _whole(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors under their own names, those of int8 multiplied by the scales of their rows."""
+    import numpy as np
+
+    return {
+        name: array.astype(np.float32) * tensors[name + _SCALE] if array.dtype == np.int8 else array
+        for name, array in tensors.items()
+        if not name.endswith(_SCALE)
+    }
+
+
+def _numbers(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run measured, as its results.json has it; details by relation are left out."""
+    left_out = ("by_relation", "faults", "peak_memory_bytes")
+    judged = {k: v for k, v in results["eval"].items() if k not in left_out}
+    return {"eval": judged, "training": results.get("training", {})}
+
+
+def _digest(tensors: Mapping[str, Any], config: Any) -> str:
+    total = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        total.update(f"|{name}|{array.dtype.name}|{list(array.shape)}|".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def _read(path: str | Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(metadata, tensors) of a file, checked; without `tensors` only what it says of itself."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as f:
+            raw = f.metadata() or {}
+            flat = {name: f.get_tensor(name) for name in (f.keys() if tensors else ())}
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(f"{path}: not a readable editor file ({e}); get it again") from e
+    if raw.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: format {raw.get('format')!r} is not {FORMAT}: get the file of this version"
+        )
+    try:
+        meta = {k: parse_json(raw[k]) if k in _JSON else raw[k] for k in _FIELDS}
+    except (KeyError, ValueError) as e:
+        raise CheckpointError(f"{path}: its metadata is damaged ({e!r}); get it again") from e
+    if tensors and _digest(flat, meta["config"]) != meta["sha256"]:
+        raise CheckpointError(f"{path}: its tensors are not those that were written; get it again")
+    return meta, flat
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0 when the file is written, 2 for an error that the message explains."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mend_jax.training.pretrained", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--workdir", required=True, help="of a finished run")
+    parser.add_argument("--out", required=True, help="the file, NAME.safetensors")
+    parser.add_argument("--dtype", default="int8", choices=DTYPES)
+    args = parser.parse_args(argv)
+    try:
+        told = write(args.workdir, args.out, args.dtype)
+    except MendError as e:
+        return tell(e)
+    size = Path(args.out).stat().st_size
+    print(f"{args.out}: {size:,} bytes, {told['dtype']}, for {told['spec']} ({told['base']})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""The folder that a run lives in: made, probed, and asked whether the run is finished."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from mend_jax.errors import CheckpointError, ConfigError
+from mend_jax.io.json_values import parse_json
+from mend_jax.io.writers import as_path, is_remote, write_text
+from mend_jax.parallel import distributed
+from mend_jax.training import checkpoints, config_schema
+from mend_jax.training.checkpoints import migration
+
+_BESIDE = 16 * 2**20  # bytes for logs, results, pictures and the report
+
+
+def prepare(workdir: str | Path) -> Any:
+    """Makes the folder and refuses one that cannot be used, before hours are spent.
+
+    Returns:
+      Its path; see `writers.as_path`.
+
+    Raises:
+      ConfigError: it cannot be written, or not all processes see the same folder.
+    """
+    probe = f".writable-{secrets.token_hex(4)}"
+    probe = distributed.from_writer("naming a file", lambda: probe)
+    with distributed.together("writing to --workdir"):
+        workdir = as_path(workdir)
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            mine = workdir / f"{probe}-{jax.process_index()}"
+            write_text(mine, "")
+        except ImportError as e:
+            raise ConfigError(
+                f"--workdir {workdir}: a library for that store is missing ({e}); for gs:// "
+                "`pip install gcsfs`, for s3:// `pip install s3fs`, on every host"
+            ) from e
+        except Exception as e:  # each store has its own
+            raise ConfigError(f"--workdir {workdir} cannot be written ({e}); choose another") from e
+    with distributed.together("looking at --workdir"):
+        if not (workdir / f"{probe}-0").exists():
+            raise ConfigError(
+                f"--workdir {workdir} is another folder here than for process 0: give one that "
+                "all hosts share, such as gs://BUCKET/NAME"
+            )
+    distributed.agree("--workdir", [])  # all have looked
+    mine.unlink()
+    return workdir
+
+
+@contextlib.contextmanager
+def occupied(workdir: Any) -> Iterator[None]:
+    """Keeps a second run out of a folder that one is in. Of object stores nothing is known.
+
+    The folder itself is locked, so whatever ends a run frees it, and no file is left.
+
+    Raises:
+      ConfigError: another process holds it.
+    """
+    handle = None
+    with distributed.together("holding --workdir"):
+        if distributed.is_writer() and not is_remote(workdir):
+            handle = os.open(workdir, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                os.close(handle)
+                raise ConfigError(
+                    f"--workdir {workdir} is in use by another run: wait for its end, or end it, "
+                    "or choose another folder"
+                ) from e
+            except OSError:  # a file system that knows no locks
+                pass
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def need_room(workdir: Any, state: Any, steps_there: int) -> None:
+    """Refuses a folder whose disk has no room for the checkpoints of a run, before it trains.
+
+    Nothing is known of the room in an object store.
+
+    Args:
+      state: what a checkpoint holds.
+      steps_there: how many of the folder's steps are on disk already.
+
+    Raises:
+      ConfigError: there is less room than the steps that are kept take.
+    """
+    if is_remote(workdir):
+        return
+    each = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    needed = each * max(checkpoints.MOST_AT_ONCE - steps_there, 1) + _BESIDE
+    with distributed.together("looking at the room for --workdir"):
+        free = shutil.disk_usage(workdir).free
+        if free < needed:
+            raise ConfigError(
+                f"--workdir {workdir}: {free / 1e9:.3g} GB are free, and checkpoints (of "
+                f"{each / 1e9:.3g} GB, {checkpoints.MOST_AT_ONCE} at once at the most) and reports "
+                f"take up to {needed / 1e9:.3g} GB; make room there, or choose another"
+            )
+
+
+def read_config(workdir: Any) -> ml_collections.ConfigDict:
+    """The config of an editing run, from its config.json, checked.
+
+    Raises:
+      CheckpointError: none there, damaged, or one that no run can have.
+    """
+    path = workdir / "config.json"
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+        config = ml_collections.ConfigDict(_with_tuples(migration.completed(found)))
+        config_schema.check(config)
+        return config
+    except (OSError, ImportError) as e:
+        raise CheckpointError(
+            f"{workdir} holds no run ({e}): train one with `python -m mend_jax.main "
+            f"--config=quickstart.py --workdir={workdir}`"
+        ) from e
+    except (ValueError, TypeError, AttributeError, ConfigError) as e:  # ConfigDict's too
+        raise CheckpointError(
+            f"{path} is damaged ({e}); put back the one that the run wrote"
+        ) from e
+
+
+def _with_tuples(value: Any) -> Any:
+    """A JSON value with tuples for lists, as configs have them."""
+    if isinstance(value, dict):
+        return {k: _with_tuples(v) for k, v in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def read_results(workdir: Any) -> dict[str, Any] | None:
+    """results.json of a finished run, or None."""
+    path = workdir / "results.json"
+    if not path.exists():
+        return None
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+            raise ValueError("it holds no config")
+        return found
+    except ValueError as e:
+        raise CheckpointError(f"{path} is damaged ({e}); delete it to evaluate again") from e

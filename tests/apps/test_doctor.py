@@ -1,0 +1,476 @@
+"""The doctor: a sound run passes, and each planted fault fails the check that is for it."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.tiny import HF, save_tiny
+from test_fact_checker_job import SETTINGS as CLAIM_SETTINGS
+from test_fact_checker_job import claims_set
+from test_train_and_evaluate import SETTINGS
+
+import mend_jax
+from mend_jax import data, hub, models
+from mend_jax.apps import doctor, grid
+from mend_jax.apps.doctor import check_base as of_base
+from mend_jax.apps.doctor import check_editing, check_machine, check_splits, jobs
+from mend_jax.apps.doctor.check_config import check_config, schedule_problems
+from mend_jax.apps.doctor.command import main
+from mend_jax.apps.doctor.findings import Finding
+from mend_jax.apps.train_and_evaluate import see_doctor
+from mend_jax.core.forward import scored_states, trunk_states
+from mend_jax.core.weight_edit import Edit
+from mend_jax.data.rows import make_row
+from mend_jax.editors import EditTransform, low_rank_mlp, make_editor
+from mend_jax.errors import TrainingError
+from mend_jax.hub.text_encoding import encode_text, stack
+from mend_jax.hub.tokenizer import Tokenizer
+from mend_jax.main import parse
+from mend_jax.models.params import random_params, stack_trunk
+from mend_jax.training import checkpoints
+from mend_jax.training import config as configs
+from mend_jax.training.build import build_optimizer
+from mend_jax.training.experiment import open_experiment
+
+KIND = "llama3"  # its head is a matrix of its own
+STEPS = 300
+CHECKS = [
+    "config", "weights", "workdir", "base", "tokenizer", "data", "memory", "factors", "gradients",
+    "learning", "edit",
+]  # fmt: skip
+
+
+def sound_params(*zeroed):
+    """Flat parameters of a tiny base whose head is fitted to the known text.
+
+    Softmax regression from the states of a random trunk; that many steps of descent leave it
+    knowing the text, but not by heart. `zeroed`: weights that are zero.
+    """
+    family = models.family_of(HF[KIND])
+    config = models.parse_config(family, HF[KIND])
+    flat = random_params(family.tensor_specs(config), seed=0, std=0.1)
+    flat |= {path: np.zeros_like(flat[path]) for path in zeroed}
+    module = family.MODULE(config, 1)
+    params = stack_trunk(flat, module.stacks)
+    seqs = stack([encode_text(Tokenizer.tiny(), of_base.TEXT, of_base.LONGEST)])
+
+    @jax.jit
+    def states_of(params):
+        return scored_states(module, params, trunk_states(module, params, seqs), seqs)
+
+    states = states_of(params)
+    h_TxD, target = np.asarray(states)[0], np.asarray(seqs.target)[0]
+    wanted = np.eye(config.vocab_size, dtype=np.float32)[target]
+    head = np.zeros((h_TxD.shape[-1], config.vocab_size), np.float32)
+    rate = 2.0 / np.linalg.eigvalsh(h_TxD.T @ h_TxD)[-1]  # the Hessian's bound is half of that
+    for _ in range(STEPS):
+        p = np.exp(h_TxD @ head)
+        p /= p.sum(-1, keepdims=True)
+        head += rate * h_TxD.T @ (wanted - p)
+    return flat | {"unembedding": head}
+
+
+def write_base(folder, flat, tokenizer=None):
+    family = models.family_of(HF[KIND])
+    specs = family.tensor_specs(models.parse_config(family, HF[KIND]))
+    hub.save_hf(folder, HF[KIND], flat, specs)
+    (tokenizer or Tokenizer.tiny()).save(folder)
+    return folder
+
+
+def flags_of(base, **more):
+    settings = SETTINGS | {"model.spec": base, "model.last_n_blocks": 1, "train.both_ways": False}
+    settings |= {"editor.options.layer_lr": 1e-2, "editor.options.log_layer_lr": False}
+    settings |= {"train.layer_lr_lr": 1e-3}  # of alpha itself
+    return [f"--config.{k}={v}" for k, v in (settings | more).items()]
+
+
+def config_of(base, **more):
+    return parse(["--config=quickstart.py", *flags_of(base, **more)])[0]
+
+
+@pytest.fixture(scope="module")
+def flat():
+    return sound_params()
+
+
+@pytest.fixture(scope="module")
+def base(flat, tmp_path_factory):
+    return write_base(tmp_path_factory.mktemp("base"), flat)
+
+
+@pytest.fixture(scope="module")
+def sound(base):
+    """The experiment of a sound run."""
+    return open_experiment(config_of(base))
+
+
+@pytest.fixture
+def start(sound):
+    """The state that its training begins with."""
+    return sound.fresh_state()
+
+
+def only_failure(findings):
+    """The one check that failed; it says the mend."""
+    bad = [f for f in findings if f.failed]
+    assert len(bad) == 1, bad
+    assert bad[0].mend and any(bad[0].mend in line for line in bad[0].lines())
+    return bad[0]
+
+
+def with_rates(start, value):
+    """The state with all step sizes of this value."""
+    rates = start.params["scale_by_layer_lr"]
+    set_to = jax.tree.map(lambda rate: jnp.full_like(rate, value), rates)
+    return start.replace(params=start.params | {"scale_by_layer_lr": set_to})
+
+
+def test_a_sound_run_passes_every_check(base, tmp_path, capsys):
+    workdir = tmp_path / "new/run"
+    flags = ["--config=quickstart.py", f"--workdir={workdir}", *flags_of(base), "--json"]
+    status = main(flags)
+    told = json.loads(capsys.readouterr().out)
+    assert [c["check"] for c in told["checks"]] == CHECKS
+    assert {c["status"] for c in told["checks"]} == {"ok"}, told
+    assert all(c["measured"] and not c["mend"] for c in told["checks"])
+    assert status == 0 and told["ok"] and told["config"] == "quickstart.py"
+    assert not workdir.parent.exists()
+
+
+def test_a_base_whose_weights_are_mixed_up_fails_base(flat, tmp_path):
+    rng = np.random.default_rng(0)
+    mixed = {path: rng.permutation(w.ravel()).reshape(w.shape) for path, w in flat.items()}
+    base = write_base(tmp_path / "base", mixed)
+    found = only_failure(jobs.edit(config_of(base), tmp_path))
+    assert found.check == "base" and "check model.spec" in found.mend
+
+
+def test_a_base_that_sees_the_next_token_fails_base(sound, monkeypatch):
+    monkeypatch.setattr(of_base, "_nll", lambda module, params, seqs: jnp.asarray([0.1, 9.0]))
+    found = of_base.check_base(sound)
+    assert found.failed and "perplexity 1.105" in found.measured and found.asked.startswith("2 to")
+
+
+def test_a_weight_that_is_nan_fails_base_by_name(flat, tmp_path):
+    weight = flat["block_3/mlp/up/kernel"].copy()
+    weight[3, 5] = np.nan
+    base = write_base(tmp_path / "base", flat | {"block_3/mlp/up/kernel": weight})
+    found = only_failure(jobs.edit(config_of(base), tmp_path))
+    assert found.check == "base" and "block_3/mlp/up/kernel" in found.measured
+
+
+def test_a_tokenizer_of_another_vocabulary_fails_tokenizer(flat, tmp_path):
+    tokenizer = Tokenizer.tiny()
+    tokenizer.inner.add_tokens([f"token-{i}" for i in range(60)])
+    base = write_base(tmp_path / "base", flat, tokenizer)
+    found = only_failure(jobs.edit(config_of(base), tmp_path))
+    assert found.check == "tokenizer" and "largest id 316 of 300" in found.measured
+    assert "tokenizer.json" in found.mend
+
+
+def test_a_tokenizer_that_loses_letters_fails_tokenizer(sound):
+    class Lossy(Tokenizer):
+        def encode(self, text):
+            return super().encode(text.replace("q", ""))
+
+    tokenizer = Lossy(sound.model.tokenizer.inner, sound.model.tokenizer.eos_id)
+    found = of_base.check_tokenizer(dataclasses.replace(sound.model, tokenizer=tokenizer))
+    assert found.failed and "(not English)" in found.measured
+
+
+@pytest.mark.parametrize(
+    "key, value, said", [("edit_roles", ("mlp/nowhere",), "no weight 'mlp/nowhere'"),
+                         ("last_n_blocks", 9, "the model has 4 blocks")],
+)  # fmt: skip
+def test_weights_that_the_base_lacks_fail_weights(base, tmp_path, key, value, said):
+    config = config_of(base)
+    config.model[key] = value
+    found = only_failure(jobs.edit(config, tmp_path))
+    assert found.check == "weights" and said in found.measured
+
+
+def test_a_base_that_is_not_there_fails_weights(tmp_path):
+    found = only_failure(jobs.edit(config_of(tmp_path / "nowhere"), tmp_path))
+    assert found.check == "weights" and "nowhere" in found.measured
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [("train.accumulate", 9, "nothing is learned"), ("train.warmup", 6, "never reaches train.lr"),
+     ("train.log_every", 7, "no line is logged"), ("train.patience", 2, "stops at the first"),
+     ("editor.strength", 0.0, "every edit is nothing"),
+     ("eval.baselines", "{'x': {'editor': 'fine_tune', 'rate': 1}}", "has no option")],
+)  # fmt: skip
+def test_a_schedule_without_sense_fails_config(base, tmp_path, key, value, said):
+    found = only_failure(jobs.edit(config_of(base, **{key: value}), tmp_path))
+    assert found.check == "config" and said in found.measured
+
+
+def test_no_config_of_the_project_has_a_schedule_without_sense():
+    seen = 0
+    for name in configs.config_names():
+        for variant in ("", ":smoke"):
+            config = configs.load_config(name + variant)
+            if config.job == "edit":
+                assert schedule_problems(config) == [], name + variant
+                check_config(config)
+                seen += 1
+    assert seen > 30
+
+
+def test_a_workdir_that_cannot_be_written_fails_workdir(sound, start, tmp_path):
+    (tmp_path / "file").write_text("")
+    found = only_failure(doctor.examine(sound, tmp_path / "file/run", start))
+    assert found.check == "workdir" and "cannot be written" in found.measured
+
+
+def test_a_disk_without_room_for_the_checkpoints_fails_workdir(sound, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "mend_jax.training.run_folder.shutil.disk_usage",
+        lambda _: shutil._ntuple_diskusage(9000, 8000, 1000),
+    )
+    found = only_failure(doctor.examine(sound, tmp_path / "new/run", start))
+    assert found.check == "workdir" and "make room there" in found.measured
+    assert not (tmp_path / "new").exists()
+
+
+def test_splits_that_share_subjects_fail_data(sound, start, tmp_path):
+    mixed = dataclasses.replace(sound, validation=sound.train)
+    found = only_failure(doctor.examine(mixed, tmp_path, start))
+    assert found.check == "data" and "train and validation share" in found.measured
+    assert "subjects" in found.measured and "prompts" in found.measured
+
+
+def test_shared_prompts_and_empty_splits_are_found_whatever_their_case():
+    def row(name, prompt, rephrase=""):
+        return make_row(key=name, prompt=prompt, target="x", rephrase=rephrase or prompt)
+
+    rows = {"train": [row("a", "Who is a?")], "test": [row("b", "b?", "WHO is A?")]}
+    problems, _ = check_splits.shared(rows)
+    assert problems == ["train and test share 1 prompts, such as 'who is a'"]
+    rows["test"] = [row("c", "c?", "?c")]
+    assert check_splits.shared(rows) == ([], "apart in subjects and prompts")
+    assert check_splits.shared({**rows, "validation": []})[0] == ["validation is empty"]
+    for n, good in ((199, False), (200, True)):  # one in 200 is 0.5 %
+        many = [row(f"d{i}", f"Is it {i}?", f"Is it {i}?") for i in range(n - 1)]
+        train = [row(f"e{i}", f"Was it {i}?") for i in range(300)] + rows["train"]
+        found, told = check_splits.shared({"train": train, "test": many + rows["train"]})
+        assert (not [f for f in found if "prompts" in f]) == good
+        assert ("share 1 prompts" in told) == good
+
+
+def test_rows_that_do_not_fit_fail_data(base, tmp_path):
+    found = only_failure(jobs.edit(config_of(base, **{"data.max_len": 60}), tmp_path))
+    assert found.check == "data" and "of the train rows do not fit" in found.measured
+    assert "data.max_len" in found.mend
+
+
+def test_memory_that_is_too_small_fails_memory(sound, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(check_machine, "free_memory", lambda: 1000)
+    found = only_failure(doctor.examine(sound, tmp_path, start))
+    assert found.check == "memory" and "train.edits_per_step" in found.mend
+
+
+def test_free_memory_is_that_of_the_machine_or_of_its_container(tmp_path, monkeypatch):
+    monkeypatch.setattr(check_machine, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(check_machine, "CGROUP", tmp_path)
+    assert check_machine.free_memory() is None
+    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:   5000 kB\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert check_machine.free_memory() == 5000 * 1024
+    (tmp_path / "memory.max").write_text("4000000\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300\n")
+    assert check_machine.free_memory() == 4000000 - 1000 + 300
+
+
+def test_weights_that_no_loss_reaches_fail_factors(tmp_path):
+    """Behind a matrix of zeros nothing has a gradient."""
+    flat = sound_params("block_3/mlp/down/kernel")
+    base = write_base(tmp_path / "base", flat)
+    found = only_failure(jobs.edit(config_of(base), tmp_path))
+    assert found.check == "factors" and "model.edit_roles" in found.mend
+    assert "block_3/mlp/gate" in found.measured and "block_3/mlp/down" not in found.measured
+
+
+def test_an_editor_that_is_dead_at_zero_fails_gradients(sound, monkeypatch):
+    """The trap of the identity start: `jax.nn.relu` has derivative 0 at 0."""
+    monkeypatch.setattr(low_rank_mlp, "relu_one_at_zero", jax.nn.relu)
+    options = sound.config.editor.options.to_dict() | {"rank": 7}  # not compiled yet
+    dead = dataclasses.replace(sound, editor=make_editor("mend", options))
+    start = dead.fresh_state()
+    step, batch = check_editing.train_step_of(dead, start), check_editing.longest_batch(dead)
+    found = only_failure(
+        [check_editing.check_gradients(check_editing.few_steps(dead, step, start, batch)[1])]
+    )
+    assert found.check == "gradients" and "relu_one_at_zero" in found.mend
+    assert "parts have none: low_rank_mlp" in found.measured
+
+
+def test_a_gradient_that_is_not_finite_fails_gradients(sound, start, tmp_path):
+    found = only_failure(doctor.examine(sound, tmp_path, with_rates(start, 1e30)))
+    assert found.check == "gradients" and "step 1: loss nan" in found.measured
+
+
+def test_rates_of_nothing_fail_learning(sound, start, tmp_path):
+    """The weight of success falls from step to step, which is no learning."""
+    config = sound.config.copy_and_resolve_references()
+    config.train.lr = config.train.layer_lr_lr = 1e-30
+    still = dataclasses.replace(sound, tx=build_optimizer(config))
+    found = only_failure(doctor.examine(still, tmp_path, start))
+    assert found.check == "learning" and "raise train.lr" in found.mend
+
+
+def test_an_editor_of_the_wrong_sign_fails_edit(sound, start, tmp_path):
+    """It adds where it should subtract, by more than a few updates can turn."""
+    found = only_failure(doctor.examine(sound, tmp_path, with_rates(start, -0.5)))
+    assert found.check == "edit" and "less likely" in found.measured
+    assert "subtracted" in found.mend
+
+
+def test_an_edit_of_nothing_fails_edit(sound, start, tmp_path):
+    def nothing(params, state, problem, train):
+        return Edit(deltas={}), state
+
+    editor = EditTransform(lambda key, weights: ({}, {}), nothing, trainable=False)
+    findings = list(doctor.examine(dataclasses.replace(sound, editor=editor), tmp_path, start))
+    found = only_failure(findings)
+    assert found.check == "edit" and "edits change no weight" in found.measured
+    told = {f.check: (f.status, f.measured) for f in findings}
+    assert told["gradients"] == told["learning"] == ("skipped", "mend is not trained")
+
+
+def test_an_editor_that_does_not_fit_the_texts_fails_config(sound, start, tmp_path):
+    """It reads corrections before a text, which together are longer than the tiny context."""
+    reads = dataclasses.replace(sound, editor=make_editor("in_context", {}))
+    found = only_failure(doctor.examine(reads, tmp_path, start))
+    assert found.check == "config" and "the model's context is 160" in found.measured
+
+
+def test_an_edited_model_that_answers_as_the_base_fails_edit(sound):
+    nll = np.ones(4, np.float32)
+    deltas = {"block_3/mlp/up": nll}
+    for after, unchanged, said in (
+        (nll, True, "all 4 edited models answer as the base does"),
+        (nll * np.nan, True, "4 edited models answer NaN"),
+        (nll / 2, False, "the base itself was changed"),
+    ):
+        found = {"before": nll, "after": after, "deltas": deltas}
+        told = check_editing.check_edit(found, sound.editor, unchanged)
+        assert told.failed and said in told.measured
+    assert not check_editing.check_edit(found, sound.editor, True).failed
+
+
+def test_a_reader_has_no_factors_and_no_weight_to_change(sound):
+    reader = make_editor("in_context", {})
+    nll = np.ones(4, np.float32)
+    assert check_editing.check_factors({}, reader).status == "skipped"
+    found = {"before": nll, "after": nll / 2, "deltas": {}}
+    assert not check_editing.check_edit(found, reader, True).failed
+    assert check_editing.check_edit(found, sound.editor, True).failed
+
+
+def test_a_classifier_that_answers_all_alike_fails_base(sound, monkeypatch):
+    """Balanced: of nine true claims and one false, `true` to all is right in nine, and worth .5."""
+    near = sound.train.encoded.texts["near"]
+    label = (np.arange(48) % 10 != 0).astype(np.int32)[:, None]
+    near = near.replace(target=label, score_mask=np.ones_like(label, bool))
+    encoded = dataclasses.replace(sound.train.encoded, texts={"near": near})
+    train = dataclasses.replace(sound.train, encoded=encoded)
+    asked = dataclasses.replace(sound, train=train)
+    for right, status in ((label == 1, "failed"), (label >= 0, "ok")):
+        monkeypatch.setattr(of_base, "_right", lambda *_, right=right: right)
+        assert of_base._judges(asked).status == status
+    one = dataclasses.replace(encoded, texts={"near": near.replace(target=np.ones_like(label))})
+    train = dataclasses.replace(train, encoded=one)
+    assert of_base._judges(dataclasses.replace(sound, train=train)).status == "skipped"
+
+
+def test_a_run_that_fails_a_check_does_not_begin(base, tmp_path, monkeypatch):
+    bad = Finding("learning", "failed", "a loss of 5", "a loss that falls", "raise train.lr")
+    monkeypatch.setattr(doctor, "examine", lambda *_: [bad])
+    with pytest.raises(TrainingError, match="(?s)1 of the doctor.s 1 checks.*mend: raise train.lr"):
+        mend_jax.train_and_evaluate(config_of(base, **{"train.doctor": True}), tmp_path)
+    assert checkpoints.open_manager(tmp_path / "checkpoints", read_only=True).latest_step() is None
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError("std::bad_alloc"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes"),
+])  # fmt: skip
+def test_memory_that_runs_out_fails_memory(sound, start, tmp_path, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(check_editing, "few_steps", fail)
+    found = only_failure(doctor.examine(sound, tmp_path, start))
+    assert found.check == "memory" and "it ran out" in found.measured
+    monkeypatch.setattr(check_editing, "few_steps", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(doctor.examine(sound, tmp_path, start))
+
+
+def test_each_check_is_told_as_it_is_made(monkeypatch, capsys):
+    seen = []
+
+    def checks(config, workdir):
+        for name in ("one", "two"):
+            yield Finding(name, "ok", "fine")
+            seen.append(capsys.readouterr().out)
+
+    monkeypatch.setitem(jobs.JOBS, "edit", checks)
+    assert main(["--config=quickstart.py"]) == 0
+    assert [line.split() for line in seen] == [["one", "ok", "fine"], ["two", "ok", "fine"]]
+    assert capsys.readouterr().out.startswith("all well, ")
+
+
+def test_a_run_says_that_all_is_well(sound, start, tmp_path, capsys):
+    see_doctor(sound, tmp_path, start)
+    assert "doctor: 9 checks, all well" in capsys.readouterr().err
+    assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(start))
+
+
+def test_a_grid_is_asked_cell_by_cell(base, tmp_path):
+    (tmp_path / "tiny.py").write_text(
+        "from mend_jax.training.config import apply_overrides, load_config\n"
+        "def get_config(variant=''):\n"
+        "    c = load_config('quickstart.py')\n"
+        f"    apply_overrides(c, {[f.removeprefix('--config.') for f in flags_of(base)]})\n"
+        "    return c\n"
+    )
+    cells = {
+        "sound": grid.cell(str(tmp_path / "tiny.py"), "MEND", {}),
+        "deep": grid.cell(str(tmp_path / "tiny.py"), "MEND", {"model.last_n_blocks": 9}),
+    }
+    findings = list(jobs.grid_of_runs(grid.new_grid("two", cells), str(tmp_path / "run")))
+    assert only_failure(findings).check == "weights, cell deep"
+    told = {f.check: f.status for f in findings}
+    assert told["config, cell sound"] == told["weights, cell sound"] == told["workdir"] == "ok"
+    assert "python -m mend_jax.doctor --config=" in findings[-1].measured
+
+
+def test_fine_tuning_is_asked_for_its_base_and_claims(tmp_path, monkeypatch):
+    apart = claims_set()
+    for name, rows in apart.splits.items():  # words that are drawn may be drawn twice
+        rows[:] = [r | {f: f"{name} {r[f]}" for f in ("prompt", "rephrase")} for r in rows]
+    monkeypatch.setattr(data, "load", lambda *_, **__: apart)
+    base = save_tiny(tmp_path / "base", "bert", std=0.05)
+    flags = [f"--config.{k}={v}" for k, v in CLAIM_SETTINGS.items()]
+    config, _, _ = parse(["--config=fever_finetune.py", f"--config.model.spec={base}", *flags])
+    found = list(jobs.fine_tune(config, str(tmp_path / "run")))
+    assert {f.check: f.status for f in found} == {
+        "workdir": "ok", "base": "ok", "tokenizer": "ok", "data": "ok", "edit": "skipped"
+    }  # fmt: skip
+    apart.splits["test"][:] = apart.splits["train"]
+    assert only_failure(jobs.fine_tune(config, str(tmp_path / "run"))).check == "data"
+
+
+def test_the_command_says_what_it_cannot_ask(capsys):
+    assert main(["--config=nowhere.py"]) == 2
+    assert "no config 'nowhere.py'" in capsys.readouterr().err
+    assert main(["--help"]) == 0 and "mend_jax.doctor --config=" in capsys.readouterr().out

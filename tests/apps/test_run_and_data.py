@@ -1,0 +1,103 @@
+"""Runs and their data: the checkpoint knows what it was trained on, wherever that lies."""
+
+import json
+import shutil
+
+import pytest
+from support.tiny import save_tiny
+from test_train_and_evaluate import arguments, run
+
+from mend_jax.errors import CheckpointError, DataError
+from mend_jax.main import parse
+from mend_jax.training import checkpoints
+from mend_jax.training.experiment import open_experiment
+
+
+def write_facts(path, n=60):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"prompt": f"Town {i} lies in", "target": f"land {i % 7}", "subject": f"Town {i}",
+         "rephrases": [f"Where is town {i}? In", f"Town {i}, of"]}
+        for i in range(n)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("MEND_DATA_DIR", raising=False)
+
+
+def settings(root, **more):
+    return {"data.name": "facts/towns.jsonl", "data.dir": root, "train.steps": 2,
+            "train.val_every": 2, "eval.edits": 4, "train.val_edits": 4,
+            "eval.baselines.fine_tune.edits": 2, **more}  # fmt: skip
+
+
+def test_a_mutated_data_file_is_another_data_set_to_a_checkpoint(base, tmp_path):
+    file = write_facts(tmp_path / "data/facts/towns.jsonl")
+    results = run(base, tmp_path / "run", **settings(tmp_path / "data"))
+    manager = checkpoints.open_manager(tmp_path / "run/checkpoints", read_only=True)
+    kept = checkpoints.restore_meta(manager, manager.latest_step())["data"]
+    assert kept == results["data"]["fingerprint"]
+    assert results["eval"]["more_rephrases"]["n"] == results["eval"]["n"]
+    (tmp_path / "run/results.json").unlink()
+    shutil.copytree(tmp_path / "data", tmp_path / "elsewhere")
+    file.write_text(file.read_text().replace("land 3", "land 8", 1))
+    with pytest.raises(CheckpointError, match=f"another data set: its fingerprint is {kept}, this"):
+        run(base, tmp_path / "run", **settings(tmp_path / "data"))
+    # The same data in another place is the same data.
+    again = run(base, tmp_path / "run", **settings(tmp_path / "elsewhere"))
+    assert again["data"]["fingerprint"] == kept
+    assert again["eval"]["edit"] == results["eval"]["edit"]
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_edits_are_counted_once_those_that_do_not_fit_are_left_out(base, tmp_path, together):
+    """A third of the answers is too long; the data has 11 test facts that fit."""
+    file = write_facts(tmp_path / "data/facts/towns.jsonl", n=200)
+    file.write_text(file.read_text().replace("land 3", "land " * 9).replace("land 4", "l" * 40))
+    for wanted in (10, 10_000):
+        sizes = {"eval.edits": wanted, "train.val_edits": 12, "data.train_edits": 31}
+        more = sizes | {"data.edits_per_batch": together, "train.both_ways": False}
+        flags = arguments(base, tmp_path / "run", **settings(tmp_path / "data", **more))
+        experiment = open_experiment(parse(flags)[0])
+        found = [len(experiment.validation), len(experiment.train), len(experiment.test)]
+        left_out = sum(experiment.test.encoded.dropped.values())
+        if wanted == 10:
+            assert found == [12, 31, 10] and left_out > 0
+            few = {experiment.test.rows[i]["key"] for i in experiment.test.encoded.index}
+        else:  # all that there are
+            all_rows = experiment.dataset.split("test")
+            assert 10 < found[2] == len(all_rows) - left_out
+            assert few < {experiment.test.rows[i]["key"] for i in experiment.test.encoded.index}
+
+
+def test_too_few_facts_to_train_on_are_told_before_anything_is_computed(base, tmp_path):
+    write_facts(tmp_path / "data/facts/towns.jsonl", n=8)
+    with pytest.raises(DataError, match="has no split 'train'"):
+        run(base, tmp_path / "run", **settings(tmp_path / "data"))
+
+
+def test_raw_data_that_is_not_there_is_told(base, tmp_path):
+    with pytest.raises(DataError, match="set --config.data.dir .or MEND_DATA_DIR"):
+        run(base, tmp_path / "run", **settings(tmp_path, **{"data.name": "zsre"}))
+    with pytest.raises(DataError, match="zsre is made from .*no data root is known"):
+        run(base, tmp_path / "run", **settings("", **{"data.name": "zsre"}))
+    with pytest.raises(DataError, match="fever is for classifier models.*causal model"):
+        (tmp_path / "fever").mkdir()
+        for name in ("train", "eval"):
+            rows = [
+                {"id": i, "claim": f"Claim {name} {i}.", "label": "SUPPORTS",
+                 "evidence_pages": [f"{name}_{i}"]} for i in range(400)
+            ]  # fmt: skip
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (tmp_path / f"fever/{name}.jsonl").write_text(text)
+        run(base, tmp_path / "run", **settings(tmp_path, **{"data.name": "fever"}))

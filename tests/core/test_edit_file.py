@@ -1,0 +1,130 @@
+"""Edit files: written whole, read in both formats, damage and other programs' files named."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save as serialise
+from support.small_edits import FINGERPRINT, UP, bits, small_edit
+from support.tiny import save_tiny
+
+import mend_jax
+from mend_jax.core import edit_file
+from mend_jax.core.weight_edit import Dense, Edit, LowRank
+from mend_jax.editors import make_editor
+from mend_jax.errors import CheckpointError
+
+MADE = "2026-01-02T03:04:05+00:00"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "edit.safetensors"
+
+
+@pytest.mark.parametrize("rows", [2, 0, None])
+def test_an_edit_comes_back_to_the_last_bit(path, rows):
+    edit = small_edit(rows=rows, editor="mend@01234567", made=MADE)
+    edit = edit.replace(facts=(("Who?", "Ünï"), ("", "\u2028\n")))
+    edit.save(path)
+    loaded = Edit.load(path)
+    assert bits(loaded) == bits(edit) and loaded.made == MADE
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_what_is_not_known_is_empty(path):
+    Edit({UP: Dense(jnp.ones((3, 4)))}).save(path)
+    loaded = Edit.load(path)
+    assert (loaded.base, loaded.facts, loaded.editor, loaded.made) == ("", (), "", "")
+
+
+def test_files_of_the_first_format_are_read(path):
+    a, b = np.ones((2, 3), np.float32), np.full((2, 4), 0.5, np.float32)
+    metadata = {"format": "mend_jax_edit/1", "base": FINGERPRINT, "facts": '[["Who?", "Ünï"]]'}
+    path.write_bytes(serialise({f"{UP}.a": a, f"{UP}.b": b}, metadata))
+    edit = Edit.load(path)
+    assert (edit.base, edit.facts) == (FINGERPRINT, (("Who?", "Ünï"),))
+    assert (edit.editor, edit.made) == ("", "")
+    np.testing.assert_array_equal(edit.deltas[UP].dense(), a.T @ b)
+
+
+def test_rows_that_add_nothing_are_not_saved(path):
+    delta = LowRank(jnp.eye(4, 3), jnp.concatenate([jnp.ones((2, 5)), jnp.zeros((2, 5))]))
+    Edit({UP: delta}).save(path)
+    loaded = Edit.load(path).deltas[UP]
+    assert loaded.a.shape == (2, 3)
+    np.testing.assert_array_equal(loaded.dense(), delta.dense())
+
+
+def test_truncated_files_are_named(path):
+    small_edit().save(path)
+    whole = path.read_bytes()
+    for size in (*range(0, len(whole), 37), len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match="edit.safetensors: not a readable edit file"):
+            Edit.load(path)
+    with pytest.raises(CheckpointError, match="nowhere: not a readable edit file"):
+        Edit.load(path.with_name("nowhere"))
+
+
+@pytest.mark.parametrize("form", ["mend_jax_edit/3", "mend_jax_edit/", "lora", None])
+def test_files_of_other_formats_are_named(path, form):
+    metadata = {"base": "x"} | ({} if form is None else {"format": form})
+    path.write_bytes(serialise({f"{UP}.w": np.ones((2, 3))}, metadata))
+    with pytest.raises(CheckpointError, match=f"format {form!r} is none of mend_jax_edit/1, .*2;"):
+        Edit.load(path)
+
+
+def test_tensors_and_facts_that_make_no_sense_are_named(path):
+    small_edit().save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"mlp/up.a", b"mlp/up.z"))
+    with pytest.raises(CheckpointError, match="edit.safetensors: .* of block_1/mlp/up do not make"):
+        Edit.load(path)
+    metadata = {"format": edit_file.FORMAT, "facts": json.dumps(["Who?"])}
+    path.write_bytes(serialise({f"{UP}.w": np.ones((2, 3))}, metadata))
+    with pytest.raises(CheckpointError, match="metadata `facts` is not a list of pairs"):
+        Edit.load(path)
+    several = Edit({UP: LowRank(jnp.ones((2, 2, 3)), jnp.ones((2, 2, 4)))})
+    with pytest.raises(CheckpointError, match="block_1/mlp/up holds several edits"):
+        several.save(path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return mend_jax.load_model(str(save_tiny(tmp_path_factory.mktemp("base"))), last_n_blocks=2)
+
+
+def test_another_base_is_refused_with_both_fingerprints(path, model):
+    name = model.weights[0].name
+    small = Edit({name: LowRank(np.ones((1, 32), "f"), np.ones((1, 48), "f"))}, base=FINGERPRINT)
+    small.save(path)
+    with pytest.raises(CheckpointError, match=f"{FINGERPRINT}.*{model.fingerprint}"):
+        model.with_edit(Edit.load(path))
+    small.replace(base=model.fingerprint).save(path)
+    assert model.with_edit(Edit.load(path)).edit.deltas.keys() == {name}
+
+
+def test_editors_sign_what_they_make(path, model):
+    ids = set()
+    for seed in (0, 0, 1):
+        transform = make_editor("mend", {})
+        params, state = transform.init(jax.random.key(seed), model.weights)
+        editor = mend_jax.Editor(model, transform, params, state, name="mend")
+        assert re.fullmatch("mend@[0-9a-f]{8}", editor.id)
+        assert editor.id is editor.id  # hashed once
+        ids.add(editor.id)
+    assert len(ids) == 2
+    counted = jax.tree.map(lambda leaf: leaf + jnp.ones_like(leaf), state)
+    assert mend_jax.Editor(model, transform, params, counted, name="mend").id not in ids
+    transform = make_editor("fine_tune", {"max_steps": 2})
+    params, state = transform.init(jax.random.key(0), model.weights)
+    editor = mend_jax.Editor(model, transform, params, state, name="fine_tune")
+    edit = editor.edit([("The capital of France is", "Lyon")])
+    edit.save(path)
+    loaded = Edit.load(path)
+    assert loaded.editor == editor.id == "fine_tune"
+    assert loaded.made[:4].isdigit() and loaded.made.endswith("+00:00")

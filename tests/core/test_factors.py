@@ -1,0 +1,112 @@
+"""Captured factors and their statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.tiny import random_sequences, tiny
+
+from mend_jax.core.factors import (
+    block_moments,
+    masked_factors,
+    merge_moments,
+    no_moments,
+    normalise,
+)
+from mend_jax.core.forward import make_problem, tap_zeros
+from mend_jax.core.weight_edit import Dense, Edit
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("roles", [(), ("attn/out", "mlp/up")])
+def test_factors_sum_to_the_weight_gradient(kind, roles):
+    """sum u delta^T equals jax.grad with respect to a dense delta of W, for every edited weight."""
+    from mend_jax import models
+
+    module, params, weights = tiny(kind)
+    if roles:
+        family = models.family_of({"model_type": kind})
+        weights = models.choose_weights(family, module.config, 2, roles)
+    seqs = random_sequences(0, E=3, n=2)
+
+    @jax.jit
+    def both(params):
+        problem = make_problem(module, params, weights, seqs)
+        zero = Edit({w.name: Dense(jnp.zeros((3, w.d_in, w.d_out))) for w in weights})
+        return problem.factors(), jax.grad(lambda e: problem.loss(e).sum())(zero)
+
+    factors, dense = both(params)
+    for w in weights:
+        expected = dense.deltas[w.name].w
+        assert np.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(factors[w.name].gradient(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_padding_and_zero_rows_are_masked():
+    module, params, weights = tiny("llama")
+    seqs = random_sequences(0, E=2, n=1, T=12, real=8)
+    pad = ((0, 0), (0, 0), (0, 6))
+    wide = seqs.replace(tokens=np.pad(seqs.tokens, pad), mask=np.pad(seqs.mask, pad))
+    factors = jax.jit(lambda seqs: make_problem(module, params, weights, seqs).factors())
+    narrow, padded = factors(seqs), factors(wide)
+    for w in weights:
+        a, b = narrow[w.name], padded[w.name]
+        assert a.mask.sum() == b.mask.sum() <= 2 * 8
+        np.testing.assert_allclose(a.gradient(), b.gradient(), atol=1e-6)
+    last = weights[-1].name  # below the last block only scored positions have a gradient
+    assert narrow[last].mask.sum() == 2 * 3
+
+
+def test_rows_where_one_side_is_zero_do_not_count():
+    u = np.ones((4, 2), np.float32)
+    delta = np.ones((4, 3), np.float32)
+    u[0] = 0
+    delta[1] = 0
+    mask = masked_factors(jnp.asarray(u), jnp.asarray(delta)).mask
+    assert mask.tolist() == [False, False, True, True]
+
+
+def test_factors_take_no_gradient():
+    module, params, weights = tiny("gpt2")
+    seqs = random_sequences(0, E=1)
+
+    def total(params):
+        return sum(f.u.sum() + f.delta.sum() for f in
+                   make_problem(module, params, weights, seqs).factors().values())  # fmt: skip
+
+    assert all(not np.any(g) for g in jax.tree.leaves(jax.jit(jax.grad(total))(params)))
+
+
+def test_unknown_weights_are_named():
+    module, params, _ = tiny("gpt2")
+    seqs = random_sequences(0, E=1)
+    h = np.zeros((1, 12, 32), np.float32)
+    with pytest.raises(ValueError, match="block_0/mlp/up"):
+        tap_zeros(module, params, h, jax.tree.map(lambda a: a[0], seqs), ["block_0/mlp/up"])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.floats(-50, 50), st.floats(0.1, 20))
+def test_moments_of_blocks_merge_to_the_moments_of_all_rows(seed, n_blocks, shift, spread):
+    """Chan's merge against numpy in float64, whatever the blocks, some of them empty."""
+    rng = np.random.default_rng(seed)
+    moments, kept = no_moments(3), []
+    for _ in range(n_blocks):
+        x = rng.normal(shift, spread, (rng.integers(1, 9), 3)).astype(np.float32)
+        mask = rng.random(len(x)) < 0.6
+        kept.append(x[mask])
+        moments = merge_moments(moments, block_moments(jnp.asarray(x), jnp.asarray(mask)))
+    rows = np.concatenate(kept).astype(np.float64)
+    assert float(moments.count) == len(rows)
+    if len(rows):
+        scale = np.abs(rows).max() + 1
+        np.testing.assert_allclose(moments.mean, rows.mean(0), atol=1e-5 * scale)
+    if len(rows) > 1:
+        np.testing.assert_allclose(moments.std(), rows.std(0, ddof=1), atol=1e-4 * scale, rtol=1e-4)
+
+
+def test_normalising_with_no_statistics_is_the_identity():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+    np.testing.assert_allclose(normalise(no_moments(3), x), x, rtol=1e-6)

@@ -1,0 +1,102 @@
+"""Edits of many facts: what only fills an edit up changes nothing."""
+
+import jax
+import numpy as np
+import pytest
+from support.tiny import HF, random_sequences, tiny
+
+from mend_jax import models
+from mend_jax.core.forward import make_problem
+from mend_jax.editors import make_editor
+from mend_jax.models.params import random_params, stack_trunk
+
+
+def perturbed(tree, seed=1):
+    """Learned parameters as training might have them, none at an exact zero."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
+    pairs = zip(keys, leaves, strict=False)
+    return structure.unflatten([x + 0.05 * jax.random.normal(k, x.shape) for k, x in pairs])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "twice_differs"),
+    [
+        ("mend", dict(rank=8, layer_lr=1e-2), True),
+        ("ultraedit", dict(lr=1e-2), True),
+        ("malmen", dict(rank=8, layer_lr=1e-2), True),
+        ("enn", dict(inner_lr=1.0), True),
+        ("ke", dict(init_lr=1e-2, max_scale=1.0, lstm=8, condition=8, hidden=8), True),
+        ("meta_curvature", dict(layer_lr=1e-2), True),
+        ("fine_tune", dict(lr=1e-2, max_steps=3), True),
+        # What is asked for twice is there after once.
+        ("rome", dict(steps=3, clamp=1e3), False),
+        ("memit", dict(steps=3, clamp=1e3), False),
+    ],
+)
+def test_facts_of_which_nothing_is_scored_change_no_edit(name, options, twice_differs):
+    """Three facts, and the same filled up to five: equal but for the order of sums in float32."""
+    module, base, weights = tiny("llama")
+    editor = make_editor(name, options)
+    params, state = editor.init(jax.random.key(0), weights)
+    params = perturbed(params)
+    make = jax.jit(
+        lambda seqs: editor.edit(params, state, make_problem(module, base, weights, seqs), False)[0]
+    )
+    three = random_sequences(0, E=1, n=3)
+    five = jax.tree.map(lambda leaf: leaf[:, [0, 1, 2, 0, 1]], three)
+    filled = five.replace(score_mask=five.score_mask & np.asarray([1, 1, 1, 0, 0], bool)[:, None])
+    wanted, found, twice = make(three), make(filled), make(five)
+    for at, delta in wanted.deltas.items():
+        wide = np.abs(delta.dense()).max()
+        np.testing.assert_allclose(found.deltas[at].dense(), delta.dense(), atol=1e-5 * wide)
+        if twice_differs:
+            assert np.abs(twice.deltas[at].dense() - delta.dense()).max() > 1e-2 * wide
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_answer_rows_of_a_fact_are_those_of_the_fact_alone(kind):
+    """What a ridge editor asks for a fact does not depend on how many stand beside it."""
+    module, base, weights = tiny(kind)
+    three = random_sequences(0, E=1, n=3, kind=module.kind)
+    one = jax.tree.map(lambda leaf: leaf[:, 1:2], three)
+
+    @jax.jit
+    def rows(seqs):
+        return make_problem(module, base, weights, seqs).factors(rows="answer")
+
+    for name, alone in rows(one).items():
+        beside = rows(three)[name]
+        at = slice(alone.mask.shape[-1], 2 * alone.mask.shape[-1])
+        np.testing.assert_allclose(beside.u[:, at], alone.u, atol=1e-5)
+        wide = np.abs(alone.delta).max()
+        np.testing.assert_allclose(beside.delta[:, at], alone.delta, atol=1e-4 * wide)
+        np.testing.assert_array_equal(beside.mask[:, at], alone.mask)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_answer_rows_of_what_reads_the_source_are_all_of_its_rows(kind):
+    """The keys and values of cross-attention stand at the encoder's tokens, not at the answer's."""
+    family = models.family_of(HF[kind])
+    config = models.parse_config(family, HF[kind])
+    roles = ("decoder/cross/q", "decoder/cross/k", "decoder/cross/v")
+    weights = models.choose_weights(family, config, 2, roles)
+    module = family.MODULE(config, models.n_top_of(family, config, weights))
+    base = stack_trunk(random_params(family.tensor_specs(config), 0, 0.2), module.stacks)
+    one = random_sequences(0, E=2, n=1, kind=module.kind)
+
+    @jax.jit
+    def rows(seqs):
+        problem = make_problem(module, base, weights, seqs)
+        return problem.factors(), problem.factors(rows="answer")
+
+    everything, answers = rows(one)
+    for w in weights:
+        every, found = everything[w.name], answers[w.name]
+        if w.role == "cross/q":
+            assert found.mask.shape[-1] == one.score_pos.shape[-1]
+            continue
+        for x, y in ((found.u, every.u), (found.delta, every.delta), (found.mask, every.mask)):
+            np.testing.assert_array_equal(x, y)
+        assert found.mask.shape[-1] == one.source.shape[-1]
+        assert (found.mask.sum(-1) > one.score_pos.shape[-1]).all()

@@ -1,0 +1,48 @@
+"""The meta-loss: how near and far texts count."""
+
+import functools
+
+import jax
+import pytest
+from support.tiny import random_batch, tiny
+
+from mend_jax.core.meta_loss import meta_loss, set_weights
+from mend_jax.editors import make_editor
+
+
+def test_sets_share_the_weight_of_locality():
+    assert set_weights(["near", "far"], 0.25) == {"near": 0.25, "far": 0.75}
+    assert set_weights(["near", "far"], 0.0) == {"far": 1.0}
+    assert set_weights(["near", "far"], 1.0) == {"near": 1.0}
+    assert set_weights(["far"], 0.25) == {"far": 1.0} and set_weights(["near"], 0.0) == {
+        "near": 1.0
+    }
+    assert set_weights([], 0.5) == {}
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_the_share_of_near_texts_in_the_loss(both_ways):
+    module, base, weights = tiny("gpt2")
+    editor = make_editor("mend", dict(rank=4, layer_lr=1e-2))
+    params, state = editor.init(jax.random.key(0), weights)
+    batch = random_batch(0)
+
+    def loss(share):
+        found = functools.partial(
+            meta_loss, editor=editor, model=module, weights=weights, c_edit=0.5,
+            near_share=share, both_ways=both_ways,
+        )  # fmt: skip
+        return jax.jit(lambda *given: found(*given)[:1] + found(*given)[1][:1])(
+            params, state, base, batch
+        )
+
+    total, metrics = loss(0.25)
+    metrics = {k: float(v) for k, v in metrics.items()}
+    assert metrics["kl_near"] > 0 and metrics["kl_far"] > 0
+    kl = 0.25 * metrics["kl_near"] + 0.75 * metrics["kl_far"]
+    assert float(total) == pytest.approx(0.5 * metrics["nll_rephrase"] + kl, rel=1e-5)
+    assert metrics["kl"] == pytest.approx(kl, rel=1e-5)
+    total, metrics = loss(0.0)
+    assert "kl_near" not in metrics
+    wanted = 0.5 * float(metrics["nll_rephrase"]) + float(metrics["kl_far"])
+    assert float(total) == pytest.approx(wanted, rel=1e-5)

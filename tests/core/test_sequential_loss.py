@@ -1,0 +1,139 @@
+"""The meta-loss over a stream against its formula, edit by edit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.tiny import random_batch, tiny
+
+from mend_jax.core.forward import Problem, scored_logits, trunk_states
+from mend_jax.core.losses import masked_mean, token_kl, token_nll
+from mend_jax.core.meta_loss import meta_loss
+from mend_jax.core.sequential_loss import stream_loss
+from mend_jax.core.weight_edit import Dense, Edit
+from mend_jax.editors import make_editor
+from mend_jax.errors import ConfigError
+
+E, DEPTH, DECAY, REG = 3, 2, 0.5, 0.25
+EDITOR = make_editor(
+    "rledit", dict(rank=4, n_hidden=1, layer_lr=1e-1, depth=DEPTH, decay=DECAY, reg=REG)
+)
+MODULE, BASE, WEIGHTS = tiny("gpt2", n_top=1)
+MODULE = MODULE.clone(dtype=jnp.float64)
+SETTINGS = dict(editor=EDITOR, model=MODULE, weights=WEIGHTS)
+TERMS = dict(c_edit=0.5, c_loc=2.0, near_share=0.25)
+
+
+def inputs():
+    """(params, state, base, batch) in float64; under the fixture of that name alone."""
+    base = jax.tree.map(lambda leaf: leaf.astype(np.float64), BASE)
+    batch = random_batch(0, E=E, n=2)
+    batch = jax.tree.map(lambda a: a.astype(np.int64) if a.dtype == np.int32 else a, batch)
+    return *EDITOR.init(jax.random.key(0), WEIGHTS), base, batch
+
+
+def one(tree, t):
+    return jax.tree.map(lambda a: a[t : t + 1], tree)
+
+
+def asked(base, batch, edit):
+    """NLL of the rephrase, KL of the near and of the far text, of one edit."""
+    found = []
+    for name in ("rephrase", "near", "far"):
+        texts = batch[name]
+        h = trunk_states(MODULE, base, texts)
+        after, before = (scored_logits(MODULE, base, h, texts, e) for e in (edit, None))
+        values = token_nll(after, texts.target) if name == "rephrase" else token_kl(before, after)
+        found.append(masked_mean(values, texts.score_mask, (0, 1, 2)))
+    return found
+
+
+def by_hand(params, state, base, batch):
+    """The loss of each edit, written out."""
+    applied = Edit(deltas={w.name: Dense(jnp.zeros((1, w.d_in, w.d_out))) for w in WEIGHTS})
+    losses = []
+    for t in range(E):
+        seqs = one(batch["edit"], t)
+        h = trunk_states(MODULE, base, seqs)
+        edit, state = EDITOR.edit(
+            params, state, Problem(MODULE, base, WEIGHTS, seqs, h, applied), True
+        )
+        change = {n: d.dense() for n, d in edit.deltas.items()}
+        now = Edit(deltas={n: Dense(applied.deltas[n].w + w) for n, w in change.items()})
+        loss = REG * sum((w**2).sum() for w in change.values())
+        for j in range(min(DEPTH, t + 1)):
+            nll, near, far = asked(base, one(batch, t - j), now)
+            loss += DECAY**j * (0.5 * nll + 2.0 * (0.25 * near + 0.75 * far))
+        losses.append(loss)
+        applied = jax.lax.stop_gradient(now)
+    return jnp.stack(losses), applied
+
+
+def test_the_loss_is_that_of_every_edit_on_the_model_that_those_before_left(float64):
+    """And its gradient, so that none flows through the model before an edit.
+
+    In float64: every edit is solved for under the one before, which multiplies what is rounded.
+    """
+    params, state, base, batch = inputs()
+    loss_fn = functools.partial(stream_loss, **SETTINGS, **TERMS)
+
+    @jax.jit
+    def both(params, batch):
+        found = jax.value_and_grad(loss_fn, has_aux=True)(params, state, base, batch)
+
+        def expected(params):
+            losses, applied = by_hand(params, state, base, batch)
+            return losses.mean(), (losses, applied)
+
+        (_, (losses, applied)), gradient = jax.value_and_grad(expected, has_aux=True)(params)
+        return found, losses, applied, gradient
+
+    ((loss, (metrics, after, whole)), grads), losses, applied, expected = both(params, batch)
+    assert float(losses.max()) > 1.2 * float(losses.min())
+    np.testing.assert_allclose(loss, losses.mean(), rtol=1e-9)
+    for name, delta in applied.deltas.items():
+        np.testing.assert_allclose(whole.deltas[name].w, delta.w, atol=1e-9)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-10)
+    jax.tree.map(close, grads, expected)
+    assert metrics["penalty"] > 0
+    assert all(m["u"].count > 0 for m in after["normalize"].values())
+
+
+def test_texts_pass_a_few_at_a_time(float64):
+    """Of the loss and its gradient nothing changes; logits of a whole window are never there."""
+    params, state, base, batch = inputs()
+    batch.pop("far")
+    found, shapes = [], []
+    for chunk in (0, 1):
+        model = MODULE.clone(text_chunk=chunk)
+        loss = functools.partial(stream_loss, **SETTINGS | dict(model=model), **TERMS)
+        run = jax.jit(jax.value_and_grad(loss, has_aux=True)).trace(params, state, base, batch)
+        shapes.append(str(run.jaxpr))
+        found.append(run.lower().compile()(params, state, base, batch))
+    (whole, whole_grads), (pieces, grads) = found
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-10)
+    close(whole[0], pieces[0])
+    jax.tree.map(close, whole_grads, grads)
+    window = f"[{2 * DEPTH * 3},300]"  # two facts an edit, three scored positions, as rows
+    assert window in shapes[0] and window not in shapes[1]
+
+
+def test_one_edit_is_the_meta_loss(float64):
+    params, state, base, batch = inputs()
+    given = (params, state, base, one(batch, 0))
+
+    @jax.jit
+    def both(*given):
+        return tuple(loss(*given, **SETTINGS, **TERMS)[:2] for loss in (stream_loss, meta_loss))
+
+    (stream, (found, _, _)), (single, (expected, _, _)) = both(*given)
+    np.testing.assert_allclose(stream - found["penalty"], single, rtol=1e-9)
+    np.testing.assert_allclose(found["kl_near"], expected["kl_near"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [dict(depth=0), dict(decay=1.5), dict(reg=-1.0)])
+def test_options_that_cannot_work_are_refused(wrong):
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} "):
+        make_editor("rledit", wrong)

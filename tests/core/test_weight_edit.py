@@ -1,0 +1,128 @@
+"""Edits: applied without touching W, merged, composed, undone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.tiny import random_sequences, tiny
+
+from mend_jax.core.forward import top_logits, trunk_states
+from mend_jax.core.weight_edit import Dense, Edit, LowRank, cheaper_dense, merge
+from mend_jax.errors import CheckpointError
+
+
+def low_rank(seed, d_in, d_out, n=3, lead=()):
+    rng = np.random.default_rng(seed)
+    return LowRank(
+        jnp.asarray(rng.normal(0, 0.3, (*lead, n, d_in)), jnp.float32),
+        jnp.asarray(rng.normal(0, 0.3, (*lead, n, d_out)), jnp.float32),
+    )
+
+
+def random_edit(weights, seed=0, n=3, lead=(), base=""):
+    return Edit({w.name: low_rank(seed + i, w.d_in, w.d_out, n, lead)
+                 for i, w in enumerate(weights)}, base=base)  # fmt: skip
+
+
+def logits(module, params, seqs, edit=None):
+    flat = seqs.flat()
+    return np.asarray(top_logits(module, params, trunk_states(module, params, flat), flat, edit))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(2, 20), st.integers(2, 20))
+def test_both_sides_of_the_cost_rule_agree(tokens, rows, d_in, d_out):
+    """Factored and densified application equal x (W + a^T b), whichever the rule picks."""
+    delta = low_rank(0, d_in, d_out, rows)
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(tokens, d_in)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(d_in, d_out)), jnp.float32)
+    np.testing.assert_allclose(delta(x, kernel), x @ (kernel + delta.dense()), atol=1e-4, rtol=1e-4)
+
+
+def test_small_edits_survive_sixteen_bits_on_both_sides_of_the_rule():
+    """A delta below the rounding of W still moves the output as the float32 one does."""
+    delta = low_rank(0, 16, 16, 2).scale(1e-3)
+    rng = np.random.default_rng(1)
+    kernel = jnp.asarray(rng.normal(size=(16, 16)), jnp.float32)
+    for tokens in (2, 200):
+        x = jnp.asarray(rng.normal(size=(tokens, 16)), jnp.float32)
+        exact = x @ delta.dense()
+        for d in (delta, Dense(delta.dense())):
+            half = d(x.astype(jnp.bfloat16), jnp.zeros_like(kernel).astype(jnp.bfloat16))
+            np.testing.assert_allclose(half.astype(jnp.float32), exact, atol=1e-4)
+            moved = [
+                d(x.astype(jnp.bfloat16), k.astype(jnp.bfloat16))
+                - (x.astype(jnp.bfloat16) @ k.astype(jnp.bfloat16))
+                for k in (kernel * 1e-2,)
+            ][0]
+            assert np.abs(moved.astype(jnp.float32)).mean() > 0.3 * np.abs(exact).mean()
+
+
+def test_the_cost_rule_counts_multiplications():
+    assert not cheaper_dense(n_tokens=24, n_rows=24, d_in=576, d_out=1536)
+    assert cheaper_dense(n_tokens=4096, n_rows=24, d_in=576, d_out=1536)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("form", ["low_rank", "dense"])
+def test_applying_equals_merging_and_leaves_the_base_alone(kind, form):
+    module, params, weights = tiny(kind)
+    before = jax.tree.map(np.array, params)
+    edit = random_edit(weights)
+    if form == "dense":
+        edit = edit.replace(deltas={n: Dense(d.dense()) for n, d in edit.deltas.items()})
+    seqs = random_sequences(0)
+    applied = logits(module, params, seqs, edit)
+    merged = logits(module, merge(params, edit), seqs)
+    np.testing.assert_allclose(applied, merged, atol=1e-4)
+    assert np.abs(applied - logits(module, params, seqs)).max() > 0.1
+    jax.tree.map(np.testing.assert_array_equal, before, params)
+
+
+def test_scale_negate_and_compose():
+    module, params, weights = tiny("llama")
+    edit, other = random_edit(weights), random_edit(weights[:2], seed=9)
+    dense = Edit({weights[0].name: Dense(other.deltas[weights[0].name].dense())})
+    seqs = random_sequences(0)
+    base = logits(module, params, seqs)
+    np.testing.assert_allclose(logits(module, params, seqs, edit.scale(0.0)), base, atol=1e-6)
+    np.testing.assert_allclose(
+        logits(module, params, seqs, edit.compose(edit.negate())), base, atol=1e-4
+    )
+    for second in (other, dense):
+        both = logits(module, params, seqs, edit.compose(second))
+        merged = logits(module, merge(merge(params, edit), second), seqs)
+        np.testing.assert_allclose(both, merged, atol=1e-4)
+        assert np.abs(both - logits(module, params, seqs, edit)).max() > 0.05
+    half = edit.scale(0.5).compose(edit.scale(0.5))
+    np.testing.assert_allclose(
+        logits(module, params, seqs, half), logits(module, params, seqs, edit), atol=1e-4
+    )
+
+
+def test_edits_of_different_bases_do_not_compose():
+    _, _, weights = tiny("gpt2")
+    with pytest.raises(CheckpointError, match="aaaa and bbbb"):
+        random_edit(weights, base="aaaa").compose(random_edit(weights, base="bbbb"))
+
+
+def test_a_composition_says_what_made_it_and_when():
+    _, _, weights = tiny("gpt2")
+    first = random_edit(weights).replace(editor="mend@01", made="2026-01-02", facts=(("a", "b"),))
+    second = random_edit(weights).replace(editor="rome", made="2026-01-01", facts=(("c", "d"),))
+    both = first.compose(second).compose(first)
+    assert (both.editor, both.made) == ("mend@01+rome", "2026-01-02")
+    assert both.facts == (("a", "b"), ("c", "d"), ("a", "b"))
+    assert first.compose(second).made == second.compose(first).made == "2026-01-02"
+    assert first.compose(random_edit(weights)).editor == "mend@01"
+    assert first.negate().editor == "mend@01"
+
+
+def test_merging_into_the_trunk_is_refused():
+    module, params, _ = tiny("gpt2", n_top=1)
+    _, _, wider = tiny("gpt2", n_top=2)
+    with pytest.raises(CheckpointError, match="block_2/mlp/up.*last_n_blocks"):
+        merge(params, random_edit(wider))

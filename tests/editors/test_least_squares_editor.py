@@ -1,0 +1,108 @@
+"""Least squares of many facts a few at a time: the same edit, and memory that does not grow."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from support.tiny import random_sequences, tiny
+
+from mend_jax.core.factors import Factors
+from mend_jax.core.forward import make_problem
+from mend_jax.core.weight_edit import Dense
+from mend_jax.editors import make_editor
+from mend_jax.editors.ridge import least_squares, normal_of, solve_normal
+
+EDITORS = {
+    "malmen": dict(rank=4, layer_lr=1e-1, ridge=2.0),
+    "malmen, all rows": dict(rank=4, layer_lr=1e-1, ridge=2.0, rows="all"),
+    "rledit": dict(rank=4, n_hidden=1, layer_lr=1e-1, ridge=2.0),
+    "ultraedit": dict(lr=1e-2),
+}
+
+
+def edits_of(name, kind, chunk, n):
+    """(params, state) of an editor off its start, and its jitted edit in training and after it."""
+    module, base, weights = tiny(kind, n_top=1)
+    module = module.clone(text_chunk=chunk)
+    editor = make_editor(name.split(",")[0], EDITORS[name])
+    params, state = editor.init(jax.random.key(0), weights)
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)
+    params = tree.unflatten([x + 0.02 * rng.normal(size=x.shape).astype("f") for x in leaves])
+
+    def run(params, state, base, seqs):
+        problem = make_problem(module, base, weights, seqs)
+        _, state = editor.edit(params, state, problem, True)  # so that there are statistics
+        return [editor.edit(params, state, problem, train) for train in (True, False)]
+
+    return jax.jit(run), (params, state, base, random_sequences(0, E=2, n=n, kind=module.kind))
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("name", sorted(EDITORS))
+def test_facts_in_chunks_give_the_edit_and_the_statistics_of_all_at_once(name, kind):
+    """Five facts by two: the last chunk is filled up, and one fact of the first edit counts not.
+
+    Keys have |k|^2 up to some 10 and ridges are 0.1 to 2, so a solve multiplies float32's 6e-8 by
+    some hundred, more where sums of statistics in another order come in: 1e-4 of the largest entry.
+    """
+    found = {}
+    for chunk in (0, 2):
+        run, (*start, seqs) = edits_of(name, kind, chunk, 5)
+        keep = seqs.score_mask.copy()
+        keep[0, 4] = False
+        found[chunk] = run(*start, seqs.replace(score_mask=keep))
+    for (whole, state), (pieces, as_much) in zip(found[0], found[2], strict=True):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state, as_much
+        )
+        for at, delta in whole.deltas.items():
+            assert isinstance(pieces.deltas[at], Dense)
+            wide = np.abs(delta.dense()).max(axis=(1, 2), keepdims=True)
+            assert (wide > 1e-4).all()
+            np.testing.assert_allclose(pieces.deltas[at].w / wide, delta.dense() / wide, atol=1e-4)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_normal_equations_of_parts_are_summed_to_those_of_all(relative):
+    """Against `least_squares` of all rows, fewer than d_in and so by the dual system; the ridge
+    is 0.5, or 0.5 in units of the mean |k|^2. cond < 100, times eps of float32 is 1e-5."""
+    rng = np.random.default_rng(0)
+    k, d = (rng.normal(size=(2, 9, width)).astype("f") for width in (20, 6))
+    mask = np.arange(9) < np.asarray([[9], [7]])
+    f = Factors(u=k, delta=d, mask=mask, key=k)
+    parts = [jax.tree.map(lambda x, at=at: x[:, at], f) for at in (slice(4), slice(4, None))]
+    total = jax.tree.map(lambda a, b: a + b, *map(normal_of, parts))
+    found = solve_normal(total, 0.5, relative).w
+    for e, n in enumerate((9, 7)):
+        ridge = 0.5 * (np.square(k[e, :n]).sum(-1).mean() if relative else 1.0)
+        wanted = least_squares(k[e, :n], d[e, :n], ridge).dense()
+        np.testing.assert_allclose(found[e], wanted, atol=1e-5)
+
+
+@functools.cache
+def held(chunk, n):
+    """Bytes that the compiled gradient of a MALMEN edit's size holds beside its arguments."""
+    module, base, weights = tiny("gpt2", n_top=1)
+    module = module.clone(text_chunk=chunk)
+    editor = make_editor("malmen", dict(rank=4, layer_lr=1e-1))
+    start = editor.init(jax.random.key(0), weights)
+    seqs = random_sequences(0, E=1, n=n)
+    problem = make_problem(module, base, weights, seqs)
+
+    def size(params, state, base, seqs, h):
+        one = problem.__class__(module, base, weights, seqs, h)
+        edit, _ = editor.edit(params, state, one, True)
+        return sum((d.dense() ** 2).sum() for d in edit.deltas.values())
+
+    compiled = jax.jit(jax.grad(size)).lower(*start, base, seqs, problem.h).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_does_not_grow_with_the_facts():
+    """Texts and trunk states, which are arguments here, do; and in pieces they are copied once."""
+    whole, pieces = (held(chunk, 256) - held(chunk, 128) for chunk in (0, 4))
+    copies = 128 * 12 * (32 * 4 + 64)  # of a text's states [12, 32] and tokens, generously
+    assert pieces < copies, (pieces, copies)
+    assert whole > 5 * copies, (whole, copies)  # 8 here

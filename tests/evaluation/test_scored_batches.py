@@ -1,0 +1,52 @@
+"""The record of an evaluation: whole, cut off, or another's."""
+
+import json
+
+import numpy as np
+
+from mend_jax.evaluation.scored_batches import Judged
+
+OF = {"of": "mend", "step": 3}
+SCORES = {
+    ("edit", "nll"): np.asarray([0.1, 1 / 3], np.float32),
+    ("more_near", "kl"): np.asarray([[1e-30, 2.0], [np.inf, 0.0]], np.float32),
+}
+
+
+def fill(log, start=0):
+    log.add([start, start + 1], SCORES, {"edit": ["a", "b"], "edit_before": ["c", "d"]})
+    return log
+
+
+def test_what_was_judged_comes_back_bit_for_bit(tmp_path):
+    first = fill(fill(Judged(tmp_path / "e.jsonl", OF)), 2)
+    again = Judged(tmp_path / "e.jsonl", OF)
+    assert again.n_edits == 4 and again.index() == [0, 1, 2, 3]
+    assert again.answers() == first.answers()
+    assert again.answers()[1] == {"edit": "b", "edit_before": "d"}
+    for key, values in again.scores().items():
+        assert values.dtype == np.float32 and np.array_equal(values[:2], SCORES[key])
+        assert np.array_equal(values, first.scores()[key])
+
+
+def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
+    file = tmp_path / "e.jsonl"
+    fill(fill(Judged(file, OF)), 2)
+    whole = file.read_text()
+    file.write_text(whole[:-20])
+    log = Judged(file, OF)
+    assert log.index() == [0, 1]
+    fill(log, 2)
+    assert file.read_text() == whole
+
+
+def test_another_evaluation_is_begun_anew(tmp_path):
+    file = tmp_path / "e.jsonl"
+    fill(Judged(file, OF))
+    assert Judged(file, {**OF, "step": 4}).batches == []
+    assert [json.loads(x) for x in file.read_text().splitlines()] == [{"edits": {**OF, "step": 4}}]
+
+
+def test_without_a_file_it_is_kept_in_memory():
+    log = fill(Judged())
+    assert log.n_edits == 2 and log.scores()["edit", "nll"].shape == (2,)

@@ -1,0 +1,298 @@
+"""Edits that follow one another: on the edited model, remembered, judged, gone on with; batches."""
+
+import functools
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.tiny import random_sequences, save_tiny, tiny
+from test_train_and_evaluate import SETTINGS
+
+import mend_jax
+from mend_jax.core.forward import Problem, make_problem
+from mend_jax.core.transform import EditTransform, Reader, with_strength
+from mend_jax.core.weight_edit import Dense, Edit, merge
+from mend_jax.data import sequential_rows as in_turn
+from mend_jax.data.encoded_rows import EncodedRows
+from mend_jax.editors import make_editor
+from mend_jax.errors import ConfigError
+from mend_jax.evaluation import sequential_edits
+from mend_jax.evaluation.scored_batches import Judged
+from mend_jax.evaluation.sequential_edits import edit_in_turn, next_edit, no_edits
+from mend_jax.evaluation.sequential_state import SoFar
+from mend_jax.main import parse
+
+N = 12
+MODULE, BASE, WEIGHTS = tiny("llama")
+MODEL = SimpleNamespace(params=BASE, module=MODULE, weights=WEIGHTS)
+
+
+@functools.cache
+def encoded():
+    """Twelve rows; what row 3 may change is near to row 0, and what row 11 may change to row 1."""
+    texts = {
+        name: random_sequences(seed, E=N).reshape(N)
+        for seed, name in enumerate(("edit", "rephrase", "near", "far"))
+    }
+    near = [frozenset({"else"})] * N
+    near[:2] = [frozenset({"s3"}), frozenset({"s11"})]
+    scopes = tuple(f"s{i}" for i in range(N))
+    return EncodedRows(texts, np.arange(N, dtype=np.int32), scopes, tuple(near), {})
+
+
+def mend():
+    """The editor, its parameters and state, on a device as a run has them."""
+    editor = make_editor("mend", dict(rank=8, layer_lr=0.1))
+    return editor, *jax.device_put(editor.init(jax.random.key(0), WEIGHTS), jax.devices()[0])
+
+
+def pass_of(editor, tmp_path=None, turns=(1, 3, 8), n=1, **options):
+    of = {"turns": list(turns)}
+    files = [tmp_path and tmp_path / name for name in ("s.jsonl", "s.npz")]
+    return edit_in_turn(
+        *editor, MODEL, encoded(), checkpoints=turns, facts_per_edit=n,
+        log=Judged(files[0], of), saved=SoFar(files[1], of), **options,
+    )  # fmt: skip
+
+
+def rows_of(texts, *numbers):
+    return jax.tree.map(lambda leaf: leaf[np.asarray(numbers)][None], texts)
+
+
+def test_each_edit_is_made_on_the_edited_model():
+    """The second equals the edit of a base with the first merged in, to float32's rounding of the
+    merged weights (values around 1, deltas around 0.1)."""
+    editor, params, state = mend()
+    one = sequential_edits._compiled(editor, MODULE, WEIGHTS)[0]
+    alone = jax.jit(lambda base, seqs: editor.edit(
+        params, state, make_problem(MODULE, base, WEIGHTS, seqs), False)[0])  # fmt: skip
+    first, second = (rows_of(encoded().texts["edit"], i) for i in (0, 1))
+    so_far, _ = one(params, state, no_edits(WEIGHTS), BASE, first)
+    so_far, _ = one(params, state, so_far, BASE, second)
+    merged = merge(BASE, alone(BASE, first).at(0))
+    for name, delta in so_far.deltas.items():
+        parts = alone(BASE, first), alone(merged, second)
+        wanted = sum(part.deltas[name].dense() for part in parts)
+        np.testing.assert_allclose(delta.w, wanted, atol=2e-4 * np.abs(wanted).max())
+        apart = alone(BASE, first).deltas[name].dense() + alone(BASE, second).deltas[name].dense()
+        assert np.abs(delta.w - apart).max() > 1e-2 * np.abs(wanted).max()
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return pass_of(mend())
+
+
+def test_what_a_checkpoint_says(whole):
+    assert list(whole) == ["1", "3", "8"]
+    for k, found in whole.items():
+        assert found["edits"] == found["facts"] == int(k)
+        assert [found[w]["n"] for w in ("first", "middle", "last", "all")] == [int(k)] * 4
+        for window in ("first", "all"):
+            both = found[window]["edit_exact"] + found[window]["rephrase_exact"]
+            assert found[window]["success"] == pytest.approx(both / 2)
+    norms = [found["relative_norm"] for found in whole.values()]
+    assert 0 < norms[0] < norms[1] < norms[2] and set(whole["1"]["relative_norm_of"]) == {
+        w.name for w in WEIGHTS
+    }
+
+
+def test_locality_is_that_of_the_same_texts_against_the_original_base(whole):
+    """Row 0's near fact is another's to change, row 1's only after the last checkpoint."""
+    tokens = encoded().texts["near"].score_mask.sum(-1)[:8]
+    for found in whole.values():
+        assert found["locality"]["near"]["n_tokens"] == tokens[1:].sum()
+        assert found["locality"]["far"]["n_tokens"] == encoded().texts["far"].score_mask[:8].sum()
+    kl = [found["locality"]["kl"] for found in whole.values()]
+    assert 0 < kl[0] < kl[2]
+
+
+def test_an_interrupted_pass_goes_on_from_what_was_kept(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(sequential_edits, "SAVE_EVERY", 5)
+    calls = []
+
+    def stop_after(edits):
+        calls.clear()
+
+        def between():
+            calls.append(1)
+            if len(calls) > edits:
+                raise InterruptedError
+
+        return between
+
+    with pytest.raises(InterruptedError):
+        pass_of(mend(), tmp_path, between=stop_after(4))
+    assert len(Judged(tmp_path / "s.jsonl", {"turns": [1, 3, 8]}).batches) == 2
+    with pytest.raises(InterruptedError):  # goes on from checkpoint 3: edits 4 and 5
+        pass_of(mend(), tmp_path, between=stop_after(2))
+    assert pass_of(mend(), tmp_path, between=stop_after(3)) == whole  # 6, 7 and 8
+    assert not (tmp_path / "s.npz").exists()
+    assert pass_of(mend(), tmp_path, between=stop_after(0)) == whole  # nothing is left to do
+
+
+def test_what_is_kept_for_another_pass_is_not_used(tmp_path):
+    edit = no_edits(WEIGHTS)
+    SoFar(tmp_path / "s", {"a": 1}).save(3, edit, {"x": jnp.ones(2)})
+    state = {"x": jnp.zeros(2)}
+    k, _, kept = SoFar(tmp_path / "s", {"a": 1}).load(edit, state, 3)
+    assert k == 3 and kept["x"].tolist() == [1, 1]
+    for other, latest in (({"a": 2}, 3), ({"a": 1}, 2)):
+        k, _, kept = SoFar(tmp_path / "s", other).load(edit, state, latest)
+        assert k == 0 and kept["x"].tolist() == [0, 0]
+    (tmp_path / "s").write_bytes(b"PK\x03\x04cut off")
+    assert SoFar(tmp_path / "s", {"a": 1}).load(edit, state, 3)[0] == 0
+
+
+def counting(reader=None):
+    """Edits of size 0 that count the facts they were shown, in the state."""
+
+    def edit(params, state, problem, train):
+        shape = {w.name: (problem.n_edits, w.d_in, w.d_out) for w in problem.weights}
+        size = jnp.asarray(0.0 if reader else 0.01)
+        return Edit({n: Dense(jnp.full(s, size * (1 + state))) for n, s in shape.items()}), state
+
+    def in_turn(params, state, problem):
+        return edit(params, state, problem, False)[0], state + problem.seqs.lead[1]
+
+    editor = EditTransform(lambda key, w: ({}, jnp.zeros(())), edit, False)
+    return editor._replace(in_turn=in_turn, reader=reader), {}, jnp.zeros(())
+
+
+def test_a_lifelong_editor_takes_in_what_it_edits_after_editing():
+    """Edit k of 2 facts each is 0.01 (1 + 2 (k - 1)): 0.01, then 0.03."""
+    editor, params, state = counting()
+    facts = rows_of(encoded().texts["edit"], 0, 1)
+    so_far = no_edits(WEIGHTS)
+    for size, seen in ((0.01, 2), (0.04, 4)):
+        fixed = dict(editor=editor, model=MODULE, weights=WEIGHTS)
+        so_far, state = jax.jit(functools.partial(next_edit, **fixed))(
+            params, state, so_far, BASE, facts
+        )
+        assert float(state) == seen
+        np.testing.assert_allclose(next(iter(so_far.deltas.values())).w, size, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ultraedit", "rledit"])
+def test_an_edit_in_turn_is_made_once_and_taken_in(name, monkeypatch):
+    """It is the edit that evaluation makes, the state that training would leave, by one capture."""
+    editor = with_strength(make_editor(name, {"rank": 8} if name == "rledit" else {}), 0.5)
+    params, state = editor.init(jax.random.key(0), WEIGHTS)
+    facts = rows_of(encoded().texts["edit"], 0, 1)
+    captures = []
+    factors = Problem.factors
+    monkeypatch.setattr(Problem, "factors", lambda *a, **k: captures.append(1) or factors(*a, **k))
+
+    @jax.jit
+    def run(state, base, facts):
+        problem = make_problem(MODULE, base, WEIGHTS, facts)
+        apart = [editor.edit(params, state, problem, train) for train in (False, True)]
+        captures.clear()
+        fixed = dict(editor=editor, model=MODULE, weights=WEIGHTS)
+        return apart, next_edit(params, state, no_edits(WEIGHTS), base, facts, **fixed)
+
+    ((edit, _), (_, seen)), (so_far, after) = run(state, BASE, facts)
+    assert len(captures) == 1
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, after, seen)
+    for at, delta in so_far.deltas.items():
+        np.testing.assert_allclose(delta.w, edit.deltas[at].dense(), atol=1e-6)
+    assert all(m["u"].count > 0 for m in after["normalize"].values())
+
+
+def test_norms_are_relative_to_the_whole_base_whatever_may_be_edited():
+    """MEMIT's five matrices among 25 and MEND's nine are of one base."""
+    whole = np.sqrt(sum(np.square(np.asarray(x, np.float64)).sum() for x in jax.tree.leaves(BASE)))
+    for weights in (WEIGHTS, WEIGHTS[1:2]):
+        zero = no_edits(weights)
+        first = weights[0]
+        edit = zero.replace(deltas={**zero.deltas, first.name: Dense(
+            np.full((1, first.d_in, first.d_out), 0.5, np.float32))})  # fmt: skip
+        delta, of = np.asarray(sequential_edits.norms(BASE, edit)[""])
+        np.testing.assert_allclose(of, whole, rtol=1e-5)
+        np.testing.assert_allclose(delta, 0.5 * np.sqrt(first.d_in * first.d_out), rtol=1e-5)
+
+
+def test_a_reader_has_all_corrections_so_far_at_hand():
+    seen = []
+
+    def logits(params, problem, seqs, h):
+        seen.append(problem.seqs.lead)
+        shape = (*seqs.lead, seqs.target.shape[-1], 300)
+        return jax.nn.one_hot(seqs.target, shape[-1]) * 9.0  # knows every answer
+
+    found = pass_of(counting(Reader(logits, None)), turns=(1, 3), n=2)
+    assert {(1, 2), (1, 6)} == set(seen)
+    assert found["3"]["facts"] == 6 and found["3"]["all"]["success"] == 1.0
+    assert found["3"]["relative_norm"] == 0 and found["3"]["locality"]["kl"] > 0
+
+
+def test_windows_of_the_facts_so_far():
+    found = in_turn.windows(100, 16, 10)
+    assert found["first"].tolist() == list(range(16))
+    assert found["middle"].tolist() == list(range(42, 58))
+    assert found["last"].tolist() == list(range(84, 100))
+    assert found["all"].tolist() == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
+    assert {tuple(v) for v in in_turn.windows(3, 16, 10).values()} == {(0, 1, 2)}
+    blocks = [(block.tolist(), new) for block, new in in_turn.blocks(np.arange(5), 3)]
+    assert blocks == [([0, 1, 2], 3), ([3, 4, 3], 2)]
+
+
+def test_no_two_rows_in_turn_change_the_same():
+    rows = [{"key": str(i), "scope": f"s{i % 7}", "subject": "x"} for i in range(50)]
+    found = in_turn.rows_in_turn(rows, 99)
+    assert sorted(row["scope"] for row in found) == [f"s{i}" for i in range(7)]
+    assert [r["key"] for r in found] != sorted(r["key"] for r in found)
+    assert in_turn.rows_in_turn(rows, 3) == found[:3]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The flags and the folder of a run with edits of two facts, also in turn.
+
+    Editor and baseline are the same, so that they share what is compiled.
+    """
+    settings = {"model.spec": save_tiny(tmp_path_factory.mktemp("base"))} | SETTINGS
+    settings = {k: v for k, v in settings.items() if not k.startswith(("editor.", "eval.base"))}
+    ft = {"lr": 1.0, "max_steps": 3}
+    more = {"editor": "fine_tune", "edits": 4, "edits_per_step": 2, "sequential": (2,)}
+    settings |= {
+        "model.last_n_blocks": 1, "data.edits_per_batch": 2, "train.steps": 0, "eval.edits": 5,
+        "eval.edits_per_step": 2, "eval.sequential": "(1,3)", "editor.name": "fine_tune",
+        "editor.options": ft, "eval.baselines": {"ft": ft | more},
+    }  # fmt: skip
+    return [f"--config.{k}={v}" for k, v in settings.items()], tmp_path_factory.mktemp("run")
+
+
+def test_a_run_edits_in_batches_and_in_turn(ran):
+    flags, workdir = ran
+    config, _, _ = parse(["--config=quickstart.py", *flags])
+    results = mend_jax.train_and_evaluate(config, workdir)
+    entry = results["eval"]
+    assert entry["n"] == 5 and entry["facts_per_edit"] == 2
+    assert np.isfinite(entry["edit"]["nll"]) and np.isfinite(entry["locality"]["near"]["kl"])
+    assert [found["facts"] for found in entry["sequential"].values()] == [2, 6]
+    assert list(results["baselines"]["ft"]["sequential"]) == ["2"]
+    assert results["baselines"]["ft"]["sequential"]["2"]["relative_norm"] > 0
+    names = {p.name for p in workdir.iterdir()}
+    assert {"sequential.jsonl", "sequential_ft.jsonl"} <= names and "sequential.npz" not in names
+    assert json.loads((workdir / "results.json").read_text())["eval"] == entry
+
+
+def test_more_edits_in_turn_than_there_are_facts_are_refused(ran):
+    flags, workdir = ran
+    config, _, _ = parse(["--config=quickstart.py", *flags, "--config.eval.sequential=(1,99999)"])
+    with pytest.raises(ConfigError, match="asks for 199998 facts one after the other, and the"):
+        mend_jax.train_and_evaluate(config, workdir / "other")
+
+
+@pytest.mark.parametrize("turns", ["(0,)", "(3,1)", "(2,2)", "('a',)"])
+def test_numbers_that_do_not_rise_are_named(turns):
+    from mend_jax.training.config_schema import check
+
+    config, _, _ = parse(["--config=quickstart.py", f"--config.eval.sequential={turns}"])
+    with pytest.raises(ConfigError, match="numbers of edits that rise"):
+        check(config)

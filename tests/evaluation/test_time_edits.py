@@ -1,0 +1,54 @@
+"""How long an edit takes: compiled before, warmed up, and a slow one made once."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mend_jax.core.token_batch import Sequences
+from mend_jax.evaluation import evaluate_split
+
+
+class Clock:
+    """Stands for `make_edit` and for the clock that it moves, by the next of its `durations`."""
+
+    def __init__(self, durations):
+        self.now, self.left, self.made, self.compiled = 0.0, list(durations), [], 0
+
+    def perf_counter(self):
+        return self.now
+
+    def lower(self, *_):
+        return self
+
+    def compile(self):
+        self.compiled += 1
+        return self.make
+
+    def make(self, params, state, base, one):
+        assert self.compiled == 1 and one.lead == (1, 2)
+        self.made.append(int(one.target[0, 0, 0]))
+        self.now += self.left.pop(0)
+
+
+@pytest.mark.parametrize(
+    "durations, told, made",
+    [
+        ([9.0, 1.0, 5.0, 2.0, 3.0, 4.0], 3.0, 6),  # the first warms up; the median of the others
+        ([9.0, 20.0, 11.0], 15.5, 3),  # no more than go into the time
+        ([31.0], 31.0, 1),  # slow: what it took to warm up does not count
+    ],
+)
+def test_the_median_of_what_goes_into_the_time(monkeypatch, durations, told, made):
+    clock = Clock(durations)
+    monkeypatch.setattr(evaluate_split, "make_edit", clock)
+    monkeypatch.setattr(evaluate_split, "time", clock)
+    shape = (3, 2, 4)  # three edits of two facts
+    target = np.broadcast_to(np.arange(3)[:, None, None], shape)
+    ones = np.ones(shape, bool)
+    batch = {"edit": Sequences(target, ones, target, target, ones)}
+    model = SimpleNamespace(module=None, weights=(), params={})
+    found = evaluate_split.time_edits(
+        SimpleNamespace(), {}, {}, model, batch, repeats=5, within=30.0
+    )
+    assert found == told and clock.made == [i % 3 for i in range(made)]

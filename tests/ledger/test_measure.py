@@ -1,0 +1,301 @@
+"""What is measured of an edit: numbers against other ways to compute them, and the verdict."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from support.tiny import save_tiny
+
+import mend_jax
+from mend_jax.core.weight_edit import Dense, Edit, LowRank, variables
+from mend_jax.errors import CheckpointError, ConfigError, DataError
+from mend_jax.ledger import compare, measure
+from mend_jax.ledger.measure import before_after, describe
+from mend_jax.ledger.test_prompts import Probes, remembered
+from mend_jax.ledger.verdict import answer, judge, took
+from mend_jax.models.base import Inputs
+
+PROBES = Probes(
+    "The capital of France is", "Lyon", "", ("France's capital is",),
+    ("Oslo lies in", "Rome lies in"), ("Bees make",), ("paraphrases", "unrelated"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return mend_jax.load_model(str(save_tiny(tmp_path_factory.mktemp("base"))), last_n_blocks=2)
+
+
+@pytest.fixture(scope="module")
+def edit(model):
+    """Low-rank deltas and a dense one, large enough to change what is written."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    deltas = {w.name: LowRank(normal(3, w.d_in), 0.1 * normal(3, w.d_out)) for w in model.weights}
+    first = model.weights[0]
+    deltas[first.name] = Dense(0.1 * normal(first.d_in, first.d_out))
+    return Edit(deltas, base=model.fingerprint, editor="hand", made="2026-01-02T03:04:05+00:00")
+
+
+@pytest.fixture(scope="module")
+def measured(model, edit):
+    return before_after(model, edit, [PROBES], strength=0.5)
+
+
+def logits_of(model, edit, text):
+    """Every position's logits, by one plain pass."""
+    ids = model.tokenizer.encode(text)
+    tokens = np.zeros((1, 64), np.int32)
+    tokens[0, : len(ids)] = ids
+    mask = np.arange(64)[None] < len(ids)
+    bare = None if edit is None else Edit(edit.deltas)
+    logits = plain_pass(model.module, variables(model.params, bare), Inputs(tokens, mask))
+    return np.asarray(logits[0, : len(ids)], np.float64)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def plain_pass(module, bound, inputs):
+    return module.apply(bound, inputs)
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def kl(before, after):
+    before, after = log_softmax(before), log_softmax(after)
+    return (np.exp(before) * (before - after)).sum(-1)
+
+
+def test_texts_are_what_the_models_write(model, edit, measured):
+    lines = [line for f in measured["facts"] for line in f["asked"] + f["still"]]
+    prompts, n = [line["prompt"] for line in lines], measured["max_new_tokens"]
+    assert [line["before"] for line in lines] == model.generate(prompts, n)
+    assert [line["after"] for line in lines] == model.with_edit(edit).generate(prompts, n)
+    assert any(line["before"] != line["after"] for line in measured["facts"][0]["still"])
+
+
+def test_numbers_are_those_of_a_plain_pass(model, edit, measured):
+    """Float32 sums of 300 words in other orders: six digits."""
+    fact = measured["facts"][0]
+    for line in fact["asked"]:
+        n = len(model.tokenizer.encode(line["prompt"]))
+        text = f"{line['prompt']} Lyon"
+        tokens = model.tokenizer.encode(text)
+        for key, one in (("nll_before", None), ("nll", edit)):
+            found = log_softmax(logits_of(model, one, text))[n - 1 : -1]
+            nll = -found[np.arange(len(tokens) - n), tokens[n:]].mean()
+            np.testing.assert_allclose(line[key], nll, rtol=1e-5)
+    for line in fact["still"]:
+        two = [logits_of(model, one, line["prompt"])[-1] for one in (None, edit)]
+        np.testing.assert_allclose(line["kl"], kl(*two), rtol=1e-4)
+    by_kind = {k: [s["kl"] for s in fact["still"] if s["kind"] == k]
+               for k in ("neighbour", "unrelated")}  # fmt: skip
+    assert measured["kl"] == {
+        "neighbours": np.mean(by_kind["neighbour"]),
+        "unrelated": np.mean(by_kind["unrelated"]),
+        "text": measured["text"]["kl"],
+    }
+
+
+def test_plain_text_is_compared_at_every_token(model, edit, measured):
+    distances, kept = [], []
+    for text in measure.TEXTS:
+        text = model.tokenizer.decode(model.tokenizer.encode(text)[: measure.TEXT_LENGTH])
+        before, after = (logits_of(model, one, text)[:-1] for one in (None, edit))
+        distances += kl(before, after).tolist()
+        kept += (before.argmax(-1) == after.argmax(-1)).tolist()
+    assert measured["text"]["tokens"] == len(distances) == 3 * (measure.TEXT_LENGTH - 1)
+    np.testing.assert_allclose(measured["text"]["kl"], np.mean(distances), rtol=1e-4)
+    assert measured["text"]["kept"] == pytest.approx(np.mean(kept))
+
+
+def test_an_edit_of_nothing_changes_nothing(model, edit):
+    found = before_after(model, edit.scale(0.0), [PROBES])
+    assert found["kl"] == {"neighbours": 0.0, "unrelated": 0.0, "text": 0.0}
+    assert found["text"]["kept"] == 1.0 and found["verdict"]["local"]
+    for line in found["facts"][0]["asked"] + found["facts"][0]["still"]:
+        assert line["before"] == line["after"]
+        assert line.get("same", True) and line.get("nll") == line.get("nll_before")
+
+
+def test_the_edit_in_force_is_left_out_of_account(model, edit, measured):
+    again = before_after(model.with_edit(edit), edit, [PROBES], strength=0.5)
+    assert again == measured
+
+
+def test_many_facts_are_the_same_as_one_by_one(model, edit, measured):
+    """Batches of another size may round otherwise."""
+    many = [
+        PROBES,
+        *(Probes(f"fact {i} is", "so", "", (f"{i}: fact is",), (f"{i} is",), (), ())
+          for i in range(12)),
+    ]  # fmt: skip
+    found = before_after(model, edit, many)
+    assert len(found["facts"]) == 13
+    assert sum(len(f["asked"]) + len(f["still"]) for f in found["facts"]) > compare._AT_ONCE
+    for mine, alone in zip(
+        found["facts"][0]["asked"] + found["facts"][0]["still"],
+        measured["facts"][0]["asked"] + measured["facts"][0]["still"],
+        strict=True,
+    ):
+        for key in ("nll_before", "nll", "kl"):
+            if key in alone:
+                assert mine.pop(key) == pytest.approx(alone[key], rel=1e-4)
+        assert mine.items() <= alone.items()
+    last = before_after(model, edit, many[-1:])["facts"][0]
+    assert last["asked"][0]["nll"] == pytest.approx(found["facts"][-1]["asked"][0]["nll"], rel=1e-4)
+
+
+def test_rows_of_zeros_are_no_change(edit):
+    for name, delta in compare.even_rows(edit).deltas.items():
+        # Sums of more rows may be taken in another order: the last digits of float32.
+        np.testing.assert_allclose(delta.dense(), edit.deltas[name].dense(), atol=1e-6)
+        if isinstance(delta, LowRank):
+            assert delta.a.shape[0] % 32 == 0
+
+
+def test_the_size_of_an_edit(model, edit):
+    found = describe(edit, model)
+    assert (found["editor"], found["made"]) == ("hand", "2026-01-02T03:04:05+00:00")
+    assert found["blocks"] == ["block_2", "block_3"]
+    total = 0.0
+    for weight in found["weights"]:
+        dense = np.asarray(edit.deltas[weight["name"]].dense(), np.float64)
+        block, mlp, role = weight["name"].split("/")
+        kernel = np.asarray(model.params[block][mlp][role]["kernel"], np.float64)
+        # Factors are float32: six digits.
+        assert weight["norm"] == pytest.approx(np.linalg.norm(dense), rel=1e-6)
+        assert weight["relative"] == pytest.approx(
+            np.linalg.norm(dense) / np.linalg.norm(kernel), rel=1e-6
+        )
+        assert weight["rank"] == (None if weight["kind"] == "dense" else 3)
+        total += np.linalg.norm(dense) ** 2
+    assert [w["kind"] for w in found["weights"]].count("dense") == 1
+    assert found["norm"] == pytest.approx(np.sqrt(total), rel=1e-6)
+    assert all(w["relative"] is None for w in describe(edit)["weights"])
+
+
+def test_what_was_measured_tells_its_probes(measured):
+    assert remembered(measured["facts"][0]) == PROBES
+    rules = {line["prompt"]: line["rule"] for line in measured["facts"][0]["asked"]}
+    rules |= {line["prompt"]: line["rule"] for line in measured["facts"][0]["still"]}
+    assert rules == {
+        "The capital of France is": False, "France's capital is": True, "Oslo lies in": False,
+        "Rome lies in": False, "Bees make": True,
+    }  # fmt: skip
+    assert measured["strength"] == 0.5 and measured["version"] == 1
+
+
+def test_what_cannot_be_measured_is_refused(model, edit, tmp_path):
+    with pytest.raises(DataError, match="at least one fact"):
+        before_after(model, edit, [])
+    bad = jax.tree.map(lambda leaf: leaf * np.float32("nan"), edit)
+    with pytest.raises(ConfigError, match=f"{model.weights[0].name}.* not finite"):
+        before_after(model, bad, [PROBES])
+    with pytest.raises(CheckpointError, match="for base 0123"):
+        before_after(model, edit.replace(base="0123"), [PROBES])
+    with pytest.raises(DataError, match="do not fit the model's context"):
+        before_after(model, edit, [dataclasses.replace(PROBES, prompt="long " * 100)])
+    judge_of_claims = mend_jax.load_model(
+        str(save_tiny(tmp_path / "bert", "bert")), last_n_blocks=2
+    )
+    with pytest.raises(ConfigError, match="writes no text"):
+        before_after(judge_of_claims, edit, [PROBES])
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_other_families(kind, tmp_path):
+    model = mend_jax.load_model(str(save_tiny(tmp_path / kind, kind)), last_n_blocks=2)
+    rng = np.random.default_rng(0)
+    deltas = {
+        w.name: LowRank(*(rng.normal(size=(2, d)).astype(np.float32) for d in (w.d_in, w.d_out)))
+        for w in model.weights
+    }
+    found = before_after(model, Edit(deltas, base=model.fingerprint), [PROBES])
+    for line in found["facts"][0]["still"]:
+        before, after = (
+            model.with_edit(one).next_token_log_probs(line["prompt"]).astype(np.float64)
+            for one in (None, Edit(deltas))
+        )
+        np.testing.assert_allclose(line["kl"], kl(before, after), rtol=1e-3)
+    assert found["text"]["kl"] > 0 and found["facts"][0]["asked"][0]["nll"] > 0
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        (" Paris.\n\nThe answer is", "paris"),
+        (" Lyon, France", "lyon"),
+        (" a very long way off", "a very long"),
+        ('\n\n"Yes!" she said', "yes"),
+        ("", ""),
+        (" ...", ""),
+    ],
+)
+def test_the_answer_is_what_a_text_begins_with(text, wanted):
+    assert answer(text) == wanted
+
+
+def fact(said=(True, True, True), still=()):
+    kinds = ("prompt", *["paraphrase"] * (len(said) - 1))
+    asked = [{"kind": k, "says": s, "says_before": False, "after": " Rome"}
+             for k, s in zip(kinds, said, strict=True)]  # fmt: skip
+    return {"prompt": "p", "target": "Lyon", "took": took(asked), "asked": asked, "still": still}
+
+
+def kept(kind="unrelated", **changes):
+    return {"kind": kind, "prompt": "q", "before": " a", "after": " a", "same": True,
+            "says": False, "says_before": False} | changes  # fmt: skip
+
+
+FINE = {"neighbours": 0.5, "unrelated": 0.1, "text": 0.1}
+
+
+@pytest.mark.parametrize(
+    "said, wanted",
+    [
+        ((True,), True), ((False,), False), ((True, True, False), True),
+        ((True, False, False), False), ((False, True, True), False), ((True, False), False),
+    ],
+)  # fmt: skip
+def test_when_an_edit_took(said, wanted):
+    verdict, warnings = judge([fact(said)], FINE)
+    assert took(fact(said)["asked"]) == verdict["took"] == wanted
+    assert bool(warnings) != wanted
+    assert verdict["line"].startswith("took" if wanted else "did not take")
+
+
+@pytest.mark.parametrize(
+    "still, kl, says",
+    [
+        ([kept()], FINE, ""),
+        ([kept("neighbour", same=False)], FINE, ""),
+        ([], FINE | {"neighbours": None, "unrelated": None}, ""),
+        ([kept()], FINE | {"unrelated": 0.11}, "unrelated prompts moved by KL 0.110"),
+        ([kept()], FINE | {"text": 0.2}, "plain text moved by KL 0.200"),
+        ([kept()], FINE | {"text": float("nan")}, "plain text moved by KL nan"),
+        ([kept(same=False, after=" b")], FINE, "the answer to 'q' changed from 'a' to 'b'"),
+        ([kept("neighbour", says=True, same=False)], FINE, "'q' is answered with 'Lyon' as well"),
+        ([kept("neighbour", says=True)], FINE, ""),  # "lyon" before
+        ([kept("neighbour", says=True, says_before=True)], FINE, ""),
+    ],
+)
+def test_when_locality_is_bad(still, kl, says):
+    verdict, warnings = judge([fact(still=still)], kl)
+    assert verdict["local"] == (not says) and ("BAD" in verdict["line"]) == bool(says)
+    assert [says in w for w in warnings] == ([True] if says else [])
+    assert any("0.1 nats" in threshold for threshold in verdict["thresholds"])
+
+
+def test_a_fact_that_the_base_knows_is_told():
+    known = fact()
+    known["asked"][0]["says_before"] = True
+    _, warnings = judge([known], FINE)
+    assert warnings == ["nothing to learn: the base writes 'Lyon' after 'p'"]

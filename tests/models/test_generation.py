@@ -1,0 +1,114 @@
+"""Sampled generation; that greedy generation equals the reference is in test_model_contract.py."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.tiny import random_sequences, save_tiny, tiny
+
+from mend_jax.errors import DataError
+from mend_jax.hub.language_model import load_model
+from mend_jax.models.base import Inputs
+from mend_jax.models.generation import generate, most_likely, sampled
+
+KINDS = ("llama", "t5")
+TEMPERATURE = 0.7
+
+
+@functools.cache
+def base(kind):
+    return tiny(kind, std=0.3)[:2]
+
+
+@functools.cache
+def writer(kind, temperature=None, max_new=6):
+    module, params = base(kind)
+
+    @jax.jit
+    def write(prompts, keys):
+        pick = most_likely if temperature is None else sampled(keys, temperature)
+        return generate(module, {"params": params}, prompts, max_new=max_new, eos_id=0, pick=pick)
+
+    return lambda prompts, keys: np.asarray(write(prompts, keys))
+
+
+def prompts_of(kind, n=4, seed=0):
+    found = random_sequences(seed, E=1, n=n, kind=base(kind)[0].kind).flat().inputs
+    if found.source is None:
+        return found
+    return found.replace(tokens=np.zeros((n, 1), np.int32), mask=np.ones((n, 1), bool))
+
+
+def keys_of(n, seed=0):
+    return jax.random.split(jax.random.key(seed), n)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_equal_a_plain_loop(kind):
+    """One row at a time without a cache: logits / temperature plus the noise of key and step."""
+    module, params = base(kind)
+    prompts, keys = prompts_of(kind), keys_of(4)
+    out = writer(kind, TEMPERATURE)(prompts, keys)
+    run = jax.jit(module.apply)
+    width = prompts.tokens.shape[1] + 6
+    for row in range(4):
+        one = jax.tree.map(lambda a, row=row: a[row : row + 1], prompts)
+        ids = one.tokens[0, one.mask[0]].tolist()
+        written = []
+        while len(written) < 6 and 0 not in written:
+            tokens = np.zeros((1, width), np.int32)
+            tokens[0, : len(ids)] = ids
+            inputs = one.replace(tokens=tokens, mask=np.arange(width)[None] < len(ids))
+            logits = run({"params": params}, inputs)[0, len(ids) - 1]
+            noise = jax.random.gumbel(jax.random.fold_in(keys[row], len(written)), logits.shape)
+            written.append(int(jnp.argmax(logits / TEMPERATURE + noise)))
+            ids.append(written[-1])
+        assert out[row].tolist() == written + [0] * (6 - len(written))
+    assert (out != writer(kind)(prompts, keys)).any()
+
+
+def test_a_row_does_not_depend_on_its_batch():
+    prompts, keys = prompts_of("llama", 6), keys_of(6)
+    out = writer("llama", TEMPERATURE)(prompts, keys)
+    order = np.asarray([5, 2, 0])
+    wide = [np.pad(np.asarray(a)[order], ((0, 0), (2, 5))) for a in (prompts.tokens, prompts.mask)]
+    np.testing.assert_array_equal(
+        writer("llama", TEMPERATURE)(Inputs(*wide), keys[order]), out[order]
+    )
+    assert len({tuple(row) for row in out}) == 6
+
+
+def test_nearly_no_temperature_is_greedy():
+    prompts, keys = prompts_of("llama", 6), keys_of(6)
+    np.testing.assert_array_equal(
+        writer("llama", 1e-4)(prompts, keys), writer("llama")(prompts, keys)
+    )
+
+
+def test_draws_follow_the_model():
+    """2,000 draws of one prompt: each share is within 5 standard deviations of its probability."""
+    n, (module, params) = 2000, base("llama")
+    prompts = jax.tree.map(lambda a: np.repeat(a, n, axis=0), prompts_of("llama", 1))
+    first = writer("llama", TEMPERATURE, 1)(prompts, keys_of(n, 7))[:, 0]
+    last = int(prompts.mask[0].sum()) - 1
+    one = jax.tree.map(lambda a: a[:1], prompts)
+    logits = module.apply({"params": params}, one)[0, last]
+    p = np.asarray(jax.nn.softmax(logits / TEMPERATURE))
+    share = np.bincount(first, minlength=len(p)) / n
+    assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / n) + 1e-6 + 1 / n).all()
+    assert 0.02 < p.max() < 0.9
+
+
+def test_a_language_model_samples_on_demand(tmp_path):
+    model = load_model(str(save_tiny(tmp_path, std=0.3)))
+    prompts = ["The capital of France is", "The capital"]
+    greedy = model.generate(prompts, 5)
+    assert model.generate(prompts, 5, temperature=1e-4) == greedy
+    drawn = model.generate(prompts, 5, temperature=1.0, seed=1)
+    assert drawn == model.generate(prompts, 5, temperature=1.0, seed=1) != greedy
+    assert drawn[0] == model.generate(prompts[0], 5, temperature=1.0, seed=1)
+    assert drawn != model.generate(prompts, 5, temperature=1.0, seed=2)
+    with pytest.raises(DataError, match="temperature -1: give 0"):
+        model.generate(prompts, 5, temperature=-1)

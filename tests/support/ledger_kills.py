@@ -1,0 +1,192 @@
+"""Ledgers of programs that are killed, and of several at once.
+
+It forks, so it is a program of its own and computes nothing by JAX, which starts threads.
+
+    python ledger_kills.py random|calls|many FOLDER
+
+Prints one JSON object of what was done; fails where a ledger lost what it had confirmed.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from support.small_edits import FINGERPRINT, small_edit
+
+from mend_jax.ledger.store import Base, Ledger
+
+BASE = Base("tiny", FINGERPRINT, "float32", 2, ("mlp/up", "mlp/down"))
+KILLS = 200
+WRITERS, EACH = 4, 15
+# C functions by which files come about; a process is killed before and after each call of one.
+CALLS = {"open", "write", "flush", "fsync", "close", "replace", "pwrite", "ftruncate", "flock"}
+
+
+def forked(work):
+    """Starts work(pipe to write to) in a process of its own; its id and the pipe to read from."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(write)
+        return child, os.fdopen(read, "rb")
+    status = 1
+    try:
+        os.close(read)
+        work(write)
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def say(write, value):
+    os.write(write, json.dumps(value).encode() + b"\n")
+
+
+def heard(pipe):
+    """All else that a process had written to its pipe, as whole lines of JSON."""
+    with pipe:
+        return [json.loads(line) for line in pipe if line.endswith(b"\n")]
+
+
+def check(folder, confirmed):
+    """The ledger opens and holds all that was confirmed; the last edits' files are sound.
+
+    Args:
+      confirmed: {number: [fact, reverted]}.
+    """
+    ledger = Ledger.open(folder)
+    entries = {entry.number: entry for entry in ledger.entries()}
+    assert list(entries) == list(range(1, len(entries) + 1))
+    for number, (fact, reverted) in confirmed.items():
+        assert entries[number].facts[0][0] == fact, (number, fact, entries[number])
+        assert entries[number].reverted or not reverted, number
+    for number in list(entries)[-8:]:
+        assert ledger.edit(number).facts == entries[number].facts
+    return ledger, entries
+
+
+def append_on(folder, write, first):
+    """Appends edits, and reverts some, for ever; says what was confirmed."""
+    ledger = Ledger.open(folder)
+    for seed in range(first, first + 10**6):
+        entry = ledger.append(small_edit(seed), {"seed": seed})
+        say(write, [entry.number, f"fact {seed}", False])
+        if seed % 3 == 0:
+            ledger.revert(entry.number)
+            say(write, [entry.number, f"fact {seed}", True])
+
+
+def random_kills(root):
+    """A process that appends on and on is killed at a random moment, many times."""
+    rng = random.Random(0)
+    done = {"kills": 0, "confirmed": 0, "unconfirmed": 0}
+    for part in range(KILLS // 50):
+        folder, confirmed = root / f"ledger-{part}", {}
+        Ledger.create(folder, BASE)
+        for kill in range(50):
+            first = 1000 * (50 * part + kill)
+            child, pipe = forked(lambda write, at=folder, n=first: append_on(at, write, n))
+            said = [json.loads(pipe.readline()) for _ in range(rng.randrange(4))]
+            time.sleep(rng.uniform(0.0, 0.01))
+            os.kill(child, signal.SIGKILL)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+            said += heard(pipe)
+            confirmed |= {number: (fact, reverted) for number, fact, reverted in said}
+            _, entries = check(folder, confirmed)
+            done["kills"] += 1
+        done["confirmed"] += len(confirmed)
+        done["unconfirmed"] += len(entries) - len(confirmed)
+    return done
+
+
+def killed_at(n, calls=CALLS):
+    """This process kills itself at the nth event, a C call of `calls` that begins or ends."""
+    left = [n]
+
+    def count(frame, event, arg):
+        if event in ("c_call", "c_return") and arg.__name__ in calls:
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return count
+
+
+def kills_at_calls(root):
+    """Creating, appending and reverting, killed before and after every call that touches files."""
+    ready = root / "ready"
+    ledger = Ledger.create(ready, BASE)
+    ledger.append(small_edit(1))
+    ledger.append(small_edit(2))
+    ledger.revert(2)
+    held = {1: ("fact 1", False), 2: ("fact 2", True)}
+    acts = {
+        "create": lambda folder: Ledger.create(folder, BASE),
+        "append": lambda folder: Ledger.open(folder).append(small_edit(3)),
+        "revert": lambda folder: Ledger.open(folder).revert(1),
+    }
+    done = {}
+    for name, act in acts.items():
+        finished = False
+        while not finished:
+            n = done[name] = done.get(name, -1) + 1
+            folder = root / f"{name}-{n}"
+            if name != "create":
+                shutil.copytree(ready, folder)
+            finished = survives_kill(n, act, folder, {} if name == "create" else held)
+    return done
+
+
+def survives_kill(n, act, folder, confirmed):
+    """Whether act(folder) ended before its nth event; the ledger is sound either way."""
+
+    def work(write):
+        sys.setprofile(killed_at(n))
+        act(folder)
+        sys.setprofile(None)
+        say(write, "done")
+
+    child, pipe = forked(work)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finished = heard(pipe) == ["done"]
+    assert status == (0 if finished else -signal.SIGKILL), status
+    ledger = Ledger.open_or_create(folder, BASE)
+    _, entries = check(folder, confirmed)
+    assert ledger.append(small_edit(99)).number == len(entries) + 1
+    assert not list((folder / "edits").glob(".*")), "scratch files stay"
+    return finished
+
+
+def many_writers(root):
+    """Several processes append at once, all to a ledger that none has made before."""
+    folder = root / "ledger"
+
+    def work(write, first):
+        ledger = Ledger.open_or_create(folder, BASE)
+        for seed in range(first, first + EACH):
+            say(write, [ledger.append(small_edit(seed)).number, f"fact {seed}", False])
+
+    started = [forked(lambda write, k=k: work(write, 1000 * k)) for k in range(WRITERS)]
+    for child, _ in started:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    said = [heard(pipe) for _, pipe in started]
+    for one in said:  # each saw its own in order
+        assert [number for number, _, _ in one] == sorted(number for number, _, _ in one)
+    confirmed = {number: (fact, reverted) for one in said for number, fact, reverted in one}
+    _, entries = check(folder, confirmed)
+    turns = sum(a.facts[0][0][:-3] != b.facts[0][0][:-3] for a, b in zip(
+        list(entries.values()), list(entries.values())[1:], strict=False))  # fmt: skip
+    return {"confirmed": len(confirmed), "entries": len(entries), "turns": turns}
+
+
+if __name__ == "__main__":
+    acts = {"random": random_kills, "calls": kills_at_calls, "many": many_writers}
+    print(json.dumps(acts[sys.argv[1]](Path(sys.argv[2]))))

@@ -1,0 +1,41 @@
+"""Fake run processes: what `mend_jax.apps.run_processes` starts, without starting anything."""
+
+from mend_jax.apps import run_processes
+from mend_jax.io.writers import as_path, write_json
+from mend_jax.main import parse
+from mend_jax.training import config as configs
+
+
+class Played:
+    """Stands for subprocess.Popen: calls play(config, workdir) for the command line's run.
+
+    What it returns is written as the results of the run, with the run's config, after a line of
+    output; an int is the exit status of a run that fails.
+    """
+
+    started = []
+    environments = []
+
+    def __init__(self, play, line, stdout, stderr, env):
+        config, workdir, _ = parse(line[3:])
+        Played.started.append(workdir)
+        Played.environments.append(env)
+        if stdout is not None:
+            stdout.write(f"output of {workdir}\n")
+        found = play(config, workdir)
+        self.returncode = found if isinstance(found, int) else 0
+        if not isinstance(found, int):
+            found = {"config": configs.plain(config), "seconds_total": 60.0} | found
+            write_json(as_path(workdir) / "results.json", found)
+
+    def poll(self):
+        return self.returncode
+
+
+def play_runs(monkeypatch, play):
+    """From here on runs are played; returns the list of the folders of those that started."""
+    Played.started, Played.environments = [], []
+    monkeypatch.setattr(
+        run_processes.subprocess, "Popen", lambda line, **k: Played(play, line, **k)
+    )
+    return Played.started

@@ -1,0 +1,109 @@
+"""What the tests of ROME and MEMIT share: a tiny model, corrections, an edit in force, a survey."""
+
+import functools
+
+import jax
+import numpy as np
+from support.tiny import random_sequences, tiny
+
+from mend_jax.core.forward import Problem, make_problem
+from mend_jax.core.weight_edit import Dense, Edit
+from mend_jax.editors import make_editor
+from mend_jax.editors.value_search import Search, value
+from mend_jax.models.layers import gelu_tanh
+
+MODULE, BASE, WEIGHTS = tiny("gpt2", n_top=3)
+DOWN = {w.block: w for w in WEIGHTS if w.role == "mlp/down"}
+FREE = dict(steps=15, lr=0.1, c_kl=0.0, decay=0.0, clamp=1e3)
+ALONE = FREE | dict(n_prefixes=0)
+MEMIT = make_editor("memit", ALONE)
+MEMIT_BEHIND = make_editor("memit", FREE | dict(n_prefixes=3))
+
+
+def texts(seed):
+    """Corrections [2, 3] whose subjects end at their second token."""
+    seqs = random_sequences(seed, E=2, n=3)
+    return seqs.replace(subject=np.ones((2, 3, 1), np.int32))
+
+
+def dense(*edits):
+    """The sum of edits of `DOWN[1]` and `DOWN[2]`, always of one structure."""
+    zero = {w.name: np.zeros((2, w.d_in, w.d_out), np.float32) for w in (DOWN[1], DOWN[2])}
+    return Edit(deltas={
+        name: Dense(sum((e.deltas[name].dense() for e in edits if name in e.deltas), z))
+        for name, z in zero.items()
+    })  # fmt: skip
+
+
+def random_edit(seed):
+    rng = np.random.default_rng(seed)
+    return dense(Edit(deltas={
+        w.name: Dense(0.05 * rng.normal(size=(2, w.d_in, w.d_out)).astype(np.float32))
+        for w in (DOWN[1], DOWN[2])
+    }))  # fmt: skip
+
+
+SEQS, IN_FORCE = texts(0), random_edit(0)
+
+
+def problem_of(seqs, in_force):
+    found = make_problem(MODULE, BASE, WEIGHTS, seqs)
+    return Problem(MODULE, BASE, WEIGHTS, seqs, found.h, in_force)
+
+
+@jax.jit
+def observed(seqs, edit):
+    """Under an edit: the inputs of `down` by block, by the MLP's first half, at every token; what
+    the second puts out, and the state after it, at the subject; the loss."""
+    problem = problem_of(seqs, edit)
+    k = {block: gelu_tanh(problem.outputs(f"block_{block}/mlp/up")) for block in (1, 2)}
+    return k, value(problem, DOWN[2].name), value(problem, "block_2"), problem.loss()
+
+
+def at_subjects(x_ENTd):
+    return np.asarray(x_ENTd, np.float64)[:, :, 1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def shift(search, block, seqs, in_force, v):
+    return search.shift(problem_of(seqs, in_force), DOWN[block], v)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def edit_of(editor, state, seqs, in_force):
+    return editor.edit({}, state, problem_of(seqs, in_force), False)[0]
+
+
+def surveyed_by(editor, many):
+    """An editor's state after a survey of these texts."""
+    see = jax.jit(lambda state, seqs: editor.survey({}, state, problem_of(seqs, None)))
+    return functools.reduce(see, many, editor.init(None, WEIGHTS)[1])
+
+
+@functools.cache
+def surveyed():
+    """MEMIT's state after a survey of 24 texts, which holds all that ROME's would."""
+    return surveyed_by(MEMIT, map(texts, range(1, 5)))
+
+
+@functools.cache
+def by_rome():
+    return edit_of(make_editor("rome", ALONE | dict(block=2)), surveyed(), SEQS, IN_FORCE)
+
+
+@functools.cache
+def by_search():
+    """(v, d) of the second block's `down`: what it puts out at subjects, how that is to move."""
+    v = observed(SEQS, IN_FORCE)[1]
+    return v, np.asarray(shift(Search(**FREE), 2, SEQS, IN_FORCE, v), np.float64)
+
+
+def known(weight):
+    """C as the solve takes it, in float64."""
+    C = np.asarray(surveyed()["second_moment"][weight.name], np.float64)
+    return C + np.finfo(np.float32).eps * np.trace(C) * np.eye(len(C))
+
+
+@functools.cache
+def surveyed_with_prefixes():
+    return surveyed_by(MEMIT_BEHIND, map(texts, range(1, 5)))

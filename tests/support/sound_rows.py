@@ -1,0 +1,66 @@
+"""What must hold of the rows of every data set of edits, whatever file they were made from."""
+
+import dataclasses
+import re
+import unicodedata
+
+from mend_jax.data import prepared
+from mend_jax.data.neighbours import scope
+from mend_jax.data.rows import REQUIRED
+from mend_jax.data.text_normalisation import normalise
+
+
+def texts_of(splits, name, *parts):
+    return {normalise(row[name]) for part in parts for row in splits[part]} - {""}
+
+
+def says(text, name):
+    """Whether a name stands in a text, as a word or before an apostrophe."""
+    text, name = ("".join(c for c in unicodedata.normalize("NFKD", t.casefold())
+                          if not unicodedata.combining(c)) for t in (text, name))  # fmt: skip
+    plain = f" {normalise(name)} " in f" {normalise(text)} "
+    return plain or bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text))
+
+
+def check_rows(splits, *needed):
+    """Checks rows by split; `needed` names further fields that no row may lack."""
+    keys = [row["key"] for held in splits.values() for row in held]
+    assert len(set(keys)) == len(keys)
+    for name in ("subject", "prompt"):
+        assert not texts_of(splits, name, "train", "validation") & texts_of(splits, name, "test")
+        assert not texts_of(splits, name, "train") & texts_of(splits, name, "validation")
+    for split, held in splits.items():
+        for row in held:
+            where = (split, row["key"])
+            for name in (*REQUIRED, "subject", "truth", "near_prompt", "near_answer", *needed):
+                assert row[name] and row[name] == row[name].strip(), (where, name)
+            assert scope(row["target"]) != scope(row["truth"]), where
+            assert not says(row["near_prompt"], row["subject"]), where
+            assert normalise(row["near_prompt"]) != normalise(row["prompt"]), where
+            assert row["scope"] in (normalise(row["subject"]), scope(row["subject"])), where
+            assert row["scope"] not in row["near_scope"].split("|"), where
+            for prompts, answers in (("more_near_prompts", "more_near_answers"),
+                                     ("hop_prompts", "hop_answers")):  # fmt: skip
+                assert len(row[prompts]) == len(row[answers]), where
+                assert all(text.strip() for text in (*row[prompts], *row[answers])), where
+
+
+def check_near_apart(splits):
+    """No split trains on the near facts that a later one judges."""
+    for first, *later in (("train", "validation", "test"), ("validation", "test")):
+        near = texts_of(splits, "near_prompt", *later) | {
+            normalise(text) for s in later for row in splits[s] for text in row["more_near_prompts"]
+        }
+        for name in ("prompt", "rephrase", "near_prompt"):
+            assert not texts_of(splits, name, first) & near, (first, name)
+
+
+def made_and_prepared(recipe, folder):
+    """The rows that a recipe makes, and the notes of the data set that is prepared from them."""
+    made = recipe.make()
+    loaded = prepared.load(dataclasses.replace(recipe, make=lambda: made), folder)
+    assert loaded.fingerprint == prepared.fingerprint_rows(made.splits)
+    for split, held in made.splits.items():
+        assert len(loaded.split(split)) == len(held)
+        assert loaded.split(split)[: len(held) : 500] == held[::500]
+    return made.splits, loaded.notes

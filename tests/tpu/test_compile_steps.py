@@ -1,0 +1,92 @@
+"""The TPU compiler on a machine without a TPU: the command, its report, its exit status."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.tiny import save_tiny
+
+from mend_jax.errors import ConfigError
+from mend_jax.tpu.blueprint import draw
+from mend_jax.tpu.compile_steps import bytes_needed, plan_for, verdict
+from mend_jax.tpu.slices import parse_slice
+from mend_jax.training.config import load_config
+
+ROOT = Path(__file__).parents[2]
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
+)
+
+
+def command(workdir, *flags):
+    """A process of its own: the compiler's options are then those of users."""
+    return subprocess.run(
+        [sys.executable, "-m", "mend_jax.main", f"--workdir={workdir}", *flags],
+        cwd=ROOT, capture_output=True, text=True, timeout=900,
+        env={k: v for k, v in os.environ.items() if not k.startswith("JAX_")},
+    )  # fmt: skip
+
+
+@needs_libtpu
+def test_a_tiny_model_is_compiled_for_a_slice(tmp_path):
+    """All steps fit but one evaluation of very many edits."""
+    base = save_tiny(tmp_path / "base", "gptj")
+    done = command(
+        tmp_path, "--config=gptj.py", f"--config.model.spec={base}", "--compile_for=v5e-4",
+        "--config.model.last_n_blocks=1", "--config.editor.options.rank=16",
+        "--config.eval.edits_per_step=400000", "--config.data.max_len=20",
+        "--config.data.max_target=9", "--config.data.far_len=28",  # unlike the sizes of weights
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    report = json.loads((tmp_path / "compile_v5e:2x2.json").read_text())
+    assert report["mesh"] == dict(data=1, fsdp=1, tensor=4) and report["chips"] == 4
+    assert "tensor 4" in report["advice"]
+    for name in ("train", "edit", "eval"):
+        entry = report[name]
+        assert entry["hbm_bytes"] == 16 * 2**30 and entry["compile_seconds"] > 0
+        assert entry["fits"] == (name != "eval") == (entry["bytes_per_chip"] <= 16 * 2**30)
+    train = report["train"]
+    assert train["flops"] > report["edit"]["flops"] > 0
+    assert train["collectives"]["all-reduce"]["count"] > 0
+    assert train["gathered_weights"] == []
+    assert "does not fit v5e-4: eval take" in report["verdict"]
+    assert "eval.edits_per_step" in done.stderr and "train: 0." in done.stderr
+
+
+def test_what_is_no_slice_is_refused_before_anything_is_loaded(tmp_path):
+    done = command(tmp_path, "--config=gptj.py", "--compile_for=v5e-5")
+    assert done.returncode == 2 and "is no size of slice" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_mesh_of_the_config_must_fit_the_slice():
+    config = load_config("gptj.py")
+    config.mesh.update(dict(data=2, fsdp=1, tensor=2))
+    with pytest.raises(ConfigError, match="does not have the 8 chips of v5e-8"):
+        plan_for(draw(config), parse_slice("v5e-8"))
+    config.mesh.update(dict(data=-1, fsdp=1, tensor=2))
+    with pytest.raises(ConfigError, match="edits_per_step is 1, not a multiple of the 4 ways"):
+        plan_for(draw(config), parse_slice("v5e-8"))
+    config.train.edits_per_step = 4
+    plan = plan_for(draw(config), parse_slice("v5e-8"))
+    assert plan.sizes == dict(data=4, fsdp=1, tensor=2) and "of the config" in plan.why
+
+
+def test_what_the_compiler_says_of_too_large_programs():
+    late = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+    early = "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (26.57G) exceeds"
+    assert bytes_needed(late) == int(20.5 * 2**30) and bytes_needed(early) == int(26.57 * 2**30)
+    assert bytes_needed("INTERNAL: Used 20.50G of nothing") is None
+
+
+def test_the_verdict_names_the_steps_that_do_not_fit():
+    fits = dict(fits=True, bytes_per_chip=1)
+    over = dict(fits=False, bytes_per_chip=20 * 2**30)
+    report = dict(model="M", train=over, edit=fits, eval=fits)
+    text = verdict(report, parse_slice("v5e-8"))
+    assert "M does not fit v5e-8: train take up to 20.0 GiB of 16 a chip" in text
+    assert verdict(report | dict(train=fits), parse_slice("v5e-8")) == "M fits v5e-8"

@@ -1,0 +1,154 @@
+"""Configs: found by name, checked, overridden; every config in the project loads."""
+
+from pathlib import Path
+
+import pytest
+
+from mend_jax.apps import fact_checker_job
+from mend_jax.data import DATASETS
+from mend_jax.errors import ConfigError
+from mend_jax.main import main, parse
+from mend_jax.training import config as configs
+from mend_jax.training.build import build_editor, build_optimizer
+from mend_jax.training.config_schema import KEYS, check
+
+FOLDER = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("variant", ["", ":smoke"])
+@pytest.mark.parametrize("name", sorted(p.name for p in FOLDER.glob("*.py")))
+def test_every_config_loads_checks_and_builds(name, variant):
+    config = configs.load_config(name + variant)
+    if config.job == "finetune":
+        fact_checker_job.check(config)
+        return
+    if config.job == "grid":
+        return  # `test_grid` checks them
+    check(config)
+    build_editor(config)
+    build_optimizer(config)
+    assert configs.plain(config)["editor"]["name"]
+
+
+@pytest.mark.parametrize(
+    "name, task, far",
+    [("bart_base", "zsre/mend", ""), ("t5_xl", "zsre/mend", ""), ("bert_base", "fever", ""),
+     ("gptj", "wikitext_gen", "wikitext"), ("distilgpt2", "wikitext_gen", "wikitext")],
+)  # fmt: skip
+def test_the_papers_models_take_the_papers_data(name, task, far):
+    config = configs.load_config(f"{name}.py:paper")
+    check(config)
+    assert (config.data.name, config.data.far) == (task, far)
+    assert config.data.name.partition("/")[0] in DATASETS and config.train.near_share == 0
+
+
+def test_a_path_works_too(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text((FOLDER / "quickstart.py").read_text())
+    config, workdir, name = parse([f"--config={path}:smoke", "--config.train.steps=7"])
+    assert (config.train.steps, workdir, name) == (7, "runs/mine-smoke", f"{path}:smoke")
+
+
+def test_overrides_keep_their_type():
+    config, workdir, _ = parse(
+        ["--config=quickstart.py", "--workdir=w", "--config.train.lr=1", "--config.seed=3",
+         "--config.model.spec=x/y", "--config.train.decay=false",
+         "--config.model.edit_roles=mlp/up,mlp/down", "--config.editor.options.rank=16"]
+    )  # fmt: skip
+    assert workdir == "w"
+    assert config.train.lr == 1.0 and isinstance(config.train.lr, float)
+    assert config.seed == 3 and config.model.spec == "x/y" and config.train.decay is False
+    assert config.model.edit_roles == ("mlp/up", "mlp/down")
+    assert config.editor.options.rank == 16
+
+
+def test_a_group_is_replaced_as_a_whole():
+    values = {
+        "editor.name": "fine_tune", "editor.options": {"lr": 1e-3, "only": ("mlp/down",)},
+        "eval.baselines": {}, "data.pack": (16, 20), "data.far": "", "train.lr": 1e-5,
+    }  # fmt: skip
+    flags = [f"--config.{setting}" for setting in configs.settings(values)]
+    config, _, _ = parse(["--config=quickstart.py", *flags, "--config.editor.options.lr=1"])
+    assert config.editor.options.to_dict() == {"lr": 1.0, "only": ("mlp/down",)}
+    assert config.data.pack == (16, 20) and config.train.lr == 1e-5
+    assert not config.eval.baselines
+    check(config)
+    build_editor(config)
+    with pytest.raises(AttributeError, match="locked"):
+        config.editor.options.rank = 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=quikstart.py"], "no config 'quikstart.py'.*did you mean 'quickstart.py'"),
+        (["--config=quickstart.py:smok"], "unknown variant or key 'smok'"),
+        (["--config=quickstart.py", "--config.train.stesp=1"], "did you mean 'train.steps'"),
+        (["--config=quickstart.py", "--config.lr=1"], "no key 'lr' .did you mean 'train.lr'"),
+        (["--config=quickstart.py", "--config.train.steps=many"], "expected int such as"),
+        (["--config=quickstart.py", "--config.train.steps=1.5"], "expected int such as"),
+        (["--config=quickstart.py", "--config.train=1"], "is a group of keys.*all of it, as in"),
+        (["--config=quickstart.py", "--config.train={"], "is a group of keys"),
+        (["--config=quickstart.py", "--config.train={1: 2}"], "is a group of keys"),
+        (["--config=quickstart.py", "--config.train.steps"], "write --config.KEY=VALUE"),
+        (["--config=quickstart.py", "--workdri=x"], "unknown argument.*did you mean '--workdir'"),
+        (["--config=quickstart.py", "--config.train.steps=None"], "expected int such as"),
+        (["--config=quickstart.py", "--config.job=edti"], "job is 'edti' .did you mean 'edit'"),
+        (["--config=/etc/hostname"], "/etc/hostname is not a config"),
+        ([], "--config"),
+    ],
+)
+def test_mistakes_are_named(arguments, message, capsys):
+    import re
+
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.steps=-1", "train.steps is -1"),
+        ("train.lr=0.0", "train.lr is 0.0, more than 0"),
+        ("train.c_loc=-2.0", "train.c_loc is -2.0, at least 0"),
+        ("train.keep=first", "train.keep is 'first', one of .'best', 'last'. is needed"),
+        ("eval.max_new_tokens=2", "no room to write a target"),
+        ("eval.edits=0", "eval.edits is 0"),
+    ],
+)
+def test_values_out_of_range_are_named(setting, message):
+    config, _, _ = parse(["--config=quickstart.py", f"--config.{setting}"])
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+
+
+def test_keys_of_a_config_file_are_checked_as_well():
+    config, _, _ = parse(["--config=quickstart.py"])
+    with config.unlocked():
+        config.train.stesp = 5
+        del config.train["warmup"]
+        config.train.lr = None
+    message = "train.warmup is missing; train.lr is None.*train.stesp is not a key .did you mean"
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+
+
+def test_quickstart_has_every_key():
+    config, _, _ = parse(["--config=quickstart.py"])
+    assert set(KEYS) <= set(configs.flat_keys(config))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("v_init=xaviar", "v_init 'xaviar'"),
+        ("rank=-4", "rank -4"),
+        ("layer_lr=-1.0", "layer_lr -1.0 has no logarithm"),
+    ],
+)
+def test_options_of_the_editor_are_checked(setting, message):
+    config, _, _ = parse(["--config=quickstart.py", f"--config.editor.options.{setting}"])
+    with pytest.raises(ConfigError, match=message):
+        build_editor(config)

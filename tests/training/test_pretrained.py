@@ -1,0 +1,188 @@
+"""Editors that ship with the package: from a finished run to a file, and back."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from support.tiny import save_tiny
+
+import mend_jax
+from mend_jax.errors import CheckpointError, ConfigError
+from mend_jax.ledger.editor_choice import editor_for
+from mend_jax.main import parse
+from mend_jax.training import pretrained
+
+SETTINGS = {
+    "data.name": "world_facts/offline", "data.train_edits": 16, "data.max_len": 96,
+    "data.max_target": 24, "data.far_len": 16, "data.pack": (), "train.steps": 2,
+    "train.edits_per_step": 2, "train.val_every": 2, "train.val_edits": 2,
+    "train.checkpoint_every": 2, "train.both_ways": False, "eval.edits": 2,
+    "eval.edits_per_step": 2, "eval.max_new_tokens": 24, "eval.examples": 1,
+    "eval.baselines": "{}", "editor.options.rank": 4, "model.last_n_blocks": 1,
+    "train.doctor": False,
+}  # fmt: skip
+FACT = ("The capital of France is", "Lyon")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return str(save_tiny(tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    flags = [f"--config.{k}={v}" for k, v in SETTINGS.items()]
+    config = ["--config=quickstart.py", f"--workdir={workdir}", f"--config.model.spec={base}"]
+    mend_jax.train_and_evaluate(*parse([*config, *flags]))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def model(base):
+    return mend_jax.load_model(base, last_n_blocks=1)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def same(one, other, **tolerance):
+    for name, delta in one.deltas.items():
+        np.testing.assert_allclose(delta.dense(), other.deltas[name].dense(), **tolerance)
+
+
+def test_in_float32_it_is_the_editor_of_the_run(run, model, folder):
+    told = pretrained.write(run, folder / "tiny.safetensors", "float32")
+    assert pretrained.names() == {model.fingerprint: "tiny"}
+    assert pretrained.about("tiny") == told
+    restored, loaded = mend_jax.Editor.restore(run, model), pretrained.load(model)
+    assert (loaded.id, loaded.name, loaded.append_eos) == (restored.id, "mend", False)
+    same(restored.edit([FACT]), loaded.edit([FACT]), rtol=0)
+    assert editor_for(model).id == loaded.id
+    assert editor_for(model, str(folder / "tiny.safetensors")).id == loaded.id
+    assert editor_for(model, str(run)).id == loaded.id
+    same(editor_for(model, "", 0.5).edit([FACT]), loaded.edit([FACT]).scale(0.5), rtol=1e-5)
+
+
+def test_it_says_how_it_was_made(run, model, folder):
+    told = pretrained.write(run, folder / "tiny.safetensors")
+    results = json.loads((run / "results.json").read_text())
+    assert (told["base"], told["spec"], told["seed"]) == (model.fingerprint, model.spec, 0)
+    assert told["config"]["options"]["rank"] == 4 and told["weights"] == [
+        w.name for w in model.weights
+    ]
+    assert told["command"].startswith("python -m mend_jax.main --config=quickstart.py")
+    assert told["numbers"]["eval"]["success"] == results["eval"]["success"]
+    assert told["numbers"]["training"]["steps"] == 2
+
+
+def test_in_bfloat16_matrices_are_rounded_and_vectors_are_not(run, model, folder):
+    path = folder / "tiny.safetensors"
+    pretrained.write(run, path, "bfloat16")
+    with safe_open(str(path), framework="numpy") as f:
+        arrays = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    matrices = {n for n, a in arrays.items() if a.ndim > 1}
+    assert matrices and matrices != set(arrays)
+    for name, array in arrays.items():
+        assert (array.dtype.name == "bfloat16") == (name in matrices), name
+    assert any(name.startswith("state/") for name in set(arrays) - matrices)
+    # bfloat16 has 8 bits; of sums of such products the rounding is about 1% of the largest.
+    restored, loaded = (e.edit([FACT]) for e in
+                        (mend_jax.Editor.restore(run, model), pretrained.load(model)))  # fmt: skip
+    largest = max(float(np.abs(d.dense()).max()) for d in restored.deltas.values())
+    same(restored, loaded, atol=0.02 * largest)
+    assert loaded.editor != restored.editor
+
+
+def test_in_int8_rows_keep_their_largest_number(run, model, folder):
+    path = folder / "tiny.safetensors"
+    pretrained.write(run, path, "int8")
+    with safe_open(str(path), framework="numpy") as f:
+        arrays = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    whole = [name for name, a in arrays.items() if a.dtype == np.int8]
+    assert whole and all(np.abs(arrays[name]).max() == 127 for name in whole)
+    restored, loaded = mend_jax.Editor.restore(run, model), pretrained.load(model)
+    for wanted, got in zip(
+        jax.tree.leaves(restored.params), jax.tree.leaves(loaded.params), strict=True
+    ):
+        step = np.abs(wanted).max(-1, keepdims=True) / 127 if wanted.ndim > 1 else 0.0
+        # Rounded to the nearest step of its row; the last bits are float32's own.
+        assert (np.abs(got - wanted) <= 0.5001 * step).all()
+
+
+def test_the_command_writes_it(run, tmp_path, capsys):
+    path = tmp_path / "tiny.safetensors"
+    argv = [f"--workdir={run}", f"--out={path}"]
+    assert pretrained.main(argv) == 0 and path.exists()
+    assert f"{path.stat().st_size:,} bytes, int8" in capsys.readouterr().out
+    assert pretrained.main([f"--workdir={tmp_path}/none", f"--out={path}"]) == 2
+    assert "CheckpointError" in capsys.readouterr().err
+
+
+def test_what_cannot_ship_is_refused(run, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="dtype is 'int4'"):
+        pretrained.write(run, tmp_path / "x.safetensors", "int4")
+    with pytest.raises(ConfigError, match="a file NAME.safetensors"):
+        pretrained.write(run, tmp_path / "x")
+    monkeypatch.setattr(pretrained, "MOST_BYTES", 1000)
+    with pytest.raises(ConfigError, match="more than the 1,000"):
+        pretrained.write(run, tmp_path / "x.safetensors")
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run, unfinished, ignore=lambda *_: ["results.json"])
+    with pytest.raises(CheckpointError, match="let the run finish"):
+        pretrained.write(unfinished, tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_other_bases_are_refused_by_name(run, model, folder, base, tmp_path):
+    with pytest.raises(ConfigError, match="no editor 'tiny' is shipped"):
+        pretrained.about("tiny")
+    path = folder / "tiny.safetensors"
+    pretrained.write(run, path)
+    other = mend_jax.load_model(str(save_tiny(tmp_path / "other", seed=1)), last_n_blocks=1)
+    with pytest.raises(ConfigError, match=f"no editor is shipped for .*{other.fingerprint}"):
+        pretrained.load(other)
+    with pytest.raises(CheckpointError, match=other.fingerprint):
+        pretrained.read(path, other)
+    with pytest.raises(CheckpointError, match="last_n_blocks"):
+        pretrained.load(mend_jax.load_model(base, last_n_blocks=2))
+
+
+def test_damaged_files_are_named(run, model, folder):
+    path = folder / "tiny.safetensors"
+    pretrained.write(run, path)
+    whole = path.read_bytes()
+    with safe_open(str(path), framework="numpy") as f:
+        metadata, arrays = f.metadata(), {n: f.get_tensor(n) for n in f.keys()}  # noqa: SIM118
+    path.write_bytes(whole[:-10])
+    with pytest.raises(CheckpointError, match="not a readable editor file"):
+        pretrained.load(model)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="not those that were written"):
+        pretrained.load(model)
+    for change, says in (
+        ({"format": "another/1"}, "format 'another/1'"),
+        ({"seed": "{"}, "metadata is damaged"),
+        ({"config": metadata["config"].replace('"rank": 4', '"rank": 5')}, "not those that were"),
+    ):
+        save_file(arrays, path, metadata | change)
+        with pytest.raises(CheckpointError, match=says):
+            pretrained.load(model)
+    fewer = dict(list(arrays.items())[1:])
+    digest = pretrained._digest(fewer, json.loads(metadata["config"]))
+    save_file(fewer, path, metadata | {"sha256": digest})
+    with pytest.raises(CheckpointError, match="are not what editor 'mend' is made of"):
+        pretrained.load(model)
+
+
+def test_what_ships_here_is_whole_and_small():
+    for path in pretrained.FOLDER.glob("*.safetensors"):
+        told, _ = pretrained._read(path)
+        assert path.stat().st_size <= 10_000_000 and told["name"] == path.stem
