@@ -16,8 +16,8 @@ from typing import Any
 
 import ml_collections
 
-from mend_jax import main as command
 from mend_jax.apps import join_grids
+from mend_jax.apps import run_command as command
 from mend_jax.apps.run_processes import Run, refuse_failures, run_all, say, stand_aside
 from mend_jax.errors import ConfigError, MendError, nearest
 from mend_jax.evaluation.reports.formatting import text

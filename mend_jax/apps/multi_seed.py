@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mend_jax import main as command
+from mend_jax.apps import run_command as command
 from mend_jax.apps.run_processes import Run, refuse_failures, run_all, say, stand_aside
 from mend_jax.errors import ConfigError, MendError, tell
 from mend_jax.evaluation.statistics import summarise

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import jax
 
-from mend_jax import main as command
+from mend_jax.apps import run_command as command
 from mend_jax.errors import ConfigError, MendError, Preempted
 from mend_jax.io.package_cache import cache_dir
 from mend_jax.io.writers import duration, is_remote

@@ -26,6 +26,7 @@ from mend_jax.io.writers import JsonLines, as_path, write_json, write_text
 from mend_jax.models.params import count
 from mend_jax.parallel import distributed
 from mend_jax.parallel.mesh import in_force, shard_batch
+from mend_jax.tpu.mesh_choice import mesh_sizes
 from mend_jax.training import checkpoints, step_sizes
 from mend_jax.training import config as configs
 from mend_jax.training.build import build_train_step
@@ -76,7 +77,7 @@ def _run(
         return finished
 
     with distributed.together("loading base and data"):
-        experiment = open_experiment(config)
+        experiment = open_experiment(config, mesh_sizes(config))
     same = {**experiment.identity(), "config": ""}
     distributed.agree("base and data", [f"{key}: {value}" for key, value in same.items()])
     say(

@@ -234,3 +234,16 @@ def merge(params: Mapping[str, Any], edit: Edit) -> dict[str, Any]:
     for name, delta in edit.deltas.items():
         params = replaced(params, [*name.split("/"), "kernel"], delta, name)
     return dict(params)
+
+
+@jax.jit
+def relative_norms(edit: Edit, base: Any) -> jax.Array:
+    """[E]: |dW| / |W| of each of E edits, over all weights that they change together."""
+    change = weight = jnp.zeros(())
+    for name, delta in edit.deltas.items():
+        change = change + delta.squared_norm()
+        node = base
+        for part in (*name.split("/"), "kernel"):
+            node = node[part]
+        weight = weight + jnp.square(node.astype(jnp.float32)).sum()
+    return jnp.sqrt(change) / jnp.sqrt(weight)

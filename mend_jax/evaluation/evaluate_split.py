@@ -15,6 +15,7 @@ import numpy as np
 
 from mend_jax.core.meta_loss import ASKED, locality_sets, set_weights, texts_of
 from mend_jax.core.transform import EditTransform
+from mend_jax.core.weight_edit import relative_norms
 from mend_jax.data.encoded_rows import MORE
 from mend_jax.evaluation import metrics
 from mend_jax.evaluation.examples import (
@@ -30,7 +31,6 @@ from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.writers import Progress
 from mend_jax.parallel.distributed import gather, is_writer
 from mend_jax.parallel.mesh import shard_batch
-from mend_jax.training.guards import relative_norms
 
 Batch = Mapping[str, Any]
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 import optax
@@ -26,12 +24,8 @@ from mend_jax.evaluation.general_ability import Probes, load_probes
 from mend_jax.hub.input_formats import form_of, positions_needed
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import thin
-from mend_jax.parallel import distributed
 from mend_jax.parallel.mesh import batch_axis_size, local_edits, make_mesh, round_up
 from mend_jax.parallel.sharding import EDITOR_RULES, place
-from mend_jax.tpu.blueprint import draw
-from mend_jax.tpu.plan import choose, needs_of
-from mend_jax.tpu.slices import hbm_of_kind
 from mend_jax.training import config as configs
 from mend_jax.training.build import (
     build_editor,
@@ -183,29 +177,13 @@ def probes_of(config: ml_collections.ConfigDict, model: LanguageModel) -> Probes
     )  # fmt: skip
 
 
-def mesh_sizes(config: ml_collections.ConfigDict) -> Mapping[str, int]:
-    """The mesh of a config; where it leaves an axis open (0), the recommended one for what is here.
-
-    Virtual devices of one CPU share its cores, so there a single one is taken.
-    """
-    if min(config.mesh.values()) != 0:
-        return dict(config.mesh)
-    if jax.default_backend() == "cpu" and jax.process_count() == 1:
-        return dict(data=1, fsdp=1, tensor=1)
-    device = jax.local_devices()[0]
-    known = device.memory_stats() or {}
-    what = f"{config.model.spec} on {jax.device_count()} x {device.device_kind}"
-    plan = choose(
-        needs_of(draw(config)), jax.device_count(),
-        known.get("bytes_limit") or hbm_of_kind(device.device_kind), what,
-    )  # fmt: skip
-    if distributed.is_writer():
-        print(f"mesh: {plan.why}", file=sys.stderr, flush=True)
-    return plan.sizes
-
-
-def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
+def open_experiment(
+    config: ml_collections.ConfigDict, mesh_sizes: Mapping[str, int] | None = None
+) -> Experiment:
     """Checks a config against itself, then loads base and data.
+
+    Args:
+      mesh_sizes: devices along each axis of the mesh; None: as `config.mesh` says.
 
     Raises:
       ConfigError: before anything is loaded, for values that cannot work together.
@@ -218,7 +196,7 @@ def open_experiment(config: ml_collections.ConfigDict) -> Experiment:
             f"editor {config.editor.name!r} is trained on edits that follow one another: set "
             "train.both_ways to False"
         )
-    mesh = make_mesh(mesh_sizes(config))
+    mesh = make_mesh(mesh_sizes or dict(config.mesh))
     if config.train.edits_per_step % batch_axis_size(mesh):
         raise ConfigError(
             f"train.edits_per_step is {config.train.edits_per_step}, not a multiple of the "

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.weight_edit import Edit
-
 GROUP_NORM = "grad_norm/"
 """Before the name of a parameter group, what a step calls the norm of its meta-gradient."""
 
@@ -186,16 +184,3 @@ def group_norms(grads: Any) -> dict[str, jax.Array]:
         square = jnp.sum(jnp.square(leaf.astype(jnp.float32)))
         squares[name] = squares[name] + square if name in squares else square
     return {name: jnp.sqrt(square) for name, square in squares.items()}
-
-
-@jax.jit
-def relative_norms(edit: Edit, base: Any) -> jax.Array:
-    """[E]: |dW| / |W| of each of E edits, over all weights that they change together."""
-    change = weight = jnp.zeros(())
-    for name, delta in edit.deltas.items():
-        change = change + delta.squared_norm()
-        node = base
-        for part in (*name.split("/"), "kernel"):
-            node = node[part]
-        weight = weight + jnp.square(node.astype(jnp.float32)).sum()
-    return jnp.sqrt(change) / jnp.sqrt(weight)

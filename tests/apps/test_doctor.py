@@ -21,6 +21,7 @@ from mend_jax.apps.doctor import check_editing, check_machine, check_splits, job
 from mend_jax.apps.doctor.check_config import check_config, schedule_problems
 from mend_jax.apps.doctor.command import main
 from mend_jax.apps.doctor.findings import Finding
+from mend_jax.apps.run_command import parse
 from mend_jax.apps.train_and_evaluate import see_doctor
 from mend_jax.core.forward import scored_states, trunk_states
 from mend_jax.core.weight_edit import Edit
@@ -29,7 +30,6 @@ from mend_jax.editors import EditTransform, low_rank_mlp, make_editor
 from mend_jax.errors import TrainingError
 from mend_jax.hub.text_encoding import encode_text, stack
 from mend_jax.hub.tokenizer import Tokenizer
-from mend_jax.main import parse
 from mend_jax.models.params import random_params, stack_trunk
 from mend_jax.training import checkpoints
 from mend_jax.training import config as configs

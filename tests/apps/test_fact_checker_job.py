@@ -11,6 +11,7 @@ from support.tiny import HF, save_tiny
 import mend_jax
 from mend_jax import data, hub
 from mend_jax.apps import fact_checker_job
+from mend_jax.apps.run_command import main, parse
 from mend_jax.core.token_batch import Sequences
 from mend_jax.data.claims import encode_claims, shuffled_batches, take, widths
 from mend_jax.data.dataset import DataSet
@@ -18,7 +19,6 @@ from mend_jax.data.rows import make_row
 from mend_jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
 from mend_jax.evaluation.claim_scores import judge
 from mend_jax.io.writers import as_path
-from mend_jax.main import main, parse
 from mend_jax.models.classifier import HEAD
 from mend_jax.models.params import unstack_trunk
 from mend_jax.training.run_folder import occupied

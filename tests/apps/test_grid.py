@@ -7,8 +7,8 @@ import pytest
 from support.played_runs import Played, play_runs
 from test_run_report import fake_eval, words
 
+from mend_jax.apps.run_command import main
 from mend_jax.evaluation.reports import grid_report
-from mend_jax.main import main
 
 GRID = """
 from mend_jax.apps.grid import cell, new_grid

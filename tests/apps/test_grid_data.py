@@ -11,9 +11,9 @@ from test_run_report import fake_eval, words
 from test_train_and_evaluate import SETTINGS
 
 from mend_jax import data
+from mend_jax.apps.run_command import main
 from mend_jax.apps.train_and_evaluate import describe_data
 from mend_jax.evaluation.reports import grid_report
-from mend_jax.main import main
 from mend_jax.training.experiment import open_experiment
 
 GRID = """

@@ -4,10 +4,10 @@ import pytest
 
 from mend_jax import hub
 from mend_jax.apps import grid, paper_tables
+from mend_jax.apps.run_command import parse
 from mend_jax.editors import EDITORS, make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.hub.tokenizer import load_tokenizer
-from mend_jax.main import parse
 from mend_jax.training import config as configs
 
 

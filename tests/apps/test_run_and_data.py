@@ -7,8 +7,8 @@ import pytest
 from support.tiny import save_tiny
 from test_train_and_evaluate import arguments, run
 
+from mend_jax.apps.run_command import parse
 from mend_jax.errors import CheckpointError, DataError
-from mend_jax.main import parse
 from mend_jax.training import checkpoints
 from mend_jax.training.experiment import open_experiment
 

@@ -6,8 +6,8 @@ from support.tiny import save_tiny
 from test_train_and_evaluate import SETTINGS
 
 import mend_jax
+from mend_jax.apps.run_command import parse
 from mend_jax.errors import ConfigError
-from mend_jax.main import parse
 
 READERS = {"t5": ("cache", "in_context"), "bert": ("cache",)}
 """Baselines that change no weight, by the models that they are for."""

@@ -14,9 +14,9 @@ import pytest
 from support.tiny import save_tiny
 
 import mend_jax
+from mend_jax.apps.run_command import parse
 from mend_jax.core.factors import Moments
 from mend_jax.errors import CheckpointError, ConfigError, DataError, Preempted, TrainingError
-from mend_jax.main import parse
 from mend_jax.parallel.mesh import make_mesh
 from mend_jax.training import checkpoints
 from mend_jax.training import config as configs

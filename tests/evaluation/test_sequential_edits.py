@@ -12,6 +12,7 @@ from support.tiny import random_sequences, save_tiny, tiny
 from test_train_and_evaluate import SETTINGS
 
 import mend_jax
+from mend_jax.apps.run_command import parse
 from mend_jax.core.forward import Problem, make_problem
 from mend_jax.core.transform import EditTransform, Reader, with_strength
 from mend_jax.core.weight_edit import Dense, Edit, merge
@@ -23,7 +24,6 @@ from mend_jax.evaluation import sequential_edits
 from mend_jax.evaluation.scored_batches import Judged
 from mend_jax.evaluation.sequential_edits import edit_in_turn, next_edit, no_edits
 from mend_jax.evaluation.sequential_state import SoFar
-from mend_jax.main import parse
 
 N = 12
 MODULE, BASE, WEIGHTS = tiny("llama")

@@ -1,8 +1,8 @@
 """Fake run processes: what `mend_jax.apps.run_processes` starts, without starting anything."""
 
 from mend_jax.apps import run_processes
+from mend_jax.apps.run_command import parse
 from mend_jax.io.writers import as_path, write_json
-from mend_jax.main import parse
 from mend_jax.training import config as configs
 
 

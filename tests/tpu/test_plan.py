@@ -13,11 +13,11 @@ from mend_jax.errors import ConfigError
 from mend_jax.parallel.mesh import make_mesh
 from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, bytes_per_device, place
 from mend_jax.tpu.blueprint import draw
+from mend_jax.tpu.mesh_choice import mesh_sizes
 from mend_jax.tpu.plan import bytes_a_chip, choose, needs_of, plans
 from mend_jax.tpu.shardings import SLICES, all_reports, paper_configs
 from mend_jax.tpu.slices import GIB, hbm_of_kind, parse_slice
 from mend_jax.training.config import load_config
-from mend_jax.training.experiment import mesh_sizes
 
 GOLDEN = Path(__file__).parent / "golden_shardings"
 

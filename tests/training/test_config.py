@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mend_jax.apps import fact_checker_job
+from mend_jax.apps.run_command import main, parse
 from mend_jax.data import DATASETS
 from mend_jax.errors import ConfigError
-from mend_jax.main import main, parse
 from mend_jax.training import config as configs
 from mend_jax.training.build import build_editor, build_optimizer
 from mend_jax.training.config_schema import KEYS, check

@@ -16,7 +16,7 @@ from test_run_folder import made, save_run  # noqa: F401
 
 from mend_jax.apps import replay
 from mend_jax.core.token_batch import Sequences
-from mend_jax.core.weight_edit import Dense, Edit, LowRank
+from mend_jax.core.weight_edit import Dense, Edit, LowRank, relative_norms
 from mend_jax.errors import CheckpointError, Preempted, TrainingError
 from mend_jax.io.writers import JsonLines
 from mend_jax.training import batch_files, build, checkpoints, guards
@@ -208,7 +208,7 @@ def test_the_norm_of_edits_is_relative_to_all_weights_that_they_change():
     dense = [np.einsum("eni,eno->eio", a.astype(np.float64), b), w.astype(np.float64)]
     change = sum((d**2).sum((1, 2)) for d in dense)
     wanted = np.sqrt(change / sum((k.astype(np.float64) ** 2).sum() for k in kernels))
-    np.testing.assert_allclose(guards.relative_norms(edit, base), wanted, rtol=1e-5)
+    np.testing.assert_allclose(relative_norms(edit, base), wanted, rtol=1e-5)
 
 
 def texts(numbers):

@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 from support.tiny import save_tiny
 
 import mend_jax
+from mend_jax.apps.run_command import parse
 from mend_jax.errors import CheckpointError, ConfigError
 from mend_jax.ledger.editor_choice import editor_for
-from mend_jax.main import parse
 from mend_jax.training import pretrained
 
 SETTINGS = {

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from mend_jax import main as command
+from mend_jax.apps import run_command as command
 from mend_jax.errors import ConfigError, MendError, nearest, tell
 
 JSON = "--json"

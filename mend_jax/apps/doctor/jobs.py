@@ -15,12 +15,13 @@ from mend_jax.apps.doctor.check_config import check_config, check_of, check_weig
 from mend_jax.apps.doctor.check_machine import check_workdir
 from mend_jax.apps.doctor.check_splits import shared
 from mend_jax.apps.doctor.findings import Finding, any_failed, attempt, judged, refused, skipped
+from mend_jax.apps.run_command import parse
 from mend_jax.apps.train_and_evaluate import begun
 from mend_jax.data.rows import SPLITS
 from mend_jax.errors import MendError
 from mend_jax.hub.language_model import load_model
-from mend_jax.main import parse
 from mend_jax.models.classifier import HEAD
+from mend_jax.tpu.mesh_choice import mesh_sizes
 from mend_jax.training.experiment import open_experiment
 
 SURVEYED = 64  # texts that an editor is shown which has to see some first; a run shows it more
@@ -36,7 +37,7 @@ def edit(config: ml_collections.ConfigDict, workdir: str) -> Iterator[Finding]:
     config = ml_collections.ConfigDict(config)
     config.train.survey_texts = min(config.train.survey_texts, SURVEYED)
     try:
-        experiment = open_experiment(config)
+        experiment = open_experiment(config, mesh_sizes(config))
         start = begun(experiment, experiment.fresh_state())
     except MendError as e:
         yield refused(check_of(e), e)
