@@ -15,16 +15,16 @@ from mend_jax.data.prepared import fingerprint_rows
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.evaluation.evaluate_split import evaluate, time_edits
 from mend_jax.evaluation.general_ability import (
-    know,
-    known_first,
-    probe_edits,
-    probe_reader,
-    summarise,
+    base_ability,
+    prefer_recalled_facts,
+    score_ability,
+    score_reader_ability,
+    summarise_ability,
 )
-from mend_jax.evaluation.scored_batches import Judged
+from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.scoring import make_edit
-from mend_jax.evaluation.sequential_edits import edit_in_turn
-from mend_jax.evaluation.sequential_state import SoFar
+from mend_jax.evaluation.sequential_edits import evaluate_sequential_edits
+from mend_jax.evaluation.sequential_state import SequentialState
 from mend_jax.io import checksums
 from mend_jax.io.writers import Progress
 from mend_jax.parallel.distributed import gather, is_writer
@@ -70,7 +70,7 @@ def appraise(
     def judge(split: Split, editor: Any, name: str, per_step: int, examples: int, mark: Any):
         """One pass."""
         of = {"of": name, "n": len(split), "at_once": per_step, "rows": rows_mark(split), **mark}
-        log = Judged(file("edits", name, ".jsonl"), of)
+        log = ScoredBatches(file("edits", name, ".jsonl"), of)
         return _judge(experiment, split, editor, per_step, examples, name, between, log)
 
     def in_turn(editor: Any, name: str, turns: Sequence[int], mark: Any) -> dict[str, Any]:
@@ -80,11 +80,11 @@ def appraise(
         of = {"of": name, "turns": list(turns), "n": c.data.edits_per_batch}
         of |= {"rows": rows_mark(experiment.in_turn), **mark}
         transform, params, state = _placed(experiment, editor)
-        found = edit_in_turn(
+        found = evaluate_sequential_edits(
             transform, params, state, experiment.model, experiment.in_turn.encoded,
             checkpoints=turns, facts_per_edit=c.data.edits_per_batch, between=between,
-            log=Judged(file("sequential", name, ".jsonl"), of),
-            saved=SoFar(file("sequential", name, ".npz"), of),
+            log=ScoredBatches(file("sequential", name, ".jsonl"), of),
+            saved=SequentialState(file("sequential", name, ".npz"), of),
             what=f"edits in turn, {name or c.editor.name}",
         )  # fmt: skip
         return {"sequential": found}
@@ -100,7 +100,7 @@ def appraise(
         results["also"][name], _ = judge(split, own, f"also {name}", per_step, 0, mark)
     if experiment.probes is not None:
         of = {"of": "ability", "at_once": per_step, "rows": rows_mark(experiment.test), **mark}
-        log = Judged(file("ability", "", ".jsonl"), of)
+        log = ScoredBatches(file("ability", "", ".jsonl"), of)
         results["eval"]["ability"] = _general_ability(experiment, own, between, log)
     for name, options in c.eval.baselines.items():
         options = options.to_dict()
@@ -126,7 +126,10 @@ def _placed(
 
 
 def _general_ability(
-    experiment: Experiment, editor: tuple[EditTransform, Any, Any], between: Between, log: Judged
+    experiment: Experiment,
+    editor: tuple[EditTransform, Any, Any],
+    between: Between,
+    log: ScoredBatches,
 ) -> dict[str, Any]:
     """What `eval.ability_edits` edits of the test split do to texts and facts that all share."""
     c, model, probes = experiment.config.eval, experiment.model, experiment.probes
@@ -138,13 +141,13 @@ def _general_ability(
         if transform.reader is not None:
             problem = make_problem(model.module, base, model.weights, texts)
             read = functools.partial(transform.reader.logits, params, problem)
-            return probe_reader(read, texts.lead[0], probes, known, model=model.module)
+            return score_reader_ability(read, texts.lead[0], probes, known, model=model.module)
         edit = make_edit(transform, model.module, model.weights, params, state, base, texts)
-        return probe_edits(base, edit, probes, known, model=model.module)
+        return score_ability(base, edit, probes, known, model=model.module)
 
-    known = jax.jit(functools.partial(know, model=model.module))(model.params, probes)
+    known = jax.jit(functools.partial(base_ability, model=model.module))(model.params, probes)
     pool = np.asarray(known.recalled)
-    probes, known = known_first(probes, known, c.ability_facts)
+    probes, known = prefer_recalled_facts(probes, known, c.ability_facts)
     progress = Progress("general ability", len(split), start=log.n_edits, writer=is_writer())
     for number, batch in enumerate(experiment.eval_batches(split, c.edits_per_step)):
         if number < len(log.batches):
@@ -157,7 +160,7 @@ def _general_ability(
         log.add(numbered[valid].tolist(), kept, {})
         progress.update(log.n_edits, force=log.n_edits == len(split))
     joined = {name: values for (_, name), values in log.scores().items()}
-    return summarise(joined, probes, known) | {
+    return summarise_ability(joined, probes, known) | {
         "recall_of_pool": float(pool.mean()),
         "pool": len(pool),
     }
@@ -184,7 +187,7 @@ def _judge(
     n_examples: int,
     name: str,
     between: Between,
-    log: Judged,
+    log: ScoredBatches,
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
     transform, params, state = _placed(experiment, editor)
     found, examples = evaluate(

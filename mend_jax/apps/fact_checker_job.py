@@ -23,7 +23,7 @@ from mend_jax.core.token_batch import Sequences
 from mend_jax.data.claims import encode_claims
 from mend_jax.data.rows import SPLITS
 from mend_jax.errors import ConfigError
-from mend_jax.evaluation.claim_scores import judge, summary
+from mend_jax.evaluation.claim_scores import score_claims, summarise_claims
 from mend_jax.hub.language_model import LanguageModel, load_model
 from mend_jax.hub.merged_export import save_checkpoint
 from mend_jax.io.writers import JsonLines, is_remote, write_json, write_text
@@ -112,7 +112,7 @@ def _finetune(
     save_checkpoint(workdir / "model", model, params)
     per_batch = config.eval.batch_size
     scored = {
-        name: judge(model.module, params, seqs, per_batch)
+        name: score_claims(model.module, params, seqs, per_batch)
         for name, seqs in texts.items()
         if name != "learned"
     }
@@ -132,7 +132,7 @@ def _finetune(
             "steps": steps, "kept_step": best.step, "trained_parameters": count(best.params),
             "seconds": trained_in,
         },
-        "eval": {name: summary(scores) for name, scores in scored.items()},
+        "eval": {name: summarise_claims(scores) for name, scores in scored.items()},
         "seconds_total": time.monotonic() - began,
     }  # fmt: skip
     write_json(workdir / "results.json", results)

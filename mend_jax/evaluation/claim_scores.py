@@ -23,7 +23,9 @@ def _judge_batch(module: Any, params: Any, seqs: Sequences) -> tuple[jax.Array, 
     return token_nll(logits_Bx1x2, seqs.target)[:, 0], right[:, 0]
 
 
-def judge(module: Any, params: Any, seqs: Sequences, batch_size: int) -> dict[str, np.ndarray]:
+def score_claims(
+    module: Any, params: Any, seqs: Sequences, batch_size: int
+) -> dict[str, np.ndarray]:
     """nll (float32[N]) and whether it is judged rightly (bool[N]), of each claim."""
     order = np.argsort(widths(seqs), kind="stable")
     nll, right = np.zeros(len(order), np.float32), np.zeros(len(order), bool)
@@ -35,7 +37,7 @@ def judge(module: Any, params: Any, seqs: Sequences, batch_size: int) -> dict[st
     return {"nll": nll, "right": right}
 
 
-def summary(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def summarise_claims(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """n, accuracy with its 95% interval (Wilson), and nll."""
     n, accuracy = len(scores["right"]), float(scores["right"].mean())
     nll = float(scores["nll"].mean(dtype=np.float64))

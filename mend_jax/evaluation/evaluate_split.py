@@ -19,14 +19,19 @@ from mend_jax.core.weight_edit import relative_norms
 from mend_jax.data.encoded_rows import MORE
 from mend_jax.evaluation import metrics
 from mend_jax.evaluation.examples import (
-    WRITTEN,
+    GENERATED_SETS,
     choose_examples,
     fault_shares,
     generated_scores,
     make_examples,
 )
-from mend_jax.evaluation.scored_batches import Judged
-from mend_jax.evaluation.scoring import edit_and_score, generate_answers, make_edit, write_beside
+from mend_jax.evaluation.scored_batches import ScoredBatches
+from mend_jax.evaluation.scoring import (
+    edit_and_score,
+    generate_answers,
+    generate_with_reader,
+    make_edit,
+)
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.writers import Progress
 from mend_jax.parallel.distributed import gather, is_writer
@@ -55,9 +60,9 @@ def _writer(module: Any, max_new: int, eos: int) -> Callable[..., Any]:
 def _reading_writer(
     editor: EditTransform, module: Any, weights: Any, max_new: int, eos: int
 ) -> Callable[..., Any]:
-    """Jitted (params, base, corrections, sets of texts) -> ids; see `scoring.write_beside`."""
+    """Return the jitted `scoring.generate_with_reader`."""
     fixed = dict(editor=editor, model=module, weights=weights, max_new=max_new, eos_id=eos)
-    return jax.jit(functools.partial(write_beside, **fixed))
+    return jax.jit(functools.partial(generate_with_reader, **fixed))
 
 
 def valid_scores(scores: Mapping[str, Any], valid: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
@@ -127,14 +132,14 @@ def evaluate(
     n_examples: int = 0,
     what: str = "evaluate",
     between: Callable[[], None] = lambda: None,
-    log: Judged | None = None,
+    log: ScoredBatches | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The `eval` entry of results.json and before/after examples, over one pass of `batches`.
 
     Free generation is greedy, from the prompt alone, up to the end-of-text token or `max_new`
-    tokens; see `examples.says` for when it counts as a success. A natural stop is not asked for:
-    without the end-of-text token in its targets (data.append_eos) an editor does not change where a
-    model stops.
+    tokens; `examples.answer_matches` says when it counts as a success. A natural stop is not
+    required: without the end-of-text token in its targets (data.append_eos) an editor does not
+    change where a model stops.
 
     Args:
       rows: the split that `batches` number by `index`; gives texts, relations and subsets.
@@ -147,7 +152,7 @@ def evaluate(
     writing = (max_new, model.tokenizer.eos_id)
     write = _writer(model.module, *writing)
     reads = editor.reader and _reading_writer(editor, model.module, model.weights, *writing)
-    log = Judged() if log is None else log
+    log = ScoredBatches() if log is None else log
     progress = Progress(what, n_edits, start=log.n_edits, writer=is_writer())
     sets: list[str] = []
     for number, batch in enumerate(batches):
@@ -160,7 +165,7 @@ def evaluate(
         texts = texts_of(placed)
         edit, scores = scorer(params, state, model.params, texts)
         answers = {}
-        names = [name for name in WRITTEN if name in texts and (name in ASKED or n_examples)]
+        names = [name for name in GENERATED_SETS if name in texts and (name in ASKED or n_examples)]
         asked = [texts[name] for name in names]
         for suffix, under in (("", edit), ("_before", None)):
             if reads and under is not None:
@@ -179,7 +184,9 @@ def evaluate(
     chosen = [_beside(rows[i], rows[int(j)]) for i, j in zip(log.index(), near, strict=True)]
     scores |= generated_scores(answers, chosen, scores if model.judges else None)
     unseen = np.asarray([bool(r.get("rephrase_unseen", False)) for r in chosen])
-    summary = metrics.summarise(scores, sets, {"rephrase_seen": ~unseen, "rephrase_unseen": unseen})
+    summary = metrics.summarise_edits(
+        scores, sets, {"rephrase_seen": ~unseen, "rephrase_unseen": unseen}
+    )
     more = metrics.more_summary(scores)
     summary["locality"] |= more.pop("locality")
     summary |= more

@@ -12,14 +12,14 @@ from mend_jax.core.meta_loss import ASKED
 Scores = Mapping[tuple[str, str], np.ndarray]
 Card = dict[str, Any]
 
-WRITTEN = (*ASKED, "near")  # the sets whose answers are freely written
-STILL = 0.1  # nats a token: more than this is a change of a text that should stay
-A_FAULT = 3  # cards of each kind of fault in the gallery
+GENERATED_SETS = (*ASKED, "near")  # the sets whose answers are freely written
+LOCALITY_KL_LIMIT = 0.1  # nats a token: more than this is a change of a text that should stay
+EXAMPLES_PER_FAULT = 3  # cards of each kind of fault in the gallery
 FAULTS = ("edit", "rephrase", "near", "far")
 _FIELDS = ("relation", "prompt", "target", "truth", "rephrase", "near_prompt", "near_answer")
 
 
-def says(text: str, answer: str) -> bool:
+def answer_matches(text: str, answer: str) -> bool:
     """Whether a freely written text gives exactly this answer before it goes on or stops.
 
     It must begin with the answer, and the answer must end there: " Niger, a country" says Niger,
@@ -43,7 +43,10 @@ def generated_scores(
                 scores[name, f"generated{suffix}"] = judged[name, f"exact{suffix}"]
                 continue
             scores[name, f"generated{suffix}"] = np.asarray(
-                [says(a[name + suffix], r["target"]) for a, r in zip(answers, rows, strict=True)],
+                [
+                    answer_matches(a[name + suffix], r["target"])
+                    for a, r in zip(answers, rows, strict=True)
+                ],
                 np.float32,
             )
     return scores
@@ -58,17 +61,17 @@ def make_examples(
     """A card for each edit.
 
     `faults` names what went wrong, any of: `edit` and `rephrase` (not generated as asked), `near`
-    and `far` (KL above `STILL`); an edit without one is `good`.
+    and `far` (KL above `LOCALITY_KL_LIMIT`); an edit without one is `good`.
     """
     cards = []
     for i, (a, r) in enumerate(zip(answers, rows, strict=True)):
         kl = {s: float(scores[s, "kl"][i] / max(scores[s, "n_tokens"][i], 1)) for s in sets}
         nll = {name: float(scores[name, "nll"][i]) for name in ASKED}
         faults = [name for name in ASKED if not scores[name, "generated"][i]]
-        faults += [s for s in sets if not kl[s] <= STILL]
+        faults += [s for s in sets if not kl[s] <= LOCALITY_KL_LIMIT]
         card: Card = {k: r.get(k, "") for k in _FIELDS}
         card |= {"before": a["edit_before"], "after": a["edit"]}
-        for name in [n for n in WRITTEN[1:] if n in a]:
+        for name in [n for n in GENERATED_SETS[1:] if n in a]:
             for suffix, key in (("_before", "before"), ("", "after")):
                 card[f"{name}_{key}"] = a[name + suffix]
         if "far" in sets:
@@ -97,7 +100,7 @@ def choose_examples(cards: Sequence[Card], count: int) -> list[Card]:
     for name in FAULTS:
         own = [card | {"fault": name} for card in cards if card["faults"][:1] == [name]]
         own.sort(key=lambda card, name=name: -_how_bad(card, name))
-        chosen += one_a_relation(own, A_FAULT)
+        chosen += one_a_relation(own, EXAMPLES_PER_FAULT)
     return chosen
 
 

@@ -35,7 +35,7 @@ _LOGITS = 32 * 2**20  # numbers in the logits that are held at once
 
 
 @flax.struct.dataclass
-class Probes:
+class AbilityTexts:
     """Texts and facts that have nothing to do with the edits.
 
     Attributes:
@@ -48,7 +48,7 @@ class Probes:
 
 
 @flax.struct.dataclass
-class Known:
+class BaseAbility:
     """What the unedited base makes of the probes.
 
     Attributes:
@@ -66,7 +66,7 @@ class Known:
     recalled: jax.Array
 
 
-def load_probes(
+def load_ability_texts(
     root: str | os.PathLike[str] | None,
     tokenizer: text_encoding.Tokenizer,
     module: EditableModel,
@@ -78,7 +78,7 @@ def load_probes(
     answer_len: int = 4,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
-) -> Probes:
+) -> AbilityTexts:
     """Passages of Wikitext's test split and facts of ParaRel, of all its relations in turn.
 
     Args:
@@ -121,16 +121,18 @@ def load_probes(
     ):
         if not 0 < wanted <= len(found):
             raise DataError(f"{wanted} {what} of {length} are wanted, and there are {len(found)}")
-    return Probes(text_encoding.stack(texts), text_encoding.stack(facts))
+    return AbilityTexts(text_encoding.stack(texts), text_encoding.stack(facts))
 
 
-def know(base: Any, probes: Probes, *, model: EditableModel, chunk: int = 8) -> Known:
+def base_ability(
+    base: Any, probes: AbilityTexts, *, model: EditableModel, chunk: int = 8
+) -> BaseAbility:
     """The unedited base on all probes; pure, to be jitted once a run."""
     texts, facts = (trunk_states(model, base, s) for s in (probes.texts, probes.facts))
     nll, best = _run(base, None, texts, probes.texts, model, chunk)
     _, answers = _run(base, None, facts, probes.facts, model, chunk)
     keep = probes.texts.score_mask
-    return Known(
+    return BaseAbility(
         texts,
         facts,
         nll=jnp.where(keep, nll[0], 0.0).sum(),
@@ -140,7 +142,9 @@ def know(base: Any, probes: Probes, *, model: EditableModel, chunk: int = 8) -> 
     )
 
 
-def known_first(probes: Probes, known: Known, n_facts: int) -> tuple[Probes, Known]:
+def prefer_recalled_facts(
+    probes: AbilityTexts, known: BaseAbility, n_facts: int
+) -> tuple[AbilityTexts, BaseAbility]:
     """Fewer facts: those that the base recalls, up to `n_facts`, filled up with others in order.
 
     A small base recalls few: of a large pool so chosen, what an edit makes it forget can be seen.
@@ -157,8 +161,14 @@ def known_first(probes: Probes, known: Known, n_facts: int) -> tuple[Probes, Kno
     return probes.replace(facts=chosen(probes.facts)), known.replace(**facts)
 
 
-def probe_edits(
-    base: Any, edit: Edit, probes: Probes, known: Known, *, model: EditableModel, chunk: int = 8
+def score_ability(
+    base: Any,
+    edit: Edit,
+    probes: AbilityTexts,
+    known: BaseAbility,
+    *,
+    model: EditableModel,
+    chunk: int = 8,
 ) -> dict[str, jax.Array]:
     """What each of E edits does to the probes; a pure function, to be jitted.
 
@@ -175,15 +185,15 @@ def probe_edits(
     return _scores(lambda h, seqs: _run(base, edit, h, seqs, model, chunk), probes, known)
 
 
-def probe_reader(
+def score_reader_ability(
     read: Callable[[Sequences, Any], jax.Array],
     n_edits: int,
-    probes: Probes,
-    known: Known,
+    probes: AbilityTexts,
+    known: BaseAbility,
     *,
     model: EditableModel,
 ) -> dict[str, jax.Array]:
-    """`probe_edits` of an editor that changes no weight.
+    """`score_ability` of an editor that changes no weight.
 
     Args:
       read: (texts [E, c], their trunk states) -> logits [E, c, S, V]; see `editors.base.Reader`.
@@ -204,8 +214,10 @@ def probe_reader(
     return _scores(run, probes, known)
 
 
-def _scores(run: Callable[..., Any], probes: Probes, known: Known) -> dict[str, jax.Array]:
-    """What `probe_edits` gives; `run` makes (nll, most likely token) of trunk states and texts."""
+def _scores(
+    run: Callable[..., Any], probes: AbilityTexts, known: BaseAbility
+) -> dict[str, jax.Array]:
+    """Return what `score_ability` does; `run` maps (trunk states, texts) to (nll, best token)."""
     nll, best = run(known.texts, probes.texts)
     _, answers = run(known.facts, probes.facts)
     n_edits = len(nll)
@@ -285,11 +297,13 @@ def _in_pieces(run: Callable[[jax.Array], Any], n: int, size: int, axis: int) ->
     return jax.tree.map(join, jax.lax.map(run, pieces))
 
 
-def summarise(scores: Mapping[str, np.ndarray], probes: Probes, known: Known) -> dict[str, Any]:
+def summarise_ability(
+    scores: Mapping[str, np.ndarray], probes: AbilityTexts, known: BaseAbility
+) -> dict[str, Any]:
     """Means over edits with 95% intervals; perplexity is that of the mean nll a token.
 
     Args:
-      scores: arrays [N] over all edits, as `probe_edits` gives them.
+      scores: arrays [N] over all edits, as `score_ability` gives them.
     """
     n_tokens, n_facts = float(known.n_tokens), len(known.recalled)
     before = float(np.asarray(known.recalled).sum())

@@ -101,7 +101,9 @@ def _ratio(value: float, count: float) -> float:
     return value / count if count else math.nan
 
 
-def summarise(scores: Scores, sets: list[str], groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def summarise_edits(
+    scores: Scores, sets: list[str], groups: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """The `eval` entry of results.json.
 
     `success` is the mean of exact success on the edit and on its paraphrase (paper, Eq. 1). The

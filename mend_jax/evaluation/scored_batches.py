@@ -15,7 +15,7 @@ from mend_jax.parallel import distributed
 Scores = Mapping[tuple[str, str], np.ndarray]
 
 
-class Judged:
+class ScoredBatches:
     """Edits judged so far, in memory and, given a file, one JSON object a batch on disk.
 
     Its first line says whose edits they are; a file that says otherwise is begun anew. Each further

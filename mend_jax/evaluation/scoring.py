@@ -77,7 +77,7 @@ def edit_and_score(
     return edit, {name: in_pieces(name, asked) for name, asked in texts.items()}
 
 
-def write_beside(
+def generate_with_reader(
     params: Any,
     base: Any,
     corrections: Sequences,

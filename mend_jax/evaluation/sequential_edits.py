@@ -23,9 +23,9 @@ from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.data.sequential_rows import blocks, spread, windows, without_scopes
 from mend_jax.evaluation import metrics
-from mend_jax.evaluation.scored_batches import Judged
+from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.scoring import answer_scores, locality_scores
-from mend_jax.evaluation.sequential_state import SoFar
+from mend_jax.evaluation.sequential_state import SequentialState
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import take
 from mend_jax.io.writers import Progress
@@ -120,7 +120,7 @@ def _compiled(
     return tuple(map(jax.jit, (step, score, norms, trunk)))
 
 
-def edit_in_turn(
+def evaluate_sequential_edits(
     editor: EditTransform,
     params: Any,
     state: Any,
@@ -129,8 +129,8 @@ def edit_in_turn(
     *,
     checkpoints: Sequence[int],
     facts_per_edit: int,
-    log: Judged,
-    saved: SoFar,
+    log: ScoredBatches,
+    saved: SequentialState,
     what: str = "edits in turn",
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -193,11 +193,11 @@ def edit_in_turn(
                 saved.save(k, so_far, state)
     saved.forget()
     each = zip(checkpoints, log.batches, strict=True)
-    return {str(k): summarise(log, batch, k, facts_per_edit) for k, batch in each}
+    return {str(k): summarise_checkpoint(log, batch, k, facts_per_edit) for k, batch in each}
 
 
-def summarise(
-    log: Judged, batch: Mapping[str, Any], edits: int, facts_per_edit: int
+def summarise_checkpoint(
+    log: ScoredBatches, batch: Mapping[str, Any], edits: int, facts_per_edit: int
 ) -> dict[str, Any]:
     """The numbers of one checkpoint."""
     scores, n_facts = log.scores([batch]), edits * facts_per_edit

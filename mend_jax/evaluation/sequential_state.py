@@ -15,7 +15,7 @@ from mend_jax.io.writers import write_bytes
 from mend_jax.parallel import distributed
 
 
-class SoFar:
+class SequentialState:
     """An edit and an editor's state after k edits, in one file that is written whole."""
 
     def __init__(self, path: Any = None, of: Mapping[str, Any] | None = None) -> None:

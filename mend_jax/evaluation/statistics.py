@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 
-def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def summarise_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Mean, standard deviation, 95% interval (Student's t) and values of every number, by its path.
 
     Numbers that some run lacks are left out. One run alone has no spread: NaN.

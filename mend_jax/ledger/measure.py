@@ -50,7 +50,7 @@ import numpy as np
 from mend_jax.core.recompress import recompress
 from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.errors import ConfigError, DataError
-from mend_jax.evaluation.examples import says
+from mend_jax.evaluation.examples import answer_matches
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.writers import finite
 from mend_jax.ledger.compare import compared, compared_texts, written
@@ -197,8 +197,8 @@ def _fact(
         line = line | {
             "before": before,
             "after": after,
-            "says_before": says(before, p.target),
-            "says": says(after, p.target),
+            "says_before": answer_matches(before, p.target),
+            "says": answer_matches(after, p.target),
         }
         if line["kind"] in ASKED:
             asked.append(line | {key: own[key] for key in ("nll_before", "nll")})

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from mend_jax.evaluation.examples import STILL
+from mend_jax.evaluation.examples import LOCALITY_KL_LIMIT
 from mend_jax.evaluation.reports.plot_style import (
     EDITOR,
     FAR,
@@ -100,8 +100,8 @@ def _moving(measured: Mapping[str, Measured], alone: bool) -> Draw | None:
         at = range(len(marks)) if alone else [list(dict.fromkeys(names)).index(n) for n in names]
         for x, (_, kl, color) in zip(at, marks, strict=True):
             ax.scatter([x], [kl], s=46, color=color, zorder=3)
-        ax.axhline(STILL, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
-        values = [kl for _, kl, _ in marks] + [STILL]
+        ax.axhline(LOCALITY_KL_LIMIT, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+        values = [kl for _, kl, _ in marks] + [LOCALITY_KL_LIMIT]
         ax.set_yscale("log")
         low, high = min(values) / 2, max(values)
         ax.set_ylim(low, high * (high / low) ** 0.3)
@@ -121,13 +121,13 @@ def _sizes(measured: Mapping[str, Measured], alone: bool) -> Draw | None:
     """Norms by weight, relative to it where it is at hand; by edit where there are several."""
     if not alone:
         found = [(name, m["edit"]["norm"]) for name, m in measured.items()]
-        says = "Frobenius norm of all its deltas"
+        measure = "Frobenius norm of all its deltas"
     else:
         (m,) = measured.values()
         weights = m["edit"]["weights"]
         key = "norm" if any(w["relative"] is None for w in weights) else "relative"
         found = [(w["name"].replace("block_", "").replace("/", " "), w[key]) for w in weights]
-        says = "norm of the delta" + (" by that of the weight" if key == "relative" else "")
+        measure = "norm of the delta" + (" by that of the weight" if key == "relative" else "")
     found = [(name, size) for name, size in found if number(size) is not None]
     if not found:
         return None
@@ -137,10 +137,10 @@ def _sizes(measured: Mapping[str, Measured], alone: bool) -> Draw | None:
         names, sizes = zip(*found, strict=True)
         ax.bar(range(len(sizes)), sizes, color=EDITOR, width=min(0.7, 0.1 * len(sizes) + 0.2))
         ax.set_xlim(-0.8, len(sizes) - 0.2)
-        if alone and says.endswith("weight"):
+        if alone and measure.endswith("weight"):
             ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
         _name_axis(ax, names)
-        dress(ax, ("How large is it?", says), by)
+        dress(ax, ("How large is it?", measure), by)
 
     return draw
 

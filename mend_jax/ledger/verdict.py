@@ -6,15 +6,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mend_jax.evaluation.examples import STILL
+from mend_jax.evaluation.examples import LOCALITY_KL_LIMIT
 
 Fact = Mapping[str, Any]
 
 ASKED = ("prompt", "paraphrase")  # the kinds of text that the target shall follow
 THRESHOLDS = (
     "took: the target is written after the prompt and after at least half of the paraphrases",
-    f"locality is good: KL(base || edited) of at most {STILL} nats on unrelated prompts and on "
-    "plain text, every unrelated answer kept, and no neighbour answered with the target anew",
+    f"locality is good: KL(base || edited) of at most {LOCALITY_KL_LIMIT} nats on unrelated "
+    "prompts and on plain text, every unrelated answer kept, and no neighbour answered with the "
+    "target anew",
 )
 _WORDS = 3
 _END = re.compile(r"[\n.,;:!?()\"]")
@@ -90,9 +91,10 @@ def _why_not(fact: Fact) -> str:
 def _moved(kl: Mapping[str, float | None]) -> list[str]:
     names = {"unrelated": "unrelated prompts", "text": "plain text"}
     return [
-        f"locality is bad: {names[key]} moved by KL {_nats(kl[key])} nats, more than {STILL}"
+        f"locality is bad: {names[key]} moved by KL {_nats(kl[key])} nats, more than "
+        f"{LOCALITY_KL_LIMIT}"
         for key in names
-        if kl[key] is not None and not kl[key] <= STILL
+        if kl[key] is not None and not kl[key] <= LOCALITY_KL_LIMIT
     ]
 
 

@@ -20,7 +20,7 @@ from mend_jax.data.rows import unknown_to
 from mend_jax.data.sequential_rows import rows_in_turn
 from mend_jax.editors import EditTransform
 from mend_jax.errors import ConfigError
-from mend_jax.evaluation.general_ability import Probes, load_probes
+from mend_jax.evaluation.general_ability import AbilityTexts, load_ability_texts
 from mend_jax.hub.input_formats import form_of, positions_needed
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import thin
@@ -68,7 +68,7 @@ class Experiment:
     also: Mapping[str, Split]
     further: Mapping[str, data.DataSet]  # what `also` is the test split of
     in_turn: Split | None  # of edits that follow one another
-    probes: Probes | None
+    probes: AbilityTexts | None
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""
@@ -166,12 +166,12 @@ def _thinned(encoded: EncodedRows, keep: int) -> EncodedRows:
     return dataclasses.replace(encoded, texts=texts)
 
 
-def probes_of(config: ml_collections.ConfigDict, model: LanguageModel) -> Probes | None:
+def probes_of(config: ml_collections.ConfigDict, model: LanguageModel) -> AbilityTexts | None:
     """The texts and facts that general ability is measured on, where it is."""
     c = config.eval
     if not c.ability_edits:
         return None
-    return load_probes(
+    return load_ability_texts(
         config.data.dir or None, model.tokenizer, model.module,
         n_texts=c.ability_texts, n_facts=c.ability_pool,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from mend_jax.core.losses import correct_tokens, token_nll
 from mend_jax.core.token_batch import Sequences
 from mend_jax.data.claims import shuffled_batches, take
 from mend_jax.errors import ConfigError, Preempted, TrainingError
-from mend_jax.evaluation.claim_scores import judge, summary
+from mend_jax.evaluation.claim_scores import score_claims, summarise_claims
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.writers import JsonLines, Progress
 from mend_jax.models.params import BLOCK
@@ -113,8 +113,8 @@ def train(
             progress.update(step, f"loss {values['loss']:.4f}")
         if step % c.val_every == 0 or step == len(batches):
             params = {**frozen, **state.params}
-            found = summary(
-                judge(model.module, params, texts["validation"], config.eval.batch_size)
+            found = summarise_claims(
+                score_claims(model.module, params, texts["validation"], config.eval.batch_size)
             )
             log.append({"step": step, "kind": "validation", **found})
             progress.update(step, f"validation accuracy {found['accuracy']:.4f}", force=True)

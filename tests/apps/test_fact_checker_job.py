@@ -17,7 +17,7 @@ from mend_jax.data.claims import encode_claims, shuffled_batches, take, widths
 from mend_jax.data.dataset import DataSet
 from mend_jax.data.rows import make_row
 from mend_jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
-from mend_jax.evaluation.claim_scores import judge
+from mend_jax.evaluation.claim_scores import score_claims
 from mend_jax.io.writers import as_path
 from mend_jax.models.classifier import HEAD
 from mend_jax.models.params import unstack_trunk
@@ -129,7 +129,7 @@ def test_the_written_folder_is_the_trained_model(ran, base):
     right = np.mean((np.asarray(said) > 0.5) == is_true)
     assert right == pytest.approx(results["eval"]["test"]["accuracy"])
     seqs = encode_claims(rows, ("prompt",), tokenizer=model.tokenizer, max_len=24)
-    nll = judge(model.module, model.params, seqs, 7)["nll"]
+    nll = score_claims(model.module, model.params, seqs, 7)["nll"]
     theirs = -np.log(np.where(is_true, said, 1 - np.asarray(said)))
     np.testing.assert_allclose(nll, theirs, atol=1e-4)
     assert nll.mean() == pytest.approx(results["eval"]["test"]["nll"], abs=1e-5)

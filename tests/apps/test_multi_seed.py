@@ -8,14 +8,14 @@ from support.played_runs import play_runs
 
 from mend_jax.apps import multi_seed
 from mend_jax.errors import ConfigError
-from mend_jax.evaluation.statistics import summarise
+from mend_jax.evaluation.statistics import summarise_runs
 
 
 def test_mean_spread_and_interval():
     runs = [
         {"a": x, "deep": {"b": 2 * x}, "list": [x], "text": "t", "flag": True} for x in (1, 2, 6)
     ]
-    found = summarise(runs)
+    found = summarise_runs(runs)
     assert set(found) == {"a", "deep.b"}
     assert found["a"]["mean"] == 3 and found["a"]["values"] == [1, 2, 6]
     assert found["a"]["sd"] == pytest.approx(7**0.5)
@@ -25,7 +25,7 @@ def test_mean_spread_and_interval():
 
 
 def test_numbers_that_a_run_lacks_are_left_out():
-    assert set(summarise([{"a": 1, "b": 1}, {"a": 2}])) == {"a"}
+    assert set(summarise_runs([{"a": 1, "b": 1}, {"a": 2}])) == {"a"}
 
 
 def test_the_command_runs_each_seed_once(tmp_path, monkeypatch, capsys):

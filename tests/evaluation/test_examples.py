@@ -3,7 +3,12 @@
 import numpy as np
 
 from mend_jax.evaluation import examples
-from mend_jax.evaluation.examples import choose_examples, fault_shares, make_examples, says
+from mend_jax.evaluation.examples import (
+    answer_matches,
+    choose_examples,
+    fault_shares,
+    make_examples,
+)
 
 
 def cards():
@@ -56,7 +61,7 @@ def test_the_gallery_has_the_worst_of_each_fault(monkeypatch):
         ("p0", None), ("p1", "edit"), ("p2", "rephrase"), ("p3", "near"), ("p4", "far"),
     ]  # fmt: skip
     assert choose_examples(cards(), 0) == []
-    monkeypatch.setattr(examples, "A_FAULT", 1)
+    monkeypatch.setattr(examples, "EXAMPLES_PER_FAULT", 1)
     worse = [{**c, "nll": 5.0 + i} for i, c in enumerate(cards()[1:2] * 3)]
     assert [c["nll"] for c in choose_examples(worse, 1)] == [7.0]
 
@@ -68,6 +73,6 @@ def test_relations_take_turns():
 
 def test_what_counts_as_saying_the_answer():
     for text in (" Niger", " Niger.", "Niger, a country", " Niger\nQ: What", " Niger ("):
-        assert says(text, "Niger"), text
+        assert answer_matches(text, "Niger"), text
     for text in (" Nigeria", " Niger-Congo", " the Niger", "", " niger", "\n Nige"):
-        assert not says(text, "Niger"), text
+        assert not answer_matches(text, "Niger"), text

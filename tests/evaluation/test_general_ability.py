@@ -45,7 +45,7 @@ def probes_of(kind):
     logits = runner(kind)({"params": params}, facts.inputs)
     said = np.asarray(jnp.argmax(logits, -1))[np.arange(7)[:, None], facts.score_pos]
     target = np.where(np.arange(7)[:, None] < 4, said, facts.target).astype(np.int32)
-    return general_ability.Probes(texts, facts.replace(target=target))
+    return general_ability.AbilityTexts(texts, facts.replace(target=target))
 
 
 def edits_of(kind, size, n=E):
@@ -59,19 +59,19 @@ def edits_of(kind, size, n=E):
 
 @functools.cache
 def programs(kind, chunk, most=general_ability._LOGITS):
-    """`know` and `probe_edits`, compiled; `most` only tells programs apart."""
+    """`base_ability` and `score_ability`, compiled; `most` only tells programs apart."""
     options = dict(model=base(kind)[0], chunk=chunk)
     return [
         jax.jit(functools.partial(f, **options))
-        for f in (general_ability.know, general_ability.probe_edits)
+        for f in (general_ability.base_ability, general_ability.score_ability)
     ]
 
 
 def measured(kind, size, *how):
-    know, probe_edits = programs(kind, *how)
+    base_ability, score_ability = programs(kind, *how)
     params, probes = base(kind)[1], probes_of(kind)
-    known = know(params, probes)
-    scores = probe_edits(params, edits_of(kind, size), probes, known)
+    known = base_ability(params, probes)
+    scores = score_ability(params, edits_of(kind, size), probes, known)
     return known, jax.tree.map(np.asarray, scores)
 
 
@@ -119,7 +119,7 @@ def test_no_edit_changes_nothing():
     assert (scores["agree"] == int(known.n_tokens)).all()
     assert (scores["recalled"] == np.asarray(known.recalled).sum()).all()
     assert (scores["kept"] == scores["recalled"]).all()
-    found = general_ability.summarise(scores, probes_of("llama"), known)
+    found = general_ability.summarise_ability(scores, probes_of("llama"), known)
     assert found["perplexity"] == pytest.approx(found["before"]["perplexity"], rel=1e-5)
     assert found["recall"] == found["before"]["recall"] and found["recall_kept"] == 1
     assert found["argmax_agreement"] == 1 and found["ci95"]["argmax_agreement"] == [1, 1]
@@ -136,7 +136,7 @@ def test_a_reader_that_reads_under_edits_scores_as_they_do(monkeypatch):
         def read(texts, h):
             return scored_logits(module, params, h, texts, edits)
 
-        return general_ability.probe_reader(read, E, probes, known, model=module)
+        return general_ability.score_reader_ability(read, E, probes, known, model=module)
 
     scores = run(params, edits_of("llama", 0.25), probes_of("llama"), known)
     for name, values in expected.items():
@@ -169,11 +169,13 @@ def test_the_logits_held_at_once_are_few(monkeypatch):
 
 def test_summary_over_edits():
     probes = probes_of("llama")
-    known = general_ability.Known(None, None, nll=np.float32(20), n_tokens=np.int32(10), best=None,
-                          recalled=np.asarray([True] * 4 + [False] * 3))  # fmt: skip
+    known = general_ability.BaseAbility(
+        None, None, nll=np.float32(20), n_tokens=np.int32(10), best=None,
+        recalled=np.asarray([True] * 4 + [False] * 3),
+    )  # fmt: skip
     scores = {"nll": [20, 30], "agree": [10, 5], "recalled": [5, 4], "kept": [4, 3]}
     scores = {name: np.asarray(values, np.float32) for name, values in scores.items()}
-    found = general_ability.summarise(scores, probes, known)
+    found = general_ability.summarise_ability(scores, probes, known)
     assert found["before"]["perplexity"] == pytest.approx(np.exp(2))
     assert found["perplexity"] == pytest.approx(np.exp(2.5))
     low, high = found["ci95"]["perplexity"]
@@ -183,8 +185,8 @@ def test_summary_over_edits():
     assert (found["n_edits"], found["n_texts"], found["n_facts"]) == (2, 5, 7)
     assert found["n_known"] == 4
     unknown = known.replace(recalled=np.zeros(7, bool))
-    assert np.isnan(general_ability.summarise(scores, probes, unknown)["recall_kept"])
-    ruined = general_ability.summarise(scores | {"nll": scores["nll"] * 1e4}, probes, known)
+    assert np.isnan(general_ability.summarise_ability(scores, probes, unknown)["recall_kept"])
+    ruined = general_ability.summarise_ability(scores | {"nll": scores["nll"] * 1e4}, probes, known)
     assert ruined["perplexity"] == np.inf
 
 
@@ -193,7 +195,7 @@ def test_of_a_pool_the_known_facts_are_taken_first():
     known = programs("llama", 2)[0](base("llama")[1], probes)
     mixed = known.replace(recalled=jnp.asarray([False, True, False, False, True, True, False]))
     for count, numbers in ((5, [0, 1, 2, 4, 5]), (2, [1, 4]), (9, range(7))):
-        fewer, less = general_ability.known_first(probes, mixed, count)
+        fewer, less = general_ability.prefer_recalled_facts(probes, mixed, count)
         np.testing.assert_array_equal(fewer.facts.tokens, probes.facts.tokens[np.asarray(numbers)])
         h = zip(*map(jax.tree.leaves, (less.facts, mixed.facts)), strict=True)
         assert all((a == b[np.asarray(numbers)]).all() for a, b in h)
@@ -232,7 +234,7 @@ def test_facts_are_worded_and_take_turns(tmp_path):
 def test_probes_are_made_of_files(tmp_path):
     write_root(tmp_path / "root")
     load = functools.partial(
-        general_ability.load_probes,
+        general_ability.load_ability_texts,
         tmp_path / "root",
         Tokenizer.tiny(),
         folder=tmp_path / "prepared",

@@ -116,7 +116,9 @@ def test_success_is_the_mean_of_edit_and_paraphrase():
         rephrase=asked(array(1, 0, 0, 0), array(0, 0, 0, 0)),
     )
     unseen = np.asarray([False, True, True, True])
-    found = metrics.summarise(scores, [], {"rephrase_seen": ~unseen, "none": unseen & ~unseen})
+    found = metrics.summarise_edits(
+        scores, [], {"rephrase_seen": ~unseen, "none": unseen & ~unseen}
+    )
     assert found["success"] == 0.5 and found["n"] == 4 and "none" not in found
     assert found["edit"]["success_exact"] == 0.75
     assert found["edit"]["before"]["success_exact"] == 0.25

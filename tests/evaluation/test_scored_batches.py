@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from mend_jax.evaluation.scored_batches import Judged
+from mend_jax.evaluation.scored_batches import ScoredBatches
 
 OF = {"of": "mend", "step": 3}
 SCORES = {
@@ -19,8 +19,8 @@ def fill(log, start=0):
 
 
 def test_what_was_judged_comes_back_bit_for_bit(tmp_path):
-    first = fill(fill(Judged(tmp_path / "e.jsonl", OF)), 2)
-    again = Judged(tmp_path / "e.jsonl", OF)
+    first = fill(fill(ScoredBatches(tmp_path / "e.jsonl", OF)), 2)
+    again = ScoredBatches(tmp_path / "e.jsonl", OF)
     assert again.n_edits == 4 and again.index() == [0, 1, 2, 3]
     assert again.answers() == first.answers()
     assert again.answers()[1] == {"edit": "b", "edit_before": "d"}
@@ -31,10 +31,10 @@ def test_what_was_judged_comes_back_bit_for_bit(tmp_path):
 
 def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
     file = tmp_path / "e.jsonl"
-    fill(fill(Judged(file, OF)), 2)
+    fill(fill(ScoredBatches(file, OF)), 2)
     whole = file.read_text()
     file.write_text(whole[:-20])
-    log = Judged(file, OF)
+    log = ScoredBatches(file, OF)
     assert log.index() == [0, 1]
     fill(log, 2)
     assert file.read_text() == whole
@@ -42,11 +42,11 @@ def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
 
 def test_another_evaluation_is_begun_anew(tmp_path):
     file = tmp_path / "e.jsonl"
-    fill(Judged(file, OF))
-    assert Judged(file, {**OF, "step": 4}).batches == []
+    fill(ScoredBatches(file, OF))
+    assert ScoredBatches(file, {**OF, "step": 4}).batches == []
     assert [json.loads(x) for x in file.read_text().splitlines()] == [{"edits": {**OF, "step": 4}}]
 
 
 def test_without_a_file_it_is_kept_in_memory():
-    log = fill(Judged())
+    log = fill(ScoredBatches())
     assert log.n_edits == 2 and log.scores()["edit", "nll"].shape == (2,)

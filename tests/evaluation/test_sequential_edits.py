@@ -21,9 +21,9 @@ from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.editors import make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation import sequential_edits
-from mend_jax.evaluation.scored_batches import Judged
-from mend_jax.evaluation.sequential_edits import edit_in_turn, next_edit, no_edits
-from mend_jax.evaluation.sequential_state import SoFar
+from mend_jax.evaluation.scored_batches import ScoredBatches
+from mend_jax.evaluation.sequential_edits import evaluate_sequential_edits, next_edit, no_edits
+from mend_jax.evaluation.sequential_state import SequentialState
 
 N = 12
 MODULE, BASE, WEIGHTS = tiny("llama")
@@ -52,9 +52,9 @@ def mend():
 def pass_of(editor, tmp_path=None, turns=(1, 3, 8), n=1, **options):
     of = {"turns": list(turns)}
     files = [tmp_path and tmp_path / name for name in ("s.jsonl", "s.npz")]
-    return edit_in_turn(
+    return evaluate_sequential_edits(
         *editor, MODEL, encoded(), checkpoints=turns, facts_per_edit=n,
-        log=Judged(files[0], of), saved=SoFar(files[1], of), **options,
+        log=ScoredBatches(files[0], of), saved=SequentialState(files[1], of), **options,
     )  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def test_an_interrupted_pass_goes_on_from_what_was_kept(whole, tmp_path, monkeyp
 
     with pytest.raises(InterruptedError):
         pass_of(mend(), tmp_path, between=stop_after(4))
-    assert len(Judged(tmp_path / "s.jsonl", {"turns": [1, 3, 8]}).batches) == 2
+    assert len(ScoredBatches(tmp_path / "s.jsonl", {"turns": [1, 3, 8]}).batches) == 2
     with pytest.raises(InterruptedError):  # goes on from checkpoint 3: edits 4 and 5
         pass_of(mend(), tmp_path, between=stop_after(2))
     assert pass_of(mend(), tmp_path, between=stop_after(3)) == whole  # 6, 7 and 8
@@ -136,15 +136,15 @@ def test_an_interrupted_pass_goes_on_from_what_was_kept(whole, tmp_path, monkeyp
 
 def test_what_is_kept_for_another_pass_is_not_used(tmp_path):
     edit = no_edits(WEIGHTS)
-    SoFar(tmp_path / "s", {"a": 1}).save(3, edit, {"x": jnp.ones(2)})
+    SequentialState(tmp_path / "s", {"a": 1}).save(3, edit, {"x": jnp.ones(2)})
     state = {"x": jnp.zeros(2)}
-    k, _, kept = SoFar(tmp_path / "s", {"a": 1}).load(edit, state, 3)
+    k, _, kept = SequentialState(tmp_path / "s", {"a": 1}).load(edit, state, 3)
     assert k == 3 and kept["x"].tolist() == [1, 1]
     for other, latest in (({"a": 2}, 3), ({"a": 1}, 2)):
-        k, _, kept = SoFar(tmp_path / "s", other).load(edit, state, latest)
+        k, _, kept = SequentialState(tmp_path / "s", other).load(edit, state, latest)
         assert k == 0 and kept["x"].tolist() == [0, 0]
     (tmp_path / "s").write_bytes(b"PK\x03\x04cut off")
-    assert SoFar(tmp_path / "s", {"a": 1}).load(edit, state, 3)[0] == 0
+    assert SequentialState(tmp_path / "s", {"a": 1}).load(edit, state, 3)[0] == 0
 
 
 def counting(reader=None):

@@ -21,7 +21,7 @@ from mend_jax.core.meta_loss import texts_of
 from mend_jax.evaluation import sequential_state
 from mend_jax.evaluation.reports import grid_markdown, grid_report, run_report
 from mend_jax.evaluation.reports.grid_rows import make_row
-from mend_jax.evaluation.scored_batches import Judged
+from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.io.writers import JsonLines, finite, write_json
 from mend_jax.training import batch_files, run_folder
 
@@ -148,7 +148,7 @@ _BATCHES = [
 
 def _judged_seed() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        judged = Judged(Path(folder, "judged.jsonl"), _OF)
+        judged = ScoredBatches(Path(folder, "judged.jsonl"), _OF)
         for batch in _BATCHES:
             scores = {("edit", "nll"): np.asarray(batch["scores"]["edit.nll"], np.float32)}
             judged.add(batch["index"], scores, batch["answers"])
@@ -157,7 +157,7 @@ def _judged_seed() -> bytes:
 
 def _read_judged(folder: Path, data: bytes) -> None:
     """What was judged so far goes on, or is begun anew."""
-    judged = Judged(put(folder / "judged.jsonl", data), _OF)
+    judged = ScoredBatches(put(folder / "judged.jsonl", data), _OF)
     if judged.batches:
         assert all(len(v) == judged.n_edits for v in judged.scores().values())
         assert len(judged.answers()) == len(judged.index()) == judged.n_edits
@@ -173,7 +173,7 @@ def _so_far_seed() -> bytes:
 
 def _read_so_far(folder: Path, data: bytes) -> None:
     """The edits so far are used where they are whole, and else begun anew: never an error."""
-    kept = sequential_state.SoFar(put(folder / "so_far.npz", data), _OF)
+    kept = sequential_state.SequentialState(put(folder / "so_far.npz", data), _OF)
     fresh, state = np.full((2, 3), 7, np.float32), np.full((4,), 7, np.float32)
     k, found, after = kept.load(fresh, state, latest=5)
     assert 0 <= k <= 5

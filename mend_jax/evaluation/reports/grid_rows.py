@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from mend_jax.evaluation.reports.run_plots import dig, interval, number
-from mend_jax.evaluation.statistics import summarise
+from mend_jax.evaluation.statistics import summarise_runs
 from mend_jax.models.params import nest
 
 # What a row says, and where a run's results.json has it.
@@ -68,9 +68,9 @@ def make_row(
 ) -> dict[str, Any]:
     """The row of a cell; what is not finished is left out and told.
 
-    `scores`: for each of `SCORES` mean, standard deviation, 95% interval and values over the seeds
-    that are finished, as `spread.summarise`. Of one seed the interval is that over the test facts
-    (`ci95_over`), where the run has one; it takes facts of one edit for independent.
+    `scores`: for each of `SCORES` mean, standard deviation, 95% interval and values over the
+    finished seeds (`statistics.summarise_runs`). With one seed the interval is the run's own over
+    the test facts (`ci95_over`); it treats facts of one edit as independent.
 
     Args:
       runs: each `processes.Run` and its results, None where it is not finished.
@@ -90,13 +90,13 @@ def make_row(
         if not number(dig(r, "training.steps")):
             for key in _TRAINED:
                 scores.pop(key, None)
-    spread = summarise(flat)
+    spread = summarise_runs(flat)
     for key, score in spread.items():
         score["ci95_over"] = "seeds"
         if len(done) == 1:
             ends = interval(dig(first, _OVER_FACTS.get(key, "")))
             score |= {"sd": None, "ci95": ends and list(ends), "ci95_over": ends and "facts"}
-    turns = summarise([dig(r, "eval.sequential") or {} for r in done])
+    turns = summarise_runs([dig(r, "eval.sequential") or {} for r in done])
     return {
         "cell": name,
         "method": cell["method"],
