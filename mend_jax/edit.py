@@ -1,8 +1,8 @@
-"""python -m mend_jax.edit COMMAND ...: see `mend_jax.ledger.command`."""
+"""python -m mend_jax.edit COMMAND ...: see `mend_jax.ledger.cli`."""
 
 import sys
 
-from mend_jax.ledger.command import main
+from mend_jax.ledger.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -34,7 +34,7 @@ def written(
     model: LanguageModel, edit: Edit, prompts: Sequence[str], max_new: int
 ) -> list[tuple[str, str]]:
     """Greedy continuations (before, after) of each prompt, by the base and under the edit."""
-    edit = even_rows(edit)
+    edit = pad_ranks(edit)
     sides = []
     for one in (edit.scale(0.0), edit):
         under, texts = model.with_edit(one), []
@@ -68,7 +68,7 @@ def compared(
     return _scores(model, edit, encoded)
 
 
-def compared_texts(
+def compare_texts(
     model: LanguageModel, edit: Edit, texts: Sequence[str], length: int
 ) -> dict[str, float]:
     """The change over every token of plain texts: `kl` a token, `kept` of their arg max, `tokens`.
@@ -83,7 +83,7 @@ def compared_texts(
     return mean | {"tokens": sum(tokens)}
 
 
-def even_rows(edit: Edit) -> Edit:
+def pad_ranks(edit: Edit) -> Edit:
     """The same edit with rows of zeros below its low-rank pairs: few shapes are compiled."""
 
     def even(delta):
@@ -98,7 +98,7 @@ def even_rows(edit: Edit) -> Edit:
 def _scores(
     model: LanguageModel, edit: Edit, encoded: Sequence[Sequences]
 ) -> list[dict[str, float]]:
-    deltas = Edit(even_rows(model.with_edit(edit).edit).deltas)
+    deltas = Edit(pad_ranks(model.with_edit(edit).edit).deltas)
     found: list[dict[str, float]] = []
     for part in _parts(encoded):
         with in_force(mesh_of(model.params)):

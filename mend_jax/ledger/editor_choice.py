@@ -59,7 +59,7 @@ _AT_ONCE = 16
 _LENGTH = 32  # tokens of each
 
 
-def editor_for(
+def choose_editor(
     model: LanguageModel,
     name: str = "",
     strength: float = 1.0,

@@ -1,6 +1,6 @@
 """What an edit does, as a dict that JSON holds: before and after, distances, verdict.
 
-`before_after` returns, for one edit on the unedited base, what a ledger keeps as `measured`:
+`measure_edit` returns, for one edit on the unedited base, what a ledger keeps as `measured`:
 
     version         1
     max_new_tokens  how many tokens each continuation has at the most
@@ -53,9 +53,9 @@ from mend_jax.errors import ConfigError, DataError
 from mend_jax.evaluation.examples import answer_matches
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.writers import finite
-from mend_jax.ledger.compare import compared, compared_texts, written
+from mend_jax.ledger.compare import compare_texts, compared, written
 from mend_jax.ledger.measurement_schema import VERSION
-from mend_jax.ledger.test_prompts import Probes
+from mend_jax.ledger.test_prompts import TestPrompts
 from mend_jax.ledger.verdict import ASKED, answer, judge, took
 
 Line = dict[str, Any]
@@ -75,8 +75,8 @@ TEXTS = (
 """Plain texts of our own, of which every token is compared."""
 
 
-def before_after(
-    model: LanguageModel, edit: Edit, probes: Sequence[Probes], strength: float = 1.0
+def measure_edit(
+    model: LanguageModel, edit: Edit, probes: Sequence[TestPrompts], strength: float = 1.0
 ) -> dict[str, Any]:
     """Everything that the module's docstring says of one edit.
 
@@ -90,7 +90,7 @@ def before_after(
       ConfigError: a classifier, which writes nothing, or an edit that is not finite.
       DataError: no probes, or a text that does not fit the model's context.
     """
-    refuse_unwritable(model)
+    require_text_model(model)
     if not probes:
         raise DataError("nothing to measure: give the probes of at least one fact")
     _refuse_not_finite(edit)
@@ -102,7 +102,7 @@ def before_after(
     answers = {(line["prompt"], _wanted(p, line)): None for p in probes for line in lines[p]}
     texts = dict(zip(prompts, written(model, edit, prompts, max_new), strict=True))
     scores = dict(zip(answers, compared(model, edit, [*answers]), strict=True))
-    text = compared_texts(model, edit, TEXTS, min(TEXT_LENGTH, model.config.n_positions))
+    text = compare_texts(model, edit, TEXTS, min(TEXT_LENGTH, model.config.n_positions))
     facts = [_fact(p, lines[p], texts, scores) for p in probes]
     kl = {
         name: _mean(s["kl"] for f in facts for s in f["still"] if s["kind"] == kind)
@@ -165,13 +165,13 @@ def _kernel(params: Any, name: str) -> np.ndarray | None:
     return np.asarray(jax.device_get(params), np.float32)
 
 
-def _asked(p: Probes) -> list[Line]:
+def _asked(p: TestPrompts) -> list[Line]:
     rule = "paraphrases" in p.made
     found = [{"kind": "prompt", "rule": False, "prompt": p.prompt}]
     return found + [{"kind": "paraphrase", "rule": rule, "prompt": t} for t in p.paraphrases]
 
 
-def _still(p: Probes) -> list[Line]:
+def _still(p: TestPrompts) -> list[Line]:
     kinds = (("neighbour", "neighbours", p.neighbours), ("unrelated", "unrelated", p.unrelated))
     return [
         {"kind": kind, "rule": name in p.made, "prompt": text}
@@ -180,12 +180,12 @@ def _still(p: Probes) -> list[Line]:
     ]
 
 
-def _wanted(p: Probes, line: Line) -> str:
+def _wanted(p: TestPrompts, line: Line) -> str:
     return p.target if line["kind"] in ASKED else ""
 
 
 def _fact(
-    p: Probes,
+    p: TestPrompts,
     lines: Sequence[Line],
     texts: Mapping[str, tuple[str, str]],
     scores: Mapping[tuple[str, str], Mapping[str, float]],
@@ -214,7 +214,7 @@ def _mean(values: Iterable[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def refuse_unwritable(model: LanguageModel) -> None:
+def require_text_model(model: LanguageModel) -> None:
     """ConfigError of a classifier, which writes nothing that could be shown."""
     if model.judges:
         raise ConfigError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from mend_jax.ledger import web_server as server
-from mend_jax.ledger.editor_choice import editor_for
-from mend_jax.ledger.measure import refuse_unwritable
+from mend_jax.ledger.editor_choice import choose_editor
+from mend_jax.ledger.measure import require_text_model
 from mend_jax.ledger.open_ledger import open_base, say
 from mend_jax.ledger.session import Session
 
@@ -14,7 +14,7 @@ from mend_jax.ledger.session import Session
 def serve(args: argparse.Namespace) -> int:
     """The command; it ends with Ctrl-C."""
     model, ledger = open_base(args.ledger, args.model, args.dtype, args.last_n_blocks)
-    refuse_unwritable(model)
-    editor = editor_for(model, args.editor, args.strength, dict(args.option), say)
+    require_text_model(model)
+    editor = choose_editor(model, args.editor, args.strength, dict(args.option), say)
     server.serve(Session(model, editor, ledger, args.strength), args.port)
     return 0

@@ -11,9 +11,9 @@ from mend_jax.data.facts import Fact
 from mend_jax.errors import LedgerError
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.ledger.compare import written
-from mend_jax.ledger.measure import before_after
+from mend_jax.ledger.measure import measure_edit
 from mend_jax.ledger.store import Entry, Ledger
-from mend_jax.ledger.test_prompts import Probes, probes_of
+from mend_jax.ledger.test_prompts import TestPrompts, make_test_prompts
 
 AT_ONCE = 8
 """Facts of edits in force, the latest, that are asked again under a proposal."""
@@ -36,7 +36,7 @@ class Proposal:
     Attributes:
       number: 1, 2, ... in the order of proposing.
       edit: on the unedited base.
-      measured: of it alone, see `measure.before_after`.
+      measured: of it alone, see `measure.measure_edit`.
       together: the same of it and all edits in force at once, asked about its fact and the latest
         of theirs; None where there are none.
       clashes: numbers of edits in force of the same prompt; what is in force is the sum of both.
@@ -77,13 +77,13 @@ class Session:
           DataError: the fact cannot be edited in, or does not fit the model's context.
         """
         edit = self.editor.edit([fact])
-        measured = before_after(self.model, edit, [probes_of(fact)], self.strength)
+        measured = measure_edit(self.model, edit, [make_test_prompts(fact)], self.strength)
         together = None
-        if live := self.ledger.live():
+        if live := self.ledger.active():
             pairs = [pair for entry in live for pair in entry.facts][-AT_ONCE:]
-            probes = [probes_of(fact), *(_prompt_alone(*pair) for pair in pairs)]
+            probes = [make_test_prompts(fact), *(_prompt_alone(*pair) for pair in pairs)]
             everything = self.in_force().compose(edit)
-            together = before_after(self.model, everything, probes, self.strength)
+            together = measure_edit(self.model, everything, probes, self.strength)
         clashes = tuple(e.number for e in live if fact.prompt in [p for p, _ in e.facts])
         self._proposed += 1
         self.proposal = Proposal(self._proposed, edit, measured, together, clashes)
@@ -137,7 +137,7 @@ class Session:
 
     def in_force(self) -> Edit | None:
         """The live edits of the ledger at once; None where there is none."""
-        key = tuple(entry.sha256 for entry in self.ledger.live())
+        key = tuple(entry.sha256 for entry in self.ledger.active())
         if key != self._in_force[0]:
             self._in_force = (key, self.ledger.composed())
         return self._in_force[1]
@@ -161,7 +161,7 @@ class Session:
         return self.proposal
 
 
-def _prompt_alone(prompt: str, target: str) -> Probes:
+def _prompt_alone(prompt: str, target: str) -> TestPrompts:
     """A fact that is asked for by its prompt and by nothing else."""
-    probes = probes_of(Fact(prompt, target))
+    probes = make_test_prompts(Fact(prompt, target))
     return dataclasses.replace(probes, paraphrases=(), neighbours=(), unrelated=())

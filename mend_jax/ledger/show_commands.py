@@ -16,7 +16,7 @@ from mend_jax.ledger.store import Ledger
 def show(args: argparse.Namespace) -> int:
     """The edits in force, or one of any number, as they were measured when they were applied."""
     ledger = Ledger.open(args.ledger)
-    entries = ledger.live()
+    entries = ledger.active()
     if args.entry is not None:
         every = ledger.entries()
         if not 1 <= args.entry <= len(every):
@@ -24,10 +24,10 @@ def show(args: argparse.Namespace) -> int:
         entries = [every[args.entry - 1]]
     found = text_view.shown(ledger, entries)
     if args.html:
-        from mend_jax.ledger import page
+        from mend_jax.ledger import html_view
 
         try:
-            write_text(Path(args.html), page.render(found))
+            write_text(Path(args.html), html_view.render(found))
         except OSError as e:
             raise ConfigError(f"--html {args.html} cannot be written ({e})") from e
         print(f"page: {args.html}")
@@ -55,7 +55,7 @@ def revert(args: argparse.Namespace) -> int:
     """Takes an edit out of force: the others then are, bit for bit, as if it had never been."""
     ledger = Ledger.open(args.ledger)
     entry = ledger.revert(args.number)
-    left = ", ".join(str(entry.number) for entry in ledger.live()) or "none"
+    left = ", ".join(str(entry.number) for entry in ledger.active()) or "none"
     facts = visible("; ".join(f"{prompt} => {target}" for prompt, target in entry.facts))
     print(f"edit {entry.number} ({facts}) is reverted; edits in force: {left}")
     return 0

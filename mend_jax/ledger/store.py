@@ -156,7 +156,7 @@ class Ledger:
         with journal.locked(self.path / _LOCK, shared=True):
             return self._entries()
 
-    def live(self) -> list[Entry]:
+    def active(self) -> list[Entry]:
         """The edits in force, in order."""
         return [entry for entry in self.entries() if not entry.reverted]
 
@@ -171,7 +171,7 @@ class Ledger:
 
     def composed(self) -> Edit | None:
         """The live edits at once, summed in order; None where there is none."""
-        edits = [self._load(entry) for entry in self.live()]
+        edits = [self._load(entry) for entry in self.active()]
         return stacked(edits) if edits else None
 
     def append(self, edit: Edit, measured: dict[str, Any] | None = None) -> Entry:

@@ -56,7 +56,7 @@ _SMALL = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class Probes:
+class TestPrompts:
     """The texts that one fact is measured on.
 
     Attributes:
@@ -76,36 +76,36 @@ class Probes:
     made: tuple[str, ...]
 
 
-def probes_of(fact: Fact) -> Probes:
+def make_test_prompts(fact: Fact) -> TestPrompts:
     """The fact's own paraphrases and neighbours; by rule where it has none."""
     made = ["unrelated"]
     paraphrases, neighbours = fact.rephrases, fact.locality
     if not paraphrases:
-        paraphrases = paraphrases_of(fact.prompt)
+        paraphrases = make_paraphrases(fact.prompt)
         made.append("paraphrases")
     if not neighbours:
-        neighbours = neighbours_of(fact)
+        neighbours = make_neighbours(fact)
         made.append("neighbours")
-    return Probes(
-        fact.prompt, fact.target, fact.subject, paraphrases, neighbours, unrelated_to(fact),
+    return TestPrompts(
+        fact.prompt, fact.target, fact.subject, paraphrases, neighbours, choose_unrelated(fact),
         tuple(sorted(made)),
     )  # fmt: skip
 
 
-def remembered(measured: Mapping[str, Any]) -> Probes:
+def recorded_test_prompts(measured: Mapping[str, Any]) -> TestPrompts:
     """The probes that a fact was measured on, from what `measure` says of it."""
     lines = [*measured["asked"], *measured["still"]]
 
     def texts(kind: str) -> tuple[str, ...]:
         return tuple(line["prompt"] for line in lines if line["kind"] == kind)
 
-    return Probes(
+    return TestPrompts(
         measured["prompt"], measured["target"], measured["subject"],
         texts("paraphrase"), texts("neighbour"), texts("unrelated"), tuple(measured["made"]),
     )  # fmt: skip
 
 
-def paraphrases_of(prompt: str) -> tuple[str, ...]:
+def make_paraphrases(prompt: str) -> tuple[str, ...]:
     """Two other wordings after which the same answer follows.
 
     "The X of Y is" becomes "Y's X is" and a question; a question another form of question. All else
@@ -143,7 +143,7 @@ def _of_question(prompt: str) -> list[str]:
     return []
 
 
-def neighbours_of(fact: Fact) -> tuple[str, ...]:
+def make_neighbours(fact: Fact) -> tuple[str, ...]:
     """The fact's prompt about other subjects of the same kind, or nothing where none is known.
 
     The subject is the fact's own, else the longest name in the prompt that is known. Others come
@@ -227,7 +227,7 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def unrelated_to(fact: Fact) -> tuple[str, ...]:
+def choose_unrelated(fact: Fact) -> tuple[str, ...]:
     """The first three prompts of the fixed list that share no word with the fact."""
     words = _words(" ".join((fact.prompt, fact.target, fact.subject, *fact.rephrases)))
     return tuple([p for p in _ALWAYS if not words & _words(p)][:UNRELATED])

@@ -27,7 +27,7 @@ def shown(ledger: Ledger, entries: Sequence[Entry]) -> dict[str, Any]:
             dataclasses.asdict(entry) | {"facts": [list(fact) for fact in entry.facts]}
             for entry in entries
         ],
-        "in_force": [entry.number for entry in ledger.live()],
+        "in_force": [entry.number for entry in ledger.active()],
     }
 
 
@@ -41,11 +41,11 @@ def page(found: Mapping[str, Any], width: int = 0) -> str:
         f"edits in force: {numbers}"
     ]
     for entry in found["entries"]:
-        lines += ["", *entry_lines(entry, width)]
+        lines += ["", *format_entry(entry, width)]
     return "\n".join(lines)
 
 
-def entry_lines(entry: Mapping[str, Any], width: int) -> list[str]:
+def format_entry(entry: Mapping[str, Any], width: int) -> list[str]:
     """One entry: its facts before and after, what it did elsewhere, its size, the verdict."""
     state = f"reverted {entry['reverted_at']}" if entry["reverted"] else "in force"
     facts = [visible(f"{prompt} => {target}") for prompt, target in entry["facts"]]

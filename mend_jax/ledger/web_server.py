@@ -22,7 +22,7 @@ from typing import Any
 
 from mend_jax.data.facts import Fact
 from mend_jax.errors import ConfigError, DataError, MendError
-from mend_jax.ledger import page
+from mend_jax.ledger import html_view
 from mend_jax.ledger.session import Session
 
 MAX_BODY = 32 << 10  # bytes of a request
@@ -137,7 +137,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(status)
             self.send_header("Content-Type", f"{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(data)))
-            self.send_header("Content-Security-Policy", page.policy_of_served())
+            self.send_header("Content-Security-Policy", html_view.served_page_policy())
             for name, value in _HEADERS.items():
                 self.send_header(name, value)
             self.end_headers()
@@ -170,7 +170,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise _Refused(HTTPStatus.NOT_FOUND, "There is nothing here but the page at /.")
         self._refuse_strangers(urllib.parse.parse_qs(where.query).get("token", [""])[0])
         with self.server.lock:
-            return page.served(self.server.session.state(), self.server.token, MAX_TEXT)
+            return html_view.served(self.server.session.state(), self.server.token, MAX_TEXT)
 
     def _act(self) -> str:
         """Does what the page asks for, and returns the part of the page that it changes."""
@@ -213,26 +213,26 @@ def _propose(session: Session, fields: Mapping[str, Any]) -> str:
             locality=_lines(fields, "locality"),
         )
     )
-    return page.bench(session.state())
+    return html_view.bench(session.state())
 
 
 def _keep(session: Session, fields: Mapping[str, Any]) -> str:
     session.keep(_number(fields, "proposal"))
-    return page.bench(session.state())
+    return html_view.bench(session.state())
 
 
 def _discard(session: Session, fields: Mapping[str, Any]) -> str:
     session.discard(_number(fields, "proposal"))
-    return page.bench(session.state())
+    return html_view.bench(session.state())
 
 
 def _revert(session: Session, fields: Mapping[str, Any]) -> str:
     session.revert(_number(fields, "number"))
-    return page.bench(session.state())
+    return html_view.bench(session.state())
 
 
 def _ask(session: Session, fields: Mapping[str, Any]) -> str:
-    return page.answer(session.ask(_text(fields, "prompt")))
+    return html_view.answer(session.ask(_text(fields, "prompt")))
 
 
 ACTIONS: dict[str, Callable[[Session, Mapping[str, Any]], str]] = {

@@ -158,7 +158,7 @@ def test_a_ledger_is_what_was_done_to_it(steps):
                 ledger.append(every[-1])
         held = [edit for i, edit in enumerate(every, 1) if i not in gone]
         for opened in (ledger, Ledger.open(ledger.path)):
-            assert [e.number for e in opened.live()] == [
+            assert [e.number for e in opened.active()] == [
                 i for i in range(1, len(every) + 1) if i not in gone
             ]
             composed = opened.composed()

@@ -13,13 +13,13 @@ from unittest import mock
 import numpy as np
 from safetensors.numpy import save as serialise
 from support.small_edits import FINGERPRINT, UP, bits, small_delta, small_edit
-from test_ledger_page import fake_measured
+from test_html_view import fake_measured
 
 from fuzzing.mutations import damage_bytes, damage_document, damage_json, damage_safetensors
 from fuzzing.reader import Reader, put
 from mend_jax.core import edit_file
 from mend_jax.core.weight_edit import Edit
-from mend_jax.ledger import journal, page, text_view
+from mend_jax.ledger import html_view, journal, text_view
 from mend_jax.ledger.store import Base, Ledger
 from mend_jax.training import pretrained
 
@@ -131,9 +131,9 @@ def _read_log(folder: Path, data: bytes) -> None:
         assert file.parent == (ledger.path / "edits").resolve()
         edit = ledger.edit(entry.number)
         assert bits(edit) == bits(small_edit(int(edit.facts[0][0].split()[1])))
-    with mock.patch.object(page, "edits_png", lambda shown: None):
+    with mock.patch.object(html_view, "edits_png", lambda shown: None):
         text_view.page(found)
-        page.render(found)
+        html_view.render(found)
 
 
 def _read_base(folder: Path, data: bytes) -> None:

@@ -12,8 +12,8 @@ import mend_jax
 from mend_jax.errors import ConfigError
 from mend_jax.hub import lora_export
 from mend_jax.ledger import open_ledger
-from mend_jax.ledger.command import main
-from mend_jax.ledger.editor_choice import UNTRAINED, editor_for
+from mend_jax.ledger.cli import main
+from mend_jax.ledger.editor_choice import UNTRAINED, choose_editor
 from mend_jax.ledger.store import Ledger
 
 FACT = "The capital of France is => Lyon"
@@ -146,8 +146,8 @@ def test_facts_together_are_one_entry(base, tmp_path, capsys, monkeypatch):
     assert entry["facts"] == [["The capital of France is", "Lyon"], ["Oslo lies in", "Peru"]]
 
 
-def test_stack_measures_the_ways_side_by_side(filled, capsys):
-    found = json.loads(out_of(capsys, "stack", "--ledger", filled, *FINE_TUNE, "--json"))
+def test_combine_measures_the_ways_side_by_side(filled, capsys):
+    found = json.loads(out_of(capsys, "combine", "--ledger", filled, *FINE_TUNE, "--json"))
     assert list(found["ways"]) == ["stacked", "renormalised", "together"]
     ledger = Ledger.open(filled)
     for measured in found["ways"].values():
@@ -189,7 +189,7 @@ def test_editors_without_training_make_edits(base, name):
     model = mend_jax.load_model(base, last_n_blocks=2)
     small = {"max_steps": 3} if name.startswith("fine_tune") else {}
     said = []
-    editor = editor_for(model, name, options=small, say=said.append)
+    editor = choose_editor(model, name, options=small, say=said.append)
     edit = editor.edit([("The capital of France is", "Lyon")])
     assert edit.deltas and edit.editor.startswith(name)
     assert all(np.isfinite(np.asarray(d.dense())).all() for d in edit.deltas.values())
@@ -199,7 +199,7 @@ def test_editors_without_training_make_edits(base, name):
 def test_strength_scales_what_an_editor_makes(base):
     model = mend_jax.load_model(base, last_n_blocks=2)
     whole, half = (
-        editor_for(model, "ridge", s).edit([("The capital of France is", "Lyon")])
+        choose_editor(model, "ridge", s).edit([("The capital of France is", "Lyon")])
         for s in (1.0, 0.5)
     )
     for weight, delta in whole.deltas.items():  # halving is exact; the products of factors round
@@ -247,16 +247,16 @@ def test_what_a_ledger_does_not_hold_is_named(filled, base, tmp_path, capsys):
 def test_editors_that_are_not_there_are_named(base):
     model = mend_jax.load_model(base, last_n_blocks=2)
     with pytest.raises(ConfigError, match="no trained editor is shipped.*fine_tune .gradient"):
-        editor_for(model)
+        choose_editor(model)
     with pytest.raises(ConfigError, match="did you mean 'ridge'"):
-        editor_for(model, "rigde")
+        choose_editor(model, "rigde")
     with pytest.raises(ConfigError, match="has no option"):
-        editor_for(model, "ridge", options={"ridgee": 1.0})
+        choose_editor(model, "ridge", options={"ridgee": 1.0})
     with pytest.raises(ConfigError, match="for editors without training"):
-        editor_for(model, "some/run", options={"lr": 1.0})
+        choose_editor(model, "some/run", options={"lr": 1.0})
     for strength in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="strength"):
-            editor_for(model, "ridge", strength)
+            choose_editor(model, "ridge", strength)
 
 
 def test_help_needs_no_jax(monkeypatch, capsys):

@@ -62,7 +62,7 @@ def test_what_is_appended_comes_back(ledger):
     assert second.made.endswith("+00:00") and second.measured == {}
     again = Ledger.open(ledger.path)
     assert again.base == BASE
-    assert again.entries() == again.live() == [first, second]
+    assert again.entries() == again.active() == [first, second]
     assert bits(again.edit(1)) == bits(edit) and again.edit(1).made == edit.made
     assert bits(again.edit(2)) == bits(small_edit(2))
     assert files(again) == [f"0001-{first.sha256[:8]}.safetensors", second.file.split("/")[1]]
@@ -79,7 +79,7 @@ def test_reverting_is_exact(ledger, tmp_path):
     assert bits(ledger.composed()) == bits(stacked(edits))
     reverted = ledger.revert(3)
     assert reverted.reverted and reverted.reverted_at and reverted == ledger.entries()[2]
-    assert [entry.number for entry in ledger.live()] == [1, 2, 4, 5]
+    assert [entry.number for entry in ledger.active()] == [1, 2, 4, 5]
     assert bits(ledger.composed()) == bits(without.composed())
     assert bits(ledger.composed()) != bits(stacked(edits))
     assert bits(ledger.edit(3)) == bits(mixed(2))  # to be looked at still

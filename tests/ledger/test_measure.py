@@ -11,13 +11,12 @@ from support.tiny import save_tiny
 import mend_jax
 from mend_jax.core.weight_edit import Dense, Edit, LowRank, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
-from mend_jax.ledger import compare, measure
-from mend_jax.ledger.measure import before_after, describe
-from mend_jax.ledger.test_prompts import Probes, remembered
+from mend_jax.ledger import compare, measure, test_prompts
+from mend_jax.ledger.measure import describe, measure_edit
 from mend_jax.ledger.verdict import answer, judge, took
 from mend_jax.models.base import Inputs
 
-PROBES = Probes(
+PROBES = test_prompts.TestPrompts(
     "The capital of France is", "Lyon", "", ("France's capital is",),
     ("Oslo lies in", "Rome lies in"), ("Bees make",), ("paraphrases", "unrelated"),
 )  # fmt: skip
@@ -44,7 +43,7 @@ def edit(model):
 
 @pytest.fixture(scope="module")
 def measured(model, edit):
-    return before_after(model, edit, [PROBES], strength=0.5)
+    return measure_edit(model, edit, [PROBES], strength=0.5)
 
 
 def logits_of(model, edit, text):
@@ -117,7 +116,7 @@ def test_plain_text_is_compared_at_every_token(model, edit, measured):
 
 
 def test_an_edit_of_nothing_changes_nothing(model, edit):
-    found = before_after(model, edit.scale(0.0), [PROBES])
+    found = measure_edit(model, edit.scale(0.0), [PROBES])
     assert found["kl"] == {"neighbours": 0.0, "unrelated": 0.0, "text": 0.0}
     assert found["text"]["kept"] == 1.0 and found["verdict"]["local"]
     for line in found["facts"][0]["asked"] + found["facts"][0]["still"]:
@@ -126,7 +125,7 @@ def test_an_edit_of_nothing_changes_nothing(model, edit):
 
 
 def test_the_edit_in_force_is_left_out_of_account(model, edit, measured):
-    again = before_after(model.with_edit(edit), edit, [PROBES], strength=0.5)
+    again = measure_edit(model.with_edit(edit), edit, [PROBES], strength=0.5)
     assert again == measured
 
 
@@ -134,10 +133,15 @@ def test_many_facts_are_the_same_as_one_by_one(model, edit, measured):
     """Batches of another size may round otherwise."""
     many = [
         PROBES,
-        *(Probes(f"fact {i} is", "so", "", (f"{i}: fact is",), (f"{i} is",), (), ())
-          for i in range(12)),
+        *(
+            dataclasses.replace(
+                PROBES, prompt=f"fact {i} is", target="so", paraphrases=(f"{i}: fact is",),
+                neighbours=(f"{i} is",), unrelated=(), made=(),
+            )
+            for i in range(12)
+        ),
     ]  # fmt: skip
-    found = before_after(model, edit, many)
+    found = measure_edit(model, edit, many)
     assert len(found["facts"]) == 13
     assert sum(len(f["asked"]) + len(f["still"]) for f in found["facts"]) > compare._AT_ONCE
     for mine, alone in zip(
@@ -149,12 +153,12 @@ def test_many_facts_are_the_same_as_one_by_one(model, edit, measured):
             if key in alone:
                 assert mine.pop(key) == pytest.approx(alone[key], rel=1e-4)
         assert mine.items() <= alone.items()
-    last = before_after(model, edit, many[-1:])["facts"][0]
+    last = measure_edit(model, edit, many[-1:])["facts"][0]
     assert last["asked"][0]["nll"] == pytest.approx(found["facts"][-1]["asked"][0]["nll"], rel=1e-4)
 
 
 def test_rows_of_zeros_are_no_change(edit):
-    for name, delta in compare.even_rows(edit).deltas.items():
+    for name, delta in compare.pad_ranks(edit).deltas.items():
         # Sums of more rows may be taken in another order: the last digits of float32.
         np.testing.assert_allclose(delta.dense(), edit.deltas[name].dense(), atol=1e-6)
         if isinstance(delta, LowRank):
@@ -183,7 +187,7 @@ def test_the_size_of_an_edit(model, edit):
 
 
 def test_what_was_measured_tells_its_probes(measured):
-    assert remembered(measured["facts"][0]) == PROBES
+    assert test_prompts.recorded_test_prompts(measured["facts"][0]) == PROBES
     rules = {line["prompt"]: line["rule"] for line in measured["facts"][0]["asked"]}
     rules |= {line["prompt"]: line["rule"] for line in measured["facts"][0]["still"]}
     assert rules == {
@@ -195,19 +199,19 @@ def test_what_was_measured_tells_its_probes(measured):
 
 def test_what_cannot_be_measured_is_refused(model, edit, tmp_path):
     with pytest.raises(DataError, match="at least one fact"):
-        before_after(model, edit, [])
+        measure_edit(model, edit, [])
     bad = jax.tree.map(lambda leaf: leaf * np.float32("nan"), edit)
     with pytest.raises(ConfigError, match=f"{model.weights[0].name}.* not finite"):
-        before_after(model, bad, [PROBES])
+        measure_edit(model, bad, [PROBES])
     with pytest.raises(CheckpointError, match="for base 0123"):
-        before_after(model, edit.replace(base="0123"), [PROBES])
+        measure_edit(model, edit.replace(base="0123"), [PROBES])
     with pytest.raises(DataError, match="do not fit the model's context"):
-        before_after(model, edit, [dataclasses.replace(PROBES, prompt="long " * 100)])
+        measure_edit(model, edit, [dataclasses.replace(PROBES, prompt="long " * 100)])
     judge_of_claims = mend_jax.load_model(
         str(save_tiny(tmp_path / "bert", "bert")), last_n_blocks=2
     )
     with pytest.raises(ConfigError, match="writes no text"):
-        before_after(judge_of_claims, edit, [PROBES])
+        measure_edit(judge_of_claims, edit, [PROBES])
 
 
 @pytest.mark.parametrize("kind", ["t5", "gpt2"])
@@ -218,7 +222,7 @@ def test_other_families(kind, tmp_path):
         w.name: LowRank(*(rng.normal(size=(2, d)).astype(np.float32) for d in (w.d_in, w.d_out)))
         for w in model.weights
     }
-    found = before_after(model, Edit(deltas, base=model.fingerprint), [PROBES])
+    found = measure_edit(model, Edit(deltas, base=model.fingerprint), [PROBES])
     for line in found["facts"][0]["still"]:
         before, after = (
             model.with_edit(one).next_token_log_probs(line["prompt"]).astype(np.float64)

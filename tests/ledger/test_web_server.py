@@ -16,14 +16,14 @@ from http import HTTPStatus
 
 import pytest
 from support.tiny import save_tiny
-from test_ledger_page import EVIL, fake_measured
+from test_html_view import EVIL, fake_measured
 
 from mend_jax import load_model
 from mend_jax.core.weight_edit import Edit
 from mend_jax.data.facts import Fact
 from mend_jax.errors import ConfigError, LedgerError
 from mend_jax.ledger import web_server
-from mend_jax.ledger.editor_choice import editor_for
+from mend_jax.ledger.editor_choice import choose_editor
 from mend_jax.ledger.session import Proposal, Session
 from mend_jax.ledger.store import Base, Ledger
 
@@ -33,7 +33,7 @@ FRANCE = {"prompt": "ab cd", "target": "x"}
 def tiny_editor(folder):
     """Fine-tuning of a tiny base of its own."""
     model = load_model(str(save_tiny(folder)), last_n_blocks=2)
-    return editor_for(model, "fine_tune", options={"lr": 0.02, "max_steps": 60})
+    return choose_editor(model, "fine_tune", options={"lr": 0.02, "max_steps": 60})
 
 
 def tiny_session(editor, folder):
@@ -148,7 +148,7 @@ def test_a_fact_is_proposed_kept_asked_and_undone(served, session):
 
     after = post(server, "/keep", {"proposal": 1})
     assert "Keep it" not in after and "Edits in force (1)" in after and "Undo edit 1" in after
-    (entry,) = ledger.live()
+    (entry,) = ledger.active()
     assert entry.facts == (("ab cd", "x"),) and entry.measured["facts"][0]["target"] == "x"
     assert entry.editor == session.editor.id
 
@@ -169,7 +169,7 @@ def test_a_fact_is_proposed_kept_asked_and_undone(served, session):
 
     undone = post(server, "/revert", {"number": 1})
     assert "None yet." in undone and "Undone (1)" in undone
-    assert ledger.live() == [] and ledger.entries()[0].reverted
+    assert ledger.active() == [] and ledger.entries()[0].reverted
     assert "no edit in force" in post(server, "/ask", {"prompt": "ab cd"})
     status, said = refusal(post, server, "/revert", {"number": 1})
     assert status == HTTPStatus.UNPROCESSABLE_ENTITY and "reverted already" in said

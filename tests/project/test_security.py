@@ -18,7 +18,7 @@ import huggingface_hub
 import pytest
 from fuzzing import of_requests, of_weights
 from fuzzing.reader import put
-from test_ledger_page import fake_entry, fake_measured, fake_shown
+from test_html_view import fake_entry, fake_measured, fake_shown
 from test_pypi_weights import DATA, FakePip, make_wheel
 from test_run_report import fake_examples, fake_results
 
@@ -29,7 +29,7 @@ from mend_jax.errors import DataError, WeightsError
 from mend_jax.evaluation.reports import run_report
 from mend_jax.hub import verified_download
 from mend_jax.io import package_cache
-from mend_jax.ledger import page, web_server
+from mend_jax.ledger import html_view, web_server
 
 PACKAGE = Path(mend_jax.__file__).parent
 UNPICKLE = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve",
@@ -237,19 +237,19 @@ def edits_with(said):
     measured["warnings"] = [said]
     measured["edit"]["weights"][0]["name"] = said
     shown = fake_shown(fake_entry(1, measured, editor=said, made=said))
-    with mock.patch.object(page, "edits_png", lambda shown: None):
-        return page.render(shown | {"ledger": said, "base": shown["base"] | {"spec": said}})
+    with mock.patch.object(html_view, "edits_png", lambda shown: None):
+        return html_view.render(shown | {"ledger": said, "base": shown["base"] | {"spec": said}})
 
 
 def answer_with(said):
-    return page.answer(
+    return html_view.answer(
         {"prompt": said, "before": said, "after": said, "edits": 2, "proposed": True}
     )
 
 
 def served_with(said):
     state = {"base": said, "editor": said, "ledger": said, "proposal": None, "entries": []}
-    return page.served(state, "T" * 32, web_server.MAX_TEXT)
+    return html_view.served(state, "T" * 32, web_server.MAX_TEXT)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)

@@ -13,7 +13,7 @@ from support.tiny import save_tiny
 import mend_jax
 from mend_jax.apps.run_command import parse
 from mend_jax.errors import CheckpointError, ConfigError
-from mend_jax.ledger.editor_choice import editor_for
+from mend_jax.ledger.editor_choice import choose_editor
 from mend_jax.training import pretrained
 
 SETTINGS = {
@@ -65,10 +65,10 @@ def test_in_float32_it_is_the_editor_of_the_run(run, model, folder):
     restored, loaded = mend_jax.Editor.restore(run, model), pretrained.load(model)
     assert (loaded.id, loaded.name, loaded.append_eos) == (restored.id, "mend", False)
     same(restored.edit([FACT]), loaded.edit([FACT]), rtol=0)
-    assert editor_for(model).id == loaded.id
-    assert editor_for(model, str(folder / "tiny.safetensors")).id == loaded.id
-    assert editor_for(model, str(run)).id == loaded.id
-    same(editor_for(model, "", 0.5).edit([FACT]), loaded.edit([FACT]).scale(0.5), rtol=1e-5)
+    assert choose_editor(model).id == loaded.id
+    assert choose_editor(model, str(folder / "tiny.safetensors")).id == loaded.id
+    assert choose_editor(model, str(run)).id == loaded.id
+    same(choose_editor(model, "", 0.5).edit([FACT]), loaded.edit([FACT]).scale(0.5), rtol=1e-5)
 
 
 def test_it_says_how_it_was_made(run, model, folder):

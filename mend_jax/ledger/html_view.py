@@ -10,8 +10,8 @@ from typing import Any
 from mend_jax.evaluation.reports import html_pages
 from mend_jax.evaluation.reports.formatting import DASH, text, visible
 from mend_jax.evaluation.reports.run_plots import number
+from mend_jax.ledger.edit_plots import edits_png
 from mend_jax.ledger.measurement_schema import is_known
-from mend_jax.ledger.pictures import edits_png
 from mend_jax.ledger.verdict import leaks
 
 Shown = Mapping[str, Any]
@@ -36,11 +36,11 @@ def render(shown: Shown) -> str:
     """One self-contained HTML page; every text from outside is escaped.
 
     Args:
-      shown: what `measure.shown` returns of a ledger, or `measure.before_after` of one edit.
+      shown: what `measure.shown` returns of a ledger, or `measure.measure_edit` of one edit.
     """
     if "entries" not in shown:
         facts = [(f["prompt"], f["target"]) for f in shown["facts"]]
-        shown = {"entries": [entry_of(shown, facts)]}
+        shown = {"entries": [unrecorded_entry(shown, facts)]}
     shown = visible(shown)
     cards = [card(entry) for entry in shown["entries"]]
     base = shown.get("base") or {}
@@ -86,12 +86,12 @@ def answer(asked: Shown) -> str:
     return html_pages.environment().get_template("answer.html.j2").render(view)
 
 
-def policy_of_served() -> str:
+def served_page_policy() -> str:
     """The Content-Security-Policy that the served page is sent with."""
     return html_pages.policy("serve.js", talks=True)
 
 
-def entry_of(measured: Shown, facts: Sequence[Sequence[str]]) -> dict[str, Any]:
+def unrecorded_entry(measured: Shown, facts: Sequence[Sequence[str]]) -> dict[str, Any]:
     """What was measured of an edit that is in no ledger, as an entry that has no number."""
     made = {key: measured["edit"][key] for key in ("editor", "made")}
     return {"number": None, "facts": facts, "measured": measured, "reverted": False} | made
@@ -250,7 +250,7 @@ def _state(state: Shown) -> dict[str, Any]:
         facts = proposal.edit.facts
         made = {
             "number": proposal.number,
-            "card": card(visible(entry_of(proposal.measured, facts))),
+            "card": card(visible(unrecorded_entry(proposal.measured, facts))),
             "together": proposal.together and _together(visible(proposal.together)),
             "clashes": proposal.clashes,
         }

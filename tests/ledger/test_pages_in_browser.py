@@ -9,12 +9,12 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-from test_ledger_page import fake_entry, fake_measured, fake_shown
+from test_html_view import fake_entry, fake_measured, fake_shown
 from test_run_report import fake_examples, fake_workdir, put
 from test_web_server import serving, tiny_editor, tiny_session
 
 from mend_jax.evaluation.reports import run_report
-from mend_jax.ledger import page as edit_page
+from mend_jax.ledger import html_view
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -135,7 +135,7 @@ def ledger_page(tmp_path_factory) -> Path:
     shown = fake_shown()
     shown["entries"].append(fake_entry(5, fake_measured((EVIL, EVIL))))
     path = tmp_path_factory.mktemp("ledger") / "edits.html"
-    path.write_text(edit_page.render(shown), encoding="utf-8")
+    path.write_text(html_view.render(shown), encoding="utf-8")
     return path
 
 
@@ -188,7 +188,7 @@ def test_a_person_tries_keeps_asks_and_undoes(browser, desk):
         page.locator("#proposal").wait_for()
         asked = page.locator("#proposal .ask p bdi").all_inner_texts()
         assert asked[0] == "ab cd" and len(asked) >= 3
-        assert session.ledger.live()[1:] == []
+        assert session.ledger.active()[1:] == []
 
         press("Keep it")
         page.locator("#proposal").wait_for(state="detached")

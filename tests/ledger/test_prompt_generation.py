@@ -7,10 +7,10 @@ from mend_jax.data.sources.world_facts.wordings import WORDINGS, fill
 from mend_jax.data.text_normalisation import normalise
 from mend_jax.ledger import test_prompts
 from mend_jax.ledger.test_prompts import (
-    neighbours_of,
-    paraphrases_of,
-    probes_of,
-    unrelated_to,
+    choose_unrelated,
+    make_neighbours,
+    make_paraphrases,
+    make_test_prompts,
 )
 
 WORDS = ("opposite", "plus", "kitten", "cat")
@@ -39,7 +39,7 @@ PROMPTS = [
     ],
 )  # fmt: skip
 def test_wordings_that_keep_the_meaning(prompt, wanted):
-    assert paraphrases_of(prompt) == wanted
+    assert make_paraphrases(prompt) == wanted
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_wordings_that_keep_the_meaning(prompt, wanted):
     ],
 )
 def test_where_no_rule_is_safe_a_sentence_stands_before(prompt):
-    assert paraphrases_of(prompt) == (
+    assert make_paraphrases(prompt) == (
         f"I looked it up yesterday. {prompt}", f"Let me tell you something. {prompt}"
     )  # fmt: skip
 
@@ -64,7 +64,7 @@ def test_where_no_rule_is_safe_a_sentence_stands_before(prompt):
 @pytest.mark.parametrize("relation, prompt", PROMPTS)
 def test_every_wording_of_the_world_facts_can_be_probed(relation, prompt):
     fact = Fact(prompt, "Utopia")
-    made = probes_of(fact)
+    made = make_test_prompts(fact)
     texts = (*made.paraphrases, *made.neighbours, *made.unrelated)
     assert len(made.paraphrases) == 2 and len(made.neighbours) == 2 and len(made.unrelated) == 3
     assert len({prompt, *texts}) == 8
@@ -94,7 +94,7 @@ def test_every_wording_of_the_world_facts_can_be_probed(relation, prompt):
     ],
 )  # fmt: skip
 def test_neighbours_are_of_the_same_kind_and_near(prompt, wanted):
-    assert neighbours_of(Fact(prompt, "Utopia")) == wanted
+    assert make_neighbours(Fact(prompt, "Utopia")) == wanted
 
 
 @pytest.mark.parametrize(
@@ -109,47 +109,47 @@ def test_neighbours_are_of_the_same_kind_and_near(prompt, wanted):
     ],
 )
 def test_of_what_is_not_known_there_are_no_neighbours(prompt):
-    assert neighbours_of(Fact(prompt, "Utopia")) == ()
+    assert make_neighbours(Fact(prompt, "Utopia")) == ()
 
 
 def test_a_state_is_not_taken_for_a_country():
     """New Jersey is not Jersey."""
-    for text in neighbours_of(Fact("The capital of New Jersey is", "Utopia")):
+    for text in make_neighbours(Fact("The capital of New Jersey is", "Utopia")):
         assert (
             text.removeprefix("The capital of ").removesuffix(" is") in test_prompts.state_names()
         )
 
 
 def test_neighbours_are_not_named_in_the_fact():
-    first, second = neighbours_of(Fact("A friend of Chad is", "Utopia"))
+    first, second = make_neighbours(Fact("A friend of Chad is", "Utopia"))
     name = first.removeprefix("A friend of ").removesuffix(" is")
-    assert second in neighbours_of(Fact("A friend of Chad is", name))
-    assert first not in neighbours_of(Fact("A friend of Chad is", name))
+    assert second in make_neighbours(Fact("A friend of Chad is", name))
+    assert first not in make_neighbours(Fact("A friend of Chad is", name))
 
 
 def test_the_subject_of_the_fact_counts():
     prompt = "Unlike Spain, France has its capital in"
-    of_france = neighbours_of(Fact(prompt, "Utopia", subject="France"))
-    of_spain = neighbours_of(Fact(prompt, "Utopia", subject="Spain"))
+    of_france = make_neighbours(Fact(prompt, "Utopia", subject="France"))
+    of_spain = make_neighbours(Fact(prompt, "Utopia", subject="Spain"))
     assert all(text.startswith("Unlike Spain, ") for text in of_france)
     assert all(text.endswith(", France has its capital in") for text in of_spain)
-    assert neighbours_of(Fact(prompt, "Utopia", subject="Hamlet")) == ()
+    assert make_neighbours(Fact(prompt, "Utopia", subject="Hamlet")) == ()
 
 
 def test_unrelated_prompts_share_no_word_with_the_fact():
-    fixed = unrelated_to(Fact("The capital of France is", "Lyon"))
-    assert fixed == unrelated_to(Fact("The capital of Spain is", "Rome")) and len(fixed) == 3
+    fixed = choose_unrelated(Fact("The capital of France is", "Lyon"))
+    assert fixed == choose_unrelated(Fact("The capital of Spain is", "Rome")) and len(fixed) == 3
     for prompt in fixed:
         word = next(w for w in normalise(prompt).split() if w in WORDS)
         for fact in (Fact(f"My {word} is", "x"), Fact("My pet is", word.title())):
-            others = unrelated_to(fact)
+            others = choose_unrelated(fact)
             assert len(others) == 3 and prompt not in others
 
 
 def test_what_the_user_gives_is_taken_and_told_apart():
-    mine = probes_of(Fact("p", "t", rephrases=("q",), locality=("r", "s", "u")))
+    mine = make_test_prompts(Fact("p", "t", rephrases=("q",), locality=("r", "s", "u")))
     assert (mine.paraphrases, mine.neighbours) == (("q",), ("r", "s", "u"))
     assert mine.made == ("unrelated",)
-    half = probes_of(Fact("The capital of France is", "t", rephrases=("q",)))
+    half = make_test_prompts(Fact("The capital of France is", "t", rephrases=("q",)))
     assert half.made == ("neighbours", "unrelated")
-    assert probes_of(Fact("p", "t")).made == ("neighbours", "paraphrases", "unrelated")
+    assert make_test_prompts(Fact("p", "t")).made == ("neighbours", "paraphrases", "unrelated")

@@ -4,7 +4,7 @@
   show --ledger DIR                    what the edits in force changed, before and after
   log --ledger DIR                     every edit, a line each
   revert N --ledger DIR                takes an edit back; the others stay, bit for bit
-  stack --ledger DIR                   all edits at once, in several ways, measured side by side
+  combine --ledger DIR                 all edits at once, in several ways, measured side by side
   export N|all --ledger DIR --to DIR --as peft|merged
   serve --ledger DIR                   a local page to try, keep and undo edits
 
@@ -24,11 +24,12 @@ from typing import Any
 
 from mend_jax.errors import ConfigError, MendError, tell
 
-# The module of each command and its function, imported when it is needed: jax takes seconds.
+# The module that implements each command, in a function of the command's name. It is imported only
+# when the command runs: importing jax takes seconds.
 COMMANDS = {
-    "apply": ("apply", "apply"), "show": ("show_commands", "show"), "log": ("show_commands", "log"),
-    "revert": ("show_commands", "revert"), "stack": ("combine", "stack"),
-    "export": ("export", "export"), "serve": ("serve_command", "serve"),
+    "apply": "apply_command", "show": "show_commands", "log": "show_commands",
+    "revert": "show_commands", "combine": "combine_command", "export": "export_command",
+    "serve": "serve_command",
 }  # fmt: skip
 
 
@@ -48,8 +49,11 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, what: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+    def command(name: str, what: str, *aliases: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(
+            name, aliases=aliases, help=what, description=what, allow_abbrev=False
+        )
+        one.set_defaults(command=name)  # also where it was called by an alias
         one.add_argument("--ledger", required=True, metavar="DIR", help="the folder of the ledger")
         return one
 
@@ -78,9 +82,10 @@ def parser() -> argparse.ArgumentParser:
     revert = command("revert", "take an edit back")
     revert.add_argument("number", type=int, metavar="N")
 
-    stack = command("stack", "all edits in force at once, in several ways, measured side by side")
-    _about_editor(stack)
-    stack.add_argument("--json", action="store_true")
+    what = "all edits in force at once, in several ways, measured side by side"
+    combine = command("combine", what, "stack")  # "stack" was its name before
+    _about_editor(combine)
+    combine.add_argument("--json", action="store_true")
 
     export = command("export", "an edit, or all in force, for other programs")
     export.add_argument("which", metavar="N|all")
@@ -138,8 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every folder it opens
     try:
         args = parser().parse_args(argv)
-        module, name = COMMANDS[args.command]
-        return getattr(importlib.import_module(f"mend_jax.ledger.{module}"), name)(args)
+        module = importlib.import_module(f"mend_jax.ledger.{COMMANDS[args.command]}")
+        return getattr(module, args.command)(args)
     except MendError as e:
         return tell(e)
     except BrokenPipeError:  # `show | head`

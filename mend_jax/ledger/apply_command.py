@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from mend_jax.data.facts import Fact
 from mend_jax.evaluation.reports.formatting import visible
 from mend_jax.ledger import fact_arguments, text_view
-from mend_jax.ledger.editor_choice import editor_for
-from mend_jax.ledger.measure import before_after, refuse_unwritable
+from mend_jax.ledger.editor_choice import choose_editor
+from mend_jax.ledger.measure import measure_edit, require_text_model
 from mend_jax.ledger.open_ledger import open_base, say
 from mend_jax.ledger.store import Entry, Ledger
-from mend_jax.ledger.test_prompts import probes_of
+from mend_jax.ledger.test_prompts import make_test_prompts
 
 
 def apply(args: argparse.Namespace) -> int:
     """The command; 1 with --strict where an edit did not take or locality is bad, else 0."""
     given = fact_arguments.gather(args.fact, args.facts)
-    probes = [probes_of(fact) for fact in given]
+    probes = [make_test_prompts(fact) for fact in given]
     model, ledger = open_base(args.ledger, args.model, args.dtype, args.last_n_blocks)
-    refuse_unwritable(model)
-    editor = editor_for(model, args.editor, args.strength, dict(args.option), say)
+    require_text_model(model)
+    editor = choose_editor(model, args.editor, args.strength, dict(args.option), say)
     _tell_of_clashes(ledger, given)
     together = [range(len(given))] if args.together else [[i] for i in range(len(given))]
     entries = []
@@ -30,7 +30,7 @@ def apply(args: argparse.Namespace) -> int:
         count = f" {number} of {len(together)}" if len(together) > 1 else ""
         say(f"edit{count}: made by {editor.name}, then measured")
         edit = editor.edit([given[i] for i in at])
-        measured = before_after(model, edit, [probes[i] for i in at], args.strength)
+        measured = measure_edit(model, edit, [probes[i] for i in at], args.strength)
         entries.append(ledger.append(edit, measured))
     found = text_view.shown(ledger, entries)
     print(json.dumps(found, indent=2) if args.json else text_view.page(found))
@@ -45,7 +45,7 @@ def _is_good(entry: Entry) -> bool:
 
 def _tell_of_clashes(ledger: Ledger, given: Sequence[Fact]) -> None:
     """Says which edits in force are of the same prompts: what is in force is the sum of both."""
-    for entry in ledger.live():
+    for entry in ledger.active():
         for prompt, target in entry.facts:
             if any(fact.prompt == prompt for fact in given):
                 say(

@@ -11,16 +11,16 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from mend_jax.ledger import page
+from mend_jax.ledger import html_view
+from mend_jax.ledger.edit_plots import edits_png
 from mend_jax.ledger.measure import VERSION
-from mend_jax.ledger.pictures import edits_png
 from mend_jax.ledger.verdict import THRESHOLDS, judge, took
 
 EVIL = "<script>alert(1)</script>"
 
 
 def fake_measured(*facts: tuple[str, str], takes: bool = True, leaks: bool = False):
-    """What `measure.before_after` says, with plausible numbers."""
+    """What `measure.measure_edit` says, with plausible numbers."""
 
     def asked(kind: str, prompt: str, target: str) -> dict[str, Any]:
         return {"kind": kind, "rule": kind != "prompt", "prompt": prompt,
@@ -79,7 +79,7 @@ def fake_shown(*entries: dict[str, Any]) -> dict[str, Any]:
 def words(shown: dict[str, Any]) -> str:
     """What a reader sees."""
     away = r"(?s)<(style|script|form)\b.*?</\1>|<[^>]*>"
-    return " ".join(html.unescape(re.sub(away, " ", page.render(shown))).split())
+    return " ".join(html.unescape(re.sub(away, " ", html_view.render(shown))).split())
 
 
 def test_the_page_of_a_ledger_says_what_is_in_it():
@@ -115,7 +115,7 @@ def test_an_edit_of_several_facts_names_each():
 
 
 def test_boxes_say_what_holds_and_what_leaks():
-    (card,) = (page.card(fake_entry(1, fake_measured(leaks=True))),)
+    (card,) = (html_view.card(fake_entry(1, fake_measured(leaks=True))),)
     rows = {row["name"].split(",")[0]: row["tint"] for row in card["groups"][0]["rows"]}
     assert rows == {
         "The prompt": {"before": False, "after": "hit"},
@@ -125,13 +125,15 @@ def test_boxes_say_what_holds_and_what_leaks():
     }
     drifted = fake_measured()
     drifted["facts"][0]["still"][1] |= {"after": " Rome", "same": False}
-    assert page.card(fake_entry(1, drifted))["groups"][0]["rows"][3]["tint"]["after"] == "moved"
+    assert (
+        html_view.card(fake_entry(1, drifted))["groups"][0]["rows"][3]["tint"]["after"] == "moved"
+    )
 
 
 def test_edits_are_told_apart_by_outcome_and_state():
-    cards = [page.card(entry) for entry in fake_shown()["entries"]]
+    cards = [html_view.card(entry) for entry in fake_shown()["entries"]]
     assert [c["outcome"] for c in cards] == ["good", "local", "not", "unknown"]
-    assert page.choices(cards) == {
+    assert html_view.choices(cards) == {
         "outcome": [
             ("good", "Took, and moved nothing else (1)"), ("local", "Took, and moved more (1)"),
             ("not", "Did not take (1)"), ("unknown", "Not measured (1)"),
@@ -159,7 +161,7 @@ def test_what_a_model_writes_stays_text():
     measured["warnings"] = [EVIL]
     measured["edit"]["weights"][0]["name"] = EVIL
     entry = fake_entry(1, measured, editor=EVIL)
-    made = page.render(fake_shown(entry) | {"ledger": EVIL})
+    made = html_view.render(fake_shown(entry) | {"ledger": EVIL})
     assert made.count("<script") == 1 and made.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 15
     assert "\u202e" not in made and "\x00" not in made
     made.encode("utf-8")
@@ -167,11 +169,11 @@ def test_what_a_model_writes_stays_text():
 
 
 def test_the_page_stands_alone_and_is_always_the_same():
-    made = page.render(fake_shown())
+    made = html_view.render(fake_shown())
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', made)
     assert sorted(sources) == ["data:,", "data:image/png;base64,iVBORw0K"]
     assert "http:" not in made and "https:" not in made
-    assert made == page.render(fake_shown())
+    assert made == html_view.render(fake_shown())
 
 
 @pytest.mark.parametrize("n", [1, 3, 60])

@@ -1,4 +1,4 @@
-"""`stack`: all edits in force at once, brought together in several ways, side by side."""
+"""`combine`: all edits in force at once, brought together in several ways, side by side."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mend_jax.data.facts import Fact
 from mend_jax.errors import ConfigError, LedgerError
 from mend_jax.evaluation.reports.formatting import DASH, visible
 from mend_jax.ledger import text_view
-from mend_jax.ledger.editor_choice import editor_for
-from mend_jax.ledger.measure import before_after
+from mend_jax.ledger.editor_choice import choose_editor
+from mend_jax.ledger.measure import measure_edit
 from mend_jax.ledger.open_ledger import open_base, say
 from mend_jax.ledger.store import Entry
-from mend_jax.ledger.test_prompts import Probes, probes_of, remembered
+from mend_jax.ledger.test_prompts import TestPrompts, make_test_prompts, recorded_test_prompts
 
 _PAIRS = 8  # of edits that interfere most, to be listed
 WAYS = {
@@ -29,17 +29,17 @@ WAYS = {
 }
 
 
-def stack(args: argparse.Namespace) -> int:
+def combine(args: argparse.Namespace) -> int:
     """The command."""
     model, ledger = open_base(args.ledger)
-    entries = ledger.live()
+    entries = ledger.active()
     if len(entries) < 2:
         raise LedgerError(f"{args.ledger} has {len(entries)} edits in force: two or more can stack")
     edits = [ledger.edit(entry.number) for entry in entries]
     probes = [p for entry in entries for p in _probes(entry)]
     ways = {"stacked": stacked(edits), "renormalised": renormalised(edits)}
     try:
-        editor = editor_for(model, args.editor, args.strength, dict(args.option), say)
+        editor = choose_editor(model, args.editor, args.strength, dict(args.option), say)
     except ConfigError as e:
         if args.editor:
             raise
@@ -54,17 +54,17 @@ def stack(args: argparse.Namespace) -> int:
     for name, edit in ways.items():
         say(f"measuring {name}")
         strength = args.strength if name == "together" else 1.0
-        found["ways"][name] = before_after(model, edit, probes, strength)
+        found["ways"][name] = measure_edit(model, edit, probes, strength)
     found["interference"] = _interference(entries, edits)
     print(json.dumps(found, indent=2) if args.json else _text(found, entries))
     return 0
 
 
-def _probes(entry: Entry) -> list[Probes]:
+def _probes(entry: Entry) -> list[TestPrompts]:
     """What the entry was measured on; by rule where it was not."""
     if "facts" in entry.measured:
-        return [remembered(fact) for fact in entry.measured["facts"]]
-    return [probes_of(Fact(*pair)) for pair in entry.facts]
+        return [recorded_test_prompts(fact) for fact in entry.measured["facts"]]
+    return [make_test_prompts(Fact(*pair)) for pair in entry.facts]
 
 
 def _interference(entries: Sequence[Entry], edits: Sequence[Edit]) -> dict[str, Any]:
