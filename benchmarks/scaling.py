@@ -75,12 +75,12 @@ def points(sweep: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[floa
     }
 
 
-def _panel(p: Mapping[str, list[float]], name: str, memory: bool) -> plot_style.Draw:
+def _panel(p: Mapping[str, list[float]], name: str, memory: bool) -> plot_style.DrawPanel:
     """Seconds, or gigabytes, against one quantity."""
 
     def draw(ax: Axes) -> None:
         what = ("Memory", "peak of the process, GB") if memory else ("Time", "seconds a step")
-        plot_style.dress(ax, what, NAMES[name])
+        plot_style.style_axes(ax, what, NAMES[name])
         if memory:
             ax.plot(p["x"], p["gigabytes"], "o-", color=plot_style.EDITOR)
             ax.set_ylim(0, 1.15 * max(p["gigabytes"]))
@@ -107,7 +107,7 @@ def picture(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
         for memory in (False, True)
         for name in SWEEPS
     ]
-    return plot_style.row(panels, 15, 8.6, rows=2)
+    return plot_style.panels_png(panels, 15, 8.6, rows=2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,9 +20,9 @@ from mend_jax.apps import join_grids
 from mend_jax.apps import run_command as command
 from mend_jax.apps.run_processes import Run, refuse_failures, run_all, say, stand_aside
 from mend_jax.errors import ConfigError, MendError, nearest
-from mend_jax.evaluation.reports.formatting import text
-from mend_jax.evaluation.reports.grid_rows import make_row
-from mend_jax.evaluation.reports.run_plots import dig
+from mend_jax.evaluation.reports.formatting import format_value
+from mend_jax.evaluation.reports.grid_rows import make_grid_row
+from mend_jax.evaluation.reports.values import value_at
 from mend_jax.io.writers import as_path
 from mend_jax.training import config as configs
 from mend_jax.training import config_schema
@@ -134,7 +134,7 @@ def _checked(config: ml_collections.ConfigDict, name: str) -> ml_collections.Con
 
 
 def _at(config: ml_collections.ConfigDict, key: str) -> Any:
-    return dig(configs.plain(config), key)
+    return value_at(configs.plain(config), key)
 
 
 def flags_of(config: ml_collections.ConfigDict, name: str, seed: int, start: Any = "") -> list[str]:
@@ -199,7 +199,7 @@ def run_grid(
 
     def table() -> dict[str, Any]:
         rows = [
-            make_row(name, config.cells[name], [(run, run.results()) for run in of_cell])
+            make_grid_row(name, config.cells[name], [(run, run.results()) for run in of_cell])
             for name, of_cell in cells.items()
         ]
         return {
@@ -229,8 +229,8 @@ def lines_of(found: Mapping[str, Any]) -> str:
     for row in found["rows"]:
         means = {name: score["mean"] for name, score in row["scores"].items()}
         parts = [
-            f"{name} {text(means.get(name), kind)}"
+            f"{name} {format_value(means.get(name), kind)}"
             for name, kind in (("success", "percent"), ("kl", "plain"), ("argmax_kept", "percent"))
         ]
-        lines.append(f"  {row['cell']}: {', '.join(parts)}; n = {text(row['n'], 'count')}")
+        lines.append(f"  {row['cell']}: {', '.join(parts)}; n = {format_value(row['n'], 'count')}")
     return "\n".join(lines)

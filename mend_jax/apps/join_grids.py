@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 from mend_jax.errors import DataError, MendError, tell
 from mend_jax.evaluation.reports import grid_markdown, grid_report
-from mend_jax.evaluation.reports.grid_rows import Row
+from mend_jax.evaluation.reports.grid_rows import GridRow
 from mend_jax.io.json_values import fits, parse_json
 from mend_jax.io.writers import as_path, write_json, write_text
 
@@ -25,7 +25,7 @@ class Grid(TypedDict):
     title: str
     config_name: str
     config: dict[str, Any]
-    rows: list[Row]
+    rows: list[GridRow]
     failed: dict[str, str]
 
 
@@ -57,7 +57,7 @@ def join(parts: Sequence[Grid]) -> Grid:
     titles = sorted({part["title"] for part in parts})
     if len(titles) > 1:
         raise DataError(f"these are parts of different tables: {titles}; join those of one")
-    rows: dict[str, Row] = {}
+    rows: dict[str, GridRow] = {}
     for part in parts:
         for row in part["rows"]:
             if not row["missing"] or row["cell"] not in rows:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from mend_jax.data.facts import Fact
-from mend_jax.evaluation.reports.formatting import visible
+from mend_jax.evaluation.reports.formatting import printable
 from mend_jax.ledger import fact_arguments, text_view
 from mend_jax.ledger.editor_choice import choose_editor
 from mend_jax.ledger.measure import measure_edit, require_text_model
@@ -49,6 +49,6 @@ def _tell_of_clashes(ledger: Ledger, given: Sequence[Fact]) -> None:
         for prompt, target in entry.facts:
             if any(fact.prompt == prompt for fact in given):
                 say(
-                    f"WARNING: edit {entry.number} is of {visible(prompt)!r} too ({target!r}) and "
-                    f"stays in force: `revert {entry.number}` takes it back"
+                    f"WARNING: edit {entry.number} is of {printable(prompt)!r} too ({target!r}) "
+                    f"and stays in force: `revert {entry.number}` takes it back"
                 )

@@ -13,7 +13,7 @@ from mend_jax.core.compose import inner_products, interference, renormalised, st
 from mend_jax.core.weight_edit import Edit
 from mend_jax.data.facts import Fact
 from mend_jax.errors import ConfigError, LedgerError
-from mend_jax.evaluation.reports.formatting import DASH, visible
+from mend_jax.evaluation.reports.formatting import DASH, printable
 from mend_jax.ledger import text_view
 from mend_jax.ledger.editor_choice import choose_editor
 from mend_jax.ledger.measure import measure_edit
@@ -109,6 +109,6 @@ def _pairs(cosines: Sequence[Sequence[float]], entries: Sequence[Entry]) -> list
     lines = ["interference, the cosine between two edits (0: they do not meet):"]
     for cosine, i, j in pairs[:_PAIRS]:
         numbers = f"{entries[j].number} and {entries[i].number}"
-        prompts = " | ".join(visible(entries[k].facts[0][0]) for k in (j, i))
+        prompts = " | ".join(printable(entries[k].facts[0][0]) for k in (j, i))
         lines.append(f"  {cosine:+.3f}  {numbers}: {prompts}")
     return lines + ([f"  and {len(pairs) - _PAIRS} more"] if len(pairs) > _PAIRS else [])

@@ -17,13 +17,14 @@ from mend_jax.evaluation.reports.plot_style import (
     MUTED,
     NEAR,
     PARAPHRASE,
-    Draw,
-    dress,
+    SMALLEST_KL,
+    DrawPanel,
     legend,
     log_axis,
-    row,
+    panels_png,
+    style_axes,
 )
-from mend_jax.evaluation.reports.run_plots import SMALLEST_KL, number
+from mend_jax.evaluation.reports.values import finite_number
 
 Measured = Mapping[str, Any]
 
@@ -40,10 +41,10 @@ def edits_png(measured: Mapping[str, Measured]) -> bytes | None:
         return None
     alone = len(measured) == 1
     panels = [_taking(measured, alone), _moving(measured, alone), _sizes(measured, alone)]
-    return row(panels, 15, 4.6)
+    return panels_png(panels, 15, 4.6)
 
 
-def _taking(measured: Mapping[str, Measured], alone: bool) -> Draw | None:
+def _taking(measured: Mapping[str, Measured], alone: bool) -> DrawPanel | None:
     """Surprise before and after, an arrow each."""
     marks = []
     for name, m in measured.items():
@@ -55,7 +56,9 @@ def _taking(measured: Mapping[str, Measured], alone: bool) -> Draw | None:
             elif lines:
                 ends = (_mean(lines, key) for key in ("nll_before", "nll"))
                 marks.append((name, *ends, color))
-    marks = [m for m in marks if number(m[1]) is not None and number(m[2]) is not None]
+    marks = [
+        m for m in marks if finite_number(m[1]) is not None and finite_number(m[2]) is not None
+    ]
     if not marks:
         return None
     by = "" if alone else "edit"
@@ -73,13 +76,15 @@ def _taking(measured: Mapping[str, Measured], alone: bool) -> Draw | None:
         ax.set_xlim(-0.5, len(marks) - 0.5)
         names = [name if i % 2 == 0 or alone else "" for i, (name, *_) in enumerate(marks)]
         _name_axis(ax, names)
-        dress(ax, ("Does it take?", "surprise at the answer, nats a token; 0 is certainty"), by)
+        style_axes(
+            ax, ("Does it take?", "surprise at the answer, nats a token; 0 is certainty"), by
+        )
         legend(ax, loc="upper center", ncols=3, columnspacing=1.2)
 
     return draw
 
 
-def _moving(measured: Mapping[str, Measured], alone: bool) -> Draw | None:
+def _moving(measured: Mapping[str, Measured], alone: bool) -> DrawPanel | None:
     """KL elsewhere, a dot a text or an edit, on a logarithmic axis."""
     marks: list[tuple[str, float, str]] = []
     for name, m in measured.items():
@@ -90,7 +95,7 @@ def _moving(measured: Mapping[str, Measured], alone: bool) -> Draw | None:
             marks.append(("plain text", m["kl"]["text"], MUTED))
         else:
             marks += [(name, m["kl"][key], color) for key, (_, color) in _KL.items()]
-    marks = [(n, max(kl, SMALLEST_KL), c) for n, kl, c in marks if number(kl) is not None]
+    marks = [(n, max(kl, SMALLEST_KL), c) for n, kl, c in marks if finite_number(kl) is not None]
     if not marks:
         return None
     by = "" if alone else "edit"
@@ -111,13 +116,13 @@ def _moving(measured: Mapping[str, Measured], alone: bool) -> Draw | None:
             ax.scatter([], [], s=40, color=color, label=label)
         ax.plot([], [], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="still good")
         _name_axis(ax, names if alone else list(dict.fromkeys(names)))
-        dress(ax, ("What does it move?", "KL from the base, nats a token; less is better"), by)
+        style_axes(ax, ("What does it move?", "KL from the base, nats a token; less is better"), by)
         legend(ax, loc="upper center", ncols=2)
 
     return draw
 
 
-def _sizes(measured: Mapping[str, Measured], alone: bool) -> Draw | None:
+def _sizes(measured: Mapping[str, Measured], alone: bool) -> DrawPanel | None:
     """Norms by weight, relative to it where it is at hand; by edit where there are several."""
     if not alone:
         found = [(name, m["edit"]["norm"]) for name, m in measured.items()]
@@ -128,7 +133,7 @@ def _sizes(measured: Mapping[str, Measured], alone: bool) -> Draw | None:
         key = "norm" if any(w["relative"] is None for w in weights) else "relative"
         found = [(w["name"].replace("block_", "").replace("/", " "), w[key]) for w in weights]
         measure = "norm of the delta" + (" by that of the weight" if key == "relative" else "")
-    found = [(name, size) for name, size in found if number(size) is not None]
+    found = [(name, size) for name, size in found if finite_number(size) is not None]
     if not found:
         return None
     by = "" if alone else "edit"
@@ -140,7 +145,7 @@ def _sizes(measured: Mapping[str, Measured], alone: bool) -> Draw | None:
         if alone and measure.endswith("weight"):
             ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
         _name_axis(ax, names)
-        dress(ax, ("How large is it?", measure), by)
+        style_axes(ax, ("How large is it?", measure), by)
 
     return draw
 
@@ -159,5 +164,5 @@ def _name_axis(ax: Axes, names: Sequence[str]) -> None:
 
 
 def _mean(lines: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    values = [number(line[key]) for line in lines]
+    values = [finite_number(line[key]) for line in lines]
     return None if None in values else float(np.mean(values))

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mend_jax.evaluation.reports import html_pages
-from mend_jax.evaluation.reports.formatting import DASH, text, visible
-from mend_jax.evaluation.reports.run_plots import number
+from mend_jax.evaluation.reports.formatting import DASH, format_value, printable
+from mend_jax.evaluation.reports.values import finite_number
 from mend_jax.ledger.edit_plots import edits_png
 from mend_jax.ledger.measurement_schema import is_known
 from mend_jax.ledger.verdict import leaks
@@ -41,7 +41,7 @@ def render(shown: Shown) -> str:
     if "entries" not in shown:
         facts = [(f["prompt"], f["target"]) for f in shown["facts"]]
         shown = {"entries": [unrecorded_entry(shown, facts)]}
-    shown = visible(shown)
+    shown = printable(shown)
     cards = [card(entry) for entry in shown["entries"]]
     base = shown.get("base") or {}
     png = edits_png(
@@ -55,7 +55,7 @@ def render(shown: Shown) -> str:
         "picture": base64.b64encode(png).decode("ascii") if png else "",
         "DASH": DASH,
     }
-    return html_pages.environment().get_template("edit.html.j2").render(view)
+    return html_pages.page_environment().get_template("edit.html.j2").render(view)
 
 
 def served(state: Shown, token: str, most: int) -> str:
@@ -67,12 +67,12 @@ def served(state: Shown, token: str, most: int) -> str:
       most: characters of a text.
     """
     view = {"state": _state(state), "token": token, "most": most, "DASH": DASH}
-    return html_pages.environment().get_template("serve.html.j2").render(view)
+    return html_pages.page_environment().get_template("serve.html.j2").render(view)
 
 
 def bench(state: Shown) -> str:
     """The part of the served page that changes: what is proposed, and what the ledger holds."""
-    template = html_pages.environment().get_template("bench.html.j2")
+    template = html_pages.page_environment().get_template("bench.html.j2")
     return template.render({"state": _state(state), "DASH": DASH})
 
 
@@ -82,13 +82,13 @@ def answer(asked: Shown) -> str:
     after = f"with the {n} edits in force" if n > 1 else "with the edit in force" if n else ""
     if asked["proposed"]:
         after = f"{after} and the proposal" if after else "with the proposal"
-    view = {"asked": visible(dict(asked)), "after_is": after or "no edit in force", "DASH": DASH}
-    return html_pages.environment().get_template("answer.html.j2").render(view)
+    view = {"asked": printable(dict(asked)), "after_is": after or "no edit in force", "DASH": DASH}
+    return html_pages.page_environment().get_template("answer.html.j2").render(view)
 
 
 def served_page_policy() -> str:
     """The Content-Security-Policy that the served page is sent with."""
-    return html_pages.policy("serve.js", talks=True)
+    return html_pages.content_security_policy("serve.js", talks=True)
 
 
 def unrecorded_entry(measured: Shown, facts: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -166,7 +166,11 @@ def _tint(still: Shown) -> str:
 
 def _nats(value: Any) -> str:
     """A text of nats; what is next to nothing, as that."""
-    return "<\u202f0.001" if number(value) is not None and 0 < value < 1e-3 else text(value)
+    return (
+        "<\u202f0.001"
+        if finite_number(value) is not None and 0 < value < 1e-3
+        else format_value(value)
+    )
 
 
 def _tiles(measured: Shown) -> list[dict[str, str]]:
@@ -191,7 +195,7 @@ def _tiles(measured: Shown) -> list[dict[str, str]]:
         _share(paraphrases, "paraphrases follow", "left to write on"),
         _share(neighbours, "neighbours stay", kl["neighbours"]),
         _share(unrelated, "unrelated stay", kl["unrelated"]),
-        {"value": text(measured["text"]["kept"], "percent"), "name": "of plain text stays",
+        {"value": format_value(measured["text"]["kept"], "percent"), "name": "of plain text stays",
          "note": f"first choices, {kl['text']}"},
     ]  # fmt: skip
     return [tile for tile in found if tile["value"]]
@@ -205,9 +209,9 @@ def _weights(measured: Shown) -> list[dict[str, str]]:
     return [
         {
             "name": w["name"],
-            "rank": "dense" if w["rank"] is None else text(w["rank"], "count"),
-            "norm": text(w["norm"]),
-            "relative": text(w["relative"], "percent"),
+            "rank": "dense" if w["rank"] is None else format_value(w["rank"], "count"),
+            "norm": format_value(w["norm"]),
+            "relative": format_value(w["relative"], "percent"),
         }
         for w in measured["edit"]["weights"]
     ]
@@ -243,19 +247,19 @@ def _about(shown: Shown, base: Shown) -> list[tuple[str, str]]:
 def _state(state: Shown) -> dict[str, Any]:
     """What `session.Session.state` returns, as cards and plain values."""
     entries = [vars(entry) for entry in state["entries"]]
-    cards = [visible(e) for e in entries]
+    cards = [printable(e) for e in entries]
     proposal = state["proposal"]
     made = None
     if proposal is not None:
         facts = proposal.edit.facts
         made = {
             "number": proposal.number,
-            "card": card(visible(unrecorded_entry(proposal.measured, facts))),
-            "together": proposal.together and _together(visible(proposal.together)),
+            "card": card(printable(unrecorded_entry(proposal.measured, facts))),
+            "together": proposal.together and _together(printable(proposal.together)),
             "clashes": proposal.clashes,
         }
     return {
-        **{key: visible(state[key]) for key in ("base", "editor", "ledger")},
+        **{key: printable(state[key]) for key in ("base", "editor", "ledger")},
         "proposal": made,
         "live": [_listed(e) for e in cards if not e["reverted"]],
         "undone": [_listed(e) for e in cards if e["reverted"]][::-1],

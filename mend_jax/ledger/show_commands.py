@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from mend_jax.errors import ConfigError, LedgerError
-from mend_jax.evaluation.reports.formatting import visible
+from mend_jax.evaluation.reports.formatting import printable
 from mend_jax.io.writers import write_text
 from mend_jax.ledger import text_view
 from mend_jax.ledger.store import Ledger
@@ -56,6 +56,6 @@ def revert(args: argparse.Namespace) -> int:
     ledger = Ledger.open(args.ledger)
     entry = ledger.revert(args.number)
     left = ", ".join(str(entry.number) for entry in ledger.active()) or "none"
-    facts = visible("; ".join(f"{prompt} => {target}" for prompt, target in entry.facts))
+    facts = printable("; ".join(f"{prompt} => {target}" for prompt, target in entry.facts))
     print(f"edit {entry.number} ({facts}) is reverted; edits in force: {left}")
     return 0

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mend_jax.evaluation.reports.formatting import DASH, visible
+from mend_jax.evaluation.reports.formatting import DASH, printable
 from mend_jax.ledger.measurement_schema import is_known
 from mend_jax.ledger.store import Entry, Ledger
 from mend_jax.ledger.verdict import leaks
@@ -48,7 +48,7 @@ def page(found: Mapping[str, Any], width: int = 0) -> str:
 def format_entry(entry: Mapping[str, Any], width: int) -> list[str]:
     """One entry: its facts before and after, what it did elsewhere, its size, the verdict."""
     state = f"reverted {entry['reverted_at']}" if entry["reverted"] else "in force"
-    facts = [visible(f"{prompt} => {target}") for prompt, target in entry["facts"]]
+    facts = [printable(f"{prompt} => {target}") for prompt, target in entry["facts"]]
     lines = [
         f"edit {entry['number']} ({state}): {'; '.join(facts)}",
         f"  by {entry['editor'] or 'an unknown editor'}, {entry['made']}",
@@ -70,7 +70,7 @@ def format_entry(entry: Mapping[str, Any], width: int) -> list[str]:
         f"size: {_size(measured['edit'])}; strength {_said(measured['strength'], 'g')}",
         f"verdict: {measured['verdict']['line']}",
         *(f"({threshold})" for threshold in measured["verdict"]["thresholds"]),
-        *(f"WARNING: {visible(warning)}" for warning in measured["warnings"]),
+        *(f"WARNING: {printable(warning)}" for warning in measured["warnings"]),
     ]
     for sentence in below:
         lines += textwrap.wrap(sentence, width, initial_indent="  ", subsequent_indent="    ")
@@ -99,7 +99,7 @@ def _row(cells: Sequence[str], cell: int) -> str:
 
 
 def _texts(line: Mapping[str, Any]) -> list[str]:
-    return [visible(line[key].strip(" ")) for key in ("prompt", "before", "after")]
+    return [printable(line[key].strip(" ")) for key in ("prompt", "before", "after")]
 
 
 def _cut(text: str, cell: int) -> str:
@@ -146,7 +146,7 @@ def log(entries: Sequence[Entry]) -> str:
                 DASH if verdict is None else "yes" if verdict["took"] else "NO",
                 DASH if verdict is None else "good" if verdict["local"] else "BAD",
                 _said(kl, ".3f"),
-                visible("; ".join(f"{p} => {t}" for p, t in entry.facts)),
+                printable("; ".join(f"{p} => {t}" for p, t in entry.facts)),
             )
         )
     return table(rows)

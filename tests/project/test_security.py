@@ -226,7 +226,7 @@ def report_with(said):
     results["config"] = {"seed": said, said: said}
     results["eval"]["by_relation"] = {said: {"n": 1, "edit": 0.5, "rephrase": 0.5, "kl": 0.1}}
     results["baselines"] = {said: results["baselines"]["fine_tune"]}
-    return run_report.page(run_report.visible(results), run_report.visible(examples), {})
+    return run_report.page(run_report.printable(results), run_report.printable(examples), {})
 
 
 def edits_with(said):

@@ -6,8 +6,8 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mend_jax.evaluation.reports.formatting import DASH, text
-from mend_jax.evaluation.reports.run_plots import dig, label
+from mend_jax.evaluation.reports.formatting import DASH, display_name, format_value
+from mend_jax.evaluation.reports.values import value_at
 
 # (fault, title, what went wrong)
 _FAULTS = (
@@ -33,16 +33,16 @@ def example_card(example: Mapping[str, Any]) -> dict[str, Any]:
     )
     keys = ("name", "prompt", "wanted", "before", "after")
     rows = [(name, *(example.get(k) for k in paths)) for name, *paths in asked]
-    card = {k: text(example.get(k)) for k in ("target", "truth", "kl_near", "kl_far")}
+    card = {k: format_value(example.get(k)) for k in ("target", "truth", "kl_near", "kl_far")}
     good, fault, faults = example.get("good") is True, example.get("fault"), example.get("faults")
     fault = fault if isinstance(fault, str) else None
     faults = [fault, *faults] if isinstance(faults, list) else [fault]
     return card | {
-        "relation": label(example.get("relation") or ""),
+        "relation": display_name(example.get("relation") or ""),
         "good": good,
         "fault": fault if fault in _TITLES else "",
         "outcomes": ["good"] if good else ["failed", *(f for f in _TITLES if f and f in faults)],
-        "far": text(example.get("far")) if example.get("fault") == "far" else "",
+        "far": format_value(example.get("far")) if example.get("fault") == "far" else "",
         "rows": [dict(zip(keys, r, strict=True)) for r in rows if r[1]],
     }
 
@@ -66,7 +66,7 @@ def gallery(failed: Sequence[Mapping[str, Any]], shares: Any) -> list[dict[str, 
     groups = []
     for fault, title, note in _FAULTS:
         cards = [card for card in failed if card["fault"] == fault]
-        share = text(dig(shares, fault), "percent") if fault else DASH
+        share = format_value(value_at(shares, fault), "percent") if fault else DASH
         if cards:
             note = note if share == DASH else f"{note}; {share} of all test edits"
             groups.append({"name": title, "note": note, "cards": cards})

@@ -6,16 +6,17 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from mend_jax.evaluation.reports.run_plots import number
+from mend_jax.evaluation.reports.values import finite_number
 from mend_jax.io.writers import duration
 
 DASH = "–"
+_DISPLAY_NAMES = {"mend": "MEND", "fine_tune": "fine-tuning"}
 _REORDERING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
 
-def text(value: Any, kind: str = "plain") -> str:
+def format_value(value: Any, kind: str = "plain") -> str:
     """A value as the page shows it: percent, points (of percent), plain, count, time or bytes."""
-    x = number(value)
+    x = finite_number(value)
     if x is None:
         return value if kind == "plain" and isinstance(value, str) and value else DASH
     shown = {
@@ -29,15 +30,20 @@ def text(value: Any, kind: str = "plain") -> str:
     return shown[kind].replace("-", "\u2212")
 
 
-def visible(value: Any) -> Any:
+def display_name(name: Any) -> str:
+    """Return an identifier in words."""
+    return _DISPLAY_NAMES.get(str(name), str(name).replace("_", " "))
+
+
+def printable(value: Any) -> Any:
     """A value whose strings show line ends and what else cannot be seen (or stored) as signs."""
     if isinstance(value, str):
         value = value.replace("\n", "⏎").replace("\t", " ")
         odd = {c for c in value if c in _REORDERING or unicodedata.category(c) in ("Cc", "Cs")}
         return "".join("\ufffd" if c in odd else c for c in value)
     if isinstance(value, Mapping):
-        return {visible(k): visible(v) for k, v in value.items()}
-    return [visible(v) for v in value] if isinstance(value, list) else value
+        return {printable(k): printable(v) for k, v in value.items()}
+    return [printable(v) for v in value] if isinstance(value, list) else value
 
 
 def starts_with(output: Any, answer: Any) -> bool:

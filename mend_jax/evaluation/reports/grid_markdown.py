@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mend_jax.evaluation.reports import grid_report
-from mend_jax.evaluation.reports.formatting import DASH, visible
+from mend_jax.evaluation.reports.formatting import DASH, printable
 
 SOFT_HYPHEN = "\u00ad"
 
@@ -19,12 +19,12 @@ def table(found: Mapping[str, Any]) -> str:
     number for; the best of each is bold. Intervals are given for success alone. Edits that follow
     one another have a table of their own.
     """
-    found = visible(found)
+    found = printable(found)
     lines = [f"# {found['title']}", ""]
-    lines += [f"{name}: {what}" for name, what in grid_report.told(found["rows"])]
-    for group in grid_report.groups(found["rows"]):
+    lines += [f"{name}: {what}" for name, what in grid_report.run_context(found["rows"])]
+    for group in grid_report.tables_by_size(found["rows"]):
         lines += ["", f"## {group['name']}", "", *_rows(group["rows"])]
-    if turns := grid_report.turns(found["rows"]):
+    if turns := grid_report.sequential_tables(found["rows"]):
         lines += ["", "## One after the other", "", *_in_turn(turns)]
     if waiting := [r["cell"] for r in found["rows"] if r["missing"]]:
         lines += ["", f"Not finished: {', '.join(waiting)}."]

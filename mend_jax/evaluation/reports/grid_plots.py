@@ -9,6 +9,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from mend_jax.evaluation.reports.formatting import display_name
 from mend_jax.evaluation.reports.plot_style import (
     BASELINES,
     EDITOR,
@@ -16,15 +17,16 @@ from mend_jax.evaluation.reports.plot_style import (
     MUTED,
     NEAR,
     PAPER,
-    Draw,
+    SMALLEST_KL,
+    DrawPanel,
     Pair,
-    dress,
     log_axis,
+    panels_png,
     percent_axis,
-    row,
+    style_axes,
 )
-from mend_jax.evaluation.reports.run_plots import SMALLEST_KL, dig, interval, label, number
 from mend_jax.evaluation.reports.sequential_plots import curve, in_turn
+from mend_jax.evaluation.reports.values import finite_number, interval_ends, value_at
 
 COLORS = (EDITOR, *BASELINES, NEAR, INK, "#c25b86", "#a3961b")
 MARKERS = "oDs^vPX*"
@@ -52,12 +54,12 @@ def looks(rows: Rows) -> dict[str, Look]:
 
 def value(r: Mapping[str, Any], score: str) -> float | None:
     """The mean of a score of a row."""
-    return number(dig(r, f"scores.{score}.mean"))
+    return finite_number(value_at(r, f"scores.{score}.mean"))
 
 
 def plain(name: Any) -> str:
     """A method's name, without signs that mean something to the drawing library."""
-    return label(name).replace("$", r"\$")
+    return display_name(name).replace("$", r"\$")
 
 
 def tradeoff_png(rows: Rows) -> bytes | None:
@@ -73,7 +75,7 @@ def tradeoff_png(rows: Rows) -> bytes | None:
 
 def sizes_png(rows: Rows) -> bytes | None:
     """Success, KL and first choices kept against the number of facts of one edit, by method."""
-    sizes = {number(r.get("facts_per_edit")) for r in rows} - {None}
+    sizes = {finite_number(r.get("facts_per_edit")) for r in rows} - {None}
     if len(sizes) < 2:
         return None
     at = "facts that one edit brings in together"
@@ -116,7 +118,9 @@ def costs_png(rows: Rows, look: Mapping[str, Look], where: str = "") -> bytes | 
       where: what the titles say of the machine.
     """
     first = {r["method"]: i for i, r in reversed([*enumerate(rows)])}
-    rows = sorted(rows, key=lambda r: (first[r["method"]], number(r.get("facts_per_edit")) or 0))
+    rows = sorted(
+        rows, key=lambda r: (first[r["method"]], finite_number(r.get("facts_per_edit")) or 0)
+    )
     log = far_apart(rows, "seconds_per_edit")
     unit = "seconds, on a log axis" if log else "seconds"
     panels = [
@@ -126,10 +130,12 @@ def costs_png(rows: Rows, look: Mapping[str, Look], where: str = "") -> bytes | 
         ),
         _bars(rows, "training_seconds", ("Training", "minutes" + where), look, 60.0),
     ]
-    return row(panels, 15, 1.9 + 0.3 * len(rows))
+    return panels_png(panels, 15, 1.9 + 0.3 * len(rows))
 
 
-def _beside(panels: Sequence[Draw | None], rows: Rows, width: float, height: float) -> bytes | None:
+def _beside(
+    panels: Sequence[DrawPanel | None], rows: Rows, width: float, height: float
+) -> bytes | None:
     """The panels side by side, and beside the last which look is which method."""
     drawn = [draw for draw in panels if draw is not None]
 
@@ -144,7 +150,7 @@ def _beside(panels: Sequence[Draw | None], rows: Rows, width: float, height: flo
             labelcolor=INK, frameon=False, ncols=1 + (len(handles) - 1) // 18,
         )  # fmt: skip
 
-    return row([*drawn[:-1], last], width, height) if drawn else None
+    return panels_png([*drawn[:-1], last], width, height) if drawn else None
 
 
 _LETTER, _LINE = 4.4, 9.0  # width and height of a sign of a name, in points
@@ -199,7 +205,7 @@ def _write_names(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
         )  # fmt: skip
 
 
-def _against(rows: Rows, cost: str, title: Pair, x_name: str, log: bool) -> Draw | None:
+def _against(rows: Rows, cost: str, title: Pair, x_name: str, log: bool) -> DrawPanel | None:
     points = [(r, value(r, cost), value(r, "success")) for r in rows]
     points = [(r, x, y) for r, x, y in points if None not in (x, y)]
     if not points:
@@ -209,10 +215,10 @@ def _against(rows: Rows, cost: str, title: Pair, x_name: str, log: bool) -> Draw
         for name, (color, marker) in looks(rows).items():
             own = [(r, max(x, SMALLEST_KL) if log else x, y) for r, x, y in points
                    if r["method"] == name]  # fmt: skip
-            own.sort(key=lambda point: number(point[0].get("facts_per_edit")) or 0)
+            own.sort(key=lambda point: finite_number(point[0].get("facts_per_edit")) or 0)
             ax.plot([x for _, x, _ in own], [y for _, _, y in own], color=color, lw=1, alpha=0.5)
             for r, x, y in own:
-                ends = interval(dig(r, "scores.success.ci95"))
+                ends = interval_ends(value_at(r, "scores.success.ci95"))
                 ax.plot([x, x] if ends else [], ends or [], color=color, lw=1.2, alpha=0.6)
                 ax.scatter([x], [y], s=75, color=color, marker=marker, edgecolor=PAPER, zorder=4)
         if log:
@@ -225,17 +231,19 @@ def _against(rows: Rows, cost: str, title: Pair, x_name: str, log: bool) -> Draw
             ax.axvline(0, color=MUTED, lw=0.8)
         ax.set_ylim(-0.03, 1.06)
         percent_axis(ax.yaxis)
-        dress(ax, title, x_name, "both")
+        style_axes(ax, title, x_name, "both")
         first = {r["method"]: (x, y) for r, x, y in reversed(points)}
         _write_names(ax, [(max(x, SMALLEST_KL) if log else x, y, n) for n, (x, y) in first.items()])
 
     return draw
 
 
-def _curves(rows: Rows, score: str, title: Pair, x_name: str, log: bool = False) -> Draw | None:
+def _curves(
+    rows: Rows, score: str, title: Pair, x_name: str, log: bool = False
+) -> DrawPanel | None:
     named: dict[str, tuple[list[float], list[float]]] = {}
-    for r in sorted(rows, key=lambda r: number(r.get("facts_per_edit")) or 0):
-        x, y = number(r.get("facts_per_edit")), value(r, score)
+    for r in sorted(rows, key=lambda r: finite_number(r.get("facts_per_edit")) or 0):
+        x, y = finite_number(r.get("facts_per_edit")), value(r, score)
         if None not in (x, y):
             xs, ys = named.setdefault(r["method"], ([], []))
             xs.append(x)
@@ -249,7 +257,7 @@ def _lines(
     title: Pair,
     x_name: str,
     log: bool,
-) -> Draw | None:
+) -> DrawPanel | None:
     """Curves by method over a log axis of counts; shares, or (`log`) KL."""
     named = {name: pair for name, pair in named.items() if pair[0]}
     if not named:
@@ -273,7 +281,7 @@ def _lines(
         else:
             ax.set_ylim(-0.03, 1.06)
             percent_axis(ax.yaxis)
-        dress(ax, title, x_name, "both")
+        style_axes(ax, title, x_name, "both")
 
     return draw
 
@@ -285,7 +293,7 @@ def _bars(
     look: Mapping[str, Look],
     unit: float,
     log: bool = False,
-) -> Draw | None:
+) -> DrawPanel | None:
     found = [value(r, score) for r in rows]
     if not any(found):
         return None
@@ -306,6 +314,6 @@ def _bars(
             ax.set_xscale("log")
         ax.margins(x=0.18)
         ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-        dress(ax, title, "", "x")
+        style_axes(ax, title, "", "x")
 
     return draw

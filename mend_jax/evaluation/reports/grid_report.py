@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mend_jax.evaluation.reports import grid_plots
-from mend_jax.evaluation.reports.formatting import text, visible
-from mend_jax.evaluation.reports.html_pages import environment
-from mend_jax.evaluation.reports.run_plots import dig, interval, label, number
+from mend_jax.evaluation.reports.formatting import display_name, format_value, printable
+from mend_jax.evaluation.reports.html_pages import page_environment
 from mend_jax.evaluation.reports.sequential_plots import in_turn
+from mend_jax.evaluation.reports.values import finite_number, interval_ends, value_at
 from mend_jax.io.writers import write_bytes, write_text
 
 # (heading, kind, score, whether more is better)
@@ -57,7 +57,7 @@ def write(workdir: Any, found: Mapping[str, Any]) -> Any:
 def draw(rows: Rows) -> dict[str, bytes]:
     """Every picture that there are numbers for, by file name."""
     rows = [r for r in rows if r["scores"]]
-    timed, known = of_one_machine(rows), machines(rows)
+    timed, known = rows_of_main_machine(rows), machines(rows)
     where = f", machine {known.index(timed[0]['hardware']) + 1}" if len(known) > 1 else ""
     drawn = {
         "tradeoff.png": grid_plots.tradeoff_png(rows),
@@ -70,27 +70,27 @@ def draw(rows: Rows) -> dict[str, bytes]:
 
 def page(found: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     """The HTML page, pictures inside; every text from outside is escaped."""
-    found = visible(found)
+    found = printable(found)
     rows = found["rows"]
     config = json.dumps(found["config"], indent=2, sort_keys=True, ensure_ascii=False)
     view = {
         "title": found["title"],
         "config_name": found["config_name"],
-        "on": told(rows),
+        "on": run_context(rows),
         "columns": [name for name, *_ in COLUMNS],
-        "groups": groups(rows),
-        "sweeps": sweeps(rows),
+        "groups": tables_by_size(rows),
+        "sweeps": threshold_tables(rows),
         "turn_columns": [name for name, *_ in TURNS],
-        "turns": turns(rows),
+        "turns": sequential_tables(rows),
         "failed": found["failed"],
         "waiting": {r["cell"]: r["missing"] for r in rows if r["missing"]},
         "config": config,
         "pictures": {k: base64.b64encode(png).decode("ascii") for k, png in pictures.items()},
     }
-    return environment().get_template("grid.html.j2").render(view)
+    return page_environment().get_template("grid.html.j2").render(view)
 
 
-def told(rows: Rows) -> list[tuple[str, str]]:
+def run_context(rows: Rows) -> list[tuple[str, str]]:
     """On what it was run, each thing once; rows of other data are told by their fingerprint."""
     names = {"Base model": ("base",), "Data": ("data", "data_fingerprint")}
     found = {
@@ -110,7 +110,7 @@ def machines(rows: Rows) -> list[str]:
     return list(dict.fromkeys(str(r["hardware"]) for r in rows if r["hardware"]))
 
 
-def of_one_machine(rows: Rows) -> Rows:
+def rows_of_main_machine(rows: Rows) -> Rows:
     """The rows of the machine that most of them were run on: times are compared there alone."""
     most = max(
         machines(rows), key=lambda name: sum(r["hardware"] == name for r in rows), default=None
@@ -118,69 +118,78 @@ def of_one_machine(rows: Rows) -> Rows:
     return [r for r in rows if r["hardware"] == most]
 
 
-def groups(rows: Rows) -> list[dict[str, Any]]:
+def tables_by_size(rows: Rows) -> list[dict[str, Any]]:
     """The rows by how many facts one edit brings in; the best of each column there is marked."""
     sizes = sorted({r["facts_per_edit"] for r in rows if r["scores"]})
     everywhere, made = machines(rows), []
     for size in sizes:
         own = [r for r in rows if r["facts_per_edit"] == size and r["scores"]]
-        best = {score: best_of(own, score, more) for _, _, score, more in COLUMNS}
+        best = {score: best_mean(own, score, more) for _, _, score, more in COLUMNS}
         if len(machines(own)) > 1:
             best |= dict.fromkeys(OF_THE_MACHINE)
         shown = [
             {
-                "name": label(r["method"]),
-                "about": about(r, everywhere),
-                "cells": [cell(r, kind, score, best[score]) for _, kind, score, _ in COLUMNS],
+                "name": display_name(r["method"]),
+                "about": row_details(r, everywhere),
+                "cells": [table_cell(r, kind, score, best[score]) for _, kind, score, _ in COLUMNS],
             }
             for r in own
         ]
-        name = f"{text(size, 'count')} fact{'' if size == 1 else 's'} an edit"
+        name = f"{format_value(size, 'count')} fact{'' if size == 1 else 's'} an edit"
         made.append({"name": name, "rows": shown})
     return made
 
 
-def about(r: Mapping[str, Any], everywhere: Sequence[str] = ()) -> str:
+def row_details(r: Mapping[str, Any], everywhere: Sequence[str] = ()) -> str:
     """What a row is made from, and on which machine, where the table is of several."""
     seeds = ", ".join(map(str, r["seeds"]))
     parts = [
         r["cell"],
-        f"n = {text(r['n'], 'count')}",
+        f"n = {format_value(r['n'], 'count')}",
         f"seed{'s' * (len(r['seeds']) > 1)} {seeds}",
     ]
     if r["sweep"]:
-        parts.append(f"e* = {text(number(dig(r, 'sweep.eps')), 'plain')}, chosen")
+        parts.append(
+            f"e* = {format_value(finite_number(value_at(r, 'sweep.eps')), 'plain')}, chosen"
+        )
     if r["start"]:
-        parts.append(f"from {r['start']} on, {text(r['steps'], 'count')} steps")
+        parts.append(f"from {r['start']} on, {format_value(r['steps'], 'count')} steps")
     if len(everywhere) > 1 and r["hardware"]:
         parts.append(f"machine {everywhere.index(str(r['hardware'])) + 1}")
     return "; ".join(parts)
 
 
-def best_of(rows: Rows, score: str, more: bool) -> float | None:
+def best_mean(rows: Rows, score: str, more: bool) -> float | None:
     """The best mean of several rows."""
-    values = {number(dig(r, f"scores.{score}.mean")) for r in rows} - {None}
+    values = {finite_number(value_at(r, f"scores.{score}.mean")) for r in rows} - {None}
     return (max if more else min)(values) if len(values) > 1 else None
 
 
-def cell(r: Mapping[str, Any], kind: str, score: str, best: float | None) -> dict[str, Any]:
+def table_cell(r: Mapping[str, Any], kind: str, score: str, best: float | None) -> dict[str, Any]:
     """A mean and its interval."""
-    mean = number(dig(r, f"scores.{score}.mean"))
-    ends = interval(dig(r, f"scores.{score}.ci95"))
-    between = "–".join(text(end, kind).rstrip("%") for end in ends or ())
-    return {"text": text(mean, kind), "ci": between, "best": mean is not None and mean == best}
+    mean = finite_number(value_at(r, f"scores.{score}.mean"))
+    ends = interval_ends(value_at(r, f"scores.{score}.ci95"))
+    between = "–".join(format_value(end, kind).rstrip("%") for end in ends or ())
+    return {
+        "text": format_value(mean, kind),
+        "ci": between,
+        "best": mean is not None and mean == best,
+    }
 
 
-def sweeps(rows: Rows) -> list[dict[str, Any]]:
+def threshold_tables(rows: Rows) -> list[dict[str, Any]]:
     """For each cell that chose a threshold on validation rows, all that it tried."""
     kinds = {"eps": "plain", "success": "percent", "changed": "percent", "score": "percent"}
     return [
         {
-            "name": label(r["method"]),
+            "name": display_name(r["method"]),
             "cell": r["cell"],
             "rows": [
                 {
-                    "cells": [text(number(tried.get(key)), kind) for key, kind in kinds.items()],
+                    "cells": [
+                        format_value(finite_number(tried.get(key)), kind)
+                        for key, kind in kinds.items()
+                    ],
                     "best": tried.get("eps") == r["sweep"].get("eps"),
                 }
                 for tried in r["sweep"].get("tried", ())
@@ -191,16 +200,16 @@ def sweeps(rows: Rows) -> list[dict[str, Any]]:
     ]
 
 
-def turns(rows: Rows) -> list[dict[str, Any]]:
+def sequential_tables(rows: Rows) -> list[dict[str, Any]]:
     """For each cell that edited in turn, a row a number of edits."""
     return [
         {
-            "name": label(r["method"]),
+            "name": display_name(r["method"]),
             "cell": r["cell"],
             "rows": [
                 {
-                    "edits": text(v["edits"], "count"),
-                    "cells": [text(dig(v, path), kind) for _, kind, path in TURNS],
+                    "edits": format_value(v["edits"], "count"),
+                    "cells": [format_value(value_at(v, path), kind) for _, kind, path in TURNS],
                 }
                 for v in in_turn(r)
             ],

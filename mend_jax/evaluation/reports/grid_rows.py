@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from mend_jax.evaluation.reports.run_plots import dig, interval, number
+from mend_jax.evaluation.reports.values import finite_number, interval_ends, value_at
 from mend_jax.evaluation.statistics import summarise_runs
 from mend_jax.models.params import nest
 
@@ -43,7 +43,7 @@ _TRAINED = ("training_seconds", "editor_parameters")
 Results = Mapping[str, Any]
 
 
-class Row(TypedDict):
+class GridRow(TypedDict):
     """What a row always has, and a reader of it may rely on; see `make_row`."""
 
     cell: str
@@ -63,7 +63,7 @@ class Row(TypedDict):
     data_fingerprint: str | None
 
 
-def make_row(
+def make_grid_row(
     name: str, cell: Mapping[str, Any], runs: Sequence[tuple[Any, Results | None]]
 ) -> dict[str, Any]:
     """The row of a cell; what is not finished is left out and told.
@@ -79,7 +79,11 @@ def make_row(
     done = [results for _, results in runs if results is not None]
     first = done[0] if done else {}
     flat = [
-        {key: value for key, path in SCORES.items() if (value := number(dig(r, path))) is not None}
+        {
+            key: value
+            for key, path in SCORES.items()
+            if (value := finite_number(value_at(r, path))) is not None
+        }
         for r in done
     ]
     for scores in flat:
@@ -87,32 +91,32 @@ def make_row(
         if of_texts is not None:
             scores.setdefault("drawdown", of_texts)
     for r, scores in zip(done, flat, strict=True):  # without steps no time goes into training
-        if not number(dig(r, "training.steps")):
+        if not finite_number(value_at(r, "training.steps")):
             for key in _TRAINED:
                 scores.pop(key, None)
     spread = summarise_runs(flat)
     for key, score in spread.items():
         score["ci95_over"] = "seeds"
         if len(done) == 1:
-            ends = interval(dig(first, _OVER_FACTS.get(key, "")))
+            ends = interval_ends(value_at(first, _OVER_FACTS.get(key, "")))
             score |= {"sd": None, "ci95": ends and list(ends), "ci95_over": ends and "facts"}
-    turns = summarise_runs([dig(r, "eval.sequential") or {} for r in done])
+    turns = summarise_runs([value_at(r, "eval.sequential") or {} for r in done])
     return {
         "cell": name,
         "method": cell["method"],
-        "editor": dig(first, "config.editor.name"),
-        "n": dig(first, "eval.n"),
-        "facts_per_edit": dig(first, "config.data.edits_per_batch"),
-        "steps": dig(first, "training.steps"),
+        "editor": value_at(first, "config.editor.name"),
+        "n": value_at(first, "eval.n"),
+        "facts_per_edit": value_at(first, "config.data.edits_per_batch"),
+        "steps": value_at(first, "training.steps"),
         "start": cell.get("start", ""),
-        "sweep": dig(first, "eval.sweep"),
+        "sweep": value_at(first, "eval.sweep"),
         "seeds": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is not None],
         "missing": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is None],
         "scores": spread,
         "sequential": nest({path: score["mean"] for path, score in turns.items()}, "."),
-        "base": dig(first, "base.spec"),
-        "data": dig(first, "data.name"),
-        "data_fingerprint": dig(first, "data.fingerprint"),
-        "hardware": dig(first, "hardware"),
+        "base": value_at(first, "base.spec"),
+        "data": value_at(first, "data.name"),
+        "data_fingerprint": value_at(first, "data.fingerprint"),
+        "hardware": value_at(first, "hardware"),
         "folders": [str(run.folder) for run, _ in runs],
     }

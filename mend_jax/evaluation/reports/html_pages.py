@@ -16,11 +16,11 @@ _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 @functools.cache
-def environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
     """How templates are read: every text is escaped, and a name that is not there is an error.
 
-    Templates can call `script(NAME)` for an inline script of this package and `policy(NAME, ...)`
-    for the policy that lets these scripts run and nothing else.
+    Templates can call `inline_script(NAME)` for an inline script of this package, and
+    `content_security_policy(NAME, ...)` for the policy that allows these scripts and nothing else.
     """
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -29,28 +29,31 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.globals |= {"script": script, "policy": policy}
+    env.globals |= {
+        "inline_script": inline_script,
+        "content_security_policy": content_security_policy,
+    }
     env.filters["starts"] = starts_with
     return env
 
 
-def script(name: str) -> Markup:
+def inline_script(name: str) -> Markup:
     """The text of a script among the templates, to stand between <script> and </script>."""
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
 
 
-def policy(*scripts: str, talks: bool = False) -> str:
+def content_security_policy(*scripts: str, talks: bool = False) -> str:
     """A Content-Security-Policy: nothing is loaded from anywhere, only these scripts run.
 
     A script is allowed by the hash of its text, so that one that came in with a model's output
     would not run even if it were not escaped.
 
     Args:
-      scripts: names, as of `script`.
+      scripts: names, as of `inline_script`.
       talks: whether it is of a page that a server sends, whose scripts may call that server (and
         which no other page may frame).
     """
-    hashes = (hashlib.sha256(script(name).encode()).digest() for name in scripts)
+    hashes = (hashlib.sha256(inline_script(name).encode()).digest() for name in scripts)
     rules = {
         "default-src": ["'none'"],
         "img-src": ["data:"],

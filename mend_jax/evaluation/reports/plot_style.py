@@ -14,12 +14,15 @@ from matplotlib.figure import Figure
 INK, MUTED, GRID, PAPER = "#22262d", "#646b77", "#e3e5e8", "#fbfbf9"
 EDITOR, BEFORE, PARAPHRASE, NEAR, FAR = "#1d5fa6", "#b7bcc5", "#7ba7d6", "#b3541e", "#dba26b"
 BASELINES = ("#d9822b", "#4f8f6b", "#9b5fa5", "#8a6d3b", "#5a7d8c")
+SMALLEST_KL = 1e-5  # where a logarithmic axis draws a KL of 0
 
 Pair = tuple[str, str]  # a title and what is measured, or a name and a colour
-Draw = Callable[[Axes], None]
+DrawPanel = Callable[[Axes], None]
 
 
-def row(panels: Sequence[Draw | None], width: float, height: float, rows: int = 1) -> bytes | None:
+def panels_png(
+    panels: Sequence[DrawPanel | None], width: float, height: float, rows: int = 1
+) -> bytes | None:
     """The panels there are, side by side or in so many rows, as a PNG; None without any."""
     drawn = [draw for draw in panels if draw is not None]
     if not drawn:
@@ -34,7 +37,7 @@ def row(panels: Sequence[Draw | None], width: float, height: float, rows: int = 
     return out.getvalue()
 
 
-def dress(ax: Axes, title: Pair, x: str = "", grid: str = "y") -> None:
+def style_axes(ax: Axes, title: Pair, x: str = "", grid: str = "y") -> None:
     """The house look: a title and what is measured on the left, quiet axes, few lines."""
     ax.set_facecolor(PAPER)
     ax.set_title(title[0], loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=27)

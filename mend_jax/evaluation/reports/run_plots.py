@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
+from mend_jax.evaluation.reports.formatting import display_name
 from mend_jax.evaluation.reports.plot_style import (
     BASELINES,
     BEFORE,
@@ -21,17 +22,16 @@ from mend_jax.evaluation.reports.plot_style import (
     NEAR,
     PAPER,
     PARAPHRASE,
-    Draw,
+    SMALLEST_KL,
+    DrawPanel,
     Pair,
-    dress,
     legend,
     log_axis,
+    panels_png,
     percent_axis,
-    row,
+    style_axes,
 )
-
-NAMES = {"mend": "MEND", "fine_tune": "fine-tuning"}
-SMALLEST_KL = 1e-5  # where a KL of 0 stands on a logarithmic axis
+from mend_jax.evaluation.reports.values import finite_number, interval_ends, mean_at, value_at
 
 Results = Mapping[str, Any]
 Lines = Sequence[Mapping[str, Any]]
@@ -47,44 +47,13 @@ class Method:
     further: bool = False  # on another test set, not to be compared with the others
 
 
-def dig(value: Any, path: str) -> Any:
-    """The value at a dotted path in nested mappings, or None."""
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def number(value: Any) -> float | None:
-    """A finite float, or None for all else (missing, NaN, text)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def interval(value: Any) -> tuple[float, float] | None:
-    """Both ends of a confidence interval, or None."""
-    ends = [number(v) for v in value] if isinstance(value, (list, tuple)) else []
-    return tuple(ends) if len(ends) == 2 and None not in ends else None
-
-
-def mean(values: Any, *paths: str) -> float | None:
-    """The mean of the values at all of `paths`; None where one is missing."""
-    found = [number(dig(values, path)) for path in paths]
-    return None if None in found else sum(found) / len(found)
-
-
-def label(name: Any) -> str:
-    """An identifier in words."""
-    return NAMES.get(str(name), str(name).replace("_", " "))
-
-
 def methods(results: Results) -> list[Method]:
     """The editor (config.editor.name, else MEND), also on further test sets, then each baseline."""
-    own = label(dig(results, "config.editor.name") or "mend")
-    found = [Method(own, results["eval"], EDITOR)] if dig(results, "eval") else []
-    also, baselines = (dig(results, group) or {} for group in ("also", "baselines"))
+    own = display_name(value_at(results, "config.editor.name") or "mend")
+    found = [Method(own, results["eval"], EDITOR)] if value_at(results, "eval") else []
+    also, baselines = (value_at(results, group) or {} for group in ("also", "baselines"))
     others = [(f"{own}, {name}", scores, True) for name, scores in also.items()]
-    others += [(label(name), scores, False) for name, scores in baselines.items()]
+    others += [(display_name(name), scores, False) for name, scores in baselines.items()]
     for i, (name, scores, further) in enumerate(others):
         found.append(Method(name, scores or {}, BASELINES[i % len(BASELINES)], further))
     return found
@@ -92,7 +61,11 @@ def methods(results: Results) -> list[Method]:
 
 def curve(lines: Lines, kind: str, key: str) -> tuple[list[float], list[float]]:
     """Steps and values of the lines of a kind that have a finite `key`."""
-    pairs = [(number(x.get("step")), number(x.get(key))) for x in lines if x.get("kind") == kind]
+    pairs = [
+        (finite_number(x.get("step")), finite_number(x.get(key)))
+        for x in lines
+        if x.get("kind") == kind
+    ]
     pairs = [pair for pair in pairs if None not in pair]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
@@ -104,14 +77,18 @@ def training_png(results: Results, lines: Lines) -> bytes | None:
     loss = ("Training loss and its terms", "NLL of paraphrases, KL elsewhere; nats a token")
     take = ("Validation: does the edit take?", "share of right answers")
     stay = ("Validation: does the rest stay?", "KL on other texts, nats a token; less is better")
-    change_curves = _curves(lines, "validation", change, stay, dig(results, "training.kept_step"))
+    change_curves = _curves(
+        lines, "validation", change, stay, value_at(results, "training.kept_step")
+    )
     learning = _learning(results, lines, take)
-    return row([_curves(lines, "train", losses, loss, None), learning, change_curves], 15, 4.8)
+    return panels_png(
+        [_curves(lines, "train", losses, loss, None), learning, change_curves], 15, 4.8
+    )
 
 
 def tradeoff_png(results: Results, lines: Lines) -> bytes | None:
     """Success against change elsewhere."""
-    return row([_tradeoff(results, lines)], 10, 5.6)
+    return panels_png([_tradeoff(results, lines)], 10, 5.6)
 
 
 def success_png(results: Results) -> bytes | None:
@@ -122,17 +99,17 @@ def success_png(results: Results) -> bytes | None:
     )
     asked = ("The edited question", "success in %, before and after; line: 95% interval")
     other = ("Its paraphrases", "the same fact, asked in other words")
-    return row([_bars(results, asked, edit), _bars(results, other, rephrase)], 13, 5)
+    return panels_png([_bars(results, asked, edit), _bars(results, other, rephrase)], 13, 5)
 
 
 def summary_png(results: Results, lines: Lines) -> bytes | None:
     """The run in one wide picture: what an edit does, what it costs, how it was learned."""
     asked = {"the edit": "edit", "paraphrases": "rephrase", "new wordings": "rephrase_unseen"}
-    asked = {k: f"{v}.success_exact" for k, v in asked.items() if dig(results, f"eval.{v}")}
+    asked = {k: f"{v}.success_exact" for k, v in asked.items() if value_at(results, f"eval.{v}")}
     does = ("What an edit does", "right answers in %, before → after one edit")
     learned = ("How the editor learned it", "right answers after an edit, validation facts")
     panels = [_bars(results, does, asked), _tradeoff(results, lines)]
-    return row([*panels, _learning(results, lines, learned)], 15, 5.2)
+    return panels_png([*panels, _learning(results, lines, learned)], 15, 5.2)
 
 
 def _curves(
@@ -142,7 +119,7 @@ def _curves(
     title: Pair,
     best: Any,
     percent: bool = False,
-) -> Draw | None:
+) -> DrawPanel | None:
     """Curves {key: (name, colour)} against step; training curves smoothed over their raw selves."""
     curves = {key: found for key in terms if (found := curve(lines, kind, key))[0]}
     if not curves:
@@ -156,7 +133,7 @@ def _curves(
                 values = list(itertools.accumulate(values, lambda a, b: 0.6 * a + 0.4 * b))
             mark = "-" if kind == "train" else "o-"
             ax.plot(steps, values, mark, color=color, lw=2, ms=4, label=name)
-        if number(best):
+        if finite_number(best):
             ax.axvline(best, color=MUTED, lw=1, ls=(0, (3, 3)), label="kept step", zorder=1)
         positive = [v for _, values in curves.values() for v in values if v > 0]
         if percent:
@@ -167,33 +144,37 @@ def _curves(
             log_axis(ax.yaxis, min(positive), max(positive))
         ax.set_xlim(left=0)
         ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
-        dress(ax, title, "training step")
+        style_axes(ax, title, "training step")
         legend(ax, loc="lower right" if percent else "best")
 
     return draw
 
 
-def _learning(results: Results, lines: Lines, title: Pair) -> Draw | None:
+def _learning(results: Results, lines: Lines, title: Pair) -> DrawPanel | None:
     terms = {"edit_exact": ("the edit", EDITOR), "rephrase_exact": ("paraphrases", PARAPHRASE)}
-    best = dig(results, "training.kept_step")
+    best = value_at(results, "training.kept_step")
     return _curves(lines, "validation", terms, title, best, percent=True)
 
 
-def _tradeoff(results: Results, lines: Lines) -> Draw | None:
+def _tradeoff(results: Results, lines: Lines) -> DrawPanel | None:
     """Validation as a path through training; the test scores of each method as named points."""
 
     def change(scores: Mapping[str, Any]) -> float | None:
-        both = mean(scores, "locality.near.kl", "locality.far.kl")
-        return both if both is not None else number(dig(scores, "locality.kl"))
+        both = mean_at(scores, "locality.near.kl", "locality.far.kl")
+        return both if both is not None else finite_number(value_at(scores, "locality.kl"))
 
     path = [
-        (mean(v, "kl_near", "kl_far"), mean(v, "edit_exact", "rephrase_exact"), mean(v, "step"))
+        (
+            mean_at(v, "kl_near", "kl_far"),
+            mean_at(v, "edit_exact", "rephrase_exact"),
+            mean_at(v, "step"),
+        )
         for v in lines
         if v.get("kind") == "validation"
     ]
     path = [(max(point[0], SMALLEST_KL), *point[1:]) for point in path if None not in point]
     exact = ("edit.success_exact", "rephrase.success_exact")
-    tests = [(m, change(m.scores), mean(m.scores, *exact)) for m in methods(results)]
+    tests = [(m, change(m.scores), mean_at(m.scores, *exact)) for m in methods(results)]
     tests = [(m, max(x, SMALLEST_KL), y) for m, x, y in tests if None not in (x, y)]
     if not path and not tests:
         return None
@@ -224,15 +205,15 @@ def _tradeoff(results: Results, lines: Lines) -> Draw | None:
             "What it costs elsewhere",
             "success against change on other texts; up left is best",
         )
-        dress(ax, title, "KL on near and far texts, nats a token", "both")
+        style_axes(ax, title, "KL on near and far texts, nats a token", "both")
 
     return draw
 
 
-def _bars(results: Results, title: Pair, clusters: Mapping[str, str]) -> Draw | None:
+def _bars(results: Results, title: Pair, clusters: Mapping[str, str]) -> DrawPanel | None:
     """Bars {cluster: path of a score}: before any edit, then each method with its interval."""
     found = methods(results)
-    if all(mean(m.scores, path) is None for m in found for path in clusters.values()):
+    if all(mean_at(m.scores, path) is None for m in found for path in clusters.values()):
         return None
     width = 0.84 / (len(found) + 1)
 
@@ -248,13 +229,13 @@ def _bars(results: Results, title: Pair, clusters: Mapping[str, str]) -> Draw | 
         for i, path in enumerate(clusters.values()):
             texts, score = path.split(".")
             left = i - 0.42 + width / 2
-            bar(ax, left, mean(found[0].scores, f"{texts}.before.{score}"), None, BEFORE)
+            bar(ax, left, mean_at(found[0].scores, f"{texts}.before.{score}"), None, BEFORE)
             for j, m in enumerate(found, 1):
-                ends = interval(dig(m.scores, f"{texts}.ci95.{score}"))
-                bar(ax, left + j * width, mean(m.scores, path), ends, m.color)
+                ends = interval_ends(value_at(m.scores, f"{texts}.ci95.{score}"))
+                bar(ax, left + j * width, mean_at(m.scores, path), ends, m.color)
         ax.set_ylim(0, 1.1)
         percent_axis(ax.yaxis)
-        dress(ax, title)
+        style_axes(ax, title)
         ax.set_xticks(range(len(clusters)), clusters, color=INK, fontsize=10.5)
         for name, color in [("before", BEFORE), *((f"after {m.name}", m.color) for m in found)]:
             ax.bar([0], [0], color=color, label=name.replace("$", r"\$"))

@@ -11,19 +11,11 @@ from typing import Any
 from mend_jax.errors import DataError
 from mend_jax.evaluation.reports import run_plots
 from mend_jax.evaluation.reports.example_cards import choices, example_card, gallery
-from mend_jax.evaluation.reports.formatting import DASH, text, visible
-from mend_jax.evaluation.reports.html_pages import environment
-from mend_jax.evaluation.reports.run_plots import (
-    Lines,
-    Method,
-    Results,
-    dig,
-    interval,
-    label,
-    mean,
-    number,
-)
+from mend_jax.evaluation.reports.formatting import DASH, display_name, format_value, printable
+from mend_jax.evaluation.reports.html_pages import page_environment
+from mend_jax.evaluation.reports.run_plots import Lines, Method, Results
 from mend_jax.evaluation.reports.sequential_plots import retention_png, retention_table
+from mend_jax.evaluation.reports.values import finite_number, interval_ends, mean_at, value_at
 from mend_jax.io.json_values import parse_json
 from mend_jax.io.writers import JsonLines, write_bytes, write_text
 
@@ -102,8 +94,8 @@ def write(workdir: Path) -> Path:
     Raises:
       DataError: results.json is missing, or it or examples.json is not JSON of the right kind.
     """
-    results = visible(_read(workdir / "results.json", dict))
-    examples = visible(_read(workdir / "examples.json", list, []))
+    results = printable(_read(workdir / "results.json", dict))
+    examples = printable(_read(workdir / "examples.json", list, []))
     lines = [x for x in JsonLines(workdir / "metrics.jsonl").read() if isinstance(x, dict)]
     pictures = draw(results, lines)
     for name, png in pictures.items():
@@ -127,74 +119,83 @@ def draw(results: Results, lines: Lines) -> dict[str, bytes]:
 def page(results: Results, examples: Sequence[Any], pictures: Mapping[str, bytes]) -> str:
     """The HTML page, pictures inside; every text from outside is escaped."""
     found = run_plots.methods(results)
-    config = json.dumps(dig(results, "config") or {}, indent=2, sort_keys=True, ensure_ascii=False)
+    config = json.dumps(
+        value_at(results, "config") or {}, indent=2, sort_keys=True, ensure_ascii=False
+    )
     shown = [example_card(e) for e in examples if isinstance(e, Mapping)]
     view = {
-        "title": f"Run of {text(dig(results, 'config_name') or 'an editor')}",
-        "n": text(dig(results, "eval.n"), "count"),
-        "base": text(dig(results, "base.spec")),
+        "title": f"Run of {format_value(value_at(results, 'config_name') or 'an editor')}",
+        "n": format_value(value_at(results, "eval.n"), "count"),
+        "base": format_value(value_at(results, "base.spec")),
         "tiles": tiles(results),
         "facts": facts(results),
         "methods": found,
         "tables": tables(found),
-        "facts_per_edit": number(dig(results, "eval.facts_per_edit")) or 1,
+        "facts_per_edit": finite_number(value_at(results, "eval.facts_per_edit")) or 1,
         "in_turn": retention_table(found),
         "relations": relations(results),
         "choices": choices(shown),
         "worked": [e for e in shown if e["good"]],
-        "failed": gallery([e for e in shown if not e["good"]], dig(results, "eval.faults")),
-        "config": config if dig(results, "config") else "",
+        "failed": gallery([e for e in shown if not e["good"]], value_at(results, "eval.faults")),
+        "config": config if value_at(results, "config") else "",
         "pictures": {k: base64.b64encode(png).decode("ascii") for k, png in pictures.items()},
         "DASH": DASH,
     }
-    return environment().get_template("report.html.j2").render(view)
+    return page_environment().get_template("report.html.j2").render(view)
 
 
 def tiles(results: Results) -> list[dict[str, str]]:
     """The headline numbers, those there are."""
     found = []
     for kind, path, name, note in _TILES:
-        if (value := number(dig(results, f"eval.{path}"))) is not None:
+        if (value := finite_number(value_at(results, f"eval.{path}"))) is not None:
             head, _, tail = path.partition(".")
-            before = dig(results, f"eval.{head}.before.{tail}")
-            if number(before) is not None:
-                note = f"{note}; before the edit {text(before, kind)}"
-            found.append({"value": text(value, kind), "name": name, "note": note})
+            before = value_at(results, f"eval.{head}.before.{tail}")
+            if finite_number(before) is not None:
+                note = f"{note}; before the edit {format_value(before, kind)}"
+            found.append({"value": format_value(value, kind), "name": name, "note": note})
     return found
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
     """What was run, on what, for how long."""
-    seed = dig(results, "config.seed")
+    seed = value_at(results, "config.seed")
     splits = [
-        f"{text(dig(results, f'data.{k}'), 'count')} {k}"
+        f"{format_value(value_at(results, f'data.{k}'), 'count')} {k}"
         for k in ("train", "validation", "test")
-        if dig(results, f"data.{k}") is not None
+        if value_at(results, f"data.{k}") is not None
     ]
-    steps, best = (text(dig(results, f"training.{k}"), "count") for k in ("steps", "kept_step"))
+    steps, best = (
+        format_value(value_at(results, f"training.{k}"), "count") for k in ("steps", "kept_step")
+    )
     rows = [
-        ("Config", dig(results, "config_name")),
+        ("Config", value_at(results, "config_name")),
         ("Base model", _with_print(results, "base", "spec")),
         ("Data", _with_print(results, "data", "name")),
         ("Facts", ", ".join(splits)),
-        ("Left out", _pairs(dig(results, "data.left_out"))),
-        ("Seed", dig(results, "config.train.seed") if seed is None else seed),
+        ("Left out", _pairs(value_at(results, "data.left_out"))),
+        ("Seed", value_at(results, "config.train.seed") if seed is None else seed),
         ("Steps", f"{steps}, of which step {best} was kept" if best != DASH else steps),
-        ("Stopped early", dig(results, "training.stopped")),
-        ("Warnings in training", _pairs(dig(results, "training.warnings"))),
-        ("Editor's parameters", text(dig(results, "training.editor_parameters"), "count")),
-        ("Training time", text(dig(results, "training.seconds"), "time")),
+        ("Stopped early", value_at(results, "training.stopped")),
+        ("Warnings in training", _pairs(value_at(results, "training.warnings"))),
+        (
+            "Editor's parameters",
+            format_value(value_at(results, "training.editor_parameters"), "count"),
+        ),
+        ("Training time", format_value(value_at(results, "training.seconds"), "time")),
         ("Waiting for input", input_time(results)),
-        ("Time in all", text(dig(results, "seconds_total"), "time")),
-        ("Machine", dig(results, "hardware")),
-        ("Versions", _pairs(dig(results, "versions"))),
+        ("Time in all", format_value(value_at(results, "seconds_total"), "time")),
+        ("Machine", value_at(results, "hardware")),
+        ("Versions", _pairs(value_at(results, "versions"))),
     ]
     return [(name, str(value)) for name, value in rows if value not in (None, "", [], {}, DASH)]
 
 
 def input_time(results: Results) -> str:
     """How long a training step waited for its batch."""
-    steps, waited = (number(dig(results, f"training.{k}")) for k in ("steps", "input_seconds"))
+    steps, waited = (
+        finite_number(value_at(results, f"training.{k}")) for k in ("steps", "input_seconds")
+    )
     return f"{1000 * waited / steps:.2g} ms a step" if steps and waited is not None else DASH
 
 
@@ -205,7 +206,7 @@ def tables(found: Sequence[Method]) -> list[dict[str, Any]]:
     """
     made, told = [], set()
     for where, name, note, scores in _GROUPS if found else ():
-        rows = [row(found, where, score) for score in scores]
+        rows = [panels_png(found, where, score) for score in scores]
         rows = [r for r in rows if any(c["text"] != DASH for c in r["cells"])]
         for r in rows:
             r["about"] = "" if r["name"] in told else r["about"]
@@ -215,48 +216,57 @@ def tables(found: Sequence[Method]) -> list[dict[str, Any]]:
     return made
 
 
-def row(found: Sequence[Method], where: str, score: Sequence[Any]) -> dict[str, Any]:
+def panels_png(found: Sequence[Method], where: str, score: Sequence[Any]) -> dict[str, Any]:
     """A score of every method, with its interval; the best of several on one test set is marked.
 
     Unedited it is that of the first method which has one: of the run's own test set if it can be.
     """
     kind, name, key, about, more = score
-    values = [number(dig(m.scores, where + key)) for m in found]
+    values = [finite_number(value_at(m.scores, where + key)) for m in found]
     finite = {v for v, m in zip(values, found, strict=True) if v is not None and not m.further}
     best = (max if more else min)(finite) if more is not None and len(finite) > 1 else None
     cells = []
     for m, value in zip(found, values, strict=True):
-        ends = interval(dig(m.scores, f"{where}ci95.{key}" if where else f"{key}_ci95"))
-        between = "–".join(text(end, kind).rstrip("%") for end in ends or ())
+        ends = interval_ends(value_at(m.scores, f"{where}ci95.{key}" if where else f"{key}_ci95"))
+        between = "–".join(format_value(end, kind).rstrip("%") for end in ends or ())
         marked = value is not None and value == best and not m.further
-        cells.append({"text": text(value, kind), "ci": between, "best": marked})
-    unedited = (dig(m.scores, f"{where}before.{key}") for m in found)
+        cells.append({"text": format_value(value, kind), "ci": between, "best": marked})
+    unedited = (value_at(m.scores, f"{where}before.{key}") for m in found)
     before = next((value for value in unedited if value is not None), None)
-    return {"name": name, "about": about, "before": text(before, kind), "cells": cells}
+    return {"name": name, "about": about, "before": format_value(before, kind), "cells": cells}
 
 
 def relations(results: Results) -> list[dict[str, Any]]:
     """Scores by relation, the best understood first."""
-    scores = dig(results, "eval.by_relation") or {}
-    order = sorted(scores, key=lambda name: (-(mean(scores[name], "rephrase") or 0), name))
+    scores = value_at(results, "eval.by_relation") or {}
+    order = sorted(scores, key=lambda name: (-(mean_at(scores[name], "rephrase") or 0), name))
     made = []
     for name in order:
-        bars = {k: number(dig(scores[name], k)) for k in ("edit", "rephrase")}
-        bars = {k: {"text": text(v, "percent"), "width": 100 * (v or 0)} for k, v in bars.items()}
-        n, kl = text(dig(scores[name], "n"), "count"), text(dig(scores[name], "kl"))
-        made.append({"name": label(name), "n": n, "kl": kl} | bars)
+        bars = {k: finite_number(value_at(scores[name], k)) for k in ("edit", "rephrase")}
+        bars = {
+            k: {"text": format_value(v, "percent"), "width": 100 * (v or 0)}
+            for k, v in bars.items()
+        }
+        n, kl = (
+            format_value(value_at(scores[name], "n"), "count"),
+            format_value(value_at(scores[name], "kl")),
+        )
+        made.append({"name": display_name(name), "n": n, "kl": kl} | bars)
     return made
 
 
 def _with_print(results: Results, group: str, name: str) -> str:
-    value, fingerprint = dig(results, f"{group}.{name}"), dig(results, f"{group}.fingerprint")
+    value, fingerprint = (
+        value_at(results, f"{group}.{name}"),
+        value_at(results, f"{group}.fingerprint"),
+    )
     return f"{value or ''} ({fingerprint})" if fingerprint else value or ""
 
 
 def _pairs(value: Any) -> str:
     if not isinstance(value, Mapping):
         return str(value or "")
-    return ", ".join(f"{label(k)} {v}" for k, v in value.items())
+    return ", ".join(f"{display_name(k)} {v}" for k, v in value.items())
 
 
 def _read(path: Path, kind: type, default: Any = None) -> Any:

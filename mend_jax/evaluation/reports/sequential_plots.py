@@ -8,22 +8,24 @@ from typing import Any
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from mend_jax.evaluation.reports.formatting import text
+from mend_jax.evaluation.reports.formatting import format_value
 from mend_jax.evaluation.reports.plot_style import (
     EDITOR,
     FAR,
     INK,
     NEAR,
     PARAPHRASE,
-    Draw,
+    SMALLEST_KL,
+    DrawPanel,
     Pair,
-    dress,
     legend,
     log_axis,
+    panels_png,
     percent_axis,
-    row,
+    style_axes,
 )
-from mend_jax.evaluation.reports.run_plots import SMALLEST_KL, Method, Results, dig, methods, number
+from mend_jax.evaluation.reports.run_plots import Method, Results, methods
+from mend_jax.evaluation.reports.values import finite_number, value_at
 
 _WINDOWS = {
     "first.success": ("the first edits", EDITOR),
@@ -49,14 +51,14 @@ Curve = tuple[list[float], list[float]]
 
 def in_turn(scores: Any) -> list[Mapping[str, Any]]:
     """What an evaluation says after each number of edits, the fewest first."""
-    found = dig(scores, "sequential")
-    each = [v for v in found.values() if number(dig(v, "edits"))] if found else []
+    found = value_at(scores, "sequential")
+    each = [v for v in found.values() if finite_number(value_at(v, "edits"))] if found else []
     return sorted(each, key=lambda v: v["edits"])
 
 
 def curve(scores: Any, path: str) -> Curve:
     """Numbers of edits, and a score after so many."""
-    pairs = [(number(v["edits"]), number(dig(v, path))) for v in in_turn(scores)]
+    pairs = [(finite_number(v["edits"]), finite_number(value_at(v, path))) for v in in_turn(scores)]
     pairs = [pair for pair in pairs if None not in pair]
     return [k for k, _ in pairs], [value for _, value in pairs]
 
@@ -78,12 +80,12 @@ def retention_png(results: Results) -> bytes | None:
     if len(found) > 1:
         by_method = {m.name: (curve(m.scores, "all.success"), m.color) for m in found}
         panels.append(curves(by_method, ("By method", "right answers, of all edits so far")))
-    return row(panels, 15 if len(panels) > 2 else 13, 4.8)
+    return panels_png(panels, 15 if len(panels) > 2 else 13, 4.8)
 
 
 def curves(
     named: Mapping[str, tuple[Curve, str]], title: Pair, percent: bool = True
-) -> Draw | None:
+) -> DrawPanel | None:
     """Curves {name: (curve, colour)} against numbers of edits; shares, or KL on a log axis."""
     named = {name: found for name, found in named.items() if found[0][0]}
     if not named:
@@ -106,7 +108,7 @@ def curves(
             y = [max(v, SMALLEST_KL) for (_, values), _ in named.values() for v in values]
             ax.set_yscale("log")
             log_axis(ax.yaxis, min(y), max(y))
-        dress(ax, title, "edits made, one after the other", "both")
+        style_axes(ax, title, "edits made, one after the other", "both")
         legend(ax, loc="best")
 
     return draw
@@ -118,8 +120,8 @@ def retention_table(found: Sequence[Method]) -> dict[str, Any]:
         {
             "name": m.name,
             "rows": [
-                {"edits": text(v["edits"], "count"),
-                 "cells": [text(dig(v, path), kind) for _, kind, path in _COLUMNS]}
+                {"edits": format_value(v["edits"], "count"),
+                 "cells": [format_value(value_at(v, path), kind) for _, kind, path in _COLUMNS]}
                 for v in in_turn(m.scores)
             ],
         }
