@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from benchmarks.workload import Workload
 from mend_jax.models import WeightSpec
-from mend_jax.models.abstract_model import Outline
+from mend_jax.models.abstract_model import AbstractModel
 
 _BLOCK = re.compile(r"block_(\d+)/(.*)/kernel")
 _BELOW = ("attn/", "mlp/gate", "mlp/up")  # of the lowest edited block: nothing is asked below them
@@ -58,7 +58,7 @@ class Sizes(NamedTuple):
     weights: tuple[WeightSpec, ...]
 
 
-def sizes_of(sketch: Outline) -> Sizes:
+def sizes_of(sketch: AbstractModel) -> Sizes:
     """The sizes of a model of one stack."""
     trunk, top = 0, {}
     for path, shape in sketch.shapes().items():
@@ -160,7 +160,7 @@ def texts_of(w: Workload) -> tuple[Texts, Texts, Texts]:
     )
 
 
-def training_step(w: Workload, sketch: Outline) -> dict[str, int]:
+def training_step(w: Workload, sketch: AbstractModel) -> dict[str, int]:
     """Operations of one training step by part; their sum is what is needed."""
     s = sizes_of(sketch)
     edit, asked, far = texts_of(w)
@@ -182,7 +182,7 @@ def _differentiated(s: Sizes, edit: Texts, texts: Texts) -> int:
     return passes + 4 * s.head * texts.places + sum(edited_products(s, edit, texts))
 
 
-def edit_alone(w: Workload, sketch: Outline) -> int:
+def edit_alone(w: Workload, sketch: AbstractModel) -> int:
     """Operations of making the edits, from tokens."""
     s, (edit, *_) = sizes_of(sketch), texts_of(w)
     own = trunk_pass(s, edit) + top_forward(s, edit) + top_backward(s, edit)
@@ -191,7 +191,7 @@ def edit_alone(w: Workload, sketch: Outline) -> int:
     )
 
 
-def forward(w: Workload, sketch: Outline) -> int:
+def forward(w: Workload, sketch: AbstractModel) -> int:
     """Operations of the unedited model on all texts of a step, once."""
     s, total = sizes_of(sketch), 0
     for texts in texts_of(w):

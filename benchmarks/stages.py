@@ -34,7 +34,7 @@ def programs(b: Built) -> dict[str, Timed]:
     gradient. Of their own: `edit alone` (from the tokens of the facts), `forward` (the unedited
     model on all texts), `evaluation` (edit, and score all texts before and after).
     """
-    module, weights = b.outline.module, b.outline.weights
+    module, weights = b.abstract_model.module, b.abstract_model.weights
     names = list(b.batch)
 
     def trunk(base, batch):
@@ -89,7 +89,7 @@ def with_states(b: Built) -> Built:
     names = list(b.batch)
 
     def states(base, batch):
-        return shared_trunk_states(b.outline.module, base, [batch[name] for name in names])
+        return shared_trunk_states(b.abstract_model.module, base, [batch[name] for name in names])
 
     abstract = isinstance(jax.tree.leaves(b.base)[0], jax.ShapeDtypeStruct)
     found = (jax.eval_shape if abstract else lambda f, *x: jax.jit(f)(*x))(states, b.base, b.batch)
@@ -99,7 +99,7 @@ def with_states(b: Built) -> Built:
 def train_step(b: Built) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The jitted training step and what it takes; it reuses (donates) the state."""
     step = make_train_step(
-        b.editor, b.tx, model=b.outline.module, weights=b.outline.weights,
+        b.editor, b.tx, model=b.abstract_model.module, weights=b.abstract_model.weights,
         c_edit=success_weight(0.1, 0.1, 1), c_loc=1.0,
     )  # fmt: skip
     return step, (b.state, b.base, b.batch, np.int32(1))

@@ -18,7 +18,7 @@ import optax
 from mend_jax.core.token_batch import Sequences
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.hub.published_configs import PUBLISHED
-from mend_jax.models.abstract_model import DTYPES, Outline, outline
+from mend_jax.models.abstract_model import DTYPES, AbstractModel, abstract_model
 from mend_jax.models.params import nest
 from mend_jax.training.optimizer import make_optimizer
 from mend_jax.training.step import TrainState, init_state
@@ -48,7 +48,7 @@ class Workload:
       rank: of the editor.
       dtype: of the base.
       remat: see `model.remat`.
-      text_chunk, head_chunk: see those of `model`.
+      text_chunk, logits_chunk: see those of `model`.
       layers: blocks of the model; 0: as published.
     """
 
@@ -64,7 +64,7 @@ class Workload:
     dtype: str = "float32"
     remat: bool = False
     text_chunk: int = 0
-    head_chunk: int = 0
+    logits_chunk: int = 0
     layers: int = 0
 
     @property
@@ -73,7 +73,7 @@ class Workload:
 
 
 ACCELERATOR = tuple(
-    Workload(model, independent=n, dtype="bfloat16", head_chunk=21)
+    Workload(model, independent=n, dtype="bfloat16", logits_chunk=21)
     for model, n in (("gpt2-xl", 64), ("gpt-j", 32), ("llama3-8b", 32))
 )
 """Sizes for one accelerator of 80 GB: edits enough to fill it, a third of far logits at once."""
@@ -84,7 +84,7 @@ class Built:
     """What the timed functions take."""
 
     workload: Workload
-    outline: Outline
+    abstract_model: AbstractModel
     base: Any
     editor: EditTransform
     tx: optax.GradientTransformation
@@ -92,7 +92,7 @@ class Built:
     batch: dict[str, Sequences]
 
 
-def random_base(sketch: Outline, dtype: str, seed: int = 0) -> Any:
+def random_base(sketch: AbstractModel, dtype: str, seed: int = 0) -> Any:
     """Nested parameters N(0, 0.02), made where they are used; the scales of norms are one."""
 
     def leaf(path: str, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
@@ -127,9 +127,9 @@ def _with_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
 def build(w: Workload, shapes_only: bool = False) -> Built:
     """Model, editor, optimiser and one batch; with `shapes_only` no array of them is made."""
     published = _with_layers(PUBLISHED[MODELS[w.model]], w.layers)
-    sketch = outline(
+    sketch = abstract_model(
         published, dtype=w.dtype, remat=w.remat, text_chunk=w.text_chunk,
-        head_chunk=w.head_chunk,
+        logits_chunk=w.logits_chunk,
     )  # fmt: skip
     editor = make_editor("mend", dict(rank=w.rank))
     tx = make_optimizer(

@@ -25,9 +25,9 @@ from mend_jax.data.rows import SPLITS
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation.claim_scores import score_claims, summarise_claims
 from mend_jax.hub.language_model import LanguageModel, load_model
-from mend_jax.hub.merged_export import save_checkpoint
+from mend_jax.hub.merged_export import save_parameters
 from mend_jax.io.writers import JsonLines, is_remote, write_json, write_text
-from mend_jax.models.classifier import HEAD
+from mend_jax.models.classifier import CLASSIFIER_HEAD
 from mend_jax.models.params import count, unstack_trunk
 from mend_jax.parallel import distributed
 from mend_jax.training import checkpoints
@@ -93,7 +93,7 @@ def _finetune(
         say(headline(finished))
         return finished
     model = load_model(
-        config.model.spec, last_n_blocks=config.model.last_n_blocks, fresh=HEAD
+        config.model.spec, last_n_blocks=config.model.last_n_blocks, new_parameters=CLASSIFIER_HEAD
     )  # fmt: skip
     dataset = data.load(config.data.name, config.data.dir or None, model=model)
     texts = encode_splits(config, dataset, model)
@@ -109,7 +109,7 @@ def _finetune(
         best, steps = train(config, model, texts, log, stop)
     trained_in = time.monotonic() - started
     params = {**model.params, **jax.device_get(best.params)}
-    save_checkpoint(workdir / "model", model, params)
+    save_parameters(workdir / "model", model, params)
     per_batch = config.eval.batch_size
     scored = {
         name: score_claims(model.module, params, seqs, per_batch)

@@ -29,7 +29,7 @@ def of_logits(
     A gradient flows to the last of `states` alone: what it is compared with, and the head, are
     constants. A position's value depends on its own states only, so its derivative by them is made
     in the forward pass, while its logits are there, and no logits are kept for a backward pass.
-    With `model.head_chunk` those of so many positions a text are there at a time, at no further
+    With `model.logits_chunk` those of so many positions a text are there at a time, at no further
     operations: with 128k tokens in a vocabulary the logits of all would be the largest arrays of a
     step.
 
@@ -52,7 +52,7 @@ def _of_last(model: EditableModel, fn: Callable[..., Any], last: jax.Array, fixe
     def some(pieces: Any) -> Any:
         return _judge(model, fn, params, *pieces)
 
-    return in_pieces(some, model.head_chunk, (last, others, aligned), axis=2)
+    return in_pieces(some, model.logits_chunk, (last, others, aligned), axis=2)
 
 
 def _judge(
@@ -84,7 +84,7 @@ def _of_last_forward(
         value, pull, values = jax.vjp(first, last, has_aux=True)
         return values, pull(jnp.ones_like(value))[0]
 
-    return in_pieces(some, model.head_chunk, (last, others, aligned), axis=2)
+    return in_pieces(some, model.logits_chunk, (last, others, aligned), axis=2)
 
 
 def _of_last_backward(

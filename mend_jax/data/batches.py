@@ -133,7 +133,7 @@ def _gather(rows: EncodedRows, pick: np.ndarray, valid: np.ndarray) -> Batch:
         batch["near_index"] = rows.index[near]
     scored = {"near": clear, "edit": valid | ~valid.any(-1, keepdims=True)}
     for name, texts in rows.texts.items():
-        taken = text_encoding.take(texts, near if name == "near" else pick)
+        taken = text_encoding.take_rows(texts, near if name == "near" else pick)
         if name in scored and not scored[name].all():
             taken = taken.replace(score_mask=taken.score_mask & scored[name][..., None])
         batch[name] = _one_axis(taken) if name in MORE else taken

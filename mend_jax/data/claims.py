@@ -34,7 +34,7 @@ def encode_claims(
         for field in fields:
             try:
                 found.append(
-                    CLASSIFIER.qa(tokenizer, row[field], row["truth"], max_len, max_target=1)
+                    CLASSIFIER.fact(tokenizer, row[field], row["truth"], max_len, max_target=1)
                 )
             except DataError as e:
                 left, reason = left + 1, e
@@ -42,7 +42,7 @@ def encode_claims(
         raise DataError(f"none of the {len(rows)} claims can be used; the last: {reason}")
     if left:
         _LOG.warning("left out %d of %d claims; the last: %s", left, left + len(found), reason)
-    return text_encoding.stack(found)
+    return text_encoding.stack_batches(found)
 
 
 def widths(seqs: Sequences) -> np.ndarray:
@@ -53,7 +53,7 @@ def widths(seqs: Sequences) -> np.ndarray:
 def take(seqs: Sequences, index: np.ndarray) -> Sequences:
     """Some texts, cut to the widest of them."""
     width = int(widths(seqs)[index].max())
-    some = text_encoding.take(seqs, index)
+    some = text_encoding.take_rows(seqs, index)
     return some.replace(tokens=some.tokens[:, :width], mask=some.mask[:, :width])
 
 

@@ -15,7 +15,7 @@ from mend_jax.core.token_batch import Sequences
 from mend_jax.data.subjects import with_subjects
 from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
-from mend_jax.hub.input_formats import CAUSAL, Form
+from mend_jax.hub.input_formats import CAUSAL, InputFormat
 
 # The sets of texts of a row; training uses these.
 TEXTS = ("edit", "rephrase", "near", "far")
@@ -67,7 +67,7 @@ def encode_rows(
     rows: Sequence[Mapping[str, Any]],
     tokenizer: text_encoding.Tokenizer,
     lengths: Lengths,
-    form: Form = CAUSAL,
+    form: InputFormat = CAUSAL,
     more: bool = False,
 ) -> EncodedRows:
     """Tokenise every row once; rows that do not fit the lengths are left out and counted.
@@ -126,7 +126,7 @@ def how_many(
     count: int,
     tokenizer: text_encoding.Tokenizer,
     lengths: Lengths,
-    form: Form = CAUSAL,
+    form: InputFormat = CAUSAL,
 ) -> int:
     """How many of the rows, from the first on, hold `count` that fit the lengths; all if none do.
 
@@ -166,7 +166,7 @@ class _Asked:
     row: Mapping[str, Any]
     tokenizer: text_encoding.Tokenizer
     lengths: Lengths
-    form: Form
+    form: InputFormat
 
     def question(self, text: str) -> str:
         return self.lengths.template.replace("{}", text)
@@ -174,7 +174,7 @@ class _Asked:
     def qa(self, prompt: str, target: str) -> Sequences:
         size = (self.lengths.max_len, self.lengths.max_target)
         asked = self.question(prompt)
-        return self.form.qa(
+        return self.form.fact(
             self.tokenizer, asked, target, *size, append_eos=self.lengths.append_eos
         )
 
@@ -187,14 +187,14 @@ class _Asked:
         if not answer:
             return self.form.text(self.tokenizer, text, length)
         asked = self.question(text)
-        return self.form.pair(self.tokenizer, asked, answer, length, self.lengths.max_target)
+        return self.form.far_pair(self.tokenizer, asked, answer, length, self.lengths.max_target)
 
     def far_answer(self) -> Sequences | None:
         """The far question with its answer's tokens scored alone, where `far` scores every token.
 
         A question too long for it is not scored.
         """
-        if not self.row.get("far_answer") or self.form.pair_is_near:
+        if not self.row.get("far_answer") or self.form.far_pair_is_near:
             return None
         try:
             return self.answer(self.row["far"], self.row["far_answer"])
@@ -205,7 +205,7 @@ class _Asked:
         """An unrelated question of which the answer's tokens alone are scored."""
         size = (self.lengths.far_len, self.lengths.max_target)
         asked = self.question(prompt)
-        return self.form.qa(self.tokenizer, asked, answer, *size, append_eos=False)
+        return self.form.fact(self.tokenizer, asked, answer, *size, append_eos=False)
 
     def several(self, make: Any, prompts: Sequence[str], answers: Sequence[str]) -> list[Sequences]:
         found = []
@@ -239,13 +239,13 @@ _MAKERS: dict[str, Any] = {
 def _stack(items: Sequence[Any]) -> Sequences | None:
     """[N, ...] of one text a row, [N, k, ...] of lists filled up to k; None of nothing."""
     if not isinstance(items[0], list):
-        return None if items[0] is None else text_encoding.stack(items)
+        return None if items[0] is None else text_encoding.stack_batches(items)
     most = max(map(len, items))
     if not most:
         return None
     nothing = _nothing(next(item[0] for item in items if item))
-    return text_encoding.stack(
-        [text_encoding.stack([*item, *[nothing] * (most - len(item))]) for item in items]
+    return text_encoding.stack_batches(
+        [text_encoding.stack_batches([*item, *[nothing] * (most - len(item))]) for item in items]
     )
 
 

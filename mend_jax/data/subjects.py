@@ -45,7 +45,7 @@ def with_subjects(
     prompts: Mapping[str, Sequence[str]],
     subjects: Sequence[str],
 ) -> dict[str, Sequences]:
-    """Sets of texts [N] that `encode_qa` made of prompts, with the places of their subjects.
+    """Sets of texts [N] that `encode_fact` made of prompts, with the places of their subjects.
 
     Where a prompt does not name its subject it is the prompt's last token; where none of any set
     does the texts stay without.
@@ -56,7 +56,7 @@ def with_subjects(
     }
     if all(at is None for places in found.values() for at in places):
         return {name: texts[name] for name in prompts}
-    marks = len(tokenizer.marks[0])
+    marks = len(tokenizer.boundary_tokens[0])
     marked = {}
     for name, places in found.items():
         last = texts[name].score_pos[:, 0]

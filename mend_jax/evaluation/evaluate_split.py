@@ -173,7 +173,7 @@ def evaluate(
             else:
                 written = write(model.params, asked, under)
             for name, ids in zip(names, gather(written), strict=True):
-                answers[name + suffix] = [model.decode_answer(row) for row in ids[valid]]
+                answers[name + suffix] = [model.decode_output(row) for row in ids[valid]]
         found = valid_scores(scores, valid)
         if "near_index" in placed:  # of edits of several facts; see `_beside`
             found["near", "row"] = gather(placed["near_index"])[valid].astype(np.float32)
@@ -182,7 +182,7 @@ def evaluate(
     scores, answers = log.scores(), log.answers()
     near = scores.pop(("near", "row"), log.index())
     chosen = [_beside(rows[i], rows[int(j)]) for i, j in zip(log.index(), near, strict=True)]
-    scores |= generated_scores(answers, chosen, scores if model.judges else None)
+    scores |= generated_scores(answers, chosen, scores if model.is_classifier else None)
     unseen = np.asarray([bool(r.get("rephrase_unseen", False)) for r in chosen])
     summary = metrics.summarise_edits(
         scores, sets, {"rephrase_seen": ~unseen, "rephrase_unseen": unseen}

@@ -27,7 +27,7 @@ from mend_jax.data.text_normalisation import key_hash
 from mend_jax.errors import DataError
 from mend_jax.evaluation.metrics import mean_interval
 from mend_jax.hub import text_encoding
-from mend_jax.hub.input_formats import form_of
+from mend_jax.hub.input_formats import input_format
 from mend_jax.models.base import EditableModel
 from mend_jax.parallel.layout import per_edit, vmap_edits
 
@@ -97,8 +97,8 @@ def load_ability_texts(
             "a classifier writes no text: it has no perplexity and recalls no facts; ask for its "
             "general ability with none of these probes"
         )
-    form, held = form_of(module), data.load("wikitext", root, folder).split("test")
-    marks = sum(map(len, tokenizer.marks))
+    form, held = input_format(module), data.load("wikitext", root, folder).split("test")
+    marks = sum(map(len, tokenizer.boundary_tokens))
     passages = sorted(
         (held[i]["far"] for i in range(len(held))), key=lambda far: key_hash("ability", seed, far)
     )
@@ -109,7 +109,7 @@ def load_ability_texts(
         if len(facts) == n_facts:
             break
         try:
-            asked = form.qa(
+            asked = form.fact(
                 tokenizer, statement.prompt, statement.answer, fact_len, answer_len, False
             )
         except DataError:
@@ -121,7 +121,7 @@ def load_ability_texts(
     ):
         if not 0 < wanted <= len(found):
             raise DataError(f"{wanted} {what} of {length} are wanted, and there are {len(found)}")
-    return AbilityTexts(text_encoding.stack(texts), text_encoding.stack(facts))
+    return AbilityTexts(text_encoding.stack_batches(texts), text_encoding.stack_batches(facts))
 
 
 def base_ability(

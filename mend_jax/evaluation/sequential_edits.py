@@ -27,7 +27,7 @@ from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.scoring import answer_scores, locality_scores
 from mend_jax.evaluation.sequential_state import SequentialState
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.hub.text_encoding import take
+from mend_jax.hub.text_encoding import take_rows
 from mend_jax.io.writers import Progress
 from mend_jax.models.base import EditableModel
 from mend_jax.parallel import distributed
@@ -160,7 +160,7 @@ def evaluate_sequential_edits(
         so_far_facts = np.arange(k * facts_per_edit)
         facts = None
         if editor.reader is not None:
-            facts = take(texts["edit"], so_far_facts[None])
+            facts = take_rows(texts["edit"], so_far_facts[None])
             facts = facts, trunk(model.params, facts)
         asked = np.unique(np.concatenate([*windows(len(so_far_facts), WINDOW, MOST).values()]))
         found = {("norm", name): v for name, v in distributed.gather(
@@ -168,7 +168,7 @@ def evaluate_sequential_edits(
         for names, numbers in ((ASKED, asked), (locality_sets(texts), others)):
             parts: dict[tuple[str, str], list[np.ndarray]] = {}
             for block, new in blocks(numbers, AT_ONCE) if names else ():
-                batch = {name: take(texts[name], block[None]) for name in names}
+                batch = {name: take_rows(texts[name], block[None]) for name in names}
                 scored = distributed.gather(score(params, so_far, model.params, facts, batch))
                 for name, group in scored.items():
                     for key, values in group.items():
@@ -183,7 +183,7 @@ def evaluate_sequential_edits(
             if k > start:
                 between()
                 facts = np.arange((k - 1) * facts_per_edit, k * facts_per_edit)
-                one = take(texts["edit"], facts[None])
+                one = take_rows(texts["edit"], facts[None])
                 so_far, state = step(params, state, so_far, model.params, one)
                 progress.update(k, force=k == last)
             if k in waiting:

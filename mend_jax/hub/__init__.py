@@ -12,7 +12,7 @@ For example::
     hub.save_hf("exported", config, flat, specs)
 """
 
-from mend_jax.hub.fingerprint import fingerprint, fingerprint_files, glance
+from mend_jax.hub.fingerprint import fingerprint, fingerprint_files, quick_digests
 from mend_jax.hub.hf_config import read_config
 from mend_jax.hub.hf_export import save_hf
 from mend_jax.hub.sharded_reading import Placement, read_sharded
@@ -24,7 +24,7 @@ __all__ = [
     "Source",
     "fingerprint",
     "fingerprint_files",
-    "glance",
+    "quick_digests",
     "read_config",
     "read_sharded",
     "read_tensors",

@@ -21,9 +21,9 @@ AUTO_CLASSES = {
 """Kind of model -> the class of transformers that opens it."""
 
 
-def refuse_unfit(edit: Edit, model: LanguageModel) -> None:
+def check_single_edit(edit: Edit, model: LanguageModel) -> None:
     """CheckpointError unless this is one edit, for this base; its blocks need not be unrolled."""
-    model.refuse_misfit(edit)
+    model.check_edit(edit)
     for name, delta in edit.deltas.items():
         if any(leaf.ndim != 2 for leaf in jax.tree.leaves(delta)):
             raise CheckpointError(f"{name} holds several edits: export them one by one, edit.at(i)")

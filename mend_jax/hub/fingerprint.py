@@ -53,7 +53,7 @@ def fingerprint_files(
     )
 
 
-def glance(source: Source) -> list[str]:
+def quick_digests(source: Source) -> list[str]:
     """`name size digest` of each file of weights; the digest is of its first and last bytes only.
 
     Tells apart what is likely to differ (another training, a file cut off) in no time.

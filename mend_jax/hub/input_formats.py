@@ -19,25 +19,25 @@ from mend_jax.hub.text_encoding import Tokenizer
 LABELS = ("false", "true")
 
 
-class Form(NamedTuple):
+class InputFormat(NamedTuple):
     """The encoders of a kind of model; arguments as those of `encode`.
 
     Attributes:
-      qa: (tokenizer, prompt, target, max_len, max_target, append_eos) -> Sequences, an edit text.
+      fact: (tokenizer, prompt, target, max_len, max_target, append_eos) -> Sequences, an edit text.
       near: (tokenizer, prompt, answer, max_len, max_target) -> Sequences, a fact to keep; where the
         answer is "" only what the model says next is scored.
       text: (tokenizer, text, length) -> Sequences, plain text.
-      pair: (tokenizer, prompt, answer, length, max_target) -> Sequences, an unrelated question.
+      far_pair: (tokenizer, prompt, answer, length, max_target) -> Sequences, an unrelated question.
         Scored as the paper says (section 3.2): every token of it by a language model, the answer's
         tokens by an encoder-decoder, the judgement by a classifier.
-      pair_is_near: whether `pair` scores what `near` does.
+      far_pair_is_near: whether `far_pair` scores what `near` does.
     """
 
-    qa: Callable[..., Sequences]
+    fact: Callable[..., Sequences]
     near: Callable[..., Sequences]
     text: Callable[..., Sequences]
-    pair: Callable[..., Sequences]
-    pair_is_near: bool = True
+    far_pair: Callable[..., Sequences]
+    far_pair_is_near: bool = True
 
 
 def _whole_pair(tokenizer, prompt, answer, length, max_target):
@@ -46,8 +46,8 @@ def _whole_pair(tokenizer, prompt, answer, length, max_target):
     return text_encoding.encode_text(tokenizer, f"{prompt.rstrip()} {answer.strip()}", length)
 
 
-CAUSAL = Form(
-    text_encoding.encode_qa,
+CAUSAL = InputFormat(
+    text_encoding.encode_fact,
     text_encoding.encode_near,
     text_encoding.encode_text,
     _whole_pair,
@@ -55,21 +55,21 @@ CAUSAL = Form(
 )
 
 
-def form_of(module: Any) -> Form:
+def input_format(module: Any) -> InputFormat:
     """The form of a model, by its kind."""
     if module.kind == "seq2seq":
         return seq2seq(module.config.decoder_prompt)
     return {"causal": CAUSAL, "classifier": CLASSIFIER}[module.kind]
 
 
-def seq2seq(start: Sequence[int]) -> Form:
+def seq2seq(start: Sequence[int]) -> InputFormat:
     """The form of an encoder-decoder whose decoder begins with the tokens `start`.
 
     The end of text always belongs to the answer where `near` is scored. Plain text is cut in two:
     the encoder reads the first half, and the second is scored.
     """
 
-    def qa(tokenizer, prompt, target, max_len, max_target, append_eos=True):
+    def fact(tokenizer, prompt, target, max_len, max_target, append_eos=True):
         text_encoding.check_pair(prompt, target)
         return asked(tokenizer, prompt, target, max_len, max_target, append_eos)
 
@@ -92,11 +92,11 @@ def seq2seq(start: Sequence[int]) -> Form:
         half = len(ids) // 2
         if half < 1:
             raise DataError(f"text of {len(ids)} tokens, at least 2 are needed: {text[:60]!r}")
-        before, after = tokenizer.marks
+        before, after = tokenizer.boundary_tokens
         source, width = [*before, *ids[:half], *after], length // 2 + len(before) + len(after)
         return _pad_pair(tokenizer, source, ids[half:], start, width, length - length // 2)
 
-    return Form(qa, near, text, near)
+    return InputFormat(fact, near, text, near)
 
 
 def _pad_pair(tokenizer, source, answer, start, max_len, max_target) -> Sequences:
@@ -112,7 +112,7 @@ def _pad_pair(tokenizer, source, answer, start, max_len, max_target) -> Sequence
 
 
 def _marked(tokenizer: Tokenizer, text: str) -> list[int]:
-    before, after = tokenizer.marks
+    before, after = tokenizer.boundary_tokens
     return [*before, *tokenizer.encode(text), *after]
 
 
@@ -168,4 +168,4 @@ def _classify_text(tokenizer, text, length):
     return text_encoding.pad(tokenizer, ids, 0, [LABELS.index("true")], length, 1)
 
 
-CLASSIFIER = Form(_classify_pair, _classify_near, _classify_text, _classify_near)
+CLASSIFIER = InputFormat(_classify_pair, _classify_near, _classify_text, _classify_near)

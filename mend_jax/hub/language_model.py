@@ -17,7 +17,7 @@ from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.hub.input_formats import LABELS, positions_needed
 from mend_jax.hub.tokenizer import Tokenizer, load_tokenizer
 from mend_jax.models import WeightSpec, editable_weights
-from mend_jax.models.abstract_model import DTYPES, outline
+from mend_jax.models.abstract_model import DTYPES, abstract_model
 from mend_jax.models.base import EditableModel, Inputs, TensorSpec
 from mend_jax.models.generation import generate, most_likely, sampled
 from mend_jax.models.params import nest, stack_trunk, stacked_paths
@@ -54,7 +54,7 @@ class LanguageModel:
     edit: Edit | None = None
 
     @property
-    def judges(self) -> bool:
+    def is_classifier(self) -> bool:
         """Whether it judges claims (a classifier) and writes nothing."""
         return self.module.kind == "classifier"
 
@@ -66,7 +66,7 @@ class LanguageModel:
             editable top.
         """
         if edit is not None:
-            self.refuse_misfit(edit)
+            self.check_edit(edit)
             first = {stack.name: stack.n_trunk for stack in self.module.stacks}
             known = editable_weights(self.family.tensor_specs(self.config))
             below = [n for n in edit.deltas if known[n].block < first[known[n].stack]]
@@ -77,7 +77,7 @@ class LanguageModel:
                 )
         return dataclasses.replace(self, edit=edit)
 
-    def refuse_misfit(self, edit: Edit) -> None:
+    def check_edit(self, edit: Edit) -> None:
         """CheckpointError if the edit was made for other base weights or for another model."""
         if edit.base and edit.base != self.fingerprint:
             raise CheckpointError(
@@ -113,8 +113,8 @@ class LanguageModel:
         Raises:
           DataError: an empty prompt, or one that does not fit the model's context.
         """
-        if self.judges:
-            raise ConfigError(f"{self.spec} is a classifier and writes no text: use `judge`")
+        if self.is_classifier:
+            raise ConfigError(f"{self.spec} is a classifier and writes no text: use `score_claims`")
         many = [prompts] if isinstance(prompts, str) else list(prompts)
         if not many or max_new_tokens < 1:
             raise DataError(
@@ -131,7 +131,7 @@ class LanguageModel:
                 self.module, self.params, _bare(self.edit), inputs, max_new_tokens,
                 self.tokenizer.eos_id, *draw,
             )  # fmt: skip
-        texts = [self.decode_answer(row) for row in np.asarray(out)]
+        texts = [self.decode_output(row) for row in np.asarray(out)]
         return texts[0] if isinstance(prompts, str) else texts
 
     def next_token_log_probs(self, prompts: str | Sequence[str]) -> np.ndarray:
@@ -143,8 +143,8 @@ class LanguageModel:
         Raises:
           DataError: no prompt, an empty one, or one that does not fit the model's context.
         """
-        if self.judges:
-            raise ConfigError(f"{self.spec} is a classifier and writes no text: use `judge`")
+        if self.is_classifier:
+            raise ConfigError(f"{self.spec} is a classifier and writes no text: use `score_claims`")
         many = [prompts] if isinstance(prompts, str) else list(prompts)
         if not many:
             raise DataError("no prompts: give at least one")
@@ -154,10 +154,10 @@ class LanguageModel:
         return found[0] if isinstance(prompts, str) else found
 
     @overload
-    def judge(self, claims: str) -> float: ...
+    def score_claims(self, claims: str) -> float: ...
     @overload
-    def judge(self, claims: Sequence[str]) -> list[float]: ...
-    def judge(self, claims):
+    def score_claims(self, claims: Sequence[str]) -> list[float]: ...
+    def score_claims(self, claims):
         """The probability that each claim is true, by a classifier.
 
         Raises:
@@ -167,7 +167,7 @@ class LanguageModel:
         many = [claims] if isinstance(claims, str) else list(claims)
         if not many:
             raise DataError("no claims to judge: give at least one")
-        if not self.judges:
+        if not self.is_classifier:
             raise ConfigError(f"{self.spec} is not a classifier: use `generate`")
         tokens, mask = self._encode(many, 0)
         with in_force(mesh_of(self.params)):
@@ -175,10 +175,10 @@ class LanguageModel:
         found = np.asarray(jax.nn.softmax(logits_Bx1x2, axis=-1))[:, 0, 1].tolist()
         return found[0] if isinstance(claims, str) else found
 
-    def decode_answer(self, ids: Sequence[int]) -> str:
+    def decode_output(self, ids: Sequence[int]) -> str:
         """Generated ids up to the end-of-text token, as text; a judgement as a word."""
         ids = [int(i) for i in ids]
-        if self.judges:
+        if self.is_classifier:
             return LABELS[ids[0]]
         stop = ids.index(self.tokenizer.eos_id) if self.tokenizer.eos_id in ids else len(ids)
         return self.tokenizer.decode(ids[:stop])
@@ -193,7 +193,7 @@ class LanguageModel:
 
     def _encode(self, prompts: Sequence[str], max_new: int):
         is_causal = self.module.kind == "causal"
-        before, after = self.tokenizer.marks
+        before, after = self.tokenizer.boundary_tokens
         plain = [self.tokenizer.encode(p) for p in prompts]
         rows = [[*before, *row, *([] if is_causal else after)] for row in plain]
         for prompt, text, row in zip(prompts, plain, rows, strict=True):
@@ -247,9 +247,9 @@ def load_model(
     dtype: str = "float32",
     remat: bool = False,
     text_chunk: int = 0,
-    head_chunk: int = 0,
+    logits_chunk: int = 0,
     mesh: jax.sharding.Mesh | None = None,
-    fresh: Sequence[str] = (),
+    new_parameters: Sequence[str] = (),
 ) -> LanguageModel:
     """Loads base weights and tokenizer.
 
@@ -263,21 +263,21 @@ def load_model(
       dtype: of base weights and activations, "float32" or "bfloat16".
       remat: recompute each block's activations in a backward pass instead of keeping them.
       text_chunk: how many texts of an edit pass at once, in training and evaluation; 0: all.
-      head_chunk: of how many positions a text the logits are there at once in training; 0: of all.
+      logits_chunk: logits of this many positions a text at a time in training; 0: of all.
       mesh: where the weights go, as `sharding.BASE_RULES` say; every device reads its own slices
         from the files. None: whole, on the first device.
-      fresh: flat paths of parameters that the files may lack, to be trained: kernels are then drawn
-        from N(0, 0.02^2), the same each time, all others are zero.
+      new_parameters: flat paths of parameters that the files may lack, to be trained: kernels are
+        drawn from N(0, 0.02^2), the same each time, all others are zero.
 
     Raises:
       WeightsError: naming every tensor that is unknown, missing or misshapen.
     """
     source = hub.resolve(spec)
-    sketch = outline(
-        hub.read_config(source), last_n_blocks, edit_roles, dtype, remat, text_chunk, head_chunk
+    sketch = abstract_model(
+        hub.read_config(source), last_n_blocks, edit_roles, dtype, remat, text_chunk, logits_chunk
     )
     family, config, module, weights = sketch
-    specs = [_may_lack(spec, fresh) for spec in family.tensor_specs(config)]
+    specs = [_may_lack(spec, new_parameters) for spec in family.tensor_specs(config)]
     reading = (source, specs, DTYPES[dtype], family.TIED, family.IGNORE)
     params, fingerprint = _read(module, *reading, mesh=mesh, shapes=sketch.shapes())
     return LanguageModel(
@@ -292,9 +292,9 @@ def load_model(
     )
 
 
-def _may_lack(spec: TensorSpec, fresh: Sequence[str]) -> TensorSpec:
-    """The spec, as one that a file may lack where its path is one of `fresh`."""
-    if spec.path not in fresh:
+def _may_lack(spec: TensorSpec, new_parameters: Sequence[str]) -> TensorSpec:
+    """The spec, as one that a file may lack where its path is one of `new_parameters`."""
+    if spec.path not in new_parameters:
         return spec
     std = 0.02 if spec.path.endswith("/kernel") else 0.0
     return dataclasses.replace(spec, optional=True, std=std)
@@ -334,6 +334,6 @@ def _read(
         return nest(hub.read_sharded(source, specs, placements, dtype, tied, ignore)), fingerprint()
     with distributed.together("reading the weights"):
         arrays = hub.read_sharded(source, specs, placements, dtype, tied, ignore)
-        seen = hub.glance(source)
+        seen = hub.quick_digests(source)
     distributed.agree("weight files", seen)
     return nest(arrays), distributed.from_writer("reading the weights", fingerprint)

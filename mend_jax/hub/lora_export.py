@@ -15,7 +15,7 @@ from safetensors.numpy import save as serialise
 from mend_jax.core.recompress import recompress
 from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.errors import CheckpointError
-from mend_jax.hub.export_common import AUTO_CLASSES, readme, refuse_unfit
+from mend_jax.hub.export_common import AUTO_CLASSES, check_single_edit, readme
 from mend_jax.io.writers import write_bytes, write_json, write_text
 from mend_jax.models.base import TensorSpec
 from mend_jax.models.params import flatten
@@ -65,7 +65,7 @@ def save_peft(directory: str | Path, edit: Edit, model: LanguageModel) -> Adapte
     Raises:
       CheckpointError: an edit of another base, of no weight, or several edits.
     """
-    refuse_unfit(edit, model)
+    check_single_edit(edit, model)
     if not edit.deltas:
         raise CheckpointError("the edit changes no weight: there is nothing to make an adapter of")
     low_rank = {name: _low_rank(delta) for name, delta in edit.deltas.items()}
@@ -76,7 +76,7 @@ def save_peft(directory: str | Path, edit: Edit, model: LanguageModel) -> Adapte
         for spec in model.family.tensor_specs(model.config)
         if (name := spec.path.removesuffix("/kernel")) in pairs
     }
-    tensors = _head(model) if model.judges else {}
+    tensors = _head(model) if model.is_classifier else {}
     for name, spec in kernels.items():
         a, b = pairs[name]
         module = _module(spec)
@@ -149,7 +149,7 @@ def _config(
         "alpha_pattern": others,
         "use_rslora": False,
         "fan_in_fan_out": not any(spec.transpose for spec in kernels.values()),
-        "modules_to_save": [_HEAD] if model.judges else None,
+        "modules_to_save": [_HEAD] if model.is_classifier else None,
         "bias": "none",
         "lora_dropout": 0.0,
         "inference_mode": True,

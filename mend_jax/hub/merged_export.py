@@ -11,7 +11,7 @@ import numpy as np
 
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import WeightsError
-from mend_jax.hub.export_common import AUTO_CLASSES, readme, refuse_unfit
+from mend_jax.hub.export_common import AUTO_CLASSES, check_single_edit, readme
 from mend_jax.hub.gguf_files import open_gguf
 from mend_jax.hub.hf_config import read_config
 from mend_jax.hub.hf_export import save_hf
@@ -60,12 +60,12 @@ def save_merged(
     """
     edit = model.edit if edit is None else edit
     if edit is not None:
-        refuse_unfit(edit, model)
+        check_single_edit(edit, model)
     directory = Path(directory)
     if directory.resolve() == resolve(model.spec).path.resolve():
         raise WeightsError(f"{directory} is the folder of the base itself: give another one")
     params = nest(unstack_trunk(jax.device_get(model.params)))
-    save_checkpoint(
+    save_parameters(
         directory, model, params if edit is None else edit.merge(params), max_shard_bytes
     )
     loading = _LOADING.format(auto=AUTO_CLASSES[model.module.kind])
@@ -73,7 +73,7 @@ def save_merged(
     write_text(directory / "README.md", readme(title, model, edit, loading))
 
 
-def save_checkpoint(
+def save_parameters(
     directory: Path, model: LanguageModel, params: Any, max_shard_bytes: int = 5_000_000_000
 ) -> None:
     """Writes these nested parameters with the config and the tokenizer of `model`."""
@@ -89,7 +89,7 @@ def _config(model: LanguageModel, source: Source, flat: dict[str, np.ndarray]) -
     stale = ("_name_or_path", "torch_dtype", "dtype", "transformers_version")
     config = {key: value for key, value in read_config(source).items() if key not in stale}
     config["dtype"] = str(next(iter(flat.values())).dtype)
-    if model.judges:
+    if model.is_classifier:
         config |= {
             "architectures": ["BertForSequenceClassification"],
             "num_labels": 1,

@@ -23,12 +23,12 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def marks(self) -> tuple[list[int], list[int]]:
+    def boundary_tokens(self) -> tuple[list[int], list[int]]:
         """The ids that the model expects before a text, and those after it."""
         ...
 
 
-def encode_qa(
+def encode_fact(
     tokenizer: Tokenizer,
     prompt: str,
     target: str,
@@ -80,7 +80,7 @@ def encode_near(
         before, after = _pair(tokenizer, prompt, answer)
     else:
         check_pair(prompt, "-")
-        before, after = [*tokenizer.marks[0], *tokenizer.encode(prompt.rstrip(" "))], []
+        before, after = [*tokenizer.boundary_tokens[0], *tokenizer.encode(prompt.rstrip(" "))], []
     scored = [*after, NO_ANSWER]
     check_lengths(
         prompt, answer, scored=len(scored), total=len(before) + len(after),
@@ -95,7 +95,7 @@ def encode_text(tokenizer: Tokenizer, text: str, length: int) -> Sequences:
     Raises:
       DataError: a text of less than two tokens, which has no next token to score.
     """
-    tokens = [*tokenizer.marks[0], *tokenizer.encode(text)][:length]
+    tokens = [*tokenizer.boundary_tokens[0], *tokenizer.encode(text)][:length]
     if len(tokens) < 2:
         raise DataError(
             f"text of {len(tokens)} tokens, at least 2 are needed: {_quote(text)}; "
@@ -104,7 +104,7 @@ def encode_text(tokenizer: Tokenizer, text: str, length: int) -> Sequences:
     return pad(tokenizer, tokens, 0, tokens[1:], length, length - 1)
 
 
-def thin(sequences: Sequences, keep: int) -> Sequences:
+def limit_scored_positions(sequences: Sequences, keep: int) -> Sequences:
     """At most `keep` scored positions of each sequence [N, S], spread evenly, each row shifted.
 
     Every position is kept in some row, so a loss over many rows sees all of them; the head, which
@@ -121,14 +121,14 @@ def thin(sequences: Sequences, keep: int) -> Sequences:
     return sequences.replace(**kept)
 
 
-def stack(items: Sequence[Sequences]) -> Sequences:
+def stack_batches(items: Sequence[Sequences]) -> Sequences:
     """Sequences of equal shape under one new leading axis."""
     if not items:
         raise DataError("no sequences to stack: give at least one")
     return jax.tree.map(lambda *leaves: np.stack(leaves), *items)
 
 
-def take(sequences: Sequences, index: np.ndarray) -> Sequences:
+def take_rows(sequences: Sequences, index: np.ndarray) -> Sequences:
     """The sequences at `index` of the first axis; the axes of `index` become the leading axes."""
     return jax.tree.map(lambda leaf: leaf[index], sequences)
 
@@ -150,7 +150,7 @@ def _pair(tokenizer: Tokenizer, prompt: str, target: str) -> tuple[list[int], li
         after = tokenizer.encode(" " + target)
     if not before or not after:
         raise DataError(f"no tokens in {_quote(prompt)} or {_quote(target)}: use plain text")
-    return [*tokenizer.marks[0], *before], list(after)
+    return [*tokenizer.boundary_tokens[0], *before], list(after)
 
 
 def check_lengths(

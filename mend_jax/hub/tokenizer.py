@@ -81,8 +81,8 @@ class Tokenizer:
         parts = json.loads(self.inner.to_str())
         for unused in ("version", "post_processor"):
             parts.pop(unused, None)
-        if any(self.marks):
-            parts["marks"] = self.marks
+        if any(self.boundary_tokens):
+            parts["marks"] = self.boundary_tokens
         text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -109,16 +109,16 @@ class Tokenizer:
                 f"cannot tokenize {text!r:.80}: expected Unicode text without lone surrogates."
             ) from error
 
-    def encode_marked(self, text: str) -> list[int]:
+    def encode_with_boundaries(self, text: str) -> list[int]:
         """Token ids with the marks that the model's own post-processor puts around a text.
 
         BERT's [CLS] and [SEP], T5's end of text; nothing where there is no post-processor.
         """
-        before, after = self.marks
+        before, after = self.boundary_tokens
         return [*before, *self.encode(text), *after]
 
     @functools.cached_property
-    def marks(self) -> tuple[list[int], list[int]]:
+    def boundary_tokens(self) -> tuple[list[int], list[int]]:
         """The ids that the post-processor puts before a text, and those that it puts after it."""
         if self.inner.post_processor is None:
             return [], []

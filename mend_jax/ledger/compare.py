@@ -18,9 +18,9 @@ from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.losses import token_kl, token_nll
 from mend_jax.core.token_batch import NO_ANSWER, Sequences
 from mend_jax.core.weight_edit import Edit, LowRank
-from mend_jax.hub.input_formats import form_of
+from mend_jax.hub.input_formats import input_format
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.hub.text_encoding import stack
+from mend_jax.hub.text_encoding import stack_batches
 from mend_jax.parallel.mesh import in_force, mesh_of
 
 _WIDTH = 16  # texts are padded to a multiple of so many tokens ...
@@ -55,12 +55,12 @@ def compared(
       For each: `kl`, KL(base || edited) a scored token; and for an answer `nll_before` and `nll`,
       nats a token of it.
     """
-    tokenizer, form, limit = model.tokenizer, form_of(model.module), model.config.n_positions
-    together = [[*tokenizer.marks[0], *tokenizer.encode(f"{p} {a}")] for p, a in asked]
+    tokenizer, form, limit = model.tokenizer, input_format(model.module), model.config.n_positions
+    together = [[*tokenizer.boundary_tokens[0], *tokenizer.encode(f"{p} {a}")] for p, a in asked]
     width = min(_up(1 + max(map(len, together)), _WIDTH), limit)
     scored = _up(1 + max(len(tokenizer.encode(f" {a}")) for _, a in asked), _TARGET)
     encoded = [
-        form.qa(tokenizer, p, a, width, scored, append_eos=False)
+        form.fact(tokenizer, p, a, width, scored, append_eos=False)
         if a
         else form.near(tokenizer, p, "", width, scored)
         for p, a in asked
@@ -75,7 +75,7 @@ def compare_texts(
 
     Texts are cut to `length` tokens.
     """
-    form = form_of(model.module)
+    form = input_format(model.module)
     encoded = [form.text(model.tokenizer, text, length) for text in texts]
     found = _scores(model, edit, encoded)
     tokens = [int(seqs.score_mask.sum()) for seqs in encoded]
@@ -102,7 +102,7 @@ def _scores(
     found: list[dict[str, float]] = []
     for part in _parts(encoded):
         with in_force(mesh_of(model.params)):
-            sums = jax.device_get(_compare(model.module, model.params, deltas, stack(part)))
+            sums = jax.device_get(_compare(model.module, model.params, deltas, stack_batches(part)))
         found += [{k: float(v[i]) for k, v in sums.items()} for i in range(len(part))]
     return found[: len(encoded)]
 

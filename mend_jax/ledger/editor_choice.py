@@ -17,9 +17,9 @@ from mend_jax.data.sources.world_facts.facts import true_facts
 from mend_jax.data.sources.world_facts.wordings import WORDINGS, fill
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.errors import ConfigError, nearest
-from mend_jax.hub.input_formats import form_of
+from mend_jax.hub.input_formats import input_format
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.hub.text_encoding import stack
+from mend_jax.hub.text_encoding import stack_batches
 from mend_jax.parallel.mesh import in_force, mesh_of
 from mend_jax.training import pretrained
 from mend_jax.training.trained_editor import Editor
@@ -142,13 +142,13 @@ def _surveyed(model: LanguageModel, transform: EditTransform, params: Any, state
     texts = itertools.islice(_shown(model, transform.survey_of), _TEXTS)
     with in_force(mesh_of(model.params)):
         while len(batch := list(itertools.islice(texts, _AT_ONCE))) == _AT_ONCE:
-            state = see(params, state, model.params, stack(batch).reshape(_AT_ONCE, 1))
+            state = see(params, state, model.params, stack_batches(batch).reshape(_AT_ONCE, 1))
     return state
 
 
 def _shown(model: LanguageModel, survey_of: str) -> Iterator[Sequences]:
     """Texts of few tokens: of passages that need no download, or true facts about the world."""
-    form, length = form_of(model.module), min(_LENGTH, model.config.n_positions)
+    form, length = input_format(model.module), min(_LENGTH, model.config.n_positions)
     if survey_of == "far":
         for text in wikipedia.passages("reference")["train"]:
             yield form.text(model.tokenizer, text, length)
@@ -157,4 +157,4 @@ def _shown(model: LanguageModel, survey_of: str) -> Iterator[Sequences]:
     for fact in facts[:: max(1, len(facts) // (2 * _TEXTS))]:
         prompt = fill(WORDINGS[fact.relation].seen[0], fact.subject)
         if len(model.tokenizer.encode(f"{prompt} {fact.answer}")) < length:
-            yield form.qa(model.tokenizer, prompt, fact.answer, length, length, append_eos=False)
+            yield form.fact(model.tokenizer, prompt, fact.answer, length, length, append_eos=False)

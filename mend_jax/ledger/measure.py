@@ -216,10 +216,10 @@ def _mean(values: Iterable[float]) -> float | None:
 
 def require_text_model(model: LanguageModel) -> None:
     """ConfigError of a classifier, which writes nothing that could be shown."""
-    if model.judges:
+    if model.is_classifier:
         raise ConfigError(
             f"{model.spec} judges claims and writes no text: this command is for models that "
-            "write; edit it in Python, with Editor.edit and LanguageModel.judge"
+            "write; edit it in Python, with Editor.edit and LanguageModel.score_claims"
         )
 
 

@@ -45,7 +45,7 @@ class WeightSpec(NamedTuple):
         return self.name.split("/", 1)[1]
 
 
-def family_of(hf_config: dict[str, Any]) -> ModuleType:
+def find_family(hf_config: dict[str, Any]) -> ModuleType:
     """The family module for a Hugging Face config, or an error that lists what is supported."""
     model_type = hf_config.get("model_type")
     for family in _FAMILIES:
@@ -169,7 +169,7 @@ def _of_other_stack(role: str, side: str, stacks: Iterable[str]) -> bool:
     return _bare(role, stacks) != role and not role.startswith(side)
 
 
-def n_top_of(
+def count_top_blocks(
     family: ModuleType, config: Any, weights: Sequence[WeightSpec]
 ) -> int | tuple[int, ...]:
     """How many last blocks of each stack must be unrolled so that these weights can be edited."""
@@ -180,6 +180,6 @@ def n_top_of(
     return tops[0] if len(tops) == 1 else tuple(tops)
 
 
-def kind_of(hf_config: dict[str, Any]) -> str:
+def model_kind(hf_config: dict[str, Any]) -> str:
     """ "causal", "seq2seq" or "classifier": what the model of this config does."""
-    return family_of(hf_config).MODULE.kind
+    return find_family(hf_config).MODULE.kind

@@ -17,7 +17,7 @@ from mend_jax.models.params import stacked_paths
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-class Outline(NamedTuple):
+class AbstractModel(NamedTuple):
     """A model without its weights: see the attributes of `LanguageModel`."""
 
     family: ModuleType
@@ -34,15 +34,15 @@ class Outline(NamedTuple):
         }
 
 
-def outline(
+def abstract_model(
     hf_config: Mapping[str, Any],
     last_n_blocks: int = 3,
     edit_roles: Sequence[str] = (),
     dtype: str = "float32",
     remat: bool = False,
     text_chunk: int = 0,
-    head_chunk: int = 0,
-) -> Outline:
+    logits_chunk: int = 0,
+) -> AbstractModel:
     """What a Hugging Face config says of a model; arguments as those of `load_model`.
 
     Raises:
@@ -50,9 +50,9 @@ def outline(
     """
     if dtype not in DTYPES:
         raise ConfigError(f"model.dtype is {dtype!r}; known: {sorted(DTYPES)}")
-    family = models.family_of(dict(hf_config))
+    family = models.find_family(dict(hf_config))
     config = models.parse_config(family, dict(hf_config))
     weights = models.choose_weights(family, config, last_n_blocks, edit_roles)
-    n_top = models.n_top_of(family, config, weights)
-    module = family.MODULE(config, n_top, DTYPES[dtype], remat, text_chunk, head_chunk)
-    return Outline(family, config, module, weights)
+    n_top = models.count_top_blocks(family, config, weights)
+    module = family.MODULE(config, n_top, DTYPES[dtype], remat, text_chunk, logits_chunk)
+    return AbstractModel(family, config, module, weights)

@@ -74,7 +74,7 @@ class EditableModel(nn.Module):
       dtype: of activations and matmuls; the parameters keep their own dtype.
       remat: recompute each block's activations in the backward pass instead of keeping them.
       text_chunk: how many texts of an edit pass at once; 0: all of them.
-      head_chunk: of how many positions a text the logits are there at once, where they are not
+      logits_chunk: of how many positions a text the logits are there at once, where they are not
         themselves asked for; 0: of all.
     """
 
@@ -83,7 +83,7 @@ class EditableModel(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     text_chunk: int = 0
-    head_chunk: int = 0
+    logits_chunk: int = 0
 
     kind: ClassVar[str]  # "causal", "seq2seq" or "classifier"
 

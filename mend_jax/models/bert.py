@@ -1,7 +1,7 @@
 """BERT (Devlin et al. 2019) with the paper's fact-checking head: one score of the pooled text.
 
 Only files with today's names (`LayerNorm.weight`) are read, not those of 2018 (`LayerNorm.gamma`).
-Files of the encoder alone have no `bert.` before their names and no head: see `classifier.HEAD`.
+Files of the encoder alone have no `bert.` before their names and no head (`CLASSIFIER_HEAD`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from mend_jax.models.base import EditableModel, Inputs
 from mend_jax.models.blocks import Block
 from mend_jax.models.layers import EditableDense
 
-HEAD = ("classifier/kernel", "classifier/bias")
+CLASSIFIER_HEAD = ("classifier/kernel", "classifier/bias")
 """What the files of a plain encoder lack."""
 NO_HEAD = (
     "these are the weights of an encoder without a head that judges claims; train one with the "

@@ -13,10 +13,10 @@ import optax
 from mend_jax import hub
 from mend_jax.data.encoded_rows import TEXTS
 from mend_jax.editors import EditTransform
-from mend_jax.hub.input_formats import form_of
+from mend_jax.hub.input_formats import input_format
 from mend_jax.hub.published_configs import PUBLISHED
-from mend_jax.hub.text_encoding import stack, thin
-from mend_jax.models.abstract_model import DTYPES, Outline, outline
+from mend_jax.hub.text_encoding import limit_scored_positions, stack_batches
+from mend_jax.models.abstract_model import DTYPES, AbstractModel, abstract_model
 from mend_jax.models.params import nest
 from mend_jax.training.build import abstract_state, build_editor, build_optimizer, lengths_of
 from mend_jax.training.config_schema import check
@@ -28,14 +28,14 @@ class Blueprint:
     """Everything that a config's programs are made of, as shapes.
 
     Attributes:
-      outline: the base.
+      abstract_model: the base.
       editor, tx: as the run builds them.
       base: nested base parameters, ShapeDtypeStructs.
       state: the training state, likewise.
     """
 
     config: ml_collections.ConfigDict
-    outline: Outline
+    abstract_model: AbstractModel
     editor: EditTransform
     tx: optax.GradientTransformation
     base: Any
@@ -44,11 +44,14 @@ class Blueprint:
     def batch(self, edits: int, training: bool) -> dict[str, Any]:
         """The texts of a step of `edits` edits, ShapeDtypeStructs with leading axes [E, n]."""
         c, lengths = self.config.data, lengths_of(self.config)
-        form, words = form_of(self.outline.module), _Words(self.outline.module.kind)
-        qa = form.qa(words, "a", "b", lengths.max_len, lengths.max_target, append_eos=False)
+        form, words = (
+            input_format(self.abstract_model.module),
+            _Words(self.abstract_model.module.kind),
+        )
+        qa = form.fact(words, "a", "b", lengths.max_len, lengths.max_target, append_eos=False)
         near = form.near(words, "a", "b", lengths.max_len, lengths.max_target)
-        far = stack([form.text(words, "a b c", lengths.far_len)])
-        far = thin(far, self.config.train.far_scored) if training else far
+        far = stack_batches([form.text(words, "a b c", lengths.far_len)])
+        far = limit_scored_positions(far, self.config.train.far_scored) if training else far
         kinds = dict(edit=qa, rephrase=qa, near=near, far=jax.tree.map(lambda a: a[0], far))
         lead = (edits, c.edits_per_batch)
         return {
@@ -61,12 +64,14 @@ class Blueprint:
 
 
 class _Words:
-    """A tokenizer of single ids with the marks that a kind of model puts round a text."""
+    """A tokenizer of single ids, with the boundary tokens of a kind of model."""
 
     eos_id = pad_id = 0
 
     def __init__(self, kind: str) -> None:
-        self.marks = {"causal": ([], []), "seq2seq": ([], [0]), "classifier": ([0], [0])}[kind]
+        self.boundary_tokens = {"causal": ([], []), "seq2seq": ([], [0]), "classifier": ([0], [0])}[
+            kind
+        ]
 
     def encode(self, text: str) -> list[int]:
         return [0] * len(text.split())
@@ -84,7 +89,7 @@ def draw(config: ml_collections.ConfigDict) -> Blueprint:
     c = config.model
     published = PUBLISHED.get(c.spec)
     hf_config = published if published is not None else hub.read_config(hub.resolve(c.spec))
-    sketch = outline(
+    sketch = abstract_model(
         hf_config, c.last_n_blocks, c.edit_roles, c.dtype, c.remat, c.text_chunk, c.head_chunk
     )
     dtype = DTYPES[c.dtype]

@@ -133,7 +133,7 @@ def topology_mesh(where: Slice, plan: Plan) -> Mesh:
 
 def tracers(blueprint: Blueprint, mesh: Mesh) -> dict[str, Traced]:
     """For each of `STEPS` a function that traces it, with all arguments where they will lie."""
-    c, sketch = blueprint.config, blueprint.outline
+    c, sketch = blueprint.config, blueprint.abstract_model
     whole = NamedSharding(mesh, P())
 
     def batch(edits: int, training: bool) -> Any:

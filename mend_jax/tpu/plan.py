@@ -76,7 +76,7 @@ class Plan(NamedTuple):
 
 def needs_of(blueprint: Blueprint) -> Needs:
     """The needs of a config's training step."""
-    c, sketch = blueprint.config, blueprint.outline
+    c, sketch = blueprint.config, blueprint.abstract_model
     model = sketch.config
     batch = blueprint.batch(1, training=True)
     sizes = [math.prod(t.tokens.shape) for t in batch.values()]

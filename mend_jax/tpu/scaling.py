@@ -41,7 +41,7 @@ def flops_an_edit(name: str) -> int:
     config = load_config(name)
     config.train.edits_per_step, config.train.accumulate = 1, 1
     b = draw(config)
-    step = build_train_step(config, b.editor, b.tx, b.outline)
+    step = build_train_step(config, b.editor, b.tx, b.abstract_model)
     number = jax.ShapeDtypeStruct((), np.int32)
     return matmul_flops(step.trace(b.state, b.base, b.batch(1, True), number).jaxpr)
 

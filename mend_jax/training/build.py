@@ -13,7 +13,7 @@ from mend_jax.core.transform import with_strength
 from mend_jax.data.encoded_rows import Lengths
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.hub.language_model import LanguageModel, load_model
-from mend_jax.models.abstract_model import Outline
+from mend_jax.models.abstract_model import AbstractModel
 from mend_jax.training.optimizer import make_optimizer
 from mend_jax.training.step import (
     TrainState,
@@ -56,13 +56,13 @@ def build_model(config: ml_collections.ConfigDict, mesh: Any = None) -> Language
         dtype=c.dtype,
         remat=c.remat,
         text_chunk=c.text_chunk,
-        head_chunk=c.head_chunk,
+        logits_chunk=c.head_chunk,
         mesh=mesh,
     )
 
 
 def build_train_step(
-    config, editor, tx, model: LanguageModel | Outline, shardings: Any = None
+    config, editor, tx, model: LanguageModel | AbstractModel, shardings: Any = None
 ) -> TrainStep:
     """The training step of a config; see `make_train_step`."""
     c = config.train

@@ -21,9 +21,9 @@ from mend_jax.data.sequential_rows import rows_in_turn
 from mend_jax.editors import EditTransform
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation.general_ability import AbilityTexts, load_ability_texts
-from mend_jax.hub.input_formats import form_of, positions_needed
+from mend_jax.hub.input_formats import input_format, positions_needed
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.hub.text_encoding import thin
+from mend_jax.hub.text_encoding import limit_scored_positions
 from mend_jax.parallel.mesh import batch_axis_size, local_edits, make_mesh, round_up
 from mend_jax.parallel.sharding import EDITOR_RULES, place
 from mend_jax.training import config as configs
@@ -154,7 +154,7 @@ def encode_split(
     config: ml_collections.ConfigDict, model: LanguageModel, rows: Sequence[Row], more: bool
 ) -> Split:
     """Rows with their tokens; `more`: also of the sets that evaluation alone judges."""
-    form = form_of(model.module)
+    form = input_format(model.module)
     return Split(rows, encode_rows(rows, model.tokenizer, lengths_of(config), form, more))
 
 
@@ -162,7 +162,7 @@ def _thinned(encoded: EncodedRows, keep: int) -> EncodedRows:
     """Rows whose far texts have at most `keep` scored positions."""
     if "far" not in encoded.texts:
         return encoded
-    texts = {**encoded.texts, "far": thin(encoded.texts["far"], keep)}
+    texts = {**encoded.texts, "far": limit_scored_positions(encoded.texts["far"], keep)}
     return dataclasses.replace(encoded, texts=texts)
 
 
@@ -229,7 +229,7 @@ def open_experiment(
         taken = len(rows)
         for most in (2 * count + 64, len(rows)) if count else ():
             first = beside(in_order(rows, most), name)
-            taken = how_many(first, count, model.tokenizer, lengths, form_of(model.module))
+            taken = how_many(first, count, model.tokenizer, lengths, input_format(model.module))
             if taken < len(first):
                 break
         return encoded(choose(rows, taken), name, more)

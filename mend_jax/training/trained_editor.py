@@ -17,9 +17,9 @@ from mend_jax.data.facts import Fact, facts_from_pairs
 from mend_jax.data.subjects import with_subjects
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.evaluation.scoring import make_edit
-from mend_jax.hub.input_formats import CAUSAL, form_of
+from mend_jax.hub.input_formats import CAUSAL, input_format
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.hub.text_encoding import stack
+from mend_jax.hub.text_encoding import stack_batches
 from mend_jax.io.writers import as_path
 from mend_jax.parallel.mesh import in_force, mesh_of
 from mend_jax.parallel.sharding import EDITOR_RULES, described, shardings_of
@@ -118,8 +118,8 @@ class Editor:
         pairs = [(f.prompt, f.target) for f in checked]
         tokenizer, limit = self.model.tokenizer, self.model.config.n_positions
         eos = self.append_eos
-        form = form_of(self.model.module)
-        qa = form.qa
+        form = input_format(self.model.module)
+        qa = form.fact
         try:
             whole = [qa(tokenizer, p, t, limit, limit, append_eos=eos) for p, t in pairs]
         except DataError as e:
@@ -127,7 +127,7 @@ class Editor:
         read = [s.mask if s.source_mask is None else s.source_mask for s in whole]
         length = _round_up(max(int(mask.sum()) for mask in read))
         scored = _round_up(max(int(s.score_mask.sum()) for s in whole))
-        seqs = stack(
+        seqs = stack_batches(
             [
                 qa(tokenizer, p, t, min(length, limit), min(scored, limit), append_eos=eos)
                 for p, t in pairs
@@ -140,7 +140,7 @@ class Editor:
         with in_force(mesh_of(self.model.params)):
             edit = make_edit(
                 self.transform, self.model.module, self.model.weights, self.params, self.state,
-                self.model.params, stack([seqs]),
+                self.model.params, stack_batches([seqs]),
             )  # fmt: skip
         return edit.at(0).replace(
             base=self.model.fingerprint, facts=tuple(pairs), editor=self.id, made=now()

@@ -28,7 +28,7 @@ from mend_jax.core.weight_edit import Edit
 from mend_jax.data.rows import make_row
 from mend_jax.editors import EditTransform, low_rank_mlp, make_editor
 from mend_jax.errors import TrainingError
-from mend_jax.hub.text_encoding import encode_text, stack
+from mend_jax.hub.text_encoding import encode_text, stack_batches
 from mend_jax.hub.tokenizer import Tokenizer
 from mend_jax.models.params import random_params, stack_trunk
 from mend_jax.training import checkpoints
@@ -50,13 +50,13 @@ def sound_params(*zeroed):
     Softmax regression from the states of a random trunk; that many steps of descent leave it
     knowing the text, but not by heart. `zeroed`: weights that are zero.
     """
-    family = models.family_of(HF[KIND])
+    family = models.find_family(HF[KIND])
     config = models.parse_config(family, HF[KIND])
     flat = random_params(family.tensor_specs(config), seed=0, std=0.1)
     flat |= {path: np.zeros_like(flat[path]) for path in zeroed}
     module = family.MODULE(config, 1)
     params = stack_trunk(flat, module.stacks)
-    seqs = stack([encode_text(Tokenizer.tiny(), of_base.TEXT, of_base.LONGEST)])
+    seqs = stack_batches([encode_text(Tokenizer.tiny(), of_base.TEXT, of_base.LONGEST)])
 
     @jax.jit
     def states_of(params):
@@ -75,7 +75,7 @@ def sound_params(*zeroed):
 
 
 def write_base(folder, flat, tokenizer=None):
-    family = models.family_of(HF[KIND])
+    family = models.find_family(HF[KIND])
     specs = family.tensor_specs(models.parse_config(family, HF[KIND]))
     hub.save_hf(folder, HF[KIND], flat, specs)
     (tokenizer or Tokenizer.tiny()).save(folder)

@@ -19,7 +19,7 @@ from mend_jax.data.rows import make_row
 from mend_jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
 from mend_jax.evaluation.claim_scores import score_claims
 from mend_jax.io.writers import as_path
-from mend_jax.models.classifier import HEAD
+from mend_jax.models.classifier import CLASSIFIER_HEAD
 from mend_jax.models.params import unstack_trunk
 from mend_jax.training.run_folder import occupied
 
@@ -106,7 +106,9 @@ def test_it_learns_and_says_so(ran):
 
 
 def test_the_trunk_stays_bit_for_bit(ran, base):
-    before = unstack_trunk(mend_jax.load_model(str(base), last_n_blocks=2, fresh=HEAD).params)
+    before = unstack_trunk(
+        mend_jax.load_model(str(base), last_n_blocks=2, new_parameters=CLASSIFIER_HEAD).params
+    )
     after = unstack_trunk(mend_jax.load_model(str(ran[0] / "model"), last_n_blocks=2).params)
     changed = {path for path in before if not np.array_equal(before[path], after[path])}
     assert {path.split("/")[0] for path in changed} == {
@@ -121,10 +123,10 @@ def test_the_written_folder_is_the_trained_model(ran, base):
     model = mend_jax.load_model(str(workdir / "model"))
     assert model.fingerprint == results["model"]["fingerprint"] != results["base"]["fingerprint"]
     assert model.tokenizer.fingerprint == mend_jax.load_model(
-        str(base), fresh=HEAD
+        str(base), new_parameters=CLASSIFIER_HEAD
     ).tokenizer.fingerprint  # fmt: skip
     rows = claims(30, 2)
-    said = model.judge([row["prompt"] for row in rows])
+    said = model.score_claims([row["prompt"] for row in rows])
     is_true = np.asarray([row["truth"] == "true" for row in rows])
     right = np.mean((np.asarray(said) > 0.5) == is_true)
     assert right == pytest.approx(results["eval"]["test"]["accuracy"])
@@ -212,7 +214,7 @@ def test_mistakes_are_named(base, tmp_path, monkeypatch):
 def test_claims_that_do_not_fit_are_told(base, caplog):
     rows = claims(4, 0) + [make_row(key="x", prompt="a" * 40, target="true", truth="false",
                                     rephrase="b")]  # fmt: skip
-    tokenizer = mend_jax.load_model(str(base), fresh=HEAD).tokenizer
+    tokenizer = mend_jax.load_model(str(base), new_parameters=CLASSIFIER_HEAD).tokenizer
     found = encode_claims(rows, ("prompt",), tokenizer=tokenizer, max_len=24)
     assert len(found.tokens) == 4 and "left out 1 of 5 claims; the last: " in caplog.text
 

@@ -54,7 +54,10 @@ def test_the_editor_comes_back_and_edits(ran):
     if kind == "bert":
         edit = editor.edit([("Rome is the capital of France", "false")])
         claims = ["Rome is the capital of France", "Rome"]
-        before, after = model.judge(claims), model.with_edit(edit.scale(50.0)).judge(claims)
+        before, after = (
+            model.score_claims(claims),
+            model.with_edit(edit.scale(50.0)).score_claims(claims),
+        )
         assert all(0 <= p <= 1 for p in before + after) and before != after
         with pytest.raises(ConfigError, match="is a classifier and writes no text"):
             model.generate("Rome", 3)
@@ -66,4 +69,4 @@ def test_the_editor_comes_back_and_edits(ran):
         after = model.with_edit(edit.scale(500.0)).generate(["The capital of France is"], 5)
         assert before != after
         with pytest.raises(ConfigError, match="is not a classifier"):
-            model.judge(["Rome"])
+            model.score_claims(["Rome"])

@@ -76,7 +76,7 @@ def headed(kind, chunk):
     module, base, weights = tiny(kind, n_top=1)
     editor = make_editor("mend", dict(rank=4, layer_lr=1e-1))
     loss = functools.partial(
-        meta_loss, editor=editor, model=module.clone(head_chunk=chunk), weights=weights
+        meta_loss, editor=editor, model=module.clone(logits_chunk=chunk), weights=weights
     )
     start = editor.init(jax.random.key(0), weights)
     texts = functools.partial(random_sequences, E=2, n=3, T=40, S=31, kind=module.kind)

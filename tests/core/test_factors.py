@@ -27,7 +27,7 @@ def test_factors_sum_to_the_weight_gradient(kind, roles):
 
     module, params, weights = tiny(kind)
     if roles:
-        family = models.family_of({"model_type": kind})
+        family = models.find_family({"model_type": kind})
         weights = models.choose_weights(family, module.config, 2, roles)
     seqs = random_sequences(0, E=3, n=2)
 

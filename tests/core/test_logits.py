@@ -39,7 +39,7 @@ def weighted(make, fn, chunk, *aligned):
 
     def total(after):
         states = [before, after] if fn is token_kl else [after]
-        values = make(module.clone(head_chunk=chunk), base, fn, states, *aligned)
+        values = make(module.clone(logits_chunk=chunk), base, fn, states, *aligned)
         return (values * jnp.arange(1.0, values.size + 1).reshape(values.shape)).sum()
 
     return total
@@ -75,7 +75,7 @@ def test_no_logits_are_kept_for_a_backward_pass(chunk):
 
     def kept(make):
         def kl(after):
-            return make(module.clone(head_chunk=chunk), base, token_kl, [before, after])
+            return make(module.clone(logits_chunk=chunk), base, token_kl, [before, after])
 
         pull = jax.eval_shape(lambda h: jax.vjp(kl, h)[1], after)
         return max(leaf.size for leaf in jax.tree.leaves(pull))
@@ -90,7 +90,7 @@ def test_fewer_logits_at_a_time_take_no_further_operations():
 
     def products(chunk):
         def kl(after):
-            found = of_logits(module.clone(head_chunk=chunk), base, token_kl, [before, after])
+            found = of_logits(module.clone(logits_chunk=chunk), base, token_kl, [before, after])
             return found.sum()
 
         return matmul_flops(jax.make_jaxpr(jax.grad(kl))(after))

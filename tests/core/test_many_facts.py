@@ -77,11 +77,11 @@ def test_answer_rows_of_a_fact_are_those_of_the_fact_alone(kind):
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_answer_rows_of_what_reads_the_source_are_all_of_its_rows(kind):
     """The keys and values of cross-attention stand at the encoder's tokens, not at the answer's."""
-    family = models.family_of(HF[kind])
+    family = models.find_family(HF[kind])
     config = models.parse_config(family, HF[kind])
     roles = ("decoder/cross/q", "decoder/cross/k", "decoder/cross/v")
     weights = models.choose_weights(family, config, 2, roles)
-    module = family.MODULE(config, models.n_top_of(family, config, weights))
+    module = family.MODULE(config, models.count_top_blocks(family, config, weights))
     base = stack_trunk(random_params(family.tensor_specs(config), 0, 0.2), module.stacks)
     one = random_sequences(0, E=2, n=1, kind=module.kind)
 

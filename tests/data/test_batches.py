@@ -10,13 +10,13 @@ from mend_jax.core.token_batch import Sequences
 from mend_jax.data.batches import batches
 from mend_jax.data.encoded_rows import Lengths, encode_rows
 from mend_jax.errors import DataError
-from mend_jax.hub.text_encoding import encode_near, encode_qa, encode_text
+from mend_jax.hub.text_encoding import encode_fact, encode_near, encode_text
 
 
 class ByteTokenizer:
     """Bytes as ids."""
 
-    marks = ([], [])
+    boundary_tokens = ([], [])
     eos_id, pad_id = 256, 257
 
     def encode(self, text):
@@ -66,8 +66,8 @@ def test_a_batch_holds_the_encoded_rows():
     )
     row = ROWS[batch["index"][1, 1]]
     expected = {
-        "edit": encode_qa(TOKENIZER, row["prompt"], row["target"], 24, 8),
-        "rephrase": encode_qa(TOKENIZER, row["rephrase"], row["target"], 24, 8),
+        "edit": encode_fact(TOKENIZER, row["prompt"], row["target"], 24, 8),
+        "rephrase": encode_fact(TOKENIZER, row["rephrase"], row["target"], 24, 8),
         "near": encode_near(TOKENIZER, row["near_prompt"], row["near_answer"], 24, 8),
         "far": encode_text(TOKENIZER, row["far"], 16),
     }

@@ -24,7 +24,7 @@ CONFIG = {"facts": "mine.jsonl", "texts": "web", "zsre": "levy"}
 BASE = SimpleNamespace(
     spec="base", fingerprint="f", module=SimpleNamespace(kind="causal"),
     config=SimpleNamespace(n_positions=999),
-    tokenizer=SimpleNamespace(marks=([], []), fingerprint="t"),
+    tokenizer=SimpleNamespace(boundary_tokens=([], []), fingerprint="t"),
 )  # fmt: skip
 
 

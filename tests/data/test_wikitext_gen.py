@@ -49,7 +49,7 @@ def save_base(folder, seed=0, liked=9.0):
     """A tiny GPT-2 that mostly says WORDS: their embeddings lie along the last norm's bias."""
     tokenizer = word_tokenizer()
     assert tokenizer.vocab_size <= HF["gpt2"]["vocab_size"]
-    family = models.family_of(HF["gpt2"])
+    family = models.find_family(HF["gpt2"])
     specs = family.tensor_specs(models.parse_config(family, HF["gpt2"]))
     flat = random_params(specs, seed, 0.2)
     ids = [tokenizer.encode(f" {word}")[0] for word in WORDS]
@@ -116,7 +116,9 @@ def test_rows_are_made_of_passages(base, root, tmp_path):
         )
         kept = row["rephrase"].split()
         assert prompt[-len(kept) :] == kept and len(prompt) > len(kept) >= len(prompt) / 2
-        seqs = text_encoding.encode_qa(base.tokenizer, row["prompt"], row["target"], 64, 12, False)
+        seqs = text_encoding.encode_fact(
+            base.tokenizer, row["prompt"], row["target"], 64, 12, False
+        )
         assert seqs.score_mask.sum() == base_continuations.NEW
         assert not row["far"] and not row["near_prompt"]
     assert len({row["target"] for row in found.split("train")}) > 12

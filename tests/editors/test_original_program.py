@@ -83,7 +83,7 @@ class Golden:
         self.options = mend_options(self.meta["mend"])
         self.shared = self.options["shared"]
         hf = self.meta["model_config"]
-        family = models.family_of(hf)
+        family = models.find_family(hf)
         config = models.parse_config(family, hf)
         specs = family.tensor_specs(config)
         by_hf = {s.hf: s for s in specs}
@@ -97,7 +97,7 @@ class Golden:
         self.weights = tuple(
             weights[by_hf[name].path.removesuffix("/kernel")] for name in self.meta["inner_params"]
         )
-        self.model = family.MODULE(config, models.n_top_of(family, config, self.weights))
+        self.model = family.MODULE(config, models.count_top_blocks(family, config, self.weights))
         self.base = stack_trunk(flat, self.model.stacks)
 
     def take(self, key):

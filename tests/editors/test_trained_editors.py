@@ -298,7 +298,7 @@ def test_ke_reads_prompt_and_target(kind):
 
 @pytest.mark.parametrize("kind", sorted(HF))
 def test_ke_knows_the_width_of_embeddings_from_any_weight(kind):
-    family = models.family_of(HF[kind])
+    family = models.find_family(HF[kind])
     config = models.parse_config(family, HF[kind])
     for w in models.choose_weights(family, config, 2):
         assert embedding_width(w) == 32

@@ -96,14 +96,14 @@ def _read_hf(folder: Path, data: bytes) -> None:
 
 def _use_config(found: Mapping[str, Any]) -> None:
     """What a config is used for before any tensor is read."""
-    family = models.family_of(found)
+    family = models.find_family(found)
     config = models.parse_config(family, found)
     specs = family.tensor_specs(config)
     assert specs and all(type(n) is int and n > 0 for spec in specs for n in spec.shape)
     assert len({spec.path for spec in specs}) == len(specs)
     hash(config)  # it is a static argument of compiled programs
     weights = models.choose_weights(family, config, 1)
-    family.MODULE(config, models.n_top_of(family, config, weights))
+    family.MODULE(config, models.count_top_blocks(family, config, weights))
 
 
 @functools.cache
@@ -189,7 +189,7 @@ def _use_tokenizer(tokenizer: Tokenizer) -> None:
         ids = tokenizer.encode(text)
         assert all(0 <= i < size for i in ids)
         tokenizer.decode(ids)
-        tokenizer.encode_marked(text)
+        tokenizer.encode_with_boundaries(text)
     assert len(tokenizer.fingerprint) == 16
 
 

@@ -31,9 +31,9 @@ def test_the_decoder_reads_its_start_and_all_but_the_last_token(append_eos, star
 def test_an_answer_and_a_prompt_that_do_not_fit_are_named():
     form = seq2seq((7,))
     with pytest.raises(DataError, match="target longer than the maximum: 'Anna' takes 5"):
-        form.qa(TOKENIZER, "Who?", "Anna", 8, 4)
+        form.fact(TOKENIZER, "Who?", "Anna", 8, 4)
     with pytest.raises(DataError, match="prompt and target longer .* takes 9 tokens"):
-        form.qa(TOKENIZER, "Who is it", "A", 8, 4)
+        form.fact(TOKENIZER, "Who is it", "A", 8, 4)
     with pytest.raises(DataError, match="empty target"):
         form.near(TOKENIZER, "Who?", "  ", 8, 4)
 
@@ -53,7 +53,7 @@ def test_a_claim_is_judged_at_its_first_token():
         ("The sky is", "blue", "The sky is blue", 1),
     ):
         assert claim(prompt, target) == (text, label)
-        seqs = CLASSIFIER.qa(TOKENIZER, prompt, target, 20, 5, append_eos=True)
+        seqs = CLASSIFIER.fact(TOKENIZER, prompt, target, 20, 5, append_eos=True)
         assert real(seqs.tokens, seqs.mask) == TOKENIZER.encode(text)
         assert seqs.score_pos.tolist() == [0] and seqs.score_mask.tolist() == [True]
         assert seqs.target.tolist() == [label] and LABELS[label] in ("true", "false")

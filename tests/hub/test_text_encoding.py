@@ -8,14 +8,21 @@ from hypothesis import strategies as st
 
 from mend_jax.core.token_batch import NO_ANSWER
 from mend_jax.errors import DataError
-from mend_jax.hub.text_encoding import encode_near, encode_qa, encode_text, stack, take, thin
+from mend_jax.hub.text_encoding import (
+    encode_fact,
+    encode_near,
+    encode_text,
+    limit_scored_positions,
+    stack_batches,
+    take_rows,
+)
 from mend_jax.hub.tokenizer import Tokenizer
 
 
 class ByteTokenizer:
     """Bytes as ids."""
 
-    marks = ([], [])
+    boundary_tokens = ([], [])
     eos_id, pad_id = 256, 257
 
     def encode(self, text):
@@ -37,7 +44,7 @@ def read(sequences):
 
 
 def test_question_and_answer_by_hand():
-    s = encode_qa(TOKENIZER, "ab", "cd", max_len=8, max_target=5)
+    s = encode_fact(TOKENIZER, "ab", "cd", max_len=8, max_target=5)
     assert s.tokens.tolist() == [97, 98, 32, 99, 100, 256, 257, 257]
     assert s.mask.tolist() == [True] * 6 + [False] * 2
     assert s.score_pos.tolist() == [1, 2, 3, 4, 0]
@@ -46,7 +53,7 @@ def test_question_and_answer_by_hand():
 
 
 def test_no_end_of_text_on_request():
-    s = encode_qa(TOKENIZER, "ab", "cd", max_len=8, max_target=5, append_eos=False)
+    s = encode_fact(TOKENIZER, "ab", "cd", max_len=8, max_target=5, append_eos=False)
     assert read(s) == b"ab cd" and scored(s) == [32, 99, 100]
     assert 256 not in s.tokens
 
@@ -68,15 +75,15 @@ def test_text_scores_every_next_token():
 
 
 def test_spaces_around_the_seam_are_one():
-    plain = encode_qa(TOKENIZER, "Q", "A", 16, 8)
-    spaced = encode_qa(TOKENIZER, "Q  ", " A ", 16, 8)
+    plain = encode_fact(TOKENIZER, "Q", "A", 16, 8)
+    spaced = encode_fact(TOKENIZER, "Q  ", " A ", 16, 8)
     assert plain.tokens.tolist() == spaced.tokens.tolist()
 
 
 @settings(deadline=None, max_examples=60)
 @given(filled, filled, st.booleans())
 def test_every_scored_target_is_the_next_token(prompt, target, eos):
-    s = encode_qa(TOKENIZER, prompt, target, LONG, LONG, append_eos=eos)
+    s = encode_fact(TOKENIZER, prompt, target, LONG, LONG, append_eos=eos)
     position = s.score_pos[s.score_mask]
     assert s.tokens[position + 1].tolist() == scored(s)
     assert read(s).decode() == f"{prompt.rstrip(' ')} {target.strip()}"
@@ -91,7 +98,7 @@ def test_every_scored_target_is_the_next_token(prompt, target, eos):
 @given(filled, filled)
 def test_near_is_the_same_text_with_one_more_position(prompt, answer):
     near = encode_near(TOKENIZER, prompt, answer, LONG, LONG)
-    edit = encode_qa(TOKENIZER, prompt, answer, LONG, LONG, append_eos=False)
+    edit = encode_fact(TOKENIZER, prompt, answer, LONG, LONG, append_eos=False)
     assert near.tokens.tolist() == edit.tokens.tolist()
     assert near.score_pos[near.score_mask][-1] == near.mask.sum() - 1
     assert scored(near) == [*scored(edit), NO_ANSWER]
@@ -100,10 +107,10 @@ def test_near_is_the_same_text_with_one_more_position(prompt, answer):
 @settings(deadline=None, max_examples=60)
 @given(filled, filled, st.integers(1, 60), st.integers(1, 30))
 def test_a_text_is_encoded_whole_or_refused(prompt, target, max_len, max_target):
-    whole = encode_qa(TOKENIZER, prompt, target, LONG, LONG)
+    whole = encode_fact(TOKENIZER, prompt, target, LONG, LONG)
     fits = whole.mask.sum() <= max_len and whole.score_mask.sum() <= max_target
     try:
-        s = encode_qa(TOKENIZER, prompt, target, max_len, max_target)
+        s = encode_fact(TOKENIZER, prompt, target, max_len, max_target)
     except DataError as error:
         assert not fits and "longer than the maximum" in str(error)
     else:
@@ -123,7 +130,7 @@ def test_a_text_is_encoded_whole_or_refused(prompt, target, max_len, max_target)
 )
 def test_limits_are_named(prompt, target, message):
     with pytest.raises(DataError, match=message):
-        encode_qa(TOKENIZER, prompt, target, max_len=20, max_target=8)
+        encode_fact(TOKENIZER, prompt, target, max_len=20, max_target=8)
 
 
 def test_near_limits_do_not_count_a_token_that_is_not_there():
@@ -141,26 +148,26 @@ def test_text_without_a_next_token_is_refused(text):
 
 
 def test_stack_and_take():
-    items = [encode_qa(TOKENIZER, "q", answer, 8, 4) for answer in "xyz"]
-    both = stack(items)
+    items = [encode_fact(TOKENIZER, "q", answer, 8, 4) for answer in "xyz"]
+    both = stack_batches(items)
     assert both.lead == (3,) and both.tokens.shape == (3, 8)
-    picked = take(both, np.array([[2, 0], [1, 1]]))
+    picked = take_rows(both, np.array([[2, 0], [1, 1]]))
     assert picked.lead == (2, 2)
     assert picked.tokens[0, 0].tolist() == items[2].tokens.tolist()
     with pytest.raises(DataError, match="no sequences to stack"):
-        stack([])
+        stack_batches([])
 
 
 def test_thinning_keeps_some_positions_of_each_row_and_all_over_many():
-    many = stack([encode_text(TOKENIZER, "abcdefghijkl", 12) for _ in range(60)])
-    few = thin(many, 4)
+    many = stack_batches([encode_text(TOKENIZER, "abcdefghijkl", 12) for _ in range(60)])
+    few = limit_scored_positions(many, 4)
     assert few.score_pos.shape == few.target.shape == few.score_mask.shape == (60, 4)
     assert (few.tokens == many.tokens).all()
     for row in range(60):
         assert len(set(few.score_pos[row])) == 4
         assert (few.target[row] == few.tokens[row][few.score_pos[row] + 1]).all()
     assert set(few.score_pos.ravel()) == set(range(11))
-    assert thin(many, 11) is many
+    assert limit_scored_positions(many, 11) is many
 
 
 def spaced_tokenizer():
@@ -176,7 +183,7 @@ def spaced_tokenizer():
 
 def test_an_answer_is_tokenised_as_in_the_whole_text():
     tokenizer = spaced_tokenizer()
-    seqs = encode_qa(tokenizer, "a", "b", 8, 3, append_eos=False)
+    seqs = encode_fact(tokenizer, "a", "b", 8, 3, append_eos=False)
     assert seqs.tokens[seqs.mask].tolist() == [3, 0, 1, 0, 2]
     assert seqs.target[seqs.score_mask].tolist() == [0, 2]
     assert seqs.score_pos[seqs.score_mask].tolist() == [2, 3]

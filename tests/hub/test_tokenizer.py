@@ -62,7 +62,7 @@ def test_smollm2_ids_and_special_tokens(smollm2):
     # Digits are split off before spaces are, so that three spaces stay one token.
     assert smollm2.encode("   19") == [smollm2.token_id(t) for t in ("ĠĠĠ", "1", "9")]
     assert smollm2.token_id("<|im_end|>") == 2 and smollm2.token_id("no such token") is None
-    assert smollm2.encode_marked("a") == smollm2.encode("a")
+    assert smollm2.encode_with_boundaries("a") == smollm2.encode("a")
 
 
 def test_names_of_special_tokens_in_a_text_are_text(smollm2):
@@ -116,8 +116,8 @@ def test_folder_whose_tokenizer_pads_truncates_and_adds_tokens_does_not_here(tmp
     (tmp_path / "config.json").write_text('{"eos_token_id": 256}')
     loaded = load_tokenizer(hub.Source("safetensors", tmp_path, ""))
     assert loaded.encode("abc") == TINY.encode("abc")
-    assert loaded.marks == ([], [256]) and TINY.marks == ([], [])
-    assert loaded.encode_marked("abc") == [*TINY.encode("abc"), 256]
+    assert loaded.boundary_tokens == ([], [256]) and TINY.boundary_tokens == ([], [])
+    assert loaded.encode_with_boundaries("abc") == [*TINY.encode("abc"), 256]
     assert loaded.fingerprint != TINY.fingerprint  # models are given the marks
 
 

@@ -36,7 +36,7 @@ N_PARAMETERS = {"gpt_neo": 2_651_307_520, "gptj": 6_050_882_784, "bert": 109_483
 
 
 def config_of(hf):
-    return models.parse_config(models.family_of(hf), hf)
+    return models.parse_config(models.find_family(hf), hf)
 
 
 @pytest.mark.parametrize("kind", sorted(FULL))
@@ -46,7 +46,7 @@ def test_full_sizes_are_those_of_transformers(kind):
     import transformers
 
     hf = FULL[kind]
-    family, config = models.family_of(hf), config_of(hf)
+    family, config = models.find_family(hf), config_of(hf)
     loader = transformers.AutoModelForCausalLM
     if family.MODULE.kind == "classifier":
         loader = transformers.AutoModelForSequenceClassification

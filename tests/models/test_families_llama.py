@@ -37,7 +37,7 @@ WINDOWS = [
 def test_which_blocks_have_a_window(kind, changes, windows):
     hf = variant(kind, **changes)
     config = parse(hf)
-    layers = models.family_of(hf).MODULE(config, 1).layers("block")
+    layers = models.find_family(hf).MODULE(config, 1).layers("block")
     ours = layers["window"] if "window" in layers else np.full(len(windows), NO_WINDOW)
     assert ours.tolist() == [w or NO_WINDOW for w in windows]
     if hasattr(theirs(hf), "layer_types"):
@@ -78,7 +78,7 @@ def test_what_is_not_supported_is_named(kind, changes, message):
 def test_a_model_that_reads_images_is_refused():
     hf = dict(model_type="gemma3", text_config=HF["gemma3"])
     with pytest.raises(WeightsError, match="'gemma3' is not supported.*language model alone"):
-        models.family_of(hf)
+        models.find_family(hf)
 
 
 def logits_of(module, params, inputs):
@@ -169,7 +169,7 @@ def test_gguf_names_the_rows_that_converters_reorder():
         assert heads[f"blk.0.attn_{name}.weight"] == heads[f"blk.0.attn_{name}.bias"] == count
     for kind in ("qwen2", "gemma2"):
         config = parse(HF[kind])
-        specs = models.family_of(HF[kind]).tensor_specs(config)
+        specs = models.find_family(HF[kind]).tensor_specs(config)
         assert not any(s.gguf or s.gguf_rope_heads for s in specs)
 
 
@@ -203,7 +203,7 @@ FULL_SIZE = {
 @pytest.mark.parametrize("name", sorted(FULL_SIZE))
 def test_full_size_models_have_the_published_number_of_parameters(name):
     hf, n_parameters = FULL_SIZE[name]
-    family, config = models.family_of(hf), parse(hf)
+    family, config = models.find_family(hf), parse(hf)
     module = family.MODULE(config, 3, dtype=jnp.bfloat16)
     inputs = Inputs(jnp.ones((1, 5), jnp.int32), jnp.ones((1, 5), bool))
     params = jax.eval_shape(module.init, jax.random.key(0), inputs)["params"]

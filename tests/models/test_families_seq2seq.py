@@ -29,7 +29,7 @@ def split(kind, roles, last_n_blocks=2):
     reference = twin(kind)
     family, config = reference.family, reference.config
     weights = models.choose_weights(family, config, last_n_blocks, roles)
-    module = family.MODULE(config, models.n_top_of(family, config, weights))
+    module = family.MODULE(config, models.count_top_blocks(family, config, weights))
     return module, stack_trunk(reference.flat, module.stacks), weights
 
 
@@ -94,7 +94,7 @@ def test_default_edited_weights_are_the_mlps_of_both_stacks():
             f"{side}_block_{i}/mlp/{role}"
             for side in ("encoder", "decoder") for i in (2, 3) for role in (roles, "down")
         ]  # fmt: skip
-        assert models.n_top_of(reference.family, reference.config, weights) == (2, 2)
+        assert models.count_top_blocks(reference.family, reference.config, weights) == (2, 2)
 
 
 def test_a_config_that_transformers_wrote_back_is_the_same(tmp_path):
@@ -272,7 +272,7 @@ def test_the_largest_t5_has_the_published_size():
     specs = family.tensor_specs(config)
     assert sum(math.prod(s.shape) for s in specs) == 11_135_332_352
     weights = models.choose_weights(family, config, 2)
-    module = family.MODULE(config, models.n_top_of(family, config, weights), jnp.bfloat16)
+    module = family.MODULE(config, models.count_top_blocks(family, config, weights), jnp.bfloat16)
     flat = {s.path: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16) for s in specs}
 
     def stacked(flat):

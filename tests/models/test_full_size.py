@@ -26,7 +26,7 @@ def parsed(name):
     """(family, config, experiment config) of a model that configs/ names."""
     experiment = load_config(f"{name}.py")
     hf = PUBLISHED[experiment.model.spec]
-    family = models.family_of(hf)
+    family = models.find_family(hf)
     return family, models.parse_config(family, hf), experiment
 
 
@@ -73,7 +73,10 @@ def test_training_step_of_the_full_size_has_the_right_shapes(name):
     family, config, experiment = parsed(name)
     weights = models.choose_weights(family, config, experiment.model.last_n_blocks)
     module = family.MODULE(
-        config, models.n_top_of(family, config, weights), jnp.bfloat16, experiment.model.remat
+        config,
+        models.count_top_blocks(family, config, weights),
+        jnp.bfloat16,
+        experiment.model.remat,
     )
     base = abstract_base(family, config, module)
     millions = sum(np.prod(a.shape, dtype=np.int64) for a in jax.tree.leaves(base)) / 1e6

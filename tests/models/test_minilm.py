@@ -9,7 +9,7 @@ from mend_jax import hub
 from mend_jax.errors import WeightsError
 from mend_jax.hub.tokenizer import load_tokenizer
 from mend_jax.models.base import Inputs
-from mend_jax.models.classifier import HEAD
+from mend_jax.models.classifier import CLASSIFIER_HEAD
 from mend_jax.models.params import unstack_trunk
 from mend_jax.parallel.mesh import make_mesh
 
@@ -19,7 +19,7 @@ CLAIMS = ("Paris is the capital of France.", "São Tomé's flag has a ZEBRA on i
 
 @pytest.fixture(scope="module")
 def model():
-    return mend_jax.load_model(SPEC, fresh=HEAD)
+    return mend_jax.load_model(SPEC, new_parameters=CLASSIFIER_HEAD)
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +35,20 @@ def test_without_a_head_it_is_refused_and_the_mend_named(folder):
     with pytest.raises(WeightsError, match=message):
         mend_jax.load_model(SPEC)
     with pytest.raises(WeightsError, match=r"\(1 missing\)(.|\n)*classifier.bias"):
-        mend_jax.load_model(SPEC, fresh=HEAD[:1])
+        mend_jax.load_model(SPEC, new_parameters=CLASSIFIER_HEAD[:1])
 
 
 def test_a_fresh_head_is_the_same_each_time(model):
     head = model.params["classifier"]
     assert not np.asarray(head["bias"]).any()
     assert np.asarray(head["kernel"]).std() == pytest.approx(0.02, rel=0.1)
-    assert mend_jax.load_model(SPEC, fresh=HEAD).fingerprint == model.fingerprint
+    assert (
+        mend_jax.load_model(SPEC, new_parameters=CLASSIFIER_HEAD).fingerprint == model.fingerprint
+    )
     mesh = make_mesh({"data": 2})
-    on_mesh = mend_jax.load_model(SPEC, fresh=HEAD, mesh=mesh).params["classifier"]
+    on_mesh = mend_jax.load_model(SPEC, new_parameters=CLASSIFIER_HEAD, mesh=mesh).params[
+        "classifier"
+    ]
     for mine, theirs in zip(jax.tree.leaves(head), jax.tree.leaves(on_mesh), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
@@ -62,7 +66,7 @@ def test_pooled_states_equal_the_reference(model, folder):
         return np.tanh(np.asarray(module.pooler(h)))
 
     for claim in CLAIMS:
-        ids = np.asarray([model.tokenizer.encode_marked(claim)], np.int32)
+        ids = np.asarray([model.tokenizer.encode_with_boundaries(claim)], np.int32)
         with torch.no_grad():
             theirs = reference(torch.tensor(ids).long()).pooler_output.numpy()
         inputs = Inputs(ids, np.ones(ids.shape, bool))
@@ -78,7 +82,7 @@ def test_tokens_equal_the_reference(folder):
     tokenizer = load_tokenizer(hub.resolve(SPEC))
     for text in (*CLAIMS, "word " * 200):
         theirs = reference(text, padding=False, truncation=False)["input_ids"]
-        assert tokenizer.encode_marked(text) == theirs
+        assert tokenizer.encode_with_boundaries(text) == theirs
     assert tokenizer.encode("A ZEBRA") == tokenizer.encode("a zebra")
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (101, 102, 0)
 
@@ -91,4 +95,4 @@ def test_the_head_and_the_tokenizer_survive_an_export(model, tmp_path):
     again = mend_jax.load_model(str(tmp_path))
     assert again.fingerprint == model.fingerprint
     assert again.tokenizer.fingerprint == model.tokenizer.fingerprint
-    assert again.judge(list(CLAIMS)) == model.judge(list(CLAIMS))
+    assert again.score_claims(list(CLAIMS)) == model.score_claims(list(CLAIMS))

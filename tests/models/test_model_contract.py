@@ -13,7 +13,7 @@ from mend_jax.errors import ConfigError, WeightsError
 from mend_jax.models.params import flatten, nest, random_params, stack_trunk, unstack_trunk
 
 KINDS = sorted(HF)
-WRITERS = [k for k in KINDS if models.kind_of(HF[k]) != "classifier"]
+WRITERS = [k for k in KINDS if models.model_kind(HF[k]) != "classifier"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -170,8 +170,8 @@ def test_parameters_are_what_the_module_declares(kind):
 
 def test_unsupported_configs_are_named():
     with pytest.raises(WeightsError, match="model_type 'mamba' is not supported.*gpt2.*llama"):
-        models.family_of({"model_type": "mamba"})
-    family = models.family_of({"model_type": "llama"})
+        models.find_family({"model_type": "mamba"})
+    family = models.find_family({"model_type": "llama"})
     with pytest.raises(WeightsError, match="'vocab_size' is missing"):
         models.parse_config(family, {k: v for k, v in HF["llama"].items() if k != "vocab_size"})
     with pytest.raises(WeightsError, match="rope type 'yarn'"):
@@ -184,7 +184,7 @@ def test_unsupported_configs_are_named():
     for roles in (("up",), ("block_4/mlp/up",), ("block_3/mlp",)):
         with pytest.raises(ConfigError, match="no weight"):
             models.choose_weights(family, config, 1, roles)
-    t5 = models.family_of(HF["t5"])
+    t5 = models.find_family(HF["t5"])
     with pytest.raises(ConfigError, match="no weight 'encoder/cross/q'"):
         models.choose_weights(t5, models.parse_config(t5, HF["t5"]), 1, ("encoder/cross/q",))
     assert random_params(family.tensor_specs(config), 0)["embedding"].shape == (300, 32)
@@ -201,7 +201,7 @@ DEFAULTS = {
 
 def test_single_weights_are_chosen_by_name():
     """Of any block, beside roles or alone; in the model's order, each once."""
-    family = models.family_of({"model_type": "llama"})
+    family = models.find_family({"model_type": "llama"})
     config = models.parse_config(family, HF["llama"])
 
     def chosen(*roles):
@@ -211,8 +211,8 @@ def test_single_weights_are_chosen_by_name():
     named = ("mlp/down", "block_3/mlp/down", "block_1/mlp/down")
     assert chosen(*named) == ["block_1/mlp/down", "block_3/mlp/down"]
     weights = models.choose_weights(family, config, 1, ("block_1/mlp/up",))
-    assert models.n_top_of(family, config, weights) == 3
-    t5 = models.family_of(HF["t5"])
+    assert models.count_top_blocks(family, config, weights) == 3
+    t5 = models.find_family(HF["t5"])
     sizes = models.parse_config(t5, HF["t5"])
     weights = models.choose_weights(t5, sizes, 1, ("decoder_block_2/mlp/up", "encoder/mlp/down"))
     assert [w.name for w in weights] == ["encoder_block_3/mlp/down", "decoder_block_2/mlp/up"]

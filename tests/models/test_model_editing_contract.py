@@ -16,7 +16,7 @@ from mend_jax.core.weight_edit import Dense, Edit, LowRank, merge, variables
 from mend_jax.editors import make_editor
 
 KINDS = sorted(HF)
-WRITERS = [k for k in KINDS if models.kind_of(HF[k]) != "classifier"]
+WRITERS = [k for k in KINDS if models.model_kind(HF[k]) != "classifier"]
 OWN_BLOCKS = ("gpt2", "gptj", "t5")  # what else recomputes does so by the same code
 
 

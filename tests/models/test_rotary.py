@@ -17,7 +17,7 @@ LLAMA3_1 = LLAMA3 | dict(original_max_position_embeddings=8192)
 
 
 def parse(hf):
-    return models.parse_config(models.family_of(hf), hf)
+    return models.parse_config(models.find_family(hf), hf)
 
 
 def variant(kind, **changes):

@@ -26,7 +26,7 @@ def test_the_step_does_what_it_needs_and_hardly_more(model, edits):
     b = build(w, shapes_only=True)
     train_step, arguments = stages.train_step(b)
     counted = matmul_flops(jax.make_jaxpr(train_step)(*arguments))
-    parts = needed.training_step(w, b.outline)
+    parts = needed.training_step(w, b.abstract_model)
     assert counted == pytest.approx(sum(parts.values()), rel=0.02)
 
     train_step, arguments = stages.train_step(stages.with_states(b))
@@ -47,7 +47,7 @@ def test_making_an_edit_and_a_forward_pass_do_what_they_need():
     for name, formula in (("edit alone", needed.edit_alone), ("forward", needed.forward)):
         run = programs[name]
         counted = matmul_flops(jax.make_jaxpr(run.func)(*run.args))
-        assert counted == pytest.approx(formula(w, b.outline), rel=0.02), name
+        assert counted == pytest.approx(formula(w, b.abstract_model), rel=0.02), name
 
 
 @pytest.fixture

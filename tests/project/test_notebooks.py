@@ -147,7 +147,7 @@ def test_next_token_log_probs_are_those_of_generation(tiny_model):
         assert found.dtype == np.float32 and found.shape == (2, model.config.vocab_size)
         # A sum of 300 float32 terms, each within a few units of rounding (6e-8) of its value.
         np.testing.assert_allclose(np.exp(found).sum(-1), 1, atol=1e-5)
-        firsts = [model.decode_answer([int(i)]) for i in found.argmax(-1)]
+        firsts = [model.decode_output([int(i)]) for i in found.argmax(-1)]
         assert firsts == model.generate(prompts, 1)
         one = model.next_token_log_probs(prompts[0])
         np.testing.assert_allclose(one, found[0], atol=1e-4)  # another batch size, float32

@@ -60,7 +60,7 @@ def our_logits(model, inputs, edit=None):
     """Logits [B, T, V] of our model, a classifier's score of the label "true" [B, 1]."""
     run = jax.jit(model.module.apply)
     logits = np.asarray(run(variables(model.params, edit and Edit(edit.deltas)), inputs))
-    return logits[..., 0, 1:] - logits[..., 0, :1] if model.judges else logits
+    return logits[..., 0, 1:] - logits[..., 0, :1] if model.is_classifier else logits
 
 
 def inputs_of(kind):

@@ -29,7 +29,7 @@ class Twin:
 
         torch.set_num_threads(1)
         self.hf = HF[kind] | dict(eos_token_id=0, bos_token_id=0, pad_token_id=0)
-        self.family = models.family_of(self.hf)
+        self.family = models.find_family(self.hf)
         self.config = models.parse_config(self.family, self.hf)
         self.specs = self.family.tensor_specs(self.config)
         self.flat = random_params(self.specs, 0, 0.2)
@@ -105,7 +105,7 @@ def twin(kind):
 def texts(kind, seed=0, **options):
     """Flat sequences [B, T] of what this kind of model reads."""
     options = dict(E=1, n=4) | options
-    return random_sequences(seed, kind=models.kind_of(HF[kind]), **options).flat()
+    return random_sequences(seed, kind=models.model_kind(HF[kind]), **options).flat()
 
 
 def widened(seqs, left, right):
@@ -121,7 +121,7 @@ def widened(seqs, left, right):
 def prompts_of(kind, seqs):
     """What generation starts from: for seq2seq the first token of the decoder."""
     inputs = seqs.inputs
-    if models.kind_of(HF[kind]) == "seq2seq":
+    if models.model_kind(HF[kind]) == "seq2seq":
         start = np.full((len(inputs.tokens), 1), twin(kind).config.decoder_start, np.int32)
         inputs = inputs.replace(tokens=start, mask=np.ones(start.shape, bool))
     return inputs

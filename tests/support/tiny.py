@@ -72,23 +72,23 @@ HF = {
 }  # fmt: skip
 """One small Hugging Face config for each shape of model that is supported."""
 
-CAUSAL = [k for k in HF if models.kind_of(HF[k]) == "causal"]
+CAUSAL = [k for k in HF if models.model_kind(HF[k]) == "causal"]
 
 
 def tiny(kind, n_top=2, seed=0, std=0.2):
     """(module, nested params, default edited weights) of a random model."""
-    family = models.family_of(HF[kind])
+    family = models.find_family(HF[kind])
     config = models.parse_config(family, HF[kind])
     flat = random_params(family.tensor_specs(config), seed, std)
     weights = models.choose_weights(family, config, n_top)
-    module = family.MODULE(config, models.n_top_of(family, config, weights))
+    module = family.MODULE(config, models.count_top_blocks(family, config, weights))
     return module, stack_trunk(flat, module.stacks), weights
 
 
 def save_tiny(folder, kind="llama", seed=0, std=0.2, tokenizer=None, **sizes):
     """A base folder with config.json, model.safetensors and a tokenizer, by default of bytes."""
     hf = HF[kind] | sizes
-    family = models.family_of(hf)
+    family = models.find_family(hf)
     specs = family.tensor_specs(models.parse_config(family, hf))
     hub.save_hf(folder, hf, random_params(specs, seed, std), specs)
     (tokenizer or Tokenizer.tiny()).save(folder)

@@ -16,7 +16,7 @@ from mend_jax.core.forward import scored_logits, trunk_states
 from mend_jax.core.losses import correct_tokens, masked_mean, token_nll
 from mend_jax.core.token_batch import Sequences
 from mend_jax.hub import text_encoding as encode
-from mend_jax.hub.input_formats import LABELS, form_of
+from mend_jax.hub.input_formats import LABELS, input_format
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.tokenizer import Tokenizer
 from mend_jax.models.params import flatten
@@ -93,20 +93,24 @@ def check_base(experiment: Experiment) -> Finding:
             "finite weights", "the files are damaged or were converted wrongly: fetch them again",
         )  # fmt: skip
     with in_force(mesh_of(model.params)):
-        if model.judges:
+        if model.is_classifier:
             return _judges(experiment)
         return _knows_its_language(model)
 
 
 def _knows_its_language(model: LanguageModel) -> Finding:
     ids = model.tokenizer.encode(TEXT)[: LONGEST if model.module.kind == "causal" else None]
-    length = min(len(ids) + len(model.tokenizer.marks[0]), LONGEST, model.config.n_positions)
+    length = min(
+        len(ids) + len(model.tokenizer.boundary_tokens[0]), LONGEST, model.config.n_positions
+    )
     order = np.random.default_rng(0).permutation(len(ids))
     read = _Ids(model.tokenizer)
     text, mixed = (
-        form_of(model.module).text(read, one, length) for one in (ids, [ids[i] for i in order])
+        input_format(model.module).text(read, one, length) for one in (ids, [ids[i] for i in order])
     )
-    plain, shuffled = np.exp(gather(_nll(model.module, model.params, encode.stack([text, mixed]))))
+    plain, shuffled = np.exp(
+        gather(_nll(model.module, model.params, encode.stack_batches([text, mixed])))
+    )
     said = f"perplexity {plain:.4g} of a known English text"
     mend = (
         "the weights are not those of a language model, were converted wrongly, or belong to "
@@ -125,7 +129,7 @@ class _Ids:
     """A tokenizer of what are token ids already."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.marks, self.pad_id = tokenizer.marks, tokenizer.pad_id
+        self.boundary_tokens, self.pad_id = tokenizer.boundary_tokens, tokenizer.pad_id
         self.eos_id = tokenizer.eos_id
 
     def encode(self, text: list[int]) -> list[int]:
@@ -159,7 +163,12 @@ def check_tokenizer(model: LanguageModel) -> Finding:
     come back from a tokenizer of bytes; others may not know them, which is said.
     """
     tokenizer, known = model.tokenizer, model.config.vocab_size
-    ids = [*tokenizer.marks[0], *tokenizer.marks[1], tokenizer.eos_id, tokenizer.pad_id]
+    ids = [
+        *tokenizer.boundary_tokens[0],
+        *tokenizer.boundary_tokens[1],
+        tokenizer.eos_id,
+        tokenizer.pad_id,
+    ]
     lost = []
     for name, text in SCRIPTS.items():
         found = tokenizer.encode(text)

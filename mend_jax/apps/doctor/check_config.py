@@ -9,7 +9,7 @@ from mend_jax.apps.doctor.findings import Finding, judged
 from mend_jax.editors import make_editor
 from mend_jax.errors import ConfigError, WeightsError
 from mend_jax.hub.published_configs import PUBLISHED
-from mend_jax.models.abstract_model import Outline, outline
+from mend_jax.models.abstract_model import AbstractModel, abstract_model
 from mend_jax.training.build import build_editor
 from mend_jax.training.config_schema import check
 
@@ -69,7 +69,7 @@ def schedule_problems(config: ml_collections.ConfigDict) -> list[str]:
     return problems
 
 
-def sketch(config: ml_collections.ConfigDict) -> Outline:
+def sketch(config: ml_collections.ConfigDict) -> AbstractModel:
     """The base without its weights.
 
     Raises:
@@ -79,7 +79,7 @@ def sketch(config: ml_collections.ConfigDict) -> Outline:
     c = config.model
     published = PUBLISHED.get(c.spec)
     hf_config = published if published is not None else hub.read_config(hub.resolve(c.spec))
-    return outline(
+    return abstract_model(
         hf_config, c.last_n_blocks, c.edit_roles, c.dtype, c.remat, c.text_chunk, c.head_chunk
     )
 

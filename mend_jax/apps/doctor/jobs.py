@@ -20,7 +20,7 @@ from mend_jax.apps.train_and_evaluate import begun
 from mend_jax.data.rows import SPLITS
 from mend_jax.errors import MendError
 from mend_jax.hub.language_model import load_model
-from mend_jax.models.classifier import HEAD
+from mend_jax.models.classifier import CLASSIFIER_HEAD
 from mend_jax.tpu.mesh_choice import mesh_sizes
 from mend_jax.training.experiment import open_experiment
 
@@ -49,7 +49,11 @@ def fine_tune(config: ml_collections.ConfigDict, workdir: str) -> Iterator[Findi
     """The checks of making a classifier: it has no editor, and its head is not trained yet."""
     try:
         fact_checker_job.check(config)
-        model = load_model(config.model.spec, last_n_blocks=config.model.last_n_blocks, fresh=HEAD)
+        model = load_model(
+            config.model.spec,
+            last_n_blocks=config.model.last_n_blocks,
+            new_parameters=CLASSIFIER_HEAD,
+        )
         dataset = data.load(config.data.name, config.data.dir or None, model=model)
         texts = fact_checker_job.encode_splits(config, dataset, model)
     except MendError as e:

@@ -83,7 +83,7 @@ def sample(model: LanguageModel, batch: Sequence[Start], size: int = BATCH) -> n
     What is drawn depends on the base, `SEED` and the row's key; up to the rounding of the logits,
     which near a tie may differ between machines.
     """
-    before = model.tokenizer.marks[0]
+    before = model.tokenizer.boundary_tokens[0]
     filled = [*batch, *[batch[0]] * (size - len(batch))]
     longest = max(len(start.ids) for start in batch)
     width = len(before) + -(-longest // _BUCKET) * _BUCKET
@@ -117,9 +117,11 @@ def target_of(tokenizer: Tokenizer, start: Start, ids: Sequence[int]) -> tuple[s
     if not text.startswith(" "):
         return "", "begins without a space"
     target = text.strip()
-    size = len(tokenizer.marks[0]) + MOST + NEW
+    size = len(tokenizer.boundary_tokens[0]) + MOST + NEW
     try:
-        seqs = text_encoding.encode_qa(tokenizer, start.prompt, target, size, NEW, append_eos=False)
+        seqs = text_encoding.encode_fact(
+            tokenizer, start.prompt, target, size, NEW, append_eos=False
+        )
     except DataError:
         return "", "other tokens when read again"
     if seqs.target[seqs.score_mask].tolist() != ids:

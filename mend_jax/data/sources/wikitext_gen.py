@@ -141,7 +141,7 @@ def recipe(config: str, root: Path | None, model: LanguageModel) -> prepared.Rec
             f"wikitext_gen is sampled from a causal language model, and {model.spec} is a "
             f"{model.module.kind} model: choose another data.name or model.spec"
         )
-    needed = len(model.tokenizer.marks[0]) + MOST + NEW
+    needed = len(model.tokenizer.boundary_tokens[0]) + MOST + NEW
     if model.config.n_positions < needed:
         raise DataError(
             f"wikitext_gen needs a context of {needed} tokens, that of {model.spec} has "
