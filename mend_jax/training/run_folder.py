@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ import jax
 import ml_collections
 
 from mend_jax.errors import CheckpointError, ConfigError
+from mend_jax.io.file_locks import locked
 from mend_jax.io.json_values import parse_json
 from mend_jax.io.writers import as_path, is_remote, write_text
 from mend_jax.parallel import distributed
@@ -68,25 +67,17 @@ def occupied(workdir: Any) -> Iterator[None]:
     Raises:
       ConfigError: another process holds it.
     """
-    handle = None
-    with distributed.together("holding --workdir"):
-        if distributed.is_writer() and not is_remote(workdir):
-            handle = os.open(workdir, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                os.close(handle)
-                raise ConfigError(
-                    f"--workdir {workdir} is in use by another run: wait for its end, or end it, "
-                    "or choose another folder"
-                ) from e
-            except OSError:  # a file system that knows no locks
-                pass
-    try:
+    with contextlib.ExitStack() as held:
+        with distributed.together("holding --workdir"):
+            if distributed.is_writer() and not is_remote(workdir):
+                try:
+                    held.enter_context(locked(workdir, wait=False, best_effort=True))
+                except BlockingIOError as e:
+                    raise ConfigError(
+                        f"--workdir {workdir} is in use by another run: wait for its end, or end "
+                        "it, or choose another folder"
+                    ) from e
         yield
-    finally:
-        if handle is not None:
-            os.close(handle)
 
 
 def need_room(workdir: Any, state: Any, steps_there: int) -> None:
