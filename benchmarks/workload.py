@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.hub.published_configs import PUBLISHED
 from mend_jax.models.abstract_model import DTYPES, AbstractModel, abstract_model
@@ -89,7 +89,7 @@ class Built:
     editor: EditTransform
     tx: optax.GradientTransformation
     state: TrainState
-    batch: dict[str, Sequences]
+    batch: dict[str, TokenBatch]
 
 
 def random_base(sketch: AbstractModel, dtype: str, seed: int = 0) -> Any:
@@ -108,12 +108,12 @@ def random_base(sketch: AbstractModel, dtype: str, seed: int = 0) -> Any:
 
 def full_texts(
     rng: np.random.Generator, lead: tuple[int, int], length: int, scored: int, vocab: int
-) -> Sequences:
+) -> TokenBatch:
     """Random texts [E, n, length] without padding; the last `scored` next tokens count."""
     tokens = rng.integers(0, vocab, (*lead, length)).astype(np.int32)
     at = np.arange(length - 1 - scored, length - 1)
     place = np.broadcast_to(at, (*lead, scored)).astype(np.int32)
-    return Sequences(
+    return TokenBatch(
         tokens, np.ones(tokens.shape, bool), place, tokens[..., at + 1], np.ones(place.shape, bool)
     )
 
@@ -136,7 +136,7 @@ def build(w: Workload, shapes_only: bool = False) -> Built:
         lr=1e-6, layer_lr_lr=1e-4, clip=100.0, accumulate=1, warmup=0, steps=1, decay=False
     )
 
-    def arrays() -> tuple[Any, TrainState, dict[str, Sequences]]:
+    def arrays() -> tuple[Any, TrainState, dict[str, TokenBatch]]:
         rng, vocab, E = np.random.default_rng(0), sketch.config.vocab_size, w.independent
         batch = {
             "edit": full_texts(rng, (E, w.edits), w.length, w.scored, vocab),

@@ -17,7 +17,7 @@ class MendError(Exception):
     everywhere = False
 
 
-def tell(error: MendError) -> int:
+def report_error(error: MendError) -> int:
     """Says why a command ends, and returns the status that it ends with."""
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     return error.exit_status
@@ -66,7 +66,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
+def did_you_mean(name: str, known: Sequence[str]) -> str:
     """A clause " (did you mean ...?)" for the message about a name that is not known, or nothing.
 
     Dotted names that end alike are near, wherever their group.

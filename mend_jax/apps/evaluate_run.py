@@ -54,14 +54,17 @@ def appraise(
     c = experiment.config
     own = (experiment.editor, state.params, state.editor_state)
     run_mark = {
-        "config": checksums.of_json(configs.plain(c)), "base": experiment.model.fingerprint,
+        "config": checksums.json_checksum(configs.plain(c)), "base": experiment.model.fingerprint,
         "code": code_fingerprint(),
     }  # fmt: skip
 
     def mark_of(editor: tuple[EditTransform, Any, Any]) -> dict[str, Any]:
         """Tells what an editor scores, here and now, from what another one scored."""
         _, params, state = editor
-        return {**run_mark, "learned": checksums.of_json(checksums.of_arrays((params, state)))}
+        return {
+            **run_mark,
+            "learned": checksums.json_checksum(checksums.array_checksums((params, state))),
+        }
 
     def file(kind: str, name: str, ending: str) -> Any:
         """The files of a pass are named after it."""
@@ -200,6 +203,6 @@ def _judge(
     found["facts_per_edit"] = experiment.config.data.edits_per_batch
     if transform.reader is None:  # else there is no edit to make, and reading is dearer instead
         found["seconds_per_edit"] = time_edits(transform, params, state, experiment.model, first)
-    if transform.sweep is not None:
-        found["sweep"] = transform.sweep.told(*gather((params, state)))
+    if transform.tuning is not None:
+        found["sweep"] = transform.tuning.summary(*gather((params, state)))
     return found, examples

@@ -19,7 +19,7 @@ import ml_collections
 
 from mend_jax import data, hub
 from mend_jax.apps.train_and_evaluate import say
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.claims import encode_claims
 from mend_jax.data.rows import SPLITS
 from mend_jax.errors import ConfigError
@@ -148,7 +148,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def encode_splits(
     config: ml_collections.ConfigDict, dataset: data.DataSet, model: LanguageModel
-) -> dict[str, Sequences]:
+) -> dict[str, TokenBatch]:
     """The claims of each split with their true labels, [N, ...].
 
     `learned` is what is trained on; the others are judged: `train` is a part of it, and

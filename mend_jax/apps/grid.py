@@ -19,7 +19,7 @@ import ml_collections
 from mend_jax.apps import join_grids
 from mend_jax.apps import run_command as command
 from mend_jax.apps.run_processes import Run, refuse_failures, run_all, say, stand_aside
-from mend_jax.errors import ConfigError, MendError, nearest
+from mend_jax.errors import ConfigError, MendError, did_you_mean
 from mend_jax.evaluation.reports.formatting import format_value
 from mend_jax.evaluation.reports.grid_rows import make_grid_row
 from mend_jax.evaluation.reports.values import value_at
@@ -83,7 +83,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         elif not one.seeds or not all(type(s) is int and s >= 0 for s in one.seeds):
             problems.append(f"cells.{name}.seeds is {one.seeds!r}: give whole numbers")
     problems += [
-        f"only: {name!r} is not a cell{nearest(str(name), [*cells])}"
+        f"only: {name!r} is not a cell{did_you_mean(str(name), [*cells])}"
         for name in config.get("only", ())
         if name not in cells
     ]
@@ -104,7 +104,7 @@ def _check_starts(cells: Mapping[str, Any]) -> list[str]:
     problems = []
     for name, one in cells.items():
         if one.start and one.start not in cells:
-            near = nearest(one.start, [*cells])
+            near = did_you_mean(one.start, [*cells])
             problems.append(f"cells.{name}.start: {one.start!r} is not a cell{near}")
         elif one.start and (lacks := sorted(set(one.seeds) - set(cells[one.start].seeds))):
             problems.append(f"cells.{name}.start: {one.start} has no seed {lacks}")

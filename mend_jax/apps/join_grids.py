@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-from mend_jax.errors import DataError, MendError, tell
+from mend_jax.errors import DataError, MendError, report_error
 from mend_jax.evaluation.reports import grid_markdown, grid_report
 from mend_jax.evaluation.reports.grid_rows import GridRow
-from mend_jax.io.json_values import fits, parse_json
+from mend_jax.io.json_values import matches_type, parse_json
 from mend_jax.io.writers import as_path, write_json, write_text
 
 
@@ -40,7 +40,7 @@ def read(path: Any) -> Grid:
         found = parse_json(path.read_bytes())
     except (OSError, ValueError) as e:
         raise DataError(f"{path}: cannot be read as a grid's grid.json ({e})") from e
-    if not fits(found, Grid):
+    if not matches_type(found, Grid):
         keys = ", ".join(Grid.__annotations__)
         raise DataError(
             f"{path}: not a grid's grid.json, which has {keys}, and rows of one cell each"
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(write(given.folder, join([read(part) for part in given.parts])))
     except MendError as e:
-        return tell(e)
+        return report_error(e)
     return 0
 
 

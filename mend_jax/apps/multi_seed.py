@@ -14,7 +14,7 @@ from typing import Any
 
 from mend_jax.apps import run_command as command
 from mend_jax.apps.run_processes import Run, refuse_failures, run_all, say, stand_aside
-from mend_jax.errors import ConfigError, MendError, tell
+from mend_jax.errors import ConfigError, MendError, report_error
 from mend_jax.evaluation.statistics import summarise_runs
 from mend_jax.io.writers import as_path, write_json
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_failures(run_all(runs), len(runs))
         summary = summarise_runs([scores(run.results()) for run in runs])
     except MendError as e:
-        return tell(e)
+        return report_error(e)
     write_json(workdir / "seeds.json", {"seeds": seeds, "runs": len(runs), "eval": summary})
     say(table(summary, seeds))
     return 0

@@ -181,7 +181,9 @@ def method_cells(
                 transform = make_editor(editor, options)
                 if not transform.trainable:
                     values["train.steps"] = 0
-                if transform.stream is not None:  # a step is a stream, of two edits at least
+                if (
+                    transform.sequential_training is not None
+                ):  # a step is a stream, of two edits at least
                     values["train.both_ways"] = False
                     edits = values.get("train.edits_per_step", 4)
                     values["train.edits_per_step"] = max(2, edits)

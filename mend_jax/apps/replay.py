@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mend_jax.core.meta_loss import texts_of
-from mend_jax.errors import CheckpointError, MendError, tell
+from mend_jax.core.meta_loss import token_batches
+from mend_jax.errors import CheckpointError, MendError, report_error
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.writers import as_path
 from mend_jax.training import batch_files, build, checkpoints
@@ -69,7 +69,7 @@ def run_again(
     step: TrainStep, state: TrainState, base: Any, batch: Mapping[str, Any]
 ) -> dict[str, Any]:
     """One step of a batch and of each of its edits alone; see `replay`. The state is kept."""
-    texts, number = texts_of(batch), np.int32(int(state.step) + 1)
+    texts, number = token_batches(batch), np.int32(int(state.step) + 1)
 
     def of(texts: Any) -> dict[str, float]:
         _, metrics = step(jax.tree.map(jnp.copy, state), base, texts, number)
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(in_words(replay(parser.parse_args(argv).folder)))
     except MendError as e:
-        return tell(e)
+        return report_error(e)
     return 0
 
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mend_jax.errors import ConfigError, MendError, nearest, tell
+from mend_jax.errors import ConfigError, MendError, did_you_mean, report_error
 from mend_jax.training import config as configs
 
 # What a config's `job` runs: a module and its function of (config, workdir, config name).
@@ -55,7 +55,9 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(str(e)) from e
     if unknown:
         known = ["--config", "--workdir", "--compile_for", "--config.KEY"]
-        raise ConfigError(f"unknown argument {unknown[0]!r}{configs.nearest(unknown[0], known)}")
+        raise ConfigError(
+            f"unknown argument {unknown[0]!r}{configs.did_you_mean(unknown[0], known)}"
+        )
     if not args.config:
         raise ConfigError("which config? give --config=NAME.py, such as --config=quickstart.py")
     return args
@@ -89,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, workdir, name = parse(argv)
         job = config.get("job", "edit")
         if job not in JOBS:
-            raise ConfigError(f"job is {job!r}{nearest(str(job), [*JOBS])}; known: {[*JOBS]}")
+            raise ConfigError(f"job is {job!r}{did_you_mean(str(job), [*JOBS])}; known: {[*JOBS]}")
         if where := read_flags(argv).compile_for:
             if job != "edit":
                 raise ConfigError(f"--compile_for: only editing runs are compiled, not job {job!r}")
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             distributed.initialize()
         run_of(job)(config, workdir, name)
     except MendError as e:
-        status = tell(e)
+        status = report_error(e)
         leave(e)
         return status
     except Exception as e:
@@ -120,7 +122,7 @@ def run_of(job: str) -> Callable[..., object]:
 def leave(error: Exception) -> None:
     """Tells the other processes of the run, where there are any, that this one cannot go on."""
     if "mend_jax.parallel.distributed" in sys.modules:
-        sys.modules["mend_jax.parallel.distributed"].leave(error)
+        sys.modules["mend_jax.parallel.distributed"].exit_if_alone(error)
 
 
 def compile_for(config, workdir: str, where: str) -> bool:

@@ -23,7 +23,7 @@ import jax
 from mend_jax.apps import run_command as command
 from mend_jax.errors import ConfigError, MendError, Preempted
 from mend_jax.io.package_cache import cache_dir
-from mend_jax.io.writers import duration, is_remote
+from mend_jax.io.writers import format_duration, is_remote
 from mend_jax.parallel import distributed
 from mend_jax.training import checkpoints
 from mend_jax.training import config as configs
@@ -106,7 +106,9 @@ def run_all(runs: Sequence[Run], after: Callable[[], None] = lambda: None) -> di
                 say(f"{run.name}: {failed[run.name]}")
                 after()
                 continue
-            left = duration(statistics.mean(took) * (len(runs) - number + 1)) if took else "?"
+            left = (
+                format_duration(statistics.mean(took) * (len(runs) - number + 1)) if took else "?"
+            )
             say(f"{number}/{len(runs)} {run.name}: {run.folder}; {left} left")
             began = time.monotonic()
             status = _run(run, stop)

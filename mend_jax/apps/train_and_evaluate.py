@@ -17,7 +17,7 @@ import ml_collections
 
 from mend_jax.apps import doctor
 from mend_jax.apps.evaluate_run import appraise
-from mend_jax.core.meta_loss import ASKED, locality_sets, set_weights, texts_of
+from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, locality_weights, token_batches
 from mend_jax.data import DataSet
 from mend_jax.errors import CheckpointError, ConfigError, Preempted
 from mend_jax.evaluation.evaluate_split import make_scorer, peak_memory_bytes, validate
@@ -25,7 +25,7 @@ from mend_jax.evaluation.reports import run_report
 from mend_jax.io.writers import JsonLines, as_path, write_json, write_text
 from mend_jax.models.params import count
 from mend_jax.parallel import distributed
-from mend_jax.parallel.mesh import in_force, shard_batch
+from mend_jax.parallel.mesh import shard_batch, use_mesh
 from mend_jax.tpu.mesh_choice import mesh_sizes
 from mend_jax.training import checkpoints, step_sizes
 from mend_jax.training import config as configs
@@ -54,8 +54,8 @@ def train_and_evaluate(
         not finite, with the last good state kept.
     """
     began = time.monotonic()
-    distributed.agree("config", configs.to_json(config).splitlines())
-    distributed.agree("code", distributed.code_lines())
+    distributed.require_agreement("config", configs.to_json(config).splitlines())
+    distributed.require_agreement("code", distributed.source_digests())
     workdir = prepare(workdir)
     with occupied(workdir):
         return _run(config, workdir, config_name, began)
@@ -65,9 +65,9 @@ def _run(
     config: ml_collections.ConfigDict, workdir: Any, config_name: str, began: float
 ) -> dict[str, Any]:
     """`train_and_evaluate` in a folder that is its own, begun at that time."""
-    with distributed.together("reading --workdir"):
+    with distributed.fail_together("reading --workdir"):
         finished = read_results(workdir)
-    distributed.agree("state of --workdir", [f"finished: {finished is not None}"])
+    distributed.require_agreement("state of --workdir", [f"finished: {finished is not None}"])
     if finished is not None:
         theirs = {"config": finished["config"]}
         checkpoints.refuse_other_run(theirs, {"config": configs.plain(config)}, workdir)
@@ -76,10 +76,12 @@ def _run(
             run_report.write(workdir)
         return finished
 
-    with distributed.together("loading base and data"):
+    with distributed.fail_together("loading base and data"):
         experiment = open_experiment(config, mesh_sizes(config))
     same = {**experiment.identity(), "config": ""}
-    distributed.agree("base and data", [f"{key}: {value}" for key, value in same.items()])
+    distributed.require_agreement(
+        "base and data", [f"{key}: {value}" for key, value in same.items()]
+    )
     say(
         f"base {experiment.model.spec} ({experiment.model.fingerprint}), "
         f"{len(experiment.model.weights)} edited weights; {experiment.dataset.name}: "
@@ -87,7 +89,7 @@ def _run(
         f"{len(experiment.test)} test edits"
     )
     manager = checkpoints.open_manager(workdir / "checkpoints")
-    with in_force(experiment.mesh), distributed.StopRequest() as stop:
+    with use_mesh(experiment.mesh), distributed.StopRequest() as stop:
         state, record = train_editor(experiment, workdir, manager, stop)
         between = stop_between(stop, config.train.steps, workdir)
         appraised, examples = appraise(experiment, state, workdir, between)
@@ -204,12 +206,12 @@ def placing(experiment: Experiment) -> Iterator[Callable[[Any], Any]]:
     """How batches reach the devices, with trunk states where they are kept (train.trunk_cache)."""
     c, mesh = experiment.config.train, experiment.mesh
     if not c.trunk_cache:
-        yield lambda batch: shard_batch(mesh, texts_of(batch))
+        yield lambda batch: shard_batch(mesh, token_batches(batch))
         return
     parts, model = experiment.train_parts, experiment.model
-    sets = set_weights(locality_sets(parts[0].texts), c.near_share)
+    sets = locality_weights(locality_set_names(parts[0].texts), c.near_share)
     cache = TrunkCache(
-        c.trunk_cache, model.module, model.params, mesh, parts, [*ASKED, *sets],
+        c.trunk_cache, model.module, model.params, mesh, parts, [*EDIT_SETS, *sets],
         limit_gib=c.trunk_cache_gib, fingerprint=model.fingerprint,
     )  # fmt: skip
     try:
@@ -267,7 +269,7 @@ def see_doctor(experiment: Experiment, workdir: Any, state: TrainState) -> None:
     """Checks the run before its hours are spent; TrainingError, or a PeerError, where it fails."""
     began = time.monotonic()
     findings = list(doctor.examine(experiment, workdir, state))
-    with distributed.together("the doctor's checks"):
+    with distributed.fail_together("the doctor's checks"):
         doctor.refuse(findings)
     say(f"doctor: {len(findings)} checks, all well, {time.monotonic() - began:.0f} s")
 

@@ -14,17 +14,17 @@ import jax
 import jax.numpy as jnp
 
 
-def by_texts(fn: Callable[[Any], Any], size: int, tree: Any) -> Any:
+def map_text_chunks(fn: Callable[[Any], Any], size: int, tree: Any) -> Any:
     """fn(tree), computed for `size` texts of every edit at a time (0: for all at once).
 
     Args:
       fn: from leaves [E, c, ...] to leaves [E', c, ...], each text by itself, for any c.
       tree: leaves [E, n, ...].
     """
-    return in_pieces(fn, size, tree, axis=1)
+    return map_chunks(fn, size, tree, axis=1)
 
 
-def in_pieces(fn: Callable[[Any], Any], size: int, tree: Any, axis: int) -> Any:
+def map_chunks(fn: Callable[[Any], Any], size: int, tree: Any, axis: int) -> Any:
     """fn(tree), computed for `size` places along an axis of all leaves at a time (0: for all).
 
     A backward pass computes each piece again instead of keeping what it held. The last piece is
@@ -42,10 +42,10 @@ def in_pieces(fn: Callable[[Any], Any], size: int, tree: Any, axis: int) -> Any:
         whole = leaf.reshape(*leaf.shape[:axis], -1, *leaf.shape[axis + 2 :])
         return jax.lax.slice_in_dim(whole, 0, n, axis=axis)
 
-    return jax.tree.map(join, jax.lax.map(jax.checkpoint(fn), pieces_of(size, tree, axis)))
+    return jax.tree.map(join, jax.lax.map(jax.checkpoint(fn), split_into_chunks(size, tree, axis)))
 
 
-def pieces_of(size: int, tree: Any, axis: int) -> Any:
+def split_into_chunks(size: int, tree: Any, axis: int) -> Any:
     """The tree in pieces of `size` places along an axis, on a new first axis.
 
     The last piece is filled up with copies of the last place.

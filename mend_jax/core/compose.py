@@ -21,7 +21,7 @@ from mend_jax.errors import ConfigError
 _NOTHING = 1e-12
 
 
-def stacked(edits: Sequence[Edit]) -> Edit:
+def sum_edits(edits: Sequence[Edit]) -> Edit:
     """The sum of the edits, in order; the same edits in the same order give the same bits.
 
     Raises:
@@ -33,7 +33,7 @@ def stacked(edits: Sequence[Edit]) -> Edit:
     return functools.reduce(Edit.compose, edits)
 
 
-def renormalised(edits: Sequence[Edit]) -> Edit:
+def renormalised_sum(edits: Sequence[Edit]) -> Edit:
     """The sum, each weight's scaled to the length that independent edits would have together.
 
     Deltas that point the same way add up to more than the root of their summed squares, by which
@@ -41,11 +41,11 @@ def renormalised(edits: Sequence[Edit]) -> Edit:
     there is nothing to scale, and the sum is left as it is.
 
     Raises:
-      ConfigError, CheckpointError: as `stacked`.
+      ConfigError, CheckpointError: as `sum_edits`.
     """
-    total = stacked(edits)
+    total = sum_edits(edits)
     deltas = {}
-    for name, products in inner_products(edits).items():
+    for name, products in delta_inner_products(edits).items():
         apart, together = products.trace(), products.sum()
         cancels = together <= _NOTHING * apart
         factor = 1.0 if cancels else math.sqrt(apart / together)
@@ -59,14 +59,14 @@ def interference(edits: Sequence[Edit]) -> dict[str, np.ndarray]:
     It is 0 with an edit that leaves the weight alone.
     """
     found = {}
-    for name, products in inner_products(edits).items():
+    for name, products in delta_inner_products(edits).items():
         lengths = np.sqrt(products.diagonal())
         lengths = np.where(lengths > 0, lengths, 1.0)
         found[name] = np.clip(products / np.outer(lengths, lengths), -1.0, 1.0)
     return found
 
 
-def inner_products(edits: Sequence[Edit]) -> dict[str, np.ndarray]:
+def delta_inner_products(edits: Sequence[Edit]) -> dict[str, np.ndarray]:
     """Frobenius inner products between the deltas of every two edits, by weight: float64[k, k]."""
     names = list(dict.fromkeys(name for edit in edits for name in edit.deltas))
     found = {}

@@ -53,12 +53,12 @@ class Moments:
         return jnp.where(self.count > 1.0, spread, jnp.ones_like(spread))
 
 
-def no_moments(dim: int) -> Moments:
+def zero_moments(dim: int) -> Moments:
     """The moments of nothing; normalising with them is the identity."""
     return Moments(jnp.zeros(()), jnp.zeros((dim,)), jnp.zeros((dim,)))
 
 
-def block_moments(x: jax.Array, mask: jax.Array) -> Moments:
+def moments_of_rows(x: jax.Array, mask: jax.Array) -> Moments:
     """The moments of one block: all rows x[..., d] where mask[...] holds."""
     x = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     keep = mask.reshape(-1, 1)

@@ -13,18 +13,18 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.chunking import by_texts
+from mend_jax.core.chunking import map_text_chunks
 from mend_jax.core.factors import Factors, masked_factors
-from mend_jax.core.logits import of_logits
-from mend_jax.core.losses import correct_tokens, masked_mean, token_nll, whole_answer
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.logits import map_logits
+from mend_jax.core.losses import all_tokens_correct, correct_tokens, masked_mean, token_nll
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit, variables
 from mend_jax.models import WeightSpec
 from mend_jax.models.base import EditableModel, Inputs
 from mend_jax.models.generation import generate
 from mend_jax.models.layers import TAPS
 from mend_jax.models.params import flatten, nest
-from mend_jax.parallel.layout import per_edit, vmap_edits
+from mend_jax.parallel.layout import split_over_edits, vmap_edits
 
 Rows = Literal["all", "answer"]
 
@@ -33,12 +33,12 @@ def _run_trunk(model: EditableModel, params: Any, inputs: Inputs) -> Any:
     return jax.lax.stop_gradient(model.apply({"params": params}, inputs, method="run_trunk"))
 
 
-def trunk_states(model: EditableModel, params: Any, seqs: Sequences) -> Any:
+def trunk_states(model: EditableModel, params: Any, seqs: TokenBatch) -> Any:
     """Inputs of the first editable blocks, leaves [*lead, ...]; no gradient flows below them."""
     return _unflatten(_run_trunk(model, params, seqs.flat().inputs), seqs.lead)
 
 
-def shared_trunk_states(model: EditableModel, params: Any, many: Sequence[Sequences]) -> list[Any]:
+def shared_trunk_states(model: EditableModel, params: Any, many: Sequence[TokenBatch]) -> list[Any]:
     """`trunk_states` of several sets of texts [E, n]; sets of one length share one pass."""
     states: dict[int, Any] = {}
     by_length: dict[Any, list[int]] = {}
@@ -49,8 +49,10 @@ def shared_trunk_states(model: EditableModel, params: Any, many: Sequence[Sequen
         inputs = [many[i].inputs for i in members]
         # Along n, so that no text leaves the devices of its edit.
         together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *inputs)
-        state = by_texts(lambda x: _trunk_of_edits(model, params, x), model.text_chunk, together)
-        state = per_edit(state, together.tokens.shape[0])
+        state = map_text_chunks(
+            lambda x: _trunk_of_edits(model, params, x), model.text_chunk, together
+        )
+        state = split_over_edits(state, together.tokens.shape[0])
         start = 0
         for i in members:
             end = start + many[i].lead[1]
@@ -77,7 +79,7 @@ def top_logits(
     model: EditableModel,
     params: Any,
     h: Any,
-    seqs: Sequences,
+    seqs: TokenBatch,
     edit: Edit | None = None,
     taps: Any = None,
 ) -> jax.Array:
@@ -90,7 +92,7 @@ def top_states(
     model: EditableModel,
     params: Any,
     h: Any,
-    seqs: Sequences,
+    seqs: TokenBatch,
     edit: Edit | None = None,
     taps: Any = None,
 ) -> jax.Array:
@@ -102,26 +104,26 @@ def top_states(
 
 
 def scored_states(
-    model: EditableModel, params: Any, h: Any, seqs: Sequences, edit: Edit | None = None
+    model: EditableModel, params: Any, h: Any, seqs: TokenBatch, edit: Edit | None = None
 ) -> jax.Array:
     """`top_states` [E, n, S, D]; `edit` has a leading axis E, every edit for its own texts."""
     if edit is None:
         flat = top_states(model, params, _flatten(h, len(seqs.lead)), seqs.flat())
         return flat.reshape(*seqs.lead, *flat.shape[1:])
     each = vmap_edits(lambda h, s, e: top_states(model, params, h, s, e), seqs.lead[0])
-    return each(h, seqs, per_edit(edit, seqs.lead[0]))
+    return each(h, seqs, split_over_edits(edit, seqs.lead[0]))
 
 
 def scored_logits(
-    model: EditableModel, params: Any, h: Any, seqs: Sequences, edit: Edit | None = None
+    model: EditableModel, params: Any, h: Any, seqs: TokenBatch, edit: Edit | None = None
 ) -> jax.Array:
-    """Logits [E, n, S, V], all at once; see `head.of_logits` for where they need not be."""
+    """Logits [E, n, S, V], all at once; see `head.map_logits` for where they need not be."""
     states = scored_states(model, params, h, seqs, edit)
     return model.apply({"params": params}, states, method="head")
 
 
 def top_outputs(
-    model: EditableModel, params: Any, h: Any, seqs: Sequences, name: str, edit: Edit | None = None
+    model: EditableModel, params: Any, h: Any, seqs: TokenBatch, name: str, edit: Edit | None = None
 ) -> jax.Array:
     """What a part of the top, `block_3` or `block_3/mlp/down`, puts out for texts [B], [B, T, d].
 
@@ -137,15 +139,15 @@ def top_outputs(
     return jax.tree.leaves(found)[0]
 
 
-def last_states(model: EditableModel, params: Any, h: Any, seqs: Sequences) -> jax.Array:
+def last_states(model: EditableModel, params: Any, h: Any, seqs: TokenBatch) -> jax.Array:
     """Float32 [*lead, T, D], or [*lead, M, D], from trunk states; see `EditableModel`."""
     flat = _flatten(h, len(seqs.lead)), seqs.flat().inputs
     states = model.apply({"params": params}, *flat, method="last_states")
     return _unflatten(states.astype(jnp.float32), seqs.lead)
 
 
-def greedy(
-    model: EditableModel, params: Any, seqs: Sequences, max_new: int, eos_id: int
+def greedy_continuation(
+    model: EditableModel, params: Any, seqs: TokenBatch, max_new: int, eos_id: int
 ) -> jax.Array:
     """What the unedited model freely writes after the prompts of texts: int32[*lead, max_new]."""
     prompts = seqs.prompts().flat().inputs
@@ -153,8 +155,8 @@ def greedy(
     return _unflatten(out, seqs.lead)
 
 
-def tap_zeros(
-    model: EditableModel, params: Any, h: Any, seqs: Sequences, names: Sequence[str]
+def zero_taps(
+    model: EditableModel, params: Any, h: Any, seqs: TokenBatch, names: Sequence[str]
 ) -> dict[str, Any]:
     """The zero taps of the named weights for a pass over these texts."""
 
@@ -190,7 +192,7 @@ class Problem:
     model: EditableModel
     params: Any
     weights: tuple[WeightSpec, ...]
-    seqs: Sequences
+    seqs: TokenBatch
     h: Any
     applied: Edit | None = None
 
@@ -222,23 +224,25 @@ class Problem:
         def judged(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
             return token_nll(logits, target), correct_tokens(logits, target)
 
-        def tokens(texts: tuple[Sequences, Any]) -> tuple[jax.Array, jax.Array]:
+        def tokens(texts: tuple[TokenBatch, Any]) -> tuple[jax.Array, jax.Array]:
             seqs, h = texts
             states = scored_states(self.model, self.params, h, seqs, edit)
-            return of_logits(self.model, self.params, judged, [states], seqs.target)
+            return map_logits(self.model, self.params, judged, [states], seqs.target)
 
-        nll, correct = by_texts(tokens, self.model.text_chunk, (self.seqs, self.h))
+        nll, correct = map_text_chunks(tokens, self.model.text_chunk, (self.seqs, self.h))
         keep = self.seqs.score_mask
-        return masked_mean(nll, keep, axes=(1, 2)), whole_answer(correct, keep).all(-1)
+        return masked_mean(nll, keep, axes=(1, 2)), all_tokens_correct(correct, keep).all(-1)
 
     def outputs(self, name: str, edit: Edit | None = None) -> jax.Array:
         """What a part of the top puts out at every token, [E, n, T, d]; see `top_outputs`."""
         edit = self._with_applied(edit)
 
-        def one(h: Any, seqs: Sequences, edit: Edit | None) -> jax.Array:
+        def one(h: Any, seqs: TokenBatch, edit: Edit | None) -> jax.Array:
             return top_outputs(self.model, self.params, h, seqs, name, edit)
 
-        return vmap_edits(one, self.n_edits)(self.h, self.seqs, per_edit(edit, self.n_edits))
+        return vmap_edits(one, self.n_edits)(
+            self.h, self.seqs, split_over_edits(edit, self.n_edits)
+        )
 
     def factors(self, edit: Edit | None = None, rows: Rows = "all") -> dict[str, Factors]:
         """(u, delta) of every editable weight, rows [E, n * T], by one backward pass of the top.
@@ -266,14 +270,14 @@ class Problem:
         def states_of(h, seqs, taps, edit):
             return top_states(self.model, self.params, h, seqs, edit, taps)
 
-        def capture(texts: tuple[Sequences, Any, jax.Array]) -> Any:
+        def capture(texts: tuple[TokenBatch, Any, jax.Array]) -> Any:
             seqs, h, counts = texts
             one = jax.tree.map(lambda leaf: leaf[0], (h, seqs))
-            zeros = tap_zeros(self.model, self.params, *one, names)
+            zeros = zero_taps(self.model, self.params, *one, names)
 
             def total_loss(taps):
                 states = vmap_edits(states_of, E)(h, seqs, taps, edit)
-                nll = of_logits(self.model, self.params, token_nll, [states], seqs.target)
+                nll = map_logits(self.model, self.params, token_nll, [states], seqs.target)
                 nll = nll * seqs.score_mask.astype(jnp.float32)
                 return (nll.sum(-1) / jnp.maximum(counts, 1.0)).sum()
 
@@ -281,8 +285,8 @@ class Problem:
                 jax.tree.map(lambda z: jnp.zeros((E, *z.shape), z.dtype), zeros)
             )
 
-        captured = by_texts(capture, self.model.text_chunk, (self.seqs, self.h, n_scored))
-        captured = flatten(per_edit(captured, E))
+        captured = map_text_chunks(capture, self.model.text_chunk, (self.seqs, self.h, n_scored))
+        captured = flatten(split_over_edits(captured, E))
         lead = (self.n_edits, -1)
         result = {}
         for w in self.weights:
@@ -311,7 +315,7 @@ def reads_source(weight: WeightSpec) -> bool:
     return weight.stack.startswith("encoder") or weight.role in ("cross/k", "cross/v")
 
 
-def _one_more_position(seqs: Sequences) -> Sequences:
+def _one_more_position(seqs: TokenBatch) -> TokenBatch:
     """The texts with room for one more scored position, which is not scored."""
     pads = [(0, 0)] * (seqs.score_pos.ndim - 1) + [(0, 1)]
     names = ("score_pos", "target", "score_mask")
@@ -319,7 +323,7 @@ def _one_more_position(seqs: Sequences) -> Sequences:
 
 
 def make_problem(
-    model: EditableModel, params: Any, weights: tuple[WeightSpec, ...], seqs: Sequences
+    model: EditableModel, params: Any, weights: tuple[WeightSpec, ...], seqs: TokenBatch
 ) -> Problem:
     """The problem of corrections [E, n], its trunk pass included."""
     return Problem(model, params, weights, seqs, trunk_states(model, params, seqs))

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.chunking import in_pieces
+from mend_jax.core.chunking import map_chunks
 from mend_jax.models.base import EditableModel
 
 
-def of_logits(
+def map_logits(
     model: EditableModel,
     params: Any,
     fn: Callable[..., Any],
@@ -46,13 +46,13 @@ def of_logits(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _of_last(model: EditableModel, fn: Callable[..., Any], last: jax.Array, fixed: Any) -> Any:
-    """`of_logits`, whose `fixed` are (params, other states, aligned)."""
+    """`map_logits`, whose `fixed` are (params, other states, aligned)."""
     params, others, aligned = fixed
 
     def some(pieces: Any) -> Any:
         return _judge(model, fn, params, *pieces)
 
-    return in_pieces(some, model.logits_chunk, (last, others, aligned), axis=2)
+    return map_chunks(some, model.logits_chunk, (last, others, aligned), axis=2)
 
 
 def _judge(
@@ -84,7 +84,7 @@ def _of_last_forward(
         value, pull, values = jax.vjp(first, last, has_aux=True)
         return values, pull(jnp.ones_like(value))[0]
 
-    return in_pieces(some, model.logits_chunk, (last, others, aligned), axis=2)
+    return map_chunks(some, model.logits_chunk, (last, others, aligned), axis=2)
 
 
 def _of_last_backward(

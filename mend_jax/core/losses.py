@@ -42,6 +42,6 @@ def correct_tokens(logits: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.argmax(logits, axis=-1) == target
 
 
-def whole_answer(correct: jax.Array, mask: jax.Array) -> jax.Array:
+def all_tokens_correct(correct: jax.Array, mask: jax.Array) -> jax.Array:
     """Whether every scored token of a sequence is right: bool[..., S] -> bool[...]."""
     return (correct | ~mask).all(-1)

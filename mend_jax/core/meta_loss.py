@@ -9,25 +9,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.chunking import by_texts
+from mend_jax.core.chunking import map_text_chunks
 from mend_jax.core.forward import Problem, scored_states, shared_trunk_states
-from mend_jax.core.logits import of_logits
+from mend_jax.core.logits import map_logits
 from mend_jax.core.losses import masked_mean, token_kl, token_nll
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
-from mend_jax.core.weight_edit import Edit, formed_once
+from mend_jax.core.weight_edit import Edit, densify_once
 from mend_jax.models.base import EditableModel
 
-ASKED = ("edit", "rephrase")
+EDIT_SETS = ("edit", "rephrase")
 LOCALITY = ("near", "far")
 
 
-def locality_sets(batch: Mapping[str, Any]) -> list[str]:
+def locality_set_names(batch: Mapping[str, Any]) -> list[str]:
     """Which locality texts a batch has: `near` (other subjects) and `far` (plain text)."""
     return [name for name in LOCALITY if name in batch]
 
 
-def set_weights(sets: list[str], near_share: float) -> dict[str, float]:
+def locality_weights(sets: list[str], near_share: float) -> dict[str, float]:
     """How much each locality set counts; sets of weight 0 are left out.
 
     `near_share` for `near`, the rest for `far`; one that is alone counts whole.
@@ -37,15 +37,15 @@ def set_weights(sets: list[str], near_share: float) -> dict[str, float]:
     return {name: weight for name, weight in own.items() if weight}
 
 
-def texts_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+def token_batches(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The token sequences of a batch, without its row numbers, marks and known states."""
     marks = ("index", "near_index", "valid", "states")
     return {name: texts for name, texts in batch.items() if name not in marks}
 
 
-def with_trunk(
+def with_trunk_states(
     model: EditableModel, base: Any, batch: Mapping[str, Any], names: list[str]
-) -> dict[str, tuple[Sequences, Any]]:
+) -> dict[str, tuple[TokenBatch, Any]]:
     """The named texts with their trunk states; texts of one length share a pass.
 
     Those that `batch["states"]` holds already (`trunk_cache`) take none.
@@ -80,7 +80,7 @@ def meta_loss(
     c_edit: float = 0.1,
     c_loc: float = 1.0,
     near_share: float = 0.5,
-    both_ways: bool = False,
+    edit_from_paraphrase: bool = False,
     train: bool = True,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any, Edit]]:
     """c_edit * NLL(rephrase; edited) + c_loc * KL(base || edited; locality) (paper, Eq. 4).
@@ -94,17 +94,17 @@ def meta_loss(
     Args:
       params, state: the editor's.
       base: nested base parameters.
-      batch: `edit`, `rephrase` and the locality sets, `Sequences` with leading axes [E, n].
-      both_ways: also edit with each paraphrase and ask for the prompt: 2 E edits from one trunk
-        pass over E rows. `edit` and `rephrase` must have one shape. `near` is asked of all of
-        them, `far` of half: of the prompts' and of the paraphrases' edits in turn, by row.
+      batch: `edit`, `rephrase` and the locality sets, `TokenBatch` with leading axes [E, n].
+      edit_from_paraphrase: also edit from each paraphrase and score the prompt: 2 E edits from one
+        trunk pass over E rows. `edit` and `rephrase` must have the same shape. `near` texts score
+        all of them, `far` texts half: alternately, by row, the prompt's and the paraphrase's edit.
 
     Returns:
       The loss and (metrics: means over the edits, new editor state, the edits).
     """
-    sets = set_weights(locality_sets(batch), near_share)
-    texts = with_trunk(model, base, batch, [*ASKED, *sets])
-    if both_ways:
+    sets = locality_weights(locality_set_names(batch), near_share)
+    texts = with_trunk_states(model, base, batch, [*EDIT_SETS, *sets])
+    if edit_from_paraphrase:
         texts |= {
             "edit": _concatenate(texts["edit"], texts["rephrase"]),
             "rephrase": _concatenate(texts["rephrase"], texts["edit"]),
@@ -113,33 +113,33 @@ def meta_loss(
     problem = Problem(model, base, weights, edit_seqs, h)
     edit, state = editor.edit(params, state, problem, train)
 
-    for_rephrases = formed_once(edit, texts["rephrase"][0].tokens, model.text_chunk)
+    for_rephrases = densify_once(edit, texts["rephrase"][0].tokens, model.text_chunk)
 
-    def nll_of(asked: tuple[Sequences, Any]) -> jax.Array:
+    def nll_of(asked: tuple[TokenBatch, Any]) -> jax.Array:
         seqs, h = asked
         states = scored_states(model, base, h, seqs, for_rephrases)
-        return of_logits(model, base, token_nll, [states], seqs.target)
+        return map_logits(model, base, token_nll, [states], seqs.target)
 
-    nll = by_texts(nll_of, model.text_chunk, texts["rephrase"])
+    nll = map_text_chunks(nll_of, model.text_chunk, texts["rephrase"])
     nll_E = masked_mean(nll, texts["rephrase"][0].score_mask, axes=(1, 2))
     metrics = {"nll_rephrase": nll_E.mean()}
 
     def kl_of(name: str, edit: Edit) -> jax.Array:
         far, keep = name == "far", texts[name][0].score_mask
-        if both_ways and far:
+        if edit_from_paraphrase and far:
             edit = jax.tree.map(functools.partial(_in_turn, keep.shape[0]), edit)
-        twice = both_ways and not far
-        edit = formed_once(edit, texts[name][0].tokens, model.text_chunk)
+        twice = edit_from_paraphrase and not far
+        edit = densify_once(edit, texts[name][0].tokens, model.text_chunk)
 
-        def kl(asked: tuple[Sequences, Any]) -> jax.Array:
+        def kl(asked: tuple[TokenBatch, Any]) -> jax.Array:
             seqs, h = asked
             before = jax.lax.stop_gradient(scored_states(model, base, h, seqs))
             if twice:
                 seqs, h, before = _concatenate(*[(seqs, h, before)] * 2)
             after = scored_states(model, base, h, seqs, edit)
-            return of_logits(model, base, token_kl, [before, after])
+            return map_logits(model, base, token_kl, [before, after])
 
-        kl = by_texts(kl, model.text_chunk, texts[name])
+        kl = map_text_chunks(kl, model.text_chunk, texts[name])
         keep = _concatenate(keep, keep) if twice else keep
         return masked_mean(kl, keep, axes=(1, 2)).mean()
 

@@ -8,20 +8,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.chunking import by_texts
+from mend_jax.core.chunking import map_text_chunks
 from mend_jax.core.forward import Problem, scored_states
-from mend_jax.core.logits import of_logits
+from mend_jax.core.logits import map_logits
 from mend_jax.core.losses import masked_mean, token_kl, token_nll
-from mend_jax.core.meta_loss import ASKED, locality_sets, set_weights, with_trunk
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.meta_loss import (
+    EDIT_SETS,
+    locality_set_names,
+    locality_weights,
+    with_trunk_states,
+)
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.models.base import EditableModel
 
-Texts = tuple[Sequences, Any]
+Texts = tuple[TokenBatch, Any]
 
 
-def stream_loss(
+def sequential_loss(
     params: Any,
     state: Any,
     base: Any,
@@ -37,14 +42,15 @@ def stream_loss(
     """The mean over the E edits t of the loss of edit t, made on the model after those before it.
 
     sum_j decay^j (c_edit NLL(rephrase_{t-j}) + c_loc KL(base || edited; locality_{t-j}))
-    + reg |dW_t|^2, over j below `editor.stream.depth` (RLEdit, section 3; see `editors.rledit`).
+    + reg |dW_t|^2, over j below `editor.sequential_training.depth` (RLEdit, section 3; see
+    `editors.rledit`).
     Each loss is differentiated through its own edit alone: the model before it is a constant.
 
     Arguments and results as of `meta_loss`; the edit is that of the whole stream, [1, ...].
     """
-    depth, decay, reg = editor.stream
-    sets = set_weights(locality_sets(batch), near_share)
-    texts = with_trunk(model, base, batch, [*ASKED, *sets])
+    depth, decay, reg = editor.sequential_training
+    sets = locality_weights(locality_set_names(batch), near_share)
+    texts = with_trunk_states(model, base, batch, [*EDIT_SETS, *sets])
     n_steps = batch["edit"].lead[0]
     nothing = {w.name: jnp.zeros((1, w.d_in, w.d_out)) for w in weights}
 
@@ -53,7 +59,7 @@ def stream_loss(
         at = jnp.maximum(t - jnp.arange(depth), 0)
         return jax.tree.map(lambda x: x[at].reshape(1, -1, *x.shape[2:]), texts[name])
 
-    def by_age(values: jax.Array, seqs: Sequences, t: jax.Array) -> jax.Array:
+    def by_age(values: jax.Array, seqs: TokenBatch, t: jax.Array) -> jax.Array:
         """sum_j decay^j of the mean over scored tokens of edit t - j: [1, depth * n, S] -> []."""
         shape = (depth, -1, values.shape[-1])
         mean = masked_mean(values.reshape(shape), seqs.score_mask.reshape(shape), axes=(1, 2))
@@ -73,18 +79,18 @@ def stream_loss(
 
         def nll(asked: Texts) -> jax.Array:
             states = scored_states(model, base, asked[1], asked[0], after)
-            return of_logits(model, base, token_nll, [states], asked[0].target)
+            return map_logits(model, base, token_nll, [states], asked[0].target)
 
         def kl(asked: Texts) -> jax.Array:
             unedited = jax.lax.stop_gradient(scored_states(model, base, asked[1], asked[0]))
             edited = scored_states(model, base, asked[1], asked[0], after)
-            return of_logits(model, base, token_kl, [unedited, edited])
+            return map_logits(model, base, token_kl, [unedited, edited])
 
         found = {}
         for score, of, name in (("nll_rephrase", nll, "rephrase"),
                                 *((f"kl_{name}", kl, name) for name in sets)):  # fmt: skip
             asked = window(name, t)
-            found[score] = by_age(by_texts(of, model.text_chunk, asked), asked[0], t)
+            found[score] = by_age(map_text_chunks(of, model.text_chunk, asked), asked[0], t)
         found["penalty"] = reg * sum((jnp.square(w).sum() for w in change.values()), jnp.zeros(()))
         return (jax.lax.stop_gradient(now), state), found
 

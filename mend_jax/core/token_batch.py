@@ -10,12 +10,12 @@ from mend_jax.models.base import Inputs
 
 Array = jax.Array | np.ndarray
 
-NO_ANSWER = -1
+NO_TARGET = -1
 """A target where no token is right: there only how a model changes is looked at."""
 
 
 @flax.struct.dataclass
-class Sequences:
+class TokenBatch:
     """Token sequences with the output positions that a loss or metric looks at.
 
     Leading axes `...` are free: [B] for plain batches, [E, B] for E independent edits of B texts.
@@ -25,7 +25,7 @@ class Sequences:
       tokens: int32[..., T], padded with any valid id.
       mask: bool[..., T], True on real tokens; padding may stand on either side.
       score_pos: int32[..., S], index t of an output whose next token is scored.
-      target: int32[..., S], the token that should come after position `score_pos`, or `NO_ANSWER`.
+      target: int32[..., S], the token that should come after position `score_pos`, or `NO_TARGET`.
       score_mask: bool[..., S], True on real scored positions.
       source, source_mask: int32 and bool[..., M], what an encoder reads; None for models of one
         stack. `tokens` is then the decoder's input.
@@ -58,15 +58,15 @@ class Sequences:
         """The leading axes."""
         return tuple(self.tokens.shape[:-1])
 
-    def prompts(self) -> Sequences:
+    def prompts(self) -> TokenBatch:
         """What stands before the first scored token: the mask ends at the first scored position."""
         place = np.arange(self.tokens.shape[-1]).reshape(*[1] * len(self.lead), -1)
         return self.replace(mask=self.mask & (place <= self.score_pos[..., :1]))
 
-    def reshape(self, *lead: int) -> Sequences:
+    def reshape(self, *lead: int) -> TokenBatch:
         """The same sequences under other leading axes."""
         return jax.tree.map(lambda a: a.reshape(*lead, a.shape[-1]), self)
 
-    def flat(self) -> Sequences:
+    def flat(self) -> TokenBatch:
         """All leading axes folded into one."""
         return self.reshape(-1)

@@ -15,25 +15,25 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from mend_jax.core.forward import Problem, Rows
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit
 from mend_jax.models import WeightSpec
 
 Weights = tuple[WeightSpec, ...]
 
 
-class Run(NamedTuple):
+class LinkContext(NamedTuple):
     """What a link is told about one application, all static.
 
     Attributes:
       weights: the edited weights, in edit order (a dict's order is lost under jit).
       train: whether running statistics are updated.
-      counted: whether they have taken in these rows already.
+      rows_counted: whether they have taken in these rows already.
     """
 
     weights: Weights
     train: bool
-    counted: bool = False
+    rows_counted: bool = False
 
 
 class Link(NamedTuple):
@@ -42,16 +42,17 @@ class Link(NamedTuple):
     Attributes:
       name: key of its parameters and state in the chain's.
       init: (key, weights) -> (params, state); both may be empty dicts.
-      apply: (params, state, signal, run) -> (signal, state); state changes only if `run.train`.
+      apply: (params, state, signal, context) -> (signal, state); the state changes only if
+        `context.train`.
     """
 
     name: str
     init: Callable[[jax.Array, Weights], tuple[Any, Any]]
-    apply: Callable[[Any, Any, Any, Run], tuple[Any, Any]]
+    apply: Callable[[Any, Any, Any, LinkContext], tuple[Any, Any]]
 
 
-class Stream(NamedTuple):
-    """How an editor is trained on edits that follow one another; see `stream.stream_loss`.
+class SequentialTraining(NamedTuple):
+    """How an editor is trained on edits that follow one another; see `sequential_loss`.
 
     Attributes:
       depth: how many corrections, the newest and those before it, each edit is judged by.
@@ -64,20 +65,20 @@ class Stream(NamedTuple):
     reg: float
 
 
-class Sweep(NamedTuple):
+class ThresholdTuning(NamedTuple):
     """How an editor without training chooses what its options leave open, by validation rows.
 
     Attributes:
-      see: (params, problem, texts) -> arrays [E, n, ...], what it takes note of; texts are the sets
-        of a batch by name, each with its trunk states.
+      observe: (params, problem, texts) -> arrays [E, n, ...] to choose by; texts are the sets of
+        a batch by name, each with its trunk states.
       choose: (params, state, seen) -> (params, state) from what was seen of all rows [N, ...], on
         the host.
-      told: (params, state) -> what results.json says of it.
+      summary: (params, state) -> what results.json says of it.
     """
 
-    see: Callable[[Any, Problem, Mapping[str, tuple[Sequences, Any]]], Any]
+    observe: Callable[[Any, Problem, Mapping[str, tuple[TokenBatch, Any]]], Any]
     choose: Callable[[Any, Any, Any], tuple[Any, Any]]
-    told: Callable[[Any, Any], dict[str, Any]]
+    summary: Callable[[Any, Any], dict[str, Any]]
 
 
 class EditTransform(NamedTuple):
@@ -87,32 +88,33 @@ class EditTransform(NamedTuple):
       init: (key, weights) -> (params, state).
       edit: (params, state, problem, train) -> (Edit with leading axis E, state).
       trainable: whether `params` are learned (or `state` gathered) by training steps.
-      survey: (params, state, problem) -> state, or None. An editor that has to see ordinary texts
-        first (for covariances, for what to keep) is shown training texts before it edits, as
-        "corrections" of a Problem whose every token is scored. Never in a training step.
-      survey_of: which texts of training rows those are; "edit" are other corrections.
-      penalty: (params, edits with axis E, silence) -> scalar, or None. A term of an editor's own in
-        the meta-loss; silence(edits with axis E) is the locality KL of any edits of the batch.
-      in_turn: (params, state, problem) -> (Edit, state), or None. Of a lifelong editor, which also
-        takes in the corrections that it is asked for where edits follow one another (`sequential`):
-        the edit of `edit` outside of training, and the state after it.
-      stream: the edits of a training step follow one another on one model, as said there; None:
+      calibrate: (params, state, problem) -> state, or None. An editor that needs ordinary texts
+        first (for covariances, for what to keep) receives training texts before it edits, as the
+        corrections of a Problem whose every token is scored. Never in a training step.
+      calibrate_on: which texts of training rows those are; "edit" are other corrections.
+      penalty: (params, edits with axis E, locality_kl) -> scalar, or None: the editor's additional
+        term of the meta-loss. locality_kl(edits with axis E) is the locality KL of any edits of
+        the batch.
+      lifelong_edit: (params, state, problem) -> (Edit, state), or None. For lifelong editors, whose
+        state accumulates the corrections of sequential edits: the edit of `edit` outside of
+        training, and the state after it.
+      sequential_training: the edits of a training step are sequential edits of one model; None:
         they are independent.
-      reader: how texts are read with a correction at hand, for baselines that change no weight
-        (their Edit has no deltas); None: by the base under the Edit.
-      sweep: what it chooses by validation rows before it edits; None: nothing.
+      reader: how the baselines that change no weight (their Edit has no deltas) predict texts;
+        None: by the base model under the Edit.
+      tuning: how options are chosen on validation rows before editing; None: nothing to choose.
     """
 
     init: Callable[[jax.Array, Weights], tuple[Any, Any]]
     edit: Callable[[Any, Any, Problem, bool], tuple[Edit, Any]]
     trainable: bool = True
-    survey: Callable[[Any, Any, Problem], Any] | None = None
-    survey_of: Literal["far", "edit"] = "far"
+    calibrate: Callable[[Any, Any, Problem], Any] | None = None
+    calibrate_on: Literal["far", "edit"] = "far"
     penalty: Callable[[Any, Edit, Callable[[Edit], jax.Array]], jax.Array] | None = None
-    in_turn: Callable[[Any, Any, Problem], tuple[Edit, Any]] | None = None
-    stream: Stream | None = None
+    lifelong_edit: Callable[[Any, Any, Problem], tuple[Edit, Any]] | None = None
+    sequential_training: SequentialTraining | None = None
     reader: Reader | None = None
-    sweep: Sweep | None = None
+    tuning: ThresholdTuning | None = None
 
 
 class Reader(NamedTuple):
@@ -125,8 +127,8 @@ class Reader(NamedTuple):
         continuations of the prompts of texts [E, n] (what stands before the first scored token).
     """
 
-    logits: Callable[[Any, Problem, Sequences, Any], jax.Array]
-    write: Callable[[Any, Problem, Sequences, int, int], jax.Array]
+    logits: Callable[[Any, Problem, TokenBatch, Any], jax.Array]
+    write: Callable[[Any, Problem, TokenBatch, int, int], jax.Array]
 
 
 @functools.cache
@@ -141,16 +143,18 @@ def with_strength(editor: EditTransform, strength: float) -> EditTransform:
         found, state = editor.edit(params, state, problem, train)
         return (found if train or strength == 1.0 else found.scale(strength)), state
 
-    def in_turn(params: Any, state: Any, problem: Problem) -> tuple[Edit, Any]:
-        found, state = editor.in_turn(params, state, problem)
+    def lifelong_edit(params: Any, state: Any, problem: Problem) -> tuple[Edit, Any]:
+        found, state = editor.lifelong_edit(params, state, problem)
         return found.scale(strength), state
 
-    return editor._replace(edit=edit, in_turn=editor.in_turn and in_turn)
+    return editor._replace(edit=edit, lifelong_edit=editor.lifelong_edit and lifelong_edit)
 
 
 def stateless(name: str, apply: Callable[[Any], Any]) -> Link:
     """A link without parameters or state."""
-    return Link(name, lambda key, weights: ({}, {}), lambda p, s, signal, run: (apply(signal), s))
+    return Link(
+        name, lambda key, weights: ({}, {}), lambda p, s, signal, context: (apply(signal), s)
+    )
 
 
 def chain(*links: Link) -> Link:
@@ -165,11 +169,11 @@ def chain(*links: Link) -> Link:
         params = {name: p for name, (p, _) in made.items()}
         return params, {name: s for name, (_, s) in made.items()}
 
-    def apply(params: Any, state: Any, signal: Any, run: Run) -> tuple[Any, Any]:
+    def apply(params: Any, state: Any, signal: Any, context: LinkContext) -> tuple[Any, Any]:
         new_state = {}
         for link in links:
             signal, new_state[link.name] = link.apply(
-                params[link.name], state[link.name], signal, run
+                params[link.name], state[link.name], signal, context
             )
         return signal, new_state
 
@@ -183,12 +187,14 @@ def factor_editor(link: Link, rows: Rows = "all") -> EditTransform:
     """
 
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
-        return link.apply(params, state, problem.factors(rows=rows), Run(problem.weights, train))
+        return link.apply(
+            params, state, problem.factors(rows=rows), LinkContext(problem.weights, train)
+        )
 
     return EditTransform(link.init, edit)
 
 
-class Group(NamedTuple):
+class WeightGroup(NamedTuple):
     """Weights that share one network and one set of statistics.
 
     Attributes:
@@ -208,7 +214,7 @@ class Group(NamedTuple):
         return self.members[0].d_out
 
 
-def group_weights(weights: Sequence[WeightSpec], shared: bool) -> tuple[Group, ...]:
+def group_weights(weights: Sequence[WeightSpec], shared: bool) -> tuple[WeightGroup, ...]:
     """One group a weight shape (paper, section 3.1: parameters shared across layers), or a weight.
 
     Two weights of one shape but different roles (Llama's gate and up) share a group, as in the
@@ -217,4 +223,4 @@ def group_weights(weights: Sequence[WeightSpec], shared: bool) -> tuple[Group, .
     members: dict[str, list[WeightSpec]] = {}
     for w in weights:
         members.setdefault(f"{w.d_in}x{w.d_out}" if shared else w.name, []).append(w)
-    return tuple(Group(key, tuple(ws)) for key, ws in members.items())
+    return tuple(WeightGroup(key, tuple(ws)) for key, ws in members.items())

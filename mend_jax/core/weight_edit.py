@@ -31,13 +31,13 @@ class LowRank:
     def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """x W' for x[..., d_in], factored or densified, whichever multiplies less."""
         a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
-        if self.is_formed(math.prod(x.shape[:-1])):
+        if self.forms_dense(math.prod(x.shape[:-1])):
             return _with_dense(x, kernel, a.T @ b)
         return x @ kernel + (x @ a.T) @ b
 
-    def is_formed(self, n_tokens: int) -> bool:
+    def forms_dense(self, n_tokens: int) -> bool:
         """Whether a pass over so many tokens forms a^T b."""
-        return cheaper_dense(n_tokens, *self.a.shape[-2:], self.b.shape[-1])
+        return dense_is_cheaper(n_tokens, *self.a.shape[-2:], self.b.shape[-1])
 
     def dense(self) -> jax.Array:
         """The delta as a matrix [..., d_in, d_out]."""
@@ -94,10 +94,10 @@ def _with_dense(x: jax.Array, kernel: jax.Array, delta: jax.Array) -> jax.Array:
     return x @ (kernel + delta)
 
 
-def formed_once(edit: Edit, tokens_ExnxT: jax.Array, chunk: int) -> Edit:
+def densify_once(edit: Edit, tokens_ExnxT: jax.Array, chunk: int) -> Edit:
     """The edit for passes over n texts of T tokens, `chunk` texts at a time.
 
-    Every piece would form a^T b anew where that multiplies less (`LowRank.is_formed`); of many
+    Every piece would form a^T b anew where that multiplies less (`LowRank.forms_dense`); of many
     facts in one edit it is the dearest product, so it is formed before. 0: all pass at once.
     """
     _, n_texts, n_tokens = tokens_ExnxT.shape
@@ -105,13 +105,13 @@ def formed_once(edit: Edit, tokens_ExnxT: jax.Array, chunk: int) -> Edit:
         return edit
 
     def formed(d: Delta) -> Delta:
-        each_time = isinstance(d, LowRank) and d.is_formed(chunk * n_tokens)
+        each_time = isinstance(d, LowRank) and d.forms_dense(chunk * n_tokens)
         return Dense(d.dense()) if each_time else d
 
     return edit.replace(deltas={name: formed(d) for name, d in edit.deltas.items()})
 
 
-def cheaper_dense(n_tokens: int, n_rows: int, d_in: int, d_out: int) -> bool:
+def dense_is_cheaper(n_tokens: int, n_rows: int, d_in: int, d_out: int) -> bool:
     """Whether forming a^T b once beats two thin matmuls a token (multiplications, static shapes).
 
     Factored: n_tokens * n_rows * (d_in + d_out). Dense: n_rows * d_in * d_out to form it, and it
@@ -197,19 +197,19 @@ def _add(x: Delta | None, y: Delta | None) -> Delta:
     return Dense(x.dense() + y.dense())
 
 
-def now() -> str:
+def utc_timestamp() -> str:
     """What `Edit.made` is, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def as_collection(edit: Edit) -> dict[str, Any]:
+def edits_collection(edit: Edit) -> dict[str, Any]:
     """The linen collection "edits" that `EditableDense` reads."""
     return nest({f"{name}/delta": delta for name, delta in edit.deltas.items()})
 
 
 def variables(params: Any, edit: Edit | None = None) -> dict[str, Any]:
     """What `module.apply` takes to run nested base parameters, under an edit if there is one."""
-    return {"params": params} if edit is None else {"params": params, EDITS: as_collection(edit)}
+    return {"params": params} if edit is None else {"params": params, EDITS: edits_collection(edit)}
 
 
 def merge(params: Mapping[str, Any], edit: Edit) -> dict[str, Any]:

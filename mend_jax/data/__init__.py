@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mend_jax.data import prepared
 from mend_jax.data.dataset import DataSet
 from mend_jax.data.raw_files import data_root
-from mend_jax.errors import DataError, nearest
+from mend_jax.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from mend_jax.hub.language_model import LanguageModel
@@ -60,7 +60,7 @@ def load(
     known = {**DATASETS, **TEXT_SETS}
     base, _, config = name.partition("/")
     if base not in known:
-        hint = nearest(base, list(known))
+        hint = did_you_mean(base, list(known))
         raise DataError(f"no data set {name!r}{hint}: use one of {', '.join(sorted(known))}")
     module = importlib.import_module(known[base])
     made_with = ()

@@ -35,9 +35,9 @@ def batches(
     """An iterator over batches of E edits of n facts each.
 
     Every element is a dict of numpy arrays: `edit`, `rephrase` and the other sets of the rows
-    (Sequences with leading axes [E, n], or [E, n * k] for k texts a row), `index` (int32[E, n], the
-    row numbers) and `valid` (bool[E, n]); with n > 1 also `near_index`, the rows whose near texts
-    they are. The iterator's `get_state` and `set_state` take and give a small JSON-able dict; a
+    (TokenBatch with leading axes [E, n], or [E, n * k] for k texts a row), `index` (int32[E, n],
+    the row numbers) and `valid` (bool[E, n]); with n > 1 also `near_index`, the rows whose near
+    texts they are. The iterator's `get_state` and `set_state` use a small JSON-able dict; a
     restored iterator goes on exactly where the saved one stood. The order depends on `seed`
     alone: whatever processes make the edits of a step, together they make the same ones.
 
@@ -54,7 +54,7 @@ def batches(
       shuffle: whether the rows are shuffled, anew in each epoch.
       num_epochs: passes over the rows; None goes on for ever.
       mine: which of the E edits of each step are made here, by their numbers; None: all. See
-        `mesh.local_edits`.
+        `mesh.local_edit_numbers`.
       drop_remainder: whether rows that do not fill the last step of an epoch are left out;
         otherwise they are filled up with repeated rows whose `valid` is False. An edit that some
         facts are left for stays the edit of those: of the others in it nothing is scored in `edit`.

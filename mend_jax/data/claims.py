@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
 from mend_jax.hub.input_formats import CLASSIFIER
@@ -23,7 +23,7 @@ def encode_claims(
     *,
     tokenizer: text_encoding.Tokenizer,
     max_len: int,
-) -> Sequences:
+) -> TokenBatch:
     """Claims with their true labels; those that do not fit `max_len` tokens are left out, and told.
 
     Raises:
@@ -45,12 +45,12 @@ def encode_claims(
     return text_encoding.stack_batches(found)
 
 
-def widths(seqs: Sequences) -> np.ndarray:
+def widths(seqs: TokenBatch) -> np.ndarray:
     """How wide each text is when it is cut to a multiple of `_WIDTH` tokens: int64[N]."""
     return -(-seqs.mask.sum(-1) // _WIDTH) * _WIDTH
 
 
-def take(seqs: Sequences, index: np.ndarray) -> Sequences:
+def take(seqs: TokenBatch, index: np.ndarray) -> TokenBatch:
     """Some texts, cut to the widest of them."""
     width = int(widths(seqs)[index].max())
     some = text_encoding.take_rows(seqs, index)
@@ -58,7 +58,7 @@ def take(seqs: Sequences, index: np.ndarray) -> Sequences:
 
 
 def shuffled_batches(
-    seqs: Sequences, batch_size: int, epochs: int, seed: int
+    seqs: TokenBatch, batch_size: int, epochs: int, seed: int
 ) -> Iterator[np.ndarray]:
     """The numbers of the texts of each batch, texts of one width together; int64[batch_size].
 

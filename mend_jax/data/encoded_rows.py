@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.subjects import with_subjects
 from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
@@ -44,7 +44,7 @@ class EncodedRows:
     """All rows of a split as token arrays of one shape a set.
 
     Attributes:
-      texts: `edit`, `rephrase` and what else the rows have of `TEXTS` and `MORE`: Sequences
+      texts: `edit`, `rephrase` and what else the rows have of `TEXTS` and `MORE`: TokenBatch
         [N, ...], or [N, k, ...] for sets of several texts a row; where a row has fewer, nothing of
         the rest is scored.
       index: int32[N], the number of each kept row in the rows that were given.
@@ -53,7 +53,7 @@ class EncodedRows:
       dropped: how many rows were left out, by the reason.
     """
 
-    texts: Mapping[str, Sequences]
+    texts: Mapping[str, TokenBatch]
     index: np.ndarray
     scope: tuple[str, ...]
     near_scope: tuple[frozenset[str], ...]
@@ -171,25 +171,25 @@ class _Asked:
     def question(self, text: str) -> str:
         return self.lengths.template.replace("{}", text)
 
-    def qa(self, prompt: str, target: str) -> Sequences:
+    def qa(self, prompt: str, target: str) -> TokenBatch:
         size = (self.lengths.max_len, self.lengths.max_target)
         asked = self.question(prompt)
         return self.form.fact(
             self.tokenizer, asked, target, *size, append_eos=self.lengths.append_eos
         )
 
-    def near(self, prompt: str, answer: str) -> Sequences:
+    def near(self, prompt: str, answer: str) -> TokenBatch:
         size = (self.lengths.max_len, self.lengths.max_target)
         return self.form.near(self.tokenizer, self.question(prompt), answer, *size)
 
-    def far(self) -> Sequences:
+    def far(self) -> TokenBatch:
         text, answer, length = self.row["far"], self.row.get("far_answer"), self.lengths.far_len
         if not answer:
             return self.form.text(self.tokenizer, text, length)
         asked = self.question(text)
         return self.form.far_pair(self.tokenizer, asked, answer, length, self.lengths.max_target)
 
-    def far_answer(self) -> Sequences | None:
+    def far_answer(self) -> TokenBatch | None:
         """The far question with its answer's tokens scored alone, where `far` scores every token.
 
         A question too long for it is not scored.
@@ -201,13 +201,15 @@ class _Asked:
         except DataError:
             return _nothing(self.answer("?", "?"))
 
-    def answer(self, prompt: str, answer: str) -> Sequences:
+    def answer(self, prompt: str, answer: str) -> TokenBatch:
         """An unrelated question of which the answer's tokens alone are scored."""
         size = (self.lengths.far_len, self.lengths.max_target)
         asked = self.question(prompt)
         return self.form.fact(self.tokenizer, asked, answer, *size, append_eos=False)
 
-    def several(self, make: Any, prompts: Sequence[str], answers: Sequence[str]) -> list[Sequences]:
+    def several(
+        self, make: Any, prompts: Sequence[str], answers: Sequence[str]
+    ) -> list[TokenBatch]:
         found = []
         for prompt, answer in zip(prompts, answers, strict=True):
             try:
@@ -217,7 +219,7 @@ class _Asked:
         return found
 
 
-def _more_rephrases(a: _Asked) -> list[Sequences]:
+def _more_rephrases(a: _Asked) -> list[TokenBatch]:
     prompts = a.row.get("more_rephrases", ())
     return a.several(a.qa, prompts, [a.row["target"]] * len(prompts))
 
@@ -236,7 +238,7 @@ _MAKERS: dict[str, Any] = {
 }
 
 
-def _stack(items: Sequence[Any]) -> Sequences | None:
+def _stack(items: Sequence[Any]) -> TokenBatch | None:
     """[N, ...] of one text a row, [N, k, ...] of lists filled up to k; None of nothing."""
     if not isinstance(items[0], list):
         return None if items[0] is None else text_encoding.stack_batches(items)
@@ -249,6 +251,6 @@ def _stack(items: Sequence[Any]) -> Sequences | None:
     )
 
 
-def _nothing(like: Sequences) -> Sequences:
+def _nothing(like: TokenBatch) -> TokenBatch:
     """A text of which nothing is scored; its tokens are real, so that nothing divides by zero."""
     return jax.tree.map(np.asarray, like).replace(score_mask=np.zeros_like(like.score_mask))

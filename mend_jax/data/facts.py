@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mend_jax.data import raw_files
-from mend_jax.errors import DataError, nearest
+from mend_jax.errors import DataError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,9 @@ def fact_of(record: dict[str, Any], where: str) -> Fact:
     for name in record:
         if name not in _FIELDS:
             known = f"the fields are {', '.join(_FIELDS)}"
-            raise DataError(f"{where}: unknown field {name!r}{nearest(name, _FIELDS)}; {known}")
+            raise DataError(
+                f"{where}: unknown field {name!r}{did_you_mean(name, _FIELDS)}; {known}"
+            )
     for name in _REQUIRED:
         if name not in record:
             raise DataError(f"{where}: field {name!r} is missing; add it, as in {_EXAMPLE}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mend_jax.io.json_values import parse_json
-from mend_jax.io.package_cache import sha256
+from mend_jax.io.package_cache import file_sha256
 from mend_jax.io.writers import write_json
 
 SUMS = "sha256.json"
@@ -39,4 +39,4 @@ def _how(known: dict[str, str], found: dict[str, str], name: str) -> str:
 
 def _hashes(folder: Path) -> dict[str, str]:
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != SUMS]
-    return {p.relative_to(folder).as_posix(): sha256(p) for p in files}
+    return {p.relative_to(folder).as_posix(): file_sha256(p) for p in files}

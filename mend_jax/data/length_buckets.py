@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.errors import DataError
 
@@ -70,7 +70,7 @@ def _part(rows: EncodedRows, pick: np.ndarray, limit: int | None) -> EncodedRows
     )
 
 
-def _cut(texts: Sequences, limit: int | None) -> Sequences:
+def _cut(texts: TokenBatch, limit: int | None) -> TokenBatch:
     if limit is None:
         return texts
     return texts.replace(
@@ -80,7 +80,7 @@ def _cut(texts: Sequences, limit: int | None) -> Sequences:
     )
 
 
-def _scored(texts: Sequences, most: int) -> Sequences:
+def _scored(texts: TokenBatch, most: int) -> TokenBatch:
     """The first `most` scored places, which are all that there are."""
     fields = ("score_pos", "target", "score_mask")
     return texts.replace(**{f: getattr(texts, f)[..., :most] for f in fields})

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mend_jax.errors import DataError
-from mend_jax.io.json_values import is_deep
+from mend_jax.io.json_values import is_too_deep
 
 ENV = "MEND_DATA_DIR"
 Record = dict[str, Any]
@@ -193,7 +193,7 @@ def parse_json(text: str, where: str, example: str = "") -> Any:
     hint = f"; each line must be one JSON object, such as {example}" if example else ""
     try:
         value = json.loads(text, object_pairs_hook=_without_repeats)
-        if is_deep(value):
+        if is_too_deep(value):
             raise RecursionError
         return value
     except json.JSONDecodeError as e:

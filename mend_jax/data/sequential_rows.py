@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.encoded_rows import EncodedRows
 
 Row = Mapping[str, Any]
@@ -27,7 +27,7 @@ def rows_in_turn(rows: Sequence[Row], count: int) -> list[Row]:
     return list(found.values())
 
 
-def without_scopes(encoded: EncodedRows, count: int) -> Sequences:
+def without_scopes(encoded: EncodedRows, count: int) -> TokenBatch:
     """Near texts [N, ...], scored only where none of the first `count` rows may change them."""
     changed = set(encoded.scope[:count])
     clear = np.asarray([not (scopes & changed) for scopes in encoded.near_scope])

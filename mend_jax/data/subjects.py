@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.hub import text_encoding
 
 
@@ -40,11 +40,11 @@ def subject_token(tokenizer: Tokenizer, prompt: str, subject: str) -> int | None
 
 
 def with_subjects(
-    texts: Mapping[str, Sequences],
+    texts: Mapping[str, TokenBatch],
     tokenizer: Tokenizer,
     prompts: Mapping[str, Sequence[str]],
     subjects: Sequence[str],
-) -> dict[str, Sequences]:
+) -> dict[str, TokenBatch]:
     """Sets of texts [N] that `encode_fact` made of prompts, with the places of their subjects.
 
     Where a prompt does not name its subject it is the prompt's last token; where none of any set

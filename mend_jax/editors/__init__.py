@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_origin, get_type_hints
 
-from mend_jax.core.transform import EditTransform, Link, Run, chain, factor_editor
+from mend_jax.core.transform import EditTransform, Link, LinkContext, chain, factor_editor
 from mend_jax.editors.enn import enn
 from mend_jax.editors.fine_tune import fine_tune
 from mend_jax.editors.fine_tune_constrained import fine_tune_constrained
@@ -27,9 +27,17 @@ from mend_jax.editors.rledit import rledit
 from mend_jax.editors.rome import rome
 from mend_jax.editors.ultraedit import ultraedit
 from mend_jax.errors import ConfigError
-from mend_jax.io.json_values import fits
+from mend_jax.io.json_values import matches_type
 
-__all__ = ["EDITORS", "EditTransform", "Link", "Run", "chain", "factor_editor", "make_editor"]
+__all__ = [
+    "EDITORS",
+    "EditTransform",
+    "Link",
+    "LinkContext",
+    "chain",
+    "factor_editor",
+    "make_editor",
+]
 
 EDITORS: dict[str, Callable[..., EditTransform]] = {
     "mend": mend,
@@ -69,7 +77,7 @@ def make_editor(name: str, options: Mapping[str, Any]) -> EditTransform:
         hint = hints.get(option, Any)
         if isinstance(value, str) and get_origin(hint) is Literal:
             continue  # the editor says which words it knows
-        if not fits(value, hint):
+        if not matches_type(value, hint):
             needed = hint.__name__ if isinstance(hint, type) else str(hint)
             raise ConfigError(f"editor {name!r}: {option} is {value!r:.80}, needed is {needed}")
     try:

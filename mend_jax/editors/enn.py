@@ -11,7 +11,7 @@ from mend_jax.core.forward import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.links import init_rate, rate_of
-from mend_jax.parallel.layout import gathered
+from mend_jax.parallel.layout import gather_weight
 
 
 def enn(
@@ -83,7 +83,7 @@ def enn(
 
 def shifted(shift: dict[str, jax.Array], n_edits: int) -> Edit:
     """The shift alone as `n_edits` equal edits."""
-    whole = {name: gathered(w, None, None) for name, w in shift.items()}
+    whole = {name: gather_weight(w, None, None) for name, w in shift.items()}
     return Edit(
         deltas={n: Dense(jnp.broadcast_to(w[None], (n_edits, *w.shape))) for n, w in whole.items()}
     )

@@ -11,7 +11,7 @@ from mend_jax.core.forward import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.descent import Descent, Only, Optimizer
-from mend_jax.parallel.layout import gathered
+from mend_jax.parallel.layout import gather_weight
 
 
 def fine_tune_ewc(
@@ -52,7 +52,7 @@ def fine_tune_ewc(
         fisher = {w.name: jnp.zeros((w.d_in, w.d_out)) for w in descent.chosen(weights)}
         return {}, {"fisher": fisher, "seen": jnp.zeros(())}
 
-    def survey(params: Any, state: Any, problem: Problem) -> Any:
+    def calibrate(params: Any, state: Any, problem: Problem) -> Any:
         del params
         squares = squared_gradients(problem, tuple(state["fisher"]))
         before, seen = state["seen"], state["seen"] + problem.n_edits
@@ -61,7 +61,9 @@ def fine_tune_ewc(
 
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
         del params, train
-        fisher = {name: gathered(f, None, None) for name, f in with_mean_1(state["fisher"]).items()}
+        fisher = {
+            name: gather_weight(f, None, None) for name, f in with_mean_1(state["fisher"]).items()
+        }
 
         def held_back(edit: Edit) -> Edit:
             shrunk = {
@@ -72,7 +74,7 @@ def fine_tune_ewc(
 
         return descent.run(problem, descent.zeros(problem), project=held_back), state
 
-    return EditTransform(init, edit, trainable=False, survey=survey)
+    return EditTransform(init, edit, trainable=False, calibrate=calibrate)
 
 
 def with_mean_1(fisher: dict[str, jax.Array]) -> dict[str, jax.Array]:

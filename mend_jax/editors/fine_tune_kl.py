@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mend_jax.core.forward import Problem, scored_logits, trunk_states
 from mend_jax.core.losses import masked_mean, token_kl
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.descent import Descent, Only, Optimizer
@@ -29,7 +29,7 @@ def fine_tune_kl(
 ) -> EditTransform:
     """Descent on L_edit + c_kl KL(base || edited) of a locality text (paper, section 5, FT+KL).
 
-    The texts are the first that a survey shows. Only their tokens are kept, so the state is small.
+    The texts are the first of the calibration. Only their tokens are kept, so the state is small.
     At step k it is the turn of text k modulo `texts`, the same for all corrections: one
     more pass of one text for each, with its logits over the vocabulary. The KL is measured from the
     base, whatever edits are in force. An editor that has seen no text does plain fine-tuning.
@@ -54,7 +54,7 @@ def fine_tune_kl(
         is_pair = weights[0].stack.startswith((ENCODER, DECODER))
         return {}, {"texts": no_texts(texts, length, is_pair), "seen": jnp.zeros((), jnp.int32)}
 
-    def survey(params: Any, state: Any, problem: Problem) -> Any:
+    def calibrate(params: Any, state: Any, problem: Problem) -> Any:
         del params
         new = cut(problem.seqs.flat(), length)
         rows = state["seen"] + jnp.arange(new.lead[0], dtype=jnp.int32)
@@ -70,17 +70,17 @@ def fine_tune_kl(
         )
         return found, state
 
-    return EditTransform(init, edit, trainable=False, survey=survey)
+    return EditTransform(init, edit, trainable=False, calibrate=calibrate)
 
 
-def no_texts(n: int, length: int, is_pair: bool) -> Sequences:
+def no_texts(n: int, length: int, is_pair: bool) -> TokenBatch:
     """`n` empty texts of `length` tokens, each of which could be scored."""
     number, mark = jnp.zeros((n, length), jnp.int32), jnp.zeros((n, length), bool)
     source = (number, mark) if is_pair else (None, None)
-    return Sequences(number, mark, number, number, mark, *source)
+    return TokenBatch(number, mark, number, number, mark, *source)
 
 
-def cut(seqs: Sequences, length: int) -> Sequences:
+def cut(seqs: TokenBatch, length: int) -> TokenBatch:
     """The first `length` tokens of texts [n], filled up with padding where they are shorter."""
 
     def fit(x: jax.Array) -> jax.Array:
@@ -91,7 +91,7 @@ def cut(seqs: Sequences, length: int) -> Sequences:
     return found.replace(score_pos=jnp.where(inside, found.score_pos, 0), score_mask=inside)
 
 
-def kl_in_turn(problem: Problem, texts: Sequences, seen: jax.Array) -> Any:
+def kl_in_turn(problem: Problem, texts: TokenBatch, seen: jax.Array) -> Any:
     """(edits, number of the step) -> float32[E], the KL on the text [1] whose turn it is."""
     h = trunk_states(problem.model, problem.params, texts)
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.forward import Problem, greedy, scored_logits, trunk_states
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.forward import Problem, greedy_continuation, scored_logits, trunk_states
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Reader, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import ConfigError
@@ -45,34 +45,34 @@ def in_context(*, separator: tuple[int, ...] = (), times: int = 1, marks: int = 
         _refuse_classifier(problem.model)
         return Edit(deltas={}), state
 
-    def read(problem: Problem, texts: Sequences, room: int = 0) -> Sequences:
+    def read(problem: Problem, texts: TokenBatch, room: int = 0) -> TokenBatch:
         beside = preceded(problem.seqs, texts, separator, times, marks)
         _check_context(problem.model, beside, room)
         return beside
 
-    def logits(params: Any, problem: Problem, texts: Sequences, h: Any) -> jax.Array:
+    def logits(params: Any, problem: Problem, texts: TokenBatch, h: Any) -> jax.Array:
         del params, h
         beside = read(problem, texts)
         h = trunk_states(problem.model, problem.params, beside)
         return scored_logits(problem.model, problem.params, h, beside)
 
     def write(
-        params: Any, problem: Problem, texts: Sequences, max_new: int, eos_id: int
+        params: Any, problem: Problem, texts: TokenBatch, max_new: int, eos_id: int
     ) -> jax.Array:
         del params
         beside = read(problem, texts, max_new)
-        return greedy(problem.model, problem.params, beside, max_new, eos_id)
+        return greedy_continuation(problem.model, problem.params, beside, max_new, eos_id)
 
     return EditTransform(init, edit, trainable=False, reader=Reader(logits, write))
 
 
 def preceded(
-    corrections: Sequences,
-    texts: Sequences,
+    corrections: TokenBatch,
+    texts: TokenBatch,
     separator: tuple[int, ...] = (),
     times: int = 1,
     marks: int = 0,
-) -> Sequences:
+) -> TokenBatch:
     """The texts [E, n] with the corrections [E, m] of their edit, each with its target, before.
 
     Padding goes to the end, so that positions count on from the corrections to the text. A scored
@@ -101,7 +101,7 @@ def preceded(
     return texts.replace(tokens=ids, mask=packed, score_pos=score_pos)
 
 
-def _said(corrections: Sequences, separator: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def _said(corrections: TokenBatch, separator: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """The tokens [E, m, L] of prompt, target and separator of each correction, and their mask."""
     c = corrections
     if c.source is None:
@@ -120,7 +120,7 @@ def _without_marks(mask: Any, marks: int) -> jax.Array:
     return mask & (jnp.cumsum(mask, axis=-1, dtype=jnp.int32) > marks)
 
 
-def _check_context(model: EditableModel, texts: Sequences, room: int) -> None:
+def _check_context(model: EditableModel, texts: TokenBatch, room: int) -> None:
     read = texts.tokens if texts.source is None else texts.source
     needed = read.shape[-1] + (0 if model.kind == "seq2seq" else room)
     if needed > model.config.n_positions:

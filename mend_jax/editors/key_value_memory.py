@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mend_jax.core.forward import Problem, shared_trunk_states
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import Weights
 from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
 from mend_jax.editors.ridge import least_squares
 from mend_jax.errors import ConfigError
 from mend_jax.models import WeightSpec
-from mend_jax.parallel.layout import gathered
+from mend_jax.parallel.layout import gather_weight
 
 ROLE = "mlp/down"
 PREFIX = 10
@@ -82,7 +82,7 @@ def surveyed(state: Any, problem: Problem) -> Any:
     return {"second_moment": moments, "seen": seen, "prefixes": prefixes}
 
 
-def _beginnings(seqs: Sequences, count: int) -> jax.Array:
+def _beginnings(seqs: TokenBatch, count: int) -> jax.Array:
     """int32[count, PREFIX], the first tokens of these texts, -1 before those of short ones."""
     texts = seqs.flat()
     which = np.arange(count) % texts.lead[0]
@@ -123,7 +123,7 @@ def behind_prefixes(state: Any, problem: Problem) -> Problem:
         "score_mask": spread(jnp.asarray(seqs.score_mask)),
     }
     moved = {k: x.reshape(seqs.lead[0], -1, x.shape[-1]) for k, x in moved.items()}
-    texts = Sequences(**moved)
+    texts = TokenBatch(**moved)
     (h,) = shared_trunk_states(problem.model, problem.params, [texts])
     return dataclasses.replace(problem, seqs=texts, h=h)
 
@@ -180,7 +180,7 @@ def written(
     C counts as it is but for eps tr(C) on its diagonal, at most what forming it rounds off, which
     keeps it positive; before any survey as the identity.
     """
-    moment = gathered(state["second_moment"][weight.name], None, None)
+    moment = gather_weight(state["second_moment"][weight.name], None, None)
     eye = jnp.eye(weight.d_in)
     known = moment + jnp.finfo(moment.dtype).eps * jnp.trace(moment) * eye
     lower_IxI = jnp.linalg.cholesky(jnp.where(state["seen"] > 0, known, eye))

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.chunking import pieces_of
+from mend_jax.core.chunking import split_into_chunks
 from mend_jax.core.forward import Problem, Rows
-from mend_jax.core.transform import EditTransform, Link, Run, chain
+from mend_jax.core.transform import EditTransform, Link, LinkContext, chain
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.ridge import RidgeSolve, normal_of, solve_normal
 
@@ -59,14 +59,16 @@ def ridge_editor(
 
             def take_in(state: Any, piece: Any) -> tuple[Any, None]:
                 signal = _factors(problem, piece, rows)
-                return before.apply(params, state, signal, Run(problem.weights, True))[1], None
+                return before.apply(params, state, signal, LinkContext(problem.weights, True))[
+                    1
+                ], None
 
             seen = jax.lax.stop_gradient(jax.lax.scan(take_in, own, pieces)[0])
-        run = Run(problem.weights, False, counted=True)
+        context = LinkContext(problem.weights, False, rows_counted=True)
 
         @jax.checkpoint
         def normals(piece: Any) -> Any:
-            signal, _ = before.apply(params, seen, _factors(problem, piece, rows), run)
+            signal, _ = before.apply(params, seen, _factors(problem, piece, rows), context)
             return {name: normal_of(f) for name, f in signal.items()}
 
         def add(total: Any, piece: Any) -> tuple[Any, None]:
@@ -86,17 +88,19 @@ def ridge_editor(
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
         if 0 < problem.model.text_chunk < problem.seqs.lead[1]:
             return chunked(params, state, problem, train)
-        return whole.apply(params, state, problem.factors(rows=rows), Run(problem.weights, train))
+        return whole.apply(
+            params, state, problem.factors(rows=rows), LinkContext(problem.weights, train)
+        )
 
-    def in_turn(params: Any, state: Any, problem: Problem) -> tuple[Edit, Any]:
+    def lifelong_edit(params: Any, state: Any, problem: Problem) -> tuple[Edit, Any]:
         if 0 < problem.model.text_chunk < problem.seqs.lead[1]:
             found, _ = chunked(params, state, problem, False)
             return found, chunked(params, state, problem, True)[1]
         signal = problem.factors(rows=rows)  # once for both
-        found, _ = whole.apply(params, state, signal, Run(problem.weights, False))
-        return found, whole.apply(params, state, signal, Run(problem.weights, True))[1]
+        found, _ = whole.apply(params, state, signal, LinkContext(problem.weights, False))
+        return found, whole.apply(params, state, signal, LinkContext(problem.weights, True))[1]
 
-    return EditTransform(whole.init, edit, in_turn=in_turn if remembers else None)
+    return EditTransform(whole.init, edit, lifelong_edit=lifelong_edit if remembers else None)
 
 
 def _alone(problem: Problem, seqs: Any, h: Any, applied: Any) -> Problem:
@@ -111,7 +115,7 @@ def _pieces(problem: Problem) -> Any:
     Of what only fills up the last chunk nothing is scored.
     """
     size, n = problem.model.text_chunk, problem.seqs.lead[1]
-    seqs, h = pieces_of(size, (problem.seqs, problem.h), axis=1)
+    seqs, h = split_into_chunks(size, (problem.seqs, problem.h), axis=1)
     n_pieces = seqs.tokens.shape[0]
     real = (jnp.arange(n_pieces * size) < n).reshape(n_pieces, 1, size, 1)
     seqs = seqs.replace(score_mask=seqs.score_mask & real)

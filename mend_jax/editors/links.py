@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.factors import Factors, block_moments, merge_moments, no_moments, normalise
-from mend_jax.core.transform import Link, Run, Weights, group_weights, stateless
+from mend_jax.core.factors import Factors, merge_moments, moments_of_rows, normalise, zero_moments
+from mend_jax.core.transform import Link, LinkContext, Weights, group_weights, stateless
 from mend_jax.core.weight_edit import Edit, LowRank
 
 Signal = dict[str, Factors]
@@ -39,12 +39,12 @@ def normalize(
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
         del key
         groups = group_weights(weights, shared)
-        state = {g.key: {"u": no_moments(g.d_in), "delta": no_moments(g.d_out)} for g in groups}
+        state = {g.key: {"u": zero_moments(g.d_in), "delta": zero_moments(g.d_out)} for g in groups}
         return {}, state
 
     def absorb(moments: Any, *rows: Factors) -> Any:
         for f in rows:
-            new = {side: block_moments(getattr(f, side), f.mask) for side in moments}
+            new = {side: moments_of_rows(getattr(f, side), f.mask) for side in moments}
             moments = {side: merge_moments(m, new[side]) for side, m in moments.items()}
         return moments
 
@@ -58,18 +58,18 @@ def normalize(
         taken = absorb(moments, *signal.values())
         return {name: scored(taken, f) for name, f in signal.items()}
 
-    def apply(params: Any, state: Any, signal: Signal, run: Run) -> tuple[Signal, Any]:
+    def apply(params: Any, state: Any, signal: Signal, context: LinkContext) -> tuple[Signal, Any]:
         del params
         moments, out = dict(state), dict(signal)
-        for group in group_weights(run.weights, shared):
+        for group in group_weights(context.weights, shared):
             own = {w.name: signal[w.name] for w in group.members}
-            if lifelong and not (run.train or run.counted):
+            if lifelong and not (context.train or context.rows_counted):
                 out |= with_own_rows(moments[group.key], own)
                 continue
-            if run.train and not one_by_one:
+            if context.train and not one_by_one:
                 moments[group.key] = absorb(moments[group.key], *own.values())
             for name, f in own.items():
-                if run.train and one_by_one:
+                if context.train and one_by_one:
                     moments[group.key] = absorb(moments[group.key], f)
                 if not pass_through:
                     out[name] = scored(moments[group.key], f)
@@ -102,8 +102,8 @@ def scale_by_layer_lr(init_lr: float, log_space: bool) -> Link:
         del key
         return init_rate(weights, init_lr, log_space), {}
 
-    def apply(params: Any, state: Any, signal: Signal, run: Run) -> tuple[Signal, Any]:
-        del run
+    def apply(params: Any, state: Any, signal: Signal, context: LinkContext) -> tuple[Signal, Any]:
+        del context
         alpha = rate_of(params, log_space)
         return {n: f.replace(delta=f.delta * alpha[n]) for n, f in signal.items()}, state
 

@@ -8,9 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.forward import Problem, greedy, last_states, scored_logits, trunk_states
-from mend_jax.core.token_batch import Sequences
-from mend_jax.core.transform import EditTransform, Reader, Sweep, Weights
+from mend_jax.core.forward import (
+    Problem,
+    greedy_continuation,
+    last_states,
+    scored_logits,
+    trunk_states,
+)
+from mend_jax.core.token_batch import TokenBatch
+from mend_jax.core.transform import EditTransform, Reader, ThresholdTuning, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.cache_threshold import chosen, no_sweep, swept, told
 from mend_jax.models.base import EditableModel
@@ -68,7 +74,7 @@ def cache(
         del params, problem, train
         return Edit(deltas={}), state
 
-    def logits(params: Any, problem: Problem, texts: Sequences, h: Any) -> jax.Array:
+    def logits(params: Any, problem: Problem, texts: TokenBatch, h: Any) -> jax.Array:
         found = nearest(problem, texts, h)
         own = scored_logits(problem.model, problem.params, h, texts)
         answer = remembered(problem, found, 1, 0)[..., 0]
@@ -76,21 +82,23 @@ def cache(
         return jnp.where(found.distance[..., None] < factor * params["eps"], given, own)
 
     def write(
-        params: Any, problem: Problem, texts: Sequences, max_new: int, eos_id: int
+        params: Any, problem: Problem, texts: TokenBatch, max_new: int, eos_id: int
     ) -> jax.Array:
         h = trunk_states(problem.model, problem.params, texts)
         if problem.model.kind == "classifier":  # its answer is its judgement
             return jnp.argmax(logits(params, problem, texts, h), axis=-1).astype(jnp.int32)
         found = Nearest(*(x[..., 0] for x in nearest(problem, texts, h)))
-        own = greedy(problem.model, problem.params, texts, max_new, eos_id)
+        own = greedy_continuation(problem.model, problem.params, texts, max_new, eos_id)
         given = remembered(problem, found, max_new, eos_id)
         return jnp.where(found.distance[..., None] < factor * params["eps"], given, own)
 
     editor = EditTransform(init, edit, trainable=False, reader=Reader(logits, write))
-    return editor if eps is not None else editor._replace(sweep=Sweep(look, choose, told))
+    return (
+        editor if eps is not None else editor._replace(tuning=ThresholdTuning(look, choose, told))
+    )
 
 
-def look(params: Any, problem: Problem, texts: Mapping[str, tuple[Sequences, Any]]) -> Any:
+def look(params: Any, problem: Problem, texts: Mapping[str, tuple[TokenBatch, Any]]) -> Any:
     """What `threshold.swept` counts, of every set of texts; it does not depend on a threshold."""
     del params
     seen = {}
@@ -114,7 +122,7 @@ def choose(params: Any, state: Any, seen: Mapping[str, Any]) -> tuple[Any, Any]:
     return {"eps": jnp.asarray(chosen(table))}, {"sweep": jnp.asarray(table)}
 
 
-def mean_states(model: EditableModel, params: Any, seqs: Sequences, h: Any) -> jax.Array:
+def mean_states(model: EditableModel, params: Any, seqs: TokenBatch, h: Any) -> jax.Array:
     """The mean last state of what is read before each scored token: float32[E, n, S, D].
 
     Of a causal model that is the prompt and the answer so far, so that each token of an answer has
@@ -130,7 +138,7 @@ def mean_states(model: EditableModel, params: Any, seqs: Sequences, h: Any) -> j
     return jnp.take_along_axis(total, at[..., None], axis=-2) / n_read[..., None]
 
 
-def nearest(problem: Problem, texts: Sequences, h: Any) -> Nearest:
+def nearest(problem: Problem, texts: TokenBatch, h: Any) -> Nearest:
     """Looks up every scored position of texts [E, n], with trunk states h, in its edit's cache."""
     model, seqs = problem.model, problem.seqs
     key_ExKxD = _entries(mean_states(model, problem.params, seqs, problem.h))

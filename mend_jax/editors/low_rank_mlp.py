@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.core.factors import Factors
-from mend_jax.core.transform import Group, Link, Run, Weights, group_weights
-from mend_jax.parallel.layout import gathered, unsplit
+from mend_jax.core.transform import Link, LinkContext, WeightGroup, Weights, group_weights
+from mend_jax.parallel.layout import gather_weight, keep_last_axis_whole
 
 Sides = Literal["combined", "separate", "x_only", "delta_only", "one_sided"]
 Init = Literal["id", "xavier"]
@@ -66,7 +66,7 @@ def low_rank_mlp(
     if init not in get_args(Init):
         raise ValueError(f"init {init!r} is not one of {get_args(Init)}")
 
-    def nets_of(group: Group) -> dict[str, int]:
+    def nets_of(group: WeightGroup) -> dict[str, int]:
         """Which networks a group has, and their width."""
         if sides == "combined":
             return {"combined": group.d_in + group.d_out}
@@ -106,7 +106,10 @@ def low_rank_mlp(
     def run(layers: list[dict[str, jax.Array]], z: jax.Array, mode: int) -> jax.Array:
         lead = (1,) * (z.ndim - 1)
         for layer in layers:
-            u, v = gathered(layer["u"], None, "tensor"), gathered(layer["v"], "tensor", None)
+            u, v = (
+                gather_weight(layer["u"], None, "tensor"),
+                gather_weight(layer["v"], "tensor", None),
+            )
             act = (z @ v.T) @ u.T + layer["bias"].reshape(*lead, -1)
             if film == "after":
                 act = relu_one_at_zero(act)
@@ -115,21 +118,25 @@ def low_rank_mlp(
                 act = act + layer["shift"][mode].reshape(*lead, -1)
             if film == "before":
                 act = relu_one_at_zero(act)
-            z = unsplit(z + act if init == "id" else act)
+            z = keep_last_axis_whole(z + act if init == "id" else act)
         return z
 
     def transform(nets: dict[str, Any], f: Factors, mode: int) -> Factors:
         if "combined" in nets:
             z = run(
-                nets["combined"], jnp.concatenate([unsplit(f.u), unsplit(f.delta)], axis=-1), mode
+                nets["combined"],
+                jnp.concatenate(
+                    [keep_last_axis_whole(f.u), keep_last_axis_whole(f.delta)], axis=-1
+                ),
+                mode,
             )
             d_in = f.u.shape[-1]
             return f.replace(u=z[..., :d_in], delta=z[..., d_in:])
         return f.replace(**{side: run(net, getattr(f, side), mode) for side, net in nets.items()})
 
-    def apply(params: Any, state: Any, signal: dict[str, Factors], run: Run):
+    def apply(params: Any, state: Any, signal: dict[str, Factors], context: LinkContext):
         out = dict(signal)
-        for group in group_weights(run.weights, shared):
+        for group in group_weights(context.weights, shared):
             for mode, w in enumerate(group.members):
                 out[w.name] = transform(params[group.key], signal[w.name], mode)
         return out, state

@@ -61,7 +61,7 @@ def memit(
         del key
         return {}, nothing_seen(memories(weights, blocks), n_prefixes)
 
-    def survey(params: Any, state: Any, problem: Problem) -> Any:
+    def calibrate(params: Any, state: Any, problem: Problem) -> Any:
         del params
         return surveyed(state, problem)
 
@@ -80,7 +80,7 @@ def memit(
             found = found.replace(deltas={**found.deltas, w.name: delta})
         return found, state
 
-    return EditTransform(init, edit, trainable=False, survey=survey)
+    return EditTransform(init, edit, trainable=False, calibrate=calibrate)
 
 
 def refuse_other_sums(problem: Problem) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.transform import EditTransform, Link, Run, Weights, chain, factor_editor
+from mend_jax.core.transform import EditTransform, Link, LinkContext, Weights, chain, factor_editor
 from mend_jax.editors.links import Signal, normalize, outer_sum, scale_by_layer_lr
-from mend_jax.parallel.layout import gathered, unsplit
+from mend_jax.parallel.layout import gather_weight, keep_last_axis_whole
 
 
 def meta_curvature(
@@ -46,14 +46,15 @@ def curve() -> Link:
         return {w.name: {"m_in": jnp.eye(w.d_in), "m_out": jnp.eye(w.d_out)} for w in weights}, {}
 
     def turn(m: jax.Array, x: jax.Array) -> jax.Array:
-        return unsplit(x) @ gathered(m, None, "tensor")
+        return keep_last_axis_whole(x) @ gather_weight(m, None, "tensor")
 
-    def apply(params: Any, state: Any, signal: Signal, run: Run) -> tuple[Signal, Any]:
+    def apply(params: Any, state: Any, signal: Signal, context: LinkContext) -> tuple[Signal, Any]:
         out = dict(signal)
-        for w in run.weights:
+        for w in context.weights:
             f, maps = signal[w.name], params[w.name]
             out[w.name] = f.replace(
-                u=unsplit(turn(maps["m_in"], f.u)), delta=unsplit(turn(maps["m_out"], f.delta))
+                u=keep_last_axis_whole(turn(maps["m_in"], f.u)),
+                delta=keep_last_axis_whole(turn(maps["m_out"], f.delta)),
             )
         return out, state
 

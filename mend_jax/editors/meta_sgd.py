@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.transform import EditTransform, Link, Run, Weights, chain, factor_editor
+from mend_jax.core.transform import EditTransform, Link, LinkContext, Weights, chain, factor_editor
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.links import Signal
-from mend_jax.parallel.layout import gathered
+from mend_jax.parallel.layout import gather_weight
 
 
 def meta_sgd(*, lr: float = 1e-2, log_lr: bool = False) -> EditTransform:
@@ -37,10 +37,10 @@ def descend_by_dense_lr(init_lr: float, log_space: bool) -> Link:
         start = jnp.log(init_lr) if log_space else init_lr
         return {w.name: jnp.full((w.d_in, w.d_out), start) for w in weights}, {}
 
-    def apply(params: Any, state: Any, signal: Signal, run: Run) -> tuple[Edit, Any]:
+    def apply(params: Any, state: Any, signal: Signal, context: LinkContext) -> tuple[Edit, Any]:
         deltas = {}
-        for w in run.weights:
-            alpha = gathered(params[w.name], None, None)
+        for w in context.weights:
+            alpha = gather_weight(params[w.name], None, None)
             alpha = jnp.exp(alpha) if log_space else alpha
             deltas[w.name] = Dense(-alpha[None] * signal[w.name].gradient())
         return Edit(deltas=deltas), state

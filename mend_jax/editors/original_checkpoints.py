@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mend_jax.core.factors import Moments
-from mend_jax.core.transform import Group, Weights, group_weights
+from mend_jax.core.transform import WeightGroup, Weights, group_weights
 from mend_jax.errors import CheckpointError
 
 _NETS = {"combined": "mlp", "u": "mlp1", "delta": "mlp2"}
@@ -26,7 +26,7 @@ _LEAVES = {
 }
 
 
-def original_prefix(group: Group, shared: bool, names: Mapping[str, str]) -> str:
+def original_prefix(group: WeightGroup, shared: bool, names: Mapping[str, str]) -> str:
     """The original's module name for a group; `names` maps our weight names to Hugging Face's."""
     if shared:
         return f"mend.({group.d_in}, {group.d_out})"
@@ -86,7 +86,7 @@ def import_state_dict(
     return params, {"normalize": moments, **state}
 
 
-def _import_moments(left: dict[str, Any], prefix: str, group: Group) -> dict[str, Moments]:
+def _import_moments(left: dict[str, Any], prefix: str, group: WeightGroup) -> dict[str, Moments]:
     """Takes a group's statistics out of `left`; absent or never updated (NaN) ones are empty."""
     count = np.asarray(left.pop(f"{prefix}.k", np.nan), np.float32).reshape(())
     moments = {}

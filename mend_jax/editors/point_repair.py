@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mend_jax.core.forward import Problem, tap_zeros, top_logits
+from mend_jax.core.forward import Problem, top_logits, zero_taps
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.least_norm import Norm, least_matrix
@@ -164,7 +164,7 @@ def tangents(
     """
     edit = problem._with_applied(Edit({w.name: Dense(X)}))
     first = jax.tree.map(lambda leaf: leaf[0], (problem.h, problem.seqs))
-    zeros = tap_zeros(problem.model, problem.params, *first, [w.name])
+    zeros = zero_taps(problem.model, problem.params, *first, [w.name])
 
     def one(h, seqs, edit, rival):
         def gaps(taps):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.core.factors import Factors
-from mend_jax.core.transform import Link, Run, Weights, stateless
+from mend_jax.core.transform import Link, LinkContext, Weights, stateless
 from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
 from mend_jax.editors.cholesky import inverse_cholesky, product
 from mend_jax.editors.links import Signal, init_rate, rate_of
@@ -36,8 +36,8 @@ def value_shift(init_lr: float, log_space: bool) -> Link:
         del key
         return init_rate(weights, init_lr, log_space), {}
 
-    def apply(params: Any, state: Any, signal: Signal, run: Run) -> tuple[Signal, Any]:
-        del run
+    def apply(params: Any, state: Any, signal: Signal, context: LinkContext) -> tuple[Signal, Any]:
+        del context
         eta = rate_of(params, log_space)
         return {n: shifted(f, f.key, eta[n]) for n, f in signal.items()}, state
 
@@ -76,8 +76,8 @@ def ridge_solve(
     def strength(params: Any, name: str) -> jax.Array | float:
         return jnp.exp(params[name]) if learned else init_ridge
 
-    def apply(params: Any, state: Any, signal: Signal, run: Run) -> tuple[Edit, Any]:
-        del run
+    def apply(params: Any, state: Any, signal: Signal, context: LinkContext) -> tuple[Edit, Any]:
+        del context
         deltas = {n: solved(f, strength(params, n), relative) for n, f in signal.items()}
         return Edit(deltas=deltas), state
 

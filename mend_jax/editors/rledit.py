@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mend_jax.core.forward import Rows
-from mend_jax.core.transform import EditTransform, Stream
+from mend_jax.core.transform import EditTransform, SequentialTraining
 from mend_jax.editors.least_squares_editor import ridge_editor
 from mend_jax.editors.low_rank_mlp import Film, Init, VInit, low_rank_mlp
 from mend_jax.editors.malmen import malmen_links
@@ -29,7 +29,7 @@ def rledit(
 
     The model is the state, an edit the action, and what is asked of it the reward: that it and the
     corrections before it hold ("memory backtracking"), that unrelated texts stay, and that it is
-    small. See `stream.stream_loss`
+    small. See `sequential_loss`
     and the paper's section 3.
 
     Deviations: the original makes one step of Adam after the whole stream; here a step has as many
@@ -41,7 +41,7 @@ def rledit(
       rank, n_hidden, shared, init, v_init, film: see `low_rank_mlp`; the original's four blocks are
         three hidden layers here.
       layer_lr, log_layer_lr, ridge, rows: see `malmen`.
-      depth, decay, reg: see `Stream`.
+      depth, decay, reg: see `SequentialTraining`.
     """
     if depth < 1:
         raise ValueError(f"depth {depth} must be at least 1")
@@ -49,4 +49,6 @@ def rledit(
         raise ValueError(f"decay {decay} must be from 0 to 1 and reg {reg} at least 0")
     net = low_rank_mlp(rank, n_hidden, shared, "combined", init, v_init, film)
     links = malmen_links(net, shared, True, layer_lr, log_layer_lr, ridge)
-    return ridge_editor(*links, rows, remembers=True)._replace(stream=Stream(depth, decay, reg))
+    return ridge_editor(*links, rows, remembers=True)._replace(
+        sequential_training=SequentialTraining(depth, decay, reg)
+    )

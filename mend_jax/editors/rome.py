@@ -59,7 +59,7 @@ def rome(
         del key
         return {}, nothing_seen((chosen(weights),), n_prefixes)
 
-    def survey(params: Any, state: Any, problem: Problem) -> Any:
+    def calibrate(params: Any, state: Any, problem: Problem) -> Any:
         del params
         return surveyed(state, problem)
 
@@ -72,4 +72,4 @@ def rome(
         delta = written(state, w, keys(problem, behind, w), d, ridge=0.0)
         return Edit(deltas={w.name: delta}), state
 
-    return EditTransform(init, edit, trainable=False, survey=survey)
+    return EditTransform(init, edit, trainable=False, calibrate=calibrate)

@@ -23,8 +23,8 @@ def ultraedit(
 
     u^ and delta^ are z-scores by statistics over all corrections so far and these ("lifelong
     normalisation"). These corrections' rows always count for their own edit; the state takes them
-    in where edits follow one another (`EditTransform.in_turn`), never where they are independent.
-    It is MALMEN at its start but for the factor of d_i, which there is k_i . u^_i.
+    in where edits follow one another (`EditTransform.lifelong_edit`), never where they are
+    independent. It is MALMEN at its start but for the factor of d_i, which there is k_i . u^_i.
 
     Deviation: lambda is `ridge` times the mean |k_i|^2 of the rows that count, for each weight of
     each edit; the original's 1 is a number for its models' keys, which are of other lengths in
@@ -34,7 +34,7 @@ def ultraedit(
       lr: eta; d_i grows with |u^_i|^2, so about with d_in. The edit is linear in it.
       ridge: lambda, in units of the mean |k_i|^2.
       shared: one set of statistics per weight shape, as the original.
-      warm_up: gather statistics from corrections of training rows first (a survey; the idea of
+      warm_up: gather statistics from corrections of training rows first (calibration; the idea of
         StableEdit). The original starts from nothing with 100 corrections at once. Of one
         correction alone, z-scores over its own few rows say little: their mean is zero.
       rows: "answer": the tokens before the answer's alone, as the original; "all": every token.
@@ -50,7 +50,7 @@ def ultraedit(
     editor = ridge_editor(asks, solve, rows, lifelong=True, remembers=True)
     editor = editor._replace(trainable=False)
 
-    def survey(params: Any, state: Any, problem: Problem) -> Any:
+    def calibrate(params: Any, state: Any, problem: Problem) -> Any:
         return editor.edit(params, state, problem, True)[1]
 
-    return editor._replace(survey=survey, survey_of="edit") if warm_up else editor
+    return editor._replace(calibrate=calibrate, calibrate_on="edit") if warm_up else editor

@@ -11,20 +11,20 @@ import numpy as np
 
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.losses import correct_tokens, token_nll
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.claims import take, widths
 from mend_jax.evaluation.metrics import wilson
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _judge_batch(module: Any, params: Any, seqs: Sequences) -> tuple[jax.Array, jax.Array]:
+def _judge_batch(module: Any, params: Any, seqs: TokenBatch) -> tuple[jax.Array, jax.Array]:
     logits_Bx1x2 = top_logits(module, params, trunk_states(module, params, seqs), seqs)
     right = correct_tokens(logits_Bx1x2, seqs.target)
     return token_nll(logits_Bx1x2, seqs.target)[:, 0], right[:, 0]
 
 
 def score_claims(
-    module: Any, params: Any, seqs: Sequences, batch_size: int
+    module: Any, params: Any, seqs: TokenBatch, batch_size: int
 ) -> dict[str, np.ndarray]:
     """nll (float32[N]) and whether it is judged rightly (bool[N]), of each claim."""
     order = np.argsort(widths(seqs), kind="stable")

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mend_jax.core.meta_loss import ASKED, locality_sets, set_weights, texts_of
+from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, locality_weights, token_batches
 from mend_jax.core.transform import EditTransform
 from mend_jax.core.weight_edit import relative_norms
 from mend_jax.data.encoded_rows import MORE
@@ -99,19 +99,19 @@ def validate(
     sets: list[str] = []
     for batch in batches:
         between()
-        sets = locality_sets(batch)
+        sets = locality_set_names(batch)
         placed = shard_batch(mesh, batch)
-        edits, scores = scorer(params, state, model.params, texts_of(placed))
+        edits, scores = scorer(params, state, model.params, token_batches(placed))
         valid = gather(placed["valid"])
         parts.append(valid_scores(scores, valid))
         if edits.deltas:
             norms += gather(relative_norms(edits, model.params))[valid.any(axis=-1)].tolist()
     scores = join(parts)
-    found = {f"{name}_exact": float(scores[name, "exact"].mean()) for name in ASKED}
+    found = {f"{name}_exact": float(scores[name, "exact"].mean()) for name in EDIT_SETS}
     by_set = {name: metrics.locality_summary(scores, name) for name in sets}
     for name, summary in by_set.items():
         found |= {f"kl_{name}": summary["kl"], f"agree_{name}": summary["argmax_agreement"]}
-    weights = {n: w for n, w in set_weights(sets, near_share).items() if by_set[n]["n_tokens"]}
+    weights = {n: w for n, w in locality_weights(sets, near_share).items() if by_set[n]["n_tokens"]}
     kl = sum(w * by_set[name]["kl"] for name, w in weights.items())
     nll = float(scores["rephrase", "nll"].mean())
     found |= {"edit_norm": statistics.fmean(norms)} if norms else {}
@@ -156,16 +156,18 @@ def evaluate(
     progress = Progress(what, n_edits, start=log.n_edits, writer=is_writer())
     sets: list[str] = []
     for number, batch in enumerate(batches):
-        sets = locality_sets(batch)
+        sets = locality_set_names(batch)
         if number < len(log.batches):
             continue
         between()
         placed = shard_batch(mesh, batch)  # rows and scores are gathered in one order
         valid, numbered = gather((placed["valid"], placed["index"]))
-        texts = texts_of(placed)
+        texts = token_batches(placed)
         edit, scores = scorer(params, state, model.params, texts)
         answers = {}
-        names = [name for name in GENERATED_SETS if name in texts and (name in ASKED or n_examples)]
+        names = [
+            name for name in GENERATED_SETS if name in texts and (name in EDIT_SETS or n_examples)
+        ]
         asked = [texts[name] for name in names]
         for suffix, under in (("", edit), ("_before", None)):
             if reads and under is not None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mend_jax.core.meta_loss import ASKED
+from mend_jax.core.meta_loss import EDIT_SETS
 
 Scores = Mapping[tuple[str, str], np.ndarray]
 Card = dict[str, Any]
 
-GENERATED_SETS = (*ASKED, "near")  # the sets whose answers are freely written
+GENERATED_SETS = (*EDIT_SETS, "near")  # the sets whose answers are freely written
 LOCALITY_KL_LIMIT = 0.1  # nats a token: more than this is a change of a text that should stay
 EXAMPLES_PER_FAULT = 3  # cards of each kind of fault in the gallery
 FAULTS = ("edit", "rephrase", "near", "far")
@@ -37,7 +37,7 @@ def generated_scores(
 ) -> dict[tuple[str, str], np.ndarray]:
     """Whether what was written is the target; for a classifier, whether its judgement is."""
     scores = {}
-    for name in ASKED:
+    for name in EDIT_SETS:
         for suffix in ("", "_before"):
             if judged is not None:
                 scores[name, f"generated{suffix}"] = judged[name, f"exact{suffix}"]
@@ -66,8 +66,8 @@ def make_examples(
     cards = []
     for i, (a, r) in enumerate(zip(answers, rows, strict=True)):
         kl = {s: float(scores[s, "kl"][i] / max(scores[s, "n_tokens"][i], 1)) for s in sets}
-        nll = {name: float(scores[name, "nll"][i]) for name in ASKED}
-        faults = [name for name in ASKED if not scores[name, "generated"][i]]
+        nll = {name: float(scores[name, "nll"][i]) for name in EDIT_SETS}
+        faults = [name for name in EDIT_SETS if not scores[name, "generated"][i]]
         faults += [s for s in sets if not kl[s] <= LOCALITY_KL_LIMIT]
         card: Card = {k: r.get(k, "") for k in _FIELDS}
         card |= {"before": a["edit_before"], "after": a["edit"]}

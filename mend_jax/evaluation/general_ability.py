@@ -19,8 +19,8 @@ import numpy as np
 
 from mend_jax import data
 from mend_jax.core.forward import trunk_states
-from mend_jax.core.losses import token_nll, whole_answer
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.losses import all_tokens_correct, token_nll
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit, variables
 from mend_jax.data.sources import pararel
 from mend_jax.data.text_normalisation import key_hash
@@ -29,7 +29,7 @@ from mend_jax.evaluation.metrics import mean_interval
 from mend_jax.hub import text_encoding
 from mend_jax.hub.input_formats import input_format
 from mend_jax.models.base import EditableModel
-from mend_jax.parallel.layout import per_edit, vmap_edits
+from mend_jax.parallel.layout import split_over_edits, vmap_edits
 
 _LOGITS = 32 * 2**20  # numbers in the logits that are held at once
 
@@ -43,8 +43,8 @@ class AbilityTexts:
       facts: beginnings of statements [n, ...], the tokens of the answer scored.
     """
 
-    texts: Sequences
-    facts: Sequences
+    texts: TokenBatch
+    facts: TokenBatch
 
 
 @flax.struct.dataclass
@@ -104,7 +104,7 @@ def load_ability_texts(
     )
     long = (far for far in passages if len(tokenizer.encode(far)) + marks >= text_len)
     texts = [form.text(tokenizer, far, text_len) for far in itertools.islice(long, n_texts)]
-    facts: list[Sequences] = []
+    facts: list[TokenBatch] = []
     for statement in pararel.statements(data.data_root(root), seed):
         if len(facts) == n_facts:
             break
@@ -138,7 +138,7 @@ def base_ability(
         nll=jnp.where(keep, nll[0], 0.0).sum(),
         n_tokens=jnp.asarray(keep.sum(), jnp.int32),
         best=best[0],
-        recalled=whole_answer(answers[0] == probes.facts.target, probes.facts.score_mask),
+        recalled=all_tokens_correct(answers[0] == probes.facts.target, probes.facts.score_mask),
     )
 
 
@@ -186,7 +186,7 @@ def score_ability(
 
 
 def score_reader_ability(
-    read: Callable[[Sequences, Any], jax.Array],
+    read: Callable[[TokenBatch, Any], jax.Array],
     n_edits: int,
     probes: AbilityTexts,
     known: BaseAbility,
@@ -200,7 +200,7 @@ def score_reader_ability(
       n_edits: E.
     """
 
-    def run(h: Any, seqs: Sequences) -> tuple[jax.Array, jax.Array]:
+    def run(h: Any, seqs: TokenBatch) -> tuple[jax.Array, jax.Array]:
         def some(numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
             texts, states = jax.tree.map(
                 lambda leaf: _repeat(jnp.asarray(leaf)[numbers], n_edits), (seqs, h)
@@ -223,7 +223,7 @@ def _scores(
     n_edits = len(nll)
     keep = _repeat(probes.texts.score_mask, n_edits)
     right = answers == _repeat(probes.facts.target, n_edits)
-    recalled = whole_answer(right, _repeat(probes.facts.score_mask, n_edits))
+    recalled = all_tokens_correct(right, _repeat(probes.facts.score_mask, n_edits))
     same = (best == _repeat(known.best, n_edits)) & keep
     return {
         "nll": jnp.where(keep, nll, 0.0).sum((1, 2)),
@@ -238,12 +238,12 @@ def _repeat(x: Any, n_edits: int) -> jax.Array:
 
 
 def _run(
-    base: Any, edit: Edit | None, h: Any, seqs: Sequences, model: EditableModel, chunk: int
+    base: Any, edit: Edit | None, h: Any, seqs: TokenBatch, model: EditableModel, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
     """(nll, most likely token) [E, n, S] of probes under each edit; E = 1 without one."""
     n_edits = 1 if edit is None else len(jax.tree.leaves(edit)[0])
 
-    def top(h: Any, seqs: Sequences, edit: Edit | None) -> jax.Array:
+    def top(h: Any, seqs: TokenBatch, edit: Edit | None) -> jax.Array:
         bound = variables(base, edit)
         return model.apply(bound, h, seqs.inputs, seqs.score_pos, method="run_top")
 
@@ -253,7 +253,7 @@ def _run(
             states_ExcxSxD = top(h_c, seqs_c, None)[None]
         else:
             each = vmap_edits(lambda e: top(h_c, seqs_c, e), n_edits)
-            states_ExcxSxD = each(per_edit(edit, n_edits))
+            states_ExcxSxD = each(split_over_edits(edit, n_edits))
         return _judge(base, states_ExcxSxD, _repeat(seqs_c.target, n_edits), model)
 
     return _in_pieces(some, len(seqs.tokens), chunk, axis=1)

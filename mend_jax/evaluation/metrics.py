@@ -144,7 +144,7 @@ def pooled_locality(by_set: Mapping[str, Mapping[str, float]]) -> dict[str, floa
     return pooled | totals
 
 
-def per_edit(scores: Scores, name: str) -> dict[tuple[str, str], np.ndarray]:
+def split_over_edits(scores: Scores, name: str) -> dict[tuple[str, str], np.ndarray]:
     """The scores [N, k] of several texts an edit as [M], over the M edits that have any.
 
     Of answers the mean over an edit's texts, of what shall stay (`kl`, ...) the sum.
@@ -169,13 +169,13 @@ def more_summary(scores: Scores) -> dict[str, Any]:
     found: dict[str, Any] = {"locality": {}}
     for name, title in (("more_rephrases", "more_rephrases"), ("hops", "portability")):
         if (name, "exact") in scores:
-            own = per_edit(scores, name)
+            own = split_over_edits(scores, name)
             texts = int((scores[name, "n_tokens"] > 0).sum())
             summary = answer_summary(own, name, binary=())
             found[title] = {"n": len(own[name, "exact"]), "texts": texts, **summary}
     for name in ("more_near", "far_answers"):
         if (name, "kl") in scores:
-            own = per_edit(scores, name)
+            own = split_over_edits(scores, name)
             found["locality"][name] = locality_summary(own, name) | {"n": len(own[name, "kl"])}
     return found
 

@@ -34,7 +34,7 @@ class ScoredBatches:
         if self._lines is None:
             return
         head = {"edits": dict(of or {})}
-        text = distributed.from_writer(
+        text = distributed.broadcast_from_writer(
             "reading an evaluation", lambda: json.dumps(self._read(head))
         )
         self.batches = json.loads(text)

@@ -10,20 +10,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.chunking import by_texts
+from mend_jax.core.chunking import map_text_chunks
 from mend_jax.core.forward import Problem, make_problem, scored_logits, trunk_states
-from mend_jax.core.losses import correct_tokens, token_kl, token_nll, whole_answer
-from mend_jax.core.meta_loss import ASKED, with_trunk
-from mend_jax.core.token_batch import NO_ANSWER, Sequences
+from mend_jax.core.losses import all_tokens_correct, correct_tokens, token_kl, token_nll
+from mend_jax.core.meta_loss import EDIT_SETS, with_trunk_states
+from mend_jax.core.token_batch import NO_TARGET, TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
-from mend_jax.core.weight_edit import Edit, formed_once, variables
+from mend_jax.core.weight_edit import Edit, densify_once, variables
 from mend_jax.models.base import EditableModel
 from mend_jax.models.generation import generate
 from mend_jax.parallel.layout import vmap_edits
 
 Sums = dict[str, jax.Array]
 ANSWERS = (
-    *ASKED,
+    *EDIT_SETS,
     "more_rephrases",
     "hops",
 )  # sets that have a wanted answer; the others shall stay
@@ -53,11 +53,11 @@ def edit_and_score(
       (and the same with `_before`); for the others, which shall stay as they are,
       `locality_scores`. An editor with a `reader` reads the texts itself.
     """
-    texts = with_trunk(model, base, batch, list(batch))
+    texts = with_trunk_states(model, base, batch, list(batch))
     problem = Problem(model, base, weights, *texts["edit"])
     edit, _ = editor.edit(params, state, problem, False)
 
-    def scores_of(name: str, edit: Edit, asked: tuple[Sequences, Any]) -> Sums:
+    def scores_of(name: str, edit: Edit, asked: tuple[TokenBatch, Any]) -> Sums:
         seqs, h = asked
         before = scored_logits(model, base, h, seqs)
         if editor.reader is None:
@@ -70,18 +70,18 @@ def edit_and_score(
             f"{k}_before": v for k, v in answer_scores(before, seqs).items()
         }
 
-    def in_pieces(name: str, asked: tuple[Sequences, Any]) -> Sums:
-        formed = formed_once(edit, asked[0].tokens, model.text_chunk)
-        return by_texts(functools.partial(scores_of, name, formed), model.text_chunk, asked)
+    def map_chunks(name: str, asked: tuple[TokenBatch, Any]) -> Sums:
+        formed = densify_once(edit, asked[0].tokens, model.text_chunk)
+        return map_text_chunks(functools.partial(scores_of, name, formed), model.text_chunk, asked)
 
-    return edit, {name: in_pieces(name, asked) for name, asked in texts.items()}
+    return edit, {name: map_chunks(name, asked) for name, asked in texts.items()}
 
 
 def generate_with_reader(
     params: Any,
     base: Any,
-    corrections: Sequences,
-    texts: Sequence[Sequences],
+    corrections: TokenBatch,
+    texts: Sequence[TokenBatch],
     *,
     editor: EditTransform,
     model: EditableModel,
@@ -95,7 +95,7 @@ def generate_with_reader(
     return [write(params, problem, seqs, max_new, eos_id) for seqs in texts]
 
 
-def answer_scores(logits: jax.Array, seqs: Sequences) -> Sums:
+def answer_scores(logits: jax.Array, seqs: TokenBatch) -> Sums:
     """exact: whole answer right; token: share of its tokens right; nll: mean of its tokens."""
     keep = seqs.score_mask
     scored = keep.sum(-1).astype(jnp.float32)
@@ -104,14 +104,14 @@ def answer_scores(logits: jax.Array, seqs: Sequences) -> Sums:
     nll = token_nll(logits, seqs.target)
     return {
         "n_tokens": scored,
-        "exact": whole_answer(correct, keep).astype(jnp.float32),
+        "exact": all_tokens_correct(correct, keep).astype(jnp.float32),
         "token": (correct & keep).sum(-1).astype(jnp.float32) / n_tokens,
         "nll": jnp.where(keep, nll, 0.0).sum(-1) / n_tokens,
     }
 
 
 def locality_scores(
-    before: jax.Array, after: jax.Array, seqs: Sequences, judged: bool = False
+    before: jax.Array, after: jax.Array, seqs: TokenBatch, judged: bool = False
 ) -> Sums:
     """Sums over scored tokens of the change that an edit makes to an unrelated text.
 
@@ -122,7 +122,7 @@ def locality_scores(
     def total(values: jax.Array, keep: jax.Array = seqs.score_mask) -> jax.Array:
         return jnp.where(keep, values.astype(jnp.float32), 0.0).sum(-1)
 
-    answered = seqs.score_mask & (seqs.target != NO_ANSWER)
+    answered = seqs.score_mask & (seqs.target != NO_TARGET)
 
     right_before = correct_tokens(before, seqs.target)
     right = correct_tokens(after, seqs.target)
@@ -143,7 +143,7 @@ def locality_scores(
 def generate_answers(
     model: EditableModel,
     base: Any,
-    texts: Sequence[Sequences],
+    texts: Sequence[TokenBatch],
     edit: Edit | None,
     *,
     max_new: int,
@@ -161,7 +161,7 @@ def generate_answers(
     prompts = [s.prompts().inputs for s in texts]
     together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *prompts)
     if edit is not None:
-        edit = formed_once(edit, together.tokens, model.text_chunk)
+        edit = densify_once(edit, together.tokens, model.text_chunk)
 
     def one(prompts, edit):
         return generate(model, variables(base, edit), prompts, max_new=max_new, eos_id=eos_id)
@@ -173,5 +173,5 @@ def generate_answers(
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), prompts)
         return one(flat, None).reshape(*lead, max_new)
 
-    out = by_texts(written, model.text_chunk, together)
+    out = map_text_chunks(written, model.text_chunk, together)
     return jnp.split(out, list(itertools.accumulate(s.lead[1] for s in texts))[:-1], axis=1)

@@ -2,8 +2,8 @@
 
 The base is edited by the first test facts, the edited model by the next, and so on. Every edit is
 made on the model as it then is (`Problem.applied`), and a lifelong editor takes in what it edits
-(`EditTransform.in_turn`). The edits so far are kept as one dense delta a weight: low-rank pairs
-would grow with every edit, and nothing could be compiled once for all of them.
+(`EditTransform.lifelong_edit`). The edits so far are kept as one dense delta a weight: low-rank
+pairs would grow with every edit, and nothing could be compiled once for all of them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mend_jax.core.forward import Problem, scored_logits, trunk_states
-from mend_jax.core.meta_loss import ASKED, locality_sets, with_trunk
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_states
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.data.sequential_rows import blocks, spread, windows, without_scopes
@@ -42,7 +42,7 @@ SAVE_EVERY = 100
 
 
 def next_edit(
-    params: Any, state: Any, so_far: Edit, base: Any, seqs: Sequences,
+    params: Any, state: Any, so_far: Edit, base: Any, seqs: TokenBatch,
     *, editor: EditTransform, model: EditableModel, weights: Weights,
 ) -> tuple[Edit, Any]:  # fmt: skip
     """The edits so far (Dense, leading axis 1) and one more, of the facts `seqs` [1, n].
@@ -52,10 +52,10 @@ def next_edit(
     """
     h = trunk_states(model, base, seqs)
     problem = Problem(model, base, weights, seqs, h, applied=so_far)
-    if editor.in_turn is None:
+    if editor.lifelong_edit is None:
         edit, _ = editor.edit(params, state, problem, False)
     else:
-        edit, state = editor.in_turn(params, state, problem)
+        edit, state = editor.lifelong_edit(params, state, problem)
     together = so_far.compose(edit)
     return Edit(deltas={n: Dense(d.dense()) for n, d in together.deltas.items()}), state
 
@@ -67,7 +67,7 @@ def no_edits(weights: Weights) -> Edit:
 
 
 def scores_under(
-    params: Any, so_far: Edit, base: Any, facts: Any, batch: Mapping[str, Sequences],
+    params: Any, so_far: Edit, base: Any, facts: Any, batch: Mapping[str, TokenBatch],
     *, editor: EditTransform, model: EditableModel, weights: Weights,
 ) -> dict[str, dict[str, jax.Array]]:  # fmt: skip
     """What `scoring` says of texts [1, q] under the edits so far, against the unedited base.
@@ -76,7 +76,7 @@ def scores_under(
       facts: all corrections so far [1, m] and their trunk states, for an editor that reads with
         them at hand; else None.
     """
-    texts = with_trunk(model, base, batch, list(batch))
+    texts = with_trunk_states(model, base, batch, list(batch))
     problem = None if editor.reader is None else Problem(model, base, weights, *facts)
     found = {}
     for name, (seqs, h) in texts.items():
@@ -84,7 +84,7 @@ def scores_under(
             after = scored_logits(model, base, h, seqs, so_far)
         else:
             after = editor.reader.logits(params, problem, seqs, h)
-        if name in ASKED:
+        if name in EDIT_SETS:
             found[name] = answer_scores(after, seqs)
         else:
             before = scored_logits(model, base, h, seqs)
@@ -150,7 +150,7 @@ def evaluate_sequential_edits(
     """
     step, score, sizes, trunk = _compiled(editor, model.module, model.weights)
     last, n_facts = max(checkpoints), max(checkpoints) * facts_per_edit
-    texts = {name: encoded.texts[name] for name in (*ASKED, *locality_sets(encoded.texts))}
+    texts = {name: encoded.texts[name] for name in (*EDIT_SETS, *locality_set_names(encoded.texts))}
     if "near" in texts:
         texts["near"] = without_scopes(encoded, n_facts)
     others = spread(n_facts, MOST)
@@ -165,7 +165,7 @@ def evaluate_sequential_edits(
         asked = np.unique(np.concatenate([*windows(len(so_far_facts), WINDOW, MOST).values()]))
         found = {("norm", name): v for name, v in distributed.gather(
             sizes(model.params, so_far)).items()}  # fmt: skip
-        for names, numbers in ((ASKED, asked), (locality_sets(texts), others)):
+        for names, numbers in ((EDIT_SETS, asked), (locality_set_names(texts), others)):
             parts: dict[tuple[str, str], list[np.ndarray]] = {}
             for block, new in blocks(numbers, AT_ONCE) if names else ():
                 batch = {name: take_rows(texts[name], block[None]) for name in names}
@@ -205,9 +205,9 @@ def summarise_checkpoint(
     at = {number: i for i, number in enumerate(batch["index"])}
     for name, numbers in windows(n_facts, WINDOW, MOST).items():
         own = [at[int(number)] for number in numbers]
-        exact = {f"{text}_exact": float(scores[text, "exact"][own].mean()) for text in ASKED}
+        exact = {f"{text}_exact": float(scores[text, "exact"][own].mean()) for text in EDIT_SETS}
         found[name] = {"n": len(own), "success": sum(exact.values()) / len(exact), **exact}
-    sets = locality_sets({name: None for name, _ in scores})
+    sets = locality_set_names({name: None for name, _ in scores})
     by_set = {name: metrics.locality_summary(scores, name) for name in sets}
     found["locality"] = metrics.pooled_locality(by_set) | by_set
     sizes = {name: scores[kind, name] for kind, name in scores if kind == "norm"}

@@ -40,7 +40,7 @@ class SequentialState:
         Args:
           state: the editor's at first, placed as that to go on with shall be.
         """
-        with distributed.together("reading the edits so far"):
+        with distributed.fail_together("reading the edits so far"):
             found = self._read()
         like, tree = jax.tree.flatten((fresh, state))
         if found is None or found[0] > latest or len(found[1]) != len(like):

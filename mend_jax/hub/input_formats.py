@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
 from mend_jax.hub.text_encoding import Tokenizer
@@ -23,20 +23,20 @@ class InputFormat(NamedTuple):
     """The encoders of a kind of model; arguments as those of `encode`.
 
     Attributes:
-      fact: (tokenizer, prompt, target, max_len, max_target, append_eos) -> Sequences, an edit text.
-      near: (tokenizer, prompt, answer, max_len, max_target) -> Sequences, a fact to keep; where the
+      fact: (tokenizer, prompt, target, max_len, max_target, append_eos) -> TokenBatch: an edit.
+      near: (tokenizer, prompt, answer, max_len, max_target) -> TokenBatch, a kept fact; where the
         answer is "" only what the model says next is scored.
-      text: (tokenizer, text, length) -> Sequences, plain text.
-      far_pair: (tokenizer, prompt, answer, length, max_target) -> Sequences, an unrelated question.
+      text: (tokenizer, text, length) -> TokenBatch, plain text.
+      far_pair: (tokenizer, prompt, answer, length, max_target) -> TokenBatch: an unrelated one.
         Scored as the paper says (section 3.2): every token of it by a language model, the answer's
         tokens by an encoder-decoder, the judgement by a classifier.
       far_pair_is_near: whether `far_pair` scores what `near` does.
     """
 
-    fact: Callable[..., Sequences]
-    near: Callable[..., Sequences]
-    text: Callable[..., Sequences]
-    far_pair: Callable[..., Sequences]
+    fact: Callable[..., TokenBatch]
+    near: Callable[..., TokenBatch]
+    text: Callable[..., TokenBatch]
+    far_pair: Callable[..., TokenBatch]
     far_pair_is_near: bool = True
 
 
@@ -99,7 +99,7 @@ def seq2seq(start: Sequence[int]) -> InputFormat:
     return InputFormat(fact, near, text, near)
 
 
-def _pad_pair(tokenizer, source, answer, start, max_len, max_target) -> Sequences:
+def _pad_pair(tokenizer, source, answer, start, max_len, max_target) -> TokenBatch:
     """Encoder text and decoder input, every token of the answer scored."""
     width = len(start) + max_target - 1
     tokens = [*start, *answer[:-1]]
@@ -133,7 +133,7 @@ def claim(prompt: str, target: str) -> tuple[str, int]:
     return f"{prompt} {target}".rstrip(), LABELS.index("true")
 
 
-def _classify(tokenizer: Tokenizer, text: str, label: int, max_len: int) -> Sequences:
+def _classify(tokenizer: Tokenizer, text: str, label: int, max_len: int) -> TokenBatch:
     ids = _marked(tokenizer, text)
     if len(ids) > max_len:
         raise DataError(

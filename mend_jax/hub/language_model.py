@@ -22,8 +22,8 @@ from mend_jax.models.base import EditableModel, Inputs, TensorSpec
 from mend_jax.models.generation import generate, most_likely, sampled
 from mend_jax.models.params import nest, stack_trunk, stacked_paths
 from mend_jax.parallel import distributed
-from mend_jax.parallel.mesh import in_force, mesh_of
-from mend_jax.parallel.sharding import flat_shardings
+from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
+from mend_jax.parallel.sharding import base_shardings
 
 _BUCKET = 16  # prompts are padded to a multiple of this many tokens, so few shapes are compiled
 
@@ -126,7 +126,7 @@ class LanguageModel:
         draw = ()
         if temperature:
             draw = (jax.random.split(jax.random.key(seed), len(many)), np.float32(temperature))
-        with in_force(mesh_of(self.params)):
+        with use_mesh(mesh_of_arrays(self.params)):
             out = _generate(
                 self.module, self.params, _bare(self.edit), inputs, max_new_tokens,
                 self.tokenizer.eos_id, *draw,
@@ -149,7 +149,7 @@ class LanguageModel:
         if not many:
             raise DataError("no prompts: give at least one")
         inputs = self._prompts(many, 1)
-        with in_force(mesh_of(self.params)):
+        with use_mesh(mesh_of_arrays(self.params)):
             found = np.asarray(_next_log_probs(self.module, self.params, _bare(self.edit), inputs))
         return found[0] if isinstance(prompts, str) else found
 
@@ -170,7 +170,7 @@ class LanguageModel:
         if not self.is_classifier:
             raise ConfigError(f"{self.spec} is not a classifier: use `generate`")
         tokens, mask = self._encode(many, 0)
-        with in_force(mesh_of(self.params)):
+        with use_mesh(mesh_of_arrays(self.params)):
             logits_Bx1x2 = _judge(self.module, self.params, _bare(self.edit), Inputs(tokens, mask))
         found = np.asarray(jax.nn.softmax(logits_Bx1x2, axis=-1))[:, 0, 1].tolist()
         return found[0] if isinstance(claims, str) else found
@@ -324,7 +324,7 @@ def _read(
         )  # fmt: skip
         return params, hub.fingerprint(flat)
     sources = stacked_paths((spec.path for spec in specs), module.stacks)
-    shardings = flat_shardings(mesh, shapes)
+    shardings = base_shardings(mesh, shapes)
     placements = {p: hub.Placement(s, shardings[p]) for p, s in sources.items()}
 
     def fingerprint() -> str:
@@ -332,8 +332,8 @@ def _read(
 
     if len({device.process_index for device in mesh.devices.flat}) == 1:
         return nest(hub.read_sharded(source, specs, placements, dtype, tied, ignore)), fingerprint()
-    with distributed.together("reading the weights"):
+    with distributed.fail_together("reading the weights"):
         arrays = hub.read_sharded(source, specs, placements, dtype, tied, ignore)
         seen = hub.quick_digests(source)
-    distributed.agree("weight files", seen)
-    return nest(arrays), distributed.from_writer("reading the weights", fingerprint)
+    distributed.require_agreement("weight files", seen)
+    return nest(arrays), distributed.broadcast_from_writer("reading the weights", fingerprint)

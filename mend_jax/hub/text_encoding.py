@@ -8,7 +8,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from mend_jax.core.token_batch import NO_ANSWER, Sequences
+from mend_jax.core.token_batch import NO_TARGET, TokenBatch
 from mend_jax.errors import DataError
 
 
@@ -35,7 +35,7 @@ def encode_fact(
     max_len: int,
     max_target: int,
     append_eos: bool = True,
-) -> Sequences:
+) -> TokenBatch:
     """A prompt and its answer; the answer's tokens (and the end of text) are scored.
 
     Args:
@@ -65,10 +65,10 @@ def encode_fact(
 
 def encode_near(
     tokenizer: Tokenizer, prompt: str, answer: str, max_len: int, max_target: int
-) -> Sequences:
+) -> TokenBatch:
     """A prompt and its true answer, scored one position further than the answer.
 
-    The last scored position stands on the answer's last token, with `NO_ANSWER` as its target: no
+    The last scored position stands on the answer's last token, with `NO_TARGET` as its target: no
     token is right there, only the divergence and the most likely token matter, so that an edit
     which makes the model stop early (or no longer stop) is seen. Where the answer is "", the
     prompt's last token is the one scored position.
@@ -81,7 +81,7 @@ def encode_near(
     else:
         check_pair(prompt, "-")
         before, after = [*tokenizer.boundary_tokens[0], *tokenizer.encode(prompt.rstrip(" "))], []
-    scored = [*after, NO_ANSWER]
+    scored = [*after, NO_TARGET]
     check_lengths(
         prompt, answer, scored=len(scored), total=len(before) + len(after),
         max_len=max_len, max_target=max_target,
@@ -89,7 +89,7 @@ def encode_near(
     return pad(tokenizer, before + after, len(before) - 1, scored, max_len, max_target)
 
 
-def encode_text(tokenizer: Tokenizer, text: str, length: int) -> Sequences:
+def encode_text(tokenizer: Tokenizer, text: str, length: int) -> TokenBatch:
     """Plain text, cut to `length` tokens, with every next token scored (S = length - 1).
 
     Raises:
@@ -104,7 +104,7 @@ def encode_text(tokenizer: Tokenizer, text: str, length: int) -> Sequences:
     return pad(tokenizer, tokens, 0, tokens[1:], length, length - 1)
 
 
-def limit_scored_positions(sequences: Sequences, keep: int) -> Sequences:
+def limit_scored_positions(sequences: TokenBatch, keep: int) -> TokenBatch:
     """At most `keep` scored positions of each sequence [N, S], spread evenly, each row shifted.
 
     Every position is kept in some row, so a loss over many rows sees all of them; the head, which
@@ -121,14 +121,14 @@ def limit_scored_positions(sequences: Sequences, keep: int) -> Sequences:
     return sequences.replace(**kept)
 
 
-def stack_batches(items: Sequence[Sequences]) -> Sequences:
-    """Sequences of equal shape under one new leading axis."""
+def stack_batches(items: Sequence[TokenBatch]) -> TokenBatch:
+    """TokenBatch of equal shape under one new leading axis."""
     if not items:
         raise DataError("no sequences to stack: give at least one")
     return jax.tree.map(lambda *leaves: np.stack(leaves), *items)
 
 
-def take_rows(sequences: Sequences, index: np.ndarray) -> Sequences:
+def take_rows(sequences: TokenBatch, index: np.ndarray) -> TokenBatch:
     """The sequences at `index` of the first axis; the axes of `index` become the leading axes."""
     return jax.tree.map(lambda leaf: leaf[index], sequences)
 
@@ -176,7 +176,7 @@ def pad(
     scored: list[int],
     max_len: int,
     max_target: int,
-) -> Sequences:
+) -> TokenBatch:
     """Right padding of tokens to `max_len` and of scored targets to `max_target`."""
     ids = np.full(max_len, tokenizer.pad_id, np.int32)
     ids[: len(tokens)] = tokens
@@ -184,7 +184,7 @@ def pad(
     target[: len(scored)] = scored
     position = np.zeros(max_target, np.int32)
     position[: len(scored)] = np.arange(first, first + len(scored))
-    return Sequences(
+    return TokenBatch(
         tokens=ids,
         mask=np.arange(max_len) < len(tokens),
         score_pos=position,

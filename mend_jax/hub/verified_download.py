@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mend_jax.errors import WeightsError
 from mend_jax.io.package_cache import cache_dir
-from mend_jax.io.verified_files import is_known, mark
+from mend_jax.io.verified_files import is_verified, mark_verified
 
 _PIECE = 1 << 20
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -37,7 +37,7 @@ def check_snapshot(folder: Path) -> None:
             unnamed.append(path.name)
         elif not _HASH.fullmatch(blob.name):
             unnamed.append(path.name)
-        elif not is_known(_marker(blob), blob, blob.name):
+        elif not is_verified(_marker(blob), blob, blob.name):
             digest = _digest(blob, len(blob.name))
             if digest != blob.name:
                 raise WeightsError(
@@ -45,7 +45,7 @@ def check_snapshot(folder: Path) -> None:
                     f"{blob.name}. Delete {blob} and start again: it will be fetched anew."
                 )
             with contextlib.suppress(OSError):  # a cache that cannot be written: hashed each time
-                mark(_marker(blob), blob, blob.name)
+                mark_verified(_marker(blob), blob, blob.name)
     if unnamed:
         logging.getLogger(__name__).warning(
             "%s: %s cannot be checked, since this cache does not name files by their hashes",

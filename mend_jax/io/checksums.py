@@ -13,7 +13,7 @@ import jax.numpy as jnp
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-def of_arrays(tree: Any) -> dict[str, str]:
+def array_checksums(tree: Any) -> dict[str, str]:
     """A checksum of every array by its path, 16 hex digits.
 
     They depend on the bits of the arrays alone: however an array lies on devices or processes, its
@@ -52,7 +52,7 @@ def _mixed(x: jax.Array) -> jax.Array:
     return x ^ (x >> jnp.uint32(16))
 
 
-def of_json(value: Mapping[str, Any]) -> str:
+def json_checksum(value: Mapping[str, Any]) -> str:
     """The SHA-256 of a JSON object, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -23,12 +23,12 @@ def parse_json(text: str | bytes) -> Any:
         value = json.loads(text)
     except RecursionError as e:
         raise ValueError("nested too deeply") from e
-    if is_deep(value):
+    if is_too_deep(value):
         raise ValueError(f"nested more than {DEEPEST} deep")
     return value
 
 
-def is_deep(value: Any) -> bool:
+def is_too_deep(value: Any) -> bool:
     """Whether a JSON value is nested more than `DEEPEST` deep, which recursion may not survive."""
     level = [value]
     for _ in range(DEEPEST):
@@ -39,7 +39,7 @@ def is_deep(value: Any) -> bool:
     return True
 
 
-def fits(value: Any, hint: Any) -> bool:
+def matches_type(value: Any, hint: Any) -> bool:
     """Whether a value is of a type hint.
 
     A whole number is a float too, but true is no number, and a float must be finite. A list
@@ -48,7 +48,7 @@ def fits(value: Any, hint: Any) -> bool:
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(fits(value, arg) for arg in args)
+        return any(matches_type(value, arg) for arg in args)
     if origin is typing.Literal:
         return any(type(value) is type(arg) and value == arg for arg in args)
     if hint is None or hint is types.NoneType:
@@ -62,17 +62,17 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, kinds) and _items_fit(value, origin, args)
     if origin is dict:
         return isinstance(value, dict) and all(
-            fits(k, args[0]) and fits(v, args[1]) for k, v in value.items()
+            matches_type(k, args[0]) and matches_type(v, args[1]) for k, v in value.items()
         )
     if typing.is_typeddict(hint):
         hints = typing.get_type_hints(hint)
         return isinstance(value, Mapping) and all(
-            name in value and fits(value[name], inner) for name, inner in hints.items()
+            name in value and matches_type(value[name], inner) for name, inner in hints.items()
         )
     return True
 
 
 def _items_fit(value: Any, origin: type, args: tuple[Any, ...]) -> bool:
     if origin is list or args[1:] == (...,):
-        return all(fits(item, args[0]) for item in value)
-    return len(value) == len(args) and all(map(fits, value, args))
+        return all(matches_type(item, args[0]) for item in value)
+    return len(value) == len(args) and all(map(matches_type, value, args))

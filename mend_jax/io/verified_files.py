@@ -13,7 +13,7 @@ from mend_jax.io.json_values import parse_json
 from mend_jax.io.writers import write_json
 
 
-def is_known(marker: Path, path: Path, digest: str) -> bool:
+def is_verified(marker: Path, path: Path, digest: str) -> bool:
     """Whether the marker says that the file, as it is, has this hash.
 
     Raises:
@@ -25,7 +25,7 @@ def is_known(marker: Path, path: Path, digest: str) -> bool:
     return False
 
 
-def mark(marker: Path, path: Path, digest: str) -> None:
+def mark_verified(marker: Path, path: Path, digest: str) -> None:
     """Notes that the file was seen to have this hash.
 
     Raises:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mend_jax.errors import ConfigError, OutputError
-from mend_jax.io.json_values import fits, parse_json
+from mend_jax.io.json_values import matches_type, parse_json
 
 
 def as_path(where: str | os.PathLike[str]) -> Any:
@@ -96,15 +96,15 @@ def write_text(path: Any, text: str) -> None:
 
 def write_json(path: Any, value: Any) -> None:
     """`write_text` of indented JSON; numbers that are not finite, which JSON lacks, become null."""
-    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(replace_non_finite(value), indent=2, allow_nan=False) + "\n")
 
 
-def finite(value: Any) -> Any:
+def replace_non_finite(value: Any) -> Any:
     """The value with None for every number that is not finite, for which JSON has no name."""
     if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
+        return {k: replace_non_finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
+        return [replace_non_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -135,7 +135,7 @@ class JsonLines:
                 f"{self.path} is damaged at line {len(lines) + 1}: what follows is in {kept}",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
-        self.rewrite([x for x in lines if fits(x.get("step"), float) and x["step"] <= step])
+        self.rewrite([x for x in lines if matches_type(x.get("step"), float) and x["step"] <= step])
 
     def rewrite(self, lines: list[dict[str, Any]]) -> None:
         """Begins anew with these lines."""
@@ -210,13 +210,13 @@ class Progress:
             return
         self.shown = now
         rate = (done - self.first) / max(now - self.began, 1e-9)
-        left = duration((self.total - done) / rate) if rate > 0 else "?"
+        left = format_duration((self.total - done) / rate) if rate > 0 else "?"
         line = f"{self.what} {done}/{self.total}  {rate:.2f}/s  {left} left  {note}"
         end = "\r\033[K" if sys.stderr.isatty() and done < self.total else "\n"
         print(line, end=end, file=sys.stderr, flush=True)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """1:02:03 or 2:03."""
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mend_jax.errors import ConfigError, MendError, tell
+from mend_jax.errors import ConfigError, MendError, report_error
 
 # The module that implements each command, in a function of the command's name. It is imported only
 # when the command runs: importing jax takes seconds.
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"mend_jax.ledger.{COMMANDS[args.command]}")
         return getattr(module, args.command)(args)
     except MendError as e:
-        return tell(e)
+        return report_error(e)
     except BrokenPipeError:  # `show | head`
         sys.stdout = None
         return 0

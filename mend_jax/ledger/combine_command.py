@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mend_jax.core.compose import inner_products, interference, renormalised, stacked
+from mend_jax.core.compose import delta_inner_products, interference, renormalised_sum, sum_edits
 from mend_jax.core.weight_edit import Edit
 from mend_jax.data.facts import Fact
 from mend_jax.errors import ConfigError, LedgerError
@@ -37,7 +37,7 @@ def combine(args: argparse.Namespace) -> int:
         raise LedgerError(f"{args.ledger} has {len(entries)} edits in force: two or more can stack")
     edits = [ledger.edit(entry.number) for entry in entries]
     probes = [p for entry in entries for p in _probes(entry)]
-    ways = {"stacked": stacked(edits), "renormalised": renormalised(edits)}
+    ways = {"stacked": sum_edits(edits), "renormalised": renormalised_sum(edits)}
     try:
         editor = choose_editor(model, args.editor, args.strength, dict(args.option), say)
     except ConfigError as e:
@@ -69,7 +69,7 @@ def _probes(entry: Entry) -> list[TestPrompts]:
 
 def _interference(entries: Sequence[Entry], edits: Sequence[Edit]) -> dict[str, Any]:
     """Cosines between the edits: of all weights together, and by weight."""
-    total = sum(inner_products(edits).values())
+    total = sum(delta_inner_products(edits).values())
     lengths = np.sqrt(np.maximum(total.diagonal(), np.finfo(float).tiny))
     return {
         "cosines": (total / np.outer(lengths, lengths)).tolist(),

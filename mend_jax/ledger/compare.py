@@ -16,12 +16,12 @@ import numpy as np
 
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.losses import token_kl, token_nll
-from mend_jax.core.token_batch import NO_ANSWER, Sequences
+from mend_jax.core.token_batch import NO_TARGET, TokenBatch
 from mend_jax.core.weight_edit import Edit, LowRank
 from mend_jax.hub.input_formats import input_format
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import stack_batches
-from mend_jax.parallel.mesh import in_force, mesh_of
+from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 
 _WIDTH = 16  # texts are padded to a multiple of so many tokens ...
 _TARGET = 8  # ... their targets of so many ...
@@ -96,12 +96,12 @@ def pad_ranks(edit: Edit) -> Edit:
 
 
 def _scores(
-    model: LanguageModel, edit: Edit, encoded: Sequence[Sequences]
+    model: LanguageModel, edit: Edit, encoded: Sequence[TokenBatch]
 ) -> list[dict[str, float]]:
     deltas = Edit(pad_ranks(model.with_edit(edit).edit).deltas)
     found: list[dict[str, float]] = []
     for part in _parts(encoded):
-        with in_force(mesh_of(model.params)):
+        with use_mesh(mesh_of_arrays(model.params)):
             sums = jax.device_get(_compare(model.module, model.params, deltas, stack_batches(part)))
         found += [{k: float(v[i]) for k, v in sums.items()} for i in range(len(part))]
     return found[: len(encoded)]
@@ -119,7 +119,7 @@ def _compare(module, params, edit, seqs):
         total = jnp.where(keep, values.astype(jnp.float32), 0.0).sum(-1)
         return total / jnp.maximum(keep.astype(jnp.float32).sum(-1), 1.0)
 
-    answered = seqs.score_mask & (seqs.target != NO_ANSWER)
+    answered = seqs.score_mask & (seqs.target != NO_TARGET)
     return {
         "kl": jnp.maximum(mean(token_kl(before, after)), 0.0),  # rounding can make it -1e-8
         "kept": mean(jnp.argmax(before, -1) == jnp.argmax(after, -1)),

@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 import jax
 
 from mend_jax.core.forward import make_problem
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import with_strength
 from mend_jax.data.sources import wikipedia
 from mend_jax.data.sources.world_facts.facts import true_facts
 from mend_jax.data.sources.world_facts.wordings import WORDINGS, fill
 from mend_jax.editors import EditTransform, make_editor
-from mend_jax.errors import ConfigError, nearest
+from mend_jax.errors import ConfigError, did_you_mean
 from mend_jax.hub.input_formats import input_format
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import stack_batches
-from mend_jax.parallel.mesh import in_force, mesh_of
+from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 from mend_jax.training import pretrained
 from mend_jax.training.trained_editor import Editor
 
@@ -115,8 +115,8 @@ def _trained(model: LanguageModel, name: str) -> Editor:
     if path.suffix == ".safetensors":
         return pretrained.read(path, model)
     raise ConfigError(
-        f"editor {name!r}{nearest(name, list(UNTRAINED))} is neither a run's folder, nor a file of "
-        f"an editor, nor one of: {offers()}"
+        f"editor {name!r}{did_you_mean(name, list(UNTRAINED))} is neither a run's folder, nor "
+        f"a file of an editor, nor one of: {offers()}"
     )
 
 
@@ -124,7 +124,7 @@ def _untrained(model: LanguageModel, name: str, options: Mapping[str, Any], say:
     known = UNTRAINED[name]
     transform = make_editor(known.editor, {**known.options, **options})
     params, state = transform.init(jax.random.key(0), model.weights)
-    if transform.survey is not None:
+    if transform.calibrate is not None:
         say(f"showing {_TEXTS} texts to {name}")
         state = _surveyed(model, transform, params, state)
     return Editor(model, transform, params, state, name=name)
@@ -135,21 +135,21 @@ def _surveyed(model: LanguageModel, transform: EditTransform, params: Any, state
 
     @jax.jit
     def see(params, state, base, texts):
-        return transform.survey(
+        return transform.calibrate(
             params, state, make_problem(model.module, base, model.weights, texts)
         )
 
-    texts = itertools.islice(_shown(model, transform.survey_of), _TEXTS)
-    with in_force(mesh_of(model.params)):
+    texts = itertools.islice(_shown(model, transform.calibrate_on), _TEXTS)
+    with use_mesh(mesh_of_arrays(model.params)):
         while len(batch := list(itertools.islice(texts, _AT_ONCE))) == _AT_ONCE:
             state = see(params, state, model.params, stack_batches(batch).reshape(_AT_ONCE, 1))
     return state
 
 
-def _shown(model: LanguageModel, survey_of: str) -> Iterator[Sequences]:
+def _shown(model: LanguageModel, calibrate_on: str) -> Iterator[TokenBatch]:
     """Texts of few tokens: of passages that need no download, or true facts about the world."""
     form, length = input_format(model.module), min(_LENGTH, model.config.n_positions)
-    if survey_of == "far":
+    if calibrate_on == "far":
         for text in wikipedia.passages("reference")["train"]:
             yield form.text(model.tokenizer, text, length)
         return

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from mend_jax.errors import LedgerError
 from mend_jax.io.json_values import parse_json
-from mend_jax.io.writers import finite
+from mend_jax.io.writers import replace_non_finite
 
 _DIGITS = 16  # hex digits of a checksum
 _POWER = (
@@ -61,7 +61,7 @@ def append(path: Path, seed: str, record: dict[str, Any]) -> dict[str, Any]:
     """
     before = _read(path, seed)
     try:
-        record = parse_json(json.dumps(finite(record)))
+        record = parse_json(json.dumps(replace_non_finite(record)))
     except (TypeError, ValueError, RecursionError) as e:
         raise LedgerError(f"{path}: a record that JSON cannot hold ({e})") from e
     line = _line(before.checksum, record)[0] + b"\n"

@@ -52,7 +52,7 @@ from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.errors import ConfigError, DataError
 from mend_jax.evaluation.examples import answer_matches
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.io.writers import finite
+from mend_jax.io.writers import replace_non_finite
 from mend_jax.ledger.compare import compare_texts, compared, written
 from mend_jax.ledger.measurement_schema import VERSION
 from mend_jax.ledger.test_prompts import TestPrompts
@@ -109,7 +109,7 @@ def measure_edit(
         for name, kind in (("neighbours", "neighbour"), ("unrelated", "unrelated"))
     } | {"text": text["kl"]}
     found, warnings = judge(facts, kl)
-    return finite(
+    return replace_non_finite(
         {
             "version": VERSION,
             "max_new_tokens": max_new,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
-from mend_jax.io.json_values import fits
+from mend_jax.io.json_values import matches_type
 
 VERSION = 1
 
@@ -95,7 +95,7 @@ def is_known(measured: Mapping[str, Any]) -> bool:
     """Whether it is what this version measures, of which all can be shown."""
     return (
         measured.get("version") == VERSION
-        and fits(measured, Measured)
+        and matches_type(measured, Measured)
         and bool(measured["facts"])
         and all(fact["asked"] for fact in measured["facts"])
     )

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_type_hints
 
 from mend_jax.core import edit_file
-from mend_jax.core.compose import stacked
-from mend_jax.core.weight_edit import Edit, now
+from mend_jax.core.compose import sum_edits
+from mend_jax.core.weight_edit import Edit, utc_timestamp
 from mend_jax.errors import CheckpointError, LedgerError
 from mend_jax.io.file_locks import locked
-from mend_jax.io.json_values import fits, parse_json
+from mend_jax.io.json_values import matches_type, parse_json
 from mend_jax.io.writers import as_path, is_remote, write_bytes, write_json
 from mend_jax.ledger import journal
 
@@ -173,7 +173,7 @@ class Ledger:
     def composed(self) -> Edit | None:
         """The live edits at once, summed in order; None where there is none."""
         edits = [self._load(entry) for entry in self.active()]
-        return stacked(edits) if edits else None
+        return sum_edits(edits) if edits else None
 
     def append(self, edit: Edit, measured: dict[str, Any] | None = None) -> Entry:
         """Records an edit. Once this returns it is on disk, whatever happens.
@@ -193,7 +193,7 @@ class Ledger:
             file = f"{_EDITS}/{number:04d}-{digest[:8]}.safetensors"
             record = {
                 "kind": "edit", "number": number, "file": file, "sha256": digest,
-                "facts": edit.facts, "editor": edit.editor, "made": edit.made or now(),
+                "facts": edit.facts, "editor": edit.editor, "made": edit.made or utc_timestamp(),
                 "measured": measured or {},
             }  # fmt: skip
             for scratch in (self.path / _EDITS).glob(".*"):  # of a writer that was killed
@@ -219,7 +219,7 @@ class Ledger:
             entry = _find(self.path, self._entries(), number)
             if entry.reverted:
                 raise LedgerError(f"{self.path}: edit {number} is reverted already")
-            record = self._log({"kind": "revert", "number": number, "made": now()})
+            record = self._log({"kind": "revert", "number": number, "made": utc_timestamp()})
         return dataclasses.replace(entry, reverted=True, reverted_at=record["made"])
 
     def _log(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +238,7 @@ class Ledger:
                 )
             if kind == "edit" and _is_appended(record, len(entries) + 1):
                 entries.append(_entry(record))
-            elif fits(record, _Reverted) and 1 <= record["number"] <= len(entries):
+            elif matches_type(record, _Reverted) and 1 <= record["number"] <= len(entries):
                 i = record["number"] - 1
                 entries[i] = dataclasses.replace(
                     entries[i], reverted=True, reverted_at=record["made"]
@@ -300,7 +300,7 @@ def _find(path: Path, entries: list[Entry], number: int) -> Entry:
 def _is_appended(record: dict[str, Any], number: int) -> bool:
     """Whether `append` may have recorded it; its file lies among the edits and nowhere else."""
     return (
-        fits(record, _Appended)
+        matches_type(record, _Appended)
         and record["number"] == number
         and bool(_FILE.fullmatch(record["file"]))
     )
@@ -317,7 +317,7 @@ def _read_base(path: Path) -> Base:
         form = found.pop("format")
         base = Base(**{**found, "edit_roles": tuple(found["edit_roles"])})
         hints = get_type_hints(Base)
-        if odd := [name for name in hints if not fits(getattr(base, name), hints[name])]:
+        if odd := [name for name in hints if not matches_type(getattr(base, name), hints[name])]:
             raise TypeError(f"{odd} are of another type")
     except OSError as e:
         raise LedgerError(f"{path.parent} holds no ledger ({e}): apply an edit to make one") from e

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, get_origin, get_type_hints
 
 from mend_jax.errors import ConfigError, WeightsError
-from mend_jax.io.json_values import fits
+from mend_jax.io.json_values import matches_type
 from mend_jax.models import bart, bert, gemma, gpt2, gpt_neo, gptj, llama, qwen, t5
 from mend_jax.models.base import TensorSpec
 from mend_jax.models.params import BLOCK
@@ -84,7 +84,7 @@ def _refuse_odd(config: Any, hints: dict[str, Any]) -> None:
         if get_origin(hint) is ClassVar:
             continue
         value = getattr(config, name)
-        if not fits(value, hint):
+        if not matches_type(value, hint):
             raise ValueError(f"{name} is {value!r:.80}, which is not of type {hint}")
         if type(value) is int and not 0 <= value <= MOST_SIZE:
             raise ValueError(f"{name} is {value}: it must be 0 to {MOST_SIZE}")

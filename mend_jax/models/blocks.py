@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.models.attention import Cache, Context, CrossAttention, Layer
-from mend_jax.parallel.layout import unsplit
+from mend_jax.parallel.layout import keep_last_axis_whole
 
 
 class Block(nn.Module):
@@ -58,7 +58,7 @@ class Block(nn.Module):
         return self.norm(name)(x) if self.pre_norm else x
 
     def after(self, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
-        return unsplit(x + y if self.pre_norm else self.norm(name)(x + y))
+        return keep_last_axis_whole(x + y if self.pre_norm else self.norm(name)(x + y))
 
 
 class Stack(NamedTuple):
@@ -100,7 +100,7 @@ class Stack(NamedTuple):
         self, model: nn.Module, h: jax.Array, context: Context, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """The stacked blocks; all positions leave them."""
-        h = unsplit(h)
+        h = keep_last_axis_whole(h)
         if not self.n_trunk:
             return h, cache
         layers = {k: jnp.asarray(v[: self.n_trunk]) for k, v in model.layers(self.name).items()}

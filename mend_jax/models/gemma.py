@@ -16,7 +16,7 @@ from mend_jax.models import llama
 from mend_jax.models.base import TensorSpec, require, windows_by_type, without_gguf
 from mend_jax.models.layers import soft_cap
 from mend_jax.models.rotary import Rope, rope_from_hf
-from mend_jax.parallel.layout import unsplit
+from mend_jax.parallel.layout import keep_last_axis_whole
 
 MODEL_TYPES = ("gemma2", "gemma3_text")
 TIED = llama.TIED
@@ -114,7 +114,7 @@ class GemmaBlock(llama.LlamaBlock):
         return super().attention(name, scale=self.config.scale, softcap=self.config.softcap)
 
     def after(self, name, x, y):
-        return unsplit(x + self.norm(f"{name}_post")(y))
+        return keep_last_axis_whole(x + self.norm(f"{name}_post")(y))
 
 
 class Gemma(llama.Llama):

@@ -14,7 +14,7 @@ from mend_jax.models.gpt2 import GPT2Block, GPT2Config, require_gelu_tanh
 from mend_jax.models.gpt2 import edit_roles as edit_roles
 from mend_jax.models.layers import LayerNorm, along_last
 from mend_jax.models.rotary import inverse_frequencies, turn_pairs
-from mend_jax.parallel.layout import unsplit
+from mend_jax.parallel.layout import keep_last_axis_whole
 
 MODEL_TYPES = ("gptj",)
 TIED: dict[str, str] = {}
@@ -62,7 +62,7 @@ class GPTJBlock(GPT2Block):
         normed_BxTxD = self.norm("norm_1")(x_BxTxD)
         attended, cache = self.attention("attn")(normed_BxTxD, context, cache, layer)
         mlp = self.mlp("mlp")(context.keep(normed_BxTxD))
-        return unsplit(context.keep(x_BxTxD) + attended + mlp), cache
+        return keep_last_axis_whole(context.keep(x_BxTxD) + attended + mlp), cache
 
     def attention(self, name):
         c = self.config

@@ -88,7 +88,7 @@ def gather(tree: Any) -> Any:
     )  # fmt: skip
 
 
-def agree(what: str, lines: list[str]) -> None:
+def require_agreement(what: str, lines: list[str]) -> None:
     """Stops every process where one of them has other lines than process 0.
 
     Args:
@@ -119,10 +119,10 @@ def agree(what: str, lines: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def together(what: str) -> Iterator[None]:
+def fail_together(what: str) -> Iterator[None]:
     """A block that all processes run, or none goes on from: the error of one ends it for all.
 
-    Inside there must be no communication but further `together` blocks and what uses them.
+    Inside there must be no communication but further `fail_together` blocks and what uses them.
 
     Args:
       what: what the block does, e.g. "loading base and data".
@@ -160,18 +160,18 @@ def _failures(mine: str) -> list[str]:
     return [bytes(one).rstrip(b"\0").decode(errors="replace") for one in everyone]
 
 
-def from_writer(what: str, compute: Callable[[], str]) -> str:
+def broadcast_from_writer(what: str, compute: Callable[[], str]) -> str:
     """A text that process 0 computes, on every process.
 
     Raises:
-      PeerError: process 0 could not; see `together`.
+      PeerError: process 0 could not; see `fail_together`.
     """
-    with together(what):
+    with fail_together(what):
         text = compute() if is_writer() else ""
     return text if jax.process_count() == 1 else _broadcast_text(text)
 
 
-def leave(error: BaseException) -> None:
+def exit_if_alone(error: BaseException) -> None:
     """Ends this process at once where only it knows of the error, so that the others notice.
 
     An orderly end waits for the others, and they wait for this one in their next collective. With
@@ -207,7 +207,7 @@ def _broadcast_text(text: str) -> str:
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(data))).decode()
 
 
-def code_lines() -> list[str]:
+def source_digests() -> list[str]:
     """`path digest` of every source file of the library."""
     root = Path(__file__).parents[1]
     return [

@@ -29,14 +29,14 @@ def n_devices() -> int:
     return 1 if mesh is None else mesh.size
 
 
-def unsplit(x: jax.Array) -> jax.Array:
+def keep_last_axis_whole(x: jax.Array) -> jax.Array:
     """x, of whose last axis every device holds the whole; the other axes are left free."""
     if _mesh() is None:
         return x
     return jax.lax.with_sharding_constraint(x, P(*[P.UNCONSTRAINED] * (x.ndim - 1), None))
 
 
-def gathered(weight: jax.Array, *axes: str | None) -> jax.Array:
+def gather_weight(weight: jax.Array, *axes: str | None) -> jax.Array:
     """A weight as a matmul takes it: split along its last axes as given, and over nothing else.
 
     So what `fsdp` has split is gathered here, just before its use, as that axis means; the same
@@ -58,7 +58,7 @@ def edit_axes(n_edits: int) -> tuple[str, ...] | None:
     return EDIT_AXES
 
 
-def per_edit(tree: Any, n_edits: int) -> Any:
+def split_over_edits(tree: Any, n_edits: int) -> Any:
     """The tree, its leaves [n_edits, ...] split over `EDIT_AXES` and along no other axis."""
     axes = edit_axes(n_edits)
     if axes is None:
@@ -67,5 +67,5 @@ def per_edit(tree: Any, n_edits: int) -> Any:
 
 
 def vmap_edits(fn: Callable[..., Any], n_edits: int) -> Callable[..., Any]:
-    """`jax.vmap(fn)` over a first axis of independent edits, split as `per_edit` says."""
+    """`jax.vmap(fn)` over a first axis of independent edits, split as `split_over_edits` says."""
     return jax.vmap(fn, spmd_axis_name=edit_axes(n_edits))

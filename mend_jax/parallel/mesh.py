@@ -45,7 +45,7 @@ def mesh_over(devices: np.ndarray) -> Mesh:
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def in_force(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+def use_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
     """A context in which models and editors know the mesh that they run on; one device needs none.
 
     See `layout`.
@@ -53,7 +53,7 @@ def in_force(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
     return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
 
 
-def mesh_of(tree: Any) -> Mesh:
+def mesh_of_arrays(tree: Any) -> Mesh:
     """The mesh that arrays lie on; of arrays on no mesh, one of the first array's device."""
     sharding = jax.tree.leaves(tree)[0].sharding
     if isinstance(sharding, NamedSharding):
@@ -67,7 +67,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(EDIT_AXES))
 
 
-def local_edits(mesh: Mesh, n_edits: int) -> np.ndarray:
+def local_edit_numbers(mesh: Mesh, n_edits: int) -> np.ndarray:
     """Which of a step's edits the devices of this process hold, by number, in order.
 
     Where `tensor` spans processes several of them hold, and make, the same edits.
@@ -77,10 +77,10 @@ def local_edits(mesh: Mesh, n_edits: int) -> np.ndarray:
 
 
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
-    """The edits of a step that are made here (see `local_edits`) as global arrays on the mesh."""
+    """Return this process's edits (`local_edit_numbers`) as part of global arrays on the mesh."""
     sharding, ways = batch_sharding(mesh), batch_axis_size(mesh)
-    n_edits = len(jax.tree.leaves(batch)[0]) // len(local_edits(mesh, ways)) * ways
-    mine = local_edits(mesh, n_edits)
+    n_edits = len(jax.tree.leaves(batch)[0]) // len(local_edit_numbers(mesh, ways)) * ways
+    mine = local_edit_numbers(mesh, n_edits)
 
     def one(part: np.ndarray) -> jax.Array:
         def of_device(box):
@@ -96,7 +96,7 @@ def batch_axis_size(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def round_up(mesh: Mesh, n_edits: int) -> int:
+def round_up_edits(mesh: Mesh, n_edits: int) -> int:
     """The next number of edits that the mesh can split."""
     ways = batch_axis_size(mesh)
     return -(-n_edits // ways) * ways

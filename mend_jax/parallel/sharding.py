@@ -67,12 +67,12 @@ EDITOR_RULES = (
 """For the editor's parameters and state, and the optimiser state that mirrors them."""
 
 
-def path_of(keys: Sequence[Any]) -> str:
+def key_path_name(keys: Sequence[Any]) -> str:
     """A key path of `jax.tree_util` as `a/b/0/c`."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
 
 
-def spec_of(path: str, shape: Sequence[int], rules: Sequence[Rule], mesh: Mesh) -> P:
+def partition_spec(path: str, shape: Sequence[int], rules: Sequence[Rule], mesh: Mesh) -> P:
     """The PartitionSpec of one array.
 
     An axis that a rule would split but that does not divide stays whole (GPT-2's 50257 words).
@@ -100,7 +100,7 @@ def spec_of(path: str, shape: Sequence[int], rules: Sequence[Rule], mesh: Mesh) 
     return P(*kept)
 
 
-def shardings_of(mesh: Mesh, tree: Any, rules: Sequence[Rule]) -> Any:
+def make_shardings(mesh: Mesh, tree: Any, rules: Sequence[Rule]) -> Any:
     """A NamedSharding for every leaf of a tree of arrays (or ShapeDtypeStructs).
 
     Raises:
@@ -110,7 +110,7 @@ def shardings_of(mesh: Mesh, tree: Any, rules: Sequence[Rule]) -> Any:
 
     def one(keys, leaf):
         try:
-            return NamedSharding(mesh, spec_of(path_of(keys), leaf.shape, rules, mesh))
+            return NamedSharding(mesh, partition_spec(key_path_name(keys), leaf.shape, rules, mesh))
         except ConfigError as e:
             problems.append(str(e))
             return None
@@ -123,10 +123,10 @@ def shardings_of(mesh: Mesh, tree: Any, rules: Sequence[Rule]) -> Any:
 
 def place(mesh: Mesh, tree: Any, rules: Sequence[Rule]) -> Any:
     """The tree on the mesh, each leaf as its rule says."""
-    return jax.device_put(tree, shardings_of(mesh, tree, rules))
+    return jax.device_put(tree, make_shardings(mesh, tree, rules))
 
 
-def described(tree: Any, shardings: Any) -> Any:
+def abstract_arrays(tree: Any, shardings: Any) -> Any:
     """ShapeDtypeStructs of a tree of arrays (or of such) as they would lie by `shardings`."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
@@ -144,6 +144,8 @@ def bytes_per_device(tree: Any) -> int:
     return max(total.values(), default=0)
 
 
-def flat_shardings(mesh: Mesh, shapes: Mapping[str, Sequence[int]]) -> dict[str, NamedSharding]:
+def base_shardings(mesh: Mesh, shapes: Mapping[str, Sequence[int]]) -> dict[str, NamedSharding]:
     """The shardings of base tensors by nested path, for `hub.read_sharded`."""
-    return {p: NamedSharding(mesh, spec_of(p, s, BASE_RULES, mesh)) for p, s in shapes.items()}
+    return {
+        p: NamedSharding(mesh, partition_spec(p, s, BASE_RULES, mesh)) for p, s in shapes.items()
+    }

@@ -24,8 +24,8 @@ from jax.sharding import PartitionSpec as P
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation.scoring import edit_and_score, make_edit
 from mend_jax.models.params import flatten
-from mend_jax.parallel.mesh import batch_sharding, in_force, mesh_over, round_up
-from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, described, shardings_of
+from mend_jax.parallel.mesh import batch_sharding, mesh_over, round_up_edits, use_mesh
+from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, abstract_arrays, make_shardings
 from mend_jax.tpu import hlo
 from mend_jax.tpu.blueprint import Blueprint, draw
 from mend_jax.tpu.flops import matmul_flops
@@ -72,7 +72,7 @@ def compile_for(
         "model": config.model.spec, "mesh": dict(plan.sizes), "advice": plan.why,
         "edits_per_step": config.train.edits_per_step,
     }  # fmt: skip
-    with in_force(mesh):
+    with use_mesh(mesh):
         traced = tracers(blueprint, mesh)
         for name in steps:
             report[name] = compile_step(traced[name], blueprint, where)
@@ -138,10 +138,10 @@ def tracers(blueprint: Blueprint, mesh: Mesh) -> dict[str, Traced]:
 
     def batch(edits: int, training: bool) -> Any:
         texts = blueprint.batch(edits, training)
-        return described(texts, jax.tree.map(lambda _: batch_sharding(mesh), texts))
+        return abstract_arrays(texts, jax.tree.map(lambda _: batch_sharding(mesh), texts))
 
-    base = described(blueprint.base, shardings_of(mesh, blueprint.base, BASE_RULES))
-    state = described(blueprint.state, shardings_of(mesh, blueprint.state, EDITOR_RULES))
+    base = abstract_arrays(blueprint.base, make_shardings(mesh, blueprint.base, BASE_RULES))
+    state = abstract_arrays(blueprint.state, make_shardings(mesh, blueprint.state, EDITOR_RULES))
     same = dict(editor=blueprint.editor, model=sketch.module, weights=sketch.weights)
 
     def train() -> Any:
@@ -153,12 +153,12 @@ def tracers(blueprint: Blueprint, mesh: Mesh) -> dict[str, Traced]:
 
     def edit() -> Any:
         texts = blueprint.batch(1, False)["edit"]
-        texts = described(texts, jax.tree.map(lambda _: whole, texts))
+        texts = abstract_arrays(texts, jax.tree.map(lambda _: whole, texts))
         arguments = (blueprint.editor, sketch.module, sketch.weights)
         return make_edit.trace(*arguments, state.params, state.editor_state, base, texts)
 
     def evaluate() -> Any:
-        edits = round_up(mesh, c.eval.edits_per_step)
+        edits = round_up_edits(mesh, c.eval.edits_per_step)
         score = jax.jit(functools.partial(edit_and_score, **same))
         return score.trace(state.params, state.editor_state, base, batch(edits, False))
 

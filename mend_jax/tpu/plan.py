@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh
 
 from mend_jax.errors import ConfigError
 from mend_jax.parallel.mesh import AXES
-from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, Rule, path_of, spec_of
+from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, Rule, key_path_name, partition_spec
 from mend_jax.tpu.blueprint import Blueprint
 from mend_jax.tpu.slices import GIB
 
@@ -98,7 +98,7 @@ def bytes_a_chip(tree: Any, rules: Sequence[Rule], sizes: Mapping[str, int]) -> 
     mesh = AbstractMesh(tuple(sizes[a] for a in AXES), AXES)
     total = 0
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        axes = [a for a in spec_of(path_of(keys), leaf.shape, rules, mesh) if a]
+        axes = [a for a in partition_spec(key_path_name(keys), leaf.shape, rules, mesh) if a]
         total += math.prod(leaf.shape) * leaf.dtype.itemsize // math.prod(sizes[a] for a in axes)
     return total
 

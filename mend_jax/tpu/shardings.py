@@ -17,7 +17,7 @@ import ml_collections
 from mend_jax.errors import ConfigError
 from mend_jax.io.writers import write_json
 from mend_jax.parallel.mesh import AXES
-from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, path_of, spec_of
+from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, key_path_name, partition_spec
 from mend_jax.tpu.blueprint import draw
 from mend_jax.tpu.plan import choose, needs_of
 from mend_jax.tpu.slices import Slice, parse_slice
@@ -52,8 +52,8 @@ def split(tree: Any, rules: Any, sizes: Mapping[str, int]) -> dict[str, list[str
     mesh = jax.sharding.AbstractMesh(tuple(sizes[a] for a in AXES), AXES)
     found: dict[str, list[str]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        path = path_of(keys)
-        axes = [a or "-" for a in spec_of(path, leaf.shape, rules, mesh)]
+        path = key_path_name(keys)
+        axes = [a or "-" for a in partition_spec(path, leaf.shape, rules, mesh)]
         found.setdefault(",".join(axes), []).append(path)
     return {how: sorted(paths) for how, paths in sorted(found.items())}
 

@@ -6,7 +6,7 @@ import math
 import re
 from typing import NamedTuple
 
-from mend_jax.errors import ConfigError, nearest
+from mend_jax.errors import ConfigError, did_you_mean
 
 GIB = 2**30
 
@@ -90,7 +90,7 @@ def parse_slice(text: str) -> Slice:
     generation = _ALIASES.get(match[1], match[1])
     if generation not in CHIPS:
         raise ConfigError(
-            f"{text!r}: TPU {match[1]!r} is not known{nearest(match[1], list(CHIPS))}; known: "
+            f"{text!r}: TPU {match[1]!r} is not known{did_you_mean(match[1], list(CHIPS))}; known: "
             f"{', '.join(CHIPS)}"
         )
     chip = CHIPS[generation]

@@ -11,11 +11,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as deserialise
 from safetensors.numpy import save as serialise
 
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.errors import CheckpointError
 from mend_jax.io.json_values import parse_json
 from mend_jax.io.writers import as_path, write_bytes, write_json
-from mend_jax.parallel.sharding import path_of
+from mend_jax.parallel.sharding import key_path_name
 
 TOLD = "step.json"
 
@@ -27,7 +27,7 @@ def save(folder: Any, batch: Mapping[str, Any], told: Mapping[str, Any]) -> None
     is `told`.
     """
     leaves = jax.tree.leaves_with_path(dict(batch))
-    arrays = {path_of(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
+    arrays = {key_path_name(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
     write_bytes(folder / f"batch-{jax.process_index():04d}.safetensors", serialise(arrays))
     if jax.process_index() == 0:
         write_json(folder / TOLD, dict(told))
@@ -65,4 +65,4 @@ def _batch(arrays: Mapping[str, np.ndarray], keep: np.ndarray) -> dict[str, Any]
             batch.setdefault(texts, {})[leaf] = array[keep]
         else:
             batch[texts] = array[keep]
-    return {k: Sequences(**v) if isinstance(v, dict) else v for k, v in batch.items()}
+    return {k: TokenBatch(**v) if isinstance(v, dict) else v for k, v in batch.items()}

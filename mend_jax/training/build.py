@@ -68,7 +68,8 @@ def build_train_step(
     c = config.train
     return make_train_step(
         editor, tx, model=model.module, weights=model.weights, c_loc=c.c_loc,
-        near_share=c.near_share, both_ways=c.both_ways, skip_non_finite=c.skip_non_finite,
+        near_share=c.near_share, edit_from_paraphrase=c.both_ways,
+        skip_non_finite=c.skip_non_finite,
         c_edit=success_weight(c.c_edit_start, c.c_edit, c.steps), shardings=shardings,
     )  # fmt: skip
 

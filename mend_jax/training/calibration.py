@@ -12,7 +12,7 @@ from mend_jax.editors import EditTransform
 from mend_jax.errors import ConfigError
 from mend_jax.io.writers import Progress
 from mend_jax.parallel.distributed import is_writer
-from mend_jax.parallel.mesh import local_edits, round_up, shard_batch
+from mend_jax.parallel.mesh import local_edit_numbers, round_up_edits, shard_batch
 from mend_jax.training.experiment import Experiment
 
 AT_ONCE = 16
@@ -22,30 +22,30 @@ AT_ONCE = 16
 def survey(experiment: Experiment, editor: EditTransform, params: Any, state: Any) -> Any:
     """The editor's state after `train.survey_texts` texts of training rows.
 
-    As it was for an editor that asks for none (`EditTransform.survey`, `survey_of`). The texts are
-    chosen by a fixed shuffle, so the result is a function of config and data.
+    Unchanged for an editor that needs none (`EditTransform.calibrate`, `calibrate_on`). The texts
+    are chosen by a fixed shuffle, so the result is a function of config and data.
 
     Raises:
       ConfigError: the data has no far texts, and the editor asks for them.
     """
-    if editor.survey is None:
+    if editor.calibrate is None:
         return state
     c, model, texts_by_set = experiment.config, experiment.model, experiment.train.encoded.texts
-    if editor.survey_of not in texts_by_set:
+    if editor.calibrate_on not in texts_by_set:
         raise ConfigError(
             f"editor {c.editor.name!r} (or a baseline) has to see ordinary texts, and "
             f"{experiment.dataset.name} has none: set data.far, such as data.far=wikitext"
         )
-    shown = texts_by_set[editor.survey_of]
-    at_once = round_up(experiment.mesh, AT_ONCE)
-    mine = local_edits(experiment.mesh, at_once)
+    shown = texts_by_set[editor.calibrate_on]
+    at_once = round_up_edits(experiment.mesh, AT_ONCE)
+    mine = local_edit_numbers(experiment.mesh, at_once)
     batches = max(1, min(c.train.survey_texts, shown.lead[0]) // at_once)
     order = np.random.default_rng(c.seed).permutation(shown.lead[0])
 
     @jax.jit
     def see(params, state, base, texts):
         problem = make_problem(model.module, base, model.weights, texts)
-        return editor.survey(params, state, problem)
+        return editor.calibrate(params, state, problem)
 
     progress = Progress("survey", batches * at_once, writer=is_writer())
     for number in range(batches):

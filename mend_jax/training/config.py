@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from mend_jax.errors import ConfigError, nearest
+from mend_jax.errors import ConfigError, did_you_mean
 
 # What `ast.literal_eval` raises for text that is no literal, or one that is nested too deeply.
 _NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
@@ -41,7 +41,7 @@ def find_config(name: str) -> Path:
         if path.is_file():
             return path
     known = config_names()
-    raise ConfigError(f"no config {name!r}{nearest(name, known)}; known configs: {known}")
+    raise ConfigError(f"no config {name!r}{did_you_mean(name, known)}; known configs: {known}")
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
@@ -83,7 +83,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str])
         for depth, part in enumerate(path):
             if not isinstance(node, ml_collections.ConfigDict) or part not in node:
                 known = list(flat_keys(config))
-                raise ConfigError(f"config has no key {key!r}{nearest(key, known)}")
+                raise ConfigError(f"config has no key {key!r}{did_you_mean(key, known)}")
             if depth < len(path) - 1:
                 node = node[part]
         old = node[path[-1]]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from mend_jax.errors import ConfigError, nearest
+from mend_jax.errors import ConfigError, did_you_mean
 from mend_jax.training.config import flat_keys
 
 
@@ -167,7 +167,7 @@ def check_keys(
         if free and key.startswith(free):
             continue
         if key not in keys:
-            problems.append(f"{key} is not a key{nearest(key, list(keys))}")
+            problems.append(f"{key} is not a key{did_you_mean(key, list(keys))}")
             continue
         kind, least, above, choices = keys[key]
         if type(value) is not kind:

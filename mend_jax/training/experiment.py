@@ -24,7 +24,7 @@ from mend_jax.evaluation.general_ability import AbilityTexts, load_ability_texts
 from mend_jax.hub.input_formats import input_format, positions_needed
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import limit_scored_positions
-from mend_jax.parallel.mesh import batch_axis_size, local_edits, make_mesh, round_up
+from mend_jax.parallel.mesh import batch_axis_size, local_edit_numbers, make_mesh, round_up_edits
 from mend_jax.parallel.sharding import EDITOR_RULES, place
 from mend_jax.training import config as configs
 from mend_jax.training.build import (
@@ -106,7 +106,7 @@ class Experiment:
             edits_per_step=c.train.edits_per_step,
             edits_per_batch=c.data.edits_per_batch,
             seed=c.seed,
-            mine=local_edits(self.mesh, c.train.edits_per_step),
+            mine=local_edit_numbers(self.mesh, c.train.edits_per_step),
         )
 
     def eval_batches(self, split: Split, edits_per_step: int) -> Any:
@@ -114,7 +114,7 @@ class Experiment:
 
         A batch has `edits_per_step` edits, or the next number that the mesh can split.
         """
-        edits_per_step = round_up(self.mesh, edits_per_step)
+        edits_per_step = round_up_edits(self.mesh, edits_per_step)
         return batches(
             split.encoded,
             edits_per_step=edits_per_step,
@@ -122,7 +122,7 @@ class Experiment:
             shuffle=False,
             num_epochs=1,
             drop_remainder=False,
-            mine=local_edits(self.mesh, edits_per_step),
+            mine=local_edit_numbers(self.mesh, edits_per_step),
         )
 
 
@@ -191,7 +191,7 @@ def open_experiment(
     """
     check(config)
     editor, tx = build_editor(config), build_optimizer(config)
-    if editor.stream is not None and config.train.both_ways:
+    if editor.sequential_training is not None and config.train.both_ways:
         raise ConfigError(
             f"editor {config.editor.name!r} is trained on edits that follow one another: set "
             "train.both_ways to False"

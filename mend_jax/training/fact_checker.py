@@ -15,7 +15,7 @@ import optax
 
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.losses import correct_tokens, token_nll
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.claims import shuffled_batches, take
 from mend_jax.errors import ConfigError, Preempted, TrainingError
 from mend_jax.evaluation.claim_scores import score_claims, summarise_claims
@@ -56,7 +56,7 @@ def make_optimizer(lr: float, clip: float, warmup: int, steps: int) -> optax.Gra
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def train_step(
-    module: Any, tx: optax.GradientTransformation, state: State, frozen: Any, seqs: Sequences
+    module: Any, tx: optax.GradientTransformation, state: State, frozen: Any, seqs: TokenBatch
 ) -> tuple[State, dict[str, jax.Array]]:
     """One step of Adam on the mean nll of a batch of claims [B, ...]."""
     h_BxTxD = trunk_states(module, frozen, seqs)
@@ -76,7 +76,7 @@ def train_step(
 def train(
     config: ml_collections.ConfigDict,
     model: LanguageModel,
-    texts: Mapping[str, Sequences],
+    texts: Mapping[str, TokenBatch],
     log: JsonLines,
     stop: Any,
 ) -> tuple[Best, int]:

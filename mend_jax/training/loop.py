@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from mend_jax.errors import CheckpointError, OutputError, Preempted, TrainingError
-from mend_jax.io.writers import JsonLines, Progress, as_path, finite
+from mend_jax.io.writers import JsonLines, Progress, as_path, replace_non_finite
 from mend_jax.parallel.distributed import StopRequest, is_writer
 from mend_jax.training import batch_files, checkpoints, guards
 from mend_jax.training.run_state import Plan, Record
@@ -209,7 +209,7 @@ def left_out(
         f"finite; rows of that batch: {rows}"
     )
     more = {"in_a_row": skipped, "rows": rows, "terms": terms, "gradient_of": parts, "text": text}
-    return finite({"step": done.step, "kind": "guard", "guard": "non_finite", **more})
+    return replace_non_finite({"step": done.step, "kind": "guard", "guard": "non_finite", **more})
 
 
 def _not_finite(line: Mapping[str, Any], folder: Any, kept: Any) -> str:

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mend_jax.errors import CheckpointError, ConfigError, MendError, tell
+from mend_jax.errors import CheckpointError, ConfigError, MendError, report_error
 from mend_jax.io.json_values import parse_json
-from mend_jax.io.writers import as_path, finite, write_bytes
+from mend_jax.io.writers import as_path, replace_non_finite, write_bytes
 
 FORMAT = "mend_jax_shipped_editor/1"
 FOLDER = Path(__file__).parent / "pretrained_editors"
@@ -83,8 +83,8 @@ def read(path: str | Path, model: Any) -> Any:
     import ml_collections
     import numpy as np
 
-    from mend_jax.parallel.mesh import mesh_of
-    from mend_jax.parallel.sharding import EDITOR_RULES, path_of, place
+    from mend_jax.parallel.mesh import mesh_of_arrays
+    from mend_jax.parallel.sharding import EDITOR_RULES, key_path_name, place
     from mend_jax.training.build import build_editor
     from mend_jax.training.checkpoints import refuse_other_run
     from mend_jax.training.experiment import base_identity
@@ -96,15 +96,15 @@ def read(path: str | Path, model: Any) -> Any:
     transform = build_editor(ml_collections.ConfigDict({"editor": meta["config"]}))
     shapes = jax.eval_shape(lambda key: transform.init(key, model.weights), jax.random.key(0))
     like = dict(zip(_PARTS, shapes, strict=True))
-    wanted = {path_of(keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(like)}
+    wanted = {key_path_name(keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(like)}
     held = {name: array.shape for name, array in flat.items()}
     if odd := sorted(n for n in {*held, *wanted} if held.get(n) != wanted.get(n)):
         raise CheckpointError(
             f"{path}: {odd} are not what editor {meta['config']['name']!r} is made of: write the "
             "file again with this version"
         )
-    whole = jax.tree.map_with_path(lambda k, x: np.asarray(flat[path_of(k)], x.dtype), like)
-    params, state = place(mesh_of(model.params), whole, EDITOR_RULES).values()
+    whole = jax.tree.map_with_path(lambda k, x: np.asarray(flat[key_path_name(k)], x.dtype), like)
+    params, state = place(mesh_of_arrays(model.params), whole, EDITOR_RULES).values()
     return Editor(model, transform, params, state, meta["append_eos"], meta["config"]["name"])
 
 
@@ -128,7 +128,7 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[st
     import numpy as np
     from safetensors.numpy import save as serialise
 
-    from mend_jax.parallel.sharding import path_of
+    from mend_jax.parallel.sharding import key_path_name
     from mend_jax.training.experiment import base_identity
     from mend_jax.training.run_folder import read_results
     from mend_jax.training.trained_editor import Editor
@@ -148,7 +148,7 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[st
     tree = dict(zip(_PARTS, (editor.params, editor.state), strict=True))
     tensors = {}
     for keys, leaf in jax.tree.leaves_with_path(jax.device_get(tree)):
-        array, name = np.asarray(leaf), path_of(keys)
+        array, name = np.asarray(leaf), key_path_name(keys)
         tensors |= _stored(name, array, dtype) if array.ndim > 1 else {name: array}
     config = results["config"]
     told = {
@@ -160,7 +160,7 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[st
         "append_eos": editor.append_eos,
         "command": f"python -m mend_jax.main --config={results['config_name']}",
         "seed": config["seed"],
-        "numbers": finite(_numbers(results)),
+        "numbers": replace_non_finite(_numbers(results)),
     }
     told["sha256"] = _digest(tensors, told["config"])
     metadata = {k: json.dumps(v) if k in _JSON else v for k, v in told.items()}
@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         told = write(args.workdir, args.out, args.dtype)
     except MendError as e:
-        return tell(e)
+        return report_error(e)
     size = Path(args.out).stat().st_size
     print(f"{args.out}: {size:,} bytes, {told['dtype']}, for {told['spec']} ({told['base']})")
     return 0

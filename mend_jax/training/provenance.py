@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from mend_jax.parallel.distributed import code_lines
+from mend_jax.parallel.distributed import source_digests
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers",
@@ -21,7 +21,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 def code_fingerprint() -> str:
     """16 hex digits of every source file of the library."""
-    return hashlib.sha256("\n".join(code_lines()).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(source_digests()).encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -33,8 +33,8 @@ def prepare(workdir: str | Path) -> Any:
       ConfigError: it cannot be written, or not all processes see the same folder.
     """
     probe = f".writable-{secrets.token_hex(4)}"
-    probe = distributed.from_writer("naming a file", lambda: probe)
-    with distributed.together("writing to --workdir"):
+    probe = distributed.broadcast_from_writer("naming a file", lambda: probe)
+    with distributed.fail_together("writing to --workdir"):
         workdir = as_path(workdir)
         try:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -47,13 +47,13 @@ def prepare(workdir: str | Path) -> Any:
             ) from e
         except Exception as e:  # each store has its own
             raise ConfigError(f"--workdir {workdir} cannot be written ({e}); choose another") from e
-    with distributed.together("looking at --workdir"):
+    with distributed.fail_together("looking at --workdir"):
         if not (workdir / f"{probe}-0").exists():
             raise ConfigError(
                 f"--workdir {workdir} is another folder here than for process 0: give one that "
                 "all hosts share, such as gs://BUCKET/NAME"
             )
-    distributed.agree("--workdir", [])  # all have looked
+    distributed.require_agreement("--workdir", [])  # all have looked
     mine.unlink()
     return workdir
 
@@ -68,7 +68,7 @@ def occupied(workdir: Any) -> Iterator[None]:
       ConfigError: another process holds it.
     """
     with contextlib.ExitStack() as held:
-        with distributed.together("holding --workdir"):
+        with distributed.fail_together("holding --workdir"):
             if distributed.is_writer() and not is_remote(workdir):
                 try:
                     held.enter_context(locked(workdir, wait=False, best_effort=True))
@@ -96,7 +96,7 @@ def need_room(workdir: Any, state: Any, steps_there: int) -> None:
         return
     each = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     needed = each * max(checkpoints.MOST_AT_ONCE - steps_there, 1) + _BESIDE
-    with distributed.together("looking at the room for --workdir"):
+    with distributed.fail_together("looking at the room for --workdir"):
         free = shutil.disk_usage(workdir).free
         if free < needed:
             raise ConfigError(

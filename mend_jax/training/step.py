@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from mend_jax.core.meta_loss import meta_loss
-from mend_jax.core.sequential_loss import stream_loss
+from mend_jax.core.sequential_loss import sequential_loss
 from mend_jax.core.transform import EditTransform
 from mend_jax.training import guards
 
@@ -60,7 +60,7 @@ def make_train_step(
     c_edit: Callable[[jax.Array], jax.Array],
     c_loc: float,
     near_share: float = 0.5,
-    both_ways: bool = False,
+    edit_from_paraphrase: bool = False,
     skip_non_finite: int = 1,
     shardings: Any = None,
 ) -> TrainStep:
@@ -77,21 +77,33 @@ def make_train_step(
     """
     leaves, tree = jax.tree.flatten(shardings)
     return _train_step_of(
-        editor, tx, model, weights, c_edit, c_loc, near_share, both_ways, skip_non_finite,
-        tuple(leaves), tree,
+        editor, tx, model, weights, c_edit, c_loc, near_share, edit_from_paraphrase,
+        skip_non_finite, tuple(leaves), tree,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=8)  # runs of equal settings in one process share what is compiled
 def _train_step_of(
-    editor, tx, model, weights, c_edit, c_loc, near_share, both_ways, skip_non_finite, leaves, tree
+    editor,
+    tx,
+    model,
+    weights,
+    c_edit,
+    c_loc,
+    near_share,
+    edit_from_paraphrase,
+    skip_non_finite,
+    leaves,
+    tree,
 ) -> TrainStep:
     shardings = jax.tree.unflatten(tree, leaves)
     settings = dict(editor=editor, model=model, weights=weights, c_loc=c_loc, near_share=near_share)
-    if editor.stream is None:
-        loss_fn = functools.partial(meta_loss, both_ways=both_ways, **settings)
+    if editor.sequential_training is None:
+        loss_fn = functools.partial(
+            meta_loss, edit_from_paraphrase=edit_from_paraphrase, **settings
+        )
     else:
-        loss_fn = functools.partial(stream_loss, **settings)
+        loss_fn = functools.partial(sequential_loss, **settings)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def train_step(state: TrainState, base: Any, batch: Batch, number: jax.Array):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mend_jax.core.forward import Problem
-from mend_jax.core.meta_loss import ASKED, locality_sets, with_trunk
+from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_states
 from mend_jax.editors import EditTransform
 from mend_jax.io.writers import Progress
 from mend_jax.parallel.distributed import gather, is_writer
@@ -20,32 +20,32 @@ from mend_jax.training.experiment import Experiment
 def sweep(
     experiment: Experiment, editor: EditTransform, params: Any, state: Any
 ) -> tuple[Any, Any]:
-    """The editor's parameters and state once it has chosen (`EditTransform.sweep`).
+    """The editor's parameters and state once it has chosen (`EditTransform.tuning`).
 
     As they were for an editor that leaves nothing open. It sees all validation rows
     (`train.val_edits`), each by its own edit, as evaluation does, so the result is a function of
     config and data.
     """
-    if editor.sweep is None:
+    if editor.tuning is None:
         return params, state
     model, per_step = experiment.model, experiment.config.eval.edits_per_step
 
     @jax.jit
     def see(params, base, batch):
-        texts = with_trunk(model.module, base, batch, list(batch))
+        texts = with_trunk_states(model.module, base, batch, list(batch))
         problem = Problem(model.module, base, model.weights, *texts["edit"])
-        return editor.sweep.see(params, problem, texts)
+        return editor.tuning.observe(params, problem, texts)
 
     progress = Progress("sweep", len(experiment.validation), writer=is_writer())
     placed_params, parts, done = place(experiment.mesh, params, EDITOR_RULES), [], 0
     for batch in experiment.eval_batches(experiment.validation, per_step):
         placed = shard_batch(experiment.mesh, batch)
-        names = (*ASKED, *locality_sets(placed))
+        names = (*EDIT_SETS, *locality_set_names(placed))
         seen = gather(see(placed_params, model.params, {n: placed[n] for n in names}))
         valid = gather(placed["valid"])
         parts.append(jax.tree.map(lambda x, at=valid: np.asarray(x)[at], seen))
         done += int(valid.sum())
         progress.update(done, force=done == len(experiment.validation))
     seen = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    params, state = editor.sweep.choose(params, state, seen)
+    params, state = editor.tuning.choose(params, state, seen)
     return tuple(place(experiment.mesh, tree, EDITOR_RULES) for tree in (params, state))

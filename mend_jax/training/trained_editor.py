@@ -12,7 +12,7 @@ import jax
 
 from mend_jax import hub
 from mend_jax.core.transform import EditTransform
-from mend_jax.core.weight_edit import Edit, now
+from mend_jax.core.weight_edit import Edit, utc_timestamp
 from mend_jax.data.facts import Fact, facts_from_pairs
 from mend_jax.data.subjects import with_subjects
 from mend_jax.errors import CheckpointError, ConfigError, DataError
@@ -21,8 +21,8 @@ from mend_jax.hub.input_formats import CAUSAL, input_format
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import stack_batches
 from mend_jax.io.writers import as_path
-from mend_jax.parallel.mesh import in_force, mesh_of
-from mend_jax.parallel.sharding import EDITOR_RULES, described, shardings_of
+from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
+from mend_jax.parallel.sharding import EDITOR_RULES, abstract_arrays, make_shardings
 from mend_jax.training import build, checkpoints, experiment
 from mend_jax.training.checkpoints import recovery
 from mend_jax.training.run_folder import read_config
@@ -72,7 +72,9 @@ class Editor:
         step = None if last else recovery.best_step(manager)
         model = model or build.build_model(config)
         like = build.abstract_state(config, transform, build.build_optimizer(config), model.weights)
-        like = described(like, shardings_of(mesh_of(model.params), like, EDITOR_RULES))
+        like = abstract_arrays(
+            like, make_shardings(mesh_of_arrays(model.params), like, EDITOR_RULES)
+        )
         mine = experiment.base_identity(model)
         _, state, _ = recovery.newest_whole(manager, like, mine, first=step, read_only=True)
         return Editor(
@@ -137,13 +139,13 @@ class Editor:
             about = [f.subject if isinstance(f, Fact) else "" for f in facts]
             prompts = {"edit": [prompt for prompt, _ in pairs]}
             seqs = with_subjects({"edit": seqs}, tokenizer, prompts, about)["edit"]
-        with in_force(mesh_of(self.model.params)):
+        with use_mesh(mesh_of_arrays(self.model.params)):
             edit = make_edit(
                 self.transform, self.model.module, self.model.weights, self.params, self.state,
                 self.model.params, stack_batches([seqs]),
             )  # fmt: skip
         return edit.at(0).replace(
-            base=self.model.fingerprint, facts=tuple(pairs), editor=self.id, made=now()
+            base=self.model.fingerprint, facts=tuple(pairs), editor=self.id, made=utc_timestamp()
         )
 
 

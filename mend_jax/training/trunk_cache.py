@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from mend_jax.core.forward import shared_trunk_states
-from mend_jax.core.meta_loss import texts_of
+from mend_jax.core.meta_loss import token_batches
 from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.errors import ConfigError
 from mend_jax.io.package_cache import cache_dir
@@ -90,7 +90,7 @@ class TrunkCache:
 
     def place(self, batch: Batch) -> dict[str, Any]:
         """The texts of a batch on the mesh, with `states` [E, n, ...] of those that need them."""
-        texts = shard_batch(self._mesh, texts_of(batch))
+        texts = shard_batch(self._mesh, token_batches(batch))
         part, at = self._find(batch)
         there = all(self._filled[part][name][rows].all() for name, rows in at.items())
         n_rows = sum(rows.size for rows in at.values())

@@ -12,7 +12,7 @@ import mend_jax
 from mend_jax import data, hub
 from mend_jax.apps import fact_checker_job
 from mend_jax.apps.run_command import main, parse
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.claims import encode_claims, shuffled_batches, take, widths
 from mend_jax.data.dataset import DataSet
 from mend_jax.data.rows import make_row
@@ -222,7 +222,7 @@ def test_claims_that_do_not_fit_are_told(base, caplog):
 def test_batches_hold_texts_of_one_width_and_every_text_once():
     lengths = np.random.default_rng(0).integers(3, 25, 100)
     mask = np.arange(24) < lengths[:, None]
-    seqs = Sequences(np.zeros((100, 24), np.int32), mask, *[np.zeros((100, 1))] * 3)
+    seqs = TokenBatch(np.zeros((100, 24), np.int32), mask, *[np.zeros((100, 1))] * 3)
     found = list(shuffled_batches(seqs, 8, 2, 0))
     assert len(found) == 24
     for epoch in (found[:12], found[12:]):

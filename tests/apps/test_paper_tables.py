@@ -84,7 +84,7 @@ def test_table_eleven_has_the_chosen_threshold_its_half_and_its_double():
         c = run_config(config, name)
         if c.editor.name == "cache":
             factors[name] = c.editor.options.get("factor", 1.0)  # as Table 4's cell has it
-            assert make_editor("cache", c.editor.options.to_dict()).sweep is not None
+            assert make_editor("cache", c.editor.options.to_dict()).tuning is not None
     assert factors == {"cache": 1.0, "cache_half": 0.5, "cache_double": 2.0}
 
 

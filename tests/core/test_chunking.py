@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.tiny import random_batch, random_sequences, tiny
 
-from mend_jax.core.chunking import by_texts
+from mend_jax.core.chunking import map_text_chunks
 from mend_jax.core.meta_loss import meta_loss
 from mend_jax.editors import make_editor
 from mend_jax.evaluation.scoring import edit_and_score, generate_answers
@@ -26,7 +26,7 @@ def test_pieces_are_joined_in_order_whatever_is_left_over(size):
         x, keep = texts
         return {"sum": jnp.where(keep, x, 0.0).sum(-1), "twice": jnp.concatenate([x, x])}
 
-    found = by_texts(fn, size, (x, keep))
+    found = map_text_chunks(fn, size, (x, keep))
     np.testing.assert_array_equal(found["sum"], np.where(keep, x, 0.0).sum(-1))
     np.testing.assert_array_equal(found["twice"], jnp.concatenate([x, x]))
 
@@ -44,7 +44,7 @@ def compiled(chunk, n=64):
     del batch["far"]  # `near` is a locality set as well, and asked of both ways
 
     def run(params, state, base, batch):
-        loss = functools.partial(meta_loss, both_ways=True, **fixed)
+        loss = functools.partial(meta_loss, edit_from_paraphrase=True, **fixed)
         (value, (metrics, state, _)), grad = jax.value_and_grad(loss, has_aux=True)(
             params, state, base, batch
         )

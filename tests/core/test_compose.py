@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.small_edits import DOWN, UP, bits, small_delta, small_edit
 
-from mend_jax.core.compose import inner_products, interference, renormalised, stacked
+from mend_jax.core.compose import delta_inner_products, interference, renormalised_sum, sum_edits
 from mend_jax.core.weight_edit import Edit, LowRank
 from mend_jax.errors import CheckpointError, ConfigError
 
@@ -30,7 +30,7 @@ def some_edits():
 def test_inner_products_are_those_of_the_matrices():
     """float64 sums of a few dozen products of float32 numbers: exact to 1e-12 of the lengths."""
     edits = some_edits()
-    found = inner_products(edits)
+    found = delta_inner_products(edits)
     assert list(found) == [UP, DOWN]
     for name, products in found.items():
         for i, x in enumerate(edits):
@@ -64,12 +64,12 @@ def test_no_low_rank_delta_is_formed(monkeypatch):
     cosine = interference(edits)[UP][0, 1]
     (a, b), (c, d) = ((x.a[0], x.b[0]) for x in wide)
     assert cosine == pytest.approx(a @ c * (b @ d) / np.sqrt(a @ a * (b @ b) * (c @ c) * (d @ d)))
-    assert renormalised(edits).deltas[UP].shape == (10**5, 10**5)
+    assert renormalised_sum(edits).deltas[UP].shape == (10**5, 10**5)
 
 
 def test_a_stack_is_the_sum_in_order():
     edits = some_edits()
-    total = stacked(edits)
+    total = sum_edits(edits)
     for name in (UP, DOWN):
         exact = sum(matrix(e, name) for e in edits)
         # Sums of up to six float32 matrices of numbers below 30.
@@ -77,14 +77,14 @@ def test_a_stack_is_the_sum_in_order():
     assert total.facts == tuple(fact for e in edits for fact in e.facts)
     low = [small_edit(seed) for seed in range(3)]
     rows = np.concatenate([e.deltas[UP].a for e in low])
-    np.testing.assert_array_equal(stacked(low).deltas[UP].a, rows)
-    assert bits(stacked(low)) == bits(stacked(low)) != bits(stacked(low[::-1]))
-    assert bits(stacked(low[:1])) == bits(low[0])
+    np.testing.assert_array_equal(sum_edits(low).deltas[UP].a, rows)
+    assert bits(sum_edits(low)) == bits(sum_edits(low)) != bits(sum_edits(low[::-1]))
+    assert bits(sum_edits(low[:1])) == bits(low[0])
 
 
 def test_renormalised_has_the_length_of_independent_edits():
     edits = some_edits()
-    total, scaled = stacked(edits), renormalised(edits)
+    total, scaled = sum_edits(edits), renormalised_sum(edits)
     for name in (UP, DOWN):
         apart = np.sqrt(sum(np.sum(np.square(matrix(e, name))) for e in edits))
         # The factor is rounded to float32 once, and so is each product.
@@ -96,7 +96,7 @@ def test_renormalised_has_the_length_of_independent_edits():
 
 
 def test_edits_that_agree_grow_by_the_root_of_their_number():
-    four = renormalised([small_edit(1)] * 4)
+    four = renormalised_sum([small_edit(1)] * 4)
     for name in (UP, DOWN):
         np.testing.assert_allclose(
             four.deltas[name].dense(), 2 * small_edit(1).deltas[name].dense(), rtol=1e-5, atol=1e-6
@@ -109,25 +109,25 @@ def test_edits_that_do_not_meet_are_left_alone():
     edits = [Edit({UP: delta}) for delta in up]
     np.testing.assert_allclose(interference(edits)[UP], np.eye(3), atol=1e-15)
     np.testing.assert_array_equal(
-        renormalised(edits).deltas[UP].dense(), stacked(edits).deltas[UP].dense()
+        renormalised_sum(edits).deltas[UP].dense(), sum_edits(edits).deltas[UP].dense()
     )
 
 
 def test_edits_that_cancel_are_not_blown_up():
     edits = [small_edit(1), small_edit(1).negate()]
-    for name, delta in renormalised(edits).deltas.items():
+    for name, delta in renormalised_sum(edits).deltas.items():
         assert np.abs(delta.dense()).max() < 1e-5, name
         assert np.abs(delta.b).max() == np.abs(edits[0].deltas[name].b).max()
     nearly = [edits[0], edits[1].scale(1 + 2.0**-23)]  # what is left is the last bit
-    for name, delta in renormalised(nearly).deltas.items():
+    for name, delta in renormalised_sum(nearly).deltas.items():
         assert np.abs(delta.dense()).max() < 1e-5, name
     nothing = Edit({UP: LowRank(np.zeros((1, 6), "f"), np.zeros((1, 5), "f"))})
-    assert not renormalised([nothing, nothing]).deltas[UP].dense().any()
+    assert not renormalised_sum([nothing, nothing]).deltas[UP].dense().any()
     assert not interference([nothing, nothing])[UP].any()
 
 
 def test_what_cannot_be_stacked_is_named():
-    for act in (stacked, renormalised):
+    for act in (sum_edits, renormalised_sum):
         with pytest.raises(ConfigError, match="no edits to stack"):
             act([])
         with pytest.raises(CheckpointError, match="different bases.*aaaa and bbbb"):

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from support.tiny import random_sequences, tiny
 
 from mend_jax.core.factors import (
-    block_moments,
     masked_factors,
     merge_moments,
-    no_moments,
+    moments_of_rows,
     normalise,
+    zero_moments,
 )
-from mend_jax.core.forward import make_problem, tap_zeros
+from mend_jax.core.forward import make_problem, zero_taps
 from mend_jax.core.weight_edit import Dense, Edit
 
 
@@ -84,7 +84,7 @@ def test_unknown_weights_are_named():
     seqs = random_sequences(0, E=1)
     h = np.zeros((1, 12, 32), np.float32)
     with pytest.raises(ValueError, match="block_0/mlp/up"):
-        tap_zeros(module, params, h, jax.tree.map(lambda a: a[0], seqs), ["block_0/mlp/up"])
+        zero_taps(module, params, h, jax.tree.map(lambda a: a[0], seqs), ["block_0/mlp/up"])
 
 
 @settings(deadline=None, max_examples=40)
@@ -92,12 +92,12 @@ def test_unknown_weights_are_named():
 def test_moments_of_blocks_merge_to_the_moments_of_all_rows(seed, n_blocks, shift, spread):
     """Chan's merge against numpy in float64, whatever the blocks, some of them empty."""
     rng = np.random.default_rng(seed)
-    moments, kept = no_moments(3), []
+    moments, kept = zero_moments(3), []
     for _ in range(n_blocks):
         x = rng.normal(shift, spread, (rng.integers(1, 9), 3)).astype(np.float32)
         mask = rng.random(len(x)) < 0.6
         kept.append(x[mask])
-        moments = merge_moments(moments, block_moments(jnp.asarray(x), jnp.asarray(mask)))
+        moments = merge_moments(moments, moments_of_rows(jnp.asarray(x), jnp.asarray(mask)))
     rows = np.concatenate(kept).astype(np.float64)
     assert float(moments.count) == len(rows)
     if len(rows):
@@ -109,4 +109,4 @@ def test_moments_of_blocks_merge_to_the_moments_of_all_rows(seed, n_blocks, shif
 
 def test_normalising_with_no_statistics_is_the_identity():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
-    np.testing.assert_allclose(normalise(no_moments(3), x), x, rtol=1e-6)
+    np.testing.assert_allclose(normalise(zero_moments(3), x), x, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The head's values and derivatives in one forward pass (`head.of_logits`)."""
+"""The head's values and derivatives in one forward pass (`head.map_logits`)."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.tiny import random_sequences, tiny
 
-from mend_jax.core.logits import of_logits
+from mend_jax.core.logits import map_logits
 from mend_jax.core.losses import correct_tokens, token_kl, token_nll
 from mend_jax.models.layers import float32_product
 from mend_jax.tpu.flops import matmul_flops
@@ -57,7 +57,7 @@ def test_value_and_derivatives_are_those_of_the_plain_program(fn, chunk):
     """Also the second derivative, which ENN and other editors that descend first take."""
     _, _, (_, after), target = given()
     aligned = (target,) if fn is token_nll else ()
-    ours, plain = weighted(of_logits, fn, chunk, *aligned), weighted(plainly, fn, 0, *aligned)
+    ours, plain = weighted(map_logits, fn, chunk, *aligned), weighted(plainly, fn, 0, *aligned)
     close(ours(after), plain(after))
     close(jax.grad(ours)(after), jax.grad(plain)(after))
 
@@ -81,7 +81,7 @@ def test_no_logits_are_kept_for_a_backward_pass(chunk):
         return max(leaf.size for leaf in jax.tree.leaves(pull))
 
     n_logits = E * N * S * module.config.vocab_size
-    assert kept(of_logits) == after.size
+    assert kept(map_logits) == after.size
     assert kept(plainly) >= n_logits
 
 
@@ -90,7 +90,7 @@ def test_fewer_logits_at_a_time_take_no_further_operations():
 
     def products(chunk):
         def kl(after):
-            found = of_logits(module.clone(logits_chunk=chunk), base, token_kl, [before, after])
+            found = map_logits(module.clone(logits_chunk=chunk), base, token_kl, [before, after])
             return found.sum()
 
         return matmul_flops(jax.make_jaxpr(jax.grad(kl))(after))
@@ -107,7 +107,7 @@ def test_of_several_results_the_first_has_the_gradient():
         return token_nll(logits, target), correct_tokens(logits, target)
 
     def loss(h):
-        nll, correct = of_logits(module, base, judged, [h], target)
+        nll, correct = map_logits(module, base, judged, [h], target)
         return nll.sum(), correct
 
     grad, correct = jax.grad(loss, has_aux=True)(after)
@@ -120,7 +120,7 @@ def test_what_states_are_compared_with_and_the_head_are_constants():
     module, base, (before, after), _ = given()
 
     def kl(before, base):
-        return of_logits(module, base, token_kl, [before, after]).sum()
+        return map_logits(module, base, token_kl, [before, after]).sum()
 
     for grad in jax.tree.leaves(jax.grad(kl, argnums=(0, 1))(before, base)):
         assert not np.any(grad)
@@ -128,7 +128,7 @@ def test_what_states_are_compared_with_and_the_head_are_constants():
 
 def test_bfloat16_states_have_a_bfloat16_derivative():
     module, base, (_, after), target = given(jnp.bfloat16)
-    grad = jax.grad(lambda h: of_logits(module, base, token_nll, [h], target).sum())(after)
+    grad = jax.grad(lambda h: map_logits(module, base, token_nll, [h], target).sum())(after)
     assert grad.dtype == jnp.bfloat16 and np.any(grad)
 
 

@@ -6,22 +6,22 @@ import jax
 import pytest
 from support.tiny import random_batch, tiny
 
-from mend_jax.core.meta_loss import meta_loss, set_weights
+from mend_jax.core.meta_loss import locality_weights, meta_loss
 from mend_jax.editors import make_editor
 
 
 def test_sets_share_the_weight_of_locality():
-    assert set_weights(["near", "far"], 0.25) == {"near": 0.25, "far": 0.75}
-    assert set_weights(["near", "far"], 0.0) == {"far": 1.0}
-    assert set_weights(["near", "far"], 1.0) == {"near": 1.0}
-    assert set_weights(["far"], 0.25) == {"far": 1.0} and set_weights(["near"], 0.0) == {
+    assert locality_weights(["near", "far"], 0.25) == {"near": 0.25, "far": 0.75}
+    assert locality_weights(["near", "far"], 0.0) == {"far": 1.0}
+    assert locality_weights(["near", "far"], 1.0) == {"near": 1.0}
+    assert locality_weights(["far"], 0.25) == {"far": 1.0} and locality_weights(["near"], 0.0) == {
         "near": 1.0
     }
-    assert set_weights([], 0.5) == {}
+    assert locality_weights([], 0.5) == {}
 
 
-@pytest.mark.parametrize("both_ways", [False, True])
-def test_the_share_of_near_texts_in_the_loss(both_ways):
+@pytest.mark.parametrize("edit_from_paraphrase", [False, True])
+def test_the_share_of_near_texts_in_the_loss(edit_from_paraphrase):
     module, base, weights = tiny("gpt2")
     editor = make_editor("mend", dict(rank=4, layer_lr=1e-2))
     params, state = editor.init(jax.random.key(0), weights)
@@ -30,7 +30,7 @@ def test_the_share_of_near_texts_in_the_loss(both_ways):
     def loss(share):
         found = functools.partial(
             meta_loss, editor=editor, model=module, weights=weights, c_edit=0.5,
-            near_share=share, both_ways=both_ways,
+            near_share=share, edit_from_paraphrase=edit_from_paraphrase,
         )  # fmt: skip
         return jax.jit(lambda *given: found(*given)[:1] + found(*given)[1][:1])(
             params, state, base, batch

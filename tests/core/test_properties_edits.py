@@ -15,7 +15,7 @@ from support.properties import SEEDS, SIZES, TEXTS, TYPES, exact, few, many, mix
 from support.small_edits import FINGERPRINT, UP, bits
 
 from mend_jax.core import edit_file
-from mend_jax.core.compose import inner_products, renormalised, stacked
+from mend_jax.core.compose import delta_inner_products, renormalised_sum, sum_edits
 from mend_jax.core.recompress import recompress
 from mend_jax.core.weight_edit import Dense, Edit, LowRank
 from mend_jax.ledger.store import Base, Ledger
@@ -69,11 +69,11 @@ def test_scales_multiply_and_the_opposite_of_the_opposite_is_the_edit(seed, s, t
 def test_edits_add_up_in_any_grouping(seeds):
     """(x + y) + z and x + (y + z) are one sum; so is any order, but for rounding."""
     edits = [mixed(seed) for seed in seeds]
-    left, right = stacked(edits), edits[-1]
+    left, right = sum_edits(edits), edits[-1]
     for edit in reversed(edits[:-1]):
         right = edit.compose(right)
     names = {name for edit in edits for name in edit.deltas}
-    for total in (left, right, stacked(edits[::-1])):
+    for total in (left, right, sum_edits(edits[::-1])):
         assert set(total.deltas) == names
         for name, delta in total.deltas.items():
             wanted = sum(exact(e.deltas[name]) for e in edits if name in e.deltas)
@@ -85,8 +85,8 @@ def test_edits_add_up_in_any_grouping(seeds):
 @given(st.lists(SEEDS, min_size=1, max_size=4, unique=True))
 def test_a_renormalised_sum_is_as_long_as_independent_edits(seeds):
     edits = [mixed(seed) for seed in seeds]
-    total = renormalised(edits)
-    for name, products in inner_products(edits).items():
+    total = renormalised_sum(edits)
+    for name, products in delta_inner_products(edits).items():
         apart = sum(np.sum(exact(e.deltas[name]) ** 2) for e in edits if name in e.deltas)
         np.testing.assert_allclose(products.trace(), apart, rtol=1e-9)
         if products.sum() > 1e-6 * apart:  # else they cancel, and it is left as it is
@@ -164,5 +164,5 @@ def test_a_ledger_is_what_was_done_to_it(steps):
             composed = opened.composed()
             assert (composed is None) == (not held)
             if held:
-                wanted = stacked(held).replace(made=composed.made)
+                wanted = sum_edits(held).replace(made=composed.made)
                 assert bits(composed) == bits(wanted)

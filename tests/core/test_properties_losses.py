@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.properties import SEEDS, TYPES, few, many, random
 
 from mend_jax.core import losses
-from mend_jax.core.factors import block_moments, masked_factors, merge_moments, no_moments
+from mend_jax.core.factors import masked_factors, merge_moments, moments_of_rows, zero_moments
 
 
 def logits(seed, *shape, dtype=np.float32, spread=4.0):
@@ -66,7 +66,7 @@ def test_what_is_masked_changes_no_mean(seed, mask, junk):
     wanted = kept.mean(dtype=np.float64) if kept.size else 0.0
     assert float(found) == pytest.approx(wanted, abs=1e-6)
     correct = jnp.asarray(values > 0)
-    assert bool(losses.whole_answer(correct, mask)[0]) == bool((kept > 0).all())
+    assert bool(losses.all_tokens_correct(correct, mask)[0]) == bool((kept > 0).all())
 
 
 @few
@@ -93,16 +93,16 @@ def test_rows_that_are_zero_on_a_side_are_no_rows(seed, kinds, dtype):
 def test_moments_know_the_rows_of_the_mask_alone(seed, mask, junk):
     x, mask = random(seed, 6, 3), np.asarray(mask)
     dirty = np.where(mask[:, None], x, np.float32(junk))
-    one, same = (block_moments(jnp.asarray(v), jnp.asarray(mask)) for v in (x, dirty))
+    one, same = (moments_of_rows(jnp.asarray(v), jnp.asarray(mask)) for v in (x, dirty))
     for a, b in zip((one.count, one.mean, one.m2), (same.count, same.mean, same.m2), strict=True):
         np.testing.assert_array_equal(a, b)
     assert float(one.count) == mask.sum()
-    other = block_moments(jnp.asarray(x + np.float32(1)), jnp.ones(6, bool))
+    other = moments_of_rows(jnp.asarray(x + np.float32(1)), jnp.ones(6, bool))
     both, turned = merge_moments(one, other), merge_moments(other, one)
     rows = np.concatenate([x[mask], x + 1]).astype(np.float64)
     for total in (both, turned):
         np.testing.assert_allclose(total.mean, rows.mean(0), atol=1e-5)
         np.testing.assert_allclose(total.m2, ((rows - rows.mean(0)) ** 2).sum(0), atol=1e-4)
-    for with_none in (merge_moments(other, no_moments(3)), merge_moments(no_moments(3), other)):
+    for with_none in (merge_moments(other, zero_moments(3)), merge_moments(zero_moments(3), other)):
         np.testing.assert_allclose(with_none.mean, other.mean, rtol=1e-6)
         np.testing.assert_allclose(with_none.m2, other.m2, rtol=1e-6)

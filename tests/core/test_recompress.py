@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.small_edits import DOWN, UP, bits, small_delta, small_edit
 
-from mend_jax.core.compose import stacked
+from mend_jax.core.compose import sum_edits
 from mend_jax.core.recompress import recompress
 from mend_jax.core.weight_edit import Dense, Edit, LowRank
 from mend_jax.errors import CheckpointError, ConfigError
@@ -44,7 +44,7 @@ def test_rows_fall_to_the_numerical_rank(n):
 
 def test_stacked_edits_of_one_text_shrink_together():
     one = Edit({UP: of_rank(3, 3), DOWN: of_rank(2, 2, seed=1)})
-    many = stacked([one.scale(s) for s in (0.5, 1.0, -0.25, 2.0)])
+    many = sum_edits([one.scale(s) for s in (0.5, 1.0, -0.25, 2.0)])
     fewer, errors = recompress(many)
     assert {n: d.a.shape[0] for n, d in fewer.deltas.items()} == {UP: 3, DOWN: 2}
     assert max(errors.values()) < 3e-7

@@ -11,7 +11,7 @@ from support.tiny import random_batch, tiny
 from mend_jax.core.forward import Problem, scored_logits, trunk_states
 from mend_jax.core.losses import masked_mean, token_kl, token_nll
 from mend_jax.core.meta_loss import meta_loss
-from mend_jax.core.sequential_loss import stream_loss
+from mend_jax.core.sequential_loss import sequential_loss
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors import make_editor
 from mend_jax.errors import ConfigError
@@ -77,7 +77,7 @@ def test_the_loss_is_that_of_every_edit_on_the_model_that_those_before_left(floa
     In float64: every edit is solved for under the one before, which multiplies what is rounded.
     """
     params, state, base, batch = inputs()
-    loss_fn = functools.partial(stream_loss, **SETTINGS, **TERMS)
+    loss_fn = functools.partial(sequential_loss, **SETTINGS, **TERMS)
 
     @jax.jit
     def both(params, batch):
@@ -108,7 +108,7 @@ def test_texts_pass_a_few_at_a_time(float64):
     found, shapes = [], []
     for chunk in (0, 1):
         model = MODULE.clone(text_chunk=chunk)
-        loss = functools.partial(stream_loss, **SETTINGS | dict(model=model), **TERMS)
+        loss = functools.partial(sequential_loss, **SETTINGS | dict(model=model), **TERMS)
         run = jax.jit(jax.value_and_grad(loss, has_aux=True)).trace(params, state, base, batch)
         shapes.append(str(run.jaxpr))
         found.append(run.lower().compile()(params, state, base, batch))
@@ -126,7 +126,7 @@ def test_one_edit_is_the_meta_loss(float64):
 
     @jax.jit
     def both(*given):
-        return tuple(loss(*given, **SETTINGS, **TERMS)[:2] for loss in (stream_loss, meta_loss))
+        return tuple(loss(*given, **SETTINGS, **TERMS)[:2] for loss in (sequential_loss, meta_loss))
 
     (stream, (found, _, _)), (single, (expected, _, _)) = both(*given)
     np.testing.assert_allclose(stream - found["penalty"], single, rtol=1e-9)

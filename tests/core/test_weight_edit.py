@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.tiny import random_sequences, tiny
 
 from mend_jax.core.forward import top_logits, trunk_states
-from mend_jax.core.weight_edit import Dense, Edit, LowRank, cheaper_dense, merge
+from mend_jax.core.weight_edit import Dense, Edit, LowRank, dense_is_cheaper, merge
 from mend_jax.errors import CheckpointError
 
 
@@ -62,8 +62,8 @@ def test_small_edits_survive_sixteen_bits_on_both_sides_of_the_rule():
 
 
 def test_the_cost_rule_counts_multiplications():
-    assert not cheaper_dense(n_tokens=24, n_rows=24, d_in=576, d_out=1536)
-    assert cheaper_dense(n_tokens=4096, n_rows=24, d_in=576, d_out=1536)
+    assert not dense_is_cheaper(n_tokens=24, n_rows=24, d_in=576, d_out=1536)
+    assert dense_is_cheaper(n_tokens=4096, n_rows=24, d_in=576, d_out=1536)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.batches import batches
 from mend_jax.data.encoded_rows import Lengths, encode_rows
 from mend_jax.errors import DataError
@@ -72,7 +72,7 @@ def test_a_batch_holds_the_encoded_rows():
         "far": encode_text(TOKENIZER, row["far"], 16),
     }
     for name, sequences in expected.items():
-        assert isinstance(batch[name], Sequences)
+        assert isinstance(batch[name], TokenBatch)
         assert same(jax.tree.map(lambda leaf: leaf[1, 1], batch[name]), sequences), name
 
 

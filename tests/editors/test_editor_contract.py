@@ -16,7 +16,7 @@ from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors import EDITORS, chain, make_editor
 from mend_jax.editors.links import outer_sum
 from mend_jax.errors import ConfigError
-from mend_jax.parallel.mesh import in_force, make_mesh, shard_batch
+from mend_jax.parallel.mesh import make_mesh, shard_batch, use_mesh
 from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, place
 
 # Small options under which every editor visibly edits the tiny models.
@@ -106,9 +106,11 @@ def case(request):
     made = Case(request.param, editor, params, fresh, fresh, None, base, module, weights)
     made = made._replace(run=jax.jit(made.apply, static_argnames="train"))
     state = fresh
-    if editor.survey is not None:
+    if editor.calibrate is not None:
         texts = random_sequences(5, E=4, T=9, S=8, real=9)
-        see = jax.jit(lambda state, base: editor.survey(params, state, made.problem(base, texts)))
+        see = jax.jit(
+            lambda state, base: editor.calibrate(params, state, made.problem(base, texts))
+        )
         state = see(state, base)
     if editor.trainable:
         _, state = made.run(params, state, base, SEQS, train=True)
@@ -163,7 +165,7 @@ def test_a_mesh_changes_nothing(case):
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
     params, state = (place(mesh, tree, EDITOR_RULES) for tree in (case.params, case.state))
     base = place(mesh, case.base, BASE_RULES)
-    with in_force(mesh):
+    with use_mesh(mesh):
         edit, _ = jax.jit(case.apply)(params, state, base, shard_batch(mesh, SEQS))
     same(case.edit(SEQS), edit)
 

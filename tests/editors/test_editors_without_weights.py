@@ -255,7 +255,7 @@ def looked_at(kind="llama", rows=8):
     def look(params, texts):
         known = {name: (seqs, trunk_states(module, params, seqs)) for name, seqs in texts.items()}
         problem = Problem(module, params, weights, *known["edit"])
-        return editor.sweep.see(params_of, problem, known)
+        return editor.tuning.observe(params_of, problem, known)
 
     @jax.jit
     def scores(eps, params, texts):
@@ -264,7 +264,7 @@ def looked_at(kind="llama", rows=8):
         return found[1]
 
     seen = jax.tree.map(lambda x: np.asarray(x).reshape(-1, x.shape[-1]), look(params, texts))
-    return editor, editor.sweep.choose(params_of, state, seen), lambda e: scores(e, params, texts)
+    return editor, editor.tuning.choose(params_of, state, seen), lambda e: scores(e, params, texts)
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5", "bert"])
@@ -283,7 +283,7 @@ def test_the_threshold_is_that_of_the_best_scores_on_validation_rows(kind):
         assert abs(score - differences[-1]) < 1e-6
     assert params["eps"] == table[np.argmax(np.asarray(differences) - 1e-7 * table[:, 0]), 0]
     assert table[:, 2].max() > 0.1 < table[:, 1].max() - table[0, 1]  # there is something to lose
-    told = editor.sweep.told(params, state)
+    told = editor.tuning.summary(params, state)
     assert told["eps"] == params["eps"] and len(told["tried"]) == len(table)
 
 
@@ -304,7 +304,7 @@ def test_the_smallest_of_equal_thresholds_and_nothing_elsewhere():
 
 def test_a_threshold_that_is_given_is_kept_and_a_factor_counts():
     corrections, texts = texts_of("llama")
-    assert make_editor("cache", dict(eps=3.0)).sweep is None
+    assert make_editor("cache", dict(eps=3.0)).tuning is None
     whole, _ = read_and_written("cache", dict(eps=1e3), "llama", corrections, texts)
     same, _ = read_and_written("cache", dict(eps=2e3, factor=0.5), "llama", corrections, texts)
     np.testing.assert_array_equal(whole, same)

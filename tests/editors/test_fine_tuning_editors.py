@@ -174,7 +174,7 @@ def surveyed(name, options, problem, *batches):
     _, state = editor.init(jax.random.key(0), problem.weights)
     for texts in batches:
         shown = make_problem(problem.model, problem.params, problem.weights, texts)
-        state = jax.jit(lambda state, shown=shown: editor.survey({}, state, shown))(state)
+        state = jax.jit(lambda state, shown=shown: editor.calibrate({}, state, shown))(state)
     return state
 
 
@@ -212,7 +212,7 @@ def test_a_pair_of_stacks_keeps_sources_too():
     editor = make_editor("fine_tune_kl", dict(texts=2, length=7))
     _, state = editor.init(jax.random.key(0), weights)
     shown = Problem(None, None, weights, jax.tree.map(jnp.asarray, seqs), None)
-    kept = editor.survey({}, state, shown)["texts"]
+    kept = editor.calibrate({}, state, shown)["texts"]
     np.testing.assert_array_equal(kept.source, seqs.source[:, 0, :7])
     np.testing.assert_array_equal(kept.source_mask, seqs.source_mask[:, 0, :7])
 

@@ -11,7 +11,7 @@ from test_editor_contract import same
 from mend_jax.core.forward import make_problem
 from mend_jax.core.meta_loss import meta_loss
 from mend_jax.core.transform import group_weights
-from mend_jax.editors import Run, chain, make_editor
+from mend_jax.editors import LinkContext, chain, make_editor
 from mend_jax.editors.links import normalize, outer_sum, scale_by_layer_lr
 from mend_jax.editors.low_rank_mlp import low_rank_mlp, relu_one_at_zero
 
@@ -59,7 +59,7 @@ def test_every_option_of_mend_starts_right_and_trains(name):
         )  # fmt: skip
         zero = bare.init(jax.random.key(0), weights)
         factors = make_problem(module, base, weights, batch["edit"]).factors()
-        expected, _ = bare.apply(*zero, factors, Run(weights, True))
+        expected, _ = bare.apply(*zero, factors, LinkContext(weights, True))
         same(edit, expected, atol=1e-4)
     dead = [
         jax.tree_util.keystr(path)
@@ -120,7 +120,7 @@ def test_statistics_of_one_by_one_and_whole_groups_differ_only_inside_a_step():
     after = {}
     for one_by_one in (True, False):
         link = normalize(True, one_by_one=one_by_one)
-        signal, state = link.apply(*link.init(None, weights), factors, Run(weights, True))
+        signal, state = link.apply(*link.init(None, weights), factors, LinkContext(weights, True))
         after[one_by_one] = (signal, state)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),

@@ -16,12 +16,12 @@ import optax
 import pytest
 
 from mend_jax import models
-from mend_jax.core.factors import no_moments
+from mend_jax.core.factors import zero_moments
 from mend_jax.core.forward import make_problem, top_logits, trunk_states
 from mend_jax.core.meta_loss import meta_loss
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import group_weights
-from mend_jax.editors import Run, make_editor, original_checkpoints
+from mend_jax.editors import LinkContext, make_editor, original_checkpoints
 from mend_jax.editors.links import normalize
 from mend_jax.editors.low_rank_mlp import low_rank_mlp
 from mend_jax.models.params import stack_trunk
@@ -46,7 +46,7 @@ TOLERANCE = {
 
 
 def sequences(batch, score_all):
-    """The original's (input_ids, attention_mask, labels) as Sequences with leading axes [1, n]."""
+    """The original's (input_ids, attention_mask, labels) as TokenBatch with leading axes [1, n]."""
     tokens = batch["input_ids"].astype(np.int32)[None]
     mask = batch["attention_mask"].astype(bool)[None]
     n, T = tokens.shape[1:]
@@ -57,7 +57,7 @@ def sequences(batch, score_all):
         pos, scored = np.arange(T - 1), labels != -100
         target = np.where(scored, labels, 0).astype(np.int32)
     pos = np.broadcast_to(pos.astype(np.int32), target.shape)
-    return Sequences(tokens, mask, pos, target, scored)
+    return TokenBatch(tokens, mask, pos, target, scored)
 
 
 SIDES = {"x_only": "x_only", "delta_only": "delta_only", "one_sided": "one_sided"}
@@ -136,7 +136,7 @@ def test_every_array_of_the_original(case):
 
 def run_step(g, editor, batch, params, state, train):
     """All that one step of the original records, in one compiled function."""
-    run = Run(g.weights, train)
+    run = LinkContext(g.weights, train)
     links = (
         normalize(g.shared, one_by_one=True, pass_through=not g.options["norm"]),
         low_rank_mlp(*(g.options[k] for k in ("rank", "n_hidden", "shared", "sides", "init"))),
@@ -250,7 +250,7 @@ def check_info(g, prefix, i, true, pseudo):
 
 def as_original(g, tree):
     """A tree shaped like the editor's parameters, under the original's names."""
-    empty = {"u": no_moments(1), "delta": no_moments(1)}
+    empty = {"u": zero_moments(1), "delta": zero_moments(1)}
     state = {"normalize": {group.key: empty for group in group_weights(g.weights, g.shared)}}
     out = original_checkpoints.export_state_dict(tree, state, g.weights, g.hf_of, shared=g.shared)
     return {k: v for k, v in out.items() if k == "edit_lrs" or ".layers." in k}

@@ -11,7 +11,7 @@ from mend_jax.editors import make_editor
 from mend_jax.editors.least_norm import GAP, least_matrix
 from mend_jax.editors.point_repair import least_gap
 from mend_jax.errors import ConfigError
-from mend_jax.parallel.mesh import in_force, make_mesh
+from mend_jax.parallel.mesh import make_mesh, use_mesh
 
 MARGIN = 0.1
 
@@ -110,5 +110,8 @@ def test_what_cannot_work_is_refused():
     weights = tuple(w for w in tiny("llama")[2] if w.role != "mlp/down")
     with pytest.raises(ConfigError, match="not among the edited weights.*add it to model.edit_ro"):
         make_editor("point_repair", {}).init(jax.random.key(0), weights)
-    with in_force(make_mesh(dict(data=2))), pytest.raises(ConfigError, match="mesh of 2 devices"):
+    with (
+        use_mesh(make_mesh(dict(data=2))),
+        pytest.raises(ConfigError, match="mesh of 2 devices"),
+    ):
         make_editor("point_repair", {}).init(jax.random.key(0), tiny("llama")[2])

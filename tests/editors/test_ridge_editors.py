@@ -12,7 +12,7 @@ from mend_jax.core.factors import Factors
 from mend_jax.core.forward import make_problem
 from mend_jax.core.transform import chain
 from mend_jax.core.weight_edit import Dense, LowRank
-from mend_jax.editors import Run, make_editor
+from mend_jax.editors import LinkContext, make_editor
 from mend_jax.editors.links import normalize
 from mend_jax.editors.ridge import keep_key, least_squares, shifted, solved, value_shift
 from mend_jax.errors import ConfigError
@@ -128,7 +128,7 @@ def test_ultraedit_counts_its_own_rows_and_remembers_in_turn():
 
     @jax.jit
     def remember(state, seqs):
-        return editor.in_turn(params, state, make_problem(MODULE, BASE, WEIGHTS, seqs))[1]
+        return editor.lifelong_edit(params, state, make_problem(MODULE, BASE, WEIGHTS, seqs))[1]
 
     state = remember(fresh, first_seqs)
     together, in_turn = remember(fresh, seqs), remember(state, second_seqs)
@@ -139,7 +139,9 @@ def test_ultraedit_counts_its_own_rows_and_remembers_in_turn():
     links = chain(keep_key(), normalize(True))
     counted = {"keep_key": {}, "normalize": in_turn["normalize"]}
     none = {name: {} for name in counted}
-    signal, _ = links.apply(none, counted, factors_of(second_seqs, "answer"), Run(WEIGHTS, False))
+    signal, _ = links.apply(
+        none, counted, factors_of(second_seqs, "answer"), LinkContext(WEIGHTS, False)
+    )
     for name, f in signal.items():
         mean_square = np.square(np.asarray(f.key))[np.asarray(f.mask)].sum(-1).mean()
         expected = solved(shifted(f, f.u, 1e-2), 0.5 * mean_square).dense()
@@ -162,7 +164,7 @@ def test_value_shift_is_what_mends_edit_of_the_row_does_at_its_key():
     f = Factors(jnp.asarray(u), jnp.asarray(d), jnp.ones(5, bool), key=jnp.asarray(k))
     link = value_shift(0.3, log_space=True)
     params, state = link.init(None, WEIGHTS)
-    found = link.apply(params, state, {w.name: f}, Run(WEIGHTS, False))[0][w.name].delta
+    found = link.apply(params, state, {w.name: f}, LinkContext(WEIGHTS, False))[0][w.name].delta
     for i in range(5):
         np.testing.assert_allclose(found[i], k[i] @ (-0.3 * np.outer(u[i], d[i])), rtol=1e-4)
 

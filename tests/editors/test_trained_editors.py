@@ -10,7 +10,7 @@ from mend_jax import models
 from mend_jax.core.factors import Factors
 from mend_jax.core.forward import make_problem
 from mend_jax.core.weight_edit import Dense, Edit
-from mend_jax.editors import Run, chain, make_editor
+from mend_jax.editors import LinkContext, chain, make_editor
 from mend_jax.editors.knowledge_editor import (
     Gates,
     embedding_width,
@@ -222,7 +222,7 @@ def test_meta_curvature_may_normalise_first():
     edit, after = editor.edit(params, state, rows, True)
     bare = chain(normalize(), scale_by_layer_lr(0.5, False), outer_sum(-1.0))
     made = bare.init(jax.random.key(0), rows.weights)
-    expected, moments = bare.apply(*made, rows.found, Run(rows.weights, True))
+    expected, moments = bare.apply(*made, rows.found, LinkContext(rows.weights, True))
     for name, delta in expected.deltas.items():
         np.testing.assert_allclose(edit.deltas[name].dense(), delta.dense(), atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, after["normalize"], moments["normalize"])

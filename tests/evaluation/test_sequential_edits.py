@@ -155,11 +155,11 @@ def counting(reader=None):
         size = jnp.asarray(0.0 if reader else 0.01)
         return Edit({n: Dense(jnp.full(s, size * (1 + state))) for n, s in shape.items()}), state
 
-    def in_turn(params, state, problem):
+    def lifelong_edit(params, state, problem):
         return edit(params, state, problem, False)[0], state + problem.seqs.lead[1]
 
     editor = EditTransform(lambda key, w: ({}, jnp.zeros(())), edit, False)
-    return editor._replace(in_turn=in_turn, reader=reader), {}, jnp.zeros(())
+    return editor._replace(lifelong_edit=lifelong_edit, reader=reader), {}, jnp.zeros(())
 
 
 def test_a_lifelong_editor_takes_in_what_it_edits_after_editing():

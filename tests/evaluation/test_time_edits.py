@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.evaluation import evaluate_split
 
 
@@ -46,7 +46,7 @@ def test_the_median_of_what_goes_into_the_time(monkeypatch, durations, told, mad
     shape = (3, 2, 4)  # three edits of two facts
     target = np.broadcast_to(np.arange(3)[:, None, None], shape)
     ones = np.ones(shape, bool)
-    batch = {"edit": Sequences(target, ones, target, target, ones)}
+    batch = {"edit": TokenBatch(target, ones, target, target, ones)}
     model = SimpleNamespace(module=None, weights=(), params={})
     found = evaluate_split.time_edits(
         SimpleNamespace(), {}, {}, model, batch, repeats=5, within=30.0

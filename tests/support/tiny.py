@@ -3,7 +3,7 @@
 import numpy as np
 
 from mend_jax import hub, models
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.hub.tokenizer import Tokenizer
 from mend_jax.models.params import random_params, stack_trunk
 
@@ -113,11 +113,11 @@ def random_sequences(seed, E=3, n=1, T=12, S=3, vocab=V, real=None, kind="causal
     tokens, mask, lengths = texts(T)
     if kind == "classifier":
         pos, target = np.zeros((*lead, 1), np.int32), rng.integers(0, 2, (*lead, 1))
-        return Sequences(tokens, mask, pos, target.astype(np.int32), np.ones((*lead, 1), bool))
+        return TokenBatch(tokens, mask, pos, target.astype(np.int32), np.ones((*lead, 1), bool))
     pos = (lengths[..., None] - 1 - S + np.arange(S)).astype(np.int32)
     target = np.take_along_axis(tokens, pos + 1, axis=-1)
     source = texts(T + 2)[:2] if kind == "seq2seq" else (None, None)
-    return Sequences(tokens, mask, pos, target, np.ones((*lead, S), bool), *source)
+    return TokenBatch(tokens, mask, pos, target, np.ones((*lead, S), bool), *source)
 
 
 def random_batch(seed, E=3, n=1, kind="causal"):

@@ -142,10 +142,10 @@ def test_every_golden_report_belongs_to_a_config():
 
 
 def test_states_lie_whole_along_their_width_only_on_a_mesh():
-    from mend_jax.parallel.layout import unsplit
-    from mend_jax.parallel.mesh import in_force
+    from mend_jax.parallel.layout import keep_last_axis_whole
+    from mend_jax.parallel.mesh import use_mesh
 
     x = jnp.ones((4, 8))
-    assert "sharding_constraint" not in str(jax.make_jaxpr(unsplit)(x))
-    with in_force(make_mesh(dict(tensor=2))):
-        assert "sharding_constraint" in str(jax.make_jaxpr(unsplit)(x))
+    assert "sharding_constraint" not in str(jax.make_jaxpr(keep_last_axis_whole)(x))
+    with use_mesh(make_mesh(dict(tensor=2))):
+        assert "sharding_constraint" in str(jax.make_jaxpr(keep_last_axis_whole)(x))

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint._src.path import atomicity
 
-from mend_jax.core.meta_loss import texts_of
+from mend_jax.core.meta_loss import token_batches
 from mend_jax.errors import CheckpointError, OutputError, Preempted, TrainingError
 from mend_jax.io.writers import JsonLines
 from mend_jax.parallel.distributed import StopRequest
@@ -151,7 +151,7 @@ class Stop(StopRequest):
 
 
 def place(batch):
-    return shard_batch(make_mesh({}), texts_of(batch))
+    return shard_batch(make_mesh({}), token_batches(batch))
 
 
 def go(folder, stop=None, validate=None, steps=7, sizes=lambda state: {}):

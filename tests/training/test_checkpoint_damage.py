@@ -245,7 +245,7 @@ def test_a_later_format_is_refused(saved, tmp_path):
     path = folder / "7/meta/metadata"
     meta = json.loads(path.read_text()) | {"format": 3}
     meta.pop("sha256")
-    path.write_text(json.dumps(meta | {"sha256": checksums.of_json(meta)}))
+    path.write_text(json.dumps(meta | {"sha256": checksums.json_checksum(meta)}))
     with pytest.raises(CheckpointError, match="format 3, and this version reads 1 to 2"):
         newest(folder)
     assert (folder / "7").is_dir()
@@ -253,18 +253,20 @@ def test_a_later_format_is_refused(saved, tmp_path):
 
 def test_checksums_know_every_bit_and_no_mesh():
     x = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
-    [plain] = checksums.of_arrays({"x": jnp.asarray(x)}).values()
+    [plain] = checksums.array_checksums({"x": jnp.asarray(x)}).values()
     bits = x.view(np.uint32).reshape(-1)
     found = set()
     for at in (0, 7, 47):
         for bit in range(32):
             changed = bits.copy()
             changed[at] ^= np.uint32(1 << bit)
-            found |= {*checksums.of_arrays({"x": changed.view(np.float32).reshape(8, 6)}).values()}
+            found |= {
+                *checksums.array_checksums({"x": changed.view(np.float32).reshape(8, 6)}).values()
+            }
     assert plain not in found and len(found) == 96
     signs = bits.copy()
     signs[[1, 2]] ^= np.uint32(1 << 31)  # two changes that cancel in a sum of plain words
     for other in (signs.view(np.float32).reshape(8, 6), x[::-1].copy()):
-        assert checksums.of_arrays({"x": other})["['x']"] != plain
+        assert checksums.array_checksums({"x": other})["['x']"] != plain
     sharding = jax.NamedSharding(make_mesh(dict(data=4, tensor=2)), jax.P("data", "tensor"))
-    assert checksums.of_arrays({"x": jax.device_put(x, sharding)})["['x']"] == plain
+    assert checksums.array_checksums({"x": jax.device_put(x, sharding)})["['x']"] == plain

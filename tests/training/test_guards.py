@@ -15,7 +15,7 @@ from test_checkpoint import Numbers, Stop, assert_same, fresh, place
 from test_run_folder import made, save_run  # noqa: F401
 
 from mend_jax.apps import replay
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Dense, Edit, LowRank, relative_norms
 from mend_jax.errors import CheckpointError, Preempted, TrainingError
 from mend_jax.io.writers import JsonLines
@@ -214,7 +214,7 @@ def test_the_norm_of_edits_is_relative_to_all_weights_that_they_change():
 def texts(numbers):
     tokens = np.asarray(numbers, np.int32).reshape(-1, 1, 1)
     ones = np.ones(tokens.shape, bool)
-    return Sequences(tokens, ones, tokens, tokens, ones)
+    return TokenBatch(tokens, ones, tokens, tokens, ones)
 
 
 def row_step(state, base, batch, number):

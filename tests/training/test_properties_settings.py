@@ -103,7 +103,7 @@ def test_what_is_no_json_has_one_kind_of_error(text, depth):
             value = json_values.parse_json(given_)
         except ValueError:
             continue
-        assert not json_values.is_deep(value)
+        assert not json_values.is_too_deep(value)
 
 
 @many
@@ -115,4 +115,4 @@ def test_depth_is_counted(depth, is_object):
     value = 1
     for _ in range(depth):
         value = {"a": value} if is_object else [value]
-    assert json_values.is_deep(value) == (depth > json_values.DEEPEST - 1)
+    assert json_values.is_too_deep(value) == (depth > json_values.DEEPEST - 1)

@@ -9,19 +9,19 @@ from mend_jax.training import provenance
 def test_the_code_has_one_fingerprint_and_each_file_counts(monkeypatch):
     mine = provenance.code_fingerprint()
     assert mine == provenance.code_fingerprint() and len(mine) == 16 and int(mine, 16) >= 0
-    lines = distributed.code_lines()
+    lines = distributed.source_digests()
     assert any(line.startswith("editors/mend.py ") for line in lines)
     for changed in (lines[1:], [*lines, "more.py 0"], [lines[0][:-1] + "x", *lines[1:]]):
-        monkeypatch.setattr(provenance, "code_lines", lambda changed=changed: changed)
+        monkeypatch.setattr(provenance, "source_digests", lambda changed=changed: changed)
         assert provenance.code_fingerprint() != mine
 
 
 def test_one_byte_of_a_source_file_changes_its_line(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "__file__", str(tmp_path / "parallel/distributed.py"))
     (tmp_path / "a.py").write_text("x = 1\n")
-    before = distributed.code_lines()
+    before = distributed.source_digests()
     (tmp_path / "a.py").write_text("x = 2\n")
-    assert len(before) == 1 and before != distributed.code_lines()
+    assert len(before) == 1 and before != distributed.source_digests()
 
 
 def test_versions_are_of_all_packages_that_compute():

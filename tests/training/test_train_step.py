@@ -133,7 +133,7 @@ def test_editing_both_ways_is_editing_twice():
     def loss(batch, both_ways):
         _, (metrics, _, edit) = jax.jit(
             lambda: meta_loss(params, state, base, batch, editor=editor, model=module,
-                              weights=weights, both_ways=both_ways, train=False)
+                              weights=weights, edit_from_paraphrase=both_ways, train=False)
         )()  # fmt: skip
         return metrics, edit
 

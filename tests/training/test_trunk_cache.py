@@ -80,7 +80,7 @@ def test_states_are_those_of_the_trunk_and_are_kept(kind, where, facts, tmp_path
 def loss_of(module, weights):
     return functools.partial(
         meta_loss, editor=make_editor("mend", dict(rank=4)), model=module, weights=weights,
-        both_ways=True,
+        edit_from_paraphrase=True,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from mend_jax.apps.doctor import check_base, check_editing, check_machine, check
 from mend_jax.apps.doctor.check_config import check_of
 from mend_jax.apps.doctor.findings import Finding, any_failed, attempt, judged, refuse, refused
 from mend_jax.errors import MendError, is_out_of_memory
-from mend_jax.parallel.mesh import in_force
+from mend_jax.parallel.mesh import use_mesh
 from mend_jax.training.experiment import Experiment
 from mend_jax.training.step import TrainState
 
@@ -41,7 +41,7 @@ def examine(experiment: Experiment, workdir: Any, start: TrainState) -> Iterator
     if any_failed(findings):
         return
     try:
-        with in_force(experiment.mesh):
+        with use_mesh(experiment.mesh):
             yield from check_editing.check_editor(experiment, start)
     except MendError as e:  # of an editor that looks at texts and model as it is traced
         yield refused(check_of(e), e)

@@ -14,14 +14,14 @@ import numpy as np
 from mend_jax.apps.doctor.findings import Finding, judged, skipped
 from mend_jax.core.forward import scored_logits, trunk_states
 from mend_jax.core.losses import correct_tokens, masked_mean, token_nll
-from mend_jax.core.token_batch import Sequences
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.hub import text_encoding as encode
 from mend_jax.hub.input_formats import LABELS, input_format
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.tokenizer import Tokenizer
 from mend_jax.models.params import flatten
 from mend_jax.parallel.distributed import gather
-from mend_jax.parallel.mesh import in_force, mesh_of
+from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 from mend_jax.training.experiment import Experiment
 
 TEXT = (
@@ -53,14 +53,14 @@ SCRIPTS = {
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _nll(module: Any, params: Any, seqs: Sequences) -> jax.Array:
+def _nll(module: Any, params: Any, seqs: TokenBatch) -> jax.Array:
     """Mean nll of the scored tokens of each text [n]: float32[n]."""
     logits = scored_logits(module, params, trunk_states(module, params, seqs), seqs)
     return masked_mean(token_nll(logits, seqs.target), seqs.score_mask, axes=(-1,))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _right(module: Any, params: Any, seqs: Sequences) -> jax.Array:
+def _right(module: Any, params: Any, seqs: TokenBatch) -> jax.Array:
     logits = scored_logits(module, params, trunk_states(module, params, seqs), seqs)
     return correct_tokens(logits, seqs.target)
 
@@ -92,7 +92,7 @@ def check_base(experiment: Experiment) -> Finding:
             "base", False, f"{len(bad)} weights hold NaN or infinity: {', '.join(bad[:4])}",
             "finite weights", "the files are damaged or were converted wrongly: fetch them again",
         )  # fmt: skip
-    with in_force(mesh_of(model.params)):
+    with use_mesh(mesh_of_arrays(model.params)):
         if model.is_classifier:
             return _judges(experiment)
         return _knows_its_language(model)

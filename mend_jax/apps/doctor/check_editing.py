@@ -15,13 +15,13 @@ from mend_jax.apps.doctor.check_machine import check_memory
 from mend_jax.apps.doctor.findings import Finding, any_failed, judged, skipped
 from mend_jax.core.forward import make_problem, scored_logits
 from mend_jax.core.losses import masked_mean, token_nll
-from mend_jax.core.meta_loss import texts_of
+from mend_jax.core.meta_loss import token_batches
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.data.batches import batches
 from mend_jax.evaluation.evaluate_split import make_scorer
 from mend_jax.io import checksums
 from mend_jax.parallel.distributed import gather
-from mend_jax.parallel.mesh import local_edits, shard_batch
+from mend_jax.parallel.mesh import local_edit_numbers, shard_batch
 from mend_jax.training.build import build_train_step
 from mend_jax.training.experiment import Experiment
 from mend_jax.training.guards import GROUP_NORM
@@ -75,14 +75,14 @@ def check_editor(experiment: Experiment, start: TrainState) -> Iterator[Finding]
       start: the state that training begins with; it stays as it is.
     """
     c, editor, model = experiment.config, experiment.editor, experiment.model
-    before = checksums.of_arrays(model.params)
+    before = checksums.array_checksums(model.params)
     step = None
     if editor.trainable and c.train.steps > 0 and jax.tree.leaves(start.params):
         step, batch = train_step_of(experiment, start), longest_batch(experiment)
         lowered = step.lower(start, model.params, batch, np.int32(1))
     else:
         batch = next(experiment.eval_batches(experiment.validation, c.eval.edits_per_step))
-        batch = texts_of(shard_batch(experiment.mesh, batch))
+        batch = token_batches(shard_batch(experiment.mesh, batch))
         scorer = make_scorer(editor, model)
         lowered = scorer.lower(start.params, start.editor_state, model.params, batch)
 
@@ -114,7 +114,7 @@ def check_editor(experiment: Experiment, start: TrainState) -> Iterator[Finding]
         if any_failed([learning]):
             return
         found = probe(state)
-    yield check_edit(found, editor, checksums.of_arrays(model.params) == before)
+    yield check_edit(found, editor, checksums.array_checksums(model.params) == before)
 
 
 def train_step_of(experiment: Experiment, state: TrainState) -> Any:
@@ -132,9 +132,9 @@ def longest_batch(experiment: Experiment) -> dict[str, Any]:
     longest = max(parts, key=lambda part: part.texts["edit"].tokens.shape[-1])
     found = batches(
         [longest], edits_per_step=c.train.edits_per_step, edits_per_batch=c.data.edits_per_batch,
-        seed=c.seed, mine=local_edits(experiment.mesh, c.train.edits_per_step),
+        seed=c.seed, mine=local_edit_numbers(experiment.mesh, c.train.edits_per_step),
     )  # fmt: skip
-    return shard_batch(experiment.mesh, texts_of(next(found)))
+    return shard_batch(experiment.mesh, token_batches(next(found)))
 
 
 def few_steps(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from mend_jax.apps import run_command as command
-from mend_jax.errors import ConfigError, MendError, nearest, tell
+from mend_jax.errors import ConfigError, MendError, did_you_mean, report_error
 
 JSON = "--json"
 
@@ -55,14 +55,14 @@ def _main(argv: Sequence[str] | None) -> int:
         )
 
         if job not in jobs.JOBS:
-            raise ConfigError(f"job is {job!r}{nearest(str(job), [*jobs.JOBS])}")
+            raise ConfigError(f"job is {job!r}{did_you_mean(str(job), [*jobs.JOBS])}")
         found = []
         for finding in jobs.JOBS[job](config, workdir):  # each is told as it is made
             found.append(finding)
             if not as_json:
                 print("\n".join(finding.lines()), flush=True)
     except MendError as e:
-        return tell(e)
+        return report_error(e)
     bad = sum(f.failed for f in found)
     seconds = time.monotonic() - began
     if as_json:

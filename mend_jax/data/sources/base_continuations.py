@@ -18,7 +18,7 @@ from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.tokenizer import Tokenizer
 from mend_jax.models.base import Inputs
 from mend_jax.models.generation import generate, sampled
-from mend_jax.parallel.mesh import in_force, mesh_of
+from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 
 LEAST, MOST = 20, 48  # tokens of a prompt
 NEW = 10  # tokens of a target
@@ -95,7 +95,7 @@ def sample(model: LanguageModel, batch: Sequence[Start], size: int = BATCH) -> n
     hashes = [key_hash("sample", SEED, start.key) for start in filled]
     halves = np.asarray([(h >> 32, h & 0xFFFFFFFF) for h in hashes], np.uint32)
     keys = jax.random.wrap_key_data(halves, impl="threefry2x32")
-    with in_force(mesh_of(model.params)):
+    with use_mesh(mesh_of_arrays(model.params)):
         out = _sample(
             model.params, Inputs(tokens, mask), keys, np.float32(TEMPERATURE),
             module=model.module, max_new=NEW, eos_id=model.tokenizer.eos_id,

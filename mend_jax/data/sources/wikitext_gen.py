@@ -32,7 +32,7 @@ from mend_jax.data import prepared, raw_files, rows
 from mend_jax.data.sources import base_continuations, wikitext
 from mend_jax.data.sources.base_continuations import BATCH, MOST, NEW, TEMPERATURE, Start
 from mend_jax.data.text_normalisation import key_rng
-from mend_jax.errors import DataError, MendError, tell
+from mend_jax.errors import DataError, MendError, report_error
 from mend_jax.hub.language_model import LanguageModel, load_model
 from mend_jax.io.writers import Progress, write_text
 from mend_jax.models.abstract_model import DTYPES
@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_text(Path(args.out), text)
             print(f"rows: {args.out}")
     except MendError as e:
-        return tell(e)
+        return report_error(e)
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mend_jax.evaluation.reports.values import finite_number
-from mend_jax.io.writers import duration
+from mend_jax.io.writers import format_duration
 
 DASH = "–"
 _DISPLAY_NAMES = {"mend": "MEND", "fine_tune": "fine-tuning"}
@@ -23,7 +23,7 @@ def format_value(value: Any, kind: str = "plain") -> str:
         "percent": f"{100 * x:.1f}%",
         "points": f"{100 * x:.1f}",
         "count": f"{round(x):,}".replace(",", "\u202f"),
-        "time": duration(x) if x >= 60 else f"{x:.3g} s",
+        "time": format_duration(x) if x >= 60 else f"{x:.3g} s",
         "bytes": f"{x / 1e9:.2f} GB" if x >= 1e9 else f"{x / 1e6:.0f} MB",
         "plain": f"{x:.3g}" if abs(x) < 1000 else f"{x:.0f}",
     }

@@ -100,8 +100,8 @@ def save(
         raise ValueError(f"a validation loss of {val_loss} cannot rank step {step}")
     finish(manager)
     sealed = {**meta, "format": migration.FORMAT, SCORE: val_loss}
-    sealed = json.loads(json.dumps(sealed | {"arrays": checksums.of_arrays(state)}))
-    sealed["sha256"] = checksums.of_json(sealed)
+    sealed = json.loads(json.dumps(sealed | {"arrays": checksums.array_checksums(state)}))
+    sealed["sha256"] = checksums.json_checksum(sealed)
     with _named_errors(manager):
         before = _set_before_aside(manager, step) if replace else None
         manager.save(
@@ -198,7 +198,7 @@ def restore_state(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
     stored = migration.as_stored(abstract, number)
     state = _restored(manager, step, state=ocp.args.StandardRestore(stored))
     if (wanted := meta.get("arrays")) is not None:
-        found = checksums.of_arrays(state)
+        found = checksums.array_checksums(state)
         others = sorted(k for k in {*wanted, *found} if wanted.get(k) != found.get(k))
         if others:
             raise _damage(manager, step, f"{len(others)} arrays are not those saved: {others[:3]}")
@@ -212,7 +212,7 @@ def _stored_meta(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, A
         raise _damage(manager, step, "its meta is no JSON object")
     if "format" in meta or "sha256" in meta:
         signed = meta.pop("sha256", None)
-        if signed != checksums.of_json(meta):
+        if signed != checksums.json_checksum(meta):
             raise _damage(manager, step, "its meta is not what was saved")
         score = (manager.metrics(step) or {}).get(SCORE)
         if score != meta[SCORE]:

@@ -51,7 +51,7 @@ def _score_of_meta(step: Path, score_name: str) -> float | None:
     except (OSError, ValueError, AttributeError, LookupError, TypeError):
         return None
     score = meta.get(score_name)
-    return score if signed == checksums.of_json(meta) and isinstance(score, float) else None
+    return score if signed == checksums.json_checksum(meta) and isinstance(score, float) else None
 
 
 def move_aside(directory: Path, step: int) -> None:
