@@ -35,7 +35,7 @@ class Member:
 
     path: str
     n_bytes: int
-    file_sha256: str
+    sha256: str
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class Wheel:
 
     requirement: str
     file: str
-    file_sha256: str
+    sha256: str
     members: tuple[Member, ...]
 
 
