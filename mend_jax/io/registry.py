@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, NoReturn, TypeVar, cast
 
-from mend_jax.errors import ConfigError, nearest
+from mend_jax.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         if name not in self:
             raise ConfigError(
-                f"{where} is {name!r}{nearest(name, list(self))}; known {self.kind}s: "
+                f"{where} is {name!r}{did_you_mean(name, list(self))}; known {self.kind}s: "
                 f"{sorted(self)}"
             )
         return self[name]
