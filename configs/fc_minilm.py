@@ -24,8 +24,8 @@ def get_config(variant=""):
     c.data.max_len = 32  # 9 of 1,660 test rows are longer
     c.data.max_target = 1  # the judgement
     c.data.far_len = 32
-    c.data.pack = ()
-    c.train.far_scored = 1
+    c.data.length_buckets = ()
+    c.train.far_scored_tokens = 1
     c.eval.max_new_tokens = 1
     if variant == "":
         c.train.steps = 800

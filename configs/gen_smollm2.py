@@ -20,14 +20,14 @@ def get_config(variant=""):
     """Variants: "" and "smoke" (the same in under two minutes, for CI)."""
     c = load_config("quickstart.py" + {"": "", "smoke": ":lean"}[variant])
     c.data.name = "wikitext_gen" if variant == "" else "wikitext_gen/small"
-    c.data.far = "wikitext"
+    c.data.far_source = "wikitext"
     c.data.max_len = 60
     c.data.max_target = 12
     c.data.far_len = 48
-    c.data.pack = (36, 44, 52) if variant == "" else ()  # tokens: median 40, most 58
+    c.data.length_buckets = (36, 44, 52) if variant == "" else ()  # tokens: median 40, most 58
     c.train.c_edit = 0.1  # the paper's
     c.train.clip = 0.5
-    c.train.far_scored = 12
+    c.train.far_scored_tokens = 12
     c.eval.max_new_tokens = 12
     if variant == "":
         c.train.steps = 750  # one pass over the 3,000 passages

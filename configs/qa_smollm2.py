@@ -24,12 +24,12 @@ def get_config(variant=""):
     c.data.max_len = 26
     c.data.max_target = 10
     c.data.far_len = 26
-    c.data.pack = (16, 20) if variant != "smoke" else ()
+    c.data.length_buckets = (16, 20) if variant != "smoke" else ()
     c.train.c_edit = 0.25 if variant == "paper" else 0.12
     c.train.near_share = 0.0 if variant == "paper" else 0.05
     c.train.clip = 0.5  # norms are 0.1 to 0.5; at 100 a rare batch threw the editor off
     c.eval.max_new_tokens = 12
-    c.eval.also = ("zsre/mend",)  # the published form, with one-hop questions
+    c.eval.extra_data_sets = ("zsre/mend",)  # the published form, with one-hop questions
     if variant != "smoke":
         c.train.steps = 1800 if variant == "paper" else 1400
         c.train.val_every = c.train.steps // 4

@@ -34,10 +34,11 @@ TIMES = {"seconds_per_edit", "peak_memory_bytes", "seconds_total", "seconds", "i
 TINY = {
     "model.last_n_blocks": 1, "model.edit_roles": "('mlp/down',)", "data.train_edits": 48,
     "data.name": "world_facts/offline", "data.max_len": 96, "data.max_target": 24,
-    "data.far_len": 12, "data.pack": "()", "train.both_ways": False, "train.edits_per_step": 2,
+    "data.far_len": 12, "data.length_buckets": "()", "train.edit_from_paraphrase": False,
+    "train.edits_per_step": 2,
     "train.doctor": False, "train.val_edits": 4, "train.val_every": 7,
     "train.checkpoint_every": 3, "train.log_every": 1,
-    "train.keep": "best", "eval.edits": 4, "eval.edits_per_step": 4, "eval.examples": 2,
+    "train.keep_checkpoint": "best", "eval.edits": 4, "eval.edits_per_step": 4, "eval.examples": 2,
     "eval.max_new_tokens": 24, "editor.options.rank": 4,
 }  # fmt: skip
 CONFIG = """

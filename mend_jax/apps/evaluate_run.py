@@ -31,16 +31,16 @@ from mend_jax.parallel.distributed import gather, is_writer
 from mend_jax.parallel.mesh import shard_batch
 from mend_jax.parallel.sharding import EDITOR_RULES, place
 from mend_jax.training import config as configs
-from mend_jax.training.calibration import survey
+from mend_jax.training.calibration import calibrate
 from mend_jax.training.experiment import Experiment, Split
 from mend_jax.training.provenance import code_fingerprint
 from mend_jax.training.step import TrainState
-from mend_jax.training.threshold_tuning import sweep
+from mend_jax.training.threshold_tuning import tune_threshold
 
 Between = Callable[[], None]
 
 
-def appraise(
+def evaluate_run(
     experiment: Experiment, state: TrainState, workdir: Any, between: Between
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The entries `eval`, `also` and `baselines` of results.json, and examples.
@@ -54,7 +54,7 @@ def appraise(
     c = experiment.config
     own = (experiment.editor, state.params, state.editor_state)
     run_mark = {
-        "config": checksums.json_checksum(configs.plain(c)), "base": experiment.model.fingerprint,
+        "config": checksums.json_checksum(configs.to_json_dict(c)), "base": experiment.model.fingerprint,
         "code": code_fingerprint(),
     }  # fmt: skip
 
@@ -81,10 +81,10 @@ def appraise(
         if not turns:
             return {}
         of = {"of": name, "turns": list(turns), "n": c.data.edits_per_batch}
-        of |= {"rows": rows_mark(experiment.in_turn), **mark}
+        of |= {"rows": rows_mark(experiment.sequential_rows), **mark}
         transform, params, state = _placed(experiment, editor)
         found = evaluate_sequential_edits(
-            transform, params, state, experiment.model, experiment.in_turn.encoded,
+            transform, params, state, experiment.model, experiment.sequential_rows.encoded,
             checkpoints=turns, facts_per_edit=c.data.edits_per_batch, between=between,
             log=ScoredBatches(file("sequential", name, ".jsonl"), of),
             saved=SequentialState(file("sequential", name, ".npz"), of),
@@ -99,9 +99,9 @@ def appraise(
         experiment.test, own, "", per_step, c.eval.examples, mark
     )  # fmt: skip
     results["eval"] |= in_turn(own, "", c.eval.sequential, mark)
-    for name, split in experiment.also.items():
+    for name, split in experiment.extra_test_sets.items():
         results["also"][name], _ = judge(split, own, f"also {name}", per_step, 0, mark)
-    if experiment.probes is not None:
+    if experiment.ability_texts is not None:
         of = {"of": "ability", "at_once": per_step, "rows": rows_mark(experiment.test), **mark}
         log = ScoredBatches(file("ability", "", ".jsonl"), of)
         results["eval"]["ability"] = _general_ability(experiment, own, between, log)
@@ -135,7 +135,7 @@ def _general_ability(
     log: ScoredBatches,
 ) -> dict[str, Any]:
     """What `eval.ability_edits` edits of the test split do to texts and facts that all share."""
-    c, model, probes = experiment.config.eval, experiment.model, experiment.probes
+    c, model, probes = experiment.config.eval, experiment.model, experiment.ability_texts
     split = experiment.subset(experiment.test, c.ability_edits)
     transform, params, state = _placed(experiment, editor)
 
@@ -178,8 +178,8 @@ def _baseline(
     editor = make_editor(options.pop("editor", name), options)
     key = jax.random.key(experiment.config.seed)
     params, state = editor.init(key, experiment.model.weights)
-    state = survey(experiment, editor, params, state)
-    return (editor, *sweep(experiment, editor, params, state)), split, per_step
+    state = calibrate(experiment, editor, params, state)
+    return (editor, *tune_threshold(experiment, editor, params, state)), split, per_step
 
 
 def _judge(

@@ -36,7 +36,7 @@ from mend_jax.training.config_schema import Key, check_keys, refuse
 from mend_jax.training.experiment import choose_rows
 from mend_jax.training.fact_checker import train
 from mend_jax.training.provenance import code_fingerprint, hardware, versions
-from mend_jax.training.run_folder import occupied, prepare, read_results
+from mend_jax.training.run_folder import locked_folder, prepare_folder, read_results
 
 KEYS = {
     "job": Key(str, choices=("finetune",)),
@@ -74,10 +74,10 @@ def finetune(
     check(config)
     if jax.process_count() > 1:
         raise ConfigError("fine-tuning runs in one process: start it on one host")
-    workdir = prepare(workdir)
+    workdir = prepare_folder(workdir)
     if is_remote(workdir):
         raise ConfigError(f"--workdir {workdir}: fine-tuning needs a local folder, for its model")
-    with occupied(workdir):
+    with locked_folder(workdir):
         return _finetune(config, workdir, config_name, began)
 
 
@@ -87,7 +87,7 @@ def _finetune(
     """`finetune` in a folder that is its own, begun at that time."""
     finished = read_results(workdir)
     if finished is not None:
-        mine = {"config": configs.plain(config)}
+        mine = {"config": configs.to_json_dict(config)}
         checkpoints.refuse_other_run({"config": finished["config"]}, mine, workdir)
         say(f"{workdir} is finished")
         say(headline(finished))
@@ -118,7 +118,7 @@ def _finetune(
     }
     results = {
         "config_name": config_name,
-        "config": configs.plain(config),
+        "config": configs.to_json_dict(config),
         "base": {"spec": model.spec, "fingerprint": model.fingerprint},
         "model": {"fingerprint": hub.fingerprint(unstack_trunk(params))},
         "data": {

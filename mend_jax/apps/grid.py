@@ -50,10 +50,10 @@ def cell(
       method: what the table calls it; cells of one method make a curve.
       values: settings by dotted key, on top of that config.
       seeds: one run each.
-      start: another cell, whose editor of the same seed each run begins with (`editor.start`); it
-        runs first.
+      start: another cell, whose editor of the same seed each run begins with (`editor.init_from`);
+        it runs first.
     """
-    given = dict(config=config, method=method, settings=configs.settings(values), start=start)
+    given = dict(config=config, method=method, settings=configs.as_overrides(values), start=start)
     return ml_collections.ConfigDict(given | dict(seeds=tuple(seeds)))
 
 
@@ -134,14 +134,14 @@ def _checked(config: ml_collections.ConfigDict, name: str) -> ml_collections.Con
 
 
 def _at(config: ml_collections.ConfigDict, key: str) -> Any:
-    return value_at(configs.plain(config), key)
+    return value_at(configs.to_json_dict(config), key)
 
 
 def flags_of(config: ml_collections.ConfigDict, name: str, seed: int, start: Any = "") -> list[str]:
     """The command line of one run of a cell, which begins with the editor of the folder `start`."""
     one = config.cells[name]
     settings = [*one.settings, *config.settings, f"seed={seed}"]
-    settings += [f"editor.start={start}"] if start else []
+    settings += [f"editor.init_from={start}"] if start else []
     return [f"--config={one.config}", *(f"--config.{setting}" for setting in settings)]
 
 
@@ -204,7 +204,7 @@ def run_grid(
         ]
         return {
             "config_name": config_name,
-            "config": configs.plain(config),
+            "config": configs.to_json_dict(config),
             "title": config.title,
             "rows": rows,
             "failed": failed,

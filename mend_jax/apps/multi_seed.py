@@ -29,7 +29,7 @@ ALSO = (
     "success", "portability.success_exact", "locality.more_near.argmax_agreement",
     "locality.far.argmax_agreement",
 )  # fmt: skip
-"""Of the further test sets (`eval.also`)."""
+"""Of the further test sets (`eval.extra_data_sets`)."""
 
 
 def table(summary: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:

@@ -22,7 +22,7 @@ BASES = {"": "qa_smollm2.py", "smoke": "qa_smollm2.py:smoke"}
 BUDGET = {
     "train.steps": 240, "train.val_every": 240, "train.checkpoint_every": 60,
     "train.val_edits": 20, "train.trunk_cache": "disk", "eval.edits": 200,
-    "eval.edits_per_step": 10, "eval.examples": 0, "eval.also": (), "eval.baselines": {},
+    "eval.edits_per_step": 10, "eval.examples": 0, "eval.extra_data_sets": (), "eval.baselines": {},
     "train.doctor": False,
 }  # fmt: skip
 SEEDS = (0, 1, 2)
@@ -40,7 +40,7 @@ _DOWN = {"model.edit_roles": ("mlp/down",)}  # the matrix that ROME and MEMIT ar
 _SEARCH = dict(steps=40, n_prefixes=2)
 _MIDDLE = {"model.edit_roles": tuple(f"block_{i}/mlp/down" for i in range(20, 25))}
 _SWEPT = {"train.val_edits": 64}  # on which the cache's threshold is chosen
-_SHOWN = {"train.survey_texts": 2048}  # some 30,000 keys for a second moment of 1536 x 1536
+_SHOWN = {"train.calibration_texts": 2048}  # some 30,000 keys for a second moment of 1536 x 1536
 
 NEWLINE = 198
 """The token of a new line in SmolLM2's vocabulary: it stands between a fact and the text."""
@@ -184,7 +184,7 @@ def method_cells(
                 if (
                     transform.sequential_training is not None
                 ):  # a step is a stream, of two edits at least
-                    values["train.both_ways"] = False
+                    values["train.edit_from_paraphrase"] = False
                     edits = values.get("train.edits_per_step", 4)
                     values["train.edits_per_step"] = max(2, edits)
                 seeds = SEEDS if editor == "mend" and not variant else (0,)
@@ -198,7 +198,11 @@ def settings_of(
     """All settings of a cell's runs; a smoke variant keeps the sizes of the smoke that it is of."""
     smoke = variant == "smoke"
     small = {"rank": 32} if smoke and "rank" in options and "n_hidden" in options else {}
-    sizes = {k: v for k, v in BUDGET.items() if not smoke or k in ("eval.also", "eval.baselines")}
+    sizes = {
+        k: v
+        for k, v in BUDGET.items()
+        if not smoke or k in ("eval.extra_data_sets", "eval.baselines")
+    }
     kept = {k: v for k, v in settings.items() if not (smoke and k in BUDGET)}
     return sizes | {"editor.name": editor, "editor.options": dict(options) | small} | kept
 
@@ -226,7 +230,7 @@ def table5(variant: str = "") -> Any:
             start = f"{editor}_{_PACE[n][3]}" if n > 1 and editor in LEARN else ""
             more |= _ON if start and not small else {}
             if start and editor in _SUMS:
-                more |= {"editor.start_scale": round((_PACE[n][3] / n) ** 0.5, 4)}
+                more |= {"editor.init_step_size_scale": round((_PACE[n][3] / n) ** 0.5, 4)}
             found = {editor: method_cells(variant, [editor], more, start)[editor]}
             cells |= {f"{name}_{n}": with_one_seed(one) for name, one in found.items()}
     return new_grid("Many facts in one edit (the paper's Table 5)", cells)
@@ -239,12 +243,13 @@ def batch_settings(n: int, small: bool) -> dict[str, Any]:
         return values | {"train.edits_per_step": 2, "eval.edits_per_step": 2, "eval.edits": 10}
     if n == 1:  # as in Table 4, but for what `_TOGETHER` has
         return values
-    edits, both_ways, steps, _ = _PACE[n]
+    edits, edit_from_paraphrase, steps, _ = _PACE[n]
     return values | {
-        "train.edits_per_step": edits, "train.both_ways": both_ways, "train.steps": steps,
+        "train.edits_per_step": edits, "train.edit_from_paraphrase": edit_from_paraphrase,
+        "train.steps": steps,
         "train.val_every": steps, "train.checkpoint_every": max(1, steps // 4),
         "train.log_every": 1 if n > 5 else 10, "train.val_edits": -(-20 // n) * n,
-        "data.pack": (), "eval.edits": -(-200 // n) * n,
+        "data.length_buckets": (), "eval.edits": -(-200 // n) * n,
         "model.text_chunk": CHUNK if n > CHUNK else 0,
         "eval.edits_per_step": max(1, 10 // n),
     }  # fmt: skip

@@ -58,7 +58,7 @@ class Run:
         found = read_results(self.folder)
         if found is not None:
             config, _, _ = command.parse(self.flags)
-            mine = {"config": configs.plain(config)}
+            mine = {"config": configs.to_json_dict(config)}
             checkpoints.refuse_other_run({"config": found["config"]}, mine, self.folder)
         return found
 

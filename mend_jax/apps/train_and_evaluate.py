@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from mend_jax.apps import doctor
-from mend_jax.apps.evaluate_run import appraise
+from mend_jax.apps.evaluate_run import evaluate_run
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, locality_weights, token_batches
 from mend_jax.data import DataSet
 from mend_jax.errors import CheckpointError, ConfigError, Preempted
@@ -30,14 +30,20 @@ from mend_jax.tpu.mesh_choice import mesh_sizes
 from mend_jax.training import checkpoints, step_sizes
 from mend_jax.training import config as configs
 from mend_jax.training.build import build_train_step
-from mend_jax.training.calibration import survey
+from mend_jax.training.calibration import calibrate
 from mend_jax.training.experiment import Experiment, open_experiment
 from mend_jax.training.loop import train
 from mend_jax.training.provenance import code_fingerprint, hardware, versions
-from mend_jax.training.run_folder import need_room, occupied, prepare, read_config, read_results
-from mend_jax.training.run_state import Plan, Record, resume
+from mend_jax.training.run_folder import (
+    locked_folder,
+    prepare_folder,
+    read_config,
+    read_results,
+    require_disk_space,
+)
+from mend_jax.training.run_state import LoopSettings, RunState, resume
 from mend_jax.training.step import TrainState
-from mend_jax.training.threshold_tuning import sweep
+from mend_jax.training.threshold_tuning import tune_threshold
 from mend_jax.training.trained_editor import Editor
 from mend_jax.training.trunk_cache import TrunkCache
 
@@ -56,8 +62,8 @@ def train_and_evaluate(
     began = time.monotonic()
     distributed.require_agreement("config", configs.to_json(config).splitlines())
     distributed.require_agreement("code", distributed.source_digests())
-    workdir = prepare(workdir)
-    with occupied(workdir):
+    workdir = prepare_folder(workdir)
+    with locked_folder(workdir):
         return _run(config, workdir, config_name, began)
 
 
@@ -70,7 +76,7 @@ def _run(
     distributed.require_agreement("state of --workdir", [f"finished: {finished is not None}"])
     if finished is not None:
         theirs = {"config": finished["config"]}
-        checkpoints.refuse_other_run(theirs, {"config": configs.plain(config)}, workdir)
+        checkpoints.refuse_other_run(theirs, {"config": configs.to_json_dict(config)}, workdir)
         if distributed.is_writer():
             say(f"{workdir} is finished: writing its report again")
             run_report.write(workdir)
@@ -91,13 +97,13 @@ def _run(
     manager = checkpoints.open_manager(workdir / "checkpoints")
     with use_mesh(experiment.mesh), distributed.StopRequest() as stop:
         state, record = train_editor(experiment, workdir, manager, stop)
-        between = stop_between(stop, config.train.steps, workdir)
-        appraised, examples = appraise(experiment, state, workdir, between)
+        between = stop_check(stop, config.train.steps, workdir)
+        evaluated, examples = evaluate_run(experiment, state, workdir, between)
     trained = int(manager.latest_step() or 0)
     manager.close()
     results = {
         "config_name": config_name,
-        "config": configs.plain(config),
+        "config": configs.to_json_dict(config),
         "base": {
             "spec": experiment.model.spec,
             "fingerprint": experiment.model.fingerprint,
@@ -113,7 +119,7 @@ def _run(
             "kept_step": int(state.step),
             "editor_parameters": count(state.params),
         },
-        **appraised,
+        **evaluated,
         "seconds_total": time.monotonic() - began,
     }
     results["eval"]["peak_memory_bytes"] = peak_memory_bytes()
@@ -127,7 +133,7 @@ def _run(
     return results
 
 
-def stop_between(stop: distributed.StopRequest, steps: int, workdir: Any) -> Callable[[], None]:
+def stop_check(stop: distributed.StopRequest, steps: int, workdir: Any) -> Callable[[], None]:
     """What evaluation calls between its batches: raises Preempted when a stop was requested.
 
     The polls count on from the steps of training.
@@ -146,8 +152,8 @@ def stop_between(stop: distributed.StopRequest, steps: int, workdir: Any) -> Cal
 
 def train_editor(
     experiment: Experiment, workdir: Any, manager: Any, stop: distributed.StopRequest
-) -> tuple[TrainState, Record]:
-    """Trains from where the folder stands; returns the state that `train.keep` asks for."""
+) -> tuple[TrainState, RunState]:
+    """Train from the newest checkpoint; return the state that `train.keep_checkpoint` names."""
     c = experiment.config
     log = JsonLines(workdir / "metrics.jsonl", distributed.is_writer())
     batches = experiment.train_batches()
@@ -157,9 +163,9 @@ def train_editor(
         write_text(workdir / "config.json", configs.to_json(c) + "\n")
         log.rewind(int(state.step))
     if manager.latest_step() is None:
-        state = begun(experiment, state)
+        state = initial_state(experiment, state)
         if c.train.doctor:
-            see_doctor(experiment, workdir, state)
+            run_doctor(experiment, workdir, state)
     if not experiment.editor.trainable or c.train.steps == 0:
         if manager.latest_step() is None:  # so that Editor.restore finds it
             checkpoints.save(manager, 0, state, mine, None)
@@ -186,23 +192,23 @@ def train_editor(
             c, experiment.editor, experiment.tx, experiment.model,
             jax.tree.map(lambda leaf: leaf.sharding, state),
         )  # fmt: skip
-        plan = Plan(**{f.name: c.train[f.name] for f in dataclasses.fields(Plan)})
+        plan = LoopSettings(**{f.name: c.train[f.name] for f in dataclasses.fields(LoopSettings)})
         logs = step_sizes.are_logs(c.editor.options)
-        need_room(workdir, state, len(manager.all_steps()))
-        with placing(experiment) as place:
+        require_disk_space(workdir, state, len(manager.all_steps()))
+        with batch_placement(experiment) as place:
             state = train(
                 state, experiment.model.params, batches, place=place, plan=plan,
                 train_step=step, validate=validate_state, manager=manager, meta=mine,
                 record=record, log=log, stop=stop,
                 sizes=lambda state: step_sizes.step_sizes(state.params, logs),
             )  # fmt: skip
-    if c.train.keep == "best" and record.best_step not in (0, int(state.step)):
+    if c.train.keep_checkpoint == "best" and record.best_step not in (0, int(state.step)):
         state = checkpoints.restore_state(manager, record.best_step, state)
     return state, record
 
 
 @contextlib.contextmanager
-def placing(experiment: Experiment) -> Iterator[Callable[[Any], Any]]:
+def batch_placement(experiment: Experiment) -> Iterator[Callable[[Any], Any]]:
     """How batches reach the devices, with trunk states where they are kept (train.trunk_cache)."""
     c, mesh = experiment.config.train, experiment.mesh
     if not c.trunk_cache:
@@ -221,40 +227,40 @@ def placing(experiment: Experiment) -> Iterator[Callable[[Any], Any]]:
         say(f"trunk states: {cache.hits} of {cache.rows} that training asked for were kept already")
 
 
-def begun(experiment: Experiment, fresh: TrainState) -> TrainState:
-    """The state of the first step: what `editor.start` learned, or a fresh one after its survey
+def initial_state(experiment: Experiment, fresh: TrainState) -> TrainState:
+    """The state of the first step: what `editor.init_from` learned, or a fresh one after its survey
     and sweep.
 
     Where training goes on with another number of facts an edit, statistics begin anew: deltas are
     those of a mean over the facts, so of another size, which old statistics would take long to see.
-    The step sizes that were learned are multiplied by `editor.start_scale`.
+    The step sizes that were learned are multiplied by `editor.init_step_size_scale`.
 
     Raises:
       CheckpointError: that run's editor is not this config's, or of another base.
       ConfigError: there is nothing to begin with, or no step sizes, and they are to be scaled.
     """
-    start, scale = experiment.config.editor.start, experiment.config.editor.start_scale
+    start, scale = experiment.config.editor.init_from, experiment.config.editor.init_step_size_scale
     if not start:
         if scale != 1.0:
             raise ConfigError(
-                f"editor.start_scale is {scale} and editor.start is empty: name the folder of the "
-                "run to begin with, or leave the scale at 1.0"
+                f"editor.init_step_size_scale is {scale} and editor.init_from is empty: name the "
+                "folder of the run to begin with, or leave the scale at 1.0"
             )
-        seen = survey(experiment, experiment.editor, fresh.params, fresh.editor_state)
-        params, state = sweep(experiment, experiment.editor, fresh.params, seen)
+        seen = calibrate(experiment, experiment.editor, fresh.params, fresh.editor_state)
+        params, state = tune_threshold(experiment, experiment.editor, fresh.params, seen)
         return fresh.replace(params=params, editor_state=state)
     theirs = Editor.restore(start, experiment.model)
     learned = {"params": theirs.params, "editor_state": theirs.state}
     mine = {name: getattr(fresh, name) for name in learned}
     if jax.tree.map(jnp.shape, learned) != jax.tree.map(jnp.shape, mine):
         raise CheckpointError(
-            f"editor.start: the editor of {start} has other parameters than editor.name "
+            f"editor.init_from: the editor of {start} has other parameters than editor.name "
             f"{experiment.config.editor.name!r} with these editor.options; give those of that "
             f"run's config.json"
         )
     facts = read_config(as_path(start)).data.edits_per_batch
     if experiment.config.train.steps and facts != experiment.config.data.edits_per_batch:
-        learned["editor_state"] = survey(
+        learned["editor_state"] = calibrate(
             experiment, experiment.editor, theirs.params, fresh.editor_state
         )
     if scale != 1.0:
@@ -265,7 +271,7 @@ def begun(experiment: Experiment, fresh: TrainState) -> TrainState:
     return fresh.replace(**learned)
 
 
-def see_doctor(experiment: Experiment, workdir: Any, state: TrainState) -> None:
+def run_doctor(experiment: Experiment, workdir: Any, state: TrainState) -> None:
     """Checks the run before its hours are spent; TrainingError, or a PeerError, where it fails."""
     began = time.monotonic()
     findings = list(doctor.examine(experiment, workdir, state))
@@ -289,9 +295,9 @@ def describe_data(experiment: Experiment) -> dict[str, Any]:
             name: {
                 "test": len(split),
                 "left_out": dict(split.encoded.dropped),
-                **described(experiment.further[name]),
+                **described(experiment.extra_data_sets[name]),
             }
-            for name, split in experiment.also.items()
+            for name, split in experiment.extra_test_sets.items()
         },
     }
 

@@ -24,8 +24,8 @@ def with_far(rows: Sequence[Row], texts: Sequence[Mapping[str, Any]]) -> list[Ro
     """
     if not all(text["far"].strip() for text in texts):
         raise DataError(
-            "data.far names a data set whose rows hold no unrelated texts: use nq_open, wikitext "
-            "or texts/FOLDER"
+            "data.far_source names a data set whose rows hold no unrelated texts: use nq_open, "
+            "wikitext or texts/FOLDER"
         )
     spoken = [f" {' '.join(said(text['far']))} " for text in texts]
     about = [same_name(text.get("subject", "")) for text in texts]
@@ -43,7 +43,7 @@ def with_far(rows: Sequence[Row], texts: Sequence[Mapping[str, Any]]) -> list[Ro
         if pick is None:
             raise DataError(
                 f"every far text speaks of {row['subject']!r} or {row['target']!r} (row "
-                f"{row['key']!r}): name a larger source in data.far"
+                f"{row['key']!r}): name a larger source in data.far_source"
             )
         text = texts[pick]
         found.append({**row, "far": text["far"], "far_answer": text["far_answer"]})

@@ -31,7 +31,9 @@ def by_length(rows: EncodedRows, limits: Sequence[int], least: int) -> list[Enco
       DataError: limits that do not rise, or a last part that does not fill a step.
     """
     if list(limits) != sorted(set(limits)) or any(limit < 2 for limit in limits):
-        raise DataError(f"data.pack is {tuple(limits)}: give rising lengths of at least 2 tokens")
+        raise DataError(
+            f"data.length_buckets is {tuple(limits)}: give rising lengths of at least 2 tokens"
+        )
     if not limits:
         return [rows]
     if rows.texts["edit"].source is not None:  # questions and answers have lengths of their own
@@ -49,7 +51,7 @@ def by_length(rows: EncodedRows, limits: Sequence[int], least: int) -> list[Enco
     if 0 < len(rest) < least:
         raise DataError(
             f"only {len(rest)} rows are longer than {limits[-1]} tokens, fewer than the {least} of "
-            "one step: drop the last length of data.pack or lower data.max_len"
+            "one step: drop the last length of data.length_buckets or lower data.max_len"
         )
     return [*parts, _part(rows, rest, None)] if len(rest) else parts
 

@@ -32,7 +32,7 @@ def malmen(
     at a time, as in section 4.2; see `massive.ridge_editor`.
 
     Deviations: the step sizes and the ridges have a rate of their own in training
-    (`train.layer_lr_lr`), the original moves all by one; its statistics also take in the
+    (`train.step_size_lr`), the original moves all by one; its statistics also take in the
     corrections that it is tested on.
 
     Args:

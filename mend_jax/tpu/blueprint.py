@@ -18,7 +18,7 @@ from mend_jax.hub.published_configs import PUBLISHED
 from mend_jax.hub.text_encoding import limit_scored_positions, stack_batches
 from mend_jax.models.abstract_model import DTYPES, AbstractModel, abstract_model
 from mend_jax.models.params import nest
-from mend_jax.training.build import abstract_state, build_editor, build_optimizer, lengths_of
+from mend_jax.training.build import abstract_state, build_editor, build_optimizer, text_lengths
 from mend_jax.training.config_schema import check
 from mend_jax.training.step import TrainState
 
@@ -43,7 +43,7 @@ class Blueprint:
 
     def batch(self, edits: int, training: bool) -> dict[str, Any]:
         """The texts of a step of `edits` edits, ShapeDtypeStructs with leading axes [E, n]."""
-        c, lengths = self.config.data, lengths_of(self.config)
+        c, lengths = self.config.data, text_lengths(self.config)
         form, words = (
             input_format(self.abstract_model.module),
             _Words(self.abstract_model.module.kind),
@@ -51,7 +51,7 @@ class Blueprint:
         qa = form.fact(words, "a", "b", lengths.max_len, lengths.max_target, append_eos=False)
         near = form.near(words, "a", "b", lengths.max_len, lengths.max_target)
         far = stack_batches([form.text(words, "a b c", lengths.far_len)])
-        far = limit_scored_positions(far, self.config.train.far_scored) if training else far
+        far = limit_scored_positions(far, self.config.train.far_scored_tokens) if training else far
         kinds = dict(edit=qa, rephrase=qa, near=near, far=jax.tree.map(lambda a: a[0], far))
         lead = (edits, c.edits_per_batch)
         return {
@@ -90,7 +90,7 @@ def draw(config: ml_collections.ConfigDict) -> Blueprint:
     published = PUBLISHED.get(c.spec)
     hf_config = published if published is not None else hub.read_config(hub.resolve(c.spec))
     sketch = abstract_model(
-        hf_config, c.last_n_blocks, c.edit_roles, c.dtype, c.remat, c.text_chunk, c.head_chunk
+        hf_config, c.last_n_blocks, c.edit_roles, c.dtype, c.remat, c.text_chunk, c.logits_chunk
     )
     dtype = DTYPES[c.dtype]
     base = nest({p: jax.ShapeDtypeStruct(s, dtype) for p, s in sketch.shapes().items()})

@@ -86,7 +86,8 @@ def needs_of(blueprint: Blueprint) -> Needs:
     vocab = 2 if sketch.module.kind == "classifier" else model.vocab_size
     return Needs(
         blueprint.base, blueprint.state, model.n_heads,
-        c.train.edits_per_step * (2 if c.train.both_ways else 1), sum(sizes), scored, model.d_model,
+        c.train.edits_per_step * (2 if c.train.edit_from_paraphrase else 1),
+        sum(sizes), scored, model.d_model,
         max(max(w.d_in, w.d_out) for w in sketch.weights), vocab,
         sum(s.n_layer for s in stacks), sum(s.n_top for s in stacks),
         jax.tree.leaves(blueprint.base)[0].dtype.itemsize,

@@ -24,7 +24,7 @@ from mend_jax.training.step import (
 )
 
 
-def lengths_of(config: ml_collections.ConfigDict) -> Lengths:
+def text_lengths(config: ml_collections.ConfigDict) -> Lengths:
     c = config.data
     return Lengths(c.max_len, c.max_target, c.far_len, c.append_eos, c.template)
 
@@ -38,7 +38,7 @@ def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransfor
     c = config.train
     return make_optimizer(
         lr=c.lr,
-        layer_lr_lr=c.layer_lr_lr,
+        step_size_lr=c.step_size_lr,
         clip=c.clip,
         accumulate=c.accumulate,
         warmup=c.warmup,
@@ -56,7 +56,7 @@ def build_model(config: ml_collections.ConfigDict, mesh: Any = None) -> Language
         dtype=c.dtype,
         remat=c.remat,
         text_chunk=c.text_chunk,
-        logits_chunk=c.head_chunk,
+        logits_chunk=c.logits_chunk,
         mesh=mesh,
     )
 
@@ -68,8 +68,8 @@ def build_train_step(
     c = config.train
     return make_train_step(
         editor, tx, model=model.module, weights=model.weights, c_loc=c.c_loc,
-        near_share=c.near_share, edit_from_paraphrase=c.both_ways,
-        skip_non_finite=c.skip_non_finite,
+        near_share=c.near_share, edit_from_paraphrase=c.edit_from_paraphrase,
+        max_non_finite_steps=c.max_non_finite_steps,
         c_edit=success_weight(c.c_edit_start, c.c_edit, c.steps), shardings=shardings,
     )  # fmt: skip
 

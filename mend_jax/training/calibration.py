@@ -19,8 +19,8 @@ AT_ONCE = 16
 """Texts a batch, at least."""
 
 
-def survey(experiment: Experiment, editor: EditTransform, params: Any, state: Any) -> Any:
-    """The editor's state after `train.survey_texts` texts of training rows.
+def calibrate(experiment: Experiment, editor: EditTransform, params: Any, state: Any) -> Any:
+    """The editor's state after `train.calibration_texts` texts of training rows.
 
     Unchanged for an editor that needs none (`EditTransform.calibrate`, `calibrate_on`). The texts
     are chosen by a fixed shuffle, so the result is a function of config and data.
@@ -34,12 +34,13 @@ def survey(experiment: Experiment, editor: EditTransform, params: Any, state: An
     if editor.calibrate_on not in texts_by_set:
         raise ConfigError(
             f"editor {c.editor.name!r} (or a baseline) has to see ordinary texts, and "
-            f"{experiment.dataset.name} has none: set data.far, such as data.far=wikitext"
+            f"{experiment.dataset.name} has none: set data.far_source, such as "
+            "data.far_source=wikitext"
         )
     shown = texts_by_set[editor.calibrate_on]
     at_once = round_up_edits(experiment.mesh, AT_ONCE)
     mine = local_edit_numbers(experiment.mesh, at_once)
-    batches = max(1, min(c.train.survey_texts, shown.lead[0]) // at_once)
+    batches = max(1, min(c.train.calibration_texts, shown.lead[0]) // at_once)
     order = np.random.default_rng(c.seed).permutation(shown.lead[0])
 
     @jax.jit

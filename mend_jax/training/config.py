@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import ml_collections
 import numpy as np
 
 from mend_jax.errors import ConfigError, did_you_mean
+from mend_jax.training.checkpoints import migration
 
 # What `ast.literal_eval` raises for text that is no literal, or one that is nested too deeply.
 _NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
@@ -79,6 +81,9 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str])
         key, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"--config.{setting}: write --config.KEY=VALUE")
+        if (current := migration.current_key(key)) != key:
+            print(f"warning: --config.{key} is now --config.{current}", file=sys.stderr)
+            key = current
         node, path = config, key.split(".")
         for depth, part in enumerate(path):
             if not isinstance(node, ml_collections.ConfigDict) or part not in node:
@@ -148,7 +153,7 @@ def flat_keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[s
             yield prefix + key
 
 
-def settings(values: Mapping[str, Any]) -> tuple[str, ...]:
+def as_overrides(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Dotted keys and their values as `apply_overrides` reads them."""
     return tuple(f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in values.items())
 
@@ -158,6 +163,6 @@ def to_json(config: ml_collections.ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list)
 
 
-def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def to_json_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The config as JSON gives it back (tuples become lists), for comparing and storing."""
     return json.loads(to_json(config))

@@ -31,8 +31,8 @@ from mend_jax.training.build import (
     build_editor,
     build_model,
     build_optimizer,
-    lengths_of,
     new_state,
+    text_lengths,
 )
 from mend_jax.training.config_schema import check, longest_sequence
 from mend_jax.training.step import TrainState
@@ -65,17 +65,17 @@ class Experiment:
     train: Split
     validation: Split
     test: Split
-    also: Mapping[str, Split]
-    further: Mapping[str, data.DataSet]  # what `also` is the test split of
-    in_turn: Split | None  # of edits that follow one another
-    probes: AbilityTexts | None
+    extra_test_sets: Mapping[str, Split]
+    extra_data_sets: Mapping[str, data.DataSet]  # what `extra_test_sets` are the test splits of
+    sequential_rows: Split | None  # of edits that follow one another
+    ability_texts: AbilityTexts | None
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""
         return {
             **base_identity(self.model),
             "data": "+".join(d.fingerprint for d in (self.dataset, self.far) if d is not None),
-            "config": configs.plain(self.config),
+            "config": configs.to_json_dict(self.config),
         }
 
     def fresh_state(self) -> TrainState:
@@ -95,8 +95,8 @@ class Experiment:
         """The training rows by length, as a step takes them."""
         c = self.config
         least = c.train.edits_per_step * c.data.edits_per_batch
-        parts = by_length(self.train.encoded, c.data.pack, least)
-        return [_thinned(part, c.train.far_scored) for part in parts]
+        parts = by_length(self.train.encoded, c.data.length_buckets, least)
+        return [_thinned(part, c.train.far_scored_tokens) for part in parts]
 
     def train_batches(self) -> Any:
         """An endless, shuffled, resumable iterator over this process's part of each step."""
@@ -141,7 +141,7 @@ def choose_rows(rows: Sequence[Row], count: int) -> list[Row]:
     return [rows[int(i)] for i in chosen]
 
 
-def rows_shuffled(rows: Sequence[Row], count: int) -> list[Row]:
+def shuffled_rows(rows: Sequence[Row], count: int) -> list[Row]:
     """The rows that `choose_rows` takes, in the order in which it takes them."""
     return [rows[int(i)] for i in _shuffle(len(rows))[:count]]
 
@@ -155,7 +155,7 @@ def encode_split(
 ) -> Split:
     """Rows with their tokens; `more`: also of the sets that evaluation alone judges."""
     form = input_format(model.module)
-    return Split(rows, encode_rows(rows, model.tokenizer, lengths_of(config), form, more))
+    return Split(rows, encode_rows(rows, model.tokenizer, text_lengths(config), form, more))
 
 
 def _thinned(encoded: EncodedRows, keep: int) -> EncodedRows:
@@ -166,7 +166,7 @@ def _thinned(encoded: EncodedRows, keep: int) -> EncodedRows:
     return dataclasses.replace(encoded, texts=texts)
 
 
-def probes_of(config: ml_collections.ConfigDict, model: LanguageModel) -> AbilityTexts | None:
+def ability_texts(config: ml_collections.ConfigDict, model: LanguageModel) -> AbilityTexts | None:
     """The texts and facts that general ability is measured on, where it is."""
     c = config.eval
     if not c.ability_edits:
@@ -191,10 +191,10 @@ def open_experiment(
     """
     check(config)
     editor, tx = build_editor(config), build_optimizer(config)
-    if editor.sequential_training is not None and config.train.both_ways:
+    if editor.sequential_training is not None and config.train.edit_from_paraphrase:
         raise ConfigError(
             f"editor {config.editor.name!r} is trained on edits that follow one another: set "
-            "train.both_ways to False"
+            "train.edit_from_paraphrase to False"
         )
     mesh = make_mesh(mesh_sizes or dict(config.mesh))
     if config.train.edits_per_step % batch_axis_size(mesh):
@@ -203,9 +203,9 @@ def open_experiment(
             f"{batch_axis_size(mesh)} ways that the mesh splits edits (mesh.data x mesh.fsdp)"
         )
     model = build_model(config, mesh)
-    c, lengths = config.data, lengths_of(config)
+    c, lengths = config.data, text_lengths(config)
     dataset = data.load(c.name, c.dir or None, model=model)
-    far = data.load(c.far, c.dir or None) if c.far else None
+    far = data.load(c.far_source, c.dir or None) if c.far_source else None
     written = max(config.eval.max_new_tokens, lengths.max_target)
     needed = max(positions_needed(model.module, lengths.max_len, written), lengths.far_len)
     if needed > model.config.n_positions:
@@ -223,7 +223,7 @@ def open_experiment(
 
     def some(rows: Sequence[Row], count: int, name: str, more: bool = False) -> Split:
         """`count` of the rows that fit the lengths (0: all), or as many as there are."""
-        choose, in_order = choose_rows, rows_shuffled
+        choose, in_order = choose_rows, shuffled_rows
         if c.edits_per_batch > 1:  # none at odds
             choose = in_order = rows_in_turn
         taken = len(rows)
@@ -242,7 +242,7 @@ def open_experiment(
         rows = unknown_to(train.rows, dataset.split("test"))
         return some(rows, config.eval.edits, "test", more=True)
 
-    def in_turn() -> Split | None:
+    def sequential_rows() -> Split | None:
         """The facts of edits that follow one another, if any are asked for."""
         if not (needed := longest_sequence(config) * c.edits_per_batch):
             return None
@@ -257,14 +257,16 @@ def open_experiment(
         return found
 
     train = split("train", c.train_edits)
-    further = {name: data.load(name, c.dir or None, model=model) for name in config.eval.also}
+    extra_data_sets = {
+        name: data.load(name, c.dir or None, model=model) for name in config.eval.extra_data_sets
+    }
     return Experiment(
         config, model, editor, tx, mesh, dataset, far,
         train=train,
         validation=split("validation", config.train.val_edits),
         test=split("test", config.eval.edits, more=True),
-        also={name: another(one) for name, one in further.items()},
-        further=further,
-        in_turn=in_turn(),
-        probes=probes_of(config, model),
+        extra_test_sets={name: another(one) for name, one in extra_data_sets.items()},
+        extra_data_sets=extra_data_sets,
+        sequential_rows=sequential_rows(),
+        ability_texts=ability_texts(config, model),
     )  # fmt: skip

@@ -30,7 +30,7 @@ SAME_LOSS = 1e-5  # relative: validation losses nearer than this do not differ .
 SAME_TIMES = 3  # ... and so many in a row are a standstill
 
 
-class Finding(NamedTuple):
+class GuardAlert(NamedTuple):
     """One warning: which guard, the number and its bound, and a sentence with the mend."""
 
     guard: str
@@ -40,7 +40,7 @@ class Finding(NamedTuple):
 
 
 @dataclasses.dataclass
-class Watch:
+class Guards:
     """What the guards remember; kept in checkpoints, so that a resumed run warns alike.
 
     Attributes:
@@ -61,7 +61,7 @@ class Watch:
     quiet: dict[str, int] = dataclasses.field(default_factory=dict)
     told: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def after_step(self, step: int, norm: float, groups: Mapping[str, float]) -> list[Finding]:
+    def after_step(self, step: int, norm: float, groups: Mapping[str, float]) -> list[GuardAlert]:
         """Takes in a finite step: its gradient's norm, in all and by parameter group."""
         self.alive = sorted({*self.alive, *(name for name, n in groups.items() if n)})
         self.seen += 1
@@ -69,10 +69,10 @@ class Watch:
         if len(self.norms) >= FEWEST:
             bound = NORM_TIMES * statistics.median(self.norms)
             if norm > bound:
-                found.append(Finding(
+                found.append(GuardAlert(
                     "gradient_norm", norm, bound,
                     f"the gradient norm {norm:.3g} is more than {NORM_TIMES:g} times its running "
-                    "median; if the loss follows, lower train.lr, train.layer_lr_lr or train.clip",
+                    "median; if the loss follows, lower train.lr, train.step_size_lr or train.clip",
                 ))  # fmt: skip
         self.norms = [*self.norms, norm][-RECENT:]
         return self._news(step, found)
@@ -90,7 +90,7 @@ class Watch:
 
     def after_validation(
         self, step: int, scores: Mapping[str, float], sizes: Mapping[str, float]
-    ) -> list[Finding]:
+    ) -> list[GuardAlert]:
         """Takes in the numbers of a validation and the step sizes (`step_sizes`)."""
         self.sizes = dict(sizes) | self.sizes
         found = [*self._collapse(scores), *self._run_off(scores, sizes)]
@@ -98,7 +98,7 @@ class Watch:
         spread = max(self.losses) - min(self.losses)
         bound = SAME_LOSS * abs(self.losses[-1])
         if len(self.losses) == SAME_TIMES and spread <= bound:
-            found.append(Finding(
+            found.append(GuardAlert(
                 "stalled", spread, bound,
                 f"the last {SAME_TIMES} validation losses are the same, {scores['loss']:.6g}: "
                 "nothing is learned any more; stop, or raise train.lr in another --workdir",
@@ -108,10 +108,10 @@ class Watch:
     def count(self, guard: str) -> None:
         self.told = {**self.told, guard: self.told.get(guard, 0) + 1}
 
-    def _collapse(self, scores: Mapping[str, float]) -> list[Finding]:
+    def _collapse(self, scores: Mapping[str, float]) -> list[GuardAlert]:
         found, kl = [], scores.get("kl", 0.0)
         if kl > MOST_KL:
-            found.append(Finding(
+            found.append(GuardAlert(
                 "locality_kl", kl, MOST_KL,
                 f"locality KL {kl:.3g} nats a token: edits change what they should leave "
                 "alone; lower train.c_edit or editor.options' step size, or train longer",
@@ -119,7 +119,7 @@ class Watch:
         agreements = {k: v for k, v in scores.items() if k.startswith("agree_")}
         for name, agreement in sorted(agreements.items()):
             if agreement < LEAST_AGREEMENT:
-                found.append(Finding(
+                found.append(GuardAlert(
                     f"locality_{name}", agreement, LEAST_AGREEMENT,
                     f"only {agreement:.3f} of the first choices on the "
                     f"{name.removeprefix('agree_')} texts are those of the base: the edited model "
@@ -127,23 +127,23 @@ class Watch:
                 ))  # fmt: skip
         return found
 
-    def _run_off(self, scores: Mapping[str, float], sizes: Mapping[str, float]) -> list[Finding]:
+    def _run_off(self, scores: Mapping[str, float], sizes: Mapping[str, float]) -> list[GuardAlert]:
         found = []
         for name, size in sizes.items():
             ratio = size / self.sizes[name] if self.sizes[name] else 1.0
             if not SIZE_TIMES[0] < ratio < SIZE_TIMES[1]:
                 bound = self.sizes[name] * SIZE_TIMES[ratio > 1]
                 how = "has changed its sign" if ratio < 0 else f"is {ratio:.3g} times its start"
-                found.append(Finding(
+                found.append(GuardAlert(
                     "step_size", size, bound,
-                    f"the learned step size {name} {how}, {size:.3g}: lower train.layer_lr_lr, or "
+                    f"the learned step size {name} {how}, {size:.3g}: lower train.step_size_lr, or "
                     "learn its logarithm (log_layer_lr) in another --workdir",
                 ))  # fmt: skip
                 break  # one is enough to say so
         norm = scores.get("edit_norm")
         if norm is not None and not EDIT_NORMS[0] < norm < EDIT_NORMS[1]:
             large = norm >= EDIT_NORMS[1]
-            found.append(Finding(
+            found.append(GuardAlert(
                 "edit_norm", norm, EDIT_NORMS[large],
                 f"edits are {norm:.3g} of the norm of the weights they change: "
                 + ("they overwrite them; lower" if large else "next to nothing; raise")
@@ -151,7 +151,7 @@ class Watch:
             ))  # fmt: skip
         return found
 
-    def _news(self, step: int, found: list[Finding]) -> list[Finding]:
+    def _news(self, step: int, found: list[GuardAlert]) -> list[GuardAlert]:
         """Those findings that were not told lately."""
         news = [f for f in found if step > self.quiet.get(f.guard, -1)]
         for finding in news:
@@ -160,7 +160,7 @@ class Watch:
         return news
 
 
-def why_dead(groups: list[str]) -> str:
+def dead_gradient_message(groups: list[str]) -> str:
     """What to say of parameter groups that never saw a gradient."""
     return (
         f"the meta-gradient of {', '.join(groups)} was exactly zero in each of the first "

@@ -17,7 +17,7 @@ from mend_jax.errors import CheckpointError, OutputError, Preempted, TrainingErr
 from mend_jax.io.writers import JsonLines, Progress, as_path, replace_non_finite
 from mend_jax.parallel.distributed import StopRequest, is_writer
 from mend_jax.training import batch_files, checkpoints, guards
-from mend_jax.training.run_state import Plan, Record
+from mend_jax.training.run_state import LoopSettings, RunState
 from mend_jax.training.step import Batch, TrainState, TrainStep
 
 
@@ -43,12 +43,12 @@ def train(
     batches: Iterator[Batch],
     *,
     place: Callable[[Batch], Any],
-    plan: Plan,
+    plan: LoopSettings,
     train_step: TrainStep,
     validate: Callable[[TrainState], dict[str, float]],
     manager: Any,
     meta: Mapping[str, Any],
-    record: Record,
+    record: RunState,
     log: JsonLines,
     stop: StopRequest,
     sizes: Callable[[TrainState], Mapping[str, float]] = lambda state: {},
@@ -59,8 +59,8 @@ def train(
     the host. Validation always comes with a checkpoint. Checkpoints are written while the next
     steps run; whenever this returns or raises what is listed below, they are on disk.
 
-    A step whose loss or gradient is not finite is left out; after `plan.skip_non_finite` of them in
-    a row training ends. What the guards find (`guards.Watch`) is told and logged.
+    A step whose loss or gradient is not finite is left out; after `plan.max_non_finite_steps`
+    of them in a row training ends. What the guards find (`guards.Guards`) is told and logged.
 
     Args:
       place: the texts of a batch as the step takes them, on the devices.
@@ -99,7 +99,7 @@ def train(
             f"{manager.directory}; run the same command again to go on"
         )
 
-    def tell(step: int, findings: list[guards.Finding]) -> None:
+    def tell(step: int, findings: list[guards.GuardAlert]) -> None:
         for finding in findings:
             log.append({"step": step, "kind": "guard", **finding._asdict()})
             _warn(step, finding.text)
@@ -143,7 +143,7 @@ def train(
             record.watch.count("non_finite")
             line = left_out(done, values, groups, skipped)
             log.append(line)
-            if skipped >= plan.skip_non_finite:
+            if skipped >= plan.max_non_finite_steps:
                 if step - 1 not in manager.all_steps():
                     save(step - 1, None, done.before)
                 checkpoints.finish(manager)
@@ -155,7 +155,7 @@ def train(
         tell(step, record.watch.after_step(step, values["grad_norm"], groups))
         if dead := record.watch.dead(groups, plan.accumulate):
             checkpoints.finish(manager)
-            raise TrainingError(guards.why_dead(dead))
+            raise TrainingError(guards.dead_gradient_message(dead))
         if step % plan.log_every == 0:
             log.append({"step": step, "kind": "train", **values})
         progress.update(step, f"loss {values['loss']:.4f} kl {values['kl']:.4f}")
@@ -219,7 +219,7 @@ def _not_finite(line: Mapping[str, Any], folder: Any, kept: Any) -> str:
         f"step {step}: {line['text']}{times}; the state after step {step - 1} is kept in {kept}. "
         f"`python -m mend_jax.apps.replay {folder}` runs that step again and says which rows and "
         "terms are not finite. Look at those rows, or lower train.lr or "
-        "train.layer_lr_lr in another --workdir"
+        "train.step_size_lr in another --workdir"
     )
 
 

@@ -23,18 +23,18 @@ def labels(params: Any) -> Any:
 
 @functools.cache  # one object for the same numbers: what is compiled for it is shared
 def make_optimizer(
-    *, lr: float, layer_lr_lr: float, clip: float, accumulate: int, warmup: int, steps: int,
+    *, lr: float, step_size_lr: float, clip: float, accumulate: int, warmup: int, steps: int,
     decay: bool,
 ) -> optax.GradientTransformation:  # fmt: skip
     """Clip by the global norm, then Adam, over `accumulate` averaged gradients.
 
     In the original code the step sizes also stood in the main optimiser and their own one never saw
-    a gradient (zero_grad came first), so they moved at the networks' rate; here `layer_lr_lr` is
+    a gradient (zero_grad came first), so they moved at the networks' rate; here `step_size_lr` is
     their rate, as the paper means it.
 
     Args:
       lr: rate of the networks.
-      layer_lr_lr: rate of the step sizes.
+      step_size_lr: rate of the step sizes.
       clip: largest global gradient norm.
       accumulate: gradients averaged before one step is taken.
       warmup: updates over which both rates rise from zero.
@@ -49,6 +49,6 @@ def make_optimizer(
             )
         return optax.linear_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
 
-    rates = {"net": optax.adam(schedule(lr)), "layer_lr": optax.adam(schedule(layer_lr_lr))}
+    rates = {"net": optax.adam(schedule(lr)), "layer_lr": optax.adam(schedule(step_size_lr))}
     tx = optax.chain(optax.clip_by_global_norm(clip), optax.partition(rates, labels))
     return optax.MultiSteps(tx, accumulate).gradient_transformation() if accumulate > 1 else tx

@@ -9,7 +9,7 @@ PAPER_DATA = {
     "zsre": dict(name="zsre/mend"),
     "fever": dict(name="fever", max_len=64, max_target=1, append_eos=False, far_len=64),
     "wikitext": dict(
-        name="wikitext_gen", far="wikitext", max_len=200, max_target=12, append_eos=False,
+        name="wikitext_gen", far_source="wikitext", max_len=200, max_target=12, append_eos=False,
         far_len=200,
     ),
 }  # fmt: skip
@@ -47,13 +47,14 @@ def paper_config(
     c.model = ConfigDict(
         dict(
             spec=spec, last_n_blocks=last_n_blocks, edit_roles=(), dtype=dtype, remat=remat,
-            text_chunk=0, head_chunk=0,
+            text_chunk=0, logits_chunk=0,
         )
     )  # fmt: skip
     c.data = ConfigDict(
         dict(
-            name="world_facts", dir="", far="", template="{}", train_edits=0, edits_per_batch=1,
-            max_len=32, max_target=10, append_eos=True, far_len=64, pack=(),
+            name="world_facts", dir="", far_source="", template="{}", train_edits=0,
+            edits_per_batch=1,
+            max_len=32, max_target=10, append_eos=True, far_len=64, length_buckets=(),
         )
     )  # fmt: skip
     options = dict(
@@ -62,22 +63,31 @@ def paper_config(
     )  # fmt: skip
     c.editor = ConfigDict(
         dict(
-            name="mend", start="", start_scale=1.0, strength=1.0, options=ConfigDict(options)
+            name="mend", init_from="", init_step_size_scale=1.0, strength=1.0,
+            options=ConfigDict(options)
         )
     )  # fmt: skip
     c.train = ConfigDict(
         dict(
-            steps=500_000, edits_per_step=1, both_ways=False, far_scored=64, accumulate=10,
-            lr=1e-6, layer_lr_lr=1e-4, clip=100.0, warmup=0, decay=False, c_edit_start=0.1,
-            c_edit=0.1, c_loc=1.0, near_share=0.5, survey_texts=512, log_every=100, val_every=5000,
-            val_edits=500, checkpoint_every=5000, keep="best", patience=20_000,
-            trunk_cache="", trunk_cache_gib=4.0, doctor=True, skip_non_finite=3,
+            steps=500_000, edits_per_step=1, edit_from_paraphrase=False, far_scored_tokens=64,
+            accumulate=10,
+            lr=1e-6, step_size_lr=1e-4, clip=100.0, warmup=0, decay=False, c_edit_start=0.1,
+            c_edit=0.1, c_loc=1.0, near_share=0.5, calibration_texts=512,
+            log_every=100, val_every=5000,
+            val_edits=500, checkpoint_every=5000, keep_checkpoint="best", patience=20_000,
+            trunk_cache="", trunk_cache_gib=4.0, doctor=True, max_non_finite_steps=3,
         )
     )  # fmt: skip
     fine_tune = dict(lr=1e-2, max_steps=100, edits=40, edits_per_step=8)
     c.eval = ConfigDict(dict(edits=500, edits_per_step=8, max_new_tokens=12, examples=10))
     c.eval.update(
-        dict(also=(), ability_edits=0, ability_texts=32, ability_facts=64, ability_pool=1024)
+        dict(
+            extra_data_sets=(),
+            ability_edits=0,
+            ability_texts=32,
+            ability_facts=64,
+            ability_pool=1024,
+        )
     )
     c.eval.sequential = ()
     c.eval.baselines = ConfigDict(dict(fine_tune=ConfigDict(fine_tune)))
@@ -93,7 +103,7 @@ def paper_config(
         c.data.update(PAPER_DATA[task])
         c.train.near_share = 0.0  # the paper asks for unrelated texts alone
         if task == "fever":
-            c.train.far_scored = c.eval.max_new_tokens = 1
+            c.train.far_scored_tokens = c.eval.max_new_tokens = 1
     elif variant:
         raise KeyError(variant)
     return c

@@ -32,10 +32,10 @@ _FIELDS = ("base", "command", "dtype", "name", "sha256", "spec", "tokenizer", *_
 
 def names() -> dict[str, str]:
     """The shipped editors: fingerprint of the base -> name."""
-    return {about(path.stem)["base"]: path.stem for path in sorted(FOLDER.glob("*.safetensors"))}
+    return {describe(path.stem)["base"]: path.stem for path in sorted(FOLDER.glob("*.safetensors"))}
 
 
-def about(name: str) -> dict[str, Any]:
+def describe(name: str) -> dict[str, Any]:
     """What a shipped editor is.
 
     Returns:
@@ -64,7 +64,7 @@ def load(model: Any) -> Any:
     """
     known = names()
     if model.fingerprint not in known:
-        held = [about(name)["spec"] for name in known.values()] or "none"
+        held = [describe(name)["spec"] for name in known.values()] or "none"
         raise ConfigError(
             f"no editor is shipped for {model.spec} ({model.fingerprint}); there are some for: "
             f"{held}. Train one with `python -m mend_jax.main`, or use one without training"
@@ -86,14 +86,16 @@ def read(path: str | Path, model: Any) -> Any:
     from mend_jax.parallel.mesh import mesh_of_arrays
     from mend_jax.parallel.sharding import EDITOR_RULES, key_path_name, place
     from mend_jax.training.build import build_editor
-    from mend_jax.training.checkpoints import refuse_other_run
+    from mend_jax.training.checkpoints import migration, refuse_other_run
     from mend_jax.training.experiment import base_identity
     from mend_jax.training.trained_editor import Editor
 
     meta, stored = _read(path)
     flat = _whole(stored)
     refuse_other_run(meta, base_identity(model), path)
-    transform = build_editor(ml_collections.ConfigDict({"editor": meta["config"]}))
+    transform = build_editor(
+        ml_collections.ConfigDict(migration.with_added_keys({"editor": meta["config"]}))
+    )
     shapes = jax.eval_shape(lambda key: transform.init(key, model.weights), jax.random.key(0))
     like = dict(zip(_PARTS, shapes, strict=True))
     wanted = {key_path_name(keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(like)}
@@ -112,7 +114,7 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[st
     """Writes the trained editor of a finished run as a file to ship.
 
     Args:
-      workdir: of `python -m mend_jax.main`; the step that `train.keep` asks for is taken.
+      workdir: of `python -m mend_jax.main`, whose `train.keep_checkpoint` names the step.
       path: NAME.safetensors; the name is the editor's.
       dtype: of the matrices, "int8", "bfloat16" or "float32". Vectors (statistics, biases, step
         sizes) are few and stay as they are.

@@ -37,11 +37,11 @@ def hardware() -> str:
     """
     devices = jax.devices()
     kind = devices[0].device_kind
-    kind = (processor() or kind) if devices[0].platform == "cpu" else kind
+    kind = (processor_name() or kind) if devices[0].platform == "cpu" else kind
     return f"{len(devices)} x {kind}, {os.cpu_count()} cores, {platform.machine()}"
 
 
-def processor() -> str:
+def processor_name() -> str:
     """What the processor calls itself; "" where the system does not tell."""
     try:
         lines = _CPUINFO.read_text(encoding="utf-8").splitlines()

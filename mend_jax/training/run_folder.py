@@ -23,7 +23,7 @@ from mend_jax.training.checkpoints import migration
 _BESIDE = 16 * 2**20  # bytes for logs, results, pictures and the report
 
 
-def prepare(workdir: str | Path) -> Any:
+def prepare_folder(workdir: str | Path) -> Any:
     """Makes the folder and refuses one that cannot be used, before hours are spent.
 
     Returns:
@@ -59,7 +59,7 @@ def prepare(workdir: str | Path) -> Any:
 
 
 @contextlib.contextmanager
-def occupied(workdir: Any) -> Iterator[None]:
+def locked_folder(workdir: Any) -> Iterator[None]:
     """Keeps a second run out of a folder that one is in. Of object stores nothing is known.
 
     The folder itself is locked, so whatever ends a run frees it, and no file is left.
@@ -80,7 +80,7 @@ def occupied(workdir: Any) -> Iterator[None]:
         yield
 
 
-def need_room(workdir: Any, state: Any, steps_there: int) -> None:
+def require_disk_space(workdir: Any, state: Any, steps_there: int) -> None:
     """Refuses a folder whose disk has no room for the checkpoints of a run, before it trains.
 
     Nothing is known of the room in an object store.
@@ -117,7 +117,7 @@ def read_config(workdir: Any) -> ml_collections.ConfigDict:
         found = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("it is no object")
-        config = ml_collections.ConfigDict(_with_tuples(migration.completed(found)))
+        config = ml_collections.ConfigDict(_with_tuples(migration.with_added_keys(found)))
         config_schema.check(config)
         return config
     except (OSError, ImportError) as e:

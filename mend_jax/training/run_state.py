@@ -10,11 +10,11 @@ from typing import Any
 
 from mend_jax.parallel.distributed import is_writer
 from mend_jax.training.checkpoints import SCORE, recovery
-from mend_jax.training.guards import Watch
+from mend_jax.training.guards import Guards
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class LoopSettings:
     """The sizes of a training run (config.train)."""
 
     steps: int
@@ -22,12 +22,12 @@ class Plan:
     val_every: int
     checkpoint_every: int
     patience: int
-    skip_non_finite: int = 1
+    max_non_finite_steps: int = 1
     accumulate: int = 1
 
 
 @dataclasses.dataclass
-class Record:
+class RunState:
     """The early-stopping record, kept in checkpoints.
 
     Attributes:
@@ -46,12 +46,12 @@ class Record:
     seconds: float = 0.0
     input_seconds: float = 0.0
     owed: int = 0
-    watch: Watch = dataclasses.field(default_factory=Watch)
+    watch: Guards = dataclasses.field(default_factory=Guards)
 
     @staticmethod
-    def of(stored: Mapping[str, Any]) -> Record:
+    def of(stored: Mapping[str, Any]) -> RunState:
         """The record that `stored` gives."""
-        return Record(**{**stored, "watch": Watch(**stored["watch"])})
+        return RunState(**{**stored, "watch": Guards(**stored["watch"])})
 
     def stored(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -70,7 +70,7 @@ class Record:
             self.stopped = f"no better validation loss for {step - self.best_step} steps"
 
 
-def resume(manager: Any, fresh: Any, batches: Any, mine: Mapping[str, Any]) -> tuple[Any, Record]:
+def resume(manager: Any, fresh: Any, batches: Any, mine: Mapping[str, Any]) -> tuple[Any, RunState]:
     """The state of the newest checkpoint that is whole, with the data iterator at its position.
 
     Without a checkpoint, `fresh` as it is. Damaged steps are told and moved aside; where that of
@@ -81,10 +81,10 @@ def resume(manager: Any, fresh: Any, batches: Any, mine: Mapping[str, Any]) -> t
     """
     found = recovery.newest_whole(manager, fresh, mine)
     if found is None:
-        return fresh, Record()
+        return fresh, RunState()
     _, state, meta = found
     batches.set_state(meta["data_state"])
-    record = Record.of(meta["record"])
+    record = RunState.of(meta["record"])
     if record.best_step and not recovery.is_whole(manager, record.best_step, fresh):
         lost = record.best_step
         record.best_step = manager.best_step() or 0

@@ -61,7 +61,7 @@ def make_train_step(
     c_loc: float,
     near_share: float = 0.5,
     edit_from_paraphrase: bool = False,
-    skip_non_finite: int = 1,
+    max_non_finite_steps: int = 1,
     shardings: Any = None,
 ) -> TrainStep:
     """The jitted step (state, base, batch, number) -> (state, metrics); it reuses the old state.
@@ -70,7 +70,7 @@ def make_train_step(
     `shardings` says where the new state lies, like the old one; None leaves it to the compiler.
 
     Where the loss or the gradient is not finite the step is left out: metrics["finite"] is 0, and
-    of the state only `step` and `skipped` go on. The `skip_non_finite`-th such step in a row
+    of the state only `step` and `skipped` go on. The `max_non_finite_steps`-th such step in a row
     changes nothing at all. Nor does a step whose `number` is not the next one: steps that were
     dispatched before the host saw the last failure change nothing, and the caller stops with the
     last good state in hand. metrics["skipped"] counts the steps left out in a row, this one too.
@@ -78,7 +78,7 @@ def make_train_step(
     leaves, tree = jax.tree.flatten(shardings)
     return _train_step_of(
         editor, tx, model, weights, c_edit, c_loc, near_share, edit_from_paraphrase,
-        skip_non_finite, tuple(leaves), tree,
+        max_non_finite_steps, tuple(leaves), tree,
     )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def _train_step_of(
     c_loc,
     near_share,
     edit_from_paraphrase,
-    skip_non_finite,
+    max_non_finite_steps,
     leaves,
     tree,
 ) -> TrainStep:
@@ -117,7 +117,7 @@ def _train_step_of(
         params = optax.apply_updates(state.params, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         learned = state.replace(params=params, opt_state=opt_state, editor_state=editor_state)
-        new, counts = guarded(state, learned, finite, number, skip_non_finite)
+        new, counts = guarded(state, learned, finite, number, max_non_finite_steps)
         return new, metrics | {"grad_norm": norm} | counts | guards.group_norms(grads)
 
     return train_step

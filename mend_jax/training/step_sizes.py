@@ -53,8 +53,8 @@ def scaled(params: Mapping[str, Any], factor: float, logs: bool) -> dict[str, An
     parts = [name for name in params if name in STEP_SIZES and name not in ALWAYS_LOGS]
     if not parts:
         raise ConfigError(
-            f"editor.start_scale is {factor}, and this editor has no step sizes to scale (its "
-            f"parameters: {sorted(params) or 'none'}): leave it at 1.0"
+            f"editor.init_step_size_scale is {factor}, and this editor has no step sizes to "
+            f"scale (its parameters: {sorted(params) or 'none'}): leave it at 1.0"
         )
 
     def scale(leaf: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from mend_jax.parallel.sharding import EDITOR_RULES, place
 from mend_jax.training.experiment import Experiment
 
 
-def sweep(
+def tune_threshold(
     experiment: Experiment, editor: EditTransform, params: Any, state: Any
 ) -> tuple[Any, Any]:
     """The editor's parameters and state once it has chosen (`EditTransform.tuning`).

@@ -51,7 +51,7 @@ class Editor:
 
     @staticmethod
     def restore(workdir: str | Path, model: LanguageModel | None = None) -> Editor:
-        """The editor of a run folder, with its base: the step that `train.keep` asks for.
+        """Load a run folder's editor with its base, at the step that `train.keep_checkpoint` names.
 
         Args:
           workdir: what `python -m mend_jax.main --workdir` trained in, a folder or an address.
@@ -68,7 +68,7 @@ class Editor:
         manager = checkpoints.open_manager(workdir / "checkpoints", read_only=True)
         if manager.latest_step() is None:
             raise CheckpointError(f"{workdir}/checkpoints holds no step: let the run train on")
-        last = config.train.keep == "last"
+        last = config.train.keep_checkpoint == "last"
         step = None if last else recovery.best_step(manager)
         model = model or build.build_model(config)
         like = build.abstract_state(config, transform, build.build_optimizer(config), model.weights)

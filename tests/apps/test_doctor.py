@@ -22,7 +22,7 @@ from mend_jax.apps.doctor.check_config import check_config, schedule_problems
 from mend_jax.apps.doctor.command import main
 from mend_jax.apps.doctor.findings import Finding
 from mend_jax.apps.run_command import parse
-from mend_jax.apps.train_and_evaluate import see_doctor
+from mend_jax.apps.train_and_evaluate import run_doctor
 from mend_jax.core.forward import scored_states, trunk_states
 from mend_jax.core.weight_edit import Edit
 from mend_jax.data.rows import make_row
@@ -83,9 +83,13 @@ def write_base(folder, flat, tokenizer=None):
 
 
 def flags_of(base, **more):
-    settings = SETTINGS | {"model.spec": base, "model.last_n_blocks": 1, "train.both_ways": False}
+    settings = SETTINGS | {
+        "model.spec": base,
+        "model.last_n_blocks": 1,
+        "train.edit_from_paraphrase": False,
+    }
     settings |= {"editor.options.layer_lr": 1e-2, "editor.options.log_layer_lr": False}
-    settings |= {"train.layer_lr_lr": 1e-3}  # of alpha itself
+    settings |= {"train.step_size_lr": 1e-3}  # of alpha itself
     return [f"--config.{k}={v}" for k, v in (settings | more).items()]
 
 
@@ -320,7 +324,7 @@ def test_a_gradient_that_is_not_finite_fails_gradients(sound, start, tmp_path):
 def test_rates_of_nothing_fail_learning(sound, start, tmp_path):
     """The weight of success falls from step to step, which is no learning."""
     config = sound.config.copy_and_resolve_references()
-    config.train.lr = config.train.layer_lr_lr = 1e-30
+    config.train.lr = config.train.step_size_lr = 1e-30
     still = dataclasses.replace(sound, tx=build_optimizer(config))
     found = only_failure(doctor.examine(still, tmp_path, start))
     assert found.check == "learning" and "raise train.lr" in found.mend
@@ -430,7 +434,7 @@ def test_each_check_is_told_as_it_is_made(monkeypatch, capsys):
 
 
 def test_a_run_says_that_all_is_well(sound, start, tmp_path, capsys):
-    see_doctor(sound, tmp_path, start)
+    run_doctor(sound, tmp_path, start)
     assert "doctor: 9 checks, all well" in capsys.readouterr().err
     assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(start))
 

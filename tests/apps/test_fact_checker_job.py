@@ -21,7 +21,7 @@ from mend_jax.evaluation.claim_scores import score_claims
 from mend_jax.io.writers import as_path
 from mend_jax.models.classifier import CLASSIFIER_HEAD
 from mend_jax.models.params import unstack_trunk
-from mend_jax.training.run_folder import occupied
+from mend_jax.training.run_folder import locked_folder
 
 SETTINGS = {
     "model.last_n_blocks": 2, "data.max_len": 24, "train.epochs": 12, "train.batch_size": 8,
@@ -198,7 +198,7 @@ def test_mistakes_are_named(base, tmp_path, monkeypatch):
         fact_checker_job.finetune(settings(base, **{"train.batch_size": 999}), tmp_path)
     with pytest.raises(TrainingError, match="step 4: the loss is nan"):
         fact_checker_job.finetune(settings(base, **{"train.lr": 1e30}), tmp_path)
-    with occupied(tmp_path), pytest.raises(ConfigError, match="in use by another run"):
+    with locked_folder(tmp_path), pytest.raises(ConfigError, match="in use by another run"):
         fact_checker_job.finetune(settings(base), tmp_path)
     with pytest.raises(data.DataError, match="none of the 64 claims .* maximum is 3"):
         fact_checker_job.finetune(settings(base, **{"data.max_len": 3}), tmp_path)

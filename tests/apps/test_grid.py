@@ -129,9 +129,9 @@ def test_a_cell_that_begins_with_another_runs_after_it(chained, tmp_path, monkey
     seen = {}
 
     def play(config, workdir):
-        seen[workdir.removeprefix(f"{tmp_path}/out/")] = config.editor.start
-        first = tmp_path / config.editor.start / "results.json"
-        assert not config.editor.start or first.exists()
+        seen[workdir.removeprefix(f"{tmp_path}/out/")] = config.editor.init_from
+        first = tmp_path / config.editor.init_from / "results.json"
+        assert not config.editor.init_from or first.exists()
         return results(config, workdir)
 
     started = play_runs(monkeypatch, play)

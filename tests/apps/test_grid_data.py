@@ -43,7 +43,7 @@ def ran(tmp_path, monkeypatch):
     settings |= {
         "model.spec": str(save_tiny(tmp_path / "base")), "data.dir": str(tmp_path / "data"),
         "data.name": "facts/towns.jsonl", "eval.edits": 4, "train.val_edits": 4,
-        "train.both_ways": False, "data.train_edits": 20,
+        "train.edit_from_paraphrase": False, "data.train_edits": 20,
     }  # fmt: skip
     (tmp_path / "mine.py").write_text(GRID.format(settings=settings))
     opened = {}

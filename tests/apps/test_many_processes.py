@@ -39,8 +39,10 @@ SETTINGS = {
     "data.name": "world_facts/offline", "data.train_edits": 32, "data.max_len": 96,
     "data.max_target": 24, "data.far_len": 12, "train.steps": 9, "train.edits_per_step": 4,
     "train.val_every": 5, "train.val_edits": 6, "train.checkpoint_every": 2, "train.log_every": 1,
-    "train.both_ways": False, "train.doctor": False, "eval.edits": 6, "eval.edits_per_step": 4,
-    "eval.examples": 2, "eval.max_new_tokens": 24, "editor.options.rank": 8, "train.keep": "best",
+    "train.edit_from_paraphrase": False, "train.doctor": False, "eval.edits": 6,
+    "eval.edits_per_step": 4,
+    "eval.examples": 2, "eval.max_new_tokens": 24, "editor.options.rank": 8,
+    "train.keep_checkpoint": "best",
     "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2,
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ def test_every_editor_is_in_table_four():
     made = {name: run_config(config, name) for name in config.only}
     assert {c.editor.name for c in made.values()} == set(EDITORS)
     assert made["fine_tune"].train.steps == 0 < made["mend"].train.steps
-    assert made["mend"].train.both_ways and not made["rledit"].train.both_ways
+    assert made["mend"].train.edit_from_paraphrase and not made["rledit"].train.edit_from_paraphrase
     for name in ("rome", "memit"):  # what they are about
         assert made[name].model.edit_roles == ("mlp/down",)
         assert made[name].model.last_n_blocks > 15  # of SmolLM2's 30: in the middle
@@ -53,7 +53,7 @@ def test_table_five_trains_and_evaluates_whole_edits():
         if before:  # success weighs more than for one fact, from the first step to the last
             assert (c.train.c_edit_start, c.train.c_edit, c.train.c_loc) == (1.0, 1.0, 0.6)
         scale = (before / n) ** 0.5 if before and editor == "mend" else 1.0  # of a plain sum
-        assert c.editor.start_scale == pytest.approx(scale, abs=1e-4)
+        assert c.editor.init_step_size_scale == pytest.approx(scale, abs=1e-4)
         if editor == "malmen":  # of one shape at every size
             assert (c.model.edit_roles, c.model.last_n_blocks) == (("mlp/down",), 10)
         facts = c.train.steps * c.train.edits_per_step * n

@@ -66,7 +66,7 @@ def test_edits_are_counted_once_those_that_do_not_fit_are_left_out(base, tmp_pat
     file.write_text(file.read_text().replace("land 3", "land " * 9).replace("land 4", "l" * 40))
     for wanted in (10, 10_000):
         sizes = {"eval.edits": wanted, "train.val_edits": 12, "data.train_edits": 31}
-        more = sizes | {"data.edits_per_batch": together, "train.both_ways": False}
+        more = sizes | {"data.edits_per_batch": together, "train.edit_from_paraphrase": False}
         flags = arguments(base, tmp_path / "run", **settings(tmp_path / "data", **more))
         experiment = open_experiment(parse(flags)[0])
         found = [len(experiment.validation), len(experiment.train), len(experiment.test)]

@@ -23,8 +23,8 @@ from mend_jax.training import config as configs
 
 SETTINGS = {
     "data.name": "world_facts/offline", "data.train_edits": 48, "data.max_len": 96,
-    "data.max_target": 24, "data.far_len": 24, "data.pack": (), "train.steps": 6,
-    "train.layer_lr_lr": 0.3,  # so that six steps lower the loss by more than CPUs differ
+    "data.max_target": 24, "data.far_len": 24, "data.length_buckets": (), "train.steps": 6,
+    "train.step_size_lr": 0.3,  # so that six steps lower the loss by more than CPUs differ
     "train.edits_per_step": 4, "train.val_every": 3, "train.val_edits": 8,
     "train.checkpoint_every": 2, "train.log_every": 1, "train.doctor": False, "eval.edits": 6,
     "eval.edits_per_step": 4, "eval.max_new_tokens": 24, "eval.examples": 4,
@@ -115,7 +115,7 @@ def test_an_evaluation_that_was_stopped_goes_on(base, finished, tmp_path, monkey
         return between
 
     with monkeypatch.context() as patch:
-        patch.setattr("mend_jax.apps.train_and_evaluate.stop_between", stop_at_the_second)
+        patch.setattr("mend_jax.apps.train_and_evaluate.stop_check", stop_at_the_second)
         with pytest.raises(Preempted):
             run(base, tmp_path)
     first = (tmp_path / "edits.jsonl").read_text()
@@ -123,7 +123,7 @@ def test_an_evaluation_that_was_stopped_goes_on(base, finished, tmp_path, monkey
     with (tmp_path / "edits.jsonl").open("a") as file:
         file.write('{"index": [4, ')  # cut off
     monkeypatch.setattr(
-        "mend_jax.apps.train_and_evaluate.stop_between", lambda *_: lambda: calls.append(1)
+        "mend_jax.apps.train_and_evaluate.stop_check", lambda *_: lambda: calls.append(1)
     )
     run(base, tmp_path)
     assert (tmp_path / "edits.jsonl").read_text().startswith(first)
@@ -146,7 +146,7 @@ def test_scores_are_those_of_this_editor_and_code(base, finished, tmp_path, monk
         path.write_text("".join(json.dumps(line) + "\n" for line in (head, *rest)))
     calls = []
     monkeypatch.setattr(
-        "mend_jax.apps.train_and_evaluate.stop_between", lambda *_: lambda: calls.append(1)
+        "mend_jax.apps.train_and_evaluate.stop_check", lambda *_: lambda: calls.append(1)
     )
     run(base, tmp_path)
     assert len(calls) == (4 if changed else 0)
@@ -206,8 +206,8 @@ def test_another_config_is_refused(base, finished):
 
 
 def test_a_trained_editor_is_judged_again_in_another_folder(base, finished, tmp_path):
-    """`editor.start` with no steps: another evaluation of what another run learned."""
-    again = {"editor.start": finished, "train.steps": 0, "eval.edits_per_step": 3}
+    """`editor.init_from` with no steps: another evaluation of what another run learned."""
+    again = {"editor.init_from": finished, "train.steps": 0, "eval.edits_per_step": 3}
     results = run(base, tmp_path / "again", **again)
     before = json.loads((finished / "results.json").read_text())["eval"]
     assert results["training"]["steps"] == 0
@@ -221,8 +221,8 @@ def test_a_trained_editor_is_judged_again_in_another_folder(base, finished, tmp_
 
 def test_a_run_begins_with_the_editor_of_another(base, finished, tmp_path):
     """A step at no rate to speak of stays at what was learned; statistics take in its rows."""
-    more = {"editor.start": finished, "train.steps": 1, "train.val_every": 1}
-    run(base, tmp_path, **more, **{"train.lr": 1e-12, "train.layer_lr_lr": 1e-12})
+    more = {"editor.init_from": finished, "train.steps": 1, "train.val_every": 1}
+    run(base, tmp_path, **more, **{"train.lr": 1e-12, "train.step_size_lr": 1e-12})
     mine, theirs = (mend_jax.Editor.restore(d) for d in (tmp_path, finished))
     for new, old in zip(*map(jax.tree.leaves, (mine.params, theirs.params)), strict=True):
         np.testing.assert_allclose(new, old, atol=1e-9)
@@ -231,19 +231,19 @@ def test_a_run_begins_with_the_editor_of_another(base, finished, tmp_path):
 
 
 def test_statistics_begin_anew_where_edits_have_another_number_of_facts(base, finished, tmp_path):
-    more = {"editor.start": finished, "train.steps": 1, "train.val_every": 1}
+    more = {"editor.init_from": finished, "train.steps": 1, "train.val_every": 1}
     run(base, tmp_path, **more, **{"data.edits_per_batch": 2, "train.lr": 1e-12})
     mine, theirs = (mend_jax.Editor.restore(d) for d in (tmp_path, finished))
     counts = [min(m.count for m in _moments(editor.state)) for editor in (theirs, mine)]
     assert 0 < counts[1] < counts[0]
-    judged = {"editor.start": finished, "train.steps": 0, "data.edits_per_batch": 2}
+    judged = {"editor.init_from": finished, "train.steps": 0, "data.edits_per_batch": 2}
     run(base, tmp_path / "judged", **judged)  # as it was trained
     same = mend_jax.Editor.restore(tmp_path / "judged")
     assert min(m.count for m in _moments(same.state)) == counts[0]
 
 
 def test_a_run_begins_with_scaled_step_sizes(base, finished, tmp_path):
-    more = {"editor.start": finished, "editor.start_scale": 0.5, "train.steps": 0}
+    more = {"editor.init_from": finished, "editor.init_step_size_scale": 0.5, "train.steps": 0}
     run(base, tmp_path, **more)
     mine, theirs = (mend_jax.Editor.restore(d) for d in (tmp_path, finished))
     halves = jax.tree.map(lambda log: log + np.log(0.5), theirs.params["scale_by_layer_lr"])
@@ -253,8 +253,10 @@ def test_a_run_begins_with_scaled_step_sizes(base, finished, tmp_path):
 
 
 def test_a_scale_needs_an_editor_to_begin_with(base, tmp_path):
-    with pytest.raises(ConfigError, match="editor.start_scale is 0.5 and editor.start is empty"):
-        run(base, tmp_path, **{"editor.start_scale": 0.5})
+    with pytest.raises(
+        ConfigError, match="editor.init_step_size_scale is 0.5 and editor.init_from is empty"
+    ):
+        run(base, tmp_path, **{"editor.init_step_size_scale": 0.5})
 
 
 def test_kept_trunk_states_change_nothing(base, tmp_path, monkeypatch, capsys):
@@ -274,8 +276,8 @@ def test_kept_trunk_states_change_nothing(base, tmp_path, monkeypatch, capsys):
 
 
 def test_a_start_with_other_options_is_refused(base, finished, tmp_path):
-    with pytest.raises(CheckpointError, match="editor.start.*has other parameters"):
-        run(base, tmp_path, **{"editor.start": finished, "editor.options.rank": 4})
+    with pytest.raises(CheckpointError, match="editor.init_from.*has other parameters"):
+        run(base, tmp_path, **{"editor.init_from": finished, "editor.options.rank": 4})
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
@@ -302,7 +304,7 @@ def test_a_damaged_checkpoint_is_named(base, finished, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(base, tmp_path):
     with pytest.raises(TrainingError, match=r"step 1: loss nan.*rows of that batch: \[\d+, .*kept"):
-        run(base, tmp_path, **{"editor.options.layer_lr": 1e30, "train.skip_non_finite": 1})
+        run(base, tmp_path, **{"editor.options.layer_lr": 1e30, "train.max_non_finite_steps": 1})
     manager = checkpoints.open_manager(tmp_path / "checkpoints", read_only=True)
     assert manager.latest_step() == 0
     assert checkpoints.restore_meta(manager, 0)["data_state"] == {"next_index": 0}
@@ -328,7 +330,7 @@ def test_the_step_that_train_keep_asks_for_is_evaluated_and_restored(base, tmp_p
             "mend_jax.apps.train_and_evaluate.validate",
             lambda *_, at=losses, **__: {"loss": next(at)},
         )
-        training = run(base, tmp_path / keep, **{"train.keep": keep})["training"]
+        training = run(base, tmp_path / keep, **{"train.keep_checkpoint": keep})["training"]
         assert (training["best_step"], training["kept_step"]) == (3, step)
         kept[keep] = mend_jax.Editor.restore(tmp_path / keep)
     seen = {k: sum(int(m.count) for m in _moments(e.state)) for k, e in kept.items()}
@@ -357,4 +359,4 @@ def test_a_mesh_that_does_not_fit_is_refused(base, tmp_path):
 def test_config_is_kept_with_the_run(finished):
     kept = json.loads((finished / "config.json").read_text())
     assert kept["train"]["steps"] == 6
-    assert kept == configs.plain(parse(arguments(Path(kept["model"]["spec"]), finished))[0])
+    assert kept == configs.to_json_dict(parse(arguments(Path(kept["model"]["spec"]), finished))[0])

@@ -122,10 +122,10 @@ def test_far_texts_of_another_data_set_speak_of_neither_subject_nor_target():
         assert f"s{r['key'][1:]}," not in r["far"] and r["target"] + "." not in r["far"]
         assert (r["far"], r["far_answer"]) in [(t["far"], t["far_answer"]) for t in texts]
     for text in ("On s0 alone.", "S0's end."):
-        with pytest.raises(DataError, match="every far text speaks of 's0'.*data.far"):
+        with pytest.raises(DataError, match="every far text speaks of 's0'.*data.far_source"):
             with_far(rows, [text_row("a", text)])
 
 
 def test_a_source_without_far_texts_is_refused():
-    with pytest.raises(DataError, match="data.far names .* no unrelated texts: use nq_open"):
+    with pytest.raises(DataError, match="data.far_source names .* no unrelated texts: use nq_open"):
         with_far([row(0)], [row(1)])

@@ -61,7 +61,7 @@ def test_a_part_that_is_too_small_joins_the_next():
 
 @pytest.mark.parametrize("bad", [(18, 15), (15, 15), (1,)])
 def test_lengths_must_rise(bad):
-    with pytest.raises(DataError, match="data.pack is .*: give rising lengths"):
+    with pytest.raises(DataError, match="data.length_buckets is .*: give rising lengths"):
         by_length(ENCODED, bad, 1)
 
 

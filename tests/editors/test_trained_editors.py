@@ -318,7 +318,7 @@ def test_training_lowers_the_meta_loss(name):
     module, base, weights = tiny("llama", n_top=1)
     editor = make_editor(name, NAMES[name])
     tx = make_optimizer(
-        lr=1e-2, layer_lr_lr=0.1, clip=10.0, accumulate=1, warmup=0, steps=20, decay=False
+        lr=1e-2, step_size_lr=0.1, clip=10.0, accumulate=1, warmup=0, steps=20, decay=False
     )
     state = init_state(editor, weights, tx, 0)
     step = make_train_step(
@@ -336,7 +336,7 @@ def test_training_lowers_the_meta_loss(name):
 def test_the_whole_training_state_has_rules(name):
     _, _, weights = tiny("llama")
     tx = make_optimizer(
-        lr=1e-3, layer_lr_lr=1e-2, clip=1.0, accumulate=2, warmup=0, steps=5, decay=False
+        lr=1e-3, step_size_lr=1e-2, clip=1.0, accumulate=2, warmup=0, steps=5, decay=False
     )
     state = init_state(make_editor(name, NAMES[name]), weights, tx, 0)
     placed = place(make_mesh(dict(data=1, fsdp=2, tensor=4)), state, EDITOR_RULES)

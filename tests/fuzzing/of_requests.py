@@ -38,7 +38,7 @@ def _read_overrides(folder: Path, data: bytes) -> None:
     again = configs.load_config("quickstart.py:smoke")
     values = {key: config_schema._get(config, key) for key in configs.flat_keys(config)}
     known = {k: v for k, v in values.items() if k in config_schema.KEYS}
-    configs.apply_overrides(again, configs.settings(known))
+    configs.apply_overrides(again, configs.as_overrides(known))
     for key, value in known.items():
         assert repr(config_schema._get(again, key)) == repr(value), key
     config_schema.check(config)

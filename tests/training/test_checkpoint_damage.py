@@ -17,7 +17,7 @@ from mend_jax.io import checksums
 from mend_jax.parallel.mesh import make_mesh
 from mend_jax.training import checkpoints
 from mend_jax.training.checkpoints import damage, migration, recovery
-from mend_jax.training.run_state import Record, resume
+from mend_jax.training.run_state import RunState, resume
 
 # What Orbax leaves behind of a restore that failed is thrown away in any order.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -42,7 +42,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     with checkpoints.open_manager(folder / "checkpoints") as manager:
         for step, loss in ((2, 0.5), (4, 0.9), (6, None), (7, None)):
-            record = Record(best=0.5, best_step=2).stored()
+            record = RunState(best=0.5, best_step=2).stored()
             meta = MINE | {"data_state": {"next_index": step}, "record": record}
             checkpoints.save(manager, step, arrays_of(step), meta, loss)
         checkpoints.finish(manager)
@@ -207,7 +207,7 @@ def test_a_checkpoint_of_the_first_version_goes_on(tmp_path):
         w = w * np.float32(0.5) + np.float32(n)
     state = fresh().replace(step=jnp.asarray(4, jnp.int32), params={"w": jnp.asarray(w)})
     write_first(tmp_path / "old", 4, state, next_index=4)
-    mine = {"base": "b", "config": {"job": "edit", "train": {"lr": 0.1, "skip_non_finite": 3}}}
+    mine = {"base": "b", "config": {"job": "edit", "train": {"lr": 0.1, "max_non_finite_steps": 3}}}
     batches = Numbers()
     with checkpoints.open_manager(tmp_path / "old/checkpoints") as manager:
         state, record = resume(manager, fresh(), batches, mine)
@@ -221,8 +221,8 @@ def test_a_checkpoint_of_the_first_version_goes_on(tmp_path):
 def test_a_setting_of_the_first_version_that_differs_is_still_refused(tmp_path):
     write_first(tmp_path, 4, fresh(), next_index=4)
     for train, told in (
-        ({"lr": 0.2, "skip_non_finite": 3}, "train.lr was 0.1, is 0.2"),
-        ({"lr": 0.1, "skip_non_finite": 5}, "skip_non_finite was 3, is 5"),
+        ({"lr": 0.2, "max_non_finite_steps": 3}, "train.lr was 0.1, is 0.2"),
+        ({"lr": 0.1, "max_non_finite_steps": 5}, "max_non_finite_steps was 3, is 5"),
     ):
         with checkpoints.open_manager(tmp_path / "checkpoints") as manager:
             mine = {"base": "b", "config": {"job": "edit", "train": train}}
@@ -232,7 +232,7 @@ def test_a_setting_of_the_first_version_that_differs_is_still_refused(tmp_path):
 
 def test_results_of_older_versions_are_those_of_the_same_config():
     """Of runs that edit; other jobs have no such key."""
-    new = {"job": "edit", "train": {"lr": 1.0, "skip_non_finite": 3}}
+    new = {"job": "edit", "train": {"lr": 1.0, "max_non_finite_steps": 3}}
     old = {"job": "edit", "train": {"lr": 1.0}}
     checkpoints.refuse_other_run({"config": old}, {"config": new}, "here")
     checkpoints.refuse_other_run({"config": new}, {"config": new}, "here")

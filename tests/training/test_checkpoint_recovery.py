@@ -16,7 +16,7 @@ from mend_jax.io.writers import JsonLines
 from mend_jax.training import checkpoints
 from mend_jax.training import config as configs
 from mend_jax.training.checkpoints import migration, recovery
-from mend_jax.training.run_folder import occupied
+from mend_jax.training.run_folder import locked_folder
 
 
 def damage_scores(folder):
@@ -100,15 +100,18 @@ def test_an_error_of_the_machine_moves_no_step(saved, tmp_path, monkeypatch, err
     assert not (tmp_path / "checkpoints_damaged").exists()
 
 
-@pytest.mark.parametrize("key", migration.ADDED)
+@pytest.mark.parametrize("key", migration.ADDED_KEYS)
 def test_a_run_of_a_version_without_a_key_goes_on(key):
     config = configs.load_config("quickstart.py")
-    ours = configs.plain(config)
+    ours = configs.to_json_dict(config)
     ours["train"]["doctor"] = False
     theirs = json.loads(json.dumps(ours))
     group, name = key.split(".")
     del theirs[group][name]
-    meta = {"format": migration.FORMAT, "config": configs.plain(ml_collections.ConfigDict(theirs))}
+    meta = {
+        "format": migration.FORMAT,
+        "config": configs.to_json_dict(ml_collections.ConfigDict(theirs)),
+    }
     checkpoints.refuse_other_run(meta, {"config": json.loads(json.dumps(ours))}, "here")
     if key != "train.doctor":  # which may differ
         ours[group][name] = 7
@@ -117,11 +120,11 @@ def test_a_run_of_a_version_without_a_key_goes_on(key):
 
 
 def test_a_folder_is_one_run_s_alone(tmp_path):
-    with occupied(tmp_path):
+    with locked_folder(tmp_path):
         with pytest.raises(ConfigError, match="in use by another run"):
-            with occupied(tmp_path):
+            with locked_folder(tmp_path):
                 pass
-    with occupied(tmp_path):
+    with locked_folder(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 

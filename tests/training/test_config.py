@@ -27,7 +27,7 @@ def test_every_config_loads_checks_and_builds(name, variant):
     check(config)
     build_editor(config)
     build_optimizer(config)
-    assert configs.plain(config)["editor"]["name"]
+    assert configs.to_json_dict(config)["editor"]["name"]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_every_config_loads_checks_and_builds(name, variant):
 def test_the_papers_models_take_the_papers_data(name, task, far):
     config = configs.load_config(f"{name}.py:paper")
     check(config)
-    assert (config.data.name, config.data.far) == (task, far)
+    assert (config.data.name, config.data.far_source) == (task, far)
     assert config.data.name.partition("/")[0] in DATASETS and config.train.near_share == 0
 
 
@@ -65,12 +65,13 @@ def test_overrides_keep_their_type():
 def test_a_group_is_replaced_as_a_whole():
     values = {
         "editor.name": "fine_tune", "editor.options": {"lr": 1e-3, "only": ("mlp/down",)},
-        "eval.baselines": {}, "data.pack": (16, 20), "data.far": "", "train.lr": 1e-5,
+        "eval.baselines": {}, "data.length_buckets": (16, 20), "data.far_source": "",
+        "train.lr": 1e-5,
     }  # fmt: skip
-    flags = [f"--config.{setting}" for setting in configs.settings(values)]
+    flags = [f"--config.{setting}" for setting in configs.as_overrides(values)]
     config, _, _ = parse(["--config=quickstart.py", *flags, "--config.editor.options.lr=1"])
     assert config.editor.options.to_dict() == {"lr": 1.0, "only": ("mlp/down",)}
-    assert config.data.pack == (16, 20) and config.train.lr == 1e-5
+    assert config.data.length_buckets == (16, 20) and config.train.lr == 1e-5
     assert not config.eval.baselines
     check(config)
     build_editor(config)
@@ -113,7 +114,10 @@ def test_mistakes_are_named(arguments, message, capsys):
         ("train.steps=-1", "train.steps is -1"),
         ("train.lr=0.0", "train.lr is 0.0, more than 0"),
         ("train.c_loc=-2.0", "train.c_loc is -2.0, at least 0"),
-        ("train.keep=first", "train.keep is 'first', one of .'best', 'last'. is needed"),
+        (
+            "train.keep_checkpoint=first",
+            "train.keep_checkpoint is 'first', one of .'best', 'last'. is needed",
+        ),
         ("eval.max_new_tokens=2", "no room to write a target"),
         ("eval.edits=0", "eval.edits is 0"),
     ],

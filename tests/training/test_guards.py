@@ -20,9 +20,9 @@ from mend_jax.core.weight_edit import Dense, Edit, LowRank, relative_norms
 from mend_jax.errors import CheckpointError, Preempted, TrainingError
 from mend_jax.io.writers import JsonLines
 from mend_jax.training import batch_files, build, checkpoints, guards
-from mend_jax.training.guards import DEAD_AFTER, FEWEST, QUIET, SAME_TIMES, Watch
+from mend_jax.training.guards import DEAD_AFTER, FEWEST, QUIET, SAME_TIMES, Guards
 from mend_jax.training.loop import train
-from mend_jax.training.run_state import Plan, resume
+from mend_jax.training.run_state import LoopSettings, resume
 from mend_jax.training.step import guarded
 
 LIMIT = 3
@@ -49,8 +49,9 @@ def go(folder, step, stop=None, steps=8, checkpoint_every=2, validate=None):
     """Trains, or resumes, to the end or to what stops it; (final weights, lines, record)."""
     log = JsonLines(folder / "metrics.jsonl")
     batches = Numbers()
-    plan = Plan(steps=steps, log_every=1, val_every=steps, checkpoint_every=checkpoint_every,
-                patience=0, skip_non_finite=LIMIT)  # fmt: skip
+    plan = LoopSettings(steps=steps, log_every=1, val_every=steps,
+                checkpoint_every=checkpoint_every,
+                patience=0, max_non_finite_steps=LIMIT)  # fmt: skip
     with checkpoints.open_manager(folder / "checkpoints") as manager:
         state, record = resume(manager, fresh(), batches, {})
         log.rewind(int(state.step))
@@ -131,7 +132,7 @@ def test_a_part_without_a_gradient_from_the_first_step_on_ends_training(tmp_path
 
 def test_a_part_behind_one_that_starts_at_zero_has_time_for_updates():
     """Where ten steps make one update it has seen no gradient after ten steps, and may well."""
-    watch = Watch(seen=DEAD_AFTER, alive=["a"])
+    watch = Guards(seen=DEAD_AFTER, alive=["a"])
     assert watch.dead({"a": 0.0, "b": 0.0}) == ["b"]
     assert watch.dead({"a": 0.0, "b": 0.0}, accumulate=10) == []
     watch.seen *= 10
@@ -159,7 +160,7 @@ SOUND = {"loss": 1.0, "kl": 0.05, "agree_near": 0.8, "agree_far": 0.9, "edit_nor
     ({"edit_norm": 1.5}, "edit_norm"), ({"edit_norm": 1e-8}, "edit_norm"),
 ])  # fmt: skip
 def test_validation_numbers_out_of_bounds_are_told(change, guard):
-    watch = Watch()
+    watch = Guards()
     assert watch.after_validation(1, SOUND, {"a": 0.1}) == []
     found = watch.after_validation(2, SOUND | {"loss": 0.5} | change, {"a": 0.1})
     assert [f.guard for f in found] == [guard] and watch.told == {guard: 1}
@@ -169,22 +170,22 @@ def test_validation_numbers_out_of_bounds_are_told(change, guard):
     (0.1, False), (9.0, False), (11.0, True), (2e-4, False), (0.9e-4, True), (-0.1, True),
 ])  # fmt: skip
 def test_step_sizes_that_run_off_are_told(size, told):
-    watch = Watch()
+    watch = Guards()
     watch.after_validation(1, SOUND, {"a": 0.1, "b": 0.1})
-    watch = Watch(**json.loads(json.dumps(vars(watch))))  # as a checkpoint keeps it
+    watch = Guards(**json.loads(json.dumps(vars(watch))))  # as a checkpoint keeps it
     found = watch.after_validation(2, SOUND | {"loss": 2.0}, {"a": 0.1, "b": size})
     assert [f.guard for f in found] == ["step_size"] * told
 
 
 def test_a_loss_that_stands_still_is_told():
-    watch, steps = Watch(), range(QUIET, QUIET * (SAME_TIMES + 1), QUIET)
+    watch, steps = Guards(), range(QUIET, QUIET * (SAME_TIMES + 1), QUIET)
     found = [watch.after_validation(s, SOUND, {}) for s in steps]
     assert [[f.guard for f in one] for one in found] == [[]] * (SAME_TIMES - 1) + [["stalled"]]
     assert watch.after_validation(10**6, SOUND | {"loss": 1.0001}, {}) == []
 
 
 def test_a_warning_is_not_repeated_at_once():
-    watch = Watch(norms=[1.0] * FEWEST)
+    watch = Guards(norms=[1.0] * FEWEST)
     told = [s for s in range(1, 3 * QUIET) if watch.after_step(s, 100.0 * 100.0**s, {"net": 1.0})]
     assert told == [1, QUIET + 2, 2 * QUIET + 3]
 

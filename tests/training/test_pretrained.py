@@ -18,9 +18,9 @@ from mend_jax.training import pretrained
 
 SETTINGS = {
     "data.name": "world_facts/offline", "data.train_edits": 16, "data.max_len": 96,
-    "data.max_target": 24, "data.far_len": 16, "data.pack": (), "train.steps": 2,
+    "data.max_target": 24, "data.far_len": 16, "data.length_buckets": (), "train.steps": 2,
     "train.edits_per_step": 2, "train.val_every": 2, "train.val_edits": 2,
-    "train.checkpoint_every": 2, "train.both_ways": False, "eval.edits": 2,
+    "train.checkpoint_every": 2, "train.edit_from_paraphrase": False, "eval.edits": 2,
     "eval.edits_per_step": 2, "eval.max_new_tokens": 24, "eval.examples": 1,
     "eval.baselines": "{}", "editor.options.rank": 4, "model.last_n_blocks": 1,
     "train.doctor": False,
@@ -61,7 +61,7 @@ def same(one, other, **tolerance):
 def test_in_float32_it_is_the_editor_of_the_run(run, model, folder):
     told = pretrained.write(run, folder / "tiny.safetensors", "float32")
     assert pretrained.names() == {model.fingerprint: "tiny"}
-    assert pretrained.about("tiny") == told
+    assert pretrained.describe("tiny") == told
     restored, loaded = mend_jax.Editor.restore(run, model), pretrained.load(model)
     assert (loaded.id, loaded.name, loaded.append_eos) == (restored.id, "mend", False)
     same(restored.edit([FACT]), loaded.edit([FACT]), rtol=0)
@@ -143,7 +143,7 @@ def test_what_cannot_ship_is_refused(run, tmp_path, monkeypatch):
 
 def test_other_bases_are_refused_by_name(run, model, folder, base, tmp_path):
     with pytest.raises(ConfigError, match="no editor 'tiny' is shipped"):
-        pretrained.about("tiny")
+        pretrained.describe("tiny")
     path = folder / "tiny.safetensors"
     pretrained.write(run, path)
     other = mend_jax.load_model(str(save_tiny(tmp_path / "other", seed=1)), last_n_blocks=1)

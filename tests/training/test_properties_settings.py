@@ -45,12 +45,12 @@ def test_what_is_set_is_what_is_read_back(data):
     key = data.draw(st.sampled_from(sorted(k for k, v in known.items() if type(v) is kind)))
     value = data.draw(values_like(known[key]))
     config = quickstart()
-    configs.apply_overrides(config, configs.settings({key: value}))
+    configs.apply_overrides(config, configs.as_overrides({key: value}))
     for name, old in known.items():
         wanted = value if name == key else old
         found = config_schema._get(config, name)
         assert type(found) is type(wanted) and repr(found) == repr(wanted)
-    assert json.loads(configs.to_json(config)) == configs.plain(config)
+    assert json.loads(configs.to_json(config)) == configs.to_json_dict(config)
 
 
 NAMES = st.text(string.ascii_lowercase + "_", min_size=1, max_size=8)
@@ -61,7 +61,7 @@ NAMES = st.text(string.ascii_lowercase + "_", min_size=1, max_size=8)
                        | st.floats(allow_nan=False, allow_infinity=False), max_size=4))  # fmt: skip
 def test_a_group_that_is_set_is_what_is_read_back(group):
     config = quickstart()
-    configs.apply_overrides(config, configs.settings({"editor.options": group}))
+    configs.apply_overrides(config, configs.as_overrides({"editor.options": group}))
     assert config.editor.options.to_dict() == group
 
 

@@ -33,7 +33,7 @@ def test_versions_are_of_all_packages_that_compute():
 def test_a_processor_is_told_by_name(tmp_path, monkeypatch):
     path = tmp_path / "cpuinfo"
     monkeypatch.setattr(provenance, "_CPUINFO", path)
-    assert provenance.processor() == "" and " x cpu, " in provenance.hardware()
+    assert provenance.processor_name() == "" and " x cpu, " in provenance.hardware()
     path.write_text("processor : 0\nmodel name\t: Some CPU 9 @ 2 GHz\nmodel name : other\n")
-    assert provenance.processor() == "Some CPU 9 @ 2 GHz"
+    assert provenance.processor_name() == "Some CPU 9 @ 2 GHz"
     assert f"{jax.device_count()} x Some CPU 9 @ 2 GHz, " in provenance.hardware()

@@ -87,7 +87,7 @@ def test_a_trained_run_that_is_asked_to_stop_evaluates_when_it_goes_on(made, mon
 
     monkeypatch.setattr(StopRequest, "at", at)
     with pytest.raises(Preempted, match=f"asked to stop in evaluation.*saved in {tmp_path}"):
-        train_and_evaluate.stop_between(StopRequest(), 6, tmp_path)()
+        train_and_evaluate.stop_check(StopRequest(), 6, tmp_path)()
     assert polls == [7]
     with config.unlocked():
         short = config.copy_and_resolve_references()
@@ -156,7 +156,7 @@ def test_the_played_store_is_the_one_that_paths_use(store):
 
 
 def test_files_of_a_run_in_a_store(store):
-    workdir = workdir_of_run.prepare("gs://bucket/run")
+    workdir = workdir_of_run.prepare_folder("gs://bucket/run")
     assert str(workdir) == "gs://bucket/run" and is_remote(workdir)
     assert os.listdir(store.root / "bucket/run") == []
     assert workdir_of_run.read_results(workdir) is None
@@ -215,7 +215,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused_first(made, tmp_path
             monkeypatch.setattr(shutil, "disk_usage", lambda path, n=free: mock.Mock(free=n))
             refused = pytest.raises(ConfigError, match=f"--workdir {tmp_path}: .* GB are free")
             with refused if free < enough else contextlib.nullcontext():
-                workdir_of_run.need_room(tmp_path, state, there)
+                workdir_of_run.require_disk_space(tmp_path, state, there)
 
 
 def test_a_run_looks_for_room_before_it_trains(made, tmp_path, monkeypatch):
@@ -232,7 +232,7 @@ def test_a_workdir_on_a_disk_that_is_read_only_is_refused_first(tmp_path, monkey
 
     monkeypatch.setattr(pathlib.Path, "open", refuse)
     with pytest.raises(ConfigError, match="cannot be written.*Read-only file system"):
-        workdir_of_run.prepare(tmp_path)
+        workdir_of_run.prepare_folder(tmp_path)
 
 
 @contextlib.contextmanager
@@ -244,7 +244,7 @@ def without(name):
 
 def test_a_store_whose_library_is_missing_says_what_to_install():
     with without("gcsfs"), pytest.raises(ConfigError, match="library.*missing.*pip install gcsfs"):
-        workdir_of_run.prepare("gs://bucket/run")
+        workdir_of_run.prepare_folder("gs://bucket/run")
     with (
         without("gcsfs"),
         pytest.raises(CheckpointError, match="gs://bucket/run holds no run.*gcsfs"),
@@ -254,7 +254,7 @@ def test_a_store_whose_library_is_missing_says_what_to_install():
 
 def test_an_unknown_scheme_is_refused():
     with pytest.raises(ConfigError, match="ftp://.*give a folder, or one of gs://"):
-        workdir_of_run.prepare("ftp://host/run")
+        workdir_of_run.prepare_folder("ftp://host/run")
 
 
 def test_local_paths_stay_local(tmp_path):
@@ -271,14 +271,15 @@ def test_damaged_results_are_named(tmp_path, text):
 
 def test_the_config_of_an_earlier_version_has_what_such_a_run_did(tmp_path):
     config = configs.load_config("quickstart.py")
-    held = configs.plain(config)
-    for key in migration.ADDED:
+    held = configs.to_json_dict(config)
+    for key in migration.ADDED_KEYS:
         group, name = key.split(".")
         del held[group][name]
     write_json(tmp_path / "config.json", held)
     found = workdir_of_run.read_config(tmp_path)
-    assert configs.plain(found) == configs.plain(config) | {
-        "train": configs.plain(config)["train"] | {"doctor": False}  # the others are as today
+    assert configs.to_json_dict(found) == configs.to_json_dict(config) | {
+        "train": configs.to_json_dict(config)["train"]
+        | {"doctor": False}  # the others are as today
     }
 
 

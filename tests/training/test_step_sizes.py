@@ -57,7 +57,9 @@ def test_a_step_size_for_every_parameter_is_scaled_too(logs):
 
 def test_an_editor_without_step_sizes_cannot_scale_them():
     for params in ({}, {"low_rank_mlp": {}}, {"ridge_solve": {"w": jnp.zeros(())}}):
-        with pytest.raises(ConfigError, match=r"editor\.start_scale is 0\.5, .*leave it at 1\.0"):
+        with pytest.raises(
+            ConfigError, match=r"editor\.init_step_size_scale is 0\.5, .*leave it at 1\.0"
+        ):
             scaled(params, 0.5, logs=True)
 
 

@@ -12,7 +12,7 @@ from support.tiny import random_batch, tiny
 from mend_jax.core.meta_loss import meta_loss
 from mend_jax.editors import make_editor
 from mend_jax.training.optimizer import make_optimizer
-from mend_jax.training.run_state import Record
+from mend_jax.training.run_state import RunState
 from mend_jax.training.step import init_state, make_train_step, success_weight
 
 
@@ -24,7 +24,7 @@ def test_steps_that_are_not_finite_are_left_out_until_too_many_in_a_row():
     tx = optimizer()
     step = make_train_step(
         editor, tx, model=module, weights=weights, c_edit=success_weight(0.1, 0.1, 10), c_loc=1.0,
-        skip_non_finite=2,
+        max_non_finite_steps=2,
     )  # fmt: skip
     state = init_state(editor, weights, tx, 0)
     good = random_batch(0)
@@ -69,7 +69,7 @@ def test_step_sizes_have_their_own_rate():
 
 
 def optimizer(**changes):
-    options = dict(lr=1e-3, layer_lr_lr=1e-2, clip=100.0, accumulate=1, warmup=0, steps=10,
+    options = dict(lr=1e-3, step_size_lr=1e-2, clip=100.0, accumulate=1, warmup=0, steps=10,
                    decay=False)  # fmt: skip
     return make_optimizer(**options | changes)
 
@@ -130,10 +130,10 @@ def test_editing_both_ways_is_editing_twice():
     batch = random_batch(0)
     back = batch | {"edit": batch["rephrase"], "rephrase": batch["edit"]}
 
-    def loss(batch, both_ways):
+    def loss(batch, edit_from_paraphrase):
         _, (metrics, _, edit) = jax.jit(
             lambda: meta_loss(params, state, base, batch, editor=editor, model=module,
-                              weights=weights, edit_from_paraphrase=both_ways, train=False)
+                              weights=weights, edit_from_paraphrase=edit_from_paraphrase, train=False)
         )()  # fmt: skip
         return metrics, edit
 
@@ -157,9 +157,9 @@ def test_editing_both_ways_is_editing_twice():
 
 
 def test_early_stopping_counts_steps_since_the_best():
-    record = Record()
+    record = RunState()
     for step, loss in ((10, 2.0), (20, 1.0), (30, 1.5), (40, 1.2)):
         record.note(step, loss, patience=20)
     assert (record.best, record.best_step) == (1.0, 20)
     assert record.stopped == "no better validation loss for 20 steps"
-    assert Record.of(json.loads(json.dumps(record.stored()))) == record
+    assert RunState.of(json.loads(json.dumps(record.stored()))) == record

@@ -80,7 +80,7 @@ def sketch(config: ml_collections.ConfigDict) -> AbstractModel:
     published = PUBLISHED.get(c.spec)
     hf_config = published if published is not None else hub.read_config(hub.resolve(c.spec))
     return abstract_model(
-        hf_config, c.last_n_blocks, c.edit_roles, c.dtype, c.remat, c.text_chunk, c.head_chunk
+        hf_config, c.last_n_blocks, c.edit_roles, c.dtype, c.remat, c.text_chunk, c.logits_chunk
     )
 
 

@@ -126,7 +126,7 @@ def train_step_of(experiment: Experiment, state: TrainState) -> Any:
 
 
 def longest_batch(experiment: Experiment) -> dict[str, Any]:
-    """A training step's texts of the longest shape (`data.pack`), which takes most memory."""
+    """Return a training step's texts in the longest bucket, which takes most memory."""
     c = experiment.config
     parts = experiment.train_parts
     longest = max(parts, key=lambda part: part.texts["edit"].tokens.shape[-1])
@@ -218,7 +218,7 @@ def check_gradients(seen: list[dict[str, float]]) -> Finding:
             f"not finite: {', '.join(bad) or 'the loss alone'}",
             "finite",
             "lower the step size that edits start with (editor.options.layer_lr), train.lr and "
-            "train.layer_lr_lr",
+            "train.step_size_lr",
         )  # fmt: skip
     most = {name: max(one[name] for one in by_step) for name in by_step[0]}
     dead = sorted(name for name, norm in most.items() if not norm)
@@ -242,7 +242,7 @@ def check_learning(seen: list[dict[str, float]]) -> Finding:
         "learning", _fell(seen),
         f"meta-loss {first:.4g} to {last:.4g} in {len(seen) - 1} steps on one batch",
         "a loss that falls",
-        "raise train.lr and train.layer_lr_lr where it stands still, lower them where it rises; "
+        "raise train.lr and train.step_size_lr where it stands still, lower them where it rises; "
         "an editor whose edits are next to nothing needs a larger editor.options.layer_lr",
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from mend_jax.apps.doctor.findings import OK, Finding, judged, skipped
 from mend_jax.io.writers import as_path, is_remote
 from mend_jax.tpu.memory import bytes_of
 from mend_jax.tpu.slices import GIB
-from mend_jax.training.run_folder import need_room, prepare
+from mend_jax.training.run_folder import prepare_folder, require_disk_space
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -30,7 +30,7 @@ def check_memory(what: str, lowered: Any) -> Finding:
         "memory", needed <= free,
         f"{what} takes {needed / GIB:.2f} GiB beside what is loaded",
         f"at most the {free / GIB:.2f} GiB that are free",
-        "lower train.edits_per_step and eval.edits_per_step, or set model.head_chunk, "
+        "lower train.edits_per_step and eval.edits_per_step, or set model.logits_chunk, "
         "model.text_chunk or model.remat, or a smaller editor.options.rank",
     )  # fmt: skip
 
@@ -78,9 +78,9 @@ def check_workdir(workdir: str | Path, state: Any) -> Finding:
     """
     where = as_path(workdir)
     new = [] if is_remote(where) else [f for f in (where, *where.parents) if not f.exists()]
-    prepare(workdir)
+    prepare_folder(workdir)
     try:
-        need_room(where, state, 0)
+        require_disk_space(where, state, 0)
     finally:
         for folder in new:
             folder.rmdir()

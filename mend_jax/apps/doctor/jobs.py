@@ -16,7 +16,7 @@ from mend_jax.apps.doctor.check_machine import check_workdir
 from mend_jax.apps.doctor.check_splits import shared
 from mend_jax.apps.doctor.findings import Finding, any_failed, attempt, judged, refused, skipped
 from mend_jax.apps.run_command import parse
-from mend_jax.apps.train_and_evaluate import begun
+from mend_jax.apps.train_and_evaluate import initial_state
 from mend_jax.data.rows import SPLITS
 from mend_jax.errors import MendError
 from mend_jax.hub.language_model import load_model
@@ -35,10 +35,10 @@ def edit(config: ml_collections.ConfigDict, workdir: str) -> Iterator[Finding]:
         if any_failed([found]):
             return
     config = ml_collections.ConfigDict(config)
-    config.train.survey_texts = min(config.train.survey_texts, SURVEYED)
+    config.train.calibration_texts = min(config.train.calibration_texts, SURVEYED)
     try:
         experiment = open_experiment(config, mesh_sizes(config))
-        start = begun(experiment, experiment.fresh_state())
+        start = initial_state(experiment, experiment.fresh_state())
     except MendError as e:
         yield refused(check_of(e), e)
         return

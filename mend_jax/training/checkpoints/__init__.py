@@ -279,7 +279,7 @@ def refuse_other_run(meta: Mapping[str, Any], mine: Mapping[str, Any], where: An
         )
     theirs, ours = meta.get("config", {}), mine.get("config", {})
     if ours.get("job") == "edit" and isinstance(theirs, Mapping):
-        theirs, ours = migration.completed(theirs), migration.completed(ours)
+        theirs, ours = migration.with_added_keys(theirs), migration.with_added_keys(ours)
     differences = _differences(theirs, ours)
     changed = sorted(line for line in differences if not line.startswith(_OF_NO_NUMBER))
     if "config" in mine and changed:
