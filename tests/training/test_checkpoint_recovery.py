@@ -135,7 +135,7 @@ def test_prepared_data_that_cannot_be_made_again_is_not_used(tmp_path, monkeypat
     def full(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prepared.whole, "seal", full)
+    monkeypatch.setattr(prepared.checksums, "seal", full)
     with pytest.raises(DataError, match="could not be written.*No space left"):
         prepared.build(recipe(), tmp_path)
 
