@@ -54,7 +54,8 @@ def evaluate_run(
     c = experiment.config
     own = (experiment.editor, state.params, state.editor_state)
     run_mark = {
-        "config": checksums.json_checksum(configs.to_json_dict(c)), "base": experiment.model.fingerprint,
+        "config": checksums.json_checksum(configs.to_json_dict(c)),
+        "base": experiment.model.fingerprint,
         "code": code_fingerprint(),
     }  # fmt: skip
 

@@ -133,7 +133,8 @@ def test_editing_both_ways_is_editing_twice():
     def loss(batch, edit_from_paraphrase):
         _, (metrics, _, edit) = jax.jit(
             lambda: meta_loss(params, state, base, batch, editor=editor, model=module,
-                              weights=weights, edit_from_paraphrase=edit_from_paraphrase, train=False)
+                              weights=weights, edit_from_paraphrase=edit_from_paraphrase,
+                              train=False)
         )()  # fmt: skip
         return metrics, edit
 
