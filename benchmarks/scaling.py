@@ -23,7 +23,8 @@ from matplotlib.axes import Axes
 from benchmarks.step import in_a_process
 from benchmarks.workload import MODELS
 from mend_jax.evaluation.reports import plot_style
-from mend_jax.io.writers import Progress, write_bytes, write_json
+from mend_jax.io.files import write_bytes, write_json
+from mend_jax.io.progress import Progress
 
 BASE = {"edits": 8, "layers": 0, "rank": 256, "length": 12, "scored": 4}
 SWEEPS = {

@@ -14,8 +14,9 @@ import numpy as np
 
 from benchmarks.machine import seconds_of
 from benchmarks.workload import Built
-from mend_jax.core.forward import Problem, make_problem, scored_logits, shared_trunk_states
+from mend_jax.core.forward import scored_logits, shared_trunk_states
 from mend_jax.core.meta_loss import meta_loss
+from mend_jax.core.problem import Problem, make_problem
 from mend_jax.evaluation.scoring import edit_and_score
 from mend_jax.tpu.memory import bytes_of
 from mend_jax.training.step import make_train_step, success_weight

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mend_jax.core.forward import make_problem
+from mend_jax.core.problem import make_problem
 from mend_jax.data.prepared import fingerprint_rows
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.evaluation.evaluate_split import evaluate, time_edits
@@ -26,7 +26,7 @@ from mend_jax.evaluation.scoring import make_edit
 from mend_jax.evaluation.sequential_edits import evaluate_sequential_edits
 from mend_jax.evaluation.sequential_state import SequentialState
 from mend_jax.io import checksums
-from mend_jax.io.writers import Progress
+from mend_jax.io.progress import Progress
 from mend_jax.parallel.distributed import gather, is_writer
 from mend_jax.parallel.mesh import shard_batch
 from mend_jax.parallel.sharding import EDITOR_RULES, place
@@ -145,7 +145,9 @@ def _general_ability(
         if transform.reader is not None:
             problem = make_problem(model.module, base, model.weights, texts)
             read = functools.partial(transform.reader.logits, params, problem)
-            return score_reader_ability(read, texts.lead[0], probes, known, model=model.module)
+            return score_reader_ability(
+                read, texts.batch_shape[0], probes, known, model=model.module
+            )
         edit = make_edit(transform, model.module, model.weights, params, state, base, texts)
         return score_ability(base, edit, probes, known, model=model.module)
 

@@ -26,7 +26,8 @@ from mend_jax.errors import ConfigError
 from mend_jax.evaluation.claim_scores import score_claims, summarise_claims
 from mend_jax.hub.language_model import LanguageModel, load_model
 from mend_jax.hub.merged_export import save_parameters
-from mend_jax.io.writers import JsonLines, is_remote, write_json, write_text
+from mend_jax.io.files import is_remote, write_json, write_text
+from mend_jax.io.json_lines import JsonLines
 from mend_jax.models.classifier import CLASSIFIER_HEAD
 from mend_jax.models.params import count, unstack_trunk
 from mend_jax.parallel import distributed

@@ -23,7 +23,7 @@ from mend_jax.errors import ConfigError, MendError, did_you_mean
 from mend_jax.evaluation.reports.formatting import format_value
 from mend_jax.evaluation.reports.grid_rows import make_grid_row
 from mend_jax.evaluation.reports.values import value_at
-from mend_jax.io.writers import as_path
+from mend_jax.io.files import as_path
 from mend_jax.training import config as configs
 from mend_jax.training import config_schema
 from mend_jax.training.build import build_editor

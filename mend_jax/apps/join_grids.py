@@ -15,8 +15,8 @@ from typing import Any, TypedDict
 from mend_jax.errors import DataError, MendError, report_error
 from mend_jax.evaluation.reports import grid_markdown, grid_report
 from mend_jax.evaluation.reports.grid_rows import GridRow
+from mend_jax.io.files import as_path, write_json, write_text
 from mend_jax.io.json_values import matches_type, parse_json
-from mend_jax.io.writers import as_path, write_json, write_text
 
 
 class Grid(TypedDict):

@@ -16,7 +16,7 @@ from mend_jax.apps import run_command as command
 from mend_jax.apps.run_processes import Run, refuse_failures, run_all, say, stand_aside
 from mend_jax.errors import ConfigError, MendError, report_error
 from mend_jax.evaluation.statistics import summarise_runs
-from mend_jax.io.writers import as_path, write_json
+from mend_jax.io.files import as_path, write_json
 
 HEADLINE = (
     "success", "edit.success_exact", "rephrase.success_exact", "edit.success_generated",

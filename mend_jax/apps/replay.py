@@ -20,7 +20,7 @@ import numpy as np
 from mend_jax.core.meta_loss import token_batches
 from mend_jax.errors import CheckpointError, MendError, report_error
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.io.writers import as_path
+from mend_jax.io.files import as_path
 from mend_jax.training import batch_files, build, checkpoints
 from mend_jax.training.experiment import base_identity
 from mend_jax.training.guards import GROUP_NORM

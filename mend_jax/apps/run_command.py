@@ -133,7 +133,7 @@ def compile_for(config, workdir: str, where: str) -> bool:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the compiler must not look for a TPU
-    from mend_jax.io.writers import write_json
+    from mend_jax.io.files import write_json
     from mend_jax.tpu import compile_steps
 
     def say(text: str) -> None:

@@ -22,8 +22,9 @@ import jax
 
 from mend_jax.apps import run_command as command
 from mend_jax.errors import ConfigError, MendError, Preempted
+from mend_jax.io.files import is_remote
 from mend_jax.io.package_cache import cache_dir
-from mend_jax.io.writers import format_duration, is_remote
+from mend_jax.io.progress import format_duration
 from mend_jax.parallel import distributed
 from mend_jax.training import checkpoints
 from mend_jax.training import config as configs
@@ -40,7 +41,7 @@ class Run:
     Attributes:
       name: what messages call it.
       flags: its command line but for --workdir.
-      folder: where it lives, a path of `writers.as_path`.
+      folder: where it lives, a path of `io.files.as_path`.
       after: the run that must be finished before it starts, or None.
     """
 

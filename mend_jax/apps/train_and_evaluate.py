@@ -22,7 +22,8 @@ from mend_jax.data import DataSet
 from mend_jax.errors import CheckpointError, ConfigError, Preempted
 from mend_jax.evaluation.evaluate_split import make_scorer, peak_memory_bytes, validate
 from mend_jax.evaluation.reports import run_report
-from mend_jax.io.writers import JsonLines, as_path, write_json, write_text
+from mend_jax.io.files import as_path, write_json, write_text
+from mend_jax.io.json_lines import JsonLines
 from mend_jax.models.params import count
 from mend_jax.parallel import distributed
 from mend_jax.parallel.mesh import shard_batch, use_mesh

@@ -12,8 +12,8 @@ from safetensors.numpy import save as serialise
 
 from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
 from mend_jax.errors import CheckpointError
+from mend_jax.io.files import write_bytes
 from mend_jax.io.json_values import parse_json
-from mend_jax.io.writers import write_bytes
 
 FORMAT = "mend_jax_edit/2"
 _READ = ("mend_jax_edit/1", FORMAT)  # version 1 says neither what made the edit nor when
@@ -54,7 +54,7 @@ def to_bytes(edit: Edit) -> bytes:
         "base": edit.base,
         "facts": json.dumps(edit.facts),
         "editor": edit.editor,
-        "made": edit.made,
+        "made": edit.created,
     }
     return serialise(tensors, metadata)
 
@@ -91,7 +91,7 @@ def load(path: str | Path) -> Edit:
         base=metadata.get("base", ""),
         facts=facts,
         editor=metadata.get("editor", ""),
-        made=metadata.get("made", ""),
+        created=metadata.get("made", ""),
     )
 
 

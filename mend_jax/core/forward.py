@@ -6,27 +6,20 @@ Shape letters: E edits, n texts an edit, T tokens, S scored positions, D width, 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mend_jax.core.chunking import map_text_chunks
-from mend_jax.core.factors import Factors, masked_factors
-from mend_jax.core.logits import map_logits
-from mend_jax.core.losses import all_tokens_correct, correct_tokens, masked_mean, token_nll
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit, variables
-from mend_jax.models import WeightSpec
 from mend_jax.models.base import EditableModel, Inputs
 from mend_jax.models.generation import generate
 from mend_jax.models.layers import TAPS
 from mend_jax.models.params import flatten, nest
 from mend_jax.parallel.layout import split_over_edits, vmap_edits
-
-Rows = Literal["all", "answer"]
 
 
 def _run_trunk(model: EditableModel, params: Any, inputs: Inputs) -> Any:
@@ -35,7 +28,7 @@ def _run_trunk(model: EditableModel, params: Any, inputs: Inputs) -> Any:
 
 def trunk_states(model: EditableModel, params: Any, seqs: TokenBatch) -> Any:
     """Inputs of the first editable blocks, leaves [*lead, ...]; no gradient flows below them."""
-    return _unflatten(_run_trunk(model, params, seqs.flat().inputs), seqs.lead)
+    return _unflatten(_run_trunk(model, params, seqs.flat().inputs), seqs.batch_shape)
 
 
 def shared_trunk_states(model: EditableModel, params: Any, many: Sequence[TokenBatch]) -> list[Any]:
@@ -55,7 +48,7 @@ def shared_trunk_states(model: EditableModel, params: Any, many: Sequence[TokenB
         state = split_over_edits(state, together.tokens.shape[0])
         start = 0
         for i in members:
-            end = start + many[i].lead[1]
+            end = start + many[i].batch_shape[1]
             states[i] = jax.tree.map(lambda leaf, at=slice(start, end): leaf[:, at], state)
             start = end
     return [states[i] for i in range(len(many))]
@@ -108,10 +101,10 @@ def scored_states(
 ) -> jax.Array:
     """`top_states` [E, n, S, D]; `edit` has a leading axis E, every edit for its own texts."""
     if edit is None:
-        flat = top_states(model, params, _flatten(h, len(seqs.lead)), seqs.flat())
-        return flat.reshape(*seqs.lead, *flat.shape[1:])
-    each = vmap_edits(lambda h, s, e: top_states(model, params, h, s, e), seqs.lead[0])
-    return each(h, seqs, split_over_edits(edit, seqs.lead[0]))
+        flat = top_states(model, params, _flatten(h, len(seqs.batch_shape)), seqs.flat())
+        return flat.reshape(*seqs.batch_shape, *flat.shape[1:])
+    each = vmap_edits(lambda h, s, e: top_states(model, params, h, s, e), seqs.batch_shape[0])
+    return each(h, seqs, split_over_edits(edit, seqs.batch_shape[0]))
 
 
 def scored_logits(
@@ -141,9 +134,9 @@ def top_outputs(
 
 def last_states(model: EditableModel, params: Any, h: Any, seqs: TokenBatch) -> jax.Array:
     """Float32 [*lead, T, D], or [*lead, M, D], from trunk states; see `EditableModel`."""
-    flat = _flatten(h, len(seqs.lead)), seqs.flat().inputs
+    flat = _flatten(h, len(seqs.batch_shape)), seqs.flat().inputs
     states = model.apply({"params": params}, *flat, method="last_states")
-    return _unflatten(states.astype(jnp.float32), seqs.lead)
+    return _unflatten(states.astype(jnp.float32), seqs.batch_shape)
 
 
 def greedy_continuation(
@@ -152,7 +145,7 @@ def greedy_continuation(
     """What the unedited model freely writes after the prompts of texts: int32[*lead, max_new]."""
     prompts = seqs.prompts().flat().inputs
     out = generate(model, variables(params), prompts, max_new=max_new, eos_id=eos_id)
-    return _unflatten(out, seqs.lead)
+    return _unflatten(out, seqs.batch_shape)
 
 
 def zero_taps(
@@ -170,160 +163,3 @@ def zero_taps(
     if missing := sorted(wanted - set(shapes)):
         raise ValueError(f"weights that the model's top does not have: {missing}")
     return nest({p: jnp.zeros(shapes[p].shape, shapes[p].dtype) for p in sorted(wanted)})
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What an editor may know of E requested corrections: their loss and its factors.
-
-    Editors are given this and nothing else of the model. `loss` and `solved` can be asked under any
-    edit, so fine-tuning is gradient descent on the leaves of an Edit.
-
-    Attributes:
-      model: static.
-      params: nested base parameters, never changed.
-      weights: the weights that may be edited.
-      seqs: the corrections, leading axes [E, n].
-      h: their trunk states, leaves [E, n, ...].
-      applied: edits that are in force already, leading axis E, or None. Sequential editing asks for
-        the next edit of an edited model so; every `edit` below comes on top.
-    """
-
-    model: EditableModel
-    params: Any
-    weights: tuple[WeightSpec, ...]
-    seqs: TokenBatch
-    h: Any
-    applied: Edit | None = None
-
-    @property
-    def n_edits(self) -> int:
-        return self.seqs.lead[0]
-
-    def loss(self, edit: Edit | None = None) -> jax.Array:
-        """Mean token nll of each edit's corrections: float32[E] (MEND's inner loss)."""
-        return self.loss_and_solved(edit)[0]
-
-    def logits(self, edit: Edit | None = None) -> jax.Array:
-        """Logits [E, n, S, V] of the corrections' scored positions."""
-        return scored_logits(self.model, self.params, self.h, self.seqs, self._with_applied(edit))
-
-    def _with_applied(self, edit: Edit | None) -> Edit | None:
-        if self.applied is None or edit is None:
-            return edit if self.applied is None else self.applied
-        return self.applied.compose(edit)
-
-    def solved(self, edit: Edit | None = None) -> jax.Array:
-        """Whether every token of each edit's corrections is the arg max: bool[E]."""
-        return self.loss_and_solved(edit)[1]
-
-    def loss_and_solved(self, edit: Edit | None = None) -> tuple[jax.Array, jax.Array]:
-        """`loss` and `solved`, by one forward pass."""
-        edit = self._with_applied(edit)
-
-        def judged(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return token_nll(logits, target), correct_tokens(logits, target)
-
-        def tokens(texts: tuple[TokenBatch, Any]) -> tuple[jax.Array, jax.Array]:
-            seqs, h = texts
-            states = scored_states(self.model, self.params, h, seqs, edit)
-            return map_logits(self.model, self.params, judged, [states], seqs.target)
-
-        nll, correct = map_text_chunks(tokens, self.model.text_chunk, (self.seqs, self.h))
-        keep = self.seqs.score_mask
-        return masked_mean(nll, keep, axes=(1, 2)), all_tokens_correct(correct, keep).all(-1)
-
-    def outputs(self, name: str, edit: Edit | None = None) -> jax.Array:
-        """What a part of the top puts out at every token, [E, n, T, d]; see `top_outputs`."""
-        edit = self._with_applied(edit)
-
-        def one(h: Any, seqs: TokenBatch, edit: Edit | None) -> jax.Array:
-            return top_outputs(self.model, self.params, h, seqs, name, edit)
-
-        return vmap_edits(one, self.n_edits)(
-            self.h, self.seqs, split_over_edits(edit, self.n_edits)
-        )
-
-    def factors(self, edit: Edit | None = None, rows: Rows = "all") -> dict[str, Factors]:
-        """(u, delta) of every editable weight, rows [E, n * T], by one backward pass of the top.
-
-        In the last block only scored positions take part: weights there that act on those alone
-        have rows [E, n * S].
-
-        Args:
-          rows: "answer": of the positions whose next token is scored alone (MALMEN's rows), so
-            [E, n * S]; weights that read the source have no such positions and keep all of their
-            rows. They are of each correction's own mean loss, whatever stands beside it: what an
-            editor that meets each in least squares asks for a fact does not depend on how many
-            there are. "all" are of the mean over the edit's tokens (`loss`), as MEND sums them.
-        """
-        if rows == "answer" and self.seqs.score_pos.shape[-1] == self.seqs.tokens.shape[-1]:
-            # So that rows of scored positions can be told from rows of all.
-            apart = dataclasses.replace(self, seqs=_one_more_position(self.seqs))
-            return apart.factors(edit, rows)
-        edit = self._with_applied(edit)
-        names, E = [w.name for w in self.weights], self.n_edits
-        n_scored = self.seqs.score_mask.astype(jnp.float32).sum(-1)
-        if rows == "all":
-            n_scored = jnp.broadcast_to(n_scored.sum(1, keepdims=True), n_scored.shape)
-
-        def states_of(h, seqs, taps, edit):
-            return top_states(self.model, self.params, h, seqs, edit, taps)
-
-        def capture(texts: tuple[TokenBatch, Any, jax.Array]) -> Any:
-            seqs, h, counts = texts
-            one = jax.tree.map(lambda leaf: leaf[0], (h, seqs))
-            zeros = zero_taps(self.model, self.params, *one, names)
-
-            def total_loss(taps):
-                states = vmap_edits(states_of, E)(h, seqs, taps, edit)
-                nll = map_logits(self.model, self.params, token_nll, [states], seqs.target)
-                nll = nll * seqs.score_mask.astype(jnp.float32)
-                return (nll.sum(-1) / jnp.maximum(counts, 1.0)).sum()
-
-            return jax.grad(total_loss)(
-                jax.tree.map(lambda z: jnp.zeros((E, *z.shape), z.dtype), zeros)
-            )
-
-        captured = map_text_chunks(capture, self.model.text_chunk, (self.seqs, self.h, n_scored))
-        captured = flatten(split_over_edits(captured, E))
-        lead = (self.n_edits, -1)
-        result = {}
-        for w in self.weights:
-            sides = [captured[f"{w.name}/tap/{side}"] for side in ("u", "delta")]
-            answers = rows == "answer" and not reads_source(w)
-            if answers:
-                sides = [self._at_answers(x) for x in sides]
-            u, delta = (x.reshape(*lead, x.shape[-1]) for x in sides)
-            found = masked_factors(u, delta)
-            if answers:
-                scored = self.seqs.score_mask.reshape(lead)
-                found = found.replace(mask=found.mask & scored)
-            result[w.name] = found
-        return result
-
-    def _at_answers(self, x: jax.Array) -> jax.Array:
-        """x [E, n, T, d] at scored positions, [E, n, S, d]; the last block gives it so already."""
-        s = self.seqs
-        if x.shape[2] == s.score_pos.shape[-1]:
-            return x
-        return jnp.take_along_axis(x, s.score_pos[..., None], axis=2)
-
-
-def reads_source(weight: WeightSpec) -> bool:
-    """Whether a weight's inputs are of an encoder's tokens: its own, or what is looked at there."""
-    return weight.stack.startswith("encoder") or weight.role in ("cross/k", "cross/v")
-
-
-def _one_more_position(seqs: TokenBatch) -> TokenBatch:
-    """The texts with room for one more scored position, which is not scored."""
-    pads = [(0, 0)] * (seqs.score_pos.ndim - 1) + [(0, 1)]
-    names = ("score_pos", "target", "score_mask")
-    return seqs.replace(**{name: jnp.pad(getattr(seqs, name), pads) for name in names})
-
-
-def make_problem(
-    model: EditableModel, params: Any, weights: tuple[WeightSpec, ...], seqs: TokenBatch
-) -> Problem:
-    """The problem of corrections [E, n], its trunk pass included."""
-    return Problem(model, params, weights, seqs, trunk_states(model, params, seqs))

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.core.chunking import map_text_chunks
-from mend_jax.core.forward import Problem, scored_states, shared_trunk_states
+from mend_jax.core.forward import scored_states, shared_trunk_states
 from mend_jax.core.logits import map_logits
 from mend_jax.core.losses import masked_mean, token_kl, token_nll
+from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit, densify_once

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.core.chunking import map_text_chunks
-from mend_jax.core.forward import Problem, scored_states
+from mend_jax.core.forward import scored_states
 from mend_jax.core.logits import map_logits
 from mend_jax.core.losses import masked_mean, token_kl, token_nll
 from mend_jax.core.meta_loss import (
@@ -18,6 +18,7 @@ from mend_jax.core.meta_loss import (
     locality_weights,
     with_trunk_states,
 )
+from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
@@ -51,7 +52,7 @@ def sequential_loss(
     depth, decay, reg = editor.sequential_training
     sets = locality_weights(locality_set_names(batch), near_share)
     texts = with_trunk_states(model, base, batch, [*EDIT_SETS, *sets])
-    n_steps = batch["edit"].lead[0]
+    n_steps = batch["edit"].batch_shape[0]
     nothing = {w.name: jnp.zeros((1, w.d_in, w.d_out)) for w in weights}
 
     def window(name: str, t: jax.Array) -> Texts:

@@ -54,13 +54,13 @@ class TokenBatch:
         return Inputs(self.tokens, self.mask, self.source, self.source_mask)
 
     @property
-    def lead(self) -> tuple[int, ...]:
+    def batch_shape(self) -> tuple[int, ...]:
         """The leading axes."""
         return tuple(self.tokens.shape[:-1])
 
     def prompts(self) -> TokenBatch:
         """What stands before the first scored token: the mask ends at the first scored position."""
-        place = np.arange(self.tokens.shape[-1]).reshape(*[1] * len(self.lead), -1)
+        place = np.arange(self.tokens.shape[-1]).reshape(*[1] * len(self.batch_shape), -1)
         return self.replace(mask=self.mask & (place <= self.score_pos[..., :1]))
 
     def reshape(self, *lead: int) -> TokenBatch:

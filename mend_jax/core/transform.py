@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from mend_jax.core.forward import Problem, Rows
+from mend_jax.core.problem import Problem, Rows
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit
 from mend_jax.models import WeightSpec

@@ -129,14 +129,14 @@ class Edit:
       base: fingerprint of the base weights, "" if unknown; checked when the edit is applied.
       facts: the (prompt, target) pairs that the edit was made from.
       editor: what made it, such as "mend@0f3a9c41" or "fine_tune"; "" if unknown.
-      made: when, an ISO date and time in UTC; "" if unknown.
+      created: when, an ISO date and time in UTC; "" if unknown.
     """
 
     deltas: dict[str, Delta]
     base: str = flax.struct.field(pytree_node=False, default="")
     facts: tuple[tuple[str, str], ...] = flax.struct.field(pytree_node=False, default=())
     editor: str = flax.struct.field(pytree_node=False, default="")
-    made: str = flax.struct.field(pytree_node=False, default="")
+    created: str = flax.struct.field(pytree_node=False, default="")
 
     def scale(self, factor: float | jax.Array) -> Edit:
         """The edit with every delta multiplied by `factor`."""
@@ -149,7 +149,7 @@ class Edit:
     def compose(self, other: Edit) -> Edit:
         """Both edits at once: the deltas are summed, low-rank pairs by concatenating their rows.
 
-        Different editors are named with a "+" between; made is what the later one says.
+        Different editors are named with a "+" between; `created` is the later date.
         """
         if self.base and other.base and self.base != other.base:
             raise CheckpointError(
@@ -162,7 +162,7 @@ class Edit:
             base=self.base or other.base,
             facts=self.facts + other.facts,
             editor="+".join(dict.fromkeys(editors)),
-            made=max(self.made, other.made),
+            created=max(self.created, other.created),
         )
 
     def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _add(x: Delta | None, y: Delta | None) -> Delta:
 
 
 def utc_timestamp() -> str:
-    """What `Edit.made` is, to the second."""
+    """What `Edit.created` is, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mend_jax.io.files import write_json
 from mend_jax.io.json_values import parse_json
 from mend_jax.io.package_cache import file_sha256
-from mend_jax.io.writers import write_json
 
 SUMS = "sha256.json"
 

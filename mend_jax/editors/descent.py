@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mend_jax.core.forward import Problem
+from mend_jax.core.problem import Problem
 from mend_jax.core.transform import Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.errors import ConfigError

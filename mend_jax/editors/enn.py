@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.forward import Problem
+from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.links import init_rate, rate_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mend_jax.core.forward import Problem
+from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.descent import Descent, Only, Optimizer

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.forward import Problem, scored_logits, trunk_states
+from mend_jax.core.forward import scored_logits, trunk_states
 from mend_jax.core.losses import masked_mean, token_kl
+from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit
@@ -56,10 +57,10 @@ def fine_tune_kl(
 
     def calibrate(params: Any, state: Any, problem: Problem) -> Any:
         del params
-        new = cut(problem.seqs.flat(), length)
-        rows = state["seen"] + jnp.arange(new.lead[0], dtype=jnp.int32)
+        new = cut(problem.corrections.flat(), length)
+        rows = state["seen"] + jnp.arange(new.batch_shape[0], dtype=jnp.int32)
         kept = jax.tree.map(lambda x, y: x.at[rows].set(y, mode="drop"), state["texts"], new)
-        seen = jnp.minimum(state["seen"] + new.lead[0], texts)
+        seen = jnp.minimum(state["seen"] + new.batch_shape[0], texts)
         return {"texts": kept, "seen": seen}
 
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
@@ -102,7 +103,7 @@ def kl_in_turn(problem: Problem, texts: TokenBatch, seen: jax.Array) -> Any:
         seqs, states = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (problem.n_edits, *leaf.shape[1:])), one
         )
-        after = dataclasses.replace(problem, seqs=seqs, h=states).logits(edit)
+        after = dataclasses.replace(problem, corrections=seqs, trunk_states=states).logits(edit)
         return masked_mean(token_kl(before, after), seqs.score_mask, axes=(1, 2))
 
     return kl

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.forward import Problem, greedy_continuation, scored_logits, trunk_states
+from mend_jax.core.forward import greedy_continuation, scored_logits, trunk_states
+from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Reader, Weights
 from mend_jax.core.weight_edit import Edit
@@ -46,7 +47,7 @@ def in_context(*, separator: tuple[int, ...] = (), times: int = 1, marks: int = 
         return Edit(deltas={}), state
 
     def read(problem: Problem, texts: TokenBatch, room: int = 0) -> TokenBatch:
-        beside = preceded(problem.seqs, texts, separator, times, marks)
+        beside = preceded(problem.corrections, texts, separator, times, marks)
         _check_context(problem.model, beside, room)
         return beside
 
@@ -78,7 +79,7 @@ def preceded(
     Padding goes to the end, so that positions count on from the corrections to the text. A scored
     position that stood on a mark stands on the last token before the text.
     """
-    E, n = texts.lead
+    E, n = texts.batch_shape
     ids, mask = _said(corrections, separator)
     unmarked = _without_marks(mask, marks)
     first = jnp.concatenate([mask[:, :1], unmarked[:, 1:]], axis=1)
@@ -108,7 +109,7 @@ def _said(corrections: TokenBatch, separator: tuple[int, ...]) -> tuple[jax.Arra
         parts = [(c.tokens, c.mask)]
     else:
         parts = [(c.source, c.source_mask), (c.target, c.score_mask)]
-    ends = jnp.broadcast_to(jnp.asarray(separator, jnp.int32), (*c.lead, len(separator)))
+    ends = jnp.broadcast_to(jnp.asarray(separator, jnp.int32), (*c.batch_shape, len(separator)))
     parts.append((ends, jnp.ones(ends.shape, bool)))
     ids, masks = zip(*parts, strict=True)
     real = jnp.asarray(c.score_mask).any(-1)[..., None]  # others only fill an edit up

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mend_jax.core.forward import Problem, shared_trunk_states
+from mend_jax.core.forward import shared_trunk_states
+from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import Weights
 from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
@@ -69,7 +70,7 @@ def surveyed(state: Any, problem: Problem) -> Any:
     The beginnings of the first texts that it sees are its prefixes.
     """
     causal_only(problem)
-    keep = problem.seqs.mask.reshape(problem.n_edits, -1, 1)
+    keep = problem.corrections.mask.reshape(problem.n_edits, -1, 1)
     seen = state["seen"] + keep.sum(dtype=jnp.float32)
     factors, moments = problem.factors(), {}
     for name, before in state["second_moment"].items():
@@ -77,7 +78,9 @@ def surveyed(state: Any, problem: Problem) -> Any:
         new = jnp.einsum("eti,etj->ij", u, u, precision=jax.lax.Precision.HIGHEST)
         moments[name] = before + (new - before * keep.sum(dtype=jnp.float32)) / seen
     prefixes = jnp.where(
-        state["seen"] > 0, state["prefixes"], _beginnings(problem.seqs, len(state["prefixes"]))
+        state["seen"] > 0,
+        state["prefixes"],
+        _beginnings(problem.corrections, len(state["prefixes"])),
     )
     return {"second_moment": moments, "seen": seen, "prefixes": prefixes}
 
@@ -85,7 +88,7 @@ def surveyed(state: Any, problem: Problem) -> Any:
 def _beginnings(seqs: TokenBatch, count: int) -> jax.Array:
     """int32[count, PREFIX], the first tokens of these texts, -1 before those of short ones."""
     texts = seqs.flat()
-    which = np.arange(count) % texts.lead[0]
+    which = np.arange(count) % texts.batch_shape[0]
     tokens, mask = (jnp.asarray(x)[which] for x in (texts.tokens, texts.mask))
     length = jnp.minimum(mask.sum(-1, keepdims=True), PREFIX)
     at = jnp.arange(PREFIX)[None] - (PREFIX - length)  # the last ones are real
@@ -99,10 +102,10 @@ def behind_prefixes(state: Any, problem: Problem) -> Problem:
 
     A prefix ends where the text begins, also of a text that is padded before.
     """
-    seqs = problem.seqs
+    seqs = problem.corrections
     none = jnp.full((1, PREFIX), -1, jnp.int32)
     prefixes = jnp.concatenate([none, jnp.asarray(state["prefixes"])])
-    many = (*seqs.lead, len(prefixes))
+    many = (*seqs.batch_shape, len(prefixes))
 
     def spread(x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x[..., None, :], (*many, x.shape[-1]))
@@ -122,10 +125,10 @@ def behind_prefixes(state: Any, problem: Problem) -> Problem:
         "target": spread(jnp.asarray(seqs.target)),
         "score_mask": spread(jnp.asarray(seqs.score_mask)),
     }
-    moved = {k: x.reshape(seqs.lead[0], -1, x.shape[-1]) for k, x in moved.items()}
+    moved = {k: x.reshape(seqs.batch_shape[0], -1, x.shape[-1]) for k, x in moved.items()}
     texts = TokenBatch(**moved)
     (h,) = shared_trunk_states(problem.model, problem.params, [texts])
-    return dataclasses.replace(problem, seqs=texts, h=h)
+    return dataclasses.replace(problem, corrections=texts, trunk_states=h)
 
 
 def causal_only(problem: Problem) -> None:
@@ -139,7 +142,7 @@ def causal_only(problem: Problem) -> None:
 
 def at_subject(problem: Problem, x_ENTd: jax.Array) -> jax.Array:
     """float32[E, n, d], of each text the row of its subject's last token."""
-    at = jnp.asarray(problem.seqs.subject_pos)[..., None, None]
+    at = jnp.asarray(problem.corrections.subject_pos)[..., None, None]
     return jnp.take_along_axis(x_ENTd, at, axis=2)[..., 0, :].astype(jnp.float32)
 
 
@@ -156,13 +159,13 @@ def keys(
     model writes. Those of a model that begins texts with a token of its own have it too.
     """
     u = behind.factors(edit)[weight.name].u
-    k = at_subject(behind, u.reshape(*behind.seqs.tokens.shape, weight.d_in))
-    return of_facts(problem, k.reshape(*problem.seqs.lead, -1, weight.d_in).mean(2))
+    k = at_subject(behind, u.reshape(*behind.corrections.tokens.shape, weight.d_in))
+    return of_facts(problem, k.reshape(*problem.corrections.batch_shape, -1, weight.d_in).mean(2))
 
 
 def of_facts(problem: Problem, x_ENd: jax.Array) -> jax.Array:
     """x where a fact is, zero where one only fills an edit up: nothing of it is scored."""
-    real = jnp.asarray(problem.seqs.score_mask).any(-1)[..., None]
+    real = jnp.asarray(problem.corrections.score_mask).any(-1)[..., None]
     return jnp.where(real, x_ENd, 0.0)
 
 

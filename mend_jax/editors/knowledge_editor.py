@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.core.factors import Factors
-from mend_jax.core.forward import Problem
+from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit, LowRank
 from mend_jax.models import WeightSpec
@@ -115,7 +115,7 @@ def read_correction(problem: Problem) -> tuple[jax.Array, jax.Array]:
     The prompt is what an encoder reads, or a decoder up to the first scored position. A
     classifier's target, 0 or 1, is read as the token of that number.
     """
-    s, model = problem.seqs, problem.model
+    s, model = problem.corrections, problem.model
     if s.source is not None:
         prompt, keep = s.source, s.source_mask
     elif model.kind == "classifier":

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.core.chunking import split_into_chunks
-from mend_jax.core.forward import Problem, Rows
+from mend_jax.core.problem import Problem, Rows
 from mend_jax.core.transform import EditTransform, Link, LinkContext, chain
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.ridge import RidgeSolve, normal_of, solve_normal
@@ -50,7 +50,7 @@ def ridge_editor(
         if lifelong and not train and problem.n_edits > 1:  # each with its own rows alone
             edits = jax.lax.map(
                 lambda one: chunked(params, state, _alone(problem, *one), False)[0],
-                (problem.seqs, problem.h, problem.applied),
+                (problem.corrections, problem.trunk_states, problem.applied),
             )
             return jax.tree.map(lambda leaf: leaf[:, 0], edits), state
         pieces, own = _pieces(problem), {name: state[name] for name in names}
@@ -86,14 +86,14 @@ def ridge_editor(
         return Edit(deltas=deltas), state | (seen if train else {})
 
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
-        if 0 < problem.model.text_chunk < problem.seqs.lead[1]:
+        if 0 < problem.model.text_chunk < problem.corrections.batch_shape[1]:
             return chunked(params, state, problem, train)
         return whole.apply(
             params, state, problem.factors(rows=rows), LinkContext(problem.weights, train)
         )
 
     def lifelong_edit(params: Any, state: Any, problem: Problem) -> tuple[Edit, Any]:
-        if 0 < problem.model.text_chunk < problem.seqs.lead[1]:
+        if 0 < problem.model.text_chunk < problem.corrections.batch_shape[1]:
             found, _ = chunked(params, state, problem, False)
             return found, chunked(params, state, problem, True)[1]
         signal = problem.factors(rows=rows)  # once for both
@@ -114,8 +114,8 @@ def _pieces(problem: Problem) -> Any:
 
     Of what only fills up the last chunk nothing is scored.
     """
-    size, n = problem.model.text_chunk, problem.seqs.lead[1]
-    seqs, h = split_into_chunks(size, (problem.seqs, problem.h), axis=1)
+    size, n = problem.model.text_chunk, problem.corrections.batch_shape[1]
+    seqs, h = split_into_chunks(size, (problem.corrections, problem.trunk_states), axis=1)
     n_pieces = seqs.tokens.shape[0]
     real = (jnp.arange(n_pieces * size) < n).reshape(n_pieces, 1, size, 1)
     seqs = seqs.replace(score_mask=seqs.score_mask & real)
@@ -126,7 +126,7 @@ def _pieces(problem: Problem) -> Any:
 def _factors(problem: Problem, piece: Any, rows: Rows) -> Any:
     """The factors of a chunk as they are among those of the whole edit."""
     seqs, h, share_E = piece
-    found = dataclasses.replace(problem, seqs=seqs, h=h).factors(rows=rows)
+    found = dataclasses.replace(problem, corrections=seqs, trunk_states=h).factors(rows=rows)
     if rows == "answer":  # of each correction's own mean loss
         return found
     share = share_E[:, None, None]

@@ -8,13 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.forward import (
-    Problem,
-    greedy_continuation,
-    last_states,
-    scored_logits,
-    trunk_states,
-)
+from mend_jax.core.forward import greedy_continuation, last_states, scored_logits, trunk_states
+from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Reader, ThresholdTuning, Weights
 from mend_jax.core.weight_edit import Edit
@@ -140,8 +135,8 @@ def mean_states(model: EditableModel, params: Any, seqs: TokenBatch, h: Any) -> 
 
 def nearest(problem: Problem, texts: TokenBatch, h: Any) -> Nearest:
     """Looks up every scored position of texts [E, n], with trunk states h, in its edit's cache."""
-    model, seqs = problem.model, problem.seqs
-    key_ExKxD = _entries(mean_states(model, problem.params, seqs, problem.h))
+    model, seqs = problem.model, problem.corrections
+    key_ExKxD = _entries(mean_states(model, problem.params, seqs, problem.trunk_states))
     asked_ExnxSxD = mean_states(model, problem.params, texts, h)
     gap = asked_ExnxSxD[:, :, :, None] - key_ExKxD[:, None, None]
     distance_ExnxSxK = jnp.sqrt(jnp.square(gap).sum(-1))
@@ -158,7 +153,7 @@ def nearest(problem: Problem, texts: TokenBatch, h: Any) -> Nearest:
 
 def remembered(problem: Problem, found: Nearest, length: int, end: int) -> jax.Array:
     """The answers found, from the token found on: int32[..., length], filled up with `end`."""
-    seqs = problem.seqs
+    seqs = problem.corrections
     answers = jnp.where(seqs.score_mask, seqs.target, end)
     answers = jnp.pad(answers, ((0, 0), (0, 0), (0, length)), constant_values=end)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mend_jax.core.forward import Rows
+from mend_jax.core.problem import Rows
 from mend_jax.core.transform import EditTransform, Link
 from mend_jax.editors.least_squares_editor import ridge_editor
 from mend_jax.editors.links import normalize

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from mend_jax.core.forward import Problem
+from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.key_value_memory import (

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mend_jax.core.forward import Problem, top_logits, zero_taps
+from mend_jax.core.forward import top_logits, zero_taps
+from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.least_norm import Norm, least_matrix
@@ -104,7 +105,7 @@ def _refuse_mesh() -> None:
 
 def _repair(problem: Problem, norm: Norm, margin: float, rivals: int, rounds: int) -> jax.Array:
     """X [E, F, D], zero where there is no repair."""
-    w, seqs = last_down(problem.weights), problem.seqs
+    w, seqs = last_down(problem.weights), problem.corrections
     E, m, S = seqs.score_pos.shape
     target = jnp.asarray(seqs.target)
 
@@ -163,7 +164,7 @@ def tangents(
     are done, the rows of the others are zero.
     """
     edit = problem._with_applied(Edit({w.name: Dense(X)}))
-    first = jax.tree.map(lambda leaf: leaf[0], (problem.h, problem.seqs))
+    first = jax.tree.map(lambda leaf: leaf[0], (problem.trunk_states, problem.corrections))
     zeros = zero_taps(problem.model, problem.params, *first, [w.name])
 
     def one(h, seqs, edit, rival):
@@ -187,7 +188,7 @@ def tangents(
         rows = jnp.zeros((*rival.shape, delta.shape[-1]))
         return u_mxSxF, jax.lax.fori_loop(0, n_rivals, add, rows), gap_mxSxC
 
-    return vmap_edits(one, problem.n_edits)(problem.h, problem.seqs, edit, rival)
+    return vmap_edits(one, problem.n_edits)(problem.trunk_states, problem.corrections, edit, rival)
 
 
 def _solve(

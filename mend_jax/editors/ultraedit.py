@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mend_jax.core.forward import Problem, Rows
+from mend_jax.core.problem import Problem, Rows
 from mend_jax.core.transform import EditTransform, stateless
 from mend_jax.editors.least_squares_editor import ridge_editor
 from mend_jax.editors.links import Signal, normalize

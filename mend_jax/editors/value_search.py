@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mend_jax.core.forward import Problem
 from mend_jax.core.losses import masked_mean, token_kl, token_nll
+from mend_jax.core.problem import Problem
 from mend_jax.core.weight_edit import Delta, Edit
 from mend_jax.editors.key_value_memory import at_subject
 from mend_jax.models import WeightSpec
@@ -116,12 +116,12 @@ class Search:
         self, behind: Problem, weight: WeightSpec, v_END: jax.Array
     ) -> Callable[[jax.Array], jax.Array]:
         """d[E, n, D] -> float32[E, n], the loss of each correction; see `shift`."""
-        seqs, at = behind.seqs, jnp.asarray(behind.seqs.subject_pos)
+        seqs, at = behind.corrections, jnp.asarray(behind.corrections.subject_pos)
         more = {"score_pos": at, "target": at, "score_mask": jnp.zeros(at.shape, bool)}
         seqs = seqs.replace(
             **{k: jnp.concatenate([getattr(seqs, k), x[..., None]], -1) for k, x in more.items()}
         )
-        asked = dataclasses.replace(behind, seqs=seqs, applied=None)
+        asked = dataclasses.replace(behind, corrections=seqs, applied=None)
         applied = Edit(deltas={}) if behind.applied is None else behind.applied
         n = v_END.shape[1]
         every = at.shape[1] // n  # M

@@ -33,7 +33,7 @@ from mend_jax.evaluation.scoring import (
     make_edit,
 )
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.io.writers import Progress
+from mend_jax.io.progress import Progress
 from mend_jax.parallel.distributed import gather, is_writer
 from mend_jax.parallel.mesh import shard_batch
 
@@ -222,7 +222,7 @@ def time_edits(
     `within` seconds; others are repeated as often as go into them.
     """
     edits = gather(batch["edit"])
-    n = edits.lead[0]
+    n = edits.batch_shape[0]
     ones = [jax.tree.map(lambda a, at=i: a[at : at + 1], edits) for i in range(n)]
     fixed = (editor, model.module, model.weights)
     make = make_edit.lower(*fixed, params, state, model.params, ones[0]).compile()

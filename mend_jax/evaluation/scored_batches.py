@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mend_jax.io.writers import JsonLines
+from mend_jax.io.json_lines import JsonLines
 from mend_jax.parallel import distributed
 
 Scores = Mapping[tuple[str, str], np.ndarray]

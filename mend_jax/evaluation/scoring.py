@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.core.chunking import map_text_chunks
-from mend_jax.core.forward import Problem, make_problem, scored_logits, trunk_states
+from mend_jax.core.forward import scored_logits, trunk_states
 from mend_jax.core.losses import all_tokens_correct, correct_tokens, token_kl, token_nll
 from mend_jax.core.meta_loss import EDIT_SETS, with_trunk_states
+from mend_jax.core.problem import Problem, make_problem
 from mend_jax.core.token_batch import NO_TARGET, TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit, densify_once, variables
@@ -174,4 +175,4 @@ def generate_answers(
         return one(flat, None).reshape(*lead, max_new)
 
     out = map_text_chunks(written, model.text_chunk, together)
-    return jnp.split(out, list(itertools.accumulate(s.lead[1] for s in texts))[:-1], axis=1)
+    return jnp.split(out, list(itertools.accumulate(s.batch_shape[1] for s in texts))[:-1], axis=1)

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mend_jax.core.forward import Problem, scored_logits, trunk_states
+from mend_jax.core.forward import scored_logits, trunk_states
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_states
+from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
@@ -28,7 +29,7 @@ from mend_jax.evaluation.scoring import answer_scores, locality_scores
 from mend_jax.evaluation.sequential_state import SequentialState
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import take_rows
-from mend_jax.io.writers import Progress
+from mend_jax.io.progress import Progress
 from mend_jax.models.base import EditableModel
 from mend_jax.parallel import distributed
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mend_jax.core.weight_edit import Edit
-from mend_jax.io.writers import write_bytes
+from mend_jax.io.files import write_bytes
 from mend_jax.parallel import distributed
 
 

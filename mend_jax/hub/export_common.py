@@ -34,7 +34,7 @@ def readme(title: str, model: LanguageModel, edit: Edit | None, loading: str) ->
     lines = [f"# {title}", "", f"Base: `{model.spec}`, fingerprint `{model.fingerprint}`."]
     if edit is not None:
         by = f" by `{edit.editor}`" if edit.editor else ""
-        when = f", {edit.made}" if edit.made else ""
+        when = f", {edit.created}" if edit.created else ""
         lines += ["", f"Facts that were edited in{by}{when} (prompt, new answer):", ""]
         lines += [f"    {json.dumps(fact, ensure_ascii=False)}" for fact in edit.facts]
         lines += [] if edit.facts else ["    (the edit names none)"]

@@ -16,7 +16,7 @@ from mend_jax.core.recompress import recompress
 from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.errors import CheckpointError
 from mend_jax.hub.export_common import AUTO_CLASSES, check_single_edit, readme
-from mend_jax.io.writers import write_bytes, write_json, write_text
+from mend_jax.io.files import write_bytes, write_json, write_text
 from mend_jax.models.base import TensorSpec
 from mend_jax.models.params import flatten
 
@@ -86,7 +86,7 @@ def save_peft(directory: str | Path, edit: Edit, model: LanguageModel) -> Adapte
         "base": model.fingerprint,
         "facts": json.dumps(edit.facts),
         "editor": edit.editor,
-        "made": edit.made,
+        "made": edit.created,
     }
     ranks = {name: len(pairs[name][0]) for name in kernels}
     loading = _LOADING.format(auto=AUTO_CLASSES[model.module.kind])

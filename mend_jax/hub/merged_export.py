@@ -16,7 +16,7 @@ from mend_jax.hub.gguf_files import open_gguf
 from mend_jax.hub.hf_config import read_config
 from mend_jax.hub.hf_export import save_hf
 from mend_jax.hub.source import Source, resolve
-from mend_jax.io.writers import write_text
+from mend_jax.io.files import write_text
 from mend_jax.models.params import nest, unstack_trunk
 
 if TYPE_CHECKING:

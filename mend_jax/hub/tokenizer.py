@@ -15,8 +15,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from mend_jax.errors import DataError, WeightsError
 from mend_jax.hub.gguf_files import GgufFile, open_gguf
 from mend_jax.hub.source import Source
+from mend_jax.io.files import write_text
 from mend_jax.io.json_values import parse_json
-from mend_jax.io.writers import write_text
 
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 _MOST_HOLES = 1000  # ids without a token, beyond one a token: the library counts through them all

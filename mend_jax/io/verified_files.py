@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from mend_jax.io.files import write_json
 from mend_jax.io.json_values import parse_json
-from mend_jax.io.writers import write_json
 
 
 def is_verified(marker: Path, path: Path, digest: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mend_jax.core.forward import make_problem
+from mend_jax.core.problem import make_problem
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import with_strength
 from mend_jax.data.sources import wikipedia

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mend_jax.errors import LedgerError
+from mend_jax.io.files import replace_non_finite
 from mend_jax.io.json_values import parse_json
-from mend_jax.io.writers import replace_non_finite
 
 _DIGITS = 16  # hex digits of a checksum
 _POWER = (

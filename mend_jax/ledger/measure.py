@@ -52,7 +52,7 @@ from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.errors import ConfigError, DataError
 from mend_jax.evaluation.examples import answer_matches
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.io.writers import replace_non_finite
+from mend_jax.io.files import replace_non_finite
 from mend_jax.ledger.compare import compare_texts, compared, written
 from mend_jax.ledger.measurement_schema import VERSION
 from mend_jax.ledger.test_prompts import TestPrompts
@@ -133,7 +133,7 @@ def describe(edit: Edit, model: LanguageModel | None = None) -> dict[str, Any]:
     weights = [_described(name, delta, model) for name, delta in edit.deltas.items()]
     return {
         "editor": edit.editor,
-        "made": edit.made,
+        "made": edit.created,
         "norm": float(np.sqrt(sum(w["norm"] ** 2 for w in weights))),
         "blocks": list(dict.fromkeys(name.split("/")[0] for name in edit.deltas)),
         "weights": weights,

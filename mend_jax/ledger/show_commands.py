@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mend_jax.errors import ConfigError, LedgerError
 from mend_jax.evaluation.reports.formatting import printable
-from mend_jax.io.writers import write_text
+from mend_jax.io.files import write_text
 from mend_jax.ledger import text_view
 from mend_jax.ledger.store import Ledger
 

@@ -26,8 +26,8 @@ from mend_jax.core.compose import sum_edits
 from mend_jax.core.weight_edit import Edit, utc_timestamp
 from mend_jax.errors import CheckpointError, LedgerError
 from mend_jax.io.file_locks import locked
+from mend_jax.io.files import as_path, is_remote, write_bytes, write_json
 from mend_jax.io.json_values import matches_type, parse_json
-from mend_jax.io.writers import as_path, is_remote, write_bytes, write_json
 from mend_jax.ledger import journal
 
 FORMAT = "mend_jax_ledger/1"
@@ -193,7 +193,7 @@ class Ledger:
             file = f"{_EDITS}/{number:04d}-{digest[:8]}.safetensors"
             record = {
                 "kind": "edit", "number": number, "file": file, "sha256": digest,
-                "facts": edit.facts, "editor": edit.editor, "made": edit.made or utc_timestamp(),
+                "facts": edit.facts, "editor": edit.editor, "made": edit.created or utc_timestamp(),
                 "measured": measured or {},
             }  # fmt: skip
             for scratch in (self.path / _EDITS).glob(".*"):  # of a writer that was killed

@@ -15,7 +15,7 @@ import jax
 import ml_collections
 
 from mend_jax.errors import ConfigError
-from mend_jax.io.writers import write_json
+from mend_jax.io.files import write_json
 from mend_jax.parallel.mesh import AXES
 from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, key_path_name, partition_spec
 from mend_jax.tpu.blueprint import draw

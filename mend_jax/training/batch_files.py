@@ -13,8 +13,8 @@ from safetensors.numpy import save as serialise
 
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.errors import CheckpointError
+from mend_jax.io.files import as_path, write_bytes, write_json
 from mend_jax.io.json_values import parse_json
-from mend_jax.io.writers import as_path, write_bytes, write_json
 from mend_jax.parallel.sharding import key_path_name
 
 TOLD = "step.json"

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mend_jax.core.forward import make_problem
+from mend_jax.core.problem import make_problem
 from mend_jax.editors import EditTransform
 from mend_jax.errors import ConfigError
-from mend_jax.io.writers import Progress
+from mend_jax.io.progress import Progress
 from mend_jax.parallel.distributed import is_writer
 from mend_jax.parallel.mesh import local_edit_numbers, round_up_edits, shard_batch
 from mend_jax.training.experiment import Experiment
@@ -40,8 +40,8 @@ def calibrate(experiment: Experiment, editor: EditTransform, params: Any, state:
     shown = texts_by_set[editor.calibrate_on]
     at_once = round_up_edits(experiment.mesh, AT_ONCE)
     mine = local_edit_numbers(experiment.mesh, at_once)
-    batches = max(1, min(c.train.calibration_texts, shown.lead[0]) // at_once)
-    order = np.random.default_rng(c.seed).permutation(shown.lead[0])
+    batches = max(1, min(c.train.calibration_texts, shown.batch_shape[0]) // at_once)
+    order = np.random.default_rng(c.seed).permutation(shown.batch_shape[0])
 
     @jax.jit
     def see(params, state, base, texts):

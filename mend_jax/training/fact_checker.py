@@ -20,7 +20,8 @@ from mend_jax.data.claims import shuffled_batches, take
 from mend_jax.errors import ConfigError, Preempted, TrainingError
 from mend_jax.evaluation.claim_scores import score_claims, summarise_claims
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.io.writers import JsonLines, Progress
+from mend_jax.io.json_lines import JsonLines
+from mend_jax.io.progress import Progress
 from mend_jax.models.params import BLOCK
 
 

@@ -14,7 +14,9 @@ import jax
 import numpy as np
 
 from mend_jax.errors import CheckpointError, OutputError, Preempted, TrainingError
-from mend_jax.io.writers import JsonLines, Progress, as_path, replace_non_finite
+from mend_jax.io.files import as_path, replace_non_finite
+from mend_jax.io.json_lines import JsonLines
+from mend_jax.io.progress import Progress
 from mend_jax.parallel.distributed import StopRequest, is_writer
 from mend_jax.training import batch_files, checkpoints, guards
 from mend_jax.training.run_state import LoopSettings, RunState

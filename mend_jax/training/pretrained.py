@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mend_jax.errors import CheckpointError, ConfigError, MendError, report_error
+from mend_jax.io.files import as_path, replace_non_finite, write_bytes
 from mend_jax.io.json_values import parse_json
-from mend_jax.io.writers import as_path, replace_non_finite, write_bytes
 
 FORMAT = "mend_jax_shipped_editor/1"
 FOLDER = Path(__file__).parent / "pretrained_editors"

@@ -14,8 +14,8 @@ import ml_collections
 
 from mend_jax.errors import CheckpointError, ConfigError
 from mend_jax.io.file_locks import locked
+from mend_jax.io.files import as_path, is_remote, write_text
 from mend_jax.io.json_values import parse_json
-from mend_jax.io.writers import as_path, is_remote, write_text
 from mend_jax.parallel import distributed
 from mend_jax.training import checkpoints, config_schema
 from mend_jax.training.checkpoints import migration
@@ -27,7 +27,7 @@ def prepare_folder(workdir: str | Path) -> Any:
     """Makes the folder and refuses one that cannot be used, before hours are spent.
 
     Returns:
-      Its path; see `writers.as_path`.
+      Its path; see `io.files.as_path`.
 
     Raises:
       ConfigError: it cannot be written, or not all processes see the same folder.

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mend_jax.core.forward import Problem
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_states
+from mend_jax.core.problem import Problem
 from mend_jax.editors import EditTransform
-from mend_jax.io.writers import Progress
+from mend_jax.io.progress import Progress
 from mend_jax.parallel.distributed import gather, is_writer
 from mend_jax.parallel.mesh import shard_batch
 from mend_jax.parallel.sharding import EDITOR_RULES, place

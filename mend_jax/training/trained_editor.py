@@ -20,7 +20,7 @@ from mend_jax.evaluation.scoring import make_edit
 from mend_jax.hub.input_formats import CAUSAL, input_format
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import stack_batches
-from mend_jax.io.writers import as_path
+from mend_jax.io.files import as_path
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 from mend_jax.parallel.sharding import EDITOR_RULES, abstract_arrays, make_shardings
 from mend_jax.training import build, checkpoints, experiment
@@ -145,7 +145,7 @@ class Editor:
                 self.model.params, stack_batches([seqs]),
             )  # fmt: skip
         return edit.at(0).replace(
-            base=self.model.fingerprint, facts=tuple(pairs), editor=self.id, made=utc_timestamp()
+            base=self.model.fingerprint, facts=tuple(pairs), editor=self.id, created=utc_timestamp()
         )
 
 

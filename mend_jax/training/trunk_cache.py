@@ -25,8 +25,8 @@ from mend_jax.core.forward import shared_trunk_states
 from mend_jax.core.meta_loss import token_batches
 from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.errors import ConfigError
+from mend_jax.io.files import write_bytes
 from mend_jax.io.package_cache import cache_dir
-from mend_jax.io.writers import write_bytes
 from mend_jax.models.base import EditableModel
 from mend_jax.parallel.mesh import shard_batch
 from mend_jax.training.config_schema import TRUNK_CACHES

@@ -79,7 +79,7 @@ def test_every_cell_has_its_own_data(ran):
             assert all(r["prompt"].startswith(subject) for r in split.rows), run
         assert len(experiment.train) == n_train
         batch = next(experiment.eval_batches(experiment.test, 2))
-        assert batch["edit"].lead == (2, together)
+        assert batch["edit"].batch_shape == (2, together)
         assert (row["facts_per_edit"], row["n"]) == (together, 4)
         assert row["data_fingerprint"] == fingerprints[name]
     page = words(tmp_path / "out/report.html")

@@ -7,7 +7,7 @@ from fuzzing.of_runs import grid_of_two
 
 from mend_jax.apps import join_grids
 from mend_jax.errors import DataError
-from mend_jax.io.writers import write_json
+from mend_jax.io.files import write_json
 
 
 def part(tmp_path, success, title="T", missing=(), cells=("one", "two")):

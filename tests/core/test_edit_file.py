@@ -27,18 +27,18 @@ def path(tmp_path):
 
 @pytest.mark.parametrize("rows", [2, 0, None])
 def test_an_edit_comes_back_to_the_last_bit(path, rows):
-    edit = small_edit(rows=rows, editor="mend@01234567", made=MADE)
+    edit = small_edit(rows=rows, editor="mend@01234567", created=MADE)
     edit = edit.replace(facts=(("Who?", "Ünï"), ("", "\u2028\n")))
     edit.save(path)
     loaded = Edit.load(path)
-    assert bits(loaded) == bits(edit) and loaded.made == MADE
+    assert bits(loaded) == bits(edit) and loaded.created == MADE
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_what_is_not_known_is_empty(path):
     Edit({UP: Dense(jnp.ones((3, 4)))}).save(path)
     loaded = Edit.load(path)
-    assert (loaded.base, loaded.facts, loaded.editor, loaded.made) == ("", (), "", "")
+    assert (loaded.base, loaded.facts, loaded.editor, loaded.created) == ("", (), "", "")
 
 
 def test_files_of_the_first_format_are_read(path):
@@ -47,7 +47,7 @@ def test_files_of_the_first_format_are_read(path):
     path.write_bytes(serialise({f"{UP}.a": a, f"{UP}.b": b}, metadata))
     edit = Edit.load(path)
     assert (edit.base, edit.facts) == (FINGERPRINT, (("Who?", "Ünï"),))
-    assert (edit.editor, edit.made) == ("", "")
+    assert (edit.editor, edit.created) == ("", "")
     np.testing.assert_array_equal(edit.deltas[UP].dense(), a.T @ b)
 
 
@@ -127,4 +127,4 @@ def test_editors_sign_what_they_make(path, model):
     edit.save(path)
     loaded = Edit.load(path)
     assert loaded.editor == editor.id == "fine_tune"
-    assert loaded.made[:4].isdigit() and loaded.made.endswith("+00:00")
+    assert loaded.created[:4].isdigit() and loaded.created.endswith("+00:00")

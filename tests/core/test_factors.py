@@ -15,7 +15,8 @@ from mend_jax.core.factors import (
     normalise,
     zero_moments,
 )
-from mend_jax.core.forward import make_problem, zero_taps
+from mend_jax.core.forward import zero_taps
+from mend_jax.core.problem import make_problem
 from mend_jax.core.weight_edit import Dense, Edit
 
 

@@ -133,12 +133,12 @@ def test_an_edit_file_holds_every_bit(data, weights, said, base, made):
             a, b = deltas[name].a[:n], deltas[name].b[:n]
             keep = (a != 0).any(-1) & (b != 0).any(-1)
             deltas[name] = LowRank(a[keep], b[keep])
-    edit = Edit(deltas, base=base, facts=((said, said[::-1]),), editor=made, made=made)
+    edit = Edit(deltas, base=base, facts=((said, said[::-1]),), editor=made, created=made)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "edit.safetensors")
         edit_file.save(path, edit)
         again = edit_file.load(path)
-        assert bits(again) == bits(edit) and again.made == edit.made
+        assert bits(again) == bits(edit) and again.created == edit.created
 
 
 @settings(deadline=None, derandomize=True, max_examples=10)
@@ -164,5 +164,5 @@ def test_a_ledger_is_what_was_done_to_it(steps):
             composed = opened.composed()
             assert (composed is None) == (not held)
             if held:
-                wanted = sum_edits(held).replace(made=composed.made)
+                wanted = sum_edits(held).replace(created=composed.created)
                 assert bits(composed) == bits(wanted)

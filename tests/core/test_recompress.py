@@ -32,14 +32,19 @@ def of_rank(rank, n, d_in=40, d_out=30, seed=0, scale=1.0):
 @pytest.mark.parametrize("n", [7, 35, 200])
 def test_rows_fall_to_the_numerical_rank(n):
     """Fewer and more rows than either side is long; float32 rows have rank 5 up to 1e-7."""
-    edit = Edit({UP: of_rank(5, n)}, base="ab", facts=(("a", "b"),), editor="mend", made="now")
+    edit = Edit({UP: of_rank(5, n)}, base="ab", facts=(("a", "b"),), editor="mend", created="now")
     fewer, errors = recompress(edit)
     assert fewer.deltas[UP].a.shape == (5, 40) and fewer.deltas[UP].b.shape == (5, 30)
     assert fewer.deltas[UP].a.dtype == fewer.deltas[UP].b.dtype == np.float32
     # Two factors rounded to float32, 6e-8 an element; the error is told as it is.
     assert 0 < errors[UP] < 3e-7
     assert errors[UP] == pytest.approx(relative(edit, fewer, UP), rel=1e-6)
-    assert (fewer.base, fewer.facts, fewer.editor, fewer.made) == ("ab", edit.facts, "mend", "now")
+    assert (fewer.base, fewer.facts, fewer.editor, fewer.created) == (
+        "ab",
+        edit.facts,
+        "mend",
+        "now",
+    )
 
 
 def test_stacked_edits_of_one_text_shrink_together():

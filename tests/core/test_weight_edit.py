@@ -111,12 +111,14 @@ def test_edits_of_different_bases_do_not_compose():
 
 def test_a_composition_says_what_made_it_and_when():
     _, _, weights = tiny("gpt2")
-    first = random_edit(weights).replace(editor="mend@01", made="2026-01-02", facts=(("a", "b"),))
-    second = random_edit(weights).replace(editor="rome", made="2026-01-01", facts=(("c", "d"),))
+    first = random_edit(weights).replace(
+        editor="mend@01", created="2026-01-02", facts=(("a", "b"),)
+    )
+    second = random_edit(weights).replace(editor="rome", created="2026-01-01", facts=(("c", "d"),))
     both = first.compose(second).compose(first)
-    assert (both.editor, both.made) == ("mend@01+rome", "2026-01-02")
+    assert (both.editor, both.created) == ("mend@01+rome", "2026-01-02")
     assert both.facts == (("a", "b"), ("c", "d"), ("a", "b"))
-    assert first.compose(second).made == second.compose(first).made == "2026-01-02"
+    assert first.compose(second).created == second.compose(first).created == "2026-01-02"
     assert first.compose(random_edit(weights)).editor == "mend@01"
     assert first.negate().editor == "mend@01"
 

@@ -61,7 +61,7 @@ def test_a_batch_holds_the_encoded_rows():
     marks = {"index", "near_index", "valid"}
     assert set(batch) == {"edit", "rephrase", "near", "far"} | marks
     assert batch["index"].shape == batch["valid"].shape == (3, 2) and batch["valid"].all()
-    assert {k: batch[k].lead for k in ("edit", "rephrase", "near", "far")} == dict.fromkeys(
+    assert {k: batch[k].batch_shape for k in ("edit", "rephrase", "near", "far")} == dict.fromkeys(
         ("edit", "rephrase", "near", "far"), (3, 2)
     )
     row = ROWS[batch["index"][1, 1]]
@@ -145,7 +145,7 @@ def test_shards_follow_one_another_after_a_change_of_processes():
 def test_evaluation_sees_every_row_once_in_one_shape(edits, facts):
     options = {"shuffle": False, "num_epochs": 1, "drop_remainder": False}
     seen = list(batches(ENCODED, edits_per_step=edits, edits_per_batch=facts, **options))
-    assert {b["edit"].lead for b in seen} == {(edits, facts)}
+    assert {b["edit"].batch_shape for b in seen} == {(edits, facts)}
     index = np.concatenate([b["index"][b["valid"]] for b in seen])
     assert index.tolist() == list(range(30))
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from support.tiny import random_batch, random_sequences, tiny
 
-from mend_jax.core.forward import make_problem
 from mend_jax.core.meta_loss import meta_loss
+from mend_jax.core.problem import make_problem
 from mend_jax.core.transform import with_strength
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors import EDITORS, chain, make_editor
@@ -89,7 +89,7 @@ class Case(NamedTuple):
         edit, state = self.editor.edit(params, state, problem, train)
         if self.editor.reader is not None:
             assert not edit.deltas
-            logits = self.editor.reader.logits(params, problem, seqs, problem.h)
+            logits = self.editor.reader.logits(params, problem, seqs, problem.trunk_states)
             edit = Edit({"read": Dense(logits)})
         return edit, state
 
@@ -268,7 +268,9 @@ def test_the_contract_of_other_families_and_of_two_facts(kind, name):
         edit, _ = editor.edit(params, state, problem, False)
         if editor.reader is None:
             return [delta.dense() for delta in edit.deltas.values()]
-        return [editor.reader.logits(params, problem, seqs, problem.h)[1:]]  # of what is scored
+        return [
+            editor.reader.logits(params, problem, seqs, problem.trunk_states)[1:]
+        ]  # of what is scored
 
     if name in REFUSED[kind]:
         with pytest.raises(ConfigError, match=REFUSED[kind][name]):
@@ -287,7 +289,7 @@ def test_the_contract_of_other_families_and_of_two_facts(kind, name):
 
 def elsewhere(seqs):
     """The same corrections with other tokens in padding and in the fact that is not scored."""
-    fact = np.zeros(seqs.lead, bool)
+    fact = np.zeros(seqs.batch_shape, bool)
     fact[0, 1] = True
     changed = {}
     for ids, mask in (("tokens", "mask"), ("source", "source_mask")):

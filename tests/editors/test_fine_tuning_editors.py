@@ -7,7 +7,7 @@ import optax
 import pytest
 from support.tiny import random_sequences, tiny
 
-from mend_jax.core.forward import Problem, make_problem
+from mend_jax.core.problem import Problem, make_problem
 from mend_jax.core.weight_edit import Dense, Edit, LowRank
 from mend_jax.editors import make_editor
 from mend_jax.editors.descent import Descent

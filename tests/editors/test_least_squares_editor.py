@@ -8,7 +8,7 @@ import pytest
 from support.tiny import random_sequences, tiny
 
 from mend_jax.core.factors import Factors
-from mend_jax.core.forward import make_problem
+from mend_jax.core.problem import make_problem
 from mend_jax.core.weight_edit import Dense
 from mend_jax.editors import make_editor
 from mend_jax.editors.ridge import least_squares, normal_of, solve_normal
@@ -96,7 +96,7 @@ def held(chunk, n):
         edit, _ = editor.edit(params, state, one, True)
         return sum((d.dense() ** 2).sum() for d in edit.deltas.values())
 
-    compiled = jax.jit(jax.grad(size)).lower(*start, base, seqs, problem.h).compile()
+    compiled = jax.jit(jax.grad(size)).lower(*start, base, seqs, problem.trunk_states).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 

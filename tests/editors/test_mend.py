@@ -8,8 +8,8 @@ import pytest
 from support.tiny import random_batch, random_sequences, tiny
 from test_editor_contract import same
 
-from mend_jax.core.forward import make_problem
 from mend_jax.core.meta_loss import meta_loss
+from mend_jax.core.problem import make_problem
 from mend_jax.core.transform import group_weights
 from mend_jax.editors import LinkContext, chain, make_editor
 from mend_jax.editors.links import normalize, outer_sum, scale_by_layer_lr

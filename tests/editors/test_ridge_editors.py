@@ -9,7 +9,7 @@ import pytest
 from support.tiny import random_sequences, tiny
 
 from mend_jax.core.factors import Factors
-from mend_jax.core.forward import make_problem
+from mend_jax.core.problem import make_problem
 from mend_jax.core.transform import chain
 from mend_jax.core.weight_edit import Dense, LowRank
 from mend_jax.editors import LinkContext, make_editor

@@ -71,10 +71,11 @@ def losses_behind(state, seqs, v, d):
     behind = behind_prefixes(state, problem_of(seqs, IN_FORCE))
     plain = dataclasses.replace(TERMS, c_kl=0.0, decay=0.0)
     one_by_one = [
-        jax.tree.map(lambda x, m=m: x[:, m::4], (behind.seqs, behind.h)) for m in range(4)
+        jax.tree.map(lambda x, m=m: x[:, m::4], (behind.corrections, behind.trunk_states))
+        for m in range(4)
     ]
     nlls = [
-        plain.losses(dataclasses.replace(behind, seqs=of, h=h), DOWN[2], v)(d)
+        plain.losses(dataclasses.replace(behind, corrections=of, trunk_states=h), DOWN[2], v)(d)
         for of, h in one_by_one
     ]
     return TERMS.losses(behind, DOWN[2], v)(d), jnp.stack(nlls)

@@ -8,7 +8,7 @@ from support.tiny import HF, random_batch, random_sequences, tiny
 
 from mend_jax import models
 from mend_jax.core.factors import Factors
-from mend_jax.core.forward import make_problem
+from mend_jax.core.problem import make_problem
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors import LinkContext, chain, make_editor
 from mend_jax.editors.knowledge_editor import (
@@ -32,7 +32,7 @@ UP, DOWN = WeightSpec("block_0/mlp/up", 3, 5), WeightSpec("block_0/mlp/down", 5,
 class Regression:
     """E problems of a network of two layers: L = |tanh(x W1) W2 - y|^2 / 2, with hand-made slopes.
 
-    It is a `forward.Problem` as far as ENN asks for one.
+    It is a `core.problem.Problem` as far as ENN asks for one.
     """
 
     weights = (UP, DOWN)
@@ -162,7 +162,7 @@ def test_the_penalty_of_enn_is_the_silence_of_the_shift_alone():
 
 
 class Rows:
-    """E corrections as factors: a `forward.Problem` as far as a factor editor asks for one."""
+    """E corrections as factors: a `core.problem.Problem` as far as a factor editor asks for one."""
 
     weights = (UP, DOWN)
     n_edits = 2

@@ -13,7 +13,7 @@ from test_train_and_evaluate import SETTINGS
 
 import mend_jax
 from mend_jax.apps.run_command import parse
-from mend_jax.core.forward import Problem, make_problem
+from mend_jax.core.problem import Problem, make_problem
 from mend_jax.core.transform import EditTransform, Reader, with_strength
 from mend_jax.core.weight_edit import Dense, Edit, merge
 from mend_jax.data import sequential_rows as in_turn
@@ -156,7 +156,7 @@ def counting(reader=None):
         return Edit({n: Dense(jnp.full(s, size * (1 + state))) for n, s in shape.items()}), state
 
     def lifelong_edit(params, state, problem):
-        return edit(params, state, problem, False)[0], state + problem.seqs.lead[1]
+        return edit(params, state, problem, False)[0], state + problem.corrections.batch_shape[1]
 
     editor = EditTransform(lambda key, w: ({}, jnp.zeros(())), edit, False)
     return editor._replace(lifelong_edit=lifelong_edit, reader=reader), {}, jnp.zeros(())
@@ -220,8 +220,8 @@ def test_a_reader_has_all_corrections_so_far_at_hand():
     seen = []
 
     def logits(params, problem, seqs, h):
-        seen.append(problem.seqs.lead)
-        shape = (*seqs.lead, seqs.target.shape[-1], 300)
+        seen.append(problem.corrections.batch_shape)
+        shape = (*seqs.batch_shape, seqs.target.shape[-1], 300)
         return jax.nn.one_hot(seqs.target, shape[-1]) * 9.0  # knows every answer
 
     found = pass_of(counting(Reader(logits, None)), turns=(1, 3), n=2)

@@ -26,7 +26,7 @@ class Clock:
         return self.make
 
     def make(self, params, state, base, one):
-        assert self.compiled == 1 and one.lead == (1, 2)
+        assert self.compiled == 1 and one.batch_shape == (1, 2)
         self.made.append(int(one.target[0, 0, 0]))
         self.now += self.left.pop(0)
 

@@ -41,7 +41,7 @@ def _read_edit(folder: Path, data: bytes) -> None:
     edit = edit_file.load(put(folder / "e.safetensors", data))
     for delta in edit.deltas.values():
         assert len(delta.shape) == 2
-    "".join((edit.base, edit.editor, edit.made, *(t for fact in edit.facts for t in fact)))
+    "".join((edit.base, edit.editor, edit.created, *(t for fact in edit.facts for t in fact)))
     again = edit_file.load(put(folder / "f.safetensors", edit_file.to_bytes(edit)))
     assert (again.base, again.facts, again.editor) == (edit.base, edit.facts, edit.editor)
     assert set(again.deltas) == set(edit.deltas)

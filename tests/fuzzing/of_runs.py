@@ -22,7 +22,8 @@ from mend_jax.evaluation import sequential_state
 from mend_jax.evaluation.reports import grid_markdown, grid_report, run_report
 from mend_jax.evaluation.reports.grid_rows import make_grid_row
 from mend_jax.evaluation.scored_batches import ScoredBatches
-from mend_jax.io.writers import JsonLines, replace_non_finite, write_json
+from mend_jax.io.files import replace_non_finite, write_json
+from mend_jax.io.json_lines import JsonLines
 from mend_jax.training import batch_files, run_folder
 
 # --- runs

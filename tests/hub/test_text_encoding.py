@@ -150,9 +150,9 @@ def test_text_without_a_next_token_is_refused(text):
 def test_stack_and_take():
     items = [encode_fact(TOKENIZER, "q", answer, 8, 4) for answer in "xyz"]
     both = stack_batches(items)
-    assert both.lead == (3,) and both.tokens.shape == (3, 8)
+    assert both.batch_shape == (3,) and both.tokens.shape == (3, 8)
     picked = take_rows(both, np.array([[2, 0], [1, 1]]))
-    assert picked.lead == (2, 2)
+    assert picked.batch_shape == (2, 2)
     assert picked.tokens[0, 0].tolist() == items[2].tokens.tolist()
     with pytest.raises(DataError, match="no sequences to stack"):
         stack_batches([])

@@ -52,18 +52,18 @@ def mixed(seed):
 
 
 def test_what_is_appended_comes_back(ledger):
-    edit = small_edit(1, editor="mend@01234567", made="2026-01-02T03:04:05+00:00")
+    edit = small_edit(1, editor="mend@01234567", created="2026-01-02T03:04:05+00:00")
     measured = {"nll": (1.5, float("nan")), 10: "ten", 9: {"text": "Ünï \ud800\n\u2028"}}
     first = ledger.append(edit, measured)
     assert (first.number, first.facts, first.editor) == (1, edit.facts, edit.editor)
-    assert (first.made, first.reverted) == (edit.made, False)
+    assert (first.made, first.reverted) == (edit.created, False)
     assert first.measured == {"nll": [1.5, None], "10": "ten", "9": measured[9]}
     second = ledger.append(small_edit(2))
     assert second.made.endswith("+00:00") and second.measured == {}
     again = Ledger.open(ledger.path)
     assert again.base == BASE
     assert again.entries() == again.active() == [first, second]
-    assert bits(again.edit(1)) == bits(edit) and again.edit(1).made == edit.made
+    assert bits(again.edit(1)) == bits(edit) and again.edit(1).created == edit.created
     assert bits(again.edit(2)) == bits(small_edit(2))
     assert files(again) == [f"0001-{first.sha256[:8]}.safetensors", second.file.split("/")[1]]
 

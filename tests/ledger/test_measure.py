@@ -38,7 +38,7 @@ def edit(model):
     deltas = {w.name: LowRank(normal(3, w.d_in), 0.1 * normal(3, w.d_out)) for w in model.weights}
     first = model.weights[0]
     deltas[first.name] = Dense(0.1 * normal(first.d_in, first.d_out))
-    return Edit(deltas, base=model.fingerprint, editor="hand", made="2026-01-02T03:04:05+00:00")
+    return Edit(deltas, base=model.fingerprint, editor="hand", created="2026-01-02T03:04:05+00:00")
 
 
 @pytest.fixture(scope="module")

@@ -133,7 +133,7 @@ def test_random_texts_are_full():
 def test_a_built_workload_has_all_parts():
     b = build(Workload(model="distilgpt2", edits=1, rank=8, far=1, far_length=4, length=16))
     assert set(b.batch) == {"edit", "rephrase", "far"}
-    assert b.batch["rephrase"].lead == (1, 4)  # of one fact four rephrases
+    assert b.batch["rephrase"].batch_shape == (1, 4)  # of one fact four rephrases
 
 
 HLO = """

@@ -52,7 +52,7 @@ def edit_of(model, seed=0):
         else:
             deltas[w.name] = LowRank(a, b)
         ranks[w.name] = max(rank, 1)
-    edit = Edit(deltas, model.fingerprint, FACTS, editor="handmade", made="2025-01-02")
+    edit = Edit(deltas, model.fingerprint, FACTS, editor="handmade", created="2025-01-02")
     return edit, ranks
 
 

@@ -2,7 +2,7 @@
 
 from mend_jax.apps import run_processes
 from mend_jax.apps.run_command import parse
-from mend_jax.io.writers import as_path, write_json
+from mend_jax.io.files import as_path, write_json
 from mend_jax.training import config as configs
 
 

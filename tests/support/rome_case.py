@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from support.tiny import random_sequences, tiny
 
-from mend_jax.core.forward import Problem, make_problem
+from mend_jax.core.problem import Problem, make_problem
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors import make_editor
 from mend_jax.editors.value_search import Search, value
@@ -48,7 +48,7 @@ SEQS, IN_FORCE = texts(0), random_edit(0)
 
 def problem_of(seqs, in_force):
     found = make_problem(MODULE, BASE, WEIGHTS, seqs)
-    return Problem(MODULE, BASE, WEIGHTS, seqs, found.h, in_force)
+    return Problem(MODULE, BASE, WEIGHTS, seqs, found.trunk_states, in_force)
 
 
 @jax.jit

@@ -20,7 +20,7 @@ from orbax.checkpoint._src.path import atomicity
 
 from mend_jax.core.meta_loss import token_batches
 from mend_jax.errors import CheckpointError, OutputError, Preempted, TrainingError
-from mend_jax.io.writers import JsonLines
+from mend_jax.io.json_lines import JsonLines
 from mend_jax.parallel.distributed import StopRequest
 from mend_jax.parallel.mesh import make_mesh, shard_batch
 from mend_jax.training import checkpoints

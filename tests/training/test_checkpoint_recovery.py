@@ -12,7 +12,7 @@ from test_prepared import change_a_bit, recipe
 
 from mend_jax.data import prepared
 from mend_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
-from mend_jax.io.writers import JsonLines
+from mend_jax.io.json_lines import JsonLines
 from mend_jax.training import checkpoints
 from mend_jax.training import config as configs
 from mend_jax.training.checkpoints import migration, recovery

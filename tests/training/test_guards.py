@@ -18,7 +18,7 @@ from mend_jax.apps import replay
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Dense, Edit, LowRank, relative_norms
 from mend_jax.errors import CheckpointError, Preempted, TrainingError
-from mend_jax.io.writers import JsonLines
+from mend_jax.io.json_lines import JsonLines
 from mend_jax.training import batch_files, build, checkpoints, guards
 from mend_jax.training.guards import DEAD_AFTER, FEWEST, QUIET, SAME_TIMES, Guards
 from mend_jax.training.loop import train

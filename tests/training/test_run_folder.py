@@ -20,7 +20,9 @@ from mend_jax.apps import train_and_evaluate
 from mend_jax.apps.run_command import parse
 from mend_jax.errors import CheckpointError, ConfigError, Preempted
 from mend_jax.evaluation.reports import run_report
-from mend_jax.io.writers import JsonLines, Progress, as_path, is_remote, write_bytes, write_json
+from mend_jax.io.files import as_path, is_remote, write_bytes, write_json
+from mend_jax.io.json_lines import JsonLines
+from mend_jax.io.progress import Progress
 from mend_jax.parallel.distributed import StopRequest
 from mend_jax.parallel.mesh import make_mesh
 from mend_jax.training import checkpoints

@@ -13,9 +13,10 @@ import numpy as np
 
 from mend_jax.apps.doctor.check_machine import check_memory
 from mend_jax.apps.doctor.findings import Finding, any_failed, judged, skipped
-from mend_jax.core.forward import make_problem, scored_logits
+from mend_jax.core.forward import scored_logits
 from mend_jax.core.losses import masked_mean, token_nll
 from mend_jax.core.meta_loss import token_batches
+from mend_jax.core.problem import make_problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.data.batches import batches
 from mend_jax.evaluation.evaluate_split import make_scorer
@@ -49,11 +50,11 @@ def _probe(
     def nll(logits: jax.Array) -> jax.Array:
         return masked_mean(token_nll(logits, seqs.target), seqs.score_mask, axes=(1, 2))
 
-    found = {"before": nll(scored_logits(model, base, problem.h, seqs))}
+    found = {"before": nll(scored_logits(model, base, problem.trunk_states, seqs))}
     if editor.reader is not None:
-        after = editor.reader.logits(params, problem, seqs, problem.h)
+        after = editor.reader.logits(params, problem, seqs, problem.trunk_states)
         return found | {"after": nll(after), "deltas": {}, "factors": {}}
-    found["after"] = nll(scored_logits(model, base, problem.h, seqs, edit))
+    found["after"] = nll(scored_logits(model, base, problem.trunk_states, seqs, edit))
     found["deltas"] = {name: delta.squared_norm() for name, delta in edit.deltas.items()}
     found["factors"] = {
         name: {

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from mend_jax.apps.doctor.findings import OK, Finding, judged, skipped
-from mend_jax.io.writers import as_path, is_remote
+from mend_jax.io.files import as_path, is_remote
 from mend_jax.tpu.memory import bytes_of
 from mend_jax.tpu.slices import GIB
 from mend_jax.training.run_folder import prepare_folder, require_disk_space

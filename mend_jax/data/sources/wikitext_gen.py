@@ -34,7 +34,8 @@ from mend_jax.data.sources.base_continuations import BATCH, MOST, NEW, TEMPERATU
 from mend_jax.data.text_normalisation import key_rng
 from mend_jax.errors import DataError, MendError, report_error
 from mend_jax.hub.language_model import LanguageModel, load_model
-from mend_jax.io.writers import Progress, write_text
+from mend_jax.io.files import write_text
+from mend_jax.io.progress import Progress
 from mend_jax.models.abstract_model import DTYPES
 
 NEEDS_MODEL = True

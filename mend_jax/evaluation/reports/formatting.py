@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mend_jax.evaluation.reports.values import finite_number
-from mend_jax.io.writers import format_duration
+from mend_jax.io.progress import format_duration
 
 DASH = "–"
 _DISPLAY_NAMES = {"mend": "MEND", "fine_tune": "fine-tuning"}

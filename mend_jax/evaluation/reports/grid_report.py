@@ -12,7 +12,7 @@ from mend_jax.evaluation.reports.formatting import display_name, format_value, p
 from mend_jax.evaluation.reports.html_pages import page_environment
 from mend_jax.evaluation.reports.sequential_plots import in_turn
 from mend_jax.evaluation.reports.values import finite_number, interval_ends, value_at
-from mend_jax.io.writers import write_bytes, write_text
+from mend_jax.io.files import write_bytes, write_text
 
 # (heading, kind, score, whether more is better)
 COLUMNS = (

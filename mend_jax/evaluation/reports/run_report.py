@@ -16,8 +16,9 @@ from mend_jax.evaluation.reports.html_pages import page_environment
 from mend_jax.evaluation.reports.run_plots import Lines, Method, Results
 from mend_jax.evaluation.reports.sequential_plots import retention_png, retention_table
 from mend_jax.evaluation.reports.values import finite_number, interval_ends, mean_at, value_at
+from mend_jax.io.files import write_bytes, write_text
+from mend_jax.io.json_lines import JsonLines
 from mend_jax.io.json_values import parse_json
-from mend_jax.io.writers import JsonLines, write_bytes, write_text
 
 # (kind, name, key of the score, what it says, whether more is better)
 _ANSWERS = (

@@ -28,7 +28,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from mend_jax.errors import CheckpointError, is_out_of_memory
 from mend_jax.io import checksums
-from mend_jax.io.writers import is_remote
+from mend_jax.io.files import is_remote
 from mend_jax.training.checkpoints import migration
 from mend_jax.training.checkpoints.damage import DamageError, see_to_scores
 

@@ -11,8 +11,8 @@ import jax
 
 from mend_jax.errors import CheckpointError
 from mend_jax.io import checksums
+from mend_jax.io.files import write_json
 from mend_jax.io.json_values import parse_json
-from mend_jax.io.writers import write_json
 
 FOLDER = "checkpoints_damaged"
 """Beside the folder of checkpoints: the steps that were not whole."""

@@ -1,0 +1,46 @@
+"""A progress line with rate and time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+class Progress:
+    """A line with rate and time left, rewritten in place on a terminal, else printed now and then.
+
+    Args:
+      what: what is counted, e.g. "train".
+      total: how many steps there will be at the most.
+      start: steps that were done before (a resumed run).
+      every_s: seconds between lines where output is not a terminal.
+      writer: whether this process prints; one of many does.
+    """
+
+    def __init__(
+        self, what: str, total: int, start: int = 0, every_s: float = 15.0, writer: bool = True
+    ) -> None:
+        self.writer = writer
+        self.what, self.total, self.first = what, total, start
+        self.began = self.shown = time.monotonic()
+        self.every_s = 0.5 if sys.stderr.isatty() else every_s
+
+    def update(self, done: int, note: str = "", force: bool = False) -> None:
+        now = time.monotonic()
+        if not self.writer:
+            return
+        if not force and now - self.shown < self.every_s:
+            return
+        self.shown = now
+        rate = (done - self.first) / max(now - self.began, 1e-9)
+        left = format_duration((self.total - done) / rate) if rate > 0 else "?"
+        line = f"{self.what} {done}/{self.total}  {rate:.2f}/s  {left} left  {note}"
+        end = "\r\033[K" if sys.stderr.isatty() and done < self.total else "\n"
+        print(line, end=end, file=sys.stderr, flush=True)
+
+
+def format_duration(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"
