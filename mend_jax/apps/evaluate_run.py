@@ -43,7 +43,7 @@ Between = Callable[[], None]
 def evaluate_run(
     experiment: Experiment, state: TrainState, workdir: Any, between: Between
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The entries `eval`, `also` and `baselines` of results.json, and examples.
+    """The entries `eval`, `extra_data_sets` and `baselines` of results.json, and examples.
 
     Every pass keeps what it judged in WORKDIR/edits*.jsonl (of edits in turn: sequential*.jsonl,
     and the edits so far in sequential*.npz) and goes on from there.
@@ -94,14 +94,16 @@ def evaluate_run(
         return {"sequential": found}
 
     per_step = c.eval.edits_per_step
-    results: dict[str, Any] = {"also": {}, "baselines": {}}
+    results: dict[str, Any] = {"extra_data_sets": {}, "baselines": {}}
     mark = mark_of(own)
     results["eval"], examples = judge(
         experiment.test, own, "", per_step, c.eval.examples, mark
     )  # fmt: skip
     results["eval"] |= in_turn(own, "", c.eval.sequential, mark)
     for name, split in experiment.extra_test_sets.items():
-        results["also"][name], _ = judge(split, own, f"also {name}", per_step, 0, mark)
+        results["extra_data_sets"][name], _ = judge(
+            split, own, f"extra data set {name}", per_step, 0, mark
+        )
     if experiment.ability_texts is not None:
         of = {"of": "ability", "at_once": per_step, "rows": rows_mark(experiment.test), **mark}
         log = ScoredBatches(file("ability", "", ".jsonl"), of)
@@ -167,8 +169,8 @@ def _general_ability(
         progress.update(log.n_edits, force=log.n_edits == len(split))
     joined = {name: values for (_, name), values in log.scores().items()}
     return summarise_ability(joined, probes, known) | {
-        "recall_of_pool": float(pool.mean()),
-        "pool": len(pool),
+        "pool_recall": float(pool.mean()),
+        "n_pool_facts": len(pool),
     }
 
 
@@ -207,5 +209,5 @@ def _judge(
     if transform.reader is None:  # else there is no edit to make, and reading is dearer instead
         found["seconds_per_edit"] = time_edits(transform, params, state, experiment.model, first)
     if transform.tuning is not None:
-        found["sweep"] = transform.tuning.summary(*gather((params, state)))
+        found["threshold_tuning"] = transform.tuning.summary(*gather((params, state)))
     return found, examples

@@ -230,7 +230,11 @@ def lines_of(found: Mapping[str, Any]) -> str:
         means = {name: score["mean"] for name, score in row["scores"].items()}
         parts = [
             f"{name} {format_value(means.get(name), kind)}"
-            for name, kind in (("success", "percent"), ("kl", "plain"), ("argmax_kept", "percent"))
+            for name, kind in (
+                ("success", "percent"),
+                ("kl", "plain"),
+                ("argmax_agreement", "percent"),
+            )
         ]
         lines.append(f"  {row['cell']}: {', '.join(parts)}; n = {format_value(row['n'], 'count')}")
     return "\n".join(lines)

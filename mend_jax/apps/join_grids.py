@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 from mend_jax.errors import DataError, MendError, report_error
 from mend_jax.evaluation.reports import grid_markdown, grid_report
 from mend_jax.evaluation.reports.grid_rows import GridRow
+from mend_jax.evaluation.results_migration import migrate_grid
 from mend_jax.io.files import as_path, write_json, write_text
 from mend_jax.io.json_values import matches_type, parse_json
 
@@ -37,7 +38,7 @@ def read(path: Any) -> Grid:
     """
     path = as_path(path)
     try:
-        found = parse_json(path.read_bytes())
+        found = migrate_grid(parse_json(path.read_bytes()))
     except (OSError, ValueError) as e:
         raise DataError(f"{path}: cannot be read as a grid's grid.json ({e})") from e
     if not matches_type(found, Grid):

@@ -19,8 +19,8 @@ from mend_jax.evaluation.statistics import summarise_runs
 from mend_jax.io.files import as_path, write_json
 
 HEADLINE = (
-    "success", "edit.success_exact", "rephrase.success_exact", "edit.success_generated",
-    "rephrase.success_generated", "locality.kl", "locality.argmax_agreement",
+    "success", "edit.success_exact", "paraphrase.success_exact", "edit.success_generated",
+    "paraphrase.success_generated", "locality.kl", "locality.argmax_agreement",
     "locality.near.argmax_agreement", "locality.far.argmax_agreement", "locality.far.kl",
     "locality.accuracy_drawdown", "locality.perplexity_drawdown", "portability.success_exact",
     "ability.perplexity", "ability.recall",
@@ -35,8 +35,10 @@ ALSO = (
 def table(summary: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:
     """The headline numbers as lines of text."""
     lines = [f"seeds {', '.join(map(str, seeds))}: mean (sd; 95% interval of the mean)"]
-    names = {path.split(".")[1] for path in summary if path.startswith("also.")}
-    further = [path for n in sorted(names) for k in ALSO if (path := f"also.{n}.{k}") in summary]
+    names = {path.split(".")[1] for path in summary if path.startswith("extra_data_sets.")}
+    further = [
+        path for n in sorted(names) for k in ALSO if (path := f"extra_data_sets.{n}.{k}") in summary
+    ]
     for path in (*(path for path in HEADLINE if path in summary), *further):
         s = summary[path]
         low, high = s["ci95"]
@@ -84,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def scores(results: Mapping[str, Any]) -> dict[str, Any]:
     """What is averaged of one run."""
-    more = {name: results[name] for name in ("also", "baselines") if name in results}
+    more = {name: results[name] for name in ("extra_data_sets", "baselines") if name in results}
     return results["eval"] | more
 
 

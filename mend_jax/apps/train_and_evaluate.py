@@ -292,7 +292,7 @@ def describe_data(experiment: Experiment) -> dict[str, Any]:
         "notes": {d.name: dict(d.notes) for d in sets},
         **{name: len(split) for name, split in splits.items()},
         "left_out": {name: dict(split.encoded.dropped) for name, split in splits.items()},
-        "also": {
+        "extra_data_sets": {
             name: {
                 "test": len(split),
                 "left_out": dict(split.encoded.dropped),
@@ -315,12 +315,12 @@ def described(dataset: DataSet) -> dict[str, Any]:
 def headline(results: dict[str, Any]) -> str:
     """The final numbers in a few lines."""
     own, lines = results["config"]["editor"]["name"], []
-    also = {f"{own} on {name}": e for name, e in results["also"].items()}
+    also = {f"{own} on {name}": e for name, e in results["extra_data_sets"].items()}
     for name, e in {own: results["eval"], **also, **results["baselines"]}.items():
         lines.append(
             f"{name}: success {e['success']:.3f} (edit {e['edit']['success_exact']:.3f}, "
-            f"paraphrase {e['rephrase']['success_exact']:.3f}, generated "
-            f"{e['edit']['success_generated']:.3f}/{e['rephrase']['success_generated']:.3f}), "
+            f"paraphrase {e['paraphrase']['success_exact']:.3f}, generated "
+            f"{e['edit']['success_generated']:.3f}/{e['paraphrase']['success_generated']:.3f}), "
             f"locality KL {e['locality']['kl']:.4f}, arg max kept "
             f"{e['locality']['argmax_agreement']:.3f}; n = {e['n']}"
         )

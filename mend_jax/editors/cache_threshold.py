@@ -59,7 +59,7 @@ def told(params: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
     table = np.asarray(state["sweep"], np.float64)
     row = table[np.argmax(table[:, COLUMNS.index("score")])]
     found = dict(zip(COLUMNS, row.tolist(), strict=True)) | {"eps": float(params["eps"])}
-    return found | {"tried": [dict(zip(COLUMNS, r, strict=True)) for r in table.tolist()]}
+    return found | {"candidates": [dict(zip(COLUMNS, r, strict=True)) for r in table.tolist()]}
 
 
 def _tried(near: np.ndarray, far: np.ndarray) -> np.ndarray:

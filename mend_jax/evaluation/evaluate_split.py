@@ -187,7 +187,7 @@ def evaluate(
     scores |= generated_scores(answers, chosen, scores if model.is_classifier else None)
     unseen = np.asarray([bool(r.get("rephrase_unseen", False)) for r in chosen])
     summary = metrics.summarise_edits(
-        scores, sets, {"rephrase_seen": ~unseen, "rephrase_unseen": unseen}
+        scores, sets, {"paraphrase_seen": ~unseen, "paraphrase_unseen": unseen}
     )
     more = metrics.more_summary(scores)
     summary["locality"] |= more.pop("locality")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mend_jax.core.meta_loss import EDIT_SETS
+from mend_jax.evaluation.metrics import result_name
 
 Scores = Mapping[tuple[str, str], np.ndarray]
 Card = dict[str, Any]
@@ -15,8 +16,8 @@ Card = dict[str, Any]
 GENERATED_SETS = (*EDIT_SETS, "near")  # the sets whose answers are freely written
 LOCALITY_KL_LIMIT = 0.1  # nats a token: more than this is a change of a text that should stay
 EXAMPLES_PER_FAULT = 3  # cards of each kind of fault in the gallery
-FAULTS = ("edit", "rephrase", "near", "far")
-_FIELDS = ("relation", "prompt", "target", "truth", "rephrase", "near_prompt", "near_answer")
+FAULTS = ("edit", "paraphrase", "near", "far")
+_ROW_FIELDS = ("relation", "prompt", "target", "truth", "rephrase", "near_prompt", "near_answer")
 
 
 def answer_matches(text: str, answer: str) -> bool:
@@ -60,24 +61,24 @@ def make_examples(
 ) -> list[Card]:
     """A card for each edit.
 
-    `faults` names what went wrong, any of: `edit` and `rephrase` (not generated as asked), `near`
-    and `far` (KL above `LOCALITY_KL_LIMIT`); an edit without one is `good`.
+    `faults` names what went wrong: `edit` and `paraphrase` (the target is not generated), `near`
+    and `far` (KL above `LOCALITY_KL_LIMIT`); an edit without faults is `good`.
     """
     cards = []
     for i, (a, r) in enumerate(zip(answers, rows, strict=True)):
         kl = {s: float(scores[s, "kl"][i] / max(scores[s, "n_tokens"][i], 1)) for s in sets}
         nll = {name: float(scores[name, "nll"][i]) for name in EDIT_SETS}
-        faults = [name for name in EDIT_SETS if not scores[name, "generated"][i]]
+        faults = [result_name(name) for name in EDIT_SETS if not scores[name, "generated"][i]]
         faults += [s for s in sets if not kl[s] <= LOCALITY_KL_LIMIT]
-        card: Card = {k: r.get(k, "") for k in _FIELDS}
+        card: Card = {result_name(k): r.get(k, "") for k in _ROW_FIELDS}
         card |= {"before": a["edit_before"], "after": a["edit"]}
         for name in [n for n in GENERATED_SETS[1:] if n in a]:
             for suffix, key in (("_before", "before"), ("", "after")):
-                card[f"{name}_{key}"] = a[name + suffix]
+                card[f"{result_name(name)}_{key}"] = a[name + suffix]
         if "far" in sets:
             card["far"] = f"{r.get('far', '')} {r.get('far_answer', '')}".strip()
         card |= {f"kl_{s}": v for s, v in kl.items()}
-        card |= {"nll": nll["edit"], "nll_rephrase": nll["rephrase"]}
+        card |= {"nll": nll["edit"], "nll_paraphrase": nll["rephrase"]}
         cards.append(card | {"good": not faults, "faults": faults})
     return cards
 
@@ -106,7 +107,7 @@ def choose_examples(cards: Sequence[Card], count: int) -> list[Card]:
 
 def _how_bad(card: Card, fault: str) -> float:
     """Nats: of surprise at the wanted answer, or of change."""
-    return card[{"edit": "nll", "rephrase": "nll_rephrase"}.get(fault, f"kl_{fault}")]
+    return card[{"edit": "nll", "paraphrase": "nll_paraphrase"}.get(fault, f"kl_{fault}")]
 
 
 def one_a_relation(examples: Sequence[Card], count: int) -> list[Card]:

@@ -326,5 +326,5 @@ def summarise_ability(
         "n_edits": len(scores["nll"]),
         "n_texts": len(probes.texts.tokens),
         "n_facts": n_facts,
-        "n_known": int(before),
+        "n_recalled_before": int(before),
     }

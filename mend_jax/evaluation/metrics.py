@@ -11,6 +11,10 @@ import numpy as np
 Scores = Mapping[tuple[str, str], np.ndarray]
 _Z95 = 1.959964
 SCORES = ("exact", "token", "generated", "nll")
+RESULT_NAMES = {
+    "rephrase": "paraphrase", "more_rephrases": "more_paraphrases", "hops": "portability"
+}  # fmt: skip
+"""Sets of texts that results name otherwise than batches do."""
 
 
 def wilson(rate: float, n: int) -> list[float]:
@@ -29,6 +33,11 @@ def mean_interval(values: np.ndarray) -> list[float]:
         return [float("nan"), float("nan")]
     half = _Z95 * float(values.std(ddof=1)) / math.sqrt(len(values))
     return [float(values.mean()) - half, float(values.mean()) + half]
+
+
+def result_name(texts: str) -> str:
+    """Return the name in results of a set of texts."""
+    return RESULT_NAMES.get(texts, texts)
 
 
 def public_name(key: str) -> str:
@@ -116,7 +125,7 @@ def summarise_edits(
     """
     result: dict[str, Any] = {"n": len(scores["edit", "exact"])}
     result["edit"] = answer_summary(scores, "edit")
-    result["rephrase"] = answer_summary(scores, "rephrase")
+    result["paraphrase"] = answer_summary(scores, "rephrase")
     for name, where in groups.items():
         if 0 < where.sum() < len(where):
             result[name] = {"n": int(where.sum()), **answer_summary(scores, "rephrase", where)}
@@ -162,17 +171,17 @@ def split_over_edits(scores: Scores, name: str) -> dict[tuple[str, str], np.ndar
 def more_summary(scores: Scores) -> dict[str, Any]:
     """What results.json says of the sets that evaluation alone judges.
 
-    `more_rephrases`: further wordings; `portability`: questions that follow from the edit; under
-    `locality` `more_near` (further neighbours) and `far_answers` (the answers of far questions).
+    `more_paraphrases`; `portability`: questions that follow from the edit; under `locality`
+    `more_near` (further neighbours) and `far_answers` (the answers of far questions).
     Intervals are over edits, not texts: those of one edit are not independent.
     """
     found: dict[str, Any] = {"locality": {}}
-    for name, title in (("more_rephrases", "more_rephrases"), ("hops", "portability")):
+    for name in ("more_rephrases", "hops"):
         if (name, "exact") in scores:
             own = split_over_edits(scores, name)
             texts = int((scores[name, "n_tokens"] > 0).sum())
             summary = answer_summary(own, name, binary=())
-            found[title] = {"n": len(own[name, "exact"]), "texts": texts, **summary}
+            found[result_name(name)] = {"n": len(own[name, "exact"]), "texts": texts, **summary}
     for name in ("more_near", "far_answers"):
         if (name, "kl") in scores:
             own = split_over_edits(scores, name)
@@ -190,7 +199,7 @@ def by_relation(scores: Scores, relations: list[str], sets: list[str]) -> dict[s
         found[relation] = {
             "n": int(at.sum()),
             "edit": float(scores["edit", "exact"][at].mean()),
-            "rephrase": float(scores["rephrase", "exact"][at].mean()),
+            "paraphrase": float(scores["rephrase", "exact"][at].mean()),
             "kl": float(np.mean(kl)) if kl else math.nan,
         }
     return found

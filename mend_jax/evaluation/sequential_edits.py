@@ -140,7 +140,7 @@ def evaluate_sequential_edits(
     `first`, `middle`, `last` and `all`: exact success on the edit and its paraphrase (see
     `windows`); `locality` against the unedited base, on the same texts for every k, none of which
     an edit up to the last checkpoint may rightly change; `relative_norm`, |dW| / |W| with W all
-    parameters of the base, the same for every editor, and `relative_norm_of` each edited weight.
+    parameters of the base, the same for every editor, and `relative_norm_by_weight`.
 
     Args:
       encoded: `EncodedRows`, of which the first max(checkpoints) * facts_per_edit are edited in,
@@ -206,7 +206,10 @@ def summarise_checkpoint(
     at = {number: i for i, number in enumerate(batch["index"])}
     for name, numbers in windows(n_facts, WINDOW, MOST).items():
         own = [at[int(number)] for number in numbers]
-        exact = {f"{text}_exact": float(scores[text, "exact"][own].mean()) for text in EDIT_SETS}
+        exact = {
+            f"{metrics.result_name(text)}_exact": float(scores[text, "exact"][own].mean())
+            for text in EDIT_SETS
+        }
         found[name] = {"n": len(own), "success": sum(exact.values()) / len(exact), **exact}
     sets = locality_set_names({name: None for name, _ in scores})
     by_set = {name: metrics.locality_summary(scores, name) for name in sets}
@@ -214,5 +217,5 @@ def summarise_checkpoint(
     sizes = {name: scores[kind, name] for kind, name in scores if kind == "norm"}
     ratios = {name: float(delta / whole) for name, (delta, whole) in sizes.items()}
     found["relative_norm"] = ratios.pop("")
-    found["relative_norm_of"] = ratios
+    found["relative_norm_by_weight"] = ratios
     return found

@@ -13,6 +13,7 @@ import jax
 import ml_collections
 
 from mend_jax.errors import CheckpointError, ConfigError
+from mend_jax.evaluation.results_migration import migrate_results
 from mend_jax.io.file_locks import locked
 from mend_jax.io.files import as_path, is_remote, write_text
 from mend_jax.io.json_values import parse_json
@@ -147,6 +148,6 @@ def read_results(workdir: Any) -> dict[str, Any] | None:
         found = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
             raise ValueError("it holds no config")
-        return found
+        return migrate_results(found)
     except ValueError as e:
         raise CheckpointError(f"{path} is damaged ({e}); delete it to evaluate again") from e

@@ -143,7 +143,7 @@ def test_a_cell_that_begins_with_another_runs_after_it(chained, tmp_path, monkey
         assert seen[f"mend_5/seed_{s}"] == f"{tmp_path}/out/mend_1/seed_{s}"
         assert seen[f"mend_1/seed_{s}"] == ""
     rows = table_of(tmp_path)["rows"]
-    assert [(r["cell"], r["start"]) for r in rows[:3]] == [
+    assert [(r["cell"], r["init_from"]) for r in rows[:3]] == [
         ("mend_9", "mend_5"), ("mend_5", "mend_1"), ("mend_1", ""),
     ]  # fmt: skip
     assert "from mend_5 on, 400 steps" in words(tmp_path / "out" / "report.html")

@@ -31,7 +31,7 @@ def test_numbers_that_a_run_lacks_are_left_out():
 def test_the_command_runs_each_seed_once(tmp_path, monkeypatch, capsys):
     def play(config, workdir):
         found = {"eval": {"success": float(config.seed)}}
-        return found | {"also": {"x/y": {"n": 2}}, "baselines": {"ft": {"success": 1.0}}}
+        return found | {"extra_data_sets": {"x/y": {"n": 2}}, "baselines": {"ft": {"success": 1.0}}}
 
     started = play_runs(monkeypatch, play)
     flags = ["--config=quickstart.py", "--workdir", str(tmp_path), "--seeds=3,5", "--config.seed=9"]
@@ -40,7 +40,7 @@ def test_the_command_runs_each_seed_once(tmp_path, monkeypatch, capsys):
     written = json.loads((tmp_path / "seeds.json").read_text())
     assert written["eval"]["success"]["mean"] == 4 and written["seeds"] == [3, 5]
     assert written["eval"]["baselines.ft.success"]["sd"] == 0
-    assert written["eval"]["also.x/y.n"]["values"] == [2, 2]
+    assert written["eval"]["extra_data_sets.x/y.n"]["values"] == [2, 2]
     assert "success: 4.0000" in capsys.readouterr().err
     assert multi_seed.main(flags) == 0 and len(started) == 2  # both are finished
     assert multi_seed.main([*flags, "--config.train.lr=9"]) == 2

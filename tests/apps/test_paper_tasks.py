@@ -78,9 +78,12 @@ def test_zsre_questions(tmp_path, bases):
     results = edit_run("qa_smollm2.py:smoke", tmp_path, bases.get("llama"))
     check(results, "qa")
     assert {"near", "far", "far_answers"} <= results["eval"]["locality"].keys()
-    also = results["data"]["also"]["zsre/mend"]
-    assert also["test"] == results["also"]["zsre/mend"]["n"] and len(also["fingerprint"]) == 64
-    portable = results["also"]["zsre/mend"]["portability"]
+    also = results["data"]["extra_data_sets"]["zsre/mend"]
+    assert (
+        also["test"] == results["extra_data_sets"]["zsre/mend"]["n"]
+        and len(also["fingerprint"]) == 64
+    )
+    portable = results["extra_data_sets"]["zsre/mend"]["portability"]
     assert portable["n"] > 3 and 0 <= portable["success_token"] <= 1
     assert "portability" not in results["eval"]
 
@@ -89,7 +92,7 @@ def test_counterfact(tmp_path, bases):
     results = edit_run("counterfact_smollm2.py:smoke", tmp_path, bases.get("llama"))
     check(results, "qa")
     assert set(results["data"]["notes"]) == {"counterfact", "wikitext"}
-    rome = results["also"]["counterfact/rome"]
+    rome = results["extra_data_sets"]["counterfact/rome"]
     assert rome["locality"]["more_near"]["n"] > 3
     ability = results["eval"]["ability"]
     assert 1 < ability["before"]["perplexity"] < (60_000 if bases else 200)

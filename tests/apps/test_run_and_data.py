@@ -47,7 +47,7 @@ def test_a_mutated_data_file_is_another_data_set_to_a_checkpoint(base, tmp_path)
     manager = checkpoints.open_manager(tmp_path / "run/checkpoints", read_only=True)
     kept = checkpoints.restore_meta(manager, manager.latest_step())["data"]
     assert kept == results["data"]["fingerprint"]
-    assert results["eval"]["more_rephrases"]["n"] == results["eval"]["n"]
+    assert results["eval"]["more_paraphrases"]["n"] == results["eval"]["n"]
     (tmp_path / "run/results.json").unlink()
     shutil.copytree(tmp_path / "data", tmp_path / "elsewhere")
     file.write_text(file.read_text().replace("land 3", "land 8", 1))

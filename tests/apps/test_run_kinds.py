@@ -31,7 +31,7 @@ def test_it_trains_evaluates_and_reports(ran):
     kind, workdir, results = ran
     assert results["training"]["steps"] == 2
     found = results["eval"]
-    for name in ("edit", "rephrase"):
+    for name in ("edit", "paraphrase"):
         for score in ("success_exact", "success_token", "success_generated", "nll"):
             assert np.isfinite(found[name][score])
     assert found["locality"]["kl"] >= 0 and 0 <= found["locality"]["argmax_agreement"] <= 1
@@ -39,7 +39,7 @@ def test_it_trains_evaluates_and_reports(ran):
         assert found["edit"]["success_generated"] == found["edit"]["success_exact"]
     for name in READERS[kind]:
         scores = results["baselines"][name]
-        assert scores["n"] == 2 and np.isfinite(scores["rephrase"]["nll"])
+        assert scores["n"] == 2 and np.isfinite(scores["paraphrase"]["nll"])
         assert "seconds_per_edit" not in scores and found["seconds_per_edit"] > 0
         if name == "cache":  # it remembers its own prompts
             assert scores["edit"]["success_exact"] == scores["edit"]["success_generated"] == 1

@@ -71,10 +71,10 @@ def test_a_run_leaves_the_files_of_the_contract(finished):
     assert {"summary.png", "training.png", "tradeoff.png", "success.png"} <= names
     results = json.loads((finished / "results.json").read_text())
     for entry in (results["eval"], results["baselines"]["fine_tune"]):
-        for name in ("edit", "rephrase"):
+        for name in ("edit", "paraphrase"):
             keys = {"success_exact", "success_token", "success_generated", "nll"}
             assert keys <= entry[name].keys() and keys <= entry[name]["before"].keys()
-        both = (entry["edit"]["success_exact"] + entry["rephrase"]["success_exact"]) / 2
+        both = (entry["edit"]["success_exact"] + entry["paraphrase"]["success_exact"]) / 2
         assert entry["success"] == pytest.approx(both)
         for name in ("kl", "argmax_agreement", "accuracy_drawdown", "perplexity_drawdown"):
             assert np.isfinite(entry["locality"][name])

@@ -285,7 +285,7 @@ def test_the_threshold_is_that_of_the_best_scores_on_validation_rows(kind):
     assert params["eps"] == table[np.argmax(np.asarray(differences) - 1e-7 * table[:, 0]), 0]
     assert table[:, 2].max() > 0.1 < table[:, 1].max() - table[0, 1]  # there is something to lose
     told = editor.tuning.summary(params, state)
-    assert told["eps"] == params["eps"] and len(told["tried"]) == len(table)
+    assert told["eps"] == params["eps"] and len(told["candidates"]) == len(table)
 
 
 def test_the_smallest_of_equal_thresholds_and_nothing_elsewhere():

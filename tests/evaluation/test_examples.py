@@ -12,7 +12,7 @@ from mend_jax.evaluation.examples import (
 
 
 def cards():
-    """Five edits: good, no edit, no rephrase, near and far moved, far moved."""
+    """Five edits: good, no edit, no paraphrase, near and far moved, far moved."""
     rows = [{"relation": "r", "prompt": f"p{i}", "target": "T", "far": "f"} for i in range(5)]
     answers = [
         {
@@ -36,11 +36,11 @@ def cards():
 def test_faults_are_named():
     found = cards()
     assert [c["faults"] for c in found] == [
-        [], ["edit", "rephrase"], ["rephrase"], ["near", "far"], ["far"],
+        [], ["edit", "paraphrase"], ["paraphrase"], ["near", "far"], ["far"],
     ]  # fmt: skip
     assert [c["good"] for c in found] == [True, False, False, False, False]
     shares = fault_shares(found)
-    assert shares == {"edit": 0.2, "rephrase": 0.4, "near": 0.2, "far": 0.4, "none": 0.2}
+    assert shares == {"edit": 0.2, "paraphrase": 0.4, "near": 0.2, "far": 0.4, "none": 0.2}
 
 
 def test_a_score_that_is_not_a_number_is_a_fault():
@@ -52,13 +52,13 @@ def test_a_score_that_is_not_a_number_is_a_fault():
     one["far", "kl"] = np.asarray([np.nan], np.float32)
     answers = [{f"{n}{s}": "" for n in ("edit", "rephrase") for s in ("", "_before")}]
     card = make_examples(one, answers, rows, ["far"])[0]
-    assert card["faults"] == ["far"] and "near_before" not in card and "rephrase_before" in card
+    assert card["faults"] == ["far"] and "near_before" not in card and "paraphrase_before" in card
 
 
 def test_the_gallery_has_the_worst_of_each_fault(monkeypatch):
     chosen = choose_examples(cards(), 4)
     assert [(c["prompt"], c.get("fault")) for c in chosen] == [
-        ("p0", None), ("p1", "edit"), ("p2", "rephrase"), ("p3", "near"), ("p4", "far"),
+        ("p0", None), ("p1", "edit"), ("p2", "paraphrase"), ("p3", "near"), ("p4", "far"),
     ]  # fmt: skip
     assert choose_examples(cards(), 0) == []
     monkeypatch.setattr(examples, "EXAMPLES_PER_FAULT", 1)

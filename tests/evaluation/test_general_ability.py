@@ -183,7 +183,7 @@ def test_summary_over_edits():
     assert found["before"]["recall"] == 4 / 7 and found["recall"] == pytest.approx(4.5 / 7)
     assert found["recall_kept"] == 3.5 / 4 and found["argmax_agreement"] == 0.75
     assert (found["n_edits"], found["n_texts"], found["n_facts"]) == (2, 5, 7)
-    assert found["n_known"] == 4
+    assert found["n_recalled_before"] == 4
     unknown = known.replace(recalled=np.zeros(7, bool))
     assert np.isnan(general_ability.summarise_ability(scores, probes, unknown)["recall_kept"])
     ruined = general_ability.summarise_ability(scores | {"nll": scores["nll"] * 1e4}, probes, known)

@@ -190,7 +190,7 @@ def test_names_stand_beside_their_points_and_apart():
 
 def test_a_threshold_that_was_chosen_is_shown_with_all_that_were_tried(tmp_path):
     tried = [dict(eps=e, success=0.9 - e, changed=e / 10, score=0.8 - e) for e in (0.25, 0.5)]
-    results = {"eval": {"success": 0.9, "sweep": {"eps": 0.5, "tried": tried}}}
+    results = {"eval": {"success": 0.9, "threshold_tuning": {"eps": 0.5, "candidates": tried}}}
     cell = {"method": "cache", "seeds": (0,)}
     row = make_grid_row("a", cell, [(Run("a", (), "w"), results)])
     grid_report.write(tmp_path, fake_grid([row]))
@@ -208,8 +208,8 @@ def test_drawdown_is_that_of_answers_where_far_texts_have_some():
     for results, wanted in ((of_answers, 0.25), (of_texts, 0.5)):
         cell = {"method": "A", "seeds": (0,)}
         row = make_grid_row("a", cell, [(Run("a", (), "w"), results)])
-        assert row["scores"]["drawdown"]["mean"] == wanted
-        assert "drawdown_far" not in row["scores"]
+        assert row["scores"]["accuracy_drawdown"]["mean"] == wanted
+        assert "accuracy_drawdown_far" not in row["scores"]
 
 
 def test_edits_in_turn_have_rows_by_number_of_edits():

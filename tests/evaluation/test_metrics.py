@@ -117,12 +117,12 @@ def test_success_is_the_mean_of_edit_and_paraphrase():
     )
     unseen = np.asarray([False, True, True, True])
     found = metrics.summarise_edits(
-        scores, [], {"rephrase_seen": ~unseen, "none": unseen & ~unseen}
+        scores, [], {"paraphrase_seen": ~unseen, "none": unseen & ~unseen}
     )
     assert found["success"] == 0.5 and found["n"] == 4 and "none" not in found
     assert found["edit"]["success_exact"] == 0.75
     assert found["edit"]["before"]["success_exact"] == 0.25
-    assert found["rephrase_seen"]["n"] == 1 and found["rephrase_seen"]["success_exact"] == 1
+    assert found["paraphrase_seen"]["n"] == 1 and found["paraphrase_seen"]["success_exact"] == 1
     half = 1.959964 * np.std([1, 0.5, 0.5, 0], ddof=1) / 2
     assert found["success_ci95"] == pytest.approx([0.5 - half, 0.5 + half])
     assert found["edit"]["ci95"]["success_exact"] == pytest.approx(metrics.wilson(0.75, 4))
@@ -154,6 +154,6 @@ def test_relations_that_have_a_name():
         near=stays(n_tokens=array(3, 0), kl=array(0.6, 0)), far=stays(),
     )  # fmt: skip
     found = metrics.by_relation(scores, ["r", ""], ["near", "far"])
-    assert found == {"r": {"n": 1, "edit": 1, "rephrase": 0, "kl": pytest.approx(0.2)}}
+    assert found == {"r": {"n": 1, "edit": 1, "paraphrase": 0, "kl": pytest.approx(0.2)}}
     assert math.isnan(metrics.by_relation(scores, ["r", "s"], ["near", "far"])["s"]["kl"])
     assert math.isnan(metrics.by_relation(scores, ["r", "s"], [])["s"]["kl"])

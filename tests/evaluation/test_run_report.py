@@ -40,27 +40,28 @@ def fake_scores(rng: random.Random, after: float, before: float) -> dict[str, An
     return scores | {"before": four(before), "ci95": interval}
 
 
-def fake_eval(rng: random.Random, edit: float, rephrase: float, kl: float) -> dict[str, Any]:
+def fake_eval(rng: random.Random, edit: float, paraphrase: float, kl: float) -> dict[str, Any]:
     names = "country_capital country_currency country_language city_country element_symbol"
     names += " element_number person_born book_author river_mouth mountain_range"
-    both = (edit + rephrase) / 2
+    both = (edit + paraphrase) / 2
     near = {"kl": 1.5 * kl, "argmax_agreement": 0.93, "accuracy_drawdown": 0.02, "n_tokens": 4096}
     far = {"kl": 0.5 * kl, "argmax_agreement": 0.97, "accuracy_drawdown": -0.003,
            "n_tokens": 16384, "perplexity_drawdown": 0.21}  # fmt: skip
     return {
         "n": 256,
-        "edit": fake_scores(rng, edit, 0.02), "rephrase": fake_scores(rng, rephrase, 0.03),
-        "rephrase_seen": fake_scores(rng, rephrase + 0.02, 0.03),
-        "rephrase_unseen": fake_scores(rng, rephrase - 0.05, 0.03),
+        "edit": fake_scores(rng, edit, 0.02), "paraphrase": fake_scores(rng, paraphrase, 0.03),
+        "paraphrase_seen": fake_scores(rng, paraphrase + 0.02, 0.03),
+        "paraphrase_unseen": fake_scores(rng, paraphrase - 0.05, 0.03),
         "success": both, "success_ci95": [both - 0.02, both + 0.02], "peak_memory_bytes": 2.1e9,
         "locality": {"kl": kl, "argmax_agreement": 0.951, "accuracy_drawdown": 0.011,
                      "perplexity_drawdown": 0.21, "near": near, "far": far},
         "by_relation": {
             name: {"n": rng.randint(8, 40), "edit": min(1, edit + rng.uniform(-0.1, 0.05)),
-                   "rephrase": min(1, rephrase + rng.uniform(-0.2, 0.08)), "kl": kl * rng.random()}
+                   "paraphrase": min(1, paraphrase + rng.uniform(-0.2, 0.08)),
+                   "kl": kl * rng.random()}
             for name in names.split()
         },
-        "faults": {"edit": 0.125, "rephrase": 0.2, "near": 0.05, "far": 0.0, "none": 0.7},
+        "faults": {"edit": 0.125, "paraphrase": 0.2, "near": 0.05, "far": 0.0, "none": 0.7},
         "portability": fake_scores(rng, 0.2, 0.1) | {"n": 40, "texts": 44},
         "ability": {"perplexity": 15.2, "recall": 0.31, "recall_kept": 0.98,
                     "argmax_agreement": 0.99, "before": {"perplexity": 15.0, "recall": 0.31}},
@@ -135,14 +136,14 @@ def fake_examples() -> list[dict[str, Any]]:
             "target": target, "truth": truth,
             "before": f"{truth}, a city of\n2 million people.",
             "after": f"{target}. It is the largest city" if i != 3 else f"{truth}, which",
-            "rephrase": f"Q: What city is the seat of government of {country}? A:",
-            "rephrase_before": f"{truth}.\nQ:",
-            "rephrase_after": f"{target}.\nQ:" if i < 3 else f"{truth}.",
+            "paraphrase": f"Q: What city is the seat of government of {country}? A:",
+            "paraphrase_before": f"{truth}.\nQ:",
+            "paraphrase_after": f"{target}.\nQ:" if i < 3 else f"{truth}.",
             "near_prompt": f"The capital of {near} is", "near_answer": answer,
             "near_before": f"{answer}, the",
             "near_after": f"{answer}, the" if i != 4 else f"{target}, the",
             "kl_near": 0.004 + 0.1 * (i > 2), "kl_far": 0.0021, "good": i < 3,
-            "faults": [[], [], [], ["edit", "rephrase"], ["near"]][i], "far": "Prose.",
+            "faults": [[], [], [], ["edit", "paraphrase"], ["near"]][i], "far": "Prose.",
             **({} if i < 3 else {"fault": "edit" if i == 3 else "near"}),
         }
         for i, row in enumerate(rows.split(";"))
@@ -180,7 +181,7 @@ def workdir(tmp_path_factory) -> Path:
 def test_page_shows_the_numbers_of_the_run(workdir):
     seen, results = words(workdir / "report.html"), fake_results()
     for scores in (results["eval"], results["baselines"]["fine_tune"]):
-        for texts in ("edit", "rephrase", "rephrase_seen", "rephrase_unseen"):
+        for texts in ("edit", "paraphrase", "paraphrase_seen", "paraphrase_unseen"):
             for key in ("success_exact", "success_token", "success_generated"):
                 assert f"{100 * scores[texts][key]:.1f}%" in seen
                 assert f"{100 * results['eval'][texts]['before'][key]:.1f}%" in seen
@@ -226,7 +227,7 @@ def test_a_further_test_set_is_not_compared_and_shows_its_own_before():
     hops = {"portability": {"success_exact": 0.5, "before": {"success_exact": 0.25}}}
     results = {
         "eval": {"edit": {"success_exact": 0.75}},
-        "also": {"other": {"edit": {"success_exact": 1.0}} | hops},
+        "extra_data_sets": {"other": {"edit": {"success_exact": 1.0}} | hops},
         "baselines": {"fine_tune": {"edit": {"success_exact": 0.5}}},
     }  # fmt: skip
     edit, portable = (table["rows"][0] for table in report.tables(run_plots.methods(results)))
@@ -297,17 +298,17 @@ def test_successes_and_failures_stand_apart(workdir):
 
 
 def test_examples_can_be_filtered_by_outcome_and_relation():
-    examples = fake_examples() + [{"fault": "rephrase", "relation": "river_mouth"}]
+    examples = fake_examples() + [{"fault": "paraphrase", "relation": "river_mouth"}]
     cards = [example_card(e) for e in examples]
     assert [c["outcomes"] for c in cards] == [
-        ["good"], ["good"], ["good"], ["failed", "edit", "rephrase"], ["failed", "near"],
-        ["failed", "rephrase"],
+        ["good"], ["good"], ["good"], ["failed", "edit", "paraphrase"], ["failed", "near"],
+        ["failed", "paraphrase"],
     ]  # fmt: skip
     assert choices(cards) == {
         "outcome": [
             ("good", "Edits that worked (3)"), ("failed", "Edits that failed (3)"),
-            ("edit", "The edit did not take (1)"), ("rephrase", "A paraphrase did not follow (2)"),
-            ("near", "A neighbour changed (1)"),
+            ("edit", "The edit did not take (1)"),
+            ("paraphrase", "A paraphrase did not follow (2)"), ("near", "A neighbour changed (1)"),
         ],
         "relation": [
             ("country capital", "country capital (5)"), ("river mouth", "river mouth (1)"),

@@ -92,10 +92,10 @@ def test_what_a_checkpoint_says(whole):
         assert found["edits"] == found["facts"] == int(k)
         assert [found[w]["n"] for w in ("first", "middle", "last", "all")] == [int(k)] * 4
         for window in ("first", "all"):
-            both = found[window]["edit_exact"] + found[window]["rephrase_exact"]
+            both = found[window]["edit_exact"] + found[window]["paraphrase_exact"]
             assert found[window]["success"] == pytest.approx(both / 2)
     norms = [found["relative_norm"] for found in whole.values()]
-    assert 0 < norms[0] < norms[1] < norms[2] and set(whole["1"]["relative_norm_of"]) == {
+    assert 0 < norms[0] < norms[1] < norms[2] and set(whole["1"]["relative_norm_by_weight"]) == {
         w.name for w in WEIGHTS
     }
 

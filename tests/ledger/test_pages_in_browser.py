@@ -65,7 +65,7 @@ def check_looks(browser, address: str | Path) -> None:
 def run_page(tmp_path_factory) -> Path:
     folder = fake_workdir(tmp_path_factory.mktemp("run"))
     examples = fake_examples()
-    examples[1] |= {"after": EVIL, "rephrase": EVIL, "relation": EVIL, "target": "Ålesund"}
+    examples[1] |= {"after": EVIL, "paraphrase": EVIL, "relation": EVIL, "target": "Ålesund"}
     put(folder, "examples.json", examples)
     return run_report.write(folder)
 
@@ -87,7 +87,7 @@ def test_the_report_searches_and_filters_its_examples(browser, run_page):
         assert page.locator("#examples section:visible").count() == 0  # no heading over nothing
         page.get_by_role("button", name="Clear").click()
         cards.nth(4).wait_for()
-        for value, shown in (("good", 3), ("failed", 2), ("rephrase", 1), ("near", 1), ("", 5)):
+        for value, shown in (("good", 3), ("failed", 2), ("paraphrase", 1), ("near", 1), ("", 5)):
             outcome.select_option(value)
             assert cards.count() == shown, value
         page.get_by_label("Relation").select_option("country capital")

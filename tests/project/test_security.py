@@ -224,7 +224,7 @@ def report_with(said):
     results |= {"hardware": said, "config_name": said, "versions": {said: said}}
     results["base"] |= {"spec": said, "fingerprint": said}
     results["config"] = {"seed": said, said: said}
-    results["eval"]["by_relation"] = {said: {"n": 1, "edit": 0.5, "rephrase": 0.5, "kl": 0.1}}
+    results["eval"]["by_relation"] = {said: {"n": 1, "edit": 0.5, "paraphrase": 0.5, "kl": 0.1}}
     results["baselines"] = {said: results["baselines"]["fine_tune"]}
     return run_report.page(run_report.printable(results), run_report.printable(examples), {})
 

@@ -13,7 +13,7 @@ from mend_jax.evaluation.reports.values import value_at
 _FAULTS = (
     ("edit", "The edit did not take", "left to write on, it does not say the new answer"),
     (
-        "rephrase",
+        "paraphrase",
         "A paraphrase did not follow",
         "the edited question is right, other words are not",
     ),
@@ -28,7 +28,7 @@ def example_card(example: Mapping[str, Any]) -> dict[str, Any]:
     """One edit as three questions, each with the wanted answer and the outputs before and after."""
     asked = (
         ("Edited question", "prompt", "target", "before", "after"),
-        ("Paraphrase", "rephrase", "target", "rephrase_before", "rephrase_after"),
+        ("Paraphrase", "paraphrase", "target", "paraphrase_before", "paraphrase_after"),
         ("Neighbour, to be left alone", "near_prompt", "near_answer", "near_before", "near_after"),
     )
     keys = ("name", "prompt", "wanted", "before", "after")

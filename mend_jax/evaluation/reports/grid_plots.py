@@ -68,7 +68,7 @@ def tradeoff_png(rows: Rows) -> bytes | None:
     lost = ("What it costs elsewhere: drawdown", "success against accuracy lost on far answers")
     panels = [
         _against(rows, "kl_far", kl, "KL on far texts, nats a token", log=True),
-        _against(rows, "drawdown", lost, "accuracy lost on far answers", log=False),
+        _against(rows, "accuracy_drawdown", lost, "accuracy lost on far answers", log=False),
     ]
     return _beside(panels, rows, 15, 5.4)
 

@@ -22,9 +22,9 @@ COLUMNS = (
     ("written", "percent", "generated", True),
     ("written, paraphrase", "percent", "generated_paraphrase", True),
     ("KL, far texts", "plain", "kl_far", False),
-    ("same choice, far", "percent", "argmax_kept_far", True),
+    ("same choice, far", "percent", "argmax_agreement_far", True),
     ("KL, near facts", "plain", "kl_near", False),
-    ("accuracy lost", "points", "drawdown", False),
+    ("accuracy lost", "points", "accuracy_drawdown", False),
     ("perplexity added", "plain", "perplexity_added", False),
     ("an edit", "time", "seconds_per_edit", False),
     ("peak memory", "bytes", "peak_memory_bytes", False),
@@ -148,12 +148,11 @@ def row_details(r: Mapping[str, Any], everywhere: Sequence[str] = ()) -> str:
         f"n = {format_value(r['n'], 'count')}",
         f"seed{'s' * (len(r['seeds']) > 1)} {seeds}",
     ]
-    if r["sweep"]:
-        parts.append(
-            f"e* = {format_value(finite_number(value_at(r, 'sweep.eps')), 'plain')}, chosen"
-        )
-    if r["start"]:
-        parts.append(f"from {r['start']} on, {format_value(r['steps'], 'count')} steps")
+    if r["threshold_tuning"]:
+        threshold = finite_number(value_at(r, "threshold_tuning.eps"))
+        parts.append(f"e* = {format_value(threshold)}, chosen")
+    if r["init_from"]:
+        parts.append(f"from {r['init_from']} on, {format_value(r['steps'], 'count')} steps")
     if len(everywhere) > 1 and r["hardware"]:
         parts.append(f"machine {everywhere.index(str(r['hardware'])) + 1}")
     return "; ".join(parts)
@@ -190,13 +189,13 @@ def threshold_tables(rows: Rows) -> list[dict[str, Any]]:
                         format_value(finite_number(tried.get(key)), kind)
                         for key, kind in kinds.items()
                     ],
-                    "best": tried.get("eps") == r["sweep"].get("eps"),
+                    "best": tried.get("eps") == r["threshold_tuning"].get("eps"),
                 }
-                for tried in r["sweep"].get("tried", ())
+                for tried in r["threshold_tuning"].get("candidates", ())
             ],
         }
         for r in rows
-        if r.get("sweep")
+        if r.get("threshold_tuning")
     ]
 
 

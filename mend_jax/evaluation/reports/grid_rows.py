@@ -13,17 +13,17 @@ from mend_jax.models.params import nest
 SCORES = {
     "success": "eval.success",
     "edit": "eval.edit.success_exact",
-    "paraphrase": "eval.rephrase.success_exact",
+    "paraphrase": "eval.paraphrase.success_exact",
     "generated": "eval.edit.success_generated",
-    "generated_paraphrase": "eval.rephrase.success_generated",
+    "generated_paraphrase": "eval.paraphrase.success_generated",
     "kl": "eval.locality.kl",
     "kl_near": "eval.locality.near.kl",
     "kl_far": "eval.locality.far.kl",
-    "argmax_kept": "eval.locality.argmax_agreement",
-    "argmax_kept_far": "eval.locality.far.argmax_agreement",
-    "drawdown": "eval.locality.far_answers.accuracy_drawdown",  # as the paper: of answers ...
-    "drawdown_far": "eval.locality.far.accuracy_drawdown",  # ... which not all far texts have
-    "before": "eval.edit.before.success_exact",
+    "argmax_agreement": "eval.locality.argmax_agreement",
+    "argmax_agreement_far": "eval.locality.far.argmax_agreement",
+    "accuracy_drawdown": "eval.locality.far_answers.accuracy_drawdown",  # the paper's
+    "accuracy_drawdown_far": "eval.locality.far.accuracy_drawdown",  # without far answers
+    "edit_before": "eval.edit.before.success_exact",
     "perplexity_added": "eval.locality.perplexity_drawdown",
     "seconds_per_edit": "eval.seconds_per_edit",
     "peak_memory_bytes": "eval.peak_memory_bytes",
@@ -34,9 +34,9 @@ SCORES = {
 _OVER_FACTS = {
     "success": "eval.success_ci95",
     "edit": "eval.edit.ci95.success_exact",
-    "paraphrase": "eval.rephrase.ci95.success_exact",
+    "paraphrase": "eval.paraphrase.ci95.success_exact",
     "generated": "eval.edit.ci95.success_generated",
-    "generated_paraphrase": "eval.rephrase.ci95.success_generated",
+    "generated_paraphrase": "eval.paraphrase.ci95.success_generated",
 }
 _TRAINED = ("training_seconds", "editor_parameters")
 
@@ -52,8 +52,8 @@ class GridRow(TypedDict):
     n: int | None
     facts_per_edit: int | None
     steps: int | None
-    start: str
-    sweep: dict[str, Any] | None
+    init_from: str
+    threshold_tuning: dict[str, Any] | None
     seeds: list[int]
     missing: list[int]
     scores: dict[str, dict[str, Any]]
@@ -87,9 +87,9 @@ def make_grid_row(
         for r in done
     ]
     for scores in flat:
-        of_texts = scores.pop("drawdown_far", None)
+        of_texts = scores.pop("accuracy_drawdown_far", None)
         if of_texts is not None:
-            scores.setdefault("drawdown", of_texts)
+            scores.setdefault("accuracy_drawdown", of_texts)
     for r, scores in zip(done, flat, strict=True):  # without steps no time goes into training
         if not finite_number(value_at(r, "training.steps")):
             for key in _TRAINED:
@@ -108,8 +108,8 @@ def make_grid_row(
         "n": value_at(first, "eval.n"),
         "facts_per_edit": value_at(first, "config.data.edits_per_batch"),
         "steps": value_at(first, "training.steps"),
-        "start": cell.get("start", ""),
-        "sweep": value_at(first, "eval.sweep"),
+        "init_from": cell.get("start", ""),
+        "threshold_tuning": value_at(first, "eval.threshold_tuning"),
         "seeds": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is not None],
         "missing": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is None],
         "scores": spread,

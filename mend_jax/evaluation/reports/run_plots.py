@@ -51,7 +51,7 @@ def methods(results: Results) -> list[Method]:
     """The editor (config.editor.name, else MEND), also on further test sets, then each baseline."""
     own = display_name(value_at(results, "config.editor.name") or "mend")
     found = [Method(own, results["eval"], EDITOR)] if value_at(results, "eval") else []
-    also, baselines = (value_at(results, group) or {} for group in ("also", "baselines"))
+    also, baselines = (value_at(results, group) or {} for group in ("extra_data_sets", "baselines"))
     others = [(f"{own}, {name}", scores, True) for name, scores in also.items()]
     others += [(display_name(name), scores, False) for name, scores in baselines.items()]
     for i, (name, scores, further) in enumerate(others):
@@ -94,17 +94,17 @@ def tradeoff_png(results: Results, lines: Lines) -> bytes | None:
 def success_png(results: Results) -> bytes | None:
     """Exact, token and generated success before and after, on edits and on paraphrases."""
     measures = {"whole answer": "exact", "its tokens": "token", "free writing": "generated"}
-    edit, rephrase = (
-        {k: f"{texts}.success_{v}" for k, v in measures.items()} for texts in ("edit", "rephrase")
+    edit, paraphrase = (
+        {k: f"{texts}.success_{v}" for k, v in measures.items()} for texts in ("edit", "paraphrase")
     )
     asked = ("The edited question", "success in %, before and after; line: 95% interval")
     other = ("Its paraphrases", "the same fact, asked in other words")
-    return panels_png([_bars(results, asked, edit), _bars(results, other, rephrase)], 13, 5)
+    return panels_png([_bars(results, asked, edit), _bars(results, other, paraphrase)], 13, 5)
 
 
 def summary_png(results: Results, lines: Lines) -> bytes | None:
     """The run in one wide picture: what an edit does, what it costs, how it was learned."""
-    asked = {"the edit": "edit", "paraphrases": "rephrase", "new wordings": "rephrase_unseen"}
+    asked = {"the edit": "edit", "paraphrases": "paraphrase", "new wordings": "paraphrase_unseen"}
     asked = {k: f"{v}.success_exact" for k, v in asked.items() if value_at(results, f"eval.{v}")}
     does = ("What an edit does", "right answers in %, before → after one edit")
     learned = ("How the editor learned it", "right answers after an edit, validation facts")
@@ -173,7 +173,7 @@ def _tradeoff(results: Results, lines: Lines) -> DrawPanel | None:
         if v.get("kind") == "validation"
     ]
     path = [(max(point[0], SMALLEST_KL), *point[1:]) for point in path if None not in point]
-    exact = ("edit.success_exact", "rephrase.success_exact")
+    exact = ("edit.success_exact", "paraphrase.success_exact")
     tests = [(m, change(m.scores), mean_at(m.scores, *exact)) for m in methods(results)]
     tests = [(m, max(x, SMALLEST_KL), y) for m, x, y in tests if None not in (x, y)]
     if not path and not tests:

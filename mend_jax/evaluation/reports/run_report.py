@@ -16,6 +16,7 @@ from mend_jax.evaluation.reports.html_pages import page_environment
 from mend_jax.evaluation.reports.run_plots import Lines, Method, Results
 from mend_jax.evaluation.reports.sequential_plots import retention_png, retention_table
 from mend_jax.evaluation.reports.values import finite_number, interval_ends, mean_at, value_at
+from mend_jax.evaluation.results_migration import migrate_examples, migrate_results
 from mend_jax.io.files import write_bytes, write_text
 from mend_jax.io.json_lines import JsonLines
 from mend_jax.io.json_values import parse_json
@@ -56,11 +57,11 @@ _COSTS = (
 _GROUPS = (
     ("", "In all", "success and cost", _COSTS),
     ("edit.", "The edited question", "the very text that the edit was made from", _ANSWERS),
-    ("rephrase.", "Its paraphrases", "the same fact, asked in other words", _ANSWERS),
-    ("rephrase_seen.", "Paraphrases, known wordings", "as training also words them", _ANSWERS),
-    ("rephrase_unseen.", "Paraphrases, new wordings", "as training never does", _ANSWERS),
+    ("paraphrase.", "Its paraphrases", "the same fact, asked in other words", _ANSWERS),
+    ("paraphrase_seen.", "Paraphrases, known wordings", "as training also words them", _ANSWERS),
+    ("paraphrase_unseen.", "Paraphrases, new wordings", "as training never does", _ANSWERS),
     (
-        "more_rephrases.",
+        "more_paraphrases.",
         "Further paraphrases",
         "all that the data has; intervals over edits",
         _ANSWERS,
@@ -76,7 +77,7 @@ _GROUPS = (
 )
 _TILES = (
     ("percent", "edit.success_exact", "of edits take", "the edited question is answered right"),
-    ("percent", "rephrase.success_exact", "of paraphrases follow", "asked in other words"),
+    ("percent", "paraphrase.success_exact", "of paraphrases follow", "asked in other words"),
     ("percent", "locality.near.argmax_agreement", "near stays", "first choices, like questions"),
     ("percent", "locality.far.argmax_agreement", "far stays", "first choices, unrelated prose"),
     ("time", "seconds_per_edit", "an edit", "to make one"),
@@ -95,8 +96,8 @@ def write(workdir: Path) -> Path:
     Raises:
       DataError: results.json is missing, or it or examples.json is not JSON of the right kind.
     """
-    results = printable(_read(workdir / "results.json", dict))
-    examples = printable(_read(workdir / "examples.json", list, []))
+    results = printable(migrate_results(_read(workdir / "results.json", dict)))
+    examples = printable(migrate_examples(_read(workdir / "examples.json", list, [])))
     lines = [x for x in JsonLines(workdir / "metrics.jsonl").read() if isinstance(x, dict)]
     pictures = draw(results, lines)
     for name, png in pictures.items():
@@ -240,10 +241,10 @@ def panels_png(found: Sequence[Method], where: str, score: Sequence[Any]) -> dic
 def relations(results: Results) -> list[dict[str, Any]]:
     """Scores by relation, the best understood first."""
     scores = value_at(results, "eval.by_relation") or {}
-    order = sorted(scores, key=lambda name: (-(mean_at(scores[name], "rephrase") or 0), name))
+    order = sorted(scores, key=lambda name: (-(mean_at(scores[name], "paraphrase") or 0), name))
     made = []
     for name in order:
-        bars = {k: finite_number(value_at(scores[name], k)) for k in ("edit", "rephrase")}
+        bars = {k: finite_number(value_at(scores[name], k)) for k in ("edit", "paraphrase")}
         bars = {
             k: {"text": format_value(v, "percent"), "width": 100 * (v or 0)}
             for k, v in bars.items()
