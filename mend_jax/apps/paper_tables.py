@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mend_jax.apps.grid import cell, new_grid
+from mend_jax.core.chunking import round_up
 from mend_jax.editors import EDITORS, make_editor
 
 BASES = {"": "qa_smollm2.py", "smoke": "qa_smollm2.py:smoke"}
@@ -248,8 +249,8 @@ def batch_settings(n: int, small: bool) -> dict[str, Any]:
         "train.edits_per_step": edits, "train.edit_from_paraphrase": edit_from_paraphrase,
         "train.steps": steps,
         "train.val_every": steps, "train.checkpoint_every": max(1, steps // 4),
-        "train.log_every": 1 if n > 5 else 10, "train.val_edits": -(-20 // n) * n,
-        "data.length_buckets": (), "eval.edits": -(-200 // n) * n,
+        "train.log_every": 1 if n > 5 else 10, "train.val_edits": round_up(20, n),
+        "data.length_buckets": (), "eval.edits": round_up(200, n),
         "model.text_chunk": CHUNK if n > CHUNK else 0,
         "eval.edits_per_step": max(1, 10 // n),
     }  # fmt: skip

@@ -113,7 +113,7 @@ def run_all(runs: Sequence[Run], after: Callable[[], None] = lambda: None) -> di
             say(f"{number}/{len(runs)} {run.name}: {run.folder}; {left} left")
             began = time.monotonic()
             status = _run(run, stop)
-            if stop.now():
+            if stop.between_steps():
                 raise Preempted(
                     f"asked to stop in {run.name}, which has saved its state; run the same command "
                     "again to go on"
@@ -149,7 +149,7 @@ def _run(run: Run, stop: distributed.StopRequest) -> int:
         told = False
         try:
             while process.poll() is None:
-                if stop.now() and not told:
+                if stop.between_steps() and not told:
                     process.terminate()
                     told = True
                 with contextlib.suppress(subprocess.TimeoutExpired):

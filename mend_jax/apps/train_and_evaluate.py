@@ -142,7 +142,7 @@ def stop_check(stop: distributed.StopRequest, steps: int, workdir: Any) -> Calla
     polls = itertools.count(steps + 1)
 
     def between() -> None:
-        if stop.at(next(polls)):
+        if stop.after_step(next(polls)):
             raise Preempted(
                 f"asked to stop in evaluation: the trained editor is saved in {workdir}; run the "
                 "same command again to evaluate it"
@@ -178,7 +178,7 @@ def train_editor(
         scorer = make_scorer(experiment.editor, experiment.model)
 
         def between() -> None:
-            if stop.now():
+            if stop.between_steps():
                 raise Preempted("asked to stop in validation")
 
         def validate_state(state: TrainState) -> dict[str, float]:

@@ -8,10 +8,13 @@ Here the pieces of one differentiable program do it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+T = TypeVar("T", int, np.ndarray)
 
 
 def map_text_chunks(fn: Callable[[Any], Any], size: int, tree: Any) -> Any:
@@ -43,6 +46,11 @@ def map_chunks(fn: Callable[[Any], Any], size: int, tree: Any, axis: int) -> Any
         return jax.lax.slice_in_dim(whole, 0, n, axis=axis)
 
     return jax.tree.map(join, jax.lax.map(jax.checkpoint(fn), split_into_chunks(size, tree, axis)))
+
+
+def round_up(n: T, multiple: int) -> T:
+    """Return the smallest multiple of `multiple` that is at least n (an int, or an int array)."""
+    return -(-n // multiple) * multiple
 
 
 def split_into_chunks(size: int, tree: Any, axis: int) -> Any:

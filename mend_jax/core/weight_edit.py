@@ -15,10 +15,11 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from mend_jax.errors import CheckpointError
 from mend_jax.models.layers import EDITS
-from mend_jax.models.params import nest
+from mend_jax.models.params import Params, nest, weight_at
 
 
 @flax.struct.dataclass
@@ -236,14 +237,21 @@ def merge(params: Mapping[str, Any], edit: Edit) -> dict[str, Any]:
     return dict(params)
 
 
+def squared_norms(edit: Edit, params: Params) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Return |dW|^2 of shape [...] and |W|^2 of shape [], in float32, of every edited weight."""
+    return {
+        name: (
+            delta.squared_norm(),
+            jnp.square(weight_at(params, name).astype(jnp.float32)).sum(),
+        )
+        for name, delta in edit.deltas.items()
+    }
+
+
 @jax.jit
-def relative_norms(edit: Edit, base: Any) -> jax.Array:
-    """[E]: |dW| / |W| of each of E edits, over all weights that they change together."""
+def relative_norms(edit: Edit, params: Params) -> Float[jax.Array, " E"]:
+    """Return |dW| / |W| of each of E edits, over all weights that they change together."""
     change = weight = jnp.zeros(())
-    for name, delta in edit.deltas.items():
-        change = change + delta.squared_norm()
-        node = base
-        for part in (*name.split("/"), "kernel"):
-            node = node[part]
-        weight = weight + jnp.square(node.astype(jnp.float32)).sum()
+    for delta_norm, weight_norm in squared_norms(edit, params).values():
+        change, weight = change + delta_norm, weight + weight_norm
     return jnp.sqrt(change) / jnp.sqrt(weight)

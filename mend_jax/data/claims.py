@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mend_jax.core.chunking import round_up
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
@@ -47,7 +48,7 @@ def encode_claims(
 
 def widths(seqs: TokenBatch) -> np.ndarray:
     """How wide each text is when it is cut to a multiple of `_WIDTH` tokens: int64[N]."""
-    return -(-seqs.mask.sum(-1) // _WIDTH) * _WIDTH
+    return round_up(seqs.mask.sum(-1), _WIDTH)
 
 
 def take(seqs: TokenBatch, index: np.ndarray) -> TokenBatch:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mend_jax import data
+from mend_jax.core.chunking import round_up
 from mend_jax.core.forward import trunk_states
 from mend_jax.core.losses import all_tokens_correct, token_nll
 from mend_jax.core.token_batch import TokenBatch
@@ -284,7 +285,7 @@ def _in_pieces(run: Callable[[jax.Array], Any], n: int, size: int, axis: int) ->
       run: of int32[m], gives arrays that have m along `axis`.
     """
     size = min(size, n)
-    numbers = np.arange(-(-n // size) * size, dtype=np.int32) % n  # the last piece is filled up
+    numbers = np.arange(round_up(n, size), dtype=np.int32) % n  # the last piece is filled up
     pieces = jnp.asarray(numbers.reshape(-1, size))
     if len(pieces) == 1:
         return run(pieces[0])

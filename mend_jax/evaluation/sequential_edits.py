@@ -21,7 +21,7 @@ from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_st
 from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
-from mend_jax.core.weight_edit import Dense, Edit
+from mend_jax.core.weight_edit import Dense, Edit, squared_norms
 from mend_jax.data.sequential_rows import blocks, spread, windows, without_scopes
 from mend_jax.evaluation import metrics
 from mend_jax.evaluation.scored_batches import ScoredBatches
@@ -96,18 +96,10 @@ def scores_under(
 def norms(base: Mapping[str, Any], so_far: Edit) -> dict[str, jax.Array]:
     """|dW| and |W| (Frobenius, float32) of every edited weight, name -> [2]; and of all together:
     under "", |dW| and the norm of all parameters of the base, whichever of them may be edited."""
-    found = {}
-    for name, delta in so_far.deltas.items():
-        node = base
-        for part in name.split("/"):
-            node = node[part]
-        found[name] = jnp.stack([_norm([delta.w]), _norm([node["kernel"]])])
-    changes = [delta.w for delta in so_far.deltas.values()]
-    return found | {"": jnp.stack([_norm(changes), _norm(jax.tree.leaves(base))])}
-
-
-def _norm(arrays: Sequence[jax.Array]) -> jax.Array:
-    return jnp.sqrt(sum(jnp.square(x.astype(jnp.float32)).sum() for x in arrays))
+    squares = {n: jnp.stack([d.sum(), w]) for n, (d, w) in squared_norms(so_far, base).items()}
+    change = sum((d for d, _ in squares.values()), jnp.zeros(()))
+    whole = sum(jnp.square(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(base))
+    return jax.tree.map(jnp.sqrt, squares | {"": jnp.stack([change, whole])})
 
 
 @functools.lru_cache(maxsize=8)  # passes of equal settings share what is compiled

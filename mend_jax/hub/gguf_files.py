@@ -19,6 +19,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from mend_jax.core.chunking import round_up
 from mend_jax.errors import WeightsError
 from mend_jax.hub.stored_tensor import Stored
 
@@ -125,7 +126,7 @@ def open_gguf(path: Path) -> GgufFile:
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0:
         raise damaged(path, f"general.alignment is {alignment!r}")
-    base = -(-cursor.at // alignment) * alignment
+    base = round_up(cursor.at, alignment)
     tensors = {}
     for name, shape, kind, offset in infos:
         if name in tensors:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from mend_jax import hub
+from mend_jax.core.chunking import round_up
 from mend_jax.core.weight_edit import Edit, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.hub.input_formats import LABELS, positions_needed
@@ -204,7 +205,7 @@ class LanguageModel:
                     f"a prompt of {len(row)} tokens and {max_new} new ones do not fit the model's "
                     f"context of {self.config.n_positions}: shorten {prompt[:60]!r}..."
                 )
-        width = -(-max(map(len, rows)) // _BUCKET) * _BUCKET
+        width = round_up(max(map(len, rows)), _BUCKET)
         tokens = np.full((len(rows), width), self.tokenizer.pad_id, np.int32)
         mask = np.zeros((len(rows), width), bool)
         for i, row in enumerate(rows):

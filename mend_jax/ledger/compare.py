@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mend_jax.core.chunking import round_up
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.losses import token_kl, token_nll
 from mend_jax.core.token_batch import NO_TARGET, TokenBatch
@@ -57,8 +58,8 @@ def compared(
     """
     tokenizer, form, limit = model.tokenizer, input_format(model.module), model.config.n_positions
     together = [[*tokenizer.boundary_tokens[0], *tokenizer.encode(f"{p} {a}")] for p, a in asked]
-    width = min(_up(1 + max(map(len, together)), _WIDTH), limit)
-    scored = _up(1 + max(len(tokenizer.encode(f" {a}")) for _, a in asked), _TARGET)
+    width = min(round_up(1 + max(map(len, together)), _WIDTH), limit)
+    scored = round_up(1 + max(len(tokenizer.encode(f" {a}")) for _, a in asked), _TARGET)
     encoded = [
         form.fact(tokenizer, p, a, width, scored, append_eos=False)
         if a
@@ -89,7 +90,7 @@ def pad_ranks(edit: Edit) -> Edit:
     def even(delta):
         if not isinstance(delta, LowRank):
             return delta
-        more = _up(delta.a.shape[-2], _ROWS) - delta.a.shape[-2]
+        more = round_up(delta.a.shape[-2], _ROWS) - delta.a.shape[-2]
         return LowRank(*(jnp.pad(leaf, ((0, more), (0, 0))) for leaf in (delta.a, delta.b)))
 
     return edit.replace(deltas={name: even(delta) for name, delta in edit.deltas.items()})
@@ -131,8 +132,4 @@ def _compare(module, params, edit, seqs):
 def _parts(items: Sequence[Any]) -> list[list[Any]]:
     """Parts of few sizes, the last filled up with its first item."""
     parts = [list(items[i : i + _AT_ONCE]) for i in range(0, len(items), _AT_ONCE)]
-    return [part + part[:1] * (_up(len(part), _TEXTS) - len(part)) for part in parts]
-
-
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
+    return [part + part[:1] * (round_up(len(part), _TEXTS) - len(part)) for part in parts]

@@ -47,6 +47,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mend_jax.core.chunking import round_up
 from mend_jax.core.recompress import recompress
 from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.errors import ConfigError, DataError
@@ -57,6 +58,7 @@ from mend_jax.ledger.compare import compare_texts, compared, written
 from mend_jax.ledger.measurement_schema import VERSION
 from mend_jax.ledger.test_prompts import TestPrompts
 from mend_jax.ledger.verdict import ASKED, answer, judge, took
+from mend_jax.models.params import weight_at
 
 Line = dict[str, Any]
 
@@ -96,7 +98,7 @@ def measure_edit(
     _refuse_not_finite(edit)
     model = model.with_edit(None)
     size = len(max((model.tokenizer.encode(f" {p.target}") for p in probes), key=len))
-    max_new = -(-max(LEAST_NEW, size + 4) // 4) * 4
+    max_new = round_up(max(LEAST_NEW, size + 4), 4)
     lines = {p: [*_asked(p), *_still(p)] for p in probes}
     prompts = list(dict.fromkeys(line["prompt"] for held in lines.values() for line in held))
     answers = {(line["prompt"], _wanted(p, line)): None for p in probes for line in lines[p]}
@@ -158,11 +160,10 @@ def _described(name: str, delta: Delta, model: LanguageModel | None) -> dict[str
 
 
 def _kernel(params: Any, name: str) -> np.ndarray | None:
-    for part in (*name.split("/"), "kernel"):
-        if part not in params:
-            return None
-        params = params[part]
-    return np.asarray(jax.device_get(params), np.float32)
+    try:
+        return np.asarray(jax.device_get(weight_at(params, name)), np.float32)
+    except KeyError:
+        return None
 
 
 def _asked(p: TestPrompts) -> list[Line]:

@@ -16,6 +16,9 @@ import numpy as np
 from mend_jax.models.base import TensorSpec
 from mend_jax.models.blocks import Stack, trunk_name
 
+Params = Mapping[str, Any]
+"""Nested base parameters, as `module.apply` expects them."""
+
 BLOCK = re.compile(r"((?:\w+_)?block)_(\d+)/(.*)")  # stack, number, the rest
 _TRUNK = re.compile(r"((?:\w+_)?)trunk/(.*)")
 
@@ -41,6 +44,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = node
     return flat
+
+
+def weight_at(params: Mapping[str, Any], name: str) -> Any:
+    """Return the kernel of the weight `name` (`block_3/mlp/up`) in nested parameters.
+
+    Raises:
+      KeyError: no such weight, or its block is part of the stacked trunk.
+    """
+    node: Any = params
+    for part in name.split("/"):
+        node = node[part]
+    return node["kernel"]
 
 
 def stack_trunk(flat: Mapping[str, Any], stacks: Iterable[Stack], xp: Any = np) -> dict[str, Any]:

@@ -217,39 +217,39 @@ def source_digests() -> list[str]:
 
 
 class StopRequest:
-    """Whether this run was asked to stop: SIGTERM here, or a notice to any host of a pod.
+    """A request to stop this run: SIGTERM here, or a preemption notice to any host of a pod.
 
-    A context manager; inside it SIGTERM is noted instead of ending the process. On a pod JAX's own
-    preemption service takes the signal, and all processes see the request at the same step. Orbax
-    asks the same service with the number of each step that it saves, so `at` must be given numbers
-    that go on from those.
+    A context manager that records SIGTERM instead of ending the process. On a pod, JAX's own
+    preemption service handles the signal, and all processes see the request at the same step.
+    Orbax passes the number of each saved step to the same service, so `after_step` needs numbers
+    that continue from those.
     """
 
     def __init__(self) -> None:
-        self.noted = False
-        self._before: Any = None
+        self._received = False
+        self._previous_handler: Any = None
 
     def __enter__(self) -> StopRequest:
         try:
             if jax.process_count() == 1:
-                self._before = signal.signal(signal.SIGTERM, self._note)
+                self._previous_handler = signal.signal(signal.SIGTERM, self._receive)
         except ValueError:
             pass  # not the main thread: signals are the caller's business
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+    def __exit__(self, *_: object) -> None:
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
 
-    def _note(self, *_: Any) -> None:
-        self.noted = True
+    def _receive(self, *_: object) -> None:
+        self._received = True
 
-    def now(self) -> bool:
-        """Whether to stop between two steps; many processes agree on steps only, so never there."""
-        return self.noted
+    def between_steps(self) -> bool:
+        """Return whether to stop now; many processes agree at steps only, so there never."""
+        return self._received
 
-    def at(self, step: int) -> bool:
-        """Whether to stop after this step; the same answer on every process."""
+    def after_step(self, step: int) -> bool:
+        """Return whether to stop after this step; the same answer on every process."""
         if jax.process_count() == 1:
-            return self.noted
+            return self._received
         return bool(multihost_utils.reached_preemption_sync_point(step))

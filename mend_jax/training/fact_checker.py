@@ -123,6 +123,6 @@ def train(
                 best = Best(step, found["accuracy"], jax.device_get(state.params))
             elif c.patience and step - best.step >= c.patience:
                 break
-        if stop.at(step):
+        if stop.after_step(step):
             raise Preempted(f"asked to stop at step {step}: the same command starts again")
     return best, step

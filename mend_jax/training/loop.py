@@ -185,7 +185,7 @@ def train(
                 save(step, None, position())
             if record.stopped:
                 break
-            if stop.at(step):
+            if stop.after_step(step):
                 settle()
                 if step not in manager.all_steps():
                     save(step, None, position())

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from mend_jax import hub
+from mend_jax.core.chunking import round_up
 from mend_jax.core.transform import EditTransform
 from mend_jax.core.weight_edit import Edit, utc_timestamp
 from mend_jax.data.facts import Fact, facts_from_pairs
@@ -127,8 +128,8 @@ class Editor:
         except DataError as e:
             raise DataError(f"a fact does not fit the model's context of {limit}: {e}") from e
         read = [s.mask if s.source_mask is None else s.source_mask for s in whole]
-        length = _round_up(max(int(mask.sum()) for mask in read))
-        scored = _round_up(max(int(s.score_mask.sum()) for s in whole))
+        length = round_up(max(int(mask.sum()) for mask in read), _BUCKET)
+        scored = round_up(max(int(s.score_mask.sum()) for s in whole), _BUCKET)
         seqs = stack_batches(
             [
                 qa(tokenizer, p, t, min(length, limit), min(scored, limit), append_eos=eos)
@@ -147,7 +148,3 @@ class Editor:
         return edit.at(0).replace(
             base=self.model.fingerprint, facts=tuple(pairs), editor=self.id, created=utc_timestamp()
         )
-
-
-def _round_up(n: int) -> int:
-    return -(-n // _BUCKET) * _BUCKET

@@ -155,7 +155,7 @@ def test_an_interrupted_run_starts_again_and_does_the_same(ran, base, tmp_path, 
         def __exit__(self, *_):
             return None
 
-        def at(self, step):
+        def after_step(self, step):
             return step == 14
 
     with monkeypatch.context() as patch:

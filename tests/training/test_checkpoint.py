@@ -146,7 +146,7 @@ class Stop(StopRequest):
         super().__init__()
         self.after = after
 
-    def at(self, step):
+    def after_step(self, step):
         return step == self.after
 
 

@@ -87,7 +87,7 @@ def test_a_trained_run_that_is_asked_to_stop_evaluates_when_it_goes_on(made, mon
         polls.append(number)
         return True
 
-    monkeypatch.setattr(StopRequest, "at", at)
+    monkeypatch.setattr(StopRequest, "after_step", at)
     with pytest.raises(Preempted, match=f"asked to stop in evaluation.*saved in {tmp_path}"):
         train_and_evaluate.stop_check(StopRequest(), 6, tmp_path)()
     assert polls == [7]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
+from mend_jax.core.chunking import round_up
 from mend_jax.data import rows
 from mend_jax.data.text_normalisation import key_hash, key_rng
 from mend_jax.errors import DataError
@@ -86,7 +87,7 @@ def sample(model: LanguageModel, batch: Sequence[Start], size: int = BATCH) -> n
     before = model.tokenizer.boundary_tokens[0]
     filled = [*batch, *[batch[0]] * (size - len(batch))]
     longest = max(len(start.ids) for start in batch)
-    width = len(before) + -(-longest // _BUCKET) * _BUCKET
+    width = len(before) + round_up(longest, _BUCKET)
     tokens = np.full((size, width), model.tokenizer.pad_id, np.int32)
     mask = np.zeros(tokens.shape, bool)
     for i, start in enumerate(filled):

@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mend_jax.core.chunking import round_up
 from mend_jax.data import prepared, raw_files, rows
 from mend_jax.data.sources import base_continuations, wikitext
 from mend_jax.data.sources.base_continuations import BATCH, MOST, NEW, TEMPERATURE, Start
@@ -83,7 +84,7 @@ def sample_rows(
     waiting = base_continuations.starts(held, model.tokenizer)
     while len(found) < count:
         wanted = min((count - len(found)) * 4 // 3, 16 * size)  # about a quarter is left out
-        block = list(itertools.islice(waiting, -(-wanted // size) * size))
+        block = list(itertools.islice(waiting, round_up(wanted, size)))
         if not block:
             break
         usable, answers = len(found), {}
