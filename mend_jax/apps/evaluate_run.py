@@ -101,9 +101,7 @@ def evaluate_run(
     )  # fmt: skip
     results["eval"] |= in_turn(own, "", c.eval.sequential, mark)
     for name, split in experiment.extra_test_sets.items():
-        results["extra_data_sets"][name], _ = judge(
-            split, own, f"extra data set {name}", per_step, 0, mark
-        )
+        results["extra_data_sets"][name], _ = judge(split, own, f"also {name}", per_step, 0, mark)
     if experiment.ability_texts is not None:
         of = {"of": "ability", "at_once": per_step, "rows": rows_mark(experiment.test), **mark}
         log = ScoredBatches(file("ability", "", ".jsonl"), of)
