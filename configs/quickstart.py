@@ -57,8 +57,8 @@ def get_config(variant=""):
     c.editor.options.sides = "combined"
     c.editor.options.init = "id"
     c.editor.options.v_init = "xavier"  # V as the paper says, so that it learns as fast as U
-    c.editor.options.layer_lr = 7e-4  # large at first: training buys locality, see c_edit_start
-    c.editor.options.log_layer_lr = True
+    c.editor.options.step_size = 7e-4  # large at first: training buys locality, see c_edit_start
+    c.editor.options.log_step_size = True
     c.editor.options.compat = "paper"
 
     c.train = ml_collections.ConfigDict()

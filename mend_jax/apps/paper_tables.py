@@ -31,7 +31,7 @@ SEEDS = (0, 1, 2)
 
 _NET = dict(
     rank=512, n_hidden=1, shared=True, norm=True, sides="combined", init="id", v_init="xavier",
-    layer_lr=7e-4, log_layer_lr=True,
+    step_size=7e-4, log_step_size=True,
 )  # fmt: skip
 _DESCENT = dict(lr=1e-2, max_steps=100)
 _FEW = {"eval.edits_per_step": 2}
@@ -70,12 +70,12 @@ _CELLS: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         "_l2": (_DESCENT | dict(ball="l2", radius=0.3), _FEW),
         "_linf": (_DESCENT | dict(ball="linf", radius=3e-3), _FEW),
     },
-    "enn": {"": (dict(inner_lr=0.1, log_inner_lr=True), {"train.lr": 1e-4})},
+    "enn": {"": (dict(step_size=0.1, log_step_size=True), {"train.lr": 1e-4})},
     # sigma(eta) can but double a step, and gamma starts at -init_lr d_in / (max_scale / 2).
     "ke": {"": (dict(init_lr=0.1, max_scale=10.0), {"train.lr": 1e-3})},
     # One step each: they begin where ENN's and KE's does.
     "meta_sgd": {"": (dict(lr=0.1, log_lr=True), {})},
-    "meta_curvature": {"": (dict(layer_lr=0.1, log_layer_lr=True), {"train.lr": 1e-4})},
+    "meta_curvature": {"": (dict(step_size=0.1, log_step_size=True), {"train.lr": 1e-4})},
     # A tenth of a key's |k|^2, which is about 60 behind the norms of the last blocks.
     "malmen": {"": (_NET | dict(ridge=6.0), {})},
     # The original's 1e-6 is for keys of 14,336 numbers; the shift grows with |u^|^2, their number.
@@ -284,8 +284,8 @@ ABLATIONS = {
     "only_u": ("only u", dict(sides="x_only")),
     "only_delta": ("only delta", dict(sides="delta_only")),
     "only_smaller": ("only smaller", dict(sides="one_sided")),
-    "no_norm_fast": ("no norm, step 0.1", dict(norm=False, layer_lr=0.1)),
-    "no_id_init_slow": ("no identity init, step 7e-5", dict(init="xavier", layer_lr=7e-5)),
+    "no_norm_fast": ("no norm, step 0.1", dict(norm=False, step_size=0.1)),
+    "no_id_init_slow": ("no identity init, step 7e-5", dict(init="xavier", step_size=7e-5)),
 }
 """The paper's Table 6: options of MEND that are changed.
 

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
-from mend_jax.editors.links import init_rate, rate_of
+from mend_jax.editors.links import init_step_sizes, rate_of
 from mend_jax.parallel.layout import gather_weight
 
 
 def enn(
     *,
     n_steps: int = 1,
-    inner_lr: float = 1e-2,
-    log_inner_lr: bool = False,
+    step_size: float = 1e-2,
+    log_step_size: bool = False,
     c_base: float = 1.0,
     first_order: bool = False,
 ) -> EditTransform:
@@ -40,27 +40,27 @@ def enn(
 
     Args:
       n_steps: K; the paper and MEND's comparison take 1.
-      inner_lr: start of the learned step sizes alpha; they move at the rate of MEND's.
-      log_inner_lr: learn log(alpha), so that alpha stays positive; the original learns alpha.
+      step_size: start of the learned step sizes alpha; they move at the rate of MEND's.
+      log_step_size: learn log(alpha), so that alpha stays positive; the original learns alpha.
       c_base: weight of L_base; MEND's program has 10 for generation.
       first_order: hold the inner gradients constant (FOMAML): cheaper, and not ENN.
     """
     if n_steps < 1:
         raise ValueError(f"n_steps {n_steps} must be at least 1")
-    if log_inner_lr and inner_lr <= 0:
-        raise ValueError(f"inner_lr {inner_lr} has no logarithm; give one above 0")
+    if log_step_size and step_size <= 0:
+        raise ValueError(f"step_size {step_size} has no logarithm; give one above 0")
 
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
         del key
         shift = {w.name: jnp.zeros((w.d_in, w.d_out)) for w in weights}
-        return {"shift": shift, "inner_lr": init_rate(weights, inner_lr, log_inner_lr)}, {}
+        return {"shift": shift, "inner_lr": init_step_sizes(weights, step_size, log_step_size)}, {}
 
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
         del train
-        alpha = rate_of(params["inner_lr"], log_inner_lr)
-        edit = shifted(params["shift"], problem.n_edits)
+        alpha = rate_of(params["inner_lr"], log_step_size)
+        edit = shift_as_edits(params["shift"], problem.n_edits)
         if problem.applied is not None:
-            first_E = _untouched(problem.applied, problem.n_edits)
+            first_E = _is_unedited(problem.applied, problem.n_edits)
             edit = edit.scale(first_E.astype(jnp.float32)[:, None, None])
         for _ in range(n_steps):
             gradient = jax.grad(lambda e: problem.loss(e).sum())(edit)
@@ -76,12 +76,12 @@ def enn(
 
     def penalty(params: Any, edits: Edit, silence: Any) -> jax.Array:
         n_edits = len(jax.tree.leaves(edits)[0])
-        return c_base * silence(shifted(params["shift"], n_edits))
+        return c_base * silence(shift_as_edits(params["shift"], n_edits))
 
     return EditTransform(init, edit, penalty=penalty)
 
 
-def shifted(shift: dict[str, jax.Array], n_edits: int) -> Edit:
+def shift_as_edits(shift: dict[str, jax.Array], n_edits: int) -> Edit:
     """The shift alone as `n_edits` equal edits."""
     whole = {name: gather_weight(w, None, None) for name, w in shift.items()}
     return Edit(
@@ -89,7 +89,7 @@ def shifted(shift: dict[str, jax.Array], n_edits: int) -> Edit:
     )
 
 
-def _untouched(applied: Edit, n_edits: int) -> jax.Array:
+def _is_unedited(applied: Edit, n_edits: int) -> jax.Array:
     """Which of the models that edits are in force on have none but zero edits yet: bool[E]."""
     zero = [(leaf == 0).reshape(n_edits, -1).all(-1) for leaf in jax.tree.leaves(applied)]
     return jnp.stack(zero).all(0)

@@ -7,7 +7,7 @@ from typing import Any
 from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform
 from mend_jax.core.weight_edit import Edit
-from mend_jax.editors.descent import Descent, Only, Optimizer
+from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
 
 
 def fine_tune(
@@ -28,9 +28,9 @@ def fine_tune(
     last token of the prompt alone, in just that.
 
     Args:
-      lr, max_steps, optimizer, only: see `Descent`.
+      lr, max_steps, optimizer, only: see `GradientDescent`.
     """
-    descent = Descent(lr, max_steps, optimizer, only)
+    descent = GradientDescent(lr, max_steps, optimizer, only)
 
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
         del params, train

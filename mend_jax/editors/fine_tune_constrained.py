@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform
 from mend_jax.core.weight_edit import Dense, Edit
-from mend_jax.editors.descent import Descent, Only, Optimizer
+from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
 
 Ball = Literal["l0", "l2", "linf"]
 
@@ -40,10 +40,10 @@ def fine_tune_constrained(
     Args:
       ball: the norm that is bounded, over the entries of one weight's delta.
       radius: its bound. Of l0: how many entries of a weight may change, or, below 1, which share.
-      lr, max_steps, optimizer, only: see `Descent`.
+      lr, max_steps, optimizer, only: see `GradientDescent`.
     """
-    descent = Descent(lr, max_steps, optimizer, only)
-    projection = projector(ball, radius)
+    descent = GradientDescent(lr, max_steps, optimizer, only)
+    projection = ball_projection(ball, radius)
 
     def project(edit: Edit) -> Edit:
         return edit.replace(deltas={n: Dense(projection(d.w)) for n, d in edit.deltas.items()})
@@ -55,7 +55,7 @@ def fine_tune_constrained(
     return EditTransform(descent.init, edit, trainable=False)
 
 
-def projector(ball: Ball, radius: float) -> Callable[[jax.Array], jax.Array]:
+def ball_projection(ball: Ball, radius: float) -> Callable[[jax.Array], jax.Array]:
     """The nearest point of the ball to w, for every matrix of w[..., d_in, d_out]."""
     if ball not in ("l0", "l2", "linf"):
         raise ValueError(f"ball {ball!r} is not 'l0', 'l2' or 'linf'")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
-from mend_jax.editors.descent import Descent, Only, Optimizer
+from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
 from mend_jax.parallel.layout import gather_weight
 
 
@@ -41,9 +41,9 @@ def fine_tune_ewc(
 
     Args:
       c_ewc: weight of the penalty.
-      lr, max_steps, optimizer, only: see `Descent`.
+      lr, max_steps, optimizer, only: see `GradientDescent`.
     """
-    descent = Descent(lr, max_steps, optimizer, only)
+    descent = GradientDescent(lr, max_steps, optimizer, only)
     if c_ewc < 0:
         raise ValueError(f"c_ewc {c_ewc} must be at least 0")
 
@@ -62,7 +62,8 @@ def fine_tune_ewc(
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
         del params, train
         fisher = {
-            name: gather_weight(f, None, None) for name, f in with_mean_1(state["fisher"]).items()
+            name: gather_weight(f, None, None)
+            for name, f in with_unit_mean(state["fisher"]).items()
         }
 
         def held_back(edit: Edit) -> Edit:
@@ -77,7 +78,7 @@ def fine_tune_ewc(
     return EditTransform(init, edit, trainable=False, calibrate=calibrate)
 
 
-def with_mean_1(fisher: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def with_unit_mean(fisher: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The diagonal over its mean over all entries of all weights; zero where nothing was seen."""
     mean = sum(f.sum() for f in fisher.values()) / sum(f.size for f in fisher.values())
     return {name: f / jnp.where(mean > 0, mean, 1.0) for name, f in fisher.items()}

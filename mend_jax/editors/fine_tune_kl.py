@@ -14,7 +14,7 @@ from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit
-from mend_jax.editors.descent import Descent, Only, Optimizer
+from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
 from mend_jax.models.encoder_decoder import DECODER, ENCODER
 
 
@@ -42,9 +42,9 @@ def fine_tune_kl(
       c_kl: weight of the KL.
       texts: how many texts are kept.
       length: the first tokens of a text that are kept (of a source, too).
-      lr, max_steps, optimizer, only: see `Descent`.
+      lr, max_steps, optimizer, only: see `GradientDescent`.
     """
-    descent = Descent(lr, max_steps, optimizer, only)
+    descent = GradientDescent(lr, max_steps, optimizer, only)
     if c_kl < 0:
         raise ValueError(f"c_kl {c_kl} must be at least 0")
     if min(texts, length) < 1:
@@ -53,7 +53,7 @@ def fine_tune_kl(
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
         descent.init(key, weights)
         is_pair = weights[0].stack.startswith((ENCODER, DECODER))
-        return {}, {"texts": no_texts(texts, length, is_pair), "seen": jnp.zeros((), jnp.int32)}
+        return {}, {"texts": empty_texts(texts, length, is_pair), "seen": jnp.zeros((), jnp.int32)}
 
     def calibrate(params: Any, state: Any, problem: Problem) -> Any:
         del params
@@ -65,7 +65,7 @@ def fine_tune_kl(
 
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
         del params, train
-        kl = kl_in_turn(problem, state["texts"], state["seen"])
+        kl = rotating_text_kl(problem, state["texts"], state["seen"])
         found = descent.run(
             problem, descent.zeros(problem), extra=lambda edit, number: c_kl * kl(edit, number)
         )
@@ -74,7 +74,7 @@ def fine_tune_kl(
     return EditTransform(init, edit, trainable=False, calibrate=calibrate)
 
 
-def no_texts(n: int, length: int, is_pair: bool) -> TokenBatch:
+def empty_texts(n: int, length: int, is_pair: bool) -> TokenBatch:
     """`n` empty texts of `length` tokens, each of which could be scored."""
     number, mark = jnp.zeros((n, length), jnp.int32), jnp.zeros((n, length), bool)
     source = (number, mark) if is_pair else (None, None)
@@ -92,7 +92,7 @@ def cut(seqs: TokenBatch, length: int) -> TokenBatch:
     return found.replace(score_pos=jnp.where(inside, found.score_pos, 0), score_mask=inside)
 
 
-def kl_in_turn(problem: Problem, texts: TokenBatch, seen: jax.Array) -> Any:
+def rotating_text_kl(problem: Problem, texts: TokenBatch, seen: jax.Array) -> Any:
     """(edits, number of the step) -> float32[E], the KL on the text [1] whose turn it is."""
     h = trunk_states(problem.model, problem.params, texts)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit, LowRank
-from mend_jax.editors.descent import Descent, Only, Optimizer
+from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
 
 
 def fine_tune_lora(
@@ -32,9 +32,9 @@ def fine_tune_lora(
 
     Args:
       rank: r.
-      lr, max_steps, optimizer, only: see `Descent`.
+      lr, max_steps, optimizer, only: see `GradientDescent`.
     """
-    descent = Descent(lr, max_steps, optimizer, only)
+    descent = GradientDescent(lr, max_steps, optimizer, only)
     if rank < 1:
         raise ValueError(f"rank {rank} must be at least 1")
 

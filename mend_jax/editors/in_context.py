@@ -47,7 +47,7 @@ def in_context(*, separator: tuple[int, ...] = (), times: int = 1, marks: int = 
         return Edit(deltas={}), state
 
     def read(problem: Problem, texts: TokenBatch, room: int = 0) -> TokenBatch:
-        beside = preceded(problem.corrections, texts, separator, times, marks)
+        beside = prepend_corrections(problem.corrections, texts, separator, times, marks)
         _check_context(problem.model, beside, room)
         return beside
 
@@ -67,7 +67,7 @@ def in_context(*, separator: tuple[int, ...] = (), times: int = 1, marks: int = 
     return EditTransform(init, edit, trainable=False, reader=Reader(logits, write))
 
 
-def preceded(
+def prepend_corrections(
     corrections: TokenBatch,
     texts: TokenBatch,
     separator: tuple[int, ...] = (),

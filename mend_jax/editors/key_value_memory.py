@@ -19,7 +19,7 @@ from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import Weights
 from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
-from mend_jax.editors.ridge import least_squares
+from mend_jax.editors.ridge_regression import least_squares
 from mend_jax.errors import ConfigError
 from mend_jax.models import WeightSpec
 from mend_jax.parallel.layout import gather_weight
@@ -29,7 +29,7 @@ PREFIX = 10
 """Tokens of a prefix; the original has ten of 5 and ten of 10."""
 
 
-def memories(weights: Weights, blocks: tuple[int, ...] = ()) -> Weights:
+def memory_weights(weights: Weights, blocks: tuple[int, ...] = ()) -> Weights:
     """The `down` matrices to edit, in order: those of these blocks, or of all but the last one.
 
     What the last block makes of the subject's token is read by no later token.
@@ -55,7 +55,7 @@ def memories(weights: Weights, blocks: tuple[int, ...] = ()) -> Weights:
     return tuple(w for w in found if not blocks or w.block in blocks)
 
 
-def nothing_seen(weights: Weights, n_prefixes: int) -> dict[str, Any]:
+def empty_statistics(weights: Weights, n_prefixes: int) -> dict[str, Any]:
     """C of no token at all, for which `written` takes the identity, and no prefixes (-1)."""
     return {
         "second_moment": {w.name: jnp.zeros((w.d_in, w.d_in)) for w in weights},
@@ -69,7 +69,7 @@ def surveyed(state: Any, problem: Problem) -> Any:
 
     The beginnings of the first texts that it sees are its prefixes.
     """
-    causal_only(problem)
+    require_causal(problem)
     keep = problem.corrections.mask.reshape(problem.n_edits, -1, 1)
     seen = state["seen"] + keep.sum(dtype=jnp.float32)
     factors, moments = problem.factors(), {}
@@ -97,7 +97,7 @@ def _beginnings(seqs: TokenBatch, count: int) -> jax.Array:
     return jnp.where(at >= 0, found, -1).astype(jnp.int32)
 
 
-def behind_prefixes(state: Any, problem: Problem) -> Problem:
+def with_prefixes(state: Any, problem: Problem) -> Problem:
     """The corrections by themselves and behind each of the P prefixes, texts [E, n * (P + 1)].
 
     A prefix ends where the text begins, also of a text that is padded before.
@@ -131,7 +131,7 @@ def behind_prefixes(state: Any, problem: Problem) -> Problem:
     return dataclasses.replace(problem, corrections=texts, trunk_states=h)
 
 
-def causal_only(problem: Problem) -> None:
+def require_causal(problem: Problem) -> None:
     """Raises a ConfigError for a classifier, whose weights do not tell that it is one."""
     if problem.model.kind != "causal":
         raise ConfigError(
@@ -140,7 +140,7 @@ def causal_only(problem: Problem) -> None:
         )
 
 
-def at_subject(problem: Problem, x_ENTd: jax.Array) -> jax.Array:
+def rows_at_subject(problem: Problem, x_ENTd: jax.Array) -> jax.Array:
     """float32[E, n, d], of each text the row of its subject's last token."""
     at = jnp.asarray(problem.corrections.subject_pos)[..., None, None]
     return jnp.take_along_axis(x_ENTd, at, axis=2)[..., 0, :].astype(jnp.float32)
@@ -152,18 +152,20 @@ def keys(
     """k* [E, n, d_in], the weight's input at the subject's last token, under an edit.
 
     It is the mean over the correction by itself and behind each prefix (ROME, section 3.1;
-    `behind_prefixes`): what one text alone adds to the key would weigh much in the metric of C, and
+    `with_prefixes`): what one text alone adds to the key would weigh much in the metric of C, and
     the value be found in that text and in no paraphrase.
 
     Deviation: prefixes are the first tokens of surveyed texts, as the paper's are texts that the
     model writes. Those of a model that begins texts with a token of its own have it too.
     """
     u = behind.factors(edit)[weight.name].u
-    k = at_subject(behind, u.reshape(*behind.corrections.tokens.shape, weight.d_in))
-    return of_facts(problem, k.reshape(*problem.corrections.batch_shape, -1, weight.d_in).mean(2))
+    k = rows_at_subject(behind, u.reshape(*behind.corrections.tokens.shape, weight.d_in))
+    return zero_fillers(
+        problem, k.reshape(*problem.corrections.batch_shape, -1, weight.d_in).mean(2)
+    )
 
 
-def of_facts(problem: Problem, x_ENd: jax.Array) -> jax.Array:
+def zero_fillers(problem: Problem, x_ENd: jax.Array) -> jax.Array:
     """x where a fact is, zero where one only fills an edit up: nothing of it is scored."""
     real = jnp.asarray(problem.corrections.score_mask).any(-1)[..., None]
     return jnp.where(real, x_ENd, 0.0)

@@ -41,13 +41,14 @@ def ke(
     rows' two sides: sum_n (softmax(alpha) ∘ u_n)(gamma ∘ delta_n)^T. So an edit keeps its low
     rank, N + 1 rows, and no dense gradient is formed.
 
-    Deviations: the original reads input, old answer and new answer in one text, here the prompt and
-    the target are read (see `read_correction`); its embeddings are trained along, here they are the
-    base's, frozen; its linear layers have weight normalisation, here none; its softmax goes along
-    the first axis of torch's weight, which is d_out, here along d_in. It starts at random, here as
-    plain gradient descent: the heads' last kernels are 0 and their biases give gamma. (The heads'
-    earlier layers and the LSTM move from the second step on.) One condition is made for an
-    edit of n texts, from the mean of their last states; the original edits with one text.
+    Deviations: the original reads input, old answer and new answer in one text; here the prompt and
+    the target are read (see `embed_correction`). Its embeddings are trained; here they are those of
+    the base model, frozen. Its linear layers have weight normalisation; here there is none. Its
+    softmax is along the first axis of torch's weight, d_out; here it is along d_in. It starts at
+    random; here it starts as plain gradient descent, as the heads' last kernels are 0 and their
+    biases give gamma (the heads' earlier layers and the LSTM move from the second step on). The
+    original edits with one text; here an edit of n texts has one condition, from the mean of their
+    last states.
 
     Args:
       lstm: width of each direction.
@@ -84,7 +85,7 @@ def ke(
 
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
         del train
-        x_ExNxTxD, mask_ExNxT = read_correction(problem)
+        x_ExNxTxD, mask_ExNxT = embed_correction(problem)
         h_ExH = last_states(params["lstm"], x_ExNxTxD, mask_ExNxT)
         c_ExC = jnp.tanh(linear(params["condition"], h_ExH))
         factors, deltas = problem.factors(), {}
@@ -109,7 +110,7 @@ def gated(f: Factors, gates: Gates, max_scale: float) -> LowRank:
     )
 
 
-def read_correction(problem: Problem) -> tuple[jax.Array, jax.Array]:
+def embed_correction(problem: Problem) -> tuple[jax.Array, jax.Array]:
     """Embeddings [E, n, L, D] of prompt and target, and which of the L positions count.
 
     The prompt is what an encoder reads, or a decoder up to the first scored position. A

@@ -78,7 +78,7 @@ def normalize(
     return Link("normalize", init, apply)
 
 
-def init_rate(weights: Weights, init_lr: float, log_space: bool) -> dict[str, jax.Array]:
+def init_step_sizes(weights: Weights, init_lr: float, log_space: bool) -> dict[str, jax.Array]:
     """A learned step size for each weight as it starts, or its logarithm; see `rate_of`."""
     start = jnp.log(init_lr) if log_space else jnp.asarray(init_lr)
     return {w.name: jnp.asarray(start, jnp.float32) for w in weights}
@@ -100,7 +100,7 @@ def scale_by_layer_lr(init_lr: float, log_space: bool) -> Link:
 
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
         del key
-        return init_rate(weights, init_lr, log_space), {}
+        return init_step_sizes(weights, init_lr, log_space), {}
 
     def apply(params: Any, state: Any, signal: Signal, context: LinkContext) -> tuple[Signal, Any]:
         del context

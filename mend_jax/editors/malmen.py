@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from mend_jax.core.problem import Rows
 from mend_jax.core.transform import EditTransform, Link
-from mend_jax.editors.least_squares_editor import ridge_editor
 from mend_jax.editors.links import normalize
 from mend_jax.editors.low_rank_mlp import Film, Init, Sides, VInit, low_rank_mlp
-from mend_jax.editors.ridge import RidgeSolve, keep_key, ridge_solve, value_shift
+from mend_jax.editors.ridge_editor import ridge_editor
+from mend_jax.editors.ridge_regression import RidgeSolve, keep_key, ridge_solve, value_shift
 
 
 def malmen(
@@ -20,8 +20,8 @@ def malmen(
     init: Init = "id",
     v_init: VInit = "normal",
     film: Film = "after",
-    layer_lr: float = 1e-6,
-    log_layer_lr: bool = False,
+    step_size: float = 1e-6,
+    log_step_size: bool = False,
     ridge: float = 1.0,
     rows: Rows = "answer",
 ) -> EditTransform:
@@ -39,30 +39,30 @@ def malmen(
       rank, n_hidden, shared, sides, init, v_init, film: see `low_rank_mlp`; the original's two
         blocks are one hidden layer here.
       norm: False leaves u and delta unnormalised.
-      layer_lr: start of the learned step sizes eta.
-      log_layer_lr: learn log(eta); the original learns eta.
+      step_size: start of the learned step sizes eta.
+      log_step_size: learn log(eta); the original learns eta.
       ridge: start of the learned lambda.
       rows: "answer": the tokens before the answer's alone, as the original; "all": every token.
     """
     asks, solve = malmen_links(
         low_rank_mlp(rank, n_hidden, shared, sides, init, v_init, film),
-        shared, norm, layer_lr, log_layer_lr, ridge,
+        shared, norm, step_size, log_step_size, ridge,
     )  # fmt: skip
     return ridge_editor(asks, solve, rows)
 
 
 def malmen_links(
-    net: Link, shared: bool, norm: bool, layer_lr: float, log_layer_lr: bool, ridge: float
+    net: Link, shared: bool, norm: bool, step_size: float, log_step_size: bool, ridge: float
 ) -> tuple[tuple[Link, ...], RidgeSolve]:
     """MALMEN's links around a network, and its solve."""
-    if log_layer_lr and layer_lr <= 0:
-        raise ValueError(f"layer_lr {layer_lr} has no logarithm; give one above 0")
+    if log_step_size and step_size <= 0:
+        raise ValueError(f"step_size {step_size} has no logarithm; give one above 0")
     if ridge <= 0:
         raise ValueError(f"ridge {ridge} must be above 0: it keeps the solve well posed")
     asks = (
         keep_key(),
         normalize(shared, pass_through=not norm),
         net,
-        value_shift(layer_lr, log_layer_lr),
+        value_shift(step_size, log_step_size),
     )
     return asks, ridge_solve(ridge)

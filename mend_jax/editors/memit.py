@@ -10,16 +10,16 @@ from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.key_value_memory import (
-    behind_prefixes,
-    causal_only,
+    empty_statistics,
     keys,
-    memories,
-    nothing_seen,
-    of_facts,
+    memory_weights,
+    require_causal,
     surveyed,
+    with_prefixes,
     written,
+    zero_fillers,
 )
-from mend_jax.editors.value_search import Search, value
+from mend_jax.editors.value_search import ValueSearch, value
 from mend_jax.errors import ConfigError
 
 
@@ -50,16 +50,16 @@ def memit(
       blocks: whose `mlp/down` are edited, each before the last; () takes all that may be edited.
       preserve: lambda / d_in. An ordinary key has k^T C^-1 k = d_in in the mean; the original has
         lambda = 15,000 for GPT-J, whose d_in is 16,384.
-      steps, lr, c_kl, decay, clamp: see `Search`, here of the state.
+      steps, lr, c_kl, decay, clamp: see `ValueSearch`, here of the state.
       n_prefixes: see `rome`.
     """
-    search = Search(steps, lr, c_kl, decay, clamp)
+    search = ValueSearch(steps, lr, c_kl, decay, clamp)
     if min(preserve, n_prefixes) < 0:
         raise ValueError(f"preserve {preserve} and n_prefixes {n_prefixes} must be at least 0")
 
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
         del key
-        return {}, nothing_seen(memories(weights, blocks), n_prefixes)
+        return {}, empty_statistics(memory_weights(weights, blocks), n_prefixes)
 
     def calibrate(params: Any, state: Any, problem: Problem) -> Any:
         del params
@@ -67,15 +67,15 @@ def memit(
 
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
         del params, train
-        refuse_other_sums(problem)
-        layers = memories(problem.weights, blocks)
+        require_residual_sum(problem)
+        layers = memory_weights(problem.weights, blocks)
         last = f"block_{layers[-1].block}"
-        start, behind = value(problem, last), behind_prefixes(state, problem)
+        start, behind = value(problem, last), with_prefixes(state, problem)
         z = start + search.shift(behind, layers[-1], start)
         found = Edit(deltas={})
         for number, w in enumerate(layers):
             r = (z - value(problem, last, found)) / (len(layers) - number)
-            r = of_facts(problem, r)
+            r = zero_fillers(problem, r)
             delta = written(state, w, keys(problem, behind, w, found), r, ridge=preserve * w.d_in)
             found = found.replace(deltas={**found.deltas, w.name: delta})
         return found, state
@@ -83,9 +83,9 @@ def memit(
     return EditTransform(init, edit, trainable=False, calibrate=calibrate)
 
 
-def refuse_other_sums(problem: Problem) -> None:
+def require_residual_sum(problem: Problem) -> None:
     """Raises a ConfigError unless a change of an MLP's output changes the state by as much."""
-    causal_only(problem)
+    require_causal(problem)
     if not problem.model.block_class.plain_sum:
         raise ConfigError(
             "MEMIT asks that the state is the sum of what the blocks put out; this model norms it "

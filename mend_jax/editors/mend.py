@@ -17,8 +17,8 @@ def mend(
     norm: bool = True,
     sides: Sides = "combined",
     init: Init = "id",
-    layer_lr: float = 1e-4,
-    log_layer_lr: bool = False,
+    step_size: float = 1e-4,
+    log_step_size: bool = False,
     v_init: VInit = "normal",
     compat: Literal["paper", "code"] = "paper",
 ) -> EditTransform:
@@ -27,23 +27,23 @@ def mend(
     Args:
       rank, n_hidden, shared, sides, init, v_init: see `low_rank_mlp`.
       norm: False leaves u and delta unnormalised (Table 6, "no norm").
-      layer_lr: start of the learned step sizes alpha.
-      log_layer_lr: learn log(alpha); a deviation from both paper and code. Learning alpha itself
+      step_size: start of the learned step sizes alpha.
+      log_step_size: learn log(alpha); a deviation from both paper and code. Learning alpha itself
         with the networks' rate made it swing through zero and diverge on small models.
       compat: "paper" subtracts the edit, W' = W - alpha sum u~ delta~^T, and takes in all rows of a
         weight shape before it normalises any. "code" does what the original program does: it adds,
         and it normalises each weight right after its own rows were taken in. Both draw V from
         N(0, 1) unless `v_init` says otherwise.
     """
-    if log_layer_lr and layer_lr <= 0:
-        raise ValueError(f"layer_lr {layer_lr} has no logarithm; give one above 0")
+    if log_step_size and step_size <= 0:
+        raise ValueError(f"step_size {step_size} has no logarithm; give one above 0")
     if compat not in ("paper", "code"):
         raise ValueError(f"compat {compat!r} is not 'paper' or 'code'")
     return factor_editor(
         chain(
             normalize(shared, one_by_one=compat == "code", pass_through=not norm),
             low_rank_mlp(rank, n_hidden, shared, sides, init, v_init),
-            scale_by_layer_lr(layer_lr, log_layer_lr),
+            scale_by_layer_lr(step_size, log_step_size),
             outer_sum(sign=-1.0 if compat == "paper" else 1.0),
         )
     )

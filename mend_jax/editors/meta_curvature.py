@@ -13,7 +13,7 @@ from mend_jax.parallel.layout import gather_weight, keep_last_axis_whole
 
 
 def meta_curvature(
-    *, norm: bool = False, layer_lr: float = 1e-2, log_layer_lr: bool = False
+    *, norm: bool = False, step_size: float = 1e-2, log_step_size: bool = False
 ) -> EditTransform:
     """[normalize ->] curve -> scale_by_layer_lr -> outer_sum: W' = W - alpha M_in^T grad L M_out.
 
@@ -23,14 +23,14 @@ def meta_curvature(
 
     Args:
       norm: normalise u and delta first, as MEND does and the original does not.
-      layer_lr: start of the learned step sizes.
-      log_layer_lr: learn log(alpha).
+      step_size: start of the learned step sizes.
+      log_step_size: learn log(alpha).
     """
-    if log_layer_lr and layer_lr <= 0:
-        raise ValueError(f"layer_lr {layer_lr} has no logarithm; give one above 0")
+    if log_step_size and step_size <= 0:
+        raise ValueError(f"step_size {step_size} has no logarithm; give one above 0")
     start = [normalize()] if norm else []
     return factor_editor(
-        chain(*start, curve(), scale_by_layer_lr(layer_lr, log_layer_lr), outer_sum(sign=-1.0))
+        chain(*start, curve(), scale_by_layer_lr(step_size, log_step_size), outer_sum(sign=-1.0))
     )
 
 

@@ -26,10 +26,10 @@ def meta_sgd(*, lr: float = 1e-2, log_lr: bool = False) -> EditTransform:
     """
     if log_lr and lr <= 0:
         raise ValueError(f"lr {lr} has no logarithm; give one above 0")
-    return factor_editor(chain(descend_by_dense_lr(lr, log_lr)))
+    return factor_editor(chain(dense_gradient_step(lr, log_lr)))
 
 
-def descend_by_dense_lr(init_lr: float, log_space: bool) -> Link:
+def dense_gradient_step(init_lr: float, log_space: bool) -> Link:
     """-alpha ∘ sum_n u_n delta_n^T as a dense Edit."""
 
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:

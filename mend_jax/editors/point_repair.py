@@ -17,7 +17,7 @@ from mend_jax.core.forward import top_logits, zero_taps
 from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
-from mend_jax.editors.least_norm import Norm, least_matrix
+from mend_jax.editors.minimum_norm import Norm, minimum_norm_matrix
 from mend_jax.errors import ConfigError
 from mend_jax.models import WeightSpec
 from mend_jax.models.params import flatten
@@ -115,7 +115,7 @@ def _repair(problem: Problem, norm: Norm, margin: float, rivals: int, rounds: in
     def held(logits_ExmxSxV: jax.Array) -> jax.Array:
         return (least_gap(logits_ExmxSxV, target) >= margin / 2) | ~seqs.score_mask
 
-    def go_on(carry):
+    def unfinished(carry):
         number, _, _, open_E = carry
         return (number < rounds) & open_E.any()
 
@@ -138,7 +138,7 @@ def _repair(problem: Problem, norm: Norm, margin: float, rivals: int, rounds: in
     X = jnp.zeros((E, w.d_in, w.d_out))
     none = jnp.broadcast_to(target[..., None], (E, m, S, rounds * rivals))
     start = (jnp.zeros((), jnp.int32), X, none, jnp.ones((E,), bool))
-    X = jax.lax.while_loop(go_on, one_round, start)[1]
+    X = jax.lax.while_loop(unfinished, one_round, start)[1]
     return jnp.where(held(logits_of(X)).all((1, 2))[:, None, None], X, 0.0)
 
 
@@ -210,7 +210,7 @@ def _solve_on_host(norm: Norm, key: Any, row: Any, least: Any, wanted: Any) -> t
     row = row.reshape(*least.shape, D)
     for e in np.flatnonzero(wanted):
         at_M, c_M = np.nonzero(least[e] > -np.inf)
-        found = least_matrix(norm, key[e], row[e][at_M, c_M], at_M, least[e][at_M, c_M])
+        found = minimum_norm_matrix(norm, key[e], row[e][at_M, c_M], at_M, least[e][at_M, c_M])
         if found is not None:
             X[e], is_one[e] = found, True
     return X.reshape(*lead, F, D), is_one.reshape(lead)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from mend_jax.core.problem import Rows
 from mend_jax.core.transform import EditTransform, SequentialTraining
-from mend_jax.editors.least_squares_editor import ridge_editor
 from mend_jax.editors.low_rank_mlp import Film, Init, VInit, low_rank_mlp
 from mend_jax.editors.malmen import malmen_links
+from mend_jax.editors.ridge_editor import ridge_editor
 
 
 def rledit(
@@ -17,8 +17,8 @@ def rledit(
     init: Init = "id",
     v_init: VInit = "normal",
     film: Film = "after",
-    layer_lr: float = 1e-6,
-    log_layer_lr: bool = False,
+    step_size: float = 1e-6,
+    log_step_size: bool = False,
     ridge: float = 1.0,
     rows: Rows = "answer",
     depth: int = 10,
@@ -40,7 +40,7 @@ def rledit(
     Args:
       rank, n_hidden, shared, init, v_init, film: see `low_rank_mlp`; the original's four blocks are
         three hidden layers here.
-      layer_lr, log_layer_lr, ridge, rows: see `malmen`.
+      step_size, log_step_size, ridge, rows: see `malmen`.
       depth, decay, reg: see `SequentialTraining`.
     """
     if depth < 1:
@@ -48,7 +48,7 @@ def rledit(
     if not 0 <= decay <= 1 or reg < 0:
         raise ValueError(f"decay {decay} must be from 0 to 1 and reg {reg} at least 0")
     net = low_rank_mlp(rank, n_hidden, shared, "combined", init, v_init, film)
-    links = malmen_links(net, shared, True, layer_lr, log_layer_lr, ridge)
+    links = malmen_links(net, shared, True, step_size, log_step_size, ridge)
     return ridge_editor(*links, rows, remembers=True)._replace(
         sequential_training=SequentialTraining(depth, decay, reg)
     )

@@ -10,16 +10,16 @@ from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.key_value_memory import (
-    behind_prefixes,
-    causal_only,
+    empty_statistics,
     keys,
-    memories,
-    nothing_seen,
-    of_facts,
+    memory_weights,
+    require_causal,
     surveyed,
+    with_prefixes,
     written,
+    zero_fillers,
 )
-from mend_jax.editors.value_search import Search, value
+from mend_jax.editors.value_search import ValueSearch, value
 
 
 def rome(
@@ -44,20 +44,20 @@ def rome(
     Args:
       block: whose `mlp/down` is edited, one before the last; None: the first that may be edited,
         so `model.last_n_blocks` chooses it (the paper edits a middle block).
-      steps, lr, c_kl, decay, clamp: see `Search`.
+      steps, lr, c_kl, decay, clamp: see `ValueSearch`.
       n_prefixes: over how many texts besides itself the key and the loss of a correction are
         averaged. A search takes as many times as long.
     """
-    search = Search(steps, lr, c_kl, decay, clamp)
+    search = ValueSearch(steps, lr, c_kl, decay, clamp)
     if n_prefixes < 0:
         raise ValueError(f"n_prefixes {n_prefixes} must be at least 0")
 
     def chosen(weights: Weights) -> Any:
-        return memories(weights, () if block is None else (block,))[0]
+        return memory_weights(weights, () if block is None else (block,))[0]
 
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
         del key
-        return {}, nothing_seen((chosen(weights),), n_prefixes)
+        return {}, empty_statistics((chosen(weights),), n_prefixes)
 
     def calibrate(params: Any, state: Any, problem: Problem) -> Any:
         del params
@@ -65,10 +65,10 @@ def rome(
 
     def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
         del params, train
-        causal_only(problem)
+        require_causal(problem)
         w = chosen(problem.weights)
-        behind = behind_prefixes(state, problem)
-        d = of_facts(problem, search.shift(behind, w, value(problem, w.name)))
+        behind = with_prefixes(state, problem)
+        d = zero_fillers(problem, search.shift(behind, w, value(problem, w.name)))
         delta = written(state, w, keys(problem, behind, w), d, ridge=0.0)
         return Edit(deltas={w.name: delta}), state
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from mend_jax.core.problem import Problem, Rows
 from mend_jax.core.transform import EditTransform, stateless
-from mend_jax.editors.least_squares_editor import ridge_editor
 from mend_jax.editors.links import Signal, normalize
-from mend_jax.editors.ridge import keep_key, ridge_solve, shifted
+from mend_jax.editors.ridge_editor import ridge_editor
+from mend_jax.editors.ridge_regression import keep_key, ridge_solve, value_change
 
 
 def ultraedit(
@@ -43,7 +43,7 @@ def ultraedit(
         raise ValueError(f"lr {lr} and ridge {ridge} must be above 0")
 
     def shift(signal: Signal) -> Signal:
-        return {name: shifted(f, f.u, lr) for name, f in signal.items()}
+        return {name: value_change(f, f.u, lr) for name, f in signal.items()}
 
     asks = (keep_key(), normalize(shared, lifelong=True), stateless("ultraedit", shift))
     solve = ridge_solve(ridge, learned=False, relative=True)

@@ -16,12 +16,12 @@ import optax
 from mend_jax.core.losses import masked_mean, token_kl, token_nll
 from mend_jax.core.problem import Problem
 from mend_jax.core.weight_edit import Delta, Edit
-from mend_jax.editors.key_value_memory import at_subject
+from mend_jax.editors.key_value_memory import rows_at_subject
 from mend_jax.models import WeightSpec
 
 
 @flax.struct.dataclass
-class Moved:
+class ShiftedOutput:
     """A matmul whose output is moved by a vector at one token of each text.
 
     Attributes:
@@ -41,7 +41,7 @@ class Moved:
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class ValueSearch:
     """How to descend to the value v* = v + d of each correction, by Adam from d = 0.
 
     The loss is -log p(answer), the mean over its tokens, + c_kl KL(moved || base) of what follows
@@ -94,7 +94,7 @@ class Search:
             loss_EN = losses(d_END)
             return loss_EN.sum(), loss_EN
 
-        def go_on(carry):
+        def unfinished(carry):
             number, _, _, done_EN = carry
             return (number < self.steps) & ~done_EN.all()
 
@@ -110,7 +110,7 @@ class Search:
 
         zero = jnp.zeros_like(v_END)
         fresh = (jnp.zeros((), jnp.int32), zero, tx.init(zero), jnp.zeros(zero.shape[:2], bool))
-        return jax.lax.while_loop(go_on, step, fresh)[1]
+        return jax.lax.while_loop(unfinished, step, fresh)[1]
 
     def losses(
         self, behind: Problem, weight: WeightSpec, v_END: jax.Array
@@ -130,7 +130,7 @@ class Search:
 
         def logits(d_END: jax.Array) -> jax.Array:
             by = jnp.repeat(d_END, every, axis=1)
-            moved = Moved(at, by, applied.deltas.get(weight.name))
+            moved = ShiftedOutput(at, by, applied.deltas.get(weight.name))
             return asked.logits(applied.replace(deltas={**applied.deltas, weight.name: moved}))
 
         before = logits(jnp.zeros_like(v_END))[:, ::every, -1]
@@ -152,4 +152,4 @@ def _length(d_END: jax.Array) -> jax.Array:
 
 def value(problem: Problem, part: str, edit: Edit | None = None) -> jax.Array:
     """What a part of the model (`block_3`, or a weight) puts out at each subject: [E, n, D]."""
-    return at_subject(problem, problem.outputs(part, edit))
+    return rows_at_subject(problem, problem.outputs(part, edit))

@@ -47,7 +47,7 @@ UNTRAINED = {
     "fine_tune_lora": Untrained("fine_tune_lora", {}, "the same, of low rank"),
     "ridge": Untrained(
         "malmen",
-        {"rank": 1, "norm": False, "init": "id", "layer_lr": 1e-2},
+        {"rank": 1, "norm": False, "init": "id", "step_size": 1e-2},
         "one gradient step met in least squares (MALMEN without its network)",
     ),
     "ultraedit": Untrained("ultraedit", {"lr": 5e-5}, "the same, by statistics over other facts"),

@@ -101,7 +101,8 @@ def parse_group(key: str, text: str, old: ml_collections.ConfigDict) -> ml_colle
     try:
         value = ast.literal_eval(text)
         _refuse_infinite(value)
-        return ml_collections.ConfigDict(dict(**value)).lock()
+        value = migration.with_current_names(dict(**value), f"{key}.")
+        return ml_collections.ConfigDict(value).lock()
     except _NO_LITERAL as e:
         raise ConfigError(
             f"config.{key} is a group of keys: set one of {sorted(old)}, or all of it, as in "

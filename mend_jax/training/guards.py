@@ -137,7 +137,7 @@ class Guards:
                 found.append(GuardAlert(
                     "step_size", size, bound,
                     f"the learned step size {name} {how}, {size:.3g}: lower train.step_size_lr, or "
-                    "learn its logarithm (log_layer_lr) in another --workdir",
+                    "learn its logarithm (log_step_size) in another --workdir",
                 ))  # fmt: skip
                 break  # one is enough to say so
         norm = scores.get("edit_norm")
@@ -147,7 +147,7 @@ class Guards:
                 "edit_norm", norm, EDIT_NORMS[large],
                 f"edits are {norm:.3g} of the norm of the weights they change: "
                 + ("they overwrite them; lower" if large else "next to nothing; raise")
-                + " the editor's step size (layer_lr in editor.options) in another --workdir",
+                + " the editor's step size (step_size in editor.options) in another --workdir",
             ))  # fmt: skip
         return found
 
@@ -167,7 +167,7 @@ def dead_gradient_message(groups: list[str]) -> str:
         f"{DEAD_AFTER} updates: this part of the editor cannot learn. Look for an activation whose "
         "derivative is 0 where it starts (a ReLU at zero), for an edited weight that the answer "
         "does not depend on (model.edit_roles), or for numbers too small for their dtype "
-        "(model.dtype, layer_lr in editor.options); mend it and train in another --workdir"
+        "(model.dtype, step_size in editor.options); mend it and train in another --workdir"
     )
 
 

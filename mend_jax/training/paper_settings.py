@@ -59,7 +59,7 @@ def paper_config(
     )  # fmt: skip
     options = dict(
         rank=1920, n_hidden=1, shared=True, norm=True, sides="combined", init="id",
-        v_init="normal", layer_lr=1e-4, log_layer_lr=False, compat="paper",
+        v_init="normal", step_size=1e-4, log_step_size=False, compat="paper",
     )  # fmt: skip
     c.editor = ConfigDict(
         dict(

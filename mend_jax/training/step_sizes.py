@@ -14,7 +14,7 @@ from mend_jax.training.optimizer import STEP_SIZES
 
 ALWAYS_LOGS = ("ridge_solve",)
 """Parts that are logarithms whatever the options, and no step sizes: of the ridge."""
-LOG_OPTIONS = ("log_layer_lr", "log_inner_lr", "log_lr")
+LOG_OPTIONS = ("log_step_size", "log_lr")
 """Options of editors by which the parameters are logarithms of the step sizes."""
 
 

@@ -88,7 +88,7 @@ def flags_of(base, **more):
         "model.last_n_blocks": 1,
         "train.edit_from_paraphrase": False,
     }
-    settings |= {"editor.options.layer_lr": 1e-2, "editor.options.log_layer_lr": False}
+    settings |= {"editor.options.step_size": 1e-2, "editor.options.log_step_size": False}
     settings |= {"train.step_size_lr": 1e-3}  # of alpha itself
     return [f"--config.{k}={v}" for k, v in (settings | more).items()]
 

@@ -36,7 +36,7 @@ def compiled(chunk, n=64):
     """The jitted loss, gradient and scores of MALMEN, texts of an edit `chunk` at a time."""
     module, base, weights = tiny("gpt2", n_top=1)
     fixed = dict(
-        editor=make_editor("malmen", dict(rank=4, layer_lr=1e-1)),
+        editor=make_editor("malmen", dict(rank=4, step_size=1e-1)),
         model=module.clone(text_chunk=chunk), weights=weights,
     )  # fmt: skip
     start = fixed["editor"].init(jax.random.key(0), weights)
@@ -74,7 +74,7 @@ def test_activations_and_logits_are_those_of_a_few_texts():
 def headed(kind, chunk):
     """MEND's jitted loss and gradient, the logits of `chunk` positions of a text at a time."""
     module, base, weights = tiny(kind, n_top=1)
-    editor = make_editor("mend", dict(rank=4, layer_lr=1e-1))
+    editor = make_editor("mend", dict(rank=4, step_size=1e-1))
     loss = functools.partial(
         meta_loss, editor=editor, model=module.clone(logits_chunk=chunk), weights=weights
     )

@@ -22,12 +22,12 @@ def perturbed(tree, seed=1):
 @pytest.mark.parametrize(
     ("name", "options", "twice_differs"),
     [
-        ("mend", dict(rank=8, layer_lr=1e-2), True),
+        ("mend", dict(rank=8, step_size=1e-2), True),
         ("ultraedit", dict(lr=1e-2), True),
-        ("malmen", dict(rank=8, layer_lr=1e-2), True),
-        ("enn", dict(inner_lr=1.0), True),
+        ("malmen", dict(rank=8, step_size=1e-2), True),
+        ("enn", dict(step_size=1.0), True),
         ("ke", dict(init_lr=1e-2, max_scale=1.0, lstm=8, condition=8, hidden=8), True),
-        ("meta_curvature", dict(layer_lr=1e-2), True),
+        ("meta_curvature", dict(step_size=1e-2), True),
         ("fine_tune", dict(lr=1e-2, max_steps=3), True),
         # What is asked for twice is there after once.
         ("rome", dict(steps=3, clamp=1e3), False),

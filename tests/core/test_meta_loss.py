@@ -23,7 +23,7 @@ def test_sets_share_the_weight_of_locality():
 @pytest.mark.parametrize("edit_from_paraphrase", [False, True])
 def test_the_share_of_near_texts_in_the_loss(edit_from_paraphrase):
     module, base, weights = tiny("gpt2")
-    editor = make_editor("mend", dict(rank=4, layer_lr=1e-2))
+    editor = make_editor("mend", dict(rank=4, step_size=1e-2))
     params, state = editor.init(jax.random.key(0), weights)
     batch = random_batch(0)
 

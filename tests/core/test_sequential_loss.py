@@ -19,7 +19,7 @@ from mend_jax.errors import ConfigError
 
 E, DEPTH, DECAY, REG = 3, 2, 0.5, 0.25
 EDITOR = make_editor(
-    "rledit", dict(rank=4, n_hidden=1, layer_lr=1e-1, depth=DEPTH, decay=DECAY, reg=REG)
+    "rledit", dict(rank=4, n_hidden=1, step_size=1e-1, depth=DEPTH, decay=DECAY, reg=REG)
 )
 MODULE, BASE, WEIGHTS = tiny("gpt2", n_top=1)
 MODULE = MODULE.clone(dtype=jnp.float64)

@@ -45,7 +45,7 @@ def test_the_derivative_is_that_of_finite_differences():
 
 STEPS = """
 import jax, jax.numpy as jnp
-from mend_jax.editors.ridge import least_squares
+from mend_jax.editors.ridge_regression import least_squares
 
 def loss(many):
     return sum(jnp.square(least_squares(k, d, 1.0).a).sum() for k, d in many)

@@ -21,18 +21,18 @@ from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, place
 
 # Small options under which every editor visibly edits the tiny models.
 OPTIONS = {
-    "mend": dict(rank=8, layer_lr=1e-2),
+    "mend": dict(rank=8, step_size=1e-2),
     "fine_tune": dict(lr=0.3, max_steps=20),
     "fine_tune_kl": dict(lr=0.3, max_steps=20, texts=3, length=10),
     "fine_tune_ewc": dict(lr=0.3, max_steps=20, c_ewc=100.0),
     "fine_tune_lora": dict(rank=4, lr=5e-3, max_steps=20),
     "fine_tune_constrained": dict(ball="l0", radius=50, lr=0.3, max_steps=20),
-    "enn": dict(inner_lr=1e-2),
+    "enn": dict(step_size=1e-2),
     "ke": dict(lstm=6, condition=10, hidden=7, init_lr=1e-2),
     "meta_sgd": dict(lr=1e-2),
-    "meta_curvature": dict(layer_lr=1e-2),
-    "malmen": dict(rank=8, layer_lr=1e-1),
-    "rledit": dict(rank=8, n_hidden=1, layer_lr=1e-1, depth=2),
+    "meta_curvature": dict(step_size=1e-2),
+    "malmen": dict(rank=8, step_size=1e-1),
+    "rledit": dict(rank=8, n_hidden=1, step_size=1e-1, depth=2),
     "ultraedit": dict(lr=1e-2),
     "rome": dict(steps=5, lr=0.1),
     "memit": dict(steps=5, lr=0.1),
@@ -316,7 +316,7 @@ def test_unknown_names_and_options_are_refused():
 
 def test_strength_scales_edits_after_training_only():
     module, base, weights = tiny("gpt2")
-    plain = make_editor("mend", dict(rank=4, layer_lr=1e-2))
+    plain = make_editor("mend", dict(rank=4, step_size=1e-2))
     half = with_strength(plain, 0.5)
     params, state = plain.init(jax.random.key(0), weights)
     problem = make_problem(module, base, weights, random_sequences(0, E=2))

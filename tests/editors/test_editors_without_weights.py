@@ -11,7 +11,7 @@ from support.tiny import random_sequences, tiny
 from mend_jax.core.forward import trunk_states
 from mend_jax.core.problem import Problem, make_problem
 from mend_jax.editors import cache_threshold, make_editor
-from mend_jax.editors.in_context import preceded
+from mend_jax.editors.in_context import prepend_corrections
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation.scoring import edit_and_score
 from mend_jax.models.base import Inputs
@@ -133,7 +133,7 @@ def test_each_fact_is_said_as_often_as_asked_with_a_separator_after_it(kind, tim
     corrections, texts = texts_of(kind)
     filled = jax.tree.map(lambda leaf: leaf[:, [0, 1, 0]], corrections)
     filled = filled.replace(score_mask=filled.score_mask & np.asarray([1, 1, 0], bool)[:, None])
-    whole = preceded(filled, texts, separator=(301, 302), times=times)
+    whole = prepend_corrections(filled, texts, separator=(301, 302), times=times)
     for e in range(E):
         said = []
         for m in range(M):

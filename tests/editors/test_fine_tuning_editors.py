@@ -10,9 +10,9 @@ from support.tiny import random_sequences, tiny
 from mend_jax.core.problem import Problem, make_problem
 from mend_jax.core.weight_edit import Dense, Edit, LowRank
 from mend_jax.editors import make_editor
-from mend_jax.editors.descent import Descent
-from mend_jax.editors.fine_tune_constrained import nth_largest, projector
+from mend_jax.editors.fine_tune_constrained import ball_projection, nth_largest
 from mend_jax.editors.fine_tune_kl import cut
+from mend_jax.editors.gradient_descent import GradientDescent
 from mend_jax.errors import ConfigError
 
 SEQS = random_sequences(0, E=3)
@@ -84,7 +84,7 @@ ONLY = [
 
 @pytest.mark.parametrize(("only", "chosen"), ONLY)
 def test_only_some_weights_move(only, chosen, problem):
-    zeros = Descent(0.1, 1, "sgd", only).zeros(problem)
+    zeros = GradientDescent(0.1, 1, "sgd", only).zeros(problem)
     assert list(zeros.deltas) == [f"block_{name}".replace("/", "/mlp/") for name in chosen]
     for w in problem.weights:
         if w.name in zeros.deltas:
@@ -93,7 +93,7 @@ def test_only_some_weights_move(only, chosen, problem):
 
 def test_only_the_last_block_of_either_stack():
     _, _, weights = tiny("t5")
-    chosen = Descent(0.1, 1, "sgd", 1).chosen(weights)
+    chosen = GradientDescent(0.1, 1, "sgd", 1).chosen(weights)
     assert {w.name.split("/")[0] for w in chosen} == {"encoder_block_3", "decoder_block_3"}
 
 
@@ -128,7 +128,7 @@ BALLS = [("l0", 7), ("l0", 0.2), ("l0", 100), ("l2", 1.5), ("l2", 100.0), ("linf
 def test_projections_are_right(ball, radius):
     w = np.random.default_rng(0).normal(size=(3, 2, 5, 8)).astype("f")
     w[0, 0] = 0.0
-    found = np.asarray(projector(ball, radius)(jnp.asarray(w)))
+    found = np.asarray(ball_projection(ball, radius)(jnp.asarray(w)))
     np.testing.assert_array_equal(found[0, 0], 0.0)
     for at in np.ndindex(3, 2):
         if at != (0, 0):
@@ -267,7 +267,7 @@ def test_the_fisher_is_the_mean_of_squared_gradients_of_texts(problem):
     @jax.jit
     def gradient(text):
         shown = make_problem(problem.model, problem.params, problem.weights, text)
-        return jax.grad(lambda e: shown.loss(e)[0])(Descent(1, 1, "sgd", None).zeros(shown))
+        return jax.grad(lambda e: shown.loss(e)[0])(GradientDescent(1, 1, "sgd", None).zeros(shown))
 
     found = [
         gradient(jax.tree.map(lambda leaf, e=e: leaf[e : e + 1], seqs))

@@ -27,7 +27,7 @@ VARIANTS = {
     "xavier_v": dict(v_init="xavier"),
     "full_rank": dict(rank=None),
     "deep": dict(n_hidden=2),
-    "log_lr": dict(log_layer_lr=True),
+    "log_lr": dict(log_step_size=True),
     "code": dict(compat="code"),
 }
 
@@ -36,7 +36,7 @@ VARIANTS = {
 def test_every_option_of_mend_starts_right_and_trains(name):
     """Identity start equals the bare normalised gradient; every parameter gets a gradient."""
     module, base, weights = tiny("gpt2")
-    options = dict(rank=8, layer_lr=1e-2) | VARIANTS[name]
+    options = dict(rank=8, step_size=1e-2) | VARIANTS[name]
     editor = make_editor("mend", options)
     params, state = editor.init(jax.random.key(0), weights)
     batch = random_batch(0)

@@ -8,7 +8,7 @@ from support.tiny import random_sequences, tiny
 
 from mend_jax.core.problem import make_problem
 from mend_jax.editors import make_editor
-from mend_jax.editors.least_norm import GAP, least_matrix
+from mend_jax.editors.minimum_norm import GAP, minimum_norm_matrix
 from mend_jax.editors.point_repair import least_gap
 from mend_jax.errors import ConfigError
 from mend_jax.parallel.mesh import make_mesh, use_mesh
@@ -41,7 +41,7 @@ def test_the_least_matrix_is_that_of_the_whole_program(norm, seed):
     rng = np.random.default_rng(seed)
     key, row = rng.normal(size=(3, 6)), rng.normal(size=(9, 5))
     at, least = np.arange(9) % 3, rng.normal(size=9) + 0.5
-    X = least_matrix(norm, key.astype(np.float32), row.astype(np.float32), at, least)
+    X = minimum_norm_matrix(norm, key.astype(np.float32), row.astype(np.float32), at, least)
     assert (np.einsum("mf,fd,md->m", key[at], X, row) >= least - 1e-5).all()
     best = whole_program(norm, key, row, at, least)
     assert best * (1 - 1e-5) < size(norm, X) <= best * (1 + GAP[norm]) * (1 + 1e-5)
@@ -52,8 +52,8 @@ def test_what_cannot_be_met_has_no_matrix_and_what_is_met_the_zero_one(norm):
     rng = np.random.default_rng(0)
     key, row = (rng.normal(size=(2, n)).astype(np.float32) for n in (6, 5))
     both_ways = np.stack([row[0], -row[0], row[1]])
-    assert least_matrix(norm, key, both_ways, np.asarray([0, 0, 1]), np.ones(3)) is None
-    zero = least_matrix(norm, key, row, np.arange(2), np.asarray([-1.0, 0.0]))
+    assert minimum_norm_matrix(norm, key, both_ways, np.asarray([0, 0, 1]), np.ones(3)) is None
+    zero = minimum_norm_matrix(norm, key, row, np.arange(2), np.asarray([-1.0, 0.0]))
     assert zero.shape == (6, 5) and not zero.any()
 
 

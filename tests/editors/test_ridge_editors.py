@@ -14,7 +14,13 @@ from mend_jax.core.transform import chain
 from mend_jax.core.weight_edit import Dense, LowRank
 from mend_jax.editors import LinkContext, make_editor
 from mend_jax.editors.links import normalize
-from mend_jax.editors.ridge import keep_key, least_squares, shifted, solved, value_shift
+from mend_jax.editors.ridge_regression import (
+    keep_key,
+    least_squares,
+    solve_rows,
+    value_change,
+    value_shift,
+)
 from mend_jax.errors import ConfigError
 
 MODULE, BASE, WEIGHTS = tiny("gpt2")
@@ -62,7 +68,7 @@ def test_a_row_that_does_not_count_changes_nothing_whatever_it_holds():
     loud = f.replace(key=f.key.at[7:].set(1e6), delta=f.delta.at[7:].set(jnp.nan))
     fewer = least_squares(f.key[:7], f.delta[:7], 0.5)
     for x in (f, loud):
-        np.testing.assert_allclose(solved(x, 0.5).dense(), fewer.dense(), atol=1e-6)
+        np.testing.assert_allclose(solve_rows(x, 0.5).dense(), fewer.dense(), atol=1e-6)
 
 
 def test_one_row_and_a_small_ridge_meet_the_wanted_value():
@@ -88,7 +94,7 @@ def test_malmen_starts_as_the_least_squares_of_what_each_row_wants():
     seqs = random_sequences(0, E=2, n=3)
     factors = jax.tree.map(lambda leaf: np.asarray(leaf[0]), factors_of(seqs, "answer"))
     eta, ridge = 1e-1, 2.0
-    editor = make_editor("malmen", dict(rank=4, layer_lr=eta, ridge=ridge))
+    editor = make_editor("malmen", dict(rank=4, step_size=eta, ridge=ridge))
     seqs = jax.tree.map(lambda leaf: leaf[:1], seqs)
     edit, _ = edit_of(editor, *editor.init(jax.random.key(0), WEIGHTS), seqs, True)
     for shape in {(w.d_in, w.d_out) for w in WEIGHTS}:
@@ -144,7 +150,7 @@ def test_ultraedit_counts_its_own_rows_and_remembers_in_turn():
     )
     for name, f in signal.items():
         mean_square = np.square(np.asarray(f.key))[np.asarray(f.mask)].sum(-1).mean()
-        expected = solved(shifted(f, f.u, 1e-2), 0.5 * mean_square).dense()
+        expected = solve_rows(value_change(f, f.u, 1e-2), 0.5 * mean_square).dense()
         np.testing.assert_allclose(edit.deltas[name].dense(), expected, atol=1e-5)
 
 
@@ -153,7 +159,7 @@ def test_ultraedits_ridge_is_relative_to_the_length_of_keys():
     for length in (1e-2, 1.0, 1e2):
         k, d = keys_and_values(1, 20)
         f = Factors(jnp.asarray(k), jnp.asarray(d), jnp.ones(1, bool), key=jnp.asarray(length * k))
-        found = solved(f, 0.25, relative=True).dense()
+        found = solve_rows(f, 0.25, relative=True).dense()
         np.testing.assert_allclose(length * k @ found, d / 1.25, rtol=1e-4)
 
 
@@ -173,7 +179,7 @@ def test_value_shift_is_what_mends_edit_of_the_row_does_at_its_key():
     "name, options, said",
     [
         ("malmen", dict(ridge=0.0), "ridge 0.0 must be above 0"),
-        ("malmen", dict(layer_lr=-1.0, log_layer_lr=True), "no logarithm"),
+        ("malmen", dict(step_size=-1.0, log_step_size=True), "no logarithm"),
         ("malmen", dict(film="between"), "film 'between'"),
         ("ultraedit", dict(lr=0.0), "must be above 0"),
     ],

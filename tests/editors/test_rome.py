@@ -31,8 +31,8 @@ from support.tiny import random_sequences, tiny
 from mend_jax.core.problem import make_problem
 from mend_jax.core.weight_edit import Dense, Edit, LowRank
 from mend_jax.editors import make_editor
-from mend_jax.editors.key_value_memory import PREFIX, behind_prefixes, keys, written
-from mend_jax.editors.value_search import Search, value
+from mend_jax.editors.key_value_memory import PREFIX, keys, with_prefixes, written
+from mend_jax.editors.value_search import ValueSearch, value
 from mend_jax.errors import ConfigError
 from mend_jax.models import WeightSpec
 from mend_jax.models.layers import gelu_tanh
@@ -137,7 +137,7 @@ def test_keys_are_the_mean_over_the_text_alone_and_behind_each_prefix():
     @jax.jit
     def found(seqs):
         problem = problem_of(seqs, IN_FORCE)
-        return keys(problem, behind_prefixes(state, problem), DOWN[2])
+        return keys(problem, with_prefixes(state, problem), DOWN[2])
 
     expected = []
     for e in range(2):
@@ -158,8 +158,8 @@ def test_what_is_written_is_found_at_the_mean_key():
     @jax.jit
     def found(state):
         problem = problem_of(SEQS, IN_FORCE)
-        behind = behind_prefixes(state, problem)
-        d = Search(**FREE).shift(behind, DOWN[2], value(problem, DOWN[2].name))
+        behind = with_prefixes(state, problem)
+        d = ValueSearch(**FREE).shift(behind, DOWN[2], value(problem, DOWN[2].name))
         return keys(problem, behind, DOWN[2]), d
 
     state = surveyed_with_prefixes()

@@ -19,10 +19,10 @@ from support.rome_case import (
 
 from mend_jax.core.losses import token_kl, token_nll
 from mend_jax.core.weight_edit import Dense, Edit
-from mend_jax.editors.key_value_memory import behind_prefixes
-from mend_jax.editors.value_search import Search
+from mend_jax.editors.key_value_memory import with_prefixes
+from mend_jax.editors.value_search import ValueSearch
 
-TERMS = Search(steps=1, lr=1.0, c_kl=0.3, decay=0.7, clamp=1.0)
+TERMS = ValueSearch(steps=1, lr=1.0, c_kl=0.3, decay=0.7, clamp=1.0)
 
 
 @jax.jit
@@ -68,7 +68,7 @@ def test_the_loss_of_the_search_is_nll_and_kl_after_the_subject_and_decay():
 @jax.jit
 def losses_behind(state, seqs, v, d):
     """Of the search with prefixes, and without its further terms of every text by itself [4]."""
-    behind = behind_prefixes(state, problem_of(seqs, IN_FORCE))
+    behind = with_prefixes(state, problem_of(seqs, IN_FORCE))
     plain = dataclasses.replace(TERMS, c_kl=0.0, decay=0.0)
     one_by_one = [
         jax.tree.map(lambda x, m=m: x[:, m::4], (behind.corrections, behind.trunk_states))
@@ -95,7 +95,7 @@ def test_the_search_asks_behind_every_prefix_and_keeps_what_the_subject_is_alone
 def test_a_search_stays_in_its_ball_and_leaves_what_is_good_enough():
     v = observed(SEQS, IN_FORCE)[1]
     start = np.asarray(losses(SEQS, v, jnp.zeros_like(v)))
-    search = Search(**FREE | dict(clamp=0.05), enough=float(start.min()) + 1e-3)
+    search = ValueSearch(**FREE | dict(clamp=0.05), enough=float(start.min()) + 1e-3)
     found = np.linalg.norm(shift(search, 2, SEQS, IN_FORCE, v), axis=-1)
     expected = np.where(start == start.min(), 0.0, 0.05 * np.linalg.norm(v, axis=-1))
     np.testing.assert_allclose(found, expected, rtol=1e-5)

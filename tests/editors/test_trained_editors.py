@@ -13,10 +13,10 @@ from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors import LinkContext, chain, make_editor
 from mend_jax.editors.knowledge_editor import (
     Gates,
+    embed_correction,
     embedding_width,
     gated,
     last_states,
-    read_correction,
 )
 from mend_jax.editors.links import normalize, outer_sum, scale_by_layer_lr
 from mend_jax.errors import ConfigError
@@ -108,7 +108,7 @@ def test_enn_is_maml_differentiated_by_hand(float64, n_steps, first_order, log):
 
     The Hessian's part is what first order leaves out, and it is a tenth of the gradient or more.
     """
-    editor = make_editor("enn", dict(n_steps=n_steps, first_order=first_order, log_inner_lr=log))
+    editor = make_editor("enn", dict(n_steps=n_steps, first_order=first_order, log_step_size=log))
     inner, outer = Regression(0), Regression(1)
     shift, alpha = learned()
 
@@ -201,7 +201,7 @@ def test_meta_sgd_has_a_rate_for_every_parameter(log):
 
 @pytest.mark.parametrize("log", [False, True])
 def test_meta_curvature_turns_the_gradient_from_both_sides(log):
-    editor = make_editor("meta_curvature", dict(layer_lr=0.5, log_layer_lr=log))
+    editor = make_editor("meta_curvature", dict(step_size=0.5, log_step_size=log))
     rows = Rows()
     params, state = editor.init(jax.random.key(0), rows.weights)
     rng = np.random.default_rng(1)
@@ -217,7 +217,7 @@ def test_meta_curvature_turns_the_gradient_from_both_sides(log):
 
 
 def test_meta_curvature_may_normalise_first():
-    editor, rows = make_editor("meta_curvature", dict(norm=True, layer_lr=0.5)), Rows()
+    editor, rows = make_editor("meta_curvature", dict(norm=True, step_size=0.5)), Rows()
     params, state = editor.init(jax.random.key(0), rows.weights)
     edit, after = editor.edit(params, state, rows, True)
     bare = chain(normalize(), scale_by_layer_lr(0.5, False), outer_sum(-1.0))
@@ -283,7 +283,7 @@ def test_the_lstm_of_ke_reads_both_ways_and_no_padding(float64):
 def test_ke_reads_prompt_and_target(kind):
     module, base, weights = tiny(kind)
     seqs = random_sequences(0, kind=module.kind)
-    x, mask = read_correction(make_problem(module, base, weights, seqs))
+    x, mask = embed_correction(make_problem(module, base, weights, seqs))
     for e in range(3):
         one = jax.tree.map(lambda leaf, e=e: np.asarray(leaf)[e, 0], seqs)
         if kind == "t5":
@@ -305,10 +305,10 @@ def test_ke_knows_the_width_of_embeddings_from_any_weight(kind):
 
 
 NAMES = {
-    "enn": dict(inner_lr=0.1, log_inner_lr=True),
+    "enn": dict(step_size=0.1, log_step_size=True),
     "ke": dict(lstm=6, condition=10, hidden=7, init_lr=0.1),
     "meta_sgd": dict(lr=0.3, log_lr=True),
-    "meta_curvature": dict(layer_lr=0.1, log_layer_lr=True),
+    "meta_curvature": dict(step_size=0.1, log_step_size=True),
 }
 
 
@@ -358,11 +358,15 @@ def test_step_sizes_have_their_rate():
     ("name", "options", "says"),
     [
         ("enn", dict(n_steps=0), "n_steps 0 must be at least 1"),
-        ("enn", dict(inner_lr=0.0, log_inner_lr=True), "inner_lr 0.0 has no logarithm"),
+        ("enn", dict(step_size=0.0, log_step_size=True), "step_size 0.0 has no logarithm"),
         ("ke", dict(lstm=0), "lstm 0, condition 1024, hidden 128: each at least 1"),
         ("ke", dict(max_scale=0.0), "max_scale 0.0 must be above 0"),
         ("meta_sgd", dict(lr=-1.0, log_lr=True), "lr -1.0 has no logarithm"),
-        ("meta_curvature", dict(layer_lr=0.0, log_layer_lr=True), "layer_lr 0.0 has no logarithm"),
+        (
+            "meta_curvature",
+            dict(step_size=0.0, log_step_size=True),
+            "step_size 0.0 has no logarithm",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(name, options, says):

@@ -45,7 +45,7 @@ def encoded():
 
 def mend():
     """The editor, its parameters and state, on a device as a run has them."""
-    editor = make_editor("mend", dict(rank=8, layer_lr=0.1))
+    editor = make_editor("mend", dict(rank=8, step_size=0.1))
     return editor, *jax.device_put(editor.init(jax.random.key(0), WEIGHTS), jax.devices()[0])
 
 

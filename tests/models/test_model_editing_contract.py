@@ -80,7 +80,7 @@ def test_an_editor_trains_and_recomputation_changes_nothing(kind):
     """The meta-gradient of MEND is finite, non-zero in every array, and the same under remat."""
     reference = twin(kind)
     weights = models.choose_weights(reference.family, reference.config, 2)
-    editor = make_editor("mend", dict(rank=4, layer_lr=1e-2))
+    editor = make_editor("mend", dict(rank=4, step_size=1e-2))
     editor_params, state = editor.init(jax.random.key(0), weights)
     batch = random_batch(0, E=2, kind=reference.family.MODULE.kind)
 

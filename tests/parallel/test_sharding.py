@@ -40,7 +40,7 @@ def test_every_weight_of_every_family_has_one_rule(kind):
 @pytest.mark.parametrize("options", [{}, {"shared": False}, {"sides": "separate"}])
 def test_the_whole_training_state_has_rules_and_is_split(options, accumulate):
     _, _, weights = tiny("llama")
-    editor = make_editor("mend", dict(rank=8, layer_lr=1e-2) | options)
+    editor = make_editor("mend", dict(rank=8, step_size=1e-2) | options)
     tx = make_optimizer(
         lr=1e-3, step_size_lr=1e-2, clip=1.0, accumulate=accumulate, warmup=0, steps=5, decay=False
     )

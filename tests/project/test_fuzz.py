@@ -217,7 +217,7 @@ REFUSED = {
                             b'"last_n_blocks": 2, "edit_roles": []}'),
     "a deep base": ("ledger base", DEEP),
     "an option of another type": ("config overrides", b"editor.options={'rank': 4, 'shared': 'a'}"),
-    "an option that is a group": ("config overrides", b"editor.options={'layer_lr': {'a': 1}}"),
+    "an option that is a group": ("config overrides", b"editor.options={'step_size': {'a': 1}}"),
     "a number that is not finite": ("config overrides", b"data.length_buckets=(8, 1e999)"),
     "a value of many parentheses": ("config overrides", b"train.lr=" + b"-" * 100_000 + b"1"),
     "no baselines": ("config values", config(lambda c: c["eval"].pop("baselines"))),

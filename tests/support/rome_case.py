@@ -9,7 +9,7 @@ from support.tiny import random_sequences, tiny
 from mend_jax.core.problem import Problem, make_problem
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors import make_editor
-from mend_jax.editors.value_search import Search, value
+from mend_jax.editors.value_search import ValueSearch, value
 from mend_jax.models.layers import gelu_tanh
 
 MODULE, BASE, WEIGHTS = tiny("gpt2", n_top=3)
@@ -95,7 +95,7 @@ def by_rome():
 def by_search():
     """(v, d) of the second block's `down`: what it puts out at subjects, how that is to move."""
     v = observed(SEQS, IN_FORCE)[1]
-    return v, np.asarray(shift(Search(**FREE), 2, SEQS, IN_FORCE, v), np.float64)
+    return v, np.asarray(shift(ValueSearch(**FREE), 2, SEQS, IN_FORCE, v), np.float64)
 
 
 def known(weight):

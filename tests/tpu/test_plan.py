@@ -100,7 +100,7 @@ def test_estimated_bytes_are_those_of_placed_arrays():
         _, params, weights = tiny(kind)
         placed = place(make_mesh(sizes), params, BASE_RULES)
         assert bytes_a_chip(params, BASE_RULES, sizes) == bytes_per_device(placed)
-        editor = make_editor("mend", dict(rank=8, layer_lr=1e-2))
+        editor = make_editor("mend", dict(rank=8, step_size=1e-2))
         nets, _ = editor.init(jax.random.key(0), weights)
         assert bytes_a_chip(nets, EDITOR_RULES, sizes) == bytes_per_device(
             place(make_mesh(sizes), nets, EDITOR_RULES)

@@ -139,6 +139,17 @@ def test_keys_of_a_config_file_are_checked_as_well():
         check(config)
 
 
+@pytest.mark.parametrize(
+    "setting", ["options.layer_lr=0.5", "options.log_layer_lr=False", "options={'layer_lr': 0.5}"]
+)
+def test_old_names_of_editor_options_are_accepted(setting):
+    config, _, _ = parse(["--config=quickstart.py", f"--config.editor.{setting}"])
+    options = config.editor.options.to_dict()
+    assert not options.keys() & {"layer_lr", "log_layer_lr"}
+    assert options["step_size"] == 0.5 or options["log_step_size"] is False
+    build_editor(config)
+
+
 def test_quickstart_has_every_key():
     config, _, _ = parse(["--config=quickstart.py"])
     assert set(KEYS) <= set(configs.flat_keys(config))
@@ -149,7 +160,7 @@ def test_quickstart_has_every_key():
     [
         ("v_init=xaviar", "v_init 'xaviar'"),
         ("rank=-4", "rank -4"),
-        ("layer_lr=-1.0", "layer_lr -1.0 has no logarithm"),
+        ("step_size=-1.0", "step_size -1.0 has no logarithm"),
     ],
 )
 def test_options_of_the_editor_are_checked(setting, message):

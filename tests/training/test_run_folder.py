@@ -39,7 +39,7 @@ def made(tmp_path_factory):
     """(run folder, config): an editor as it begins, saved as a run saves it."""
     base = save_tiny(tmp_path_factory.mktemp("base"))
     settings = {"model.spec": base, "model.last_n_blocks": 2} | SETTINGS
-    settings |= {"editor.options.layer_lr": 1.0, "editor.options.rank": 8}
+    settings |= {"editor.options.step_size": 1.0, "editor.options.rank": 8}
     config, _, _ = parse(
         ["--config=quickstart.py"] + [f"--config.{k}={v}" for k, v in settings.items()]
     )

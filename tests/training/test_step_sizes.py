@@ -30,8 +30,7 @@ def test_a_ridge_is_always_a_logarithm():
 @pytest.mark.parametrize("name", ["mend", "meta_curvature", "malmen", "enn"])
 def test_scaled_step_sizes_are_so_many_times_as_large(name, logs):
     """And nothing else changes, a ridge neither."""
-    option = "log_inner_lr" if name == "enn" else "log_layer_lr"
-    options = {option: logs}
+    options = {"log_step_size": logs}
     params = make_editor(name, options).init(jax.random.key(0), tiny("gpt2")[2])[0]
     assert are_logs(options) is logs
     found = scaled(params, 0.2, logs)

@@ -20,7 +20,7 @@ def test_steps_that_are_not_finite_are_left_out_until_too_many_in_a_row():
     """Step 2 is left out; 4 and 5 are two in a row, so 5 and what was dispatched after it change
     nothing at all."""
     module, base, weights = tiny("gpt2")
-    editor = make_editor("mend", dict(rank=4, layer_lr=1e-2))
+    editor = make_editor("mend", dict(rank=4, step_size=1e-2))
     tx = optimizer()
     step = make_train_step(
         editor, tx, model=module, weights=weights, c_edit=success_weight(0.1, 0.1, 10), c_loc=1.0,
@@ -125,7 +125,7 @@ def test_editing_both_ways_is_editing_twice():
     A KL here is 1e-4 made of differences of logarithms of order 5: known to 1e-6 in float32.
     """
     module, base, weights = tiny("gpt2")
-    editor = make_editor("mend", dict(rank=4, layer_lr=1e-2))
+    editor = make_editor("mend", dict(rank=4, step_size=1e-2))
     params, state = editor.init(jax.random.key(0), weights)
     batch = random_batch(0)
     back = batch | {"edit": batch["rephrase"], "rephrase": batch["edit"]}

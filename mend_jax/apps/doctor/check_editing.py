@@ -218,7 +218,7 @@ def check_gradients(seen: list[dict[str, float]]) -> Finding:
             f"step {len(seen)}: loss {last['loss']:.4g}, gradient norm {last['grad_norm']:.4g}; "
             f"not finite: {', '.join(bad) or 'the loss alone'}",
             "finite",
-            "lower the step size that edits start with (editor.options.layer_lr), train.lr and "
+            "lower the step size that edits start with (editor.options.step_size), train.lr and "
             "train.step_size_lr",
         )  # fmt: skip
     most = {name: max(one[name] for one in by_step) for name in by_step[0]}
@@ -244,7 +244,7 @@ def check_learning(seen: list[dict[str, float]]) -> Finding:
         f"meta-loss {first:.4g} to {last:.4g} in {len(seen) - 1} steps on one batch",
         "a loss that falls",
         "raise train.lr and train.step_size_lr where it stands still, lower them where it rises; "
-        "an editor whose edits are next to nothing needs a larger editor.options.layer_lr",
+        "an editor whose edits are next to nothing needs a larger editor.options.step_size",
     )  # fmt: skip
 
 

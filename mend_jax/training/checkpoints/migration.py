@@ -35,7 +35,10 @@ RENAMED_KEYS = {
     "eval.also": "eval.extra_data_sets",
 }  # fmt: skip
 """Old names of config keys, each with the name of today."""
-RENAMED_OPTIONS: dict[str, str] = {}
+RENAMED_OPTIONS = {
+    "layer_lr": "step_size", "log_layer_lr": "log_step_size",
+    "inner_lr": "step_size", "log_inner_lr": "log_step_size",
+}  # fmt: skip
 """Old names of options of editors (in `editor.options` and `eval.baselines.NAME`), and today's."""
 
 
@@ -49,7 +52,7 @@ def current_key(key: str) -> str:
 
 def with_added_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a stored config of an editing run under today's names, with the keys added since."""
-    current = _renamed(config)
+    current = with_current_names(config)
     for key, value in ADDED_KEYS.items():
         group, name = key.split(".")
         if isinstance(current.get(group), dict):
@@ -57,12 +60,13 @@ def with_added_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     return current
 
 
-def _renamed(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def with_current_names(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a config, or the group of it below `prefix`, under today's names."""
     renamed = {}
     for name, value in config.items():
         key = current_key(f"{prefix}{name}") if isinstance(name, str) else name
         if isinstance(value, Mapping):
-            value = _renamed(value, f"{prefix}{name}.")
+            value = with_current_names(value, f"{prefix}{name}.")
         renamed[key.removeprefix(prefix) if isinstance(key, str) else key] = value
     return renamed
 

@@ -17,7 +17,7 @@ from mend_jax.core.factors import Factors
 from mend_jax.core.transform import Link, LinkContext, Weights, stateless
 from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
 from mend_jax.editors.cholesky import inverse_cholesky, product
-from mend_jax.editors.links import Signal, init_rate, rate_of
+from mend_jax.editors.links import Signal, init_step_sizes, rate_of
 
 
 def keep_key() -> Link:
@@ -34,17 +34,17 @@ def value_shift(init_lr: float, log_space: bool) -> Link:
 
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
         del key
-        return init_rate(weights, init_lr, log_space), {}
+        return init_step_sizes(weights, init_lr, log_space), {}
 
     def apply(params: Any, state: Any, signal: Signal, context: LinkContext) -> tuple[Signal, Any]:
         del context
         eta = rate_of(params, log_space)
-        return {n: shifted(f, f.key, eta[n]) for n, f in signal.items()}, state
+        return {n: value_change(f, f.key, eta[n]) for n, f in signal.items()}, state
 
     return Link("value_shift", init, apply)
 
 
-def shifted(f: Factors, at: jax.Array, eta: jax.Array | float) -> Factors:
+def value_change(f: Factors, at: jax.Array, eta: jax.Array | float) -> Factors:
     """Factors whose delta is the change -eta (at . u~) delta~ of each row's value."""
     return f.replace(delta=-eta * (at * f.u).sum(-1, keepdims=True) * f.delta)
 
@@ -53,7 +53,7 @@ class RidgeSolve(NamedTuple):
     """The last link of a chain that ends in least squares, and what solving in chunks needs of it.
 
     Attributes:
-      link: dW = (K^T K + lambda_l I)^-1 K^T D for each weight (MALMEN, section 4.1; see `solved`).
+      link: dW = (K^T K + lambda_l I)^-1 K^T D for each weight (MALMEN, section 4.1; `solve_rows`).
         K are the keys of the rows that count, D their wanted value changes.
       strength: (the link's params, a weight's name) -> lambda_l.
       relative: whether lambda_l is in units of the mean |k|^2 of the rows that count.
@@ -71,20 +71,20 @@ def ridge_solve(
 
     def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
         del key
-        return (init_rate(weights, init_ridge, log_space=True) if learned else {}), {}
+        return (init_step_sizes(weights, init_ridge, log_space=True) if learned else {}), {}
 
     def strength(params: Any, name: str) -> jax.Array | float:
         return jnp.exp(params[name]) if learned else init_ridge
 
     def apply(params: Any, state: Any, signal: Signal, context: LinkContext) -> tuple[Edit, Any]:
         del context
-        deltas = {n: solved(f, strength(params, n), relative) for n, f in signal.items()}
+        deltas = {n: solve_rows(f, strength(params, n), relative) for n, f in signal.items()}
         return Edit(deltas=deltas), state
 
     return RidgeSolve(Link("ridge_solve", init, apply), strength, relative)
 
 
-def solved(f: Factors, ridge: jax.Array | float, relative: bool = False) -> Delta:
+def solve_rows(f: Factors, ridge: jax.Array | float, relative: bool = False) -> Delta:
     """`least_squares` over the rows that count; masked ones are zero and change nothing."""
     k, d = _counting(f)
     if relative:
@@ -102,7 +102,7 @@ def _mean_square(total: jax.Array, rows: jax.Array) -> jax.Array:
     return (total / jnp.maximum(rows, 1).astype(total.dtype))[..., None, None]
 
 
-class Normal(NamedTuple):
+class NormalEquations(NamedTuple):
     """The normal equations of some rows; those of more are their sum.
 
     Attributes:
@@ -116,15 +116,17 @@ class Normal(NamedTuple):
     rows: jax.Array
 
 
-def normal_of(f: Factors) -> Normal:
+def normal_equations(f: Factors) -> NormalEquations:
     """The normal equations of the rows that count."""
     k, d = _counting(f)
     products = (product(k.swapaxes(-1, -2), x) for x in (k, d))
-    return Normal(*products, f.mask.sum(-1, dtype=k.dtype))
+    return NormalEquations(*products, f.mask.sum(-1, dtype=k.dtype))
 
 
-def solve_normal(normal: Normal, ridge: jax.Array | float, relative: bool = False) -> Dense:
-    """What `solved` gives of the same rows, by the primal system."""
+def solve_normal(
+    normal: NormalEquations, ridge: jax.Array | float, relative: bool = False
+) -> Dense:
+    """What `solve_rows` gives of the same rows, by the primal system."""
     trace = jnp.trace(normal.gram, axis1=-2, axis2=-1)
     if relative:
         ridge = ridge * _mean_square(trace, normal.rows)
@@ -158,7 +160,7 @@ def least_squares(k: jax.Array, d: jax.Array, ridge: jax.Array | float) -> Delta
     if not dual:
         rows = jnp.full(k.shape[:-2], k.shape[-2], k.dtype)
         products = (product(k.swapaxes(-1, -2), x) for x in (k, d))
-        return solve_normal(Normal(*products, rows), ridge)
+        return solve_normal(NormalEquations(*products, rows), ridge)
     gram = product(k, k.swapaxes(-1, -2))
     w = _inverse_factor(gram, ridge, jnp.square(k).sum((-2, -1)))
     return LowRank(a=product(w, k), b=product(w, d))

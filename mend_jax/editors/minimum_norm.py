@@ -21,7 +21,7 @@ MOST = 1000
 """How many programs are solved before the search is given up."""
 
 
-def least_matrix(
+def minimum_norm_matrix(
     norm: Norm, key_NxF: np.ndarray, row_MxD: np.ndarray, at_M: np.ndarray, least_M: np.ndarray
 ) -> np.ndarray | None:
     """argmin |X| over X[F, D] with key_{at(m)} X row_m >= least_m for all m.

@@ -11,12 +11,12 @@ from mend_jax.core.factors import Factors
 from mend_jax.core.problem import make_problem
 from mend_jax.core.weight_edit import Dense
 from mend_jax.editors import make_editor
-from mend_jax.editors.ridge import least_squares, normal_of, solve_normal
+from mend_jax.editors.ridge_regression import least_squares, normal_equations, solve_normal
 
 EDITORS = {
-    "malmen": dict(rank=4, layer_lr=1e-1, ridge=2.0),
-    "malmen, all rows": dict(rank=4, layer_lr=1e-1, ridge=2.0, rows="all"),
-    "rledit": dict(rank=4, n_hidden=1, layer_lr=1e-1, ridge=2.0),
+    "malmen": dict(rank=4, step_size=1e-1, ridge=2.0),
+    "malmen, all rows": dict(rank=4, step_size=1e-1, ridge=2.0, rows="all"),
+    "rledit": dict(rank=4, n_hidden=1, step_size=1e-1, ridge=2.0),
     "ultraedit": dict(lr=1e-2),
 }
 
@@ -73,7 +73,7 @@ def test_normal_equations_of_parts_are_summed_to_those_of_all(relative):
     mask = np.arange(9) < np.asarray([[9], [7]])
     f = Factors(u=k, delta=d, mask=mask, key=k)
     parts = [jax.tree.map(lambda x, at=at: x[:, at], f) for at in (slice(4), slice(4, None))]
-    total = jax.tree.map(lambda a, b: a + b, *map(normal_of, parts))
+    total = jax.tree.map(lambda a, b: a + b, *map(normal_equations, parts))
     found = solve_normal(total, 0.5, relative).w
     for e, n in enumerate((9, 7)):
         ridge = 0.5 * (np.square(k[e, :n]).sum(-1).mean() if relative else 1.0)
@@ -86,7 +86,7 @@ def held(chunk, n):
     """Bytes that the compiled gradient of a MALMEN edit's size holds beside its arguments."""
     module, base, weights = tiny("gpt2", n_top=1)
     module = module.clone(text_chunk=chunk)
-    editor = make_editor("malmen", dict(rank=4, layer_lr=1e-1))
+    editor = make_editor("malmen", dict(rank=4, step_size=1e-1))
     start = editor.init(jax.random.key(0), weights)
     seqs = random_sequences(0, E=1, n=n)
     problem = make_problem(module, base, weights, seqs)

@@ -33,7 +33,7 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Descent:
+class GradientDescent:
     """How to descend on the loss of a correction.
 
     Attributes:
@@ -105,7 +105,7 @@ class Descent:
             loss_E, solved_E = problem.loss_and_solved(edit)
             return (loss_E if extra is None else loss_E + extra(edit, number)).sum(), solved_E
 
-        def go_on(carry):
+        def unfinished(carry):
             number, _, _, solved_E = carry
             return (number < self.max_steps) & ~solved_E.all()
 
@@ -122,7 +122,7 @@ class Descent:
         with jax.numpy_dtype_promotion("standard"):
             opt_state = vmap_edits(tx.init, E)(start)
         fresh = (jnp.zeros((), jnp.int32), start, opt_state, jnp.zeros((E,), bool))
-        return jax.lax.while_loop(go_on, step, fresh)[1]
+        return jax.lax.while_loop(unfinished, step, fresh)[1]
 
 
 def held(which_E: jax.Array, old: Any, new: Any) -> Any:

@@ -17,7 +17,7 @@ from mend_jax.core.chunking import split_into_chunks
 from mend_jax.core.problem import Problem, Rows
 from mend_jax.core.transform import EditTransform, Link, LinkContext, chain
 from mend_jax.core.weight_edit import Edit
-from mend_jax.editors.ridge import RidgeSolve, normal_of, solve_normal
+from mend_jax.editors.ridge_regression import RidgeSolve, normal_equations, solve_normal
 
 
 def ridge_editor(
@@ -69,7 +69,7 @@ def ridge_editor(
         @jax.checkpoint
         def normals(piece: Any) -> Any:
             signal, _ = before.apply(params, seen, _factors(problem, piece, rows), context)
-            return {name: normal_of(f) for name, f in signal.items()}
+            return {name: normal_equations(f) for name, f in signal.items()}
 
         def add(total: Any, piece: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, normals(piece)), None
