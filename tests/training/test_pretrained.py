@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -15,6 +16,8 @@ from mend_jax.apps.run_command import parse
 from mend_jax.errors import CheckpointError, ConfigError
 from mend_jax.ledger.editor_choice import choose_editor
 from mend_jax.training import pretrained
+from mend_jax.training.build import build_editor
+from mend_jax.training.checkpoints import migration
 
 SETTINGS = {
     "data.name": "world_facts/offline", "data.train_edits": 16, "data.max_len": 96,
@@ -186,3 +189,6 @@ def test_what_ships_here_is_whole_and_small():
     for path in pretrained.FOLDER.glob("*.safetensors"):
         told, _ = pretrained._read(path)
         assert path.stat().st_size <= 10_000_000 and told["name"] == path.stem
+        config = migration.with_added_keys({"editor": told["config"]})
+        assert "step_size" in config["editor"]["options"]  # shipped under its old name
+        assert build_editor(ml_collections.ConfigDict(config)).trainable
