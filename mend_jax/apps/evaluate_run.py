@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mend_jax.core.problem import make_problem
-from mend_jax.data.prepared import fingerprint_rows
+from mend_jax.data.rows import fingerprint_rows
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.evaluation.evaluate_split import evaluate, time_edits
 from mend_jax.evaluation.general_ability import (

@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from mend_jax.data.encoded_rows import MORE, EncodedRows, Lengths, encode_rows
+from mend_jax.data.encoded_rows import EVALUATION_SETS, EncodedRows, Lengths, encode_rows
 from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
 
 Batch = dict[str, Any]
 
 
-def batches(
+def iterate_batches(
     rows: Sequence[Mapping[str, Any]] | EncodedRows | list[EncodedRows],
     tokenizer: text_encoding.Tokenizer | None = None,
     *,
@@ -136,7 +136,7 @@ def _gather(rows: EncodedRows, pick: np.ndarray, valid: np.ndarray) -> Batch:
         taken = text_encoding.take_rows(texts, near if name == "near" else pick)
         if name in scored and not scored[name].all():
             taken = taken.replace(score_mask=taken.score_mask & scored[name][..., None])
-        batch[name] = _one_axis(taken) if name in MORE else taken
+        batch[name] = _one_axis(taken) if name in EVALUATION_SETS else taken
     return batch
 
 

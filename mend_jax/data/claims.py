@@ -46,14 +46,14 @@ def encode_claims(
     return text_encoding.stack_batches(found)
 
 
-def widths(seqs: TokenBatch) -> np.ndarray:
+def padded_widths(seqs: TokenBatch) -> np.ndarray:
     """How wide each text is when it is cut to a multiple of `_WIDTH` tokens: int64[N]."""
     return round_up(seqs.mask.sum(-1), _WIDTH)
 
 
-def take(seqs: TokenBatch, index: np.ndarray) -> TokenBatch:
+def take_trimmed(seqs: TokenBatch, index: np.ndarray) -> TokenBatch:
     """Some texts, cut to the widest of them."""
-    width = int(widths(seqs)[index].max())
+    width = int(padded_widths(seqs)[index].max())
     some = text_encoding.take_rows(seqs, index)
     return some.replace(tokens=some.tokens[:, :width], mask=some.mask[:, :width])
 
@@ -65,7 +65,7 @@ def shuffled_batches(
 
     Each epoch is shuffled anew; what does not fill a last batch is left out of it.
     """
-    width = widths(seqs)
+    width = padded_widths(seqs)
     for epoch in range(epochs):
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(width))

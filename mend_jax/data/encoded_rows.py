@@ -12,15 +12,15 @@ import jax
 import numpy as np
 
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.data.subjects import with_subjects
+from mend_jax.data.subject_positions import add_subject_positions
 from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
 from mend_jax.hub.input_formats import CAUSAL, InputFormat
 
 # The sets of texts of a row; training uses these.
-TEXTS = ("edit", "rephrase", "near", "far")
+TRAINING_SETS = ("edit", "rephrase", "near", "far")
 # Evaluation may judge these as well; several texts a row but for the last.
-MORE = ("more_rephrases", "more_near", "hops", "far_answers")
+EVALUATION_SETS = ("more_rephrases", "more_near", "hops", "far_answers")
 _LOG = logging.getLogger(__name__)
 
 
@@ -79,7 +79,7 @@ def encode_rows(
     Raises:
       DataError: no row fits, or some rows have a near (or far) text and others have none.
     """
-    sets = (*_sets_of(rows), *(MORE if more else ()))
+    sets = (*_sets_of(rows), *(EVALUATION_SETS if more else ()))
     kept: dict[str, list[Any]] = {name: [] for name in sets}
     index, scope, near_scope = [], [], []
     dropped: collections.Counter[str] = collections.Counter()
@@ -111,7 +111,7 @@ def encode_rows(
         prompts = {"edit": [a.question(a.row["prompt"]) for a in asked],
                    "rephrase": [a.question(a.row["rephrase"]) for a in asked]}  # fmt: skip
         about = [a.row.get("subject", "") for a in asked]
-        stacked |= with_subjects(stacked, tokenizer, prompts, about)
+        stacked |= add_subject_positions(stacked, tokenizer, prompts, about)
     return EncodedRows(
         texts={name: texts for name, texts in stacked.items() if texts is not None},
         index=np.asarray(index, np.int32),
@@ -121,7 +121,7 @@ def encode_rows(
     )
 
 
-def how_many(
+def rows_needed(
     rows: Sequence[Mapping[str, Any]],
     count: int,
     tokenizer: text_encoding.Tokenizer,

@@ -49,8 +49,8 @@ def read_facts(path: str | os.PathLike[str]) -> list[Fact]:
         file and the line.
     """
     facts = []
-    for where, record in raw_files.read_objects(Path(path), _EXAMPLE):
-        facts.append(fact_of(record, where))
+    for where, record in raw_files.iter_objects(Path(path), _EXAMPLE):
+        facts.append(fact_from_record(record, where))
     if not facts:
         raise DataError(f"{path}: no facts in it; write one JSON object a line, such as {_EXAMPLE}")
     return facts
@@ -70,11 +70,11 @@ def facts_from_pairs(pairs: Iterable[tuple[str, str]]) -> list[Fact]:
         pair = tuple(pair)
         if len(pair) != 2:
             raise DataError(f"{where}: {len(pair)} values; give (prompt, target)")
-        facts.append(fact_of(dict(zip(_REQUIRED, pair, strict=True)), where))
+        facts.append(fact_from_record(dict(zip(_REQUIRED, pair, strict=True)), where))
     return facts
 
 
-def fact_of(record: dict[str, Any], where: str) -> Fact:
+def fact_from_record(record: dict[str, Any], where: str) -> Fact:
     """The fact of a JSON object; DataError, which says where, if it is none."""
     for name in record:
         if name not in _FIELDS:

@@ -16,10 +16,10 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.errors import DataError
 
-ASKED = ("edit", "rephrase")
+EDIT_SETS = ("edit", "rephrase")
 
 
-def by_length(rows: EncodedRows, limits: Sequence[int], least: int) -> list[EncodedRows]:
+def split_by_length(rows: EncodedRows, limits: Sequence[int], least: int) -> list[EncodedRows]:
     """The rows in parts: those whose texts fit the first limit, then the second, ..., the rest.
 
     Args:
@@ -62,7 +62,7 @@ def _part(rows: EncodedRows, pick: np.ndarray, limit: int | None) -> EncodedRows
         name: _cut(jax.tree.map(lambda a: a[pick], t), limit) for name, t in rows.texts.items()
     }
     most = {name: max(int(t.score_mask.sum(-1).max()), 1) for name, t in texts.items()}
-    most |= dict.fromkeys(ASKED, max(most[name] for name in ASKED))  # they may change places
+    most |= dict.fromkeys(EDIT_SETS, max(most[n] for n in EDIT_SETS))  # they may change places
     return dataclasses.replace(
         rows,
         texts={name: _scored(t, most[name]) for name, t in texts.items()},

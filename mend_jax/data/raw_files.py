@@ -18,48 +18,53 @@ from typing import Any
 from mend_jax.errors import DataError
 from mend_jax.io.json_values import is_too_deep
 
-ENV = "MEND_DATA_DIR"
+DATA_DIR_VARIABLE = "MEND_DATA_DIR"
 Record = dict[str, Any]
-Kinds = Mapping[str, str]  # field -> text, string, texts, id, object or any
+FieldKinds = Mapping[str, str]  # field -> text, string, texts, id, object or any
 
 _UNPACKED, _TIMES = 64 << 20, 64  # most bytes of a gzip file unpacked, by its size if larger
 _NAMES = {dict: "object", list: "list", str: "text", bool: "true/false value", type(None): "null"}
 
 
 def data_root(folder: str | os.PathLike[str] | None = None) -> Path | None:
-    """The folder that raw data lies in: `folder`, else MEND_DATA_DIR, else None."""
-    named = folder or os.environ.get(ENV)
+    """Return the folder with raw data: `folder`, else MEND_DATA_DIR, else None."""
+    named = folder or os.environ.get(DATA_DIR_VARIABLE)
     return Path(named).expanduser() if named else None
 
 
-def either(*names: str) -> tuple[str, ...]:
-    """Each name, and the same with `.gz`."""
+def with_gz_names(*names: str) -> tuple[str, ...]:
+    """Return each name, followed by the same with `.gz`."""
     return tuple(name + end for name in names for end in ("", ".gz"))
 
 
-def find(root: Path | None, *names: str) -> Path | None:
-    """The first of several files below the root that is there, or None; as `locate`."""
-    return next((root / n for n in names if (root / n).is_file()), None) if root else None
+def find_file(root: Path | None, *names: str) -> Path | None:
+    """Return the first file below the root that exists, plain or gzipped, or None."""
+    if root is None:
+        return None
+    return next((root / n for n in with_gz_names(*names) if (root / n).is_file()), None)
 
 
-def locate(root: Path | None, what: str, *names: str) -> Path:
-    """The first of several files that is there.
+def require_file(root: Path | None, what: str, *names: str) -> Path:
+    """Return the first of several files that exists, plain or gzipped.
 
     Args:
-      root: the data root, or None where none was named.
-      what: whose file it is, for the error.
+      root: the data root, or None if none was named.
+      what: the data set that needs the file, for the error.
       names: paths below the root, the usual one first.
 
     Raises:
-      DataError: none of them is there.
+      DataError: none of them exists.
     """
-    if path := find(root, *names):
+    if path := find_file(root, *names):
         return path
-    wanted = " or ".join(names)
-    mend = f"set --config.data.dir (or {ENV}) to the folder that holds it; see docs/data.md"
+    wanted = " or ".join(with_gz_names(*names))
+    fix = (
+        f"set --config.data.dir (or {DATA_DIR_VARIABLE}) to the folder that holds it; "
+        "see docs/data.md"
+    )
     if root is None:
-        raise DataError(f"{what} is made from {wanted}, and no data root is known: {mend}")
-    raise DataError(f"{what} is made from {wanted}, which is not below {root}: {mend}")
+        raise DataError(f"{what} is made from {wanted}, and no data root is known: {fix}")
+    raise DataError(f"{what} is made from {wanted}, which is not below {root}: {fix}")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -116,7 +121,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
-def read_objects(path: Path, example: str = "") -> Iterator[tuple[str, Record]]:
+def iter_objects(path: Path, example: str = "") -> Iterator[tuple[str, Record]]:
     """(where, object) of every JSON object of a file; blank lines are skipped.
 
     Raises:
@@ -136,7 +141,7 @@ def read_objects(path: Path, example: str = "") -> Iterator[tuple[str, Record]]:
 
 
 def read_records(
-    path: Path, required: Kinds, optional: Kinds | None = None, unique: str = ""
+    path: Path, required: FieldKinds, optional: FieldKinds | None = None, unique: str = ""
 ) -> list[tuple[str, Record]]:
     """(where, record) of a file whose records have known fields; further ones are let be.
 
@@ -150,16 +155,16 @@ def read_records(
     Raises:
       DataError: a record that breaks one of these rules, or a file without any.
     """
-    return list(each_record(path, required, optional, unique))
+    return list(iter_records(path, required, optional, unique))
 
 
-def each_record(
-    path: Path, required: Kinds, optional: Kinds | None = None, unique: str = ""
+def iter_records(
+    path: Path, required: FieldKinds, optional: FieldKinds | None = None, unique: str = ""
 ) -> Iterator[tuple[str, Record]]:
     """As `read_records`, one at a time."""
     seen: dict[Any, str] = {}
     where = ""
-    for where, record in read_objects(path):
+    for where, record in iter_objects(path):
         check_fields(record, where, required, optional)
         if unique:
             value = record[unique]
@@ -175,7 +180,7 @@ def each_record(
 
 
 def check_fields(
-    record: Record, where: str, required: Kinds, optional: Kinds | None = None
+    record: Record, where: str, required: FieldKinds, optional: FieldKinds | None = None
 ) -> Record:
     """An object with these fields; see `read_records`."""
     for name, kind in required.items():
@@ -216,7 +221,7 @@ def check_text(value: Any, name: str, where: str) -> str:
 def check_string(value: Any, name: str, where: str) -> str:
     """A text that may be empty."""
     if not isinstance(value, str):
-        raise DataError(f"{where}: field {name!r} is a {kind_of(value)}; it must be a text")
+        raise DataError(f"{where}: field {name!r} is a {json_type_name(value)}; it must be a text")
     try:
         value.encode()
     except UnicodeEncodeError as e:
@@ -227,12 +232,12 @@ def check_string(value: Any, name: str, where: str) -> str:
 def check_texts(value: Any, name: str, where: str) -> tuple[str, ...]:
     """A list of texts."""
     if not isinstance(value, list):
-        kind = kind_of(value)
+        kind = json_type_name(value)
         raise DataError(f"{where}: field {name!r} is a {kind}; it must be a list of texts")
     return tuple(check_text(item, f"{name}[{i}]", where) for i, item in enumerate(value))
 
 
-def kind_of(value: Any) -> str:
+def json_type_name(value: Any) -> str:
     """What a JSON value is, in words."""
     return _NAMES.get(type(value), "number")
 
@@ -249,7 +254,9 @@ def _check_id(value: Any, name: str, where: str) -> None:
 
 def _check_object(value: Any, name: str, where: str) -> None:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: field {name!r} is a {kind_of(value)}; it must be an object")
+        raise DataError(
+            f"{where}: field {name!r} is a {json_type_name(value)}; it must be an object"
+        )
 
 
 _CHECKS: dict[str, Callable[[Any, str, str], Any]] = {
@@ -279,4 +286,4 @@ def _as_object(value: Any, where: str, example: str) -> Record:
     if isinstance(value, dict):
         return value
     hint = f"write a line such as {example}" if example else "each record must be an object"
-    raise DataError(f"{where}: a JSON {kind_of(value)}, not an object; {hint}")
+    raise DataError(f"{where}: a JSON {json_type_name(value)}, not an object; {hint}")

@@ -12,7 +12,7 @@ import numpy as np
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.losses import correct_tokens, token_nll
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.data.claims import take, widths
+from mend_jax.data.claims import padded_widths, take_trimmed
 from mend_jax.evaluation.metrics import wilson
 
 
@@ -27,12 +27,12 @@ def score_claims(
     module: Any, params: Any, seqs: TokenBatch, batch_size: int
 ) -> dict[str, np.ndarray]:
     """nll (float32[N]) and whether it is judged rightly (bool[N]), of each claim."""
-    order = np.argsort(widths(seqs), kind="stable")
+    order = np.argsort(padded_widths(seqs), kind="stable")
     nll, right = np.zeros(len(order), np.float32), np.zeros(len(order), bool)
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
         filled = np.resize(index, batch_size)  # the last batch repeats its own
-        found = jax.device_get(_judge_batch(module, params, take(seqs, filled)))
+        found = jax.device_get(_judge_batch(module, params, take_trimmed(seqs, filled)))
         nll[index], right[index] = (values[: len(index)] for values in found)
     return {"nll": nll, "right": right}
 

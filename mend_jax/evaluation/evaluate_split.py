@@ -16,7 +16,7 @@ import numpy as np
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, locality_weights, token_batches
 from mend_jax.core.transform import EditTransform
 from mend_jax.core.weight_edit import relative_norms
-from mend_jax.data.encoded_rows import MORE
+from mend_jax.data.encoded_rows import EVALUATION_SETS
 from mend_jax.evaluation import metrics
 from mend_jax.evaluation.examples import (
     GENERATED_SETS,
@@ -74,7 +74,7 @@ def valid_scores(scores: Mapping[str, Any], valid: np.ndarray) -> dict[tuple[str
     for name, group in gather(scores).items():
         for key, values in group.items():
             kept = np.asarray(values).reshape(*valid.shape, -1)[valid]
-            found[name, key] = kept if name in MORE else kept[:, 0]
+            found[name, key] = kept if name in EVALUATION_SETS else kept[:, 0]
     return found
 
 

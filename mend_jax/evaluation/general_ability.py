@@ -23,8 +23,8 @@ from mend_jax.core.forward import trunk_states
 from mend_jax.core.losses import all_tokens_correct, token_nll
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit, variables
+from mend_jax.data.keyed_random import key_hash
 from mend_jax.data.sources import pararel
-from mend_jax.data.text_normalisation import key_hash
 from mend_jax.errors import DataError
 from mend_jax.evaluation.metrics import mean_interval
 from mend_jax.hub import text_encoding

@@ -22,7 +22,12 @@ from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit, squared_norms
-from mend_jax.data.sequential_rows import blocks, spread, windows, without_scopes
+from mend_jax.data.sequential_rows import (
+    evenly_spaced,
+    near_texts_outside_edits,
+    padded_blocks,
+    retention_windows,
+)
 from mend_jax.evaluation import metrics
 from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.scoring import answer_scores, locality_scores
@@ -145,8 +150,8 @@ def evaluate_sequential_edits(
     last, n_facts = max(checkpoints), max(checkpoints) * facts_per_edit
     texts = {name: encoded.texts[name] for name in (*EDIT_SETS, *locality_set_names(encoded.texts))}
     if "near" in texts:
-        texts["near"] = without_scopes(encoded, n_facts)
-    others = spread(n_facts, MOST)
+        texts["near"] = near_texts_outside_edits(encoded, n_facts)
+    others = evenly_spaced(n_facts, MOST)
     waiting = list(checkpoints)[len(log.batches) :]
 
     def measure(k: int, so_far: Edit) -> None:
@@ -155,12 +160,14 @@ def evaluate_sequential_edits(
         if editor.reader is not None:
             facts = take_rows(texts["edit"], so_far_facts[None])
             facts = facts, trunk(model.params, facts)
-        asked = np.unique(np.concatenate([*windows(len(so_far_facts), WINDOW, MOST).values()]))
+        asked = np.unique(
+            np.concatenate([*retention_windows(len(so_far_facts), WINDOW, MOST).values()])
+        )
         found = {("norm", name): v for name, v in distributed.gather(
             sizes(model.params, so_far)).items()}  # fmt: skip
         for names, numbers in ((EDIT_SETS, asked), (locality_set_names(texts), others)):
             parts: dict[tuple[str, str], list[np.ndarray]] = {}
-            for block, new in blocks(numbers, AT_ONCE) if names else ():
+            for block, new in padded_blocks(numbers, AT_ONCE) if names else ():
                 batch = {name: take_rows(texts[name], block[None]) for name in names}
                 scored = distributed.gather(score(params, so_far, model.params, facts, batch))
                 for name, group in scored.items():
@@ -196,7 +203,7 @@ def summarise_checkpoint(
     scores, n_facts = log.scores([batch]), edits * facts_per_edit
     found: dict[str, Any] = {"edits": edits, "facts": n_facts}
     at = {number: i for i, number in enumerate(batch["index"])}
-    for name, numbers in windows(n_facts, WINDOW, MOST).items():
+    for name, numbers in retention_windows(n_facts, WINDOW, MOST).items():
         own = [at[int(number)] for number in numbers]
         exact = {
             f"{metrics.result_name(text)}_exact": float(scores[text, "exact"][own].mean())

@@ -12,9 +12,9 @@ import jax
 from mend_jax.core.problem import make_problem
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import with_strength
-from mend_jax.data.sources import wikipedia
+from mend_jax.data.sources.world_facts import passages
 from mend_jax.data.sources.world_facts.facts import true_facts
-from mend_jax.data.sources.world_facts.wordings import WORDINGS, fill
+from mend_jax.data.sources.world_facts.templates import TEMPLATES, fill_template
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.errors import ConfigError, did_you_mean
 from mend_jax.hub.input_formats import input_format
@@ -150,11 +150,11 @@ def _shown(model: LanguageModel, calibrate_on: str) -> Iterator[TokenBatch]:
     """Texts of few tokens: of passages that need no download, or true facts about the world."""
     form, length = input_format(model.module), min(_LENGTH, model.config.n_positions)
     if calibrate_on == "far":
-        for text in wikipedia.passages("reference")["train"]:
+        for text in passages.passages("reference")["train"]:
             yield form.text(model.tokenizer, text, length)
         return
     facts = true_facts()
     for fact in facts[:: max(1, len(facts) // (2 * _TEXTS))]:
-        prompt = fill(WORDINGS[fact.relation].seen[0], fact.subject)
+        prompt = fill_template(TEMPLATES[fact.relation].training[0], fact.subject)
         if len(model.tokenizer.encode(f"{prompt} {fact.answer}")) < length:
             yield form.fact(model.tokenizer, prompt, fact.answer, length, length, append_eos=False)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mend_jax.data import raw_files
-from mend_jax.data.facts import Fact, fact_of
+from mend_jax.data.facts import Fact, fact_from_record
 from mend_jax.errors import DataError
 
 ARROW = "=>"
@@ -39,7 +39,7 @@ def parse_fact(text: str, where: str) -> Fact:
         more = "" if len(parts) < 2 else "; a fact that has one in its text can be given as JSON"
         raise DataError(f'{where}: {why} "=>" in {text!r:.120}: write {_EXAMPLE}{more}')
     prompt, target = (part.strip() for part in parts)
-    return fact_of({"prompt": prompt, "target": target}, where)
+    return fact_from_record({"prompt": prompt, "target": target}, where)
 
 
 def read(path: str) -> list[Fact]:
@@ -102,11 +102,15 @@ def _facts(text: str, name: str) -> Iterator[Fact]:
 
 def _of_json(record: Any, where: str) -> Fact:
     if not isinstance(record, dict):
-        raise DataError(f"{where}: a JSON {raw_files.kind_of(record)}, not an object with a prompt")
+        raise DataError(
+            f"{where}: a JSON {raw_files.json_type_name(record)}, not an object with a prompt"
+        )
     for alias, known in _ALIASES.items():
         if alias in record and known in record:
             raise DataError(f"{where}: {alias!r} and {known!r} mean the same; keep one of them")
-    return fact_of({_ALIASES.get(name, name): value for name, value in record.items()}, where)
+    return fact_from_record(
+        {_ALIASES.get(name, name): value for name, value in record.items()}, where
+    )
 
 
 def _decoded(data: bytes) -> str:

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mend_jax.data.facts import Fact
-from mend_jax.data.sources.world_facts.atlas import read_cities, read_countries, state_names
-from mend_jax.data.text_normalisation import is_sayable, normalise
+from mend_jax.data.name_matching import is_plain_name, normalise
+from mend_jax.data.sources.world_facts.geography import read_cities, read_countries, state_names
 
 PARAPHRASES = 2
 NEIGHBOURS = 2
@@ -197,7 +197,7 @@ def _known() -> dict[str, _Place]:
     places += [
         _Place("city", c.name, c.name, c.country, c.population)
         for c in read_cities()
-        if c.population >= _LEAST_CITY and c.rival * 5 <= c.population and is_sayable(c.name, 3)
+        if c.population >= _LEAST_CITY and c.rival * 5 <= c.population and is_plain_name(c.name, 3)
     ]
     return {place.name: place for place in reversed(places)}
 

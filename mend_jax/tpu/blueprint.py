@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from mend_jax import hub
-from mend_jax.data.encoded_rows import TEXTS
+from mend_jax.data.encoded_rows import TRAINING_SETS
 from mend_jax.editors import EditTransform
 from mend_jax.hub.input_formats import input_format
 from mend_jax.hub.published_configs import PUBLISHED
@@ -59,7 +59,7 @@ class Blueprint:
                 lambda a: jax.ShapeDtypeStruct((*lead, *np.shape(a)), np.asarray(a).dtype),
                 kinds[name],
             )
-            for name in TEXTS
+            for name in TRAINING_SETS
         }
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import optax
 
 from mend_jax import data
-from mend_jax.data.batches import batches
-from mend_jax.data.encoded_rows import EncodedRows, encode_rows, how_many
-from mend_jax.data.far_texts import with_far
-from mend_jax.data.length_buckets import by_length
-from mend_jax.data.rows import unknown_to
-from mend_jax.data.sequential_rows import rows_in_turn
+from mend_jax.data.batches import iterate_batches
+from mend_jax.data.encoded_rows import EncodedRows, encode_rows, rows_needed
+from mend_jax.data.far_texts import add_far_texts
+from mend_jax.data.length_buckets import split_by_length
+from mend_jax.data.rows import unseen_rows
+from mend_jax.data.sequential_rows import choose_sequential_rows
 from mend_jax.editors import EditTransform
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation.general_ability import AbilityTexts, load_ability_texts
@@ -95,13 +95,13 @@ class Experiment:
         """The training rows by length, as a step takes them."""
         c = self.config
         least = c.train.edits_per_step * c.data.edits_per_batch
-        parts = by_length(self.train.encoded, c.data.length_buckets, least)
+        parts = split_by_length(self.train.encoded, c.data.length_buckets, least)
         return [_thinned(part, c.train.far_scored_tokens) for part in parts]
 
     def train_batches(self) -> Any:
         """An endless, shuffled, resumable iterator over this process's part of each step."""
         c = self.config
-        return batches(
+        return iterate_batches(
             self.train_parts,
             edits_per_step=c.train.edits_per_step,
             edits_per_batch=c.data.edits_per_batch,
@@ -115,7 +115,7 @@ class Experiment:
         A batch has `edits_per_step` edits, or the next number that the mesh can split.
         """
         edits_per_step = round_up_edits(self.mesh, edits_per_step)
-        return batches(
+        return iterate_batches(
             split.encoded,
             edits_per_step=edits_per_step,
             edits_per_batch=self.config.data.edits_per_batch,
@@ -216,7 +216,7 @@ def open_experiment(
         )
 
     def beside(rows: Sequence[Row], name: str) -> Sequence[Row]:
-        return rows if far is None else with_far(rows, list(far.split(name)))
+        return rows if far is None else add_far_texts(rows, list(far.split(name)))
 
     def encoded(rows: Sequence[Row], name: str, more: bool = False) -> Split:
         return encode_split(config, model, beside(rows, name), more)
@@ -225,11 +225,11 @@ def open_experiment(
         """`count` of the rows that fit the lengths (0: all), or as many as there are."""
         choose, in_order = choose_rows, shuffled_rows
         if c.edits_per_batch > 1:  # none at odds
-            choose = in_order = rows_in_turn
+            choose = in_order = choose_sequential_rows
         taken = len(rows)
         for most in (2 * count + 64, len(rows)) if count else ():
             first = beside(in_order(rows, most), name)
-            taken = how_many(first, count, model.tokenizer, lengths, input_format(model.module))
+            taken = rows_needed(first, count, model.tokenizer, lengths, input_format(model.module))
             if taken < len(first):
                 break
         return encoded(choose(rows, taken), name, more)
@@ -239,14 +239,16 @@ def open_experiment(
 
     def another(dataset: data.DataSet) -> Split:
         """The test split of another data set, without the facts that training knows."""
-        rows = unknown_to(train.rows, dataset.split("test"))
+        rows = unseen_rows(train.rows, dataset.split("test"))
         return some(rows, config.eval.edits, "test", more=True)
 
     def sequential_rows() -> Split | None:
         """The facts of edits that follow one another, if any are asked for."""
         if not (needed := longest_sequence(config) * c.edits_per_batch):
             return None
-        rows = rows_in_turn(dataset.split("test"), needed + needed // 4 + 16)  # some do not fit
+        rows = choose_sequential_rows(
+            dataset.split("test"), needed + needed // 4 + 16
+        )  # some do not fit
         found = encoded(rows, "test")
         if len(found) < needed:
             raise ConfigError(

@@ -16,7 +16,7 @@ import optax
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.losses import correct_tokens, token_nll
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.data.claims import shuffled_batches, take
+from mend_jax.data.claims import shuffled_batches, take_trimmed
 from mend_jax.errors import ConfigError, Preempted, TrainingError
 from mend_jax.evaluation.claim_scores import score_claims, summarise_claims
 from mend_jax.hub.language_model import LanguageModel
@@ -103,7 +103,9 @@ def train(
     state = State(jnp.zeros((), jnp.int32), trained, tx.init(trained))
     best, progress = Best(0, -1.0, None), Progress("fine-tune", len(batches))
     for step, index in enumerate(batches, start=1):
-        state, metrics = train_step(model.module, tx, state, frozen, take(texts["learned"], index))
+        state, metrics = train_step(
+            model.module, tx, state, frozen, take_trimmed(texts["learned"], index)
+        )
         if step % c.log_every == 0 or step % c.val_every == 0:
             values = {k: float(v) for k, v in jax.device_get(metrics).items()}
             if not np.isfinite(values["loss"]):

@@ -15,7 +15,7 @@ from mend_jax.core.chunking import round_up
 from mend_jax.core.transform import EditTransform
 from mend_jax.core.weight_edit import Edit, utc_timestamp
 from mend_jax.data.facts import Fact, facts_from_pairs
-from mend_jax.data.subjects import with_subjects
+from mend_jax.data.subject_positions import add_subject_positions
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.evaluation.scoring import make_edit
 from mend_jax.hub.input_formats import CAUSAL, input_format
@@ -139,7 +139,7 @@ class Editor:
         if form is CAUSAL:
             about = [f.subject if isinstance(f, Fact) else "" for f in facts]
             prompts = {"edit": [prompt for prompt, _ in pairs]}
-            seqs = with_subjects({"edit": seqs}, tokenizer, prompts, about)["edit"]
+            seqs = add_subject_positions({"edit": seqs}, tokenizer, prompts, about)["edit"]
         with use_mesh(mesh_of_arrays(self.model.params)):
             edit = make_edit(
                 self.transform, self.model.module, self.model.weights, self.params, self.state,

@@ -13,7 +13,7 @@ from mend_jax import data, hub
 from mend_jax.apps import fact_checker_job
 from mend_jax.apps.run_command import main, parse
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.data.claims import encode_claims, shuffled_batches, take, widths
+from mend_jax.data.claims import encode_claims, padded_widths, shuffled_batches, take_trimmed
 from mend_jax.data.dataset import DataSet
 from mend_jax.data.rows import make_row
 from mend_jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
@@ -227,10 +227,10 @@ def test_batches_hold_texts_of_one_width_and_every_text_once():
     assert len(found) == 24
     for epoch in (found[:12], found[12:]):
         assert len(set(np.concatenate(epoch).tolist())) == 96
-    assert sum(len(set(widths(seqs)[index])) == 1 for index in found) >= 20
+    assert sum(len(set(padded_widths(seqs)[index])) == 1 for index in found) >= 20
     assert [i.tolist() for i in found] != [i.tolist() for i in found[12:] + found[:12]]
     again = shuffled_batches(seqs, 8, 2, 0)
     assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
-    some = take(seqs, found[0])
-    assert some.tokens.shape[1] == widths(seqs)[found[0]].max()
+    some = take_trimmed(seqs, found[0])
+    assert some.tokens.shape[1] == padded_widths(seqs)[found[0]].max()
     assert jax.tree.leaves(some)[0].shape[0] == 8

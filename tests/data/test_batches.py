@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.data.batches import batches
+from mend_jax.data.batches import iterate_batches
 from mend_jax.data.encoded_rows import Lengths, encode_rows
 from mend_jax.errors import DataError
 from mend_jax.hub.text_encoding import encode_fact, encode_near, encode_text
@@ -57,7 +57,7 @@ def same(a, b):
 
 
 def test_a_batch_holds_the_encoded_rows():
-    batch = next(batches(ROWS, TOKENIZER, edits_per_step=3, edits_per_batch=2, **SIZES))
+    batch = next(iterate_batches(ROWS, TOKENIZER, edits_per_step=3, edits_per_batch=2, **SIZES))
     marks = {"index", "near_index", "valid"}
     assert set(batch) == {"edit", "rephrase", "near", "far"} | marks
     assert batch["index"].shape == batch["valid"].shape == (3, 2) and batch["valid"].all()
@@ -78,7 +78,9 @@ def test_a_batch_holds_the_encoded_rows():
 
 def test_same_seed_same_order_other_seed_other_order():
     orders = [
-        np.concatenate([b["index"] for b in take(batches(ENCODED, edits_per_step=5, seed=s), 6)])
+        np.concatenate(
+            [b["index"] for b in take(iterate_batches(ENCODED, edits_per_step=5, seed=s), 6)]
+        )
         for s in (1, 1, 2)
     ]
     assert np.array_equal(orders[0], orders[1])
@@ -86,28 +88,30 @@ def test_same_seed_same_order_other_seed_other_order():
 
 
 def test_an_epoch_has_every_row_once_and_the_next_is_shuffled_anew():
-    seen = [b["index"].ravel() for b in batches(ENCODED, edits_per_step=5, num_epochs=2)]
+    seen = [b["index"].ravel() for b in iterate_batches(ENCODED, edits_per_step=5, num_epochs=2)]
     first, second = np.concatenate(seen[:6]), np.concatenate(seen[6:])
     assert sorted(first) == sorted(second) == list(range(30))
     assert not np.array_equal(first, second)
 
 
 def test_without_shuffle_the_rows_keep_their_order():
-    seen = [b["index"] for b in batches(ENCODED, edits_per_step=5, shuffle=False, num_epochs=1)]
+    seen = [
+        b["index"] for b in iterate_batches(ENCODED, edits_per_step=5, shuffle=False, num_epochs=1)
+    ]
     assert np.concatenate(seen).ravel().tolist() == list(range(30))
 
 
 def test_it_goes_on_for_ever():
-    assert len(take(batches(ENCODED, edits_per_step=30), 50)) == 50
+    assert len(take(iterate_batches(ENCODED, edits_per_step=30), 50)) == 50
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 8])
 def test_a_restored_iterator_goes_on_exactly(after):
-    whole = batches(ENCODED, edits_per_step=4, seed=3)
+    whole = iterate_batches(ENCODED, edits_per_step=4, seed=3)
     take(whole, after)
     state = json.loads(json.dumps(whole.get_state()))
     rest = take(whole, 12)
-    again = batches(ENCODED, edits_per_step=4, seed=3)
+    again = iterate_batches(ENCODED, edits_per_step=4, seed=3)
     take(again, 2)
     again.set_state(state)
     assert all(same(a, b) for a, b in zip(rest, take(again, 12), strict=True))
@@ -117,9 +121,10 @@ def test_a_restored_iterator_goes_on_exactly(after):
 @pytest.mark.parametrize("drop", [True, False])
 def test_processes_share_the_global_batch(processes, drop):
     options = {"edits_per_step": 8, "edits_per_batch": 3, "num_epochs": 1, "drop_remainder": drop}
-    alone = list(batches(ENCODED, **options))
+    alone = list(iterate_batches(ENCODED, **options))
     shares = [
-        list(batches(ENCODED, mine=part, **options)) for part in np.split(np.arange(8), processes)
+        list(iterate_batches(ENCODED, mine=part, **options))
+        for part in np.split(np.arange(8), processes)
     ]
     assert len(alone) == (1 if drop else 2)
     for step, whole in enumerate(alone):
@@ -129,13 +134,13 @@ def test_processes_share_the_global_batch(processes, drop):
 
 
 def test_shards_follow_one_another_after_a_change_of_processes():
-    alone = batches(ENCODED, edits_per_step=6, seed=5)
+    alone = iterate_batches(ENCODED, edits_per_step=6, seed=5)
     take(alone, 3)
     state = alone.get_state()
     whole = next(alone)["index"]
     parts = []
     for mine in ([0, 1, 2], [3, 4, 5]):
-        part = batches(ENCODED, edits_per_step=6, seed=5, mine=mine)
+        part = iterate_batches(ENCODED, edits_per_step=6, seed=5, mine=mine)
         part.set_state(state)
         parts.append(next(part)["index"])
     assert np.array_equal(np.concatenate(parts), whole)
@@ -144,7 +149,7 @@ def test_shards_follow_one_another_after_a_change_of_processes():
 @pytest.mark.parametrize(("edits", "facts"), [(4, 1), (7, 1), (4, 3), (3, 7), (64, 1), (8, 4)])
 def test_evaluation_sees_every_row_once_in_one_shape(edits, facts):
     options = {"shuffle": False, "num_epochs": 1, "drop_remainder": False}
-    seen = list(batches(ENCODED, edits_per_step=edits, edits_per_batch=facts, **options))
+    seen = list(iterate_batches(ENCODED, edits_per_step=edits, edits_per_batch=facts, **options))
     assert {b["edit"].batch_shape for b in seen} == {(edits, facts)}
     index = np.concatenate([b["index"][b["valid"]] for b in seen])
     assert index.tolist() == list(range(30))
@@ -152,12 +157,12 @@ def test_evaluation_sees_every_row_once_in_one_shape(edits, facts):
 
 def test_an_edit_is_filled_up_with_its_own_facts():
     options = {"shuffle": False, "num_epochs": 1, "drop_remainder": False}
-    last = list(batches(ENCODED, edits_per_step=4, edits_per_batch=4, **options))[-1]
+    last = list(iterate_batches(ENCODED, edits_per_step=4, edits_per_batch=4, **options))[-1]
     assert last["index"][3].tolist() == [28, 29, 28, 29]
     assert last["valid"][3].tolist() == [True, True, False, False]
     assert last["edit"].score_mask.any(-1)[3].tolist() == [True, True, False, False]
     assert last["rephrase"].score_mask.any(-1).all()
-    more = list(batches(ENCODED, edits_per_step=8, edits_per_batch=5, **options))[-1]
+    more = list(iterate_batches(ENCODED, edits_per_step=8, edits_per_batch=5, **options))[-1]
     assert not more["valid"][6:].any() and more["edit"].score_mask.any(-1).all()  # whole edits
 
 
@@ -174,9 +179,9 @@ def test_rows_that_do_not_fit_are_counted_and_reported(caplog):
     assert sum(encoded.dropped.values()) == 3 and len(encoded.dropped) == 3
     assert "left out 3 of 11 rows" in caplog.text and "much too long" in caplog.text
     options = {"edits_per_step": 4, "num_epochs": 1}
-    seen = [b["index"] for b in batches(encoded, mine=[0, 1], **options)]
+    seen = [b["index"] for b in iterate_batches(encoded, mine=[0, 1], **options)]
     assert len(seen) == 2 and {i.shape for i in seen} == {(2, 1)}
-    whole = np.concatenate([b["index"] for b in batches(encoded, **options)])
+    whole = np.concatenate([b["index"] for b in iterate_batches(encoded, **options)])
     assert sorted(whole.ravel()) == [0, 1, 2, 3, 4, 6, 7, 8]
 
 
@@ -188,19 +193,19 @@ def test_no_row_fits():
 def test_near_facts_that_another_fact_of_the_edit_changes_are_replaced():
     rows = [make_row(0, near_subject="s1"), make_row(1), make_row(2), make_row(3)]
     options = {"edits_per_step": 2, "shuffle": False, "num_epochs": 1, **SIZES}
-    batch = next(batches(rows, TOKENIZER, edits_per_batch=2, **options))
+    batch = next(iterate_batches(rows, TOKENIZER, edits_per_batch=2, **options))
     near = batch["near"]
     assert near.tokens[0, 0].tolist() == near.tokens[0, 1].tolist()
     assert near.tokens[1, 0].tolist() != near.tokens[1, 1].tolist()
     assert near.score_mask.any(-1).all()
     assert batch["near_index"].tolist() == [[1, 1], [2, 3]]
-    single = next(batches(rows, TOKENIZER, **options))
+    single = next(iterate_batches(rows, TOKENIZER, **options))
     assert single["near"].tokens[0, 0].tolist() != single["near"].tokens[1, 0].tolist()
 
 
 def test_near_facts_with_no_replacement_are_not_scored():
     rows = [make_row(0, near_scope="x|b", scope="a"), make_row(1, near_scope="a", scope="b")]
-    batch = next(batches(rows, TOKENIZER, edits_per_step=1, edits_per_batch=2, **SIZES))
+    batch = next(iterate_batches(rows, TOKENIZER, edits_per_step=1, edits_per_batch=2, **SIZES))
     assert not batch["near"].score_mask.any() and batch["edit"].score_mask.any()
 
 
@@ -215,9 +220,9 @@ def test_near_facts_with_no_replacement_are_not_scored():
 )
 def test_sizes_that_do_not_fit_together(options, message):
     with pytest.raises(DataError, match=message):
-        batches(ENCODED, **options)
+        iterate_batches(ENCODED, **options)
 
 
 def test_rows_need_a_tokenizer():
     with pytest.raises(DataError, match="need a tokenizer"):
-        batches(ROWS, edits_per_step=2)
+        iterate_batches(ROWS, edits_per_step=2)

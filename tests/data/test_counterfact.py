@@ -231,7 +231,7 @@ def test_what_is_missing_is_named(tmp_path):
 def real(request, tmp_path_factory):
     if not list(ROOT.glob("counterfact/*")):
         pytest.skip(f"no counterfact files below {ROOT}")
-    if request.param == "rome" and not raw_files.find(ROOT, *raw_files.either(FULL, SUBSET)):
+    if request.param == "rome" and not raw_files.find_file(ROOT, FULL, SUBSET):
         pytest.skip(f"no file of ROME's form below {ROOT}")
     recipe = counterfact.recipe(request.param, ROOT)
     return request.param, *made_and_prepared(recipe, tmp_path_factory.mktemp(request.param))

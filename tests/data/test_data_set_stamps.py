@@ -1,18 +1,16 @@
 """The stamp of a data set covers all code of mend_jax.data that decides its rows."""
 
-import ast
-import importlib
-import importlib.util
-from pathlib import Path
+import functools
+import sys
 from types import SimpleNamespace
 
 import pytest
 
-from mend_jax.data import DATASETS, TEXT_SETS
+from mend_jax import data
+from mend_jax.data.recipe import BuiltSplits, Recipe
+from mend_jax.errors import DataError
 
 HOME = "mend_jax.data"
-# In every stamp, or code that reads and keeps rows and decides none.
-KNOWN = {f"{HOME}.{name}" for name in ("rows", "names", "raw", "prepare")}
 FILES = (
     *(f"counterfact/counterfact-{name}.json" for name in ("train", "val", "edit")),
     *("fever/train.jsonl", "fever/eval.jsonl", "facts/mine.jsonl", "web/a.txt"),
@@ -26,26 +24,102 @@ BASE = SimpleNamespace(
     config=SimpleNamespace(n_positions=999),
     tokenizer=SimpleNamespace(boundary_tokens=([], []), fingerprint="t"),
 )  # fmt: skip
+# Some modules that decide the rows of each data set besides its own.
+DECIDES = {
+    "counterfact": {"neighbours", "name_matching", "raw_files"} - {"neighbours"},
+    "facts": {"facts", "keyed_random", "rows"},
+    "fever": {f"sources.fever.{name}" for name in ("paraphrases", "grammar", "vocabulary")},
+    "nq_open": {"raw_files", "rows"},
+    "texts": {"prose"},
+    "wikitext": {"prose"},
+    "wikitext_gen": {"sources.wikitext", "sources.wikitext_gen.continuations", "prose"},
+    "world_facts": {
+        f"sources.world_facts.{name}"
+        for name in (
+            "counterfactuals",
+            "facts",
+            "geography",
+            "passages",
+            "templates",
+            "wiki_markup",
+        )
+    },
+    "zsre": {
+        "sources.zsre.levy",
+        "sources.zsre.published",
+        "sources.nq_open",
+        "neighbours",
+        "far_texts",
+    },
+}
 
 
-def imported(module):
-    """The modules of mend_jax.data that one of them imports."""
-    tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == HOME:
-            yield from (f"{HOME}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module.startswith(f"{HOME}."):
-            yield node.module
-
-
-@pytest.mark.parametrize("name", [*DATASETS, *TEXT_SETS])
-def test_what_a_recipe_imports_is_in_its_stamp(tmp_path, name):
+@pytest.mark.parametrize("name", list(data.DATA_SETS))
+def test_the_stamp_covers_all_modules_that_decide_the_rows(tmp_path, name):
     for file in FILES:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("")
-    module = importlib.import_module((DATASETS | TEXT_SETS)[name])
-    made_with = (BASE,) if getattr(module, "NEEDS_MODEL", False) else ()
-    recipe = module.recipe(CONFIG.get(name, "default"), tmp_path, *made_with)
-    assert module.__name__ in recipe.code and len(recipe.stamp) == 12
-    for part in recipe.code:
-        assert set(imported(part)) - KNOWN <= set(recipe.code), part
+    function = data.DATA_SETS[name]
+    with_model = (BASE,) if name == "wikitext_gen" else ()
+    recipe = function(CONFIG.get(name, "default"), tmp_path, *with_model)
+    covered = recipe.source_files()
+    assert function.__module__ in covered and len(recipe.stamp) == 12
+    assert {f"{HOME}.{module}" for module in DECIDES[name]} <= set(covered)
+    assert not {f"{HOME}.{module}" for module in ("prepared", "batches", "encoded_rows")} & set(
+        covered
+    )
+    assert all(path.is_file() for path in covered.values())
+    if name == "wikitext_gen":
+        assert {"mend_jax.hub.text_encoding", "mend_jax.models.generation"} <= set(covered)
+
+
+def recipe_of(build):
+    return Recipe("a", "default", "1.0.0", "d", "l", build)
+
+
+def test_a_change_of_any_module_of_an_outside_package_changes_the_stamp(tmp_path, monkeypatch):
+    package = tmp_path / "outside_sets"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "helper.py").write_text("import json\nfrom mend_jax.data import prose\n")
+    (package / "one.py").write_text("from . import helper\n\ndef build():\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from outside_sets import one  # noqa: PLC0415
+
+    for build in (one.build, functools.partial(one.build)):
+        files = recipe_of(build).source_files()
+        assert {"outside_sets.one", "outside_sets.helper", f"{HOME}.prose"} <= set(files)
+        assert "json" not in files
+    first = recipe_of(one.build).stamp
+    assert recipe_of(one.build).stamp == first
+    (package / "helper.py").write_text("from mend_jax.data import prose\nWORDS = 3\n")
+    assert recipe_of(one.build).stamp != first
+
+
+def test_a_recipe_without_a_source_file_is_refused(monkeypatch):
+    def build():
+        return BuiltSplits({})
+
+    build.__module__ = "typed_into_a_console"
+    monkeypatch.setitem(sys.modules, "typed_into_a_console", SimpleNamespace())
+    with pytest.raises(DataError, match="typed_into_a_console has no source file.*in a .py file"):
+        recipe_of(build).source_files()
+
+
+def test_a_data_set_can_be_added_from_outside(tmp_path):
+    from mend_jax.data.rows import SPLITS, make_row  # noqa: PLC0415
+
+    def recipe(config, root):
+        row = make_row(key=config, subject="s", prompt="p", target="t", rephrase="r")
+        return Recipe("own", config, "1.0.0", "d", "l", lambda: BuiltSplits({"test": [row]}))
+
+    data.register_data_set("own", recipe)
+    try:
+        assert data.load("own/form", folder=tmp_path).split("test")[0]["key"] == "form"
+        with pytest.raises(data.DataError, match="data set 'own' is registered already") as _:
+            data.register_data_set("own", "some.module")
+    except data.DataError:
+        raise
+    finally:
+        data.DATA_SETS.unregister("own")
+    assert SPLITS and "own" not in data.DATA_SETS

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from mend_jax.data.batches import batches
+from mend_jax.data.batches import iterate_batches
 from mend_jax.data.encoded_rows import Lengths, encode_rows
-from mend_jax.data.far_texts import with_far
+from mend_jax.data.far_texts import add_far_texts
 from mend_jax.data.rows import make_row, text_row
 from mend_jax.errors import DataError
 from mend_jax.hub.input_formats import CLASSIFIER, seq2seq
@@ -39,7 +39,7 @@ def at(texts, *index):
 def test_rows_without_near_or_far_have_no_such_set():
     encoded = encode_rows([row(0), row(1)], TOKENIZER, LENGTHS)
     assert set(encoded.texts) == {"edit", "rephrase"}
-    batch = next(batches(encoded, edits_per_step=2))
+    batch = next(iterate_batches(encoded, edits_per_step=2))
     assert set(batch) == {"edit", "rephrase", "index", "valid"}
     with pytest.raises(DataError, match="1 of 2 rows have a near text .*give it to all or none"):
         encode_rows([row(0), question(1)], TOKENIZER, LENGTHS)
@@ -98,7 +98,7 @@ def test_rows_may_have_several_more_texts_or_none():
     assert count == {"more_rephrases": [1, 0, 0], "more_near": [0, 2, 0], "hops": [1, 0, 0]}
     assert all(texts.mask.any(-1).all() for texts in encoded.texts.values())
     assert scored(at(encoded.texts["more_rephrases"], 0, 0)) == " no 0"
-    batch = next(batches(encoded, edits_per_step=1, edits_per_batch=3, shuffle=False))
+    batch = next(iterate_batches(encoded, edits_per_step=1, edits_per_batch=3, shuffle=False))
     assert batch["more_near"].tokens.shape == (1, 3 * 2, 24)
     assert batch["far_answers"].tokens.shape == (1, 3, 20)
     assert np.array_equal(batch["more_near"].tokens[0, 2], encoded.texts["more_near"].tokens[1, 0])
@@ -116,16 +116,18 @@ def test_a_neighbour_without_an_answer_is_scored_at_what_comes_next():
 def test_far_texts_of_another_data_set_speak_of_neither_subject_nor_target():
     texts = [text_row(str(i), f"Text of s{i}, and no {i + 1}.", "a" * (i % 2)) for i in range(4)]
     rows = [row(i) for i in range(4)]
-    found = with_far(rows, texts)
-    assert found == with_far(rows[:2], texts) + with_far(rows[2:], texts)  # each by itself
+    found = add_far_texts(rows, texts)
+    assert found == add_far_texts(rows[:2], texts) + add_far_texts(
+        rows[2:], texts
+    )  # each by itself
     for r in found:
         assert f"s{r['key'][1:]}," not in r["far"] and r["target"] + "." not in r["far"]
         assert (r["far"], r["far_answer"]) in [(t["far"], t["far_answer"]) for t in texts]
     for text in ("On s0 alone.", "S0's end."):
-        with pytest.raises(DataError, match="every far text speaks of 's0'.*data.far_source"):
-            with_far(rows, [text_row("a", text)])
+        with pytest.raises(DataError, match="every far text mentions 's0'.*data.far_source"):
+            add_far_texts(rows, [text_row("a", text)])
 
 
 def test_a_source_without_far_texts_is_refused():
     with pytest.raises(DataError, match="data.far_source names .* no unrelated texts: use nq_open"):
-        with_far([row(0)], [row(1)])
+        add_far_texts([row(0)], [row(1)])

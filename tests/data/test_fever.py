@@ -8,8 +8,8 @@ import pytest
 from support.raw_files import ROOT
 
 from mend_jax import data
+from mend_jax.data.name_matching import normalise
 from mend_jax.data.sources import fever
-from mend_jax.data.text_normalisation import normalise
 from mend_jax.errors import DataError
 
 REAL = ROOT / "fever/train.jsonl.gz"
@@ -135,9 +135,9 @@ def test_labels_flip_and_a_name_in_the_claim_decides_the_page(name, tmp_path):
     assert left == {} and [c.label for c in claims] == ["true", "false"]
     assert [c.key for c in claims] == ["claims-1", "claims-2"]
     assert claims[0].pages[-1] == "Zz One (town)" or claims[0].pages[0] == "Zz One (town)"
-    assert fever.subject_of(claims[0].text, claims[0].pages) == "Zz One (town)"
+    assert fever.claim_subject(claims[0].text, claims[0].pages) == "Zz One (town)"
     first = "Aa" if name == "folder" else "Zz Two: a town"  # its lists are sorted by name
-    assert fever.subject_of(claims[1].text, claims[1].pages) == first
+    assert fever.claim_subject(claims[1].text, claims[1].pages) == first
 
 
 def test_near_claims_do_not_say_nearly_the_same(tmp_path):
@@ -163,7 +163,7 @@ def test_repeated_claims_and_pages_of_later_splits_are_left_out_and_counted(tmp_
                                                            "REFUTES", "Zz0")]  # fmt: skip
     write(tmp_path / "fever/train.jsonl", train)
     write(tmp_path / "fever/eval.jsonl", records(folder_form, range(35, 45), first=1000))
-    made = fever.recipe("default", tmp_path).make()
+    made = fever.recipe("default", tmp_path).build()
     assert made.notes["records_left_out"]["train.jsonl"]["repeated claim"] == 1
     lost = collections.Counter()
     for counts in made.notes["rows_lost"].values():
@@ -236,4 +236,4 @@ def test_a_split_about_one_page_is_refused(tmp_path):
     for name in ("train", "eval"):
         write(tmp_path / f"fever/{name}.jsonl", records(folder_form, [name]))
     with pytest.raises(DataError, match="are about 'Zz.*claims of at least two pages"):
-        fever.recipe("default", tmp_path).make()
+        fever.recipe("default", tmp_path).build()

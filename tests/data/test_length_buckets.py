@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from test_batches import LENGTHS, TOKENIZER, make_row, same
 
-from mend_jax.data.batches import batches
+from mend_jax.data.batches import iterate_batches
 from mend_jax.data.encoded_rows import encode_rows
-from mend_jax.data.length_buckets import by_length
+from mend_jax.data.length_buckets import split_by_length
 from mend_jax.errors import DataError
 
 # 13 to 22 tokens
@@ -21,7 +21,7 @@ def real(texts, row):
 
 
 def test_each_row_is_in_the_shortest_part_that_holds_it():
-    parts = by_length(ENCODED, (15, 18), 4)
+    parts = split_by_length(ENCODED, (15, 18), 4)
     assert sorted(np.concatenate([part.index for part in parts]).tolist()) == list(range(40))
     assert [part.texts["edit"].tokens.shape[-1] for part in parts] == [15, 18, 24]
     for part, low, high in zip(parts, (0, 15, 18), (15, 18, 24), strict=True):
@@ -36,7 +36,7 @@ def test_each_row_is_in_the_shortest_part_that_holds_it():
 
 
 def test_a_far_text_is_cut_and_scored_as_far_as_it_goes():
-    far = by_length(ENCODED, (15, 18), 4)[0].texts["far"]
+    far = split_by_length(ENCODED, (15, 18), 4)[0].texts["far"]
     assert far.tokens.shape[-1] == 15 and far.score_mask.sum(-1).tolist() == [15] * len(far.tokens)
     assert np.array_equal(far.target[:, :-1], far.tokens[:, 1:])
 
@@ -44,7 +44,7 @@ def test_a_far_text_is_cut_and_scored_as_far_as_it_goes():
 def test_a_part_that_is_too_small_joins_the_next():
     longest = np.max([ENCODED.texts[n].mask.sum(-1) for n in ("edit", "rephrase", "near")], 0)
     few = int((longest <= 14).sum())
-    parts = by_length(ENCODED, (14, 18), few + 1)
+    parts = split_by_length(ENCODED, (14, 18), few + 1)
     assert few > 0 and [len(part) for part in parts] == [
         (longest <= 18).sum(),
         (longest > 18).sum(),
@@ -54,20 +54,20 @@ def test_a_part_that_is_too_small_joins_the_next():
     with pytest.raises(
         DataError, match=f"only {last} rows are longer than {top - 1} tokens, fewer"
     ):
-        by_length(ENCODED, (int(top) - 1,), last + 1)
-    assert len(by_length(ENCODED, (30,), 5)) == 1
-    assert by_length(ENCODED, (), 5) == [ENCODED]
+        split_by_length(ENCODED, (int(top) - 1,), last + 1)
+    assert len(split_by_length(ENCODED, (30,), 5)) == 1
+    assert split_by_length(ENCODED, (), 5) == [ENCODED]
 
 
 @pytest.mark.parametrize("bad", [(18, 15), (15, 15), (1,)])
 def test_lengths_must_rise(bad):
     with pytest.raises(DataError, match="data.length_buckets is .*: give rising lengths"):
-        by_length(ENCODED, bad, 1)
+        split_by_length(ENCODED, bad, 1)
 
 
 def test_steps_take_turns_by_the_size_of_the_parts_and_resume():
-    parts = by_length(ENCODED, (15, 18), 4)
-    first = batches(parts, edits_per_step=4, seed=3)
+    parts = split_by_length(ENCODED, (15, 18), 4)
+    first = iterate_batches(parts, edits_per_step=4, seed=3)
     seen = [next(first) for _ in range(40)]
     lengths = [b["edit"].tokens.shape[-1] for b in seen]
     share = [lengths.count(n) / 40 for n in (15, 18, 24)]
@@ -76,15 +76,15 @@ def test_steps_take_turns_by_the_size_of_the_parts_and_resume():
     assert counts.min() >= 2  # about four passes
     state = first.get_state()
     later = [next(first) for _ in range(3)]
-    again = batches(parts, edits_per_step=4, seed=3)
+    again = iterate_batches(parts, edits_per_step=4, seed=3)
     again.set_state(state)
     assert all(same(next(again), b) for b in later)
 
 
 def test_processes_make_parts_of_the_same_steps():
-    parts = by_length(ENCODED, (15, 18), 4)
-    whole = batches(parts, edits_per_step=4, seed=3)
-    mine = [batches(parts, edits_per_step=4, seed=3, mine=m) for m in ([0, 1], [2, 3])]
+    parts = split_by_length(ENCODED, (15, 18), 4)
+    whole = iterate_batches(parts, edits_per_step=4, seed=3)
+    mine = [iterate_batches(parts, edits_per_step=4, seed=3, mine=m) for m in ([0, 1], [2, 3])]
     for _ in range(10):
         halves = [next(one)["index"] for one in mine]
         assert np.array_equal(next(whole)["index"], np.concatenate(halves))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mend_jax.data.neighbours import same, scope, speaks_of, with_near, wording
+from mend_jax.data.name_matching import same_answer, scope_name
+from mend_jax.data.neighbours import add_near_facts, mentions_subject, without_subject
 from mend_jax.data.rows import make_row
 
 
@@ -10,7 +11,7 @@ def row(number, subject, prompt="", truth="", relation=""):
     asked = prompt or f"What is {subject}?"
     return make_row(
         key=f"k{number}", subject=subject, prompt=asked, rephrase=asked, target="t",
-        truth=truth or f"truth{number}", relation=relation, scope=scope(subject),
+        truth=truth or f"truth{number}", relation=relation, scope=scope_name(subject),
     )  # fmt: skip
 
 
@@ -32,27 +33,31 @@ def names(n):
     ],
 )
 def test_a_fact_speaks_of_a_subject(subject, prompt, truth, expected):
-    assert speaks_of(row(0, subject, prompt, truth), "Rome") is expected
+    assert mentions_subject(row(0, subject, prompt, truth), "Rome") is expected
 
 
 def test_a_fact_about_a_part_of_a_name_speaks_of_it():
-    assert speaks_of(row(0, "Guinea", "Who rules there?"), "Equatorial Guinea")
-    assert not speaks_of(row(0, "Oslo", "Is it in Guinea?"), "Equatorial Guinea")
-    assert speaks_of(row(0, "Осло", "Что?"), "осло") and not speaks_of(
+    assert mentions_subject(row(0, "Guinea", "Who rules there?"), "Equatorial Guinea")
+    assert not mentions_subject(row(0, "Oslo", "Is it in Guinea?"), "Equatorial Guinea")
+    assert mentions_subject(row(0, "Осло", "Что?"), "осло") and not mentions_subject(
         row(0, "Рим", "Что?"), "осло"
     )
 
 
 def test_spelling_does_not_tell_answers_apart():
-    assert same("The Côte d'Ivoire.", "cote dIvoire") and not same("5", "50")
-    assert same("Рим ", "рим") and not same("Рим", "Осло")
-    assert wording("Who is The Who?", "The Who") == wording("Who is Bob?", "Bob") == "who is xxx"
+    assert same_answer("The Côte d'Ivoire.", "cote dIvoire") and not same_answer("5", "50")
+    assert same_answer("Рим ", "рим") and not same_answer("Рим", "Осло")
+    assert (
+        without_subject("Who is The Who?", "The Who")
+        == without_subject("Who is Bob?", "Bob")
+        == "who is xxx"
+    )
 
 
 def test_near_facts_are_true_and_about_others():
     rows = [row(i, name) for i, name in enumerate(names(40))]
-    found, left = with_near(rows, hard=False)
-    assert left == 0 and with_near(rows, hard=False)[0] == found
+    found, left = add_near_facts(rows, hard=False)
+    assert left == 0 and add_near_facts(rows, hard=False)[0] == found
     facts = {(r["subject"], r["prompt"], r["truth"], r["scope"]) for r in rows}
     for given, new in zip(rows, found, strict=True):
         near = tuple(new[f"near_{k}"] for k in ("subject", "prompt", "answer", "scope"))
@@ -63,9 +68,9 @@ def test_near_facts_are_true_and_about_others():
 
 def test_a_row_is_not_given_its_own_prompt():
     rows = [row(i, name, "What is it?" if i else "WHAT is it") for i, name in enumerate(names(70))]
-    assert with_near(rows, hard=False) == ([], 70)
+    assert add_near_facts(rows, hard=False) == ([], 70)
     rows.append(row(70, "other"))
-    assert [r["near_subject"] for r in with_near(rows, False)[0][:-1]] == ["other"] * 70
+    assert [r["near_subject"] for r in add_near_facts(rows, False)[0][:-1]] == ["other"] * 70
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -77,7 +82,7 @@ def test_hard_near_facts_are_every_second_one(named):
         rows.append(row(i, name, f"What kind{kind} has {name}?", relation=relation))
 
     def alike(hard):
-        found, _ = with_near(rows, hard)
+        found, _ = add_near_facts(rows, hard)
         return [r["prompt"].split()[1] == r["near_prompt"].split()[1] for r in found]
 
     hard, soft = alike(True), alike(False)
@@ -87,6 +92,6 @@ def test_hard_near_facts_are_every_second_one(named):
 def test_a_relation_of_one_subject_takes_what_there_is():
     rows = [row(i, "Rome", relation="r") for i in range(4)]
     rows += [row(9, "Oslo", relation="other")]
-    found, left = with_near(rows, hard=True)
+    found, left = add_near_facts(rows, hard=True)
     assert left == 0 and {r["near_subject"] for r in found[:4]} == {"Oslo"}
-    assert with_near(rows[:4], hard=True) == ([], 4)
+    assert add_near_facts(rows[:4], hard=True) == ([], 4)

@@ -4,7 +4,7 @@ import pytest
 from support.raw_files import ROOT, SPOILT, change, spoil, write
 
 from mend_jax import data
-from mend_jax.data.text_normalisation import normalise
+from mend_jax.data.name_matching import normalise
 from mend_jax.errors import DataError
 
 NAMES = {

@@ -60,7 +60,7 @@ def test_a_document_gives_so_many_passages(tmp_path, monkeypatch):
     monkeypatch.setattr(own_texts, "A_DOCUMENT", 3)
     for i in range(60):
         write(tmp_path, f"web/{i}.txt", document(i, 40))
-    made = own_texts.recipe("web", tmp_path).make()
+    made = own_texts.recipe("web", tmp_path).build()
     assert made.notes["counts"]["passages"] == 180 == sum(map(len, made.splits.values()))
     per = len(prose.passages(prose.sentences(document(0, 40))))
     assert made.notes["counts"]["passages_over_the_limit"] == 60 * (per - 3) > 0

@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
-from mend_jax.data import integrity, prepared
-from mend_jax.data.rows import SPLITS, disjoint, hold_out, make_row
+from mend_jax.data import prepared, raw_files, sealed_folder
+from mend_jax.data.recipe import BuiltSplits, Recipe
+from mend_jax.data.rows import SPLITS, fingerprint_rows, make_row, split_by_name, without_overlap
 from mend_jax.errors import DataError
 
 
@@ -17,29 +18,29 @@ def row(number, subject="", **more):
     return make_row(**asked, subject=subject or f"s{number}", **more)
 
 
-def recipe(make=None, files=(), **more):
+def recipe(build=None, files=(), **more):
     rows = {name: [row(i, f"{name} {i}") for i in range(3)] for name in SPLITS}
-    return prepared.Recipe(
+    return Recipe(
         name="tiny", config="default", version="1.0.0", description="d", license="l",
-        make=make or (lambda: prepared.Made(rows, {"left_out": 2})), files=tuple(files), **more,
+        build=build or (lambda: BuiltSplits(rows, {"left_out": 2})), files=tuple(files), **more,
     )  # fmt: skip
 
 
 def test_every_field_comes_back(tmp_path):
     full = row(1, relation="r", far="f", hop_prompts=["a", "b"], hop_answers=["c", "d"],
                rephrase_unseen=True)  # fmt: skip
-    made = prepared.Made({"train": [full], "validation": [row(2)], "test": [row(3)]}, {"n": 1})
+    made = BuiltSplits({"train": [full], "validation": [row(2)], "test": [row(3)]}, {"n": 1})
     loaded = prepared.load(recipe(lambda: made), tmp_path)
     assert loaded.split("train")[0] == full and loaded.split("test")[0] == row(3)
     assert loaded.notes == {"n": 1, "files": {}} and loaded.name == "tiny"
-    assert loaded.fingerprint == prepared.fingerprint_rows(made.splits)
+    assert loaded.fingerprint == fingerprint_rows(made.splits)
 
 
 def test_building_at_once_gives_one_set_of_files(tmp_path):
     roots = []
 
     def build():
-        roots.append(prepared.build(recipe(), tmp_path))
+        roots.append(prepared.prepare(recipe(), tmp_path))
 
     threads = [threading.Thread(target=build) for _ in range(3)]
     for thread in threads:
@@ -63,14 +64,14 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path):
         raise DataError("no passages")
 
     with pytest.raises(DataError, match="no passages"):
-        prepared.build(recipe(fail), tmp_path)
+        prepared.prepare(recipe(fail), tmp_path)
     assert list(tmp_path.rglob("*")) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written .* set MEND_CACHE_DIR"):
-        prepared.build(recipe(), tmp_path / "file")
+        prepared.prepare(recipe(), tmp_path / "file")
 
 
 def test_prepared_files_are_not_made_again(tmp_path):
@@ -86,36 +87,36 @@ def change_a_bit(path):
 
 def test_damaged_files_are_told_of_and_made_again(tmp_path, caplog):
     first = prepared.load(recipe(), tmp_path)
-    folder = prepared.build(recipe(), tmp_path) / "tiny/default/1.0.0"
+    folder = prepared.prepare(recipe(), tmp_path) / "tiny/default/1.0.0"
     change_a_bit(next(folder.glob("tiny-test.array_record-0*")))
     assert not caplog.records
     again = prepared.load(recipe(), tmp_path)
     assert [list(again.split(s)) for s in SPLITS] == [list(first.split(s)) for s in SPLITS]
-    assert [r.getMessage().startswith(f"{folder} is made again: ") for r in caplog.records] == [
+    assert [r.getMessage().startswith(f"{folder} is prepared again: ") for r in caplog.records] == [
         True
     ]
-    assert not integrity.damage(folder)
+    assert not sealed_folder.describe_damage(folder)
     assert sorted(p.name for p in folder.parents[2].iterdir()) == ["tiny"]
 
 
-@pytest.mark.parametrize("name", ["a", "b/c", integrity.SUMS])
+@pytest.mark.parametrize("name", ["a", "b/c", sealed_folder.SUMS])
 def test_every_damage_is_named(tmp_path, name):
     (tmp_path / "b").mkdir()
     (tmp_path / "a").write_bytes(bytes(100))
     (tmp_path / "b/c").write_bytes(b"x" * 100)
-    integrity.seal(tmp_path)
-    assert integrity.damage(tmp_path) == ""
+    sealed_folder.seal(tmp_path)
+    assert sealed_folder.describe_damage(tmp_path) == ""
     path = tmp_path / name
     held = path.read_bytes()
     for damaged in (held[:50], held[:40] + bytes([held[40] ^ 4]) + held[41:], b"", b"[]"):
         path.write_bytes(damaged)
-        assert integrity.damage(tmp_path)
+        assert sealed_folder.describe_damage(tmp_path)
     path.unlink()
-    assert name in integrity.damage(tmp_path)
+    assert name in sealed_folder.describe_damage(tmp_path)
     path.write_bytes(held)
-    assert integrity.damage(tmp_path) == ""
+    assert sealed_folder.describe_damage(tmp_path) == ""
     (tmp_path / "b/more").write_text("")
-    assert integrity.damage(tmp_path) == "b/more was not there"
+    assert sealed_folder.describe_damage(tmp_path) == "b/more is new"
 
 
 def test_a_mutated_raw_file_is_another_data_set(tmp_path):
@@ -123,12 +124,12 @@ def test_a_mutated_raw_file_is_another_data_set(tmp_path):
 
     def make():
         text = json.loads(source.read_text())
-        return prepared.Made({"train": [row(1, far=text)], "validation": [], "test": []})
+        return BuiltSplits({"train": [row(1, far=text)], "validation": [], "test": []})
 
     prints = []
     for text in ("old", "new", "old"):
         source.write_text(json.dumps(text))
-        found = prepared.load(recipe(make, [source], manual_dir=tmp_path), tmp_path / "prepared")
+        found = prepared.load(recipe(make, [source], raw_dir=tmp_path), tmp_path / "prepared")
         prints.append(found.fingerprint)
         assert set(found.notes["files"]) == {"facts.json"}
     assert prints[0] == prints[2] != prints[1]
@@ -137,12 +138,12 @@ def test_a_mutated_raw_file_is_another_data_set(tmp_path):
 def test_a_file_that_is_not_the_published_one_is_told_of(tmp_path, caplog):
     source = tmp_path / "facts.json"
     source.write_text("x")
-    known = prepared.raw.sha256(source)
+    known = raw_files.sha256(source)
     for sha256, same in ((known, True), ("0" * 64, False)):
-        asked = recipe(files=[source], manual_dir=tmp_path, published={"facts.json": sha256})
+        asked = recipe(files=[source], raw_dir=tmp_path, published={"facts.json": sha256})
         with caplog.at_level(logging.WARNING):
-            prepared.build(asked, tmp_path / str(same))
-        assert asked.sources()["facts.json"]["published"] is same
+            prepared.prepare(asked, tmp_path / str(same))
+        assert asked.file_records()["facts.json"]["published"] is same
     assert "facts.json: not the published file" in caplog.text and len(caplog.records) == 1
 
 
@@ -157,20 +158,20 @@ def test_rows_that_cannot_be_are_refused():
 
 def test_held_out_subjects_stay_held_out():
     rows = [row(i, f"subject {i % 50}") for i in range(200)]
-    parts = hold_out(rows, {"test": 0.2, "validation": 0.2})
+    parts = split_by_name(rows, {"test": 0.2, "validation": 0.2})
     subjects = [{r["subject"] for r in held} for held in parts.values()]
     assert sum(map(len, subjects)) == 50 == len(set.union(*subjects))
     assert 4 <= len(subjects[1]) <= 17 and 4 <= len(subjects[2]) <= 17
-    fewer = hold_out(rows[:120], {"test": 0.2, "validation": 0.2})
+    fewer = split_by_name(rows[:120], {"test": 0.2, "validation": 0.2})
     assert {r["subject"] for r in fewer["test"]} == {r["subject"] for r in parts["test"]}
 
 
 def test_names_of_any_script_stay_together():
     rows = [row(i, "北京") for i in range(20)]
-    assert sorted(map(len, hold_out(rows, {"test": 0.5}).values())) == [0, 20]
-    kept, lost = disjoint({"train": rows[:3], "validation": [], "test": [row(9, " 北京 ")]})
+    assert sorted(map(len, split_by_name(rows, {"test": 0.5}).values())) == [0, 20]
+    kept, lost = without_overlap({"train": rows[:3], "validation": [], "test": [row(9, " 北京 ")]})
     assert lost == {"train": 3} and not kept["train"]
-    kept, lost = disjoint({"train": [row(1, " ")], "validation": [], "test": [row(2, " ")]})
+    kept, lost = without_overlap({"train": [row(1, " ")], "validation": [], "test": [row(2, " ")]})
     assert not lost  # rows without a subject are no one's
 
 
@@ -180,7 +181,7 @@ def test_disjoint_splits_lose_what_they_share():
         "validation": [row(5, "bob"), row(6, "Ann")],
         "test": [row(7, "ANN")],
     }
-    kept, lost = disjoint(splits)
+    kept, lost = without_overlap(splits)
     assert {k: [r["subject"] for r in v] for k, v in kept.items()} == {
         "train": ["Cy"], "validation": ["bob"], "test": ["ANN"],
     }  # fmt: skip

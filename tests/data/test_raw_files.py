@@ -63,7 +63,7 @@ def test_fields_are_checked_by_kind(tmp_path, fields, kinds, message):
 
 def test_records_come_one_at_a_time(tmp_path):
     path = write(tmp_path / "f", change(RECORDS, 2, name=None))
-    records = raw_files.each_record(path, KINDS)
+    records = raw_files.iter_records(path, KINDS)
     assert [next(records)[1], next(records)[1]] == RECORDS[:2]
     with pytest.raises(DataError, match="f:3: field 'name' is missing"):
         next(records)
@@ -95,16 +95,23 @@ def test_line_numbers_count_blank_lines_and_not_odd_characters(tmp_path):
 
 
 def test_files_are_found_by_any_of_their_names(tmp_path):
-    names = raw_files.either("d/one.jsonl", "d/two.json")
+    plain = ("d/one.jsonl", "d/two.json")
+    names = raw_files.with_gz_names(*plain)
     assert names == ("d/one.jsonl", "d/one.jsonl.gz", "d/two.json", "d/two.json.gz")
-    assert raw_files.find(tmp_path, *names) is None and raw_files.find(None, *names) is None
+    assert (
+        raw_files.find_file(tmp_path, *plain) is None and raw_files.find_file(None, *plain) is None
+    )
     with pytest.raises(DataError, match="set is made from .*two.json.gz, which is not below"):
-        raw_files.locate(tmp_path, "set", *names)
+        raw_files.require_file(tmp_path, "set", *plain)
     with pytest.raises(DataError, match="no data root is known: set --config.data.dir"):
-        raw_files.locate(None, "set", *names)
+        raw_files.require_file(None, "set", *plain)
     for name in reversed(names):
         path = write(tmp_path / name, RECORDS)
-        assert raw_files.find(tmp_path, *names) == raw_files.locate(tmp_path, "set", *names) == path
+        assert (
+            raw_files.find_file(tmp_path, *plain)
+            == raw_files.require_file(tmp_path, "set", *plain)
+            == path
+        )
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

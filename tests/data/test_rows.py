@@ -19,7 +19,7 @@ def test_what_a_later_split_judges_is_not_taught():
         row(4) | {"near_prompt": "Where is S0?"},
         row(5),
     ]
-    kept, lost = rows.apart({"train": train, "validation": [], "test": [judged]})
+    kept, lost = rows.without_near_leaks({"train": train, "validation": [], "test": [judged]})
     assert [r["key"] for r in kept["train"]] == ["5"] and lost == {"train": 4}
     assert kept["test"] == [judged]
 
@@ -32,5 +32,5 @@ def test_what_training_knows_is_not_judged():
         row(5) | {"near_prompt": "S2 is where?"},
     ]
     partly = row(6, more_near_prompts=["Where is N1?", "Where is X?"], more_near_answers=["n", "x"])
-    (left,) = rows.unknown_to(train, [*known, partly])
+    (left,) = rows.unseen_rows(train, [*known, partly])
     assert left == partly | {"more_near_prompts": ["Where is X?"], "more_near_answers": ["x"]}

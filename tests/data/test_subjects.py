@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from test_text_encoding import spaced_tokenizer
 
-from mend_jax.data.batches import batches
+from mend_jax.data.batches import iterate_batches
 from mend_jax.data.encoded_rows import Lengths, encode_rows
-from mend_jax.data.length_buckets import by_length
+from mend_jax.data.length_buckets import split_by_length
 from mend_jax.data.rows import make_row
-from mend_jax.data.subjects import subject_token
+from mend_jax.data.subject_positions import subject_token_index
 from mend_jax.hub.input_formats import CLASSIFIER
 from mend_jax.hub.tokenizer import Tokenizer
 
@@ -36,7 +36,7 @@ LENGTHS = Lengths(max_len=40, max_target=8, far_len=20, append_eos=False, templa
     ],
 )
 def test_the_token_of_a_subjects_last_character(prompt, subject, up_to):
-    found = subject_token(TOKENIZER, prompt, subject)
+    found = subject_token_index(TOKENIZER, prompt, subject)
     assert found == (None if up_to is None else len(TOKENIZER.encode(up_to)) - 1)
 
 
@@ -47,9 +47,9 @@ def test_a_token_that_goes_on_after_the_subject_counts():
         def offsets(self, text):
             return [(i, min(i + 2, len(text))) for i in range(0, len(text), 2)]
 
-    assert subject_token(Pairs(), "of Ann is", "Ann") == 2
-    assert subject_token(Pairs(), "on Bob is", "Bob") == 2
-    assert subject_token(Pairs(), "of Anne is", "Anne") == 3
+    assert subject_token_index(Pairs(), "of Ann is", "Ann") == 2
+    assert subject_token_index(Pairs(), "on Bob is", "Bob") == 2
+    assert subject_token_index(Pairs(), "of Anne is", "Anne") == 3
 
 
 def test_rows_tell_it_in_the_template_and_batches_carry_it():
@@ -58,8 +58,10 @@ def test_rows_tell_it_in_the_template_and_batches_carry_it():
         make_row(key="b", prompt="Who is she?", rephrase="Bo, who?", target="yy", subject="Bo"),
     ]
     encoded = encode_rows(rows, TOKENIZER, LENGTHS)
-    for part in by_length(encoded, (20,), least=1):
-        batch = next(batches(part, edits_per_step=1, edits_per_batch=len(part), shuffle=False))
+    for part in split_by_length(encoded, (20,), least=1):
+        batch = next(
+            iterate_batches(part, edits_per_step=1, edits_per_batch=len(part), shuffle=False)
+        )
         for name, told in (("edit", ["Q: Who is Ann", "Q: Who is she? A:"]),
                            ("rephrase", ["Q: Ann", "Q: Bo"])):  # fmt: skip
             seqs = batch[name].flat()

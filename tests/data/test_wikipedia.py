@@ -10,15 +10,14 @@ import zipfile
 
 import pytest
 
-from mend_jax.data import wiki_markup
-from mend_jax.data.sources import wikipedia
+from mend_jax.data.sources.world_facts import passages, wiki_markup
 from mend_jax.errors import DataError
 from mend_jax.io import package_cache
 
 
 @pytest.fixture(scope="module", params=["wikipedia", "reference"])
 def split(request):
-    return request.param, wikipedia.passages(request.param)
+    return request.param, passages.passages(request.param)
 
 
 def test_passages_are_clean_sentences(split):
@@ -35,24 +34,24 @@ def test_no_document_gives_passages_to_two_splits(split):
     source, found = split
     owner = {text: name for name, held in found.items() for text in held}
     assert len(owner) == sum(map(len, found.values()))
-    for name, texts in wikipedia.read_documents(source).items():
+    for name, texts in passages.read_documents(source).items():
         assert len({owner[t] for t in texts}) <= 1 or shared(name, texts, source), name
 
 
 def shared(name, texts, source):
     """Whether the passages that make the difference stand in another document too."""
-    others = wikipedia.read_documents(source)
+    others = passages.read_documents(source)
     return any(set(texts) & set(held) for other, held in others.items() if other != name)
 
 
 def test_passages_are_the_same_for_a_seed():
-    assert wikipedia.passages("reference", 1) == wikipedia.passages("reference", 1)
-    assert wikipedia.passages("reference", 1) != wikipedia.passages("reference", 2)
+    assert passages.passages("reference", 1) == passages.passages("reference", 1)
+    assert passages.passages("reference", 1) != passages.passages("reference", 2)
 
 
 def test_unknown_source():
     with pytest.raises(DataError, match="unknown source of passages 'zork': use one of wikipedia"):
-        wikipedia.passages("zork")
+        passages.passages("zork")
 
 
 def test_markup_is_taken_out():
@@ -181,7 +180,7 @@ def test_a_pip_that_cannot_run_or_hangs_is_an_error(monkeypatch, tmp_path, error
 def test_without_the_registry_the_offline_passages_are_named(monkeypatch, tmp_path):
     fake_pip(monkeypatch, None, [])
     with pytest.raises(DataError, match=r"gensim==4\.3\.3 .*world_facts/offline"):
-        wikipedia.passages("wikipedia", cache=tmp_path)
+        passages.passages("wikipedia", cache=tmp_path)
 
 
 def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):

@@ -119,7 +119,7 @@ def test_another_config_reads_another_folder(tmp_path):
 def test_an_article_in_two_splits_stays_in_the_later_one(tmp_path):
     text = article("The Same", sentence("elm")) + article("Other", sentence("ash"))
     write(tmp_path, train=text, test=article("the same", sentence("fir")))
-    made = wikitext.recipe("default", tmp_path).make()
+    made = wikitext.recipe("default", tmp_path).build()
     assert [r["subject"] for r in made.splits["train"]] == ["Other"]
     assert made.notes["dropped_for_a_shared_title"] == {"train": 1}
 
@@ -140,10 +140,10 @@ def test_files_that_cannot_be_used(tmp_path):
 
 @NEEDS_FILES
 def test_the_published_files():
-    made = (recipe := wikitext.recipe("default", ROOT)).make()
+    made = (recipe := wikitext.recipe("default", ROOT)).build()
     counts = made.notes["counts"]
     assert counts["train"]["articles"] == 600 and counts["validation"]["articles"] == 60
-    sources = recipe.sources()
+    sources = recipe.file_records()
     assert [s["published"] for s in sources.values()] == [True, True, None]
     assert made.notes["dropped_for_a_shared_title"] == {}
     assert len(made.splits["train"]) > 10_000 < 20 * len(made.splits["test"])

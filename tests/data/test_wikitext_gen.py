@@ -11,8 +11,10 @@ from support.tiny import HF, save_tiny
 from test_wikitext import article
 
 from mend_jax import data, hub, models
-from mend_jax.data.sources import base_continuations, wikitext
+from mend_jax.data.sources import wikitext
 from mend_jax.data.sources import wikitext_gen as gen
+from mend_jax.data.sources.wikitext_gen import continuations
+from mend_jax.data.sources.wikitext_gen.__main__ import main
 from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
 from mend_jax.hub.language_model import load_model
@@ -91,11 +93,11 @@ def few(monkeypatch):
 
 @functools.cache
 def passages(root):
-    return wikitext.recipe("default", root).make().splits["train"]
+    return wikitext.recipe("default", root).build().splits["train"]
 
 
 def a_start(text, tokenizer, rest=("ash",) * 12):
-    return base_continuations.Start("k", "s", text, tuple(tokenizer.encode(text)), rest)
+    return continuations.Start("k", "s", text, tuple(tokenizer.encode(text)), rest)
 
 
 def test_rows_are_made_of_passages(base, root, tmp_path):
@@ -110,16 +112,14 @@ def test_rows_are_made_of_passages(base, root, tmp_path):
         assert " ".join(passage[len(prompt) :]).startswith(row["truth"])
         assert len(row["truth"].split()) == len(target)
         assert (
-            base_continuations.LEAST
-            <= len(base.tokenizer.encode(row["prompt"]))
-            <= base_continuations.MOST
+            continuations.LEAST <= len(base.tokenizer.encode(row["prompt"])) <= continuations.MOST
         )
         kept = row["rephrase"].split()
         assert prompt[-len(kept) :] == kept and len(prompt) > len(kept) >= len(prompt) / 2
         seqs = text_encoding.encode_fact(
             base.tokenizer, row["prompt"], row["target"], 64, 12, False
         )
-        assert seqs.score_mask.sum() == base_continuations.NEW
+        assert seqs.score_mask.sum() == continuations.NEW
         assert not row["far"] and not row["near_prompt"]
     assert len({row["target"] for row in found.split("train")}) > 12
     subjects = [{row["subject"] for row in held} for held in found.splits.values()]
@@ -131,33 +131,31 @@ def test_small_holds_the_first_rows_of_default(base, root, tmp_path, monkeypatch
     small = data.load("wikitext_gen/small", root, tmp_path, base)
     for name, held in small.splits.items():
         assert list(held) == list(default.split(name))[: SIZES["small"][name]]
-    monkeypatch.setattr(base_continuations, "sample", lambda *_: pytest.fail("sampled again"))
+    monkeypatch.setattr(continuations, "sample", lambda *_: pytest.fail("sampled again"))
     again = data.load("wikitext_gen/small", root, tmp_path, base)
     assert again.fingerprint == small.fingerprint
 
 
 def test_samples_do_not_depend_on_the_batch(base, root):
-    some = list(base_continuations.starts(passages(root), base.tokenizer))[:8]
-    together = base_continuations.sample(base, some, 8)
-    assert (
-        together.shape == (8, base_continuations.NEW) and len({tuple(ids) for ids in together}) == 8
-    )
+    some = list(continuations.starts(passages(root), base.tokenizer))[:8]
+    together = continuations.sample(base, some, 8)
+    assert together.shape == (8, continuations.NEW) and len({tuple(ids) for ids in together}) == 8
     for order in ([3, 0, 7], [5]):
-        alone = base_continuations.sample(base, [some[i] for i in order], 3)
+        alone = continuations.sample(base, [some[i] for i in order], 3)
         np.testing.assert_array_equal(alone, together[order])
     rows = [gen.sample_rows(base, passages(root), 10, size)[0] for size in (8, 3)]
     assert rows[0] == rows[1]
 
 
 def test_another_seed_or_base_samples_something_else(base, root, tmp_path, monkeypatch):
-    some = list(base_continuations.starts(passages(root), base.tokenizer))[:4]
-    drawn = base_continuations.sample(base, some, 4)
+    some = list(continuations.starts(passages(root), base.tokenizer))[:4]
+    drawn = continuations.sample(base, some, 4)
     stamp = gen.recipe("small", root, base).stamp
     other = load_model(save_base(tmp_path, seed=1))
-    assert (base_continuations.sample(other, some, 4) != drawn).any()
+    assert (continuations.sample(other, some, 4) != drawn).any()
     assert gen.recipe("small", root, other).stamp != stamp
-    monkeypatch.setattr(base_continuations, "SEED", 1)
-    assert (base_continuations.sample(base, some, 4) != drawn).any()
+    monkeypatch.setattr(continuations, "SEED", 1)
+    assert (continuations.sample(base, some, 4) != drawn).any()
     assert gen.recipe("small", root, base).stamp != stamp
 
 
@@ -166,7 +164,7 @@ def test_samples_that_do_not_survive_are_left_out(base):
     start = a_start("Pine ash", tokenizer)
     ten = [tokenizer.encode(f" {w}")[0] for w in (*WORDS, *WORDS[:3])]
     space, end, letter = (tokenizer.encode(c)[0] for c in (" ", "\n", "q"))
-    assert base_continuations.target_of(tokenizer, start, ten) == (
+    assert continuations.target_of(tokenizer, start, ten) == (
         " ".join((*WORDS, *WORDS[:3])),
         "",
     )
@@ -179,12 +177,12 @@ def test_samples_that_do_not_survive_are_left_out(base):
         "other tokens when read again": [space, *split_word, *ten[:6]],
     }
     for why_not, ids in cases.items():
-        assert base_continuations.target_of(tokenizer, start, ids) == ("", why_not)
-    assert base_continuations.target_of(tokenizer, start, [*ten[:9], half])[1] == (
+        assert continuations.target_of(tokenizer, start, ids) == ("", why_not)
+    assert continuations.target_of(tokenizer, start, [*ten[:9], half])[1] == (
         "holds a line end or half a character"
     )
     assert (
-        base_continuations.target_of(tokenizer, start, [*ten[:9], space])[1]
+        continuations.target_of(tokenizer, start, [*ten[:9], space])[1]
         == "other tokens when read again"
     )
 
@@ -196,7 +194,7 @@ def test_what_is_left_out_is_counted(base, root, monkeypatch):
     def every_third(model, batch, size):
         return np.asarray([ended if int(s.key[-1]) % 3 == 0 else ten for s in batch], np.int32)
 
-    monkeypatch.setattr(base_continuations, "sample", every_third)
+    monkeypatch.setattr(continuations, "sample", every_third)
     found, counts = gen.sample_rows(base, passages(root), 10)
     assert len(found) == 10 and counts["sampled"] == 10 + counts["ends the text"] > 10
     assert not any(int(row["key"][-1]) % 3 == 0 for row in found)
@@ -205,9 +203,9 @@ def test_what_is_left_out_is_counted(base, root, monkeypatch):
 
 
 def test_nothing_usable_is_an_error(base, root, tmp_path, monkeypatch):
-    ended = np.full((1, base_continuations.NEW), base.tokenizer.eos_id, np.int32)
+    ended = np.full((1, continuations.NEW), base.tokenizer.eos_id, np.int32)
     monkeypatch.setattr(
-        base_continuations, "sample", lambda m, batch, size: np.repeat(ended, len(batch), axis=0)
+        continuations, "sample", lambda m, batch, size: np.repeat(ended, len(batch), axis=0)
     )
     with pytest.raises(DataError, match="wrote for train none can be used .*'ends the text': "):
         data.load("wikitext_gen", root, tmp_path, base)
@@ -217,21 +215,19 @@ def test_nothing_usable_is_an_error(base, root, tmp_path, monkeypatch):
 def test_passages_are_cut_by_the_tokens_of_the_base(base):
     words = ["ash"] * 70
     starts = [
-        base_continuations.cut(
-            {"key": f"k{i}", "subject": "", "far": " ".join(words)}, base.tokenizer
-        )
+        continuations.cut({"key": f"k{i}", "subject": "", "far": " ".join(words)}, base.tokenizer)
         for i in range(60)
     ]
     sizes = {len(start.ids) for start in starts}
-    assert min(sizes) < base_continuations.LEAST + 4 and max(sizes) > base_continuations.MOST - 4
+    assert min(sizes) < continuations.LEAST + 4 and max(sizes) > continuations.MOST - 4
     assert all(
-        base_continuations.LEAST <= len(s.ids) <= base_continuations.MOST
-        and len(s.rest) >= base_continuations.LEFT
+        continuations.LEAST <= len(s.ids) <= continuations.MOST
+        and len(s.rest) >= continuations.LEFT
         for s in starts
     )
     for short in (["ash"] * 25, ["quartz" * 10] * 40):
         row = {"key": "k", "subject": "", "far": " ".join(short)}
-        assert base_continuations.cut(row, base.tokenizer) is None
+        assert continuations.cut(row, base.tokenizer) is None
 
 
 def test_several_processes_are_told_to_prepare_first(base, root, tmp_path, monkeypatch):
@@ -263,7 +259,7 @@ def test_the_command_prepares_and_writes_rows(base, root, tmp_path, monkeypatch,
     monkeypatch.setenv("MEND_DATA_DIR", str(root))
     out = tmp_path / "rows.jsonl"
     argv = [f"--model={base.spec}", "--config=small", f"--out={out}"]
-    assert gen.main(argv) == 0
+    assert main(argv) == 0
     said = capsys.readouterr()
     assert "train: 5 rows; left out: {'sampled': " in said.out and str(out) in said.out
     assert "sample train targets 5/5" in said.err
@@ -272,5 +268,5 @@ def test_the_command_prepares_and_writes_rows(base, root, tmp_path, monkeypatch,
     expected = [{"split": s, **row} for s, held in found.splits.items() for row in held]
     assert rows == expected and len(rows) == 9
     monkeypatch.delenv("MEND_DATA_DIR")
-    assert gen.main(argv) == 2
+    assert main(argv) == 2
     assert "DataError: wikitext is made from wikitext-2/train.txt" in capsys.readouterr().err

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from mend_jax import data
-from mend_jax.data.prepared import fingerprint_rows
+from mend_jax.data.name_matching import NameGroups, is_plain_name, names_overlap, normalise
+from mend_jax.data.rows import fingerprint_rows
 from mend_jax.data.sources import world_facts
+from mend_jax.data.sources.world_facts import counterfactuals
 from mend_jax.data.sources.world_facts import facts as world_facts_facts
-from mend_jax.data.sources.world_facts import rows as world_facts_rows
-from mend_jax.data.sources.world_facts.wordings import WORDINGS, fill
-from mend_jax.data.text_normalisation import Groups, is_sayable, normalise, overlap
+from mend_jax.data.sources.world_facts.templates import TEMPLATES, fill_template
 from mend_jax.errors import DataError
 from mend_jax.io import package_cache
 
@@ -96,11 +96,11 @@ def test_targets_are_wrong_answers_of_the_same_relation(rows, facts):
         assert row["truth"] == fact.answer and row["relation"] == fact.relation
         assert row["target"] in answers[row["relation"]]
         for right in (fact.answer, *fact.also_right):
-            assert not overlap(row["target"], right), row
+            assert not names_overlap(row["target"], right), row
 
 
 def test_targets_are_diverse(rows):
-    for relation in WORDINGS:
+    for relation in TEMPLATES:
         targets = collections.Counter(
             row["target"] for row in rows["train"] if row["relation"] == relation
         )
@@ -113,7 +113,7 @@ def test_near_facts_are_true_and_not_about_the_edited_subject(rows, facts):
     for row in every(rows):
         near = facts[f"{row['near_relation']}:{normalise(row['near_subject'])}"]
         assert row["near_answer"] == near.answer
-        assert not world_facts_rows.touches(facts[row["key"]], row["target"], near)
+        assert not counterfactuals.touches(facts[row["key"]], row["target"], near)
         assert normalise(row["near_subject"]) != normalise(row["subject"])
         assert row["scope"] not in row["near_scope"].split("|")
 
@@ -154,18 +154,18 @@ def test_countries_that_need_an_article_have_it(rows):
 def test_held_out_wordings_appear_only_as_marked_rephrases(rows):
     for split, held in rows.items():
         for row in held:
-            unseen = fill(WORDINGS[row["relation"]].held_out, row["subject"])
+            unseen = fill_template(TEMPLATES[row["relation"]].held_out, row["subject"])
             assert row["prompt"] != unseen
             assert (row["rephrase"] == unseen) == row["rephrase_unseen"]
-            near = WORDINGS[row["near_relation"]].held_out
-            assert row["near_prompt"] != fill(near, row["near_subject"])
+            near = TEMPLATES[row["near_relation"]].held_out
+            assert row["near_prompt"] != fill_template(near, row["near_subject"])
         share = sum(row["rephrase_unseen"] for row in held) / len(held)
         assert share == 0 if split == "train" else 0.3 < share < 0.37
 
 
 def test_every_relation_has_statements_and_questions(facts):
-    assert set(WORDINGS) == {fact.relation for fact in facts.values()}
-    for seen, held_out in WORDINGS.values():
+    assert set(TEMPLATES) == {fact.relation for fact in facts.values()}
+    for seen, held_out in TEMPLATES.values():
         assert len(seen) >= 5 and len({*seen, held_out}) == len(seen) + 1
         questions = [template for template in seen if re.search(r"\?|Name a", template)]
         assert 2 <= len(questions) < len(seen)
@@ -260,12 +260,12 @@ def test_names_compare_by_sense():
     assert normalise("The Netherlands") == normalise("the netherlands") == "netherlands"
     assert normalise("Saint John's") == normalise("St. Johns")
     assert normalise("São Paulo") == "sao paulo"
-    assert overlap("Guinea", "Equatorial Guinea") and not overlap("Niger", "Nigeria")
-    assert is_sayable("N'Djamena") and not is_sayable("Kyiv (Kiev)") and not is_sayable("")
+    assert names_overlap("Guinea", "Equatorial Guinea") and not names_overlap("Niger", "Nigeria")
+    assert is_plain_name("N'Djamena") and not is_plain_name("Kyiv (Kiev)") and not is_plain_name("")
 
 
 def test_groups_join():
-    groups = Groups()
+    groups = NameGroups()
     groups.join("a", "b")
     groups.join("c", "d")
     assert groups.find("a") != groups.find("c")

@@ -8,9 +8,9 @@ from support.raw_files import ROOT, SPOILT, change, spoil, write
 from support.sound_rows import check_rows, made_and_prepared, says, texts_of
 
 from mend_jax import data
-from mend_jax.data.neighbours import wording
+from mend_jax.data.name_matching import normalise
+from mend_jax.data.neighbours import without_subject
 from mend_jax.data.sources import zsre
-from mend_jax.data.text_normalisation import normalise
 from mend_jax.errors import DataError
 
 TRAIN, DEV = "zsre/levy_mend_form_train.jsonl", "zsre/levy_mend_form_dev.jsonl"
@@ -240,7 +240,7 @@ def test_levy_rows_are_made_of_all_templates_of_a_relation(tmp_path):
     assert {row["key"] for row in fact} == {f"colour/{NAMES[4]}/{i}" for i in range(3)}
     assert len({row["prompt"] for row in fact}) == 3
     for row in rows:
-        words = {wording(row[name], row["subject"]) for name in ("prompt", "rephrase")}
+        words = {without_subject(row[name], row["subject"]) for name in ("prompt", "rephrase")}
         assert len(words) == 2
         assert words <= {normalise(text) for text in WORDINGS[row["relation"]]}
         number = NAMES.index(row["subject"])

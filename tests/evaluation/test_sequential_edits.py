@@ -231,22 +231,22 @@ def test_a_reader_has_all_corrections_so_far_at_hand():
 
 
 def test_windows_of_the_facts_so_far():
-    found = in_turn.windows(100, 16, 10)
+    found = in_turn.retention_windows(100, 16, 10)
     assert found["first"].tolist() == list(range(16))
     assert found["middle"].tolist() == list(range(42, 58))
     assert found["last"].tolist() == list(range(84, 100))
     assert found["all"].tolist() == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
-    assert {tuple(v) for v in in_turn.windows(3, 16, 10).values()} == {(0, 1, 2)}
-    blocks = [(block.tolist(), new) for block, new in in_turn.blocks(np.arange(5), 3)]
+    assert {tuple(v) for v in in_turn.retention_windows(3, 16, 10).values()} == {(0, 1, 2)}
+    blocks = [(block.tolist(), new) for block, new in in_turn.padded_blocks(np.arange(5), 3)]
     assert blocks == [([0, 1, 2], 3), ([3, 4, 3], 2)]
 
 
 def test_no_two_rows_in_turn_change_the_same():
     rows = [{"key": str(i), "scope": f"s{i % 7}", "subject": "x"} for i in range(50)]
-    found = in_turn.rows_in_turn(rows, 99)
+    found = in_turn.choose_sequential_rows(rows, 99)
     assert sorted(row["scope"] for row in found) == [f"s{i}" for i in range(7)]
     assert [r["key"] for r in found] != sorted(r["key"] for r in found)
-    assert in_turn.rows_in_turn(rows, 3) == found[:3]
+    assert in_turn.choose_sequential_rows(rows, 3) == found[:3]
 
 
 @pytest.fixture(scope="module")

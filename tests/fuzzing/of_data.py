@@ -11,9 +11,10 @@ from typing import Any
 
 from fuzzing.mutations import Mutation, damage_bytes, damage_json, within
 from fuzzing.reader import Reader, put
-from mend_jax.data import prepared, raw_files, rows
+from mend_jax.data import raw_files, rows
 from mend_jax.data.encoded_rows import Lengths, encode_rows
 from mend_jax.data.facts import read_facts
+from mend_jax.data.recipe import BuiltSplits
 from mend_jax.data.sources import (
     counterfact,
     fever,
@@ -34,16 +35,16 @@ def _lines(records: Sequence[Any]) -> bytes:
     return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
 
-def _check(made: prepared.Made) -> None:
+def _check(made: BuiltSplits) -> None:
     """Rows that can be written down, encoded and told apart."""
-    prepared.fingerprint_rows(made.splits)
+    rows.fingerprint_rows(made.splits)
     json.dumps(made.notes)
     for held in made.splits.values():
         for row in held:
-            assert set(row) == {*rows.TEXTS, *rows.LISTS, *rows.FLAGS}
-            for name in rows.TEXTS:
+            assert set(row) == {*rows.TEXT_FIELDS, *rows.LIST_FIELDS, *rows.FLAG_FIELDS}
+            for name in rows.TEXT_FIELDS:
                 row[name].encode()
-            for name in rows.LISTS:
+            for name in rows.LIST_FIELDS:
                 "".join(row[name]).encode()
             assert type(row["rephrase_unseen"]) is bool
 
@@ -66,7 +67,7 @@ def _read_facts(folder: Path, data: bytes) -> None:
     path = put(folder / "facts.jsonl", data)
     facts = read_facts(path)
     assert facts and all(f.prompt.strip() and f.target.strip() for f in facts)
-    made = own_facts.make(path)
+    made = own_facts.build_splits(path)
     _check(made)
     assert sum(map(len, made.splits.values())) == len(facts)
     held = encode_rows(made.splits["test"], _tokenizer(), Lengths(96, 24, 32))
@@ -219,7 +220,7 @@ def _of(
         for other, text in others.items():
             put(folder / other, text)
         put(folder / name, data)
-        _check(recipe(config, folder).make())
+        _check(recipe(config, folder).build())
 
     return Reader(lambda: list(seeds) or [others[name]], read, damage, share)
 
@@ -245,7 +246,7 @@ def _read_texts(folder: Path, data: bytes) -> None:
     put(folder / "owt/sound.txt", lines.encode())
     put(folder / "owt/damaged.txt", data)
     put(folder / "owt/damaged.jsonl", data) if data.lstrip()[:1] == b"{" else None
-    _check(own_texts.recipe("owt", folder).make())
+    _check(own_texts.recipe("owt", folder).build())
 
 
 def _read_pararel(folder: Path, data: bytes) -> None:
@@ -260,7 +261,7 @@ def _read_pararel(folder: Path, data: bytes) -> None:
 def _read_raw(folder: Path, data: bytes) -> None:
     """The reader below all others, on packed files."""
     path = put(folder / "raw.jsonl.gz", data)
-    for where, record in raw_files.each_record(path, {"question": "text", "answer": "texts"}):
+    for where, record in raw_files.iter_records(path, {"question": "text", "answer": "texts"}):
         assert where.startswith(str(path)) and record["question"].encode()
 
 

@@ -38,7 +38,7 @@ def test_packing_by_length_loses_nothing(tokenizer, texts, limits, least):
     rows = encode_rows(made, tokenizer, Lengths(96, 60, 120))
     assert len(rows) == len(made)
     try:
-        parts = length_buckets.by_length(rows, limits, least)
+        parts = length_buckets.split_by_length(rows, limits, least)
     except length_buckets.DataError:
         return  # the last part would not fill a step
     assert sorted(i for part in parts for i in part.index) == list(rows.index)

@@ -3,8 +3,8 @@
 import pytest
 
 from mend_jax.data.facts import Fact
-from mend_jax.data.sources.world_facts.wordings import WORDINGS, fill
-from mend_jax.data.text_normalisation import normalise
+from mend_jax.data.name_matching import normalise
+from mend_jax.data.sources.world_facts.templates import TEMPLATES, fill_template
 from mend_jax.ledger import test_prompts
 from mend_jax.ledger.test_prompts import (
     choose_unrelated,
@@ -15,9 +15,9 @@ from mend_jax.ledger.test_prompts import (
 
 WORDS = ("opposite", "plus", "kitten", "cat")
 PROMPTS = [
-    (relation, fill(template, said))
-    for relation, wording in WORDINGS.items()
-    for template in (*wording.seen, wording.held_out)
+    (relation, fill_template(template, said))
+    for relation, wording in TEMPLATES.items()
+    for template in (*wording.training, wording.held_out)
     for said in ("France", "the Netherlands")
 ]
 

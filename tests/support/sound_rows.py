@@ -5,9 +5,8 @@ import re
 import unicodedata
 
 from mend_jax.data import prepared
-from mend_jax.data.neighbours import scope
-from mend_jax.data.rows import REQUIRED
-from mend_jax.data.text_normalisation import normalise
+from mend_jax.data.name_matching import normalise, scope_name
+from mend_jax.data.rows import REQUIRED_FIELDS, fingerprint_rows
 
 
 def texts_of(splits, name, *parts):
@@ -32,12 +31,19 @@ def check_rows(splits, *needed):
     for split, held in splits.items():
         for row in held:
             where = (split, row["key"])
-            for name in (*REQUIRED, "subject", "truth", "near_prompt", "near_answer", *needed):
+            for name in (
+                *REQUIRED_FIELDS,
+                "subject",
+                "truth",
+                "near_prompt",
+                "near_answer",
+                *needed,
+            ):
                 assert row[name] and row[name] == row[name].strip(), (where, name)
-            assert scope(row["target"]) != scope(row["truth"]), where
+            assert scope_name(row["target"]) != scope_name(row["truth"]), where
             assert not says(row["near_prompt"], row["subject"]), where
             assert normalise(row["near_prompt"]) != normalise(row["prompt"]), where
-            assert row["scope"] in (normalise(row["subject"]), scope(row["subject"])), where
+            assert row["scope"] in (normalise(row["subject"]), scope_name(row["subject"])), where
             assert row["scope"] not in row["near_scope"].split("|"), where
             for prompts, answers in (("more_near_prompts", "more_near_answers"),
                                      ("hop_prompts", "hop_answers")):  # fmt: skip
@@ -57,9 +63,9 @@ def check_near_apart(splits):
 
 def made_and_prepared(recipe, folder):
     """The rows that a recipe makes, and the notes of the data set that is prepared from them."""
-    made = recipe.make()
-    loaded = prepared.load(dataclasses.replace(recipe, make=lambda: made), folder)
-    assert loaded.fingerprint == prepared.fingerprint_rows(made.splits)
+    made = recipe.build()
+    loaded = prepared.load(dataclasses.replace(recipe, build=lambda: made), folder)
+    assert loaded.fingerprint == fingerprint_rows(made.splits)
     for split, held in made.splits.items():
         assert len(loaded.split(split)) == len(held)
         assert loaded.split(split)[: len(held) : 500] == held[::500]

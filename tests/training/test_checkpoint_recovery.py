@@ -129,15 +129,15 @@ def test_a_folder_is_one_run_s_alone(tmp_path):
 
 
 def test_prepared_data_that_cannot_be_made_again_is_not_used(tmp_path, monkeypatch):
-    folder = prepared.build(recipe(), tmp_path) / "tiny/default/1.0.0"
+    folder = prepared.prepare(recipe(), tmp_path) / "tiny/default/1.0.0"
     change_a_bit(folder / "features.json")
 
     def full(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prepared.checksums, "seal", full)
+    monkeypatch.setattr(prepared.sealed_folder, "seal", full)
     with pytest.raises(DataError, match="could not be written.*No space left"):
-        prepared.build(recipe(), tmp_path)
+        prepared.prepare(recipe(), tmp_path)
 
 
 def test_step_sizes_are_held_against_those_at_the_start(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from mend_jax.apps import fact_checker_job
 from mend_jax.apps.run_command import main, parse
-from mend_jax.data import DATASETS
+from mend_jax.data import DATA_SETS
 from mend_jax.errors import ConfigError
 from mend_jax.training import config as configs
 from mend_jax.training.build import build_editor, build_optimizer
@@ -39,7 +39,7 @@ def test_the_papers_models_take_the_papers_data(name, task, far):
     config = configs.load_config(f"{name}.py:paper")
     check(config)
     assert (config.data.name, config.data.far_source) == (task, far)
-    assert config.data.name.partition("/")[0] in DATASETS and config.train.near_share == 0
+    assert config.data.name.partition("/")[0] in DATA_SETS and config.train.near_share == 0
 
 
 def test_a_path_works_too(tmp_path):

@@ -10,7 +10,7 @@ from support.tiny import random_sequences, tiny
 
 from mend_jax.core.forward import shared_trunk_states
 from mend_jax.core.meta_loss import meta_loss
-from mend_jax.data.batches import batches
+from mend_jax.data.batches import iterate_batches
 from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.editors import make_editor
 from mend_jax.errors import ConfigError
@@ -50,7 +50,7 @@ def open_cache(kind="gpt2", where="host", mesh=None, limit=1.0, fingerprint="x",
 
 
 def steps(kind, count, facts=1):
-    source = batches(parts_of(kind), edits_per_step=2, edits_per_batch=facts, seed=3)
+    source = iterate_batches(parts_of(kind), edits_per_step=2, edits_per_batch=facts, seed=3)
     return [next(source) for _ in range(count)]
 
 

@@ -18,7 +18,7 @@ from mend_jax.core.losses import masked_mean, token_nll
 from mend_jax.core.meta_loss import token_batches
 from mend_jax.core.problem import make_problem
 from mend_jax.core.transform import EditTransform, Weights
-from mend_jax.data.batches import batches
+from mend_jax.data.batches import iterate_batches
 from mend_jax.evaluation.evaluate_split import make_scorer
 from mend_jax.io import checksums
 from mend_jax.parallel.distributed import gather
@@ -131,7 +131,7 @@ def longest_batch(experiment: Experiment) -> dict[str, Any]:
     c = experiment.config
     parts = experiment.train_parts
     longest = max(parts, key=lambda part: part.texts["edit"].tokens.shape[-1])
-    found = batches(
+    found = iterate_batches(
         [longest], edits_per_step=c.train.edits_per_step, edits_per_batch=c.data.edits_per_batch,
         seed=c.seed, mine=local_edit_numbers(experiment.mesh, c.train.edits_per_step),
     )  # fmt: skip

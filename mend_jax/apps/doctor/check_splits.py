@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mend_jax.apps.doctor.findings import Finding, judged
-from mend_jax.data.rows import same_name
+from mend_jax.data.name_matching import canonical_name
 from mend_jax.training.experiment import Experiment, Split
 
 _MOST_LEFT_OUT = 0.5
@@ -57,10 +57,10 @@ def shared(splits: Mapping[str, Sequence[Row]]) -> tuple[list[str], str]:
     problems = [f"{name} is empty" for name, rows in splits.items() if not rows]
     found = {
         "subject": {
-            n: {same_name(r["subject"]) for r in rows} - {""} for n, rows in splits.items()
+            n: {canonical_name(r["subject"]) for r in rows} - {""} for n, rows in splits.items()
         },
         "prompt": {
-            n: {same_name(r[field]) for r in rows for field in ("prompt", "rephrase")}
+            n: {canonical_name(r[field]) for r in rows for field in ("prompt", "rephrase")}
             for n, rows in splits.items()
         },
     }

@@ -29,7 +29,9 @@ import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mend_jax.data import neighbours, prepared, raw_files, rows
+from mend_jax.data import raw_files, rows
+from mend_jax.data.name_matching import comparison_words, same_answer, scope_name, spaced_words
+from mend_jax.data.recipe import BuiltSplits, Recipe, check_config
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"
@@ -43,16 +45,15 @@ CONFIGS = {
     "default": "One paraphrase and one neighbour a row; test: the file `edit`. ",
     "rome": "Test: ROME's own form, the files that the notes name. ",
 }
-_CODE = ("sources.counterfact", "neighbours")
 _FILES = {
-    split: raw_files.either(f"counterfact/{stem}.jsonl", f"counterfact/{stem}.json")
+    split: (f"counterfact/{stem}.jsonl", f"counterfact/{stem}.json")
     for split, stem in (
         ("train", "counterfact-train"),
         ("validation", "counterfact-val"),
         ("test", "counterfact-edit"),
     )
 }
-_ROME = raw_files.either("counterfact/counterfact.json", "counterfact/rome_form_subset.jsonl")
+_ROME = ("counterfact/counterfact.json", "counterfact/rome_form_subset.jsonl")
 _KINDS = {
     **{name: "text" for name in ("prompt", "target_new", "subject", "ground_truth")},
     **{name: "text" for name in ("rephrase_prompt", "locality_prompt", "locality_ground_truth")},
@@ -69,33 +70,33 @@ _REWRITE = {
 _LONGEST_NAME = 8  # words of a subject that is looked for in near facts
 
 
-def recipe(config: str = "default", root: Path | None = None) -> prepared.Recipe:
+def recipe(config: str = "default", root: Path | None = None) -> Recipe:
     """How one config is made.
 
     Raises:
       DataError: an unknown config, or a file is missing.
     """
-    prepared.check_config("counterfact", config, CONFIGS)
+    check_config("counterfact", config, CONFIGS)
     files = {
-        split: raw_files.locate(root, "counterfact", *names) for split, names in _FILES.items()
+        split: raw_files.require_file(root, "counterfact", *names)
+        for split, names in _FILES.items()
     }
-    rome = raw_files.find(root, *_ROME)
+    rome = raw_files.find_file(root, *_ROME)
     if config == "rome":
-        rome = raw_files.locate(root, "counterfact/rome", *_ROME)
-    return prepared.Recipe(
+        rome = raw_files.require_file(root, "counterfact/rome", *_ROME)
+    return Recipe(
         name="counterfact",
         config=config,
         version=VERSION,
         description=DESCRIPTION.format(test=CONFIGS[config]),
         license=LICENSE,
-        make=lambda: _made(config, files, rome),
+        build=lambda: _build_splits(config, files, rome),
         files=(*files.values(), *([rome] if rome else [])),
-        manual_dir=root,
-        code=tuple(f"mend_jax.data.{name}" for name in _CODE),
+        raw_dir=root,
     )
 
 
-def _made(config: str, files: Mapping[str, Path], rome: Path | None) -> prepared.Made:
+def _build_splits(config: str, files: Mapping[str, Path], rome: Path | None) -> BuiltSplits:
     whole = _read_rome(rome) if rome else {}
     relations = {key: row["relation"] for key, row in whole.items()}
     splits = {split: _read(path, relations) for split, path in files.items()}
@@ -105,22 +106,22 @@ def _made(config: str, files: Mapping[str, Path], rome: Path | None) -> prepared
         splits["test"] = [row for key, row in whole.items() if part or key in cases]
     left: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     kept = {split: list(_usable(held, split, left)) for split, held in splits.items()}
-    kept, by_subject = rows.disjoint(kept)
-    kept, by_prompt = rows.disjoint(kept, by="prompt")
-    kept, by_near = rows.apart(kept)
+    kept, by_subject = rows.without_overlap(kept)
+    kept, by_prompt = rows.without_overlap(kept, by="prompt")
+    kept, by_near = rows.without_near_leaks(kept)
     lost = {
         "subject in a later split": by_subject,
         "prompt in a later split": by_prompt,
         "near fact in a later split": by_near,
         **{reason: dict(counts) for reason, counts in left.items()},
     }
-    return prepared.Made({k: _scoped(held) for k, held in kept.items()}, {"rows_lost": lost})
+    return BuiltSplits({k: _scoped(held) for k, held in kept.items()}, {"rows_lost": lost})
 
 
 def _read(path: Path, relations: Mapping[str, str]) -> list[rows.Row]:
     """The rows of the one-paraphrase form."""
     found = []
-    for _, case in raw_files.each_record(path, _KINDS, unique="case_id"):
+    for _, case in raw_files.iter_records(path, _KINDS, unique="case_id"):
         key = str(case["case_id"])
         found.append(
             _row(
@@ -140,7 +141,7 @@ def _read(path: Path, relations: Mapping[str, str]) -> list[rows.Row]:
 def _read_rome(path: Path) -> dict[str, rows.Row]:
     """The rows of ROME's form by their case."""
     found = {}
-    for where, case in raw_files.each_record(path, _ROME_KINDS, unique="case_id"):
+    for where, case in raw_files.iter_records(path, _ROME_KINDS, unique="case_id"):
         asked = raw_files.check_fields(case["requested_rewrite"], where, _REWRITE)
         target, truth = (
             raw_files.check_fields(asked[name], f"{where}: {name}", {"str": "text"})["str"]
@@ -170,7 +171,7 @@ def _row(rephrases: Sequence[str], near: Sequence[tuple[str, str]], **fields: st
         more_rephrases=[text.strip() for text in rephrases[1:]],
         more_near_prompts=[prompt.strip() for prompt, _ in near],
         more_near_answers=[answer.strip() for _, answer in near],
-        scope=neighbours.scope(fields["subject"]),
+        scope=scope_name(fields["subject"]),
     )
 
 
@@ -181,7 +182,7 @@ def _usable(
     for row in held:
         near = zip(row["more_near_prompts"], row["more_near_answers"], strict=True)
         near = [(prompt, answer) for prompt, answer in near if not _says(prompt, row["subject"])]
-        if neighbours.same(row["target"], row["truth"]):
+        if same_answer(row["target"], row["truth"]):
             left["the target is the true answer"][split] += 1
         elif not near:
             left["near facts speak of the subject"][split] += 1
@@ -196,17 +197,17 @@ def _usable(
 
 def _says(text: str, name: str) -> bool:
     """Whether the words of a name stand in a text, in their order."""
-    return f" {' '.join(neighbours.said(name))} " in f" {' '.join(neighbours.said(text))} "
+    return spaced_words(name) in spaced_words(text)
 
 
 def _scoped(held: Sequence[rows.Row]) -> list[rows.Row]:
     """The rows with the subjects of their split that stand in their near fact."""
     scopes = collections.defaultdict(set)
     for row in held:
-        scopes[" ".join(neighbours.said(row["subject"]))].add(row["scope"])
+        scopes[" ".join(comparison_words(row["subject"]))].add(row["scope"])
     found = []
     for row in held:
-        words = neighbours.said(row["near_prompt"])
+        words = comparison_words(row["near_prompt"])
         names = {
             " ".join(words[start : start + size])
             for size in range(1, _LONGEST_NAME + 1)

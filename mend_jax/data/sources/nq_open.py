@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mend_jax.data import prepared, raw_files, rows
+from mend_jax.data import raw_files, rows
+from mend_jax.data.recipe import BuiltSplits, Recipe, check_config
 
 VERSION = "1.0.0"
 LICENSE = "Natural Questions and AmbigQA: CC BY-SA 3.0"
@@ -38,34 +39,29 @@ def paths(root: Path | None, what: str = "nq_open") -> dict[str, Path]:
     Raises:
       DataError: one is missing.
     """
-    return {
-        split: raw_files.locate(root, what, *raw_files.either(*names))
-        for split, names in _NAMES.items()
-    }
+    return {split: raw_files.require_file(root, what, *names) for split, names in _NAMES.items()}
 
 
 def find(root: Path | None) -> dict[str, Path]:
     """The file of each split where all are there, else none."""
-    found = {
-        split: raw_files.find(root, *raw_files.either(*names)) for split, names in _NAMES.items()
-    }
+    found = {split: raw_files.find_file(root, *names) for split, names in _NAMES.items()}
     return {k: v for k, v in found.items() if v} if all(found.values()) else {}
 
 
-def read(files: dict[str, Path]) -> prepared.Made:
+def read(files: dict[str, Path]) -> BuiltSplits:
     """The rows of each split.
 
     Raises:
       DataError: a file that cannot be used.
     """
-    splits, lost = rows.disjoint({k: _rows(k, path) for k, path in files.items()}, by="far")
-    return prepared.Made(splits, {"rows_lost": {"question in a later split": lost}})
+    splits, lost = rows.without_overlap({k: _rows(k, path) for k, path in files.items()}, by="far")
+    return BuiltSplits(splits, {"rows_lost": {"question in a later split": lost}})
 
 
 def _rows(split: str, path: Path) -> list[rows.Row]:
     found = []
     kinds = {"question": "text", "answer": "texts"}
-    for number, (_, record) in enumerate(raw_files.each_record(path, kinds), start=1):
+    for number, (_, record) in enumerate(raw_files.iter_records(path, kinds), start=1):
         question, answer = record["question"].strip(), record["answer"][0].strip()
         if path.name.startswith("ambignq"):
             question = question.removesuffix("?").rstrip().lower() or question
@@ -73,22 +69,21 @@ def _rows(split: str, path: Path) -> list[rows.Row]:
     return found
 
 
-def recipe(config: str = "default", root: Path | None = None) -> prepared.Recipe:
+def recipe(config: str = "default", root: Path | None = None) -> Recipe:
     """How the rows are made; there is one config.
 
     Raises:
       DataError: an unknown config, or a file is missing.
     """
-    prepared.check_config("nq_open", config, ("default",))
+    check_config("nq_open", config, ("default",))
     files = paths(root)
-    return prepared.Recipe(
+    return Recipe(
         name="nq_open",
         config=config,
         version=VERSION,
         description=DESCRIPTION,
         license=LICENSE,
-        make=lambda: read(files),
+        build=lambda: read(files),
         files=tuple(files.values()),
-        manual_dir=root,
-        code=("mend_jax.data.sources.nq_open",),
+        raw_dir=root,
     )

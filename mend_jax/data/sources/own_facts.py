@@ -14,9 +14,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mend_jax.data import prepared, rows
+from mend_jax.data import rows
 from mend_jax.data.facts import Fact, read_facts
-from mend_jax.data.text_normalisation import key_rng
+from mend_jax.data.keyed_random import key_rng
+from mend_jax.data.recipe import BuiltSplits, Recipe
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"
@@ -43,14 +44,14 @@ class _Numbered:
 
     @property
     def name(self) -> str:
-        return rows.same_name(self.scope)
+        return rows.canonical_name(self.scope)
 
 
 def split(facts: Sequence[Fact]) -> dict[str, list[_Numbered]]:
     """The facts by split; see `DESCRIPTION`."""
     numbered = [_Numbered(number, fact) for number, fact in enumerate(facts, start=1)]
     known = [{"key": f.name, "subject": f.name, "fact": f} for f in numbered]
-    parts = rows.hold_out(known, _SHARES)
+    parts = rows.split_by_name(known, _SHARES)
     if len(facts) < FEWEST or not all(parts.values()):
         return {"train": [], "validation": [], "test": numbered}
     return {name: [held["fact"] for held in parts[name]] for name in rows.SPLITS}
@@ -100,7 +101,7 @@ def _borrowed(f: _Numbered, among: Sequence[_Numbered]) -> dict[str, str]:
     return {"near_prompt": prompts[int(key_rng("near", f.name, f.number).integers(len(prompts)))]}
 
 
-def make(path: Path) -> prepared.Made:
+def build_splits(path: Path) -> BuiltSplits:
     """All rows by split, and what was missing in the facts."""
     facts = read_facts(path)
     parts = split(facts)
@@ -116,7 +117,7 @@ def make(path: Path) -> prepared.Made:
             f"{counts['without_rephrase']} facts have no rephrase and are asked by their prompt "
             "again: success there says nothing of generality"
         )
-    return prepared.Made({name: make_rows(held, every) for name, held in parts.items()}, notes)
+    return BuiltSplits({name: make_rows(held, every) for name, held in parts.items()}, notes)
 
 
 def locate(config: str, root: Path | None) -> Path:
@@ -139,19 +140,18 @@ def locate(config: str, root: Path | None) -> Path:
     )
 
 
-def recipe(config: str, root: Path | None) -> prepared.Recipe:
+def recipe(config: str, root: Path | None) -> Recipe:
     """How the rows of one file are made."""
     path = locate(config, root)
     word = re.sub(r"[^A-Za-z0-9]+", "_", path.name.removesuffix(".gz").removesuffix(".jsonl"))
-    return prepared.Recipe(
+    return Recipe(
         name="facts",
-        asked_as=f"facts/{config}",
+        full_name=f"facts/{config}",
         config=word.strip("_") or "facts",
         version=VERSION,
         description=DESCRIPTION,
         license=LICENSE,
-        make=lambda: make(path),
+        build=lambda: build_splits(path),
         files=(path,),
-        manual_dir=path.parent,
-        code=("mend_jax.data.sources.own_facts", "mend_jax.data.facts"),
+        raw_dir=path.parent,
     )

@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mend_jax.data import prepared, prose, raw_files, rows
+from mend_jax.data import prose, raw_files, rows
+from mend_jax.data.recipe import BuiltSplits, Recipe
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"
@@ -33,13 +34,13 @@ _BLANK = re.compile(r"\n\s*\n")
 def documents(path: Path) -> Iterator[str]:
     """The documents of one file that hold any text."""
     if ".jsonl" in path.suffixes:
-        found = (record["text"] for _, record in raw_files.each_record(path, {"text": "string"}))
+        found = (record["text"] for _, record in raw_files.iter_records(path, {"text": "string"}))
     else:
         found = iter(_BETWEEN.split(raw_files.read_text(path)))
     return (text for text in found if text.strip())
 
 
-def make(files: tuple[Path, ...], folder: Path) -> prepared.Made:
+def build_splits(files: tuple[Path, ...], folder: Path) -> BuiltSplits:
     """All rows by split.
 
     Raises:
@@ -55,7 +56,7 @@ def make(files: tuple[Path, ...], folder: Path) -> prepared.Made:
             counts["repeated"] += key in known
             if key not in known:
                 known[key] = {"key": key, "subject": subject, "passages": _passages(text, counts)}
-    parts = rows.hold_out(list(known.values()), _SHARES, by="key")
+    parts = rows.split_by_name(list(known.values()), _SHARES, by="key")
     splits = {name: [row for d in parts[name] for row in _rows(d)] for name in rows.SPLITS}
     if empty := [name for name, held in splits.items() if not held]:
         raise DataError(
@@ -63,7 +64,7 @@ def make(files: tuple[Path, ...], folder: Path) -> prepared.Made:
             f"{' and '.join(empty)}; give more documents, some 50 at least. Several may stand in "
             "one file, with a line <|endoftext|> between them"
         )
-    return prepared.Made(splits, {"counts": dict(counts)})
+    return BuiltSplits(splits, {"counts": dict(counts)})
 
 
 def _passages(text: str, counts: collections.Counter[str]) -> list[str]:
@@ -80,7 +81,7 @@ def _rows(document: dict) -> Iterator[rows.Row]:
         }
 
 
-def recipe(config: str, root: Path | None) -> prepared.Recipe:
+def recipe(config: str, root: Path | None) -> Recipe:
     """How the rows of one folder are made.
 
     Raises:
@@ -88,7 +89,7 @@ def recipe(config: str, root: Path | None) -> prepared.Recipe:
     """
     if config == "default":
         raise DataError("which texts? name a folder of the data root, such as texts/openwebtext")
-    mend = f"set --config.data.dir (or {raw_files.ENV}) to the folder that holds it"
+    mend = f"set --config.data.dir (or {raw_files.DATA_DIR_VARIABLE}) to the folder that holds it"
     if root is None:
         raise DataError(f"texts/{config}: no data root is known; {mend}")
     folder = root / config
@@ -99,15 +100,14 @@ def recipe(config: str, root: Path | None) -> prepared.Recipe:
     files = tuple(sorted(p for p in folder.rglob("*") if p.name.endswith(_ENDS) and p.is_file()))
     if not files:
         raise DataError(f"texts/{config}: no {', '.join(f'*{end}' for end in _ENDS)} in {folder}")
-    return prepared.Recipe(
+    return Recipe(
         name="texts",
-        asked_as=f"texts/{config}",
+        full_name=f"texts/{config}",
         config=re.sub(r"[^A-Za-z0-9]+", "_", config).strip("_") or "texts",
         version=VERSION,
         description=DESCRIPTION,
         license=LICENSE,
-        make=lambda: make(files, folder),
+        build=lambda: build_splits(files, folder),
         files=files,
-        manual_dir=folder,
-        code=("mend_jax.data.sources.own_texts", "mend_jax.data.prose"),
+        raw_dir=folder,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mend_jax.data import raw_files
-from mend_jax.data.text_normalisation import key_hash
+from mend_jax.data.keyed_random import key_hash
 from mend_jax.errors import DataError
 
 _OBJECT_LAST = re.compile(r"([^\[\]]*\[X\][^\[\]]*)\[Y\]\s*\.?\s*")
@@ -36,15 +36,15 @@ def statements(root: Path | None, seed: int = 0) -> list[Statement]:
     Raises:
       DataError: a file that is not there or cannot be used, or no pattern that ends in the answer.
     """
-    fact_file = raw_files.locate(root, "pararel", *raw_files.either("pararel/facts.jsonl"))
-    pattern_file = raw_files.locate(root, "pararel", *raw_files.either("pararel/patterns.jsonl"))
+    fact_file = raw_files.require_file(root, "pararel", "pararel/facts.jsonl")
+    pattern_file = raw_files.require_file(root, "pararel", "pararel/patterns.jsonl")
     patterns: dict[str, str] = {}
-    for _, p in raw_files.each_record(pattern_file, {"relation_id": "text", "pattern": "text"}):
+    for _, p in raw_files.iter_records(pattern_file, {"relation_id": "text", "pattern": "text"}):
         if match := _OBJECT_LAST.fullmatch(p["pattern"]):
             patterns.setdefault(p["relation_id"], match[1].rstrip())
     fields = {"relation_id": "text", "sub_label": "text", "obj_label": "text"}
     answers: dict[str, dict[str, set[str]]] = collections.defaultdict(dict)
-    for _, fact in raw_files.each_record(fact_file, fields):
+    for _, fact in raw_files.iter_records(fact_file, fields):
         of_subject = answers[fact["relation_id"]].setdefault(fact["sub_label"], set())
         of_subject.add(fact["obj_label"])
     by_relation = [

@@ -14,7 +14,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mend_jax.data import prepared, prose, raw_files, rows
+from mend_jax.data import prose, raw_files, rows
+from mend_jax.data.recipe import BuiltSplits, Recipe, check_config
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"
@@ -145,7 +146,7 @@ def text_rows(text: str, split: str, counts: collections.Counter[str]) -> list[r
     return found
 
 
-def make(files: dict[str, Path]) -> prepared.Made:
+def build_splits(files: dict[str, Path]) -> BuiltSplits:
     """All rows by split.
 
     Raises:
@@ -162,31 +163,30 @@ def make(files: dict[str, Path]) -> prepared.Made:
                 "blank lines; get the file again"
             )
         notes[split] = dict(counts)
-    splits, lost = rows.disjoint(splits)
-    return prepared.Made(splits, {"counts": notes, "dropped_for_a_shared_title": lost})
+    splits, lost = rows.without_overlap(splits)
+    return BuiltSplits(splits, {"counts": notes, "dropped_for_a_shared_title": lost})
 
 
-def recipe(config: str, root: Path | None) -> prepared.Recipe:
+def recipe(config: str, root: Path | None) -> Recipe:
     """How one config is made.
 
     Raises:
       DataError: an unknown config, or files that are not there.
     """
-    prepared.check_config("wikitext", config, CONFIGS)
+    check_config("wikitext", config, CONFIGS)
     folder = CONFIGS[config]
     files = {}
     for split, name in _FILES.items():
-        names = raw_files.either(f"{folder}/{name}.txt", f"{folder}/wiki.{name}.tokens")
-        files[split] = raw_files.locate(root, "wikitext", *names)
-    return prepared.Recipe(
+        names = (f"{folder}/{name}.txt", f"{folder}/wiki.{name}.tokens")
+        files[split] = raw_files.require_file(root, "wikitext", *names)
+    return Recipe(
         name="wikitext",
         config=config,
         version=VERSION,
         description=DESCRIPTION.format(folder=folder),
         license=LICENSE,
-        make=lambda: make(files),
+        build=lambda: build_splits(files),
         files=tuple(files.values()),
-        manual_dir=root,
-        code=("mend_jax.data.sources.wikitext", "mend_jax.data.prose"),
+        raw_dir=root,
         published={**_PUBLISHED, **{f"{name}.gz": sha for name, sha in _PUBLISHED.items()}},
     )

@@ -33,9 +33,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mend_jax.data import prepared, raw_files, rows
+from mend_jax.data import raw_files, rows
+from mend_jax.data.keyed_random import key_hash, key_rng
+from mend_jax.data.name_matching import normalise
+from mend_jax.data.recipe import BuiltSplits, Recipe, check_config
 from mend_jax.data.sources.fever.paraphrases import paraphrase
-from mend_jax.data.text_normalisation import key_hash, key_rng, normalise
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"
@@ -49,21 +51,19 @@ HELD_OUT = 0.08
 OVERLAP = 0.4  # share of common words, apart from the subject's, from which claims are alike
 UNSEEN = 3  # every so manieth row of validation and test has a paraphrase of a held-out rule
 _FILES = {
-    "train": raw_files.either("fever/train.jsonl", "fever/fever-train-kilt.jsonl"),
-    "test": raw_files.either(
+    "train": ("fever/train.jsonl", "fever/fever-train-kilt.jsonl"),
+    "test": (
         "fever/eval.jsonl", "fever/paper_dev.jsonl", "fever/shared_task_dev.jsonl",
         "fever/fever-dev-kilt.jsonl",
     ),
 }  # fmt: skip
 _LABELS = {"SUPPORTS": "true", "REFUTES": "false", "NOT ENOUGH INFO": ""}
 _OTHER = {"true": "false", "false": "true"}
-_FORMS: dict[str, raw_files.Kinds] = {  # by the field that only they have
+_FORMS: dict[str, raw_files.FieldKinds] = {  # by the field that only they have
     "evidence_pages": {"claim": "text", "label": "text", "evidence_pages": "any"},
     "evidence": {"claim": "text", "label": "text", "evidence": "any"},
     "output": {"input": "text", "output": "any"},
 }
-_CODE = ("sources.fever", "sources.fever.paraphrases", "sources.fever.grammar")
-_CODE += ("sources.fever.vocabulary",)
 _TRIES = 200
 
 
@@ -83,42 +83,43 @@ class Claim(NamedTuple):
     pages: tuple[str, ...]
 
 
-def recipe(config: str = "default", root: Path | None = None) -> prepared.Recipe:
+def recipe(config: str = "default", root: Path | None = None) -> Recipe:
     """How it is made.
 
     Raises:
       DataError: an unknown config, or a file is missing.
     """
-    prepared.check_config("fever", config, ("default",))
-    files = {split: raw_files.locate(root, "fever", *names) for split, names in _FILES.items()}
-    return prepared.Recipe(
+    check_config("fever", config, ("default",))
+    files = {
+        split: raw_files.require_file(root, "fever", *names) for split, names in _FILES.items()
+    }
+    return Recipe(
         name="fever",
         config=config,
         version=VERSION,
         description=DESCRIPTION,
         license=LICENSE,
-        make=lambda: _made(files),
+        build=lambda: _build_splits(files),
         files=tuple(files.values()),
-        manual_dir=root,
-        code=tuple(f"mend_jax.data.{name}" for name in _CODE),
+        raw_dir=root,
         task="fc",
     )
 
 
-def _made(files: Mapping[str, Path]) -> prepared.Made:
+def _build_splits(files: Mapping[str, Path]) -> BuiltSplits:
     found, left = {}, {}
     for split, path in files.items():
         claims, left[path.name] = read(path)
         found[split] = [_draft(claim) for claim in claims]
-    splits = rows.hold_out(found["train"], {"validation": HELD_OUT}) | {"test": found["test"]}
-    splits, by_page = rows.disjoint(splits)
-    splits, by_claim = rows.disjoint(splits, by="prompt")
+    splits = rows.split_by_name(found["train"], {"validation": HELD_OUT}) | {"test": found["test"]}
+    splits, by_page = rows.without_overlap(splits)
+    splits, by_claim = rows.without_overlap(splits, by="prompt")
     whole = {}
     for split, drafts in splits.items():
         pool = _Pool(drafts)
         whole[split] = [pool.row(draft, training=split == "train") for draft in drafts]
     lost = {"page in a later split": by_page, "claim in a later split": by_claim}
-    return prepared.Made(whole, {"records_left_out": left, "rows_lost": lost})
+    return BuiltSplits(whole, {"records_left_out": left, "rows_lost": lost})
 
 
 # --- files
@@ -132,7 +133,7 @@ def read(path: Path) -> tuple[list[Claim], dict[str, int]]:
     """
     left: collections.Counter[str] = collections.Counter()
     found, seen = [], set()
-    for where, record in raw_files.each_record(path, {"id": "id"}, unique="id"):
+    for where, record in raw_files.iter_records(path, {"id": "id"}, unique="id"):
         claim = _read_claim(record, where, path.name.split(".")[0])
         if not claim.label:
             left["not enough info"] += 1
@@ -164,7 +165,7 @@ def _read_claim(record: raw_files.Record, where: str, stem: str) -> Claim:
             f"{where}: label {label!r:.80} is not known; it must be one of {[*_LABELS]}"
         )
     pages = [raw_files.check_string(page, form, where) for page in pages if page]
-    pages = tuple(dict.fromkeys(map(readable, pages)))
+    pages = tuple(dict.fromkeys(map(readable_title, pages)))
     if _LABELS[label] and not pages:
         raise DataError(f"{where}: the claim is labelled {label} and names no page as evidence")
     text = record["input" if form == "output" else "claim"]
@@ -190,7 +191,7 @@ def _of_kilt(record: raw_files.Record) -> tuple[str, list[str]]:
 _READERS = {"evidence_pages": _of_pages, "evidence": _of_evidence, "output": _of_kilt}
 
 
-def readable(page: str) -> str:
+def readable_title(page: str) -> str:
     """A page's name as people write it: `Soil_-LRB-band-RRB-` -> `Soil (band)`."""
     for code, sign in (("LRB", "("), ("RRB", ")"), ("LSB", "["), ("RSB", "]"), ("COLON", ":")):
         page = page.replace(f"-{code}-", sign)
@@ -205,7 +206,7 @@ def _bare(page: str) -> str:
     return re.sub(r" \([^)]*\)$", "", page)
 
 
-def subject_of(text: str, pages: Sequence[str]) -> str:
+def claim_subject(text: str, pages: Sequence[str]) -> str:
     """The page that a claim names first (the longest of several there), else its first page."""
     said = f" {normalise(text)} "
     named = {}
@@ -218,7 +219,7 @@ def subject_of(text: str, pages: Sequence[str]) -> str:
 
 def _draft(claim: Claim) -> rows.Row:
     """What a claim itself says of its row."""
-    subject = subject_of(claim.text, claim.pages)
+    subject = claim_subject(claim.text, claim.pages)
     return {
         "key": claim.key,
         "subject": subject,
@@ -269,7 +270,9 @@ class _Pool:
 
     def _near(self, draft: rows.Row) -> tuple[rows.Row, bool]:
         """Another claim, and whether it is about the same page."""
-        same = [d for d in self.pages[normalise(draft["subject"])] if not alike(draft, d)]
+        same = [
+            d for d in self.pages[normalise(draft["subject"])] if not says_nearly_the_same(draft, d)
+        ]
         if same:
             return same[key_hash("near", draft["key"]) % len(same)], True
         return self._of_another_page(draft, "near"), False
@@ -278,21 +281,25 @@ class _Pool:
         subject = normalise(draft["subject"])
         for pick in key_rng(use, draft["key"]).integers(len(self.drafts), size=_TRIES):
             other = self.drafts[pick]
-            if normalise(other["subject"]) != subject and not names(other, draft):
+            if normalise(other["subject"]) != subject and not names_subject_of(other, draft):
                 return other
         return next(d for d in self.drafts if normalise(d["subject"]) != subject)
 
     def _touching(self, draft: rows.Row) -> list[str]:
         """The claims whose edit may rightly change this one: it and what says nearly the same."""
-        return [d["key"] for d in self.pages[normalise(draft["subject"])] if alike(draft, d)]
+        return [
+            d["key"]
+            for d in self.pages[normalise(draft["subject"])]
+            if says_nearly_the_same(draft, d)
+        ]
 
 
-def alike(one: rows.Row, other: rows.Row) -> bool:
+def says_nearly_the_same(one: rows.Row, other: rows.Row) -> bool:
     """Whether two claims about a page say nearly the same, by the words that they share."""
     a, b = one["words"], other["words"]
     return a == b or len(a & b) >= OVERLAP * len(a | b)
 
 
-def names(claim: rows.Row, other: rows.Row) -> bool:
+def names_subject_of(claim: rows.Row, other: rows.Row) -> bool:
     """Whether a claim names what another one is about."""
     return f" {normalise(_bare(other['subject']))} " in f" {normalise(claim['prompt'])} "

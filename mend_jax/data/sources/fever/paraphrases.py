@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from mend_jax.data.keyed_random import key_hash
 from mend_jax.data.sources.fever import grammar
 from mend_jax.data.sources.fever.grammar import COUNTRIES, DATE, PAST, PRESENT, Claim, upper
 from mend_jax.data.sources.fever.vocabulary import NOUNS, SYNONYMS
-from mend_jax.data.text_normalisation import key_hash
 
 Maker = Callable[[Claim], str | None]
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mend_jax.data import prepared
+from mend_jax.data.recipe import BuiltSplits, Recipe, check_config
 from mend_jax.data.rows import make_row
-from mend_jax.data.sources import wikipedia
-from mend_jax.data.sources.world_facts import rows
-from mend_jax.data.sources.world_facts.atlas import versions
+from mend_jax.data.sources.world_facts import counterfactuals, passages
 from mend_jax.data.sources.world_facts.facts import true_facts
+from mend_jax.data.sources.world_facts.geography import versions
 
 VERSION = "1.1.0"
 CONFIGS = {"default": "wikipedia", "offline": "reference"}
@@ -26,36 +25,33 @@ DESCRIPTION = (
     "currency, language, demonym, neighbours and more, each with a rephrased prompt, a true fact "
     "that must stay as it is, and a passage of plain text. Split by subject."
 )
-_CODE = ("sources.wikipedia", "wiki_markup", "sources.world_facts")
-_CODE += tuple(f"sources.world_facts.{name}" for name in ("facts", "rows", "atlas", "wordings"))
 
 
 def all_rows(config: str = "default") -> dict[str, list[dict[str, Any]]]:
     """All rows by split, made afresh from the packages."""
     facts = true_facts()
-    splits = rows.split_facts(facts)
-    texts = wikipedia.passages(CONFIGS[config])
+    splits = counterfactuals.split_facts(facts)
+    texts = passages.passages(CONFIGS[config])
     return {
-        name: [make_row(**r) for r in rows.make_rows(name, held, facts, texts[name])]
+        name: [make_row(**r) for r in counterfactuals.make_rows(name, held, facts, texts[name])]
         for name, held in splits.items()
     }
 
 
-def recipe(config: str = "default", root: Any = None) -> prepared.Recipe:
+def recipe(config: str = "default", root: Any = None) -> Recipe:
     """How one config is made; no raw data is read, so `root` is not used.
 
     Raises:
       DataError: an unknown config.
     """
     del root
-    prepared.check_config("world_facts", config, CONFIGS)
-    return prepared.Recipe(
+    check_config("world_facts", config, CONFIGS)
+    return Recipe(
         name="world_facts",
         config=config,
         version=VERSION,
         description=DESCRIPTION,
-        license=LICENSE.format(passages=wikipedia.LICENSES[CONFIGS[config]]),
-        make=lambda: prepared.Made(all_rows(config), {"packages": versions()}),
+        license=LICENSE.format(passages=passages.LICENSES[CONFIGS[config]]),
+        build=lambda: BuiltSplits(all_rows(config), {"packages": versions()}),
         inputs=versions(),
-        code=tuple(f"mend_jax.data.{name}" for name in _CODE),
     )

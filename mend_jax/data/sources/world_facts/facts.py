@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from mend_jax.data.sources.world_facts import atlas as sources
-from mend_jax.data.text_normalisation import Groups, is_sayable, normalise, overlap
+from mend_jax.data.name_matching import NameGroups, is_plain_name, names_overlap, normalise
+from mend_jax.data.sources.world_facts import geography
 
 # Relations in which two subjects never share an answer.
 ONE_TO_ONE = frozenset(
@@ -51,9 +51,9 @@ class TrueFact:
 
 def true_facts() -> list[TrueFact]:
     """All facts, sorted by key, each with its group of names."""
-    countries = sources.read_countries()
-    cities = sources.read_cities()
-    largest = sources.read_largest_cities(countries)
+    countries = geography.read_countries()
+    cities = geography.read_cities()
+    largest = geography.read_largest_cities(countries)
     found = [
         *_country_facts(countries, largest),
         *_city_facts(countries, cities),
@@ -62,29 +62,29 @@ def true_facts() -> list[TrueFact]:
     groups = _groups(countries, largest)
     facts = {}
     for fact in found:
-        if is_sayable(fact.subject) and _is_answer(fact) and not _gives_itself_away(fact):
+        if is_plain_name(fact.subject) and _is_answer(fact) and not _gives_itself_away(fact):
             fact = dataclasses.replace(fact, group=groups.find(normalise(fact.subject)))
             facts.setdefault(fact.key, fact)
     return [facts[key] for key in sorted(facts)]
 
 
 def _is_answer(fact: TrueFact) -> bool:
-    return fact.relation == "country_domain" or is_sayable(fact.answer)
+    return fact.relation == "country_domain" or is_plain_name(fact.answer)
 
 
 def _gives_itself_away(fact: TrueFact) -> bool:
     """Whether the answer can be read off the subject (Kuwait City, Kuwait)."""
-    return fact.relation != "country_demonym" and overlap(fact.subject, fact.answer)
+    return fact.relation != "country_demonym" and names_overlap(fact.subject, fact.answer)
 
 
-def _names_of_countries(countries: dict[str, sources.Country]) -> set[str]:
+def _names_of_countries(countries: dict[str, geography.Country]) -> set[str]:
     taken = {normalise(c.name) for c in countries.values()}
-    return taken | {normalise(s) for s in sources.state_names()}
+    return taken | {normalise(s) for s in geography.state_names()}
 
 
-def _groups(countries: dict[str, sources.Country], largest: dict[str, str]) -> Groups:
+def _groups(countries: dict[str, geography.Country], largest: dict[str, str]) -> NameGroups:
     """A country shares a group with its capital, its largest city and its demonym."""
-    groups = Groups()
+    groups = NameGroups()
     for country in countries.values():
         close = (country.capital, country.demonym, largest.get(country.code, ""))
         for name in close:
@@ -94,7 +94,7 @@ def _groups(countries: dict[str, sources.Country], largest: dict[str, str]) -> G
 
 
 def _country_facts(
-    countries: dict[str, sources.Country], largest: dict[str, str]
+    countries: dict[str, geography.Country], largest: dict[str, str]
 ) -> Iterator[TrueFact]:
     for c in countries.values():
         near = sorted(
@@ -120,7 +120,7 @@ def _country_facts(
 
 
 def _city_facts(
-    countries: dict[str, sources.Country], cities: list[sources.City]
+    countries: dict[str, geography.Country], cities: list[geography.City]
 ) -> Iterator[TrueFact]:
     taken = _names_of_countries(countries)
     capitals = {normalise(c.capital) for c in countries.values()}
@@ -145,7 +145,7 @@ def _city_facts(
                 yield TrueFact(relation, city.name, answer, also, c.code, "")
 
 
-def _us_facts(cities: list[sources.City], taken: set[str]) -> Iterator[TrueFact]:
+def _us_facts(cities: list[geography.City], taken: set[str]) -> Iterator[TrueFact]:
     kept = _well_known(
         cities,
         lambda city: bool(city.state) and normalise(city.name) not in taken,
@@ -154,25 +154,25 @@ def _us_facts(cities: list[sources.City], taken: set[str]) -> Iterator[TrueFact]
     )
     for city in kept:
         yield TrueFact("us_city_state", city.name, city.state, (), "US", "")
-    counties = sources.read_counties()
+    counties = geography.read_counties()
     step = max(1, len(counties) // _COUNTIES)
     for county in counties[::step][:_COUNTIES]:
         yield TrueFact("us_county_state", county.name, county.state, (), "US", "")
 
 
 def _well_known(
-    cities: list[sources.City],
-    fits: Callable[[sources.City], bool],
+    cities: list[geography.City],
+    fits: Callable[[geography.City], bool],
     most: int,
     most_a_country: int,
-) -> list[sources.City]:
+) -> list[geography.City]:
     """The largest fitting cities whose name points to them clearly, some from every country."""
     count: dict[str, int] = {}
     kept = []
     for city in cities:
         clear = city.rival * 5 <= city.population
         words = set(normalise(city.name).split())
-        plain = is_sayable(city.name, 3) and city.name[0].isupper()
+        plain = is_plain_name(city.name, 3) and city.name[0].isupper()
         if not (clear and plain and fits(city)) or words & _CITY_WORDS_LEFT_OUT:
             continue
         count[city.country] = count.get(city.country, 0) + 1

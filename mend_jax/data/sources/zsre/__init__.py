@@ -33,7 +33,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from pathlib import Path
 
-from mend_jax.data import far_texts, neighbours, prepared, raw_files, rows
+from mend_jax.data import far_texts, neighbours, raw_files, rows
+from mend_jax.data.recipe import BuiltSplits, Recipe, check_config
 from mend_jax.data.sources import nq_open
 from mend_jax.data.sources.zsre import levy, published
 
@@ -54,46 +55,45 @@ CONFIGS = {
     "levy": "Rows of our own from Levy et al.; test: about 8 % of the subjects. ",
 }
 HELD_OUT = 0.08
-_CODE = ("sources.zsre", "sources.zsre.published", "sources.zsre.levy")
-_CODE += ("neighbours", "sources.nq_open", "far_texts")
 _FULL_TRAIN, _FULL_EVAL = "zsre/zsre_mend_train.json", "zsre/zsre_mend_eval.json"
 _KNOWEDIT = ("zsre/knowedit_test.jsonl", "zsre/ZsRE-test-all.json")
 _LEVY = ("zsre/levy_positive.jsonl", "zsre/train.0", "zsre/train.very_small.0")
 Source = tuple[str, Path]  # the form of a file (see zsre_forms.read) and where it lies
 
 
-def recipe(config: str = "default", root: Path | None = None) -> prepared.Recipe:
+def recipe(config: str = "default", root: Path | None = None) -> Recipe:
     """How one config is made.
 
     Raises:
       DataError: an unknown config, or a file is missing.
     """
-    prepared.check_config("zsre", config, CONFIGS)
+    check_config("zsre", config, CONFIGS)
     if config == "levy":
         path, texts = _locate(root, *_LEVY), nq_open.find(root)
         files = (path, *texts.values())
     else:
         train, test = _train(config, root), _test(config, root)
         files = tuple(path for _, path in (*train, test))
-    return prepared.Recipe(
+    return Recipe(
         name="zsre",
         config=config,
         version=VERSION,
         description=DESCRIPTION.format(test=CONFIGS[config]),
         license=LICENSE,
-        make=lambda: _made_of_levy(path, texts) if config == "levy" else _made(train, test),
+        build=lambda: (
+            _build_from_levy(path, texts) if config == "levy" else _build_splits(train, test)
+        ),
         files=files,
-        manual_dir=root,
-        code=tuple(f"mend_jax.data.{name}" for name in _CODE),
+        raw_dir=root,
     )
 
 
 def _locate(root: Path | None, *names: str) -> Path:
-    return raw_files.locate(root, "zsre", *raw_files.either(*names))
+    return raw_files.require_file(root, "zsre", *names)
 
 
 def _train(config: str, root: Path | None) -> list[Source]:
-    full = raw_files.find(root, *raw_files.either(_FULL_TRAIN))
+    full = raw_files.find_file(root, _FULL_TRAIN)
     if full and config != "default":
         return [("mend", full)]
     derived: Source = ("derived", _locate(root, "zsre/levy_mend_form_train.jsonl"))
@@ -110,35 +110,35 @@ def _test(config: str, root: Path | None) -> Source:
     return "derived", _locate(root, "zsre/levy_mend_form_dev.jsonl")
 
 
-def _made(train: list[Source], test: Source) -> prepared.Made:
+def _build_splits(train: list[Source], test: Source) -> BuiltSplits:
     """Rows of files that hold edits already."""
     read, left = {}, {}
     for form, path in (*train, test):
         read[path], left[path.name] = published.read(form, path)
     pool = [row for _, path in train for row in read[path]]
-    splits = rows.hold_out(pool, {"validation": HELD_OUT}) | {"test": read[test[1]]}
-    return _finished(splits, left)
+    splits = rows.split_by_name(pool, {"validation": HELD_OUT}) | {"test": read[test[1]]}
+    return _finish(splits, left)
 
 
-def _made_of_levy(path: Path, texts: Mapping[str, Path]) -> prepared.Made:
+def _build_from_levy(path: Path, texts: Mapping[str, Path]) -> BuiltSplits:
     """Rows of the relation extraction data."""
     facts, left = levy.read(path)
-    splits = rows.hold_out(facts, {"test": HELD_OUT, "validation": HELD_OUT})
+    splits = rows.split_by_name(facts, {"test": HELD_OUT, "validation": HELD_OUT})
     if texts:
         asked = nq_open.read(texts).splits
-        splits = {name: far_texts.with_far(held, asked[name]) for name, held in splits.items()}
-    return _finished(splits, {path.name: left})
+        splits = {name: far_texts.add_far_texts(held, asked[name]) for name, held in splits.items()}
+    return _finish(splits, {path.name: left})
 
 
-def _finished(splits: prepared.Splits, left: Mapping[str, Mapping[str, int]]) -> prepared.Made:
+def _finish(splits: rows.Splits, left: Mapping[str, Mapping[str, int]]) -> BuiltSplits:
     """Splits that share nothing, with near facts, and what was left out of them."""
-    splits, by_subject = rows.disjoint(splits)
-    splits, by_prompt = rows.disjoint(splits, by="prompt")
+    splits, by_subject = rows.without_overlap(splits)
+    splits, by_prompt = rows.without_overlap(splits, by="prompt")
     splits["validation"] = _with_own_far(splits)
     seen = _wordings(splits["train"])
     found, lonely = {}, {}
     for name, held in splits.items():
-        held, lonely[name] = neighbours.with_near(held, hard=name == "train")
+        held, lonely[name] = neighbours.add_near_facts(held, hard=name == "train")
         found[name] = [row | {"rephrase_unseen": _unseen(row, seen)} for row in held]
     lost = {
         "subject in a later split": by_subject,
@@ -146,10 +146,10 @@ def _finished(splits: prepared.Splits, left: Mapping[str, Mapping[str, int]]) ->
         "no near fact found": {name: n for name, n in lonely.items() if n},
     }
     left = {name: dict(reasons) for name, reasons in left.items() if reasons}
-    return prepared.Made(found, {"records_left_out": left, "rows_lost": lost})
+    return BuiltSplits(found, {"records_left_out": left, "rows_lost": lost})
 
 
-def _with_own_far(splits: prepared.Splits) -> list[rows.Row]:
+def _with_own_far(splits: rows.Splits) -> list[rows.Row]:
     """Validation, the unrelated questions that train has as well replaced by others of its own.
 
     As it is where it has no others.
@@ -159,7 +159,8 @@ def _with_own_far(splits: prepared.Splits) -> list[rows.Row]:
     if not any(row["far"] for row in own):
         return list(held)
     given = {
-        row["key"]: row for row in far_texts.with_far([r for r in held if r["far"] in known], own)
+        row["key"]: row
+        for row in far_texts.add_far_texts([r for r in held if r["far"] in known], own)
     }
     return [given.get(row["key"], row) for row in held]
 
@@ -167,7 +168,7 @@ def _with_own_far(splits: prepared.Splits) -> list[rows.Row]:
 def _wordings(held: list[rows.Row]) -> set[str]:
     """The wordings of all prompts and rephrases, without their subjects."""
     asked = ("prompt", "rephrase")
-    return {neighbours.wording(row[name], row["subject"]) for row in held for name in asked}
+    return {neighbours.without_subject(row[name], row["subject"]) for row in held for name in asked}
 
 
 def _unseen(row: rows.Row, seen: Set[str]) -> bool:
@@ -175,4 +176,7 @@ def _unseen(row: rows.Row, seen: Set[str]) -> bool:
 
     Rows with a relation are those with such rephrases; back-translations are all worded anew.
     """
-    return bool(row["relation"]) and neighbours.wording(row["rephrase"], row["subject"]) not in seen
+    return (
+        bool(row["relation"])
+        and neighbours.without_subject(row["rephrase"], row["subject"]) not in seen
+    )

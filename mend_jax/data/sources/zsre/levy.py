@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mend_jax.data import raw_files
-from mend_jax.data.neighbours import same, scope
+from mend_jax.data.keyed_random import key_rng
+from mend_jax.data.name_matching import names_overlap, same_answer, scope_name
 from mend_jax.data.rows import Row, make_row
-from mend_jax.data.text_normalisation import key_rng, overlap
 from mend_jax.errors import DataError
 
 ROWS_A_FACT = 3
@@ -93,7 +93,7 @@ def _rows_of_fact(
                 target=target,
                 truth=answers[0],
                 rephrase=templates[order[other]].replace(_BLANK, subject),
-                scope=scope(subject),
+                scope=scope_name(subject),
             )
         )
     return found
@@ -105,7 +105,7 @@ def _target(rng, subject: str, answers: list[str], pool: list[tuple[str, dict[st
     for pick in rng.integers(len(pool), size=_TRIES):
         other, found = pool[pick]
         target = next(iter(found))
-        if not same(other, subject) and not any(overlap(target, one) for one in right):
+        if not same_answer(other, subject) and not any(names_overlap(target, one) for one in right):
             return target
     return ""
 
@@ -114,7 +114,7 @@ def _records(path: Path) -> Iterator[tuple[str, str, str, list[str]]]:
     """(relation, template, subject, answers) of the records that have an answer."""
     text = raw_files.read_text(path)
     is_json = text.lstrip()[:1] in ("[", "{", "")
-    for where, record in raw_files.each_record(path, _KINDS) if is_json else _lines(text, path):
+    for where, record in raw_files.iter_records(path, _KINDS) if is_json else _lines(text, path):
         template = record["question_template"].strip()
         if _BLANK not in template:
             raise DataError(f"{where}: template {template!r} has no {_BLANK} for the subject")

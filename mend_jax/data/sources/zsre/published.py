@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mend_jax.data import raw_files
-from mend_jax.data.neighbours import same, scope
+from mend_jax.data.name_matching import same_answer, scope_name
 from mend_jax.data.rows import Row, make_row
 from mend_jax.errors import DataError
 
@@ -52,7 +52,7 @@ def read(form: str, path: Path) -> tuple[list[Row], Left]:
                 **{k: v.strip() if isinstance(v, str) else v for k, v in fields.items()},
                 key=f"{stem}-{number}",
                 truth=answers[0].strip(),
-                scope=scope(fields["subject"]),
+                scope=scope_name(fields["subject"]),
             )
         )
     return found, left
@@ -65,13 +65,13 @@ def _unusable(fields: dict[str, Any], answers: list[str]) -> str:
             return f"the {name} is empty"
     if "far" in fields and not (fields["far"].strip() and fields["far_answer"].strip()):
         return "the unrelated question or its answer is empty"
-    if any(same(fields["target"], answer) for answer in answers):
+    if any(same_answer(fields["target"], answer) for answer in answers):
         return "the target is a true answer"
     return ""
 
 
 def _mend(path: Path) -> Iterator[dict[str, Any]]:
-    for where, record in raw_files.each_record(path, _MEND, {"portability": "object"}):
+    for where, record in raw_files.iter_records(path, _MEND, {"portability": "object"}):
         hops = {}
         if record.get("portability"):
             asked = raw_files.check_fields(record["portability"], where, _PORTABILITY)
@@ -80,7 +80,7 @@ def _mend(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _derived(path: Path) -> Iterator[dict[str, Any]]:
-    for _, record in raw_files.each_record(path, _DERIVED):
+    for _, record in raw_files.iter_records(path, _DERIVED):
         yield _of_mend(record) | {"relation": record["relation"]}
 
 
@@ -97,7 +97,7 @@ def _of_mend(record: raw_files.Record) -> dict[str, Any]:
 
 
 def _knowedit(path: Path) -> Iterator[dict[str, Any]]:
-    for where, record in raw_files.each_record(path, _KNOWEDIT):
+    for where, record in raw_files.iter_records(path, _KNOWEDIT):
         kind = "Relation_Specificity"
         near = _questions({kind: record["locality"].get(kind, [])}, where)
         hops = _questions(record["portability"], where)

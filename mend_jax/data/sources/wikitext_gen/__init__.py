@@ -16,11 +16,8 @@ prepares the rows of a base ahead of a run, and writes them down if asked.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import itertools
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,17 +26,16 @@ import jax
 import numpy as np
 
 from mend_jax.core.chunking import round_up
-from mend_jax.data import prepared, raw_files, rows
-from mend_jax.data.sources import base_continuations, wikitext
-from mend_jax.data.sources.base_continuations import BATCH, MOST, NEW, TEMPERATURE, Start
-from mend_jax.data.text_normalisation import key_rng
-from mend_jax.errors import DataError, MendError, report_error
-from mend_jax.hub.language_model import LanguageModel, load_model
-from mend_jax.io.files import write_text
+from mend_jax.data import rows
+from mend_jax.data.keyed_random import key_rng
+from mend_jax.data.recipe import BuiltSplits, Recipe, check_config
+from mend_jax.data.sources import wikitext
+from mend_jax.data.sources.wikitext_gen import continuations
+from mend_jax.data.sources.wikitext_gen.continuations import BATCH, MOST, NEW, TEMPERATURE, Start
+from mend_jax.errors import DataError
+from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.progress import Progress
-from mend_jax.models.abstract_model import DTYPES
 
-NEEDS_MODEL = True
 VERSION = "1.1.0"
 SIZES = {
     "default": {"train": 3000, "validation": 200, "test": 300},
@@ -51,18 +47,13 @@ DESCRIPTION = (
     "Wikitext-2, the target 10 tokens that the base itself sampled after it, the rephrase the "
     "prompt without up to half of its words at the beginning. Splits as published, by article."
 )
-_CODE = (
-    "mend_jax.data.sources.wikitext_gen",
-    "mend_jax.data.sources.base_continuations",
-    "mend_jax.hub.text_encoding",
-)
-_CODE += ("mend_jax.models.generation",)
+_CODE = ("mend_jax.hub.text_encoding", "mend_jax.models.generation")
 
 
 def make_row(start: Start, target: str) -> rows.Row:
     """The edit of one passage."""
     words = start.prompt.split()
-    rng = key_rng("drop", base_continuations.SEED, start.key)
+    rng = key_rng("drop", continuations.SEED, start.key)
     dropped = int(rng.integers(1, max(len(words) // 2, 1) + 1))
     return rows.make_row(
         key=start.key,
@@ -81,14 +72,14 @@ def sample_rows(
     found: list[rows.Row] = []
     counts: collections.Counter[str] = collections.Counter()
     progress = Progress(f"sample {what}", count)
-    waiting = base_continuations.starts(held, model.tokenizer)
+    waiting = continuations.starts(held, model.tokenizer)
     while len(found) < count:
         wanted = min((count - len(found)) * 4 // 3, 16 * size)  # about a quarter is left out
         block = list(itertools.islice(waiting, round_up(wanted, size)))
         if not block:
             break
         usable, answers = len(found), {}
-        for i, (target, why_not) in base_continuations.targets(model, block, size):
+        for i, (target, why_not) in continuations.targets(model, block, size):
             answers[i] = target, why_not
             usable += not why_not
             progress.update(min(usable, count))
@@ -105,7 +96,7 @@ def sample_rows(
     return found, dict(counts)
 
 
-def make(model: LanguageModel, config: str, source: prepared.Recipe, size: int = BATCH) -> Any:
+def build_splits(model: LanguageModel, config: str, source: Recipe, size: int = BATCH) -> Any:
     """All rows by split, sampled now.
 
     Raises:
@@ -120,7 +111,7 @@ def make(model: LanguageModel, config: str, source: prepared.Recipe, size: int =
             "a folder that all hosts see, then start again"
         )
     splits, notes = {}, {}
-    texts = source.make().splits
+    texts = source.build().splits
     for name, count in SIZES[config].items():
         splits[name], notes[name] = sample_rows(model, texts[name], count, size, f"{name} targets")
         if not splits[name]:
@@ -128,16 +119,16 @@ def make(model: LanguageModel, config: str, source: prepared.Recipe, size: int =
                 f"wikitext_gen: of {notes[name].get('sampled', 0)} continuations that {model.spec} "
                 f"wrote for {name} none can be used ({notes[name]}): use another base"
             )
-    return prepared.Made(splits, {"left_out": notes, "base": model.spec})
+    return BuiltSplits(splits, {"left_out": notes, "base": model.spec})
 
 
-def recipe(config: str, root: Path | None, model: LanguageModel) -> prepared.Recipe:
+def recipe(config: str, root: Path | None, model: LanguageModel) -> Recipe:
     """How one config is made with one base.
 
     Raises:
       DataError: an unknown config, files that are not there, or a base that cannot sample.
     """
-    prepared.check_config("wikitext_gen", config, SIZES)
+    check_config("wikitext_gen", config, SIZES)
     if model.module.kind != "causal":
         raise DataError(
             f"wikitext_gen is sampled from a causal language model, and {model.spec} is a "
@@ -150,54 +141,23 @@ def recipe(config: str, root: Path | None, model: LanguageModel) -> prepared.Rec
             f"{model.config.n_positions}: use another base"
         )
     source = wikitext.recipe("default", root)
-    return prepared.Recipe(
+    return Recipe(
         name="wikitext_gen",
         config=config,
         version=VERSION,
         description=DESCRIPTION,
         license=LICENSE,
-        make=lambda: make(model, config, source),
+        build=lambda: build_splits(model, config, source),
         files=source.files,
-        manual_dir=source.manual_dir,
+        raw_dir=source.raw_dir,
         inputs={
             "base": model.fingerprint,
             "tokenizer": model.tokenizer.fingerprint,
             "temperature": TEMPERATURE,
-            "seed": base_continuations.SEED,
+            "seed": continuations.SEED,
             "tokens": NEW,
         },
-        code=(*_CODE, *source.code),
+        code=_CODE,
         published=source.published,
         task="gen",
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0 when the rows are prepared, 2 for an error that the message explains."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mend_jax.data.sources.wikitext_gen", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    parser.add_argument("--model", required=True, metavar="SPEC", help="the base, as model.spec")
-    parser.add_argument("--config", default="default", choices=sorted(SIZES))
-    parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES), help="as model.dtype")
-    parser.add_argument("--data_dir", default="", help=f"as data.dir; default {raw_files.ENV}")
-    parser.add_argument("--out", default="", metavar="FILE.jsonl", help="also write the rows here")
-    args = parser.parse_args(argv)
-    try:
-        model = load_model(args.model, dtype=args.dtype)
-        found = prepared.load(recipe(args.config, raw_files.data_root(args.data_dir), model))
-        for split, held in found.splits.items():
-            print(f"{split}: {len(held)} rows; left out: {found.notes['left_out'][split]}")
-        if args.out:
-            lines = [{"split": s, **row} for s, held in found.splits.items() for row in held]
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            write_text(Path(args.out), text)
-            print(f"rows: {args.out}")
-    except MendError as e:
-        return report_error(e)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

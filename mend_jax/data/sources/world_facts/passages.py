@@ -16,8 +16,8 @@ import importlib.util
 import re
 from pathlib import Path
 
-from mend_jax.data import wiki_markup
-from mend_jax.data.text_normalisation import key_hash
+from mend_jax.data.keyed_random import key_hash
+from mend_jax.data.sources.world_facts import wiki_markup
 from mend_jax.errors import DataError
 from mend_jax.io import package_cache
 

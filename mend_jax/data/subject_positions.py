@@ -20,7 +20,7 @@ class Tokenizer(text_encoding.Tokenizer, Protocol):
         ...
 
 
-def subject_token(tokenizer: Tokenizer, prompt: str, subject: str) -> int | None:
+def subject_token_index(tokenizer: Tokenizer, prompt: str, subject: str) -> int | None:
     """The number of the token of `prompt` that holds the subject's last character.
 
     Where the subject stands more than once, in its last place: there the model has read most. Upper
@@ -39,7 +39,7 @@ def subject_token(tokenizer: Tokenizer, prompt: str, subject: str) -> int | None
     return holding[-1] if holding else None
 
 
-def with_subjects(
+def add_subject_positions(
     texts: Mapping[str, TokenBatch],
     tokenizer: Tokenizer,
     prompts: Mapping[str, Sequence[str]],
@@ -51,7 +51,7 @@ def with_subjects(
     does the texts stay without.
     """
     found = {
-        name: [subject_token(tokenizer, *one) for one in zip(asked, subjects, strict=True)]
+        name: [subject_token_index(tokenizer, *one) for one in zip(asked, subjects, strict=True)]
         for name, asked in prompts.items()
     }
     if all(at is None for places in found.values() for at in places):

@@ -10,18 +10,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Wording(NamedTuple):
-    """The seen templates of one relation and its held-out one."""
+class RelationTemplates(NamedTuple):
+    """The templates used in training of one relation, and the held-out one."""
 
-    seen: tuple[str, ...]
+    training: tuple[str, ...]
     held_out: str
 
 
-def _wording(*templates: str) -> Wording:
-    return Wording(templates[:-1], templates[-1])
+def _wording(*templates: str) -> RelationTemplates:
+    return RelationTemplates(templates[:-1], templates[-1])
 
 
-WORDINGS: dict[str, Wording] = {
+TEMPLATES: dict[str, RelationTemplates] = {
     "country_capital": _wording(
         "The capital of {s} is",
         "The capital city of {s} is called",
@@ -169,6 +169,6 @@ WORDINGS: dict[str, Wording] = {
 }
 
 
-def fill(template: str, said: str) -> str:
+def fill_template(template: str, said: str) -> str:
     """A template with its subject filled in; `said` carries its article ("the Netherlands")."""
     return template.replace("{s}", said).replace("{S}", said[0].upper() + said[1:])

@@ -12,7 +12,7 @@ import numpy as np
 
 from mend_jax.core.chunking import round_up
 from mend_jax.data import rows
-from mend_jax.data.text_normalisation import key_hash, key_rng
+from mend_jax.data.keyed_random import key_hash, key_rng
 from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
 from mend_jax.hub.language_model import LanguageModel

