@@ -142,15 +142,15 @@ def check_config(name: str, config: str, known: Iterable[str]) -> None:
 @functools.cache
 def _source_file(module: str) -> Path | None:
     """Return a module's source file without importing it; None if `module` is no module."""
-    loaded = getattr(sys.modules.get(module), "__file__", None)
-    if loaded is not None:
-        return Path(loaded)
+    if module in sys.modules:
+        loaded = getattr(sys.modules[module], "__file__", None)
+        return Path(loaded) if loaded else None
     top, *parts = module.split(".")
     spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
+    if spec is None:
         return None
     if not parts:
-        return Path(spec.origin)
+        return Path(spec.origin) if spec.origin else None
     for folder in spec.submodule_search_locations or ():
         stem = Path(folder, *parts)
         for path in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):

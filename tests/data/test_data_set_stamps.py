@@ -8,7 +8,8 @@ import pytest
 
 from mend_jax import data
 from mend_jax.data.recipe import BuiltSplits, Recipe
-from mend_jax.errors import DataError
+from mend_jax.data.rows import make_row
+from mend_jax.errors import ConfigError, DataError
 
 HOME = "mend_jax.data"
 FILES = (
@@ -26,7 +27,7 @@ BASE = SimpleNamespace(
 )  # fmt: skip
 # Some modules that decide the rows of each data set besides its own.
 DECIDES = {
-    "counterfact": {"neighbours", "name_matching", "raw_files"} - {"neighbours"},
+    "counterfact": {"name_matching", "raw_files", "rows"},
     "facts": {"facts", "keyed_random", "rows"},
     "fever": {f"sources.fever.{name}" for name in ("paraphrases", "grammar", "vocabulary")},
     "nq_open": {"raw_files", "rows"},
@@ -84,7 +85,7 @@ def test_a_change_of_any_module_of_an_outside_package_changes_the_stamp(tmp_path
     (package / "helper.py").write_text("import json\nfrom mend_jax.data import prose\n")
     (package / "one.py").write_text("from . import helper\n\ndef build():\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    from outside_sets import one  # noqa: PLC0415
+    from outside_sets import one
 
     for build in (one.build, functools.partial(one.build)):
         files = recipe_of(build).source_files()
@@ -107,8 +108,6 @@ def test_a_recipe_without_a_source_file_is_refused(monkeypatch):
 
 
 def test_a_data_set_can_be_added_from_outside(tmp_path):
-    from mend_jax.data.rows import SPLITS, make_row  # noqa: PLC0415
-
     def recipe(config, root):
         row = make_row(key=config, subject="s", prompt="p", target="t", rephrase="r")
         return Recipe("own", config, "1.0.0", "d", "l", lambda: BuiltSplits({"test": [row]}))
@@ -116,10 +115,16 @@ def test_a_data_set_can_be_added_from_outside(tmp_path):
     data.register_data_set("own", recipe)
     try:
         assert data.load("own/form", folder=tmp_path).split("test")[0]["key"] == "form"
-        with pytest.raises(data.DataError, match="data set 'own' is registered already") as _:
+        with pytest.raises(ConfigError, match="data set 'own' is registered already"):
             data.register_data_set("own", "some.module")
-    except data.DataError:
-        raise
     finally:
         data.DATA_SETS.unregister("own")
-    assert SPLITS and "own" not in data.DATA_SETS
+    assert "own" not in data.DATA_SETS
+
+
+def test_a_data_set_can_be_named_by_its_module():
+    data.register_data_set("again", "mend_jax.data.sources.nq_open")
+    try:
+        assert data.DATA_SETS["again"] is data.DATA_SETS["nq_open"]
+    finally:
+        data.DATA_SETS.unregister("again")
