@@ -33,33 +33,11 @@ from mend_jax.models.params import count, unstack_trunk
 from mend_jax.parallel import distributed
 from mend_jax.training import checkpoints
 from mend_jax.training import config as configs
-from mend_jax.training.config_schema import Key, check_keys, refuse
+from mend_jax.training.config_schema import check_keys, raise_problems
 from mend_jax.training.experiment import choose_rows
-from mend_jax.training.fact_checker import train
+from mend_jax.training.fact_checker import KEYS, train
 from mend_jax.training.provenance import code_fingerprint, hardware, versions
 from mend_jax.training.run_folder import locked_folder, prepare_folder, read_results
-
-KEYS = {
-    "job": Key(str, choices=("finetune",)),
-    "seed": Key(int, 0),
-    "model.spec": Key(str),
-    "model.last_n_blocks": Key(int, 1),
-    "data.name": Key(str),
-    "data.dir": Key(str),
-    "data.max_len": Key(int, 3),
-    "data.train_rows": Key(int, 0),
-    "data.rephrases": Key(bool),
-    "train.epochs": Key(int, 1),
-    "train.batch_size": Key(int, 1),
-    "train.lr": Key(float, 0.0, above=True),
-    "train.clip": Key(float, 0.0, above=True),
-    "train.warmup": Key(int, 0),
-    "train.log_every": Key(int, 1),
-    "train.val_every": Key(int, 1),
-    "train.patience": Key(int, 0),
-    "eval.batch_size": Key(int, 1),
-    "eval.rows": Key(int, 0),
-}
 
 
 def finetune(
@@ -144,7 +122,7 @@ def _finetune(
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises one ConfigError that names every key that is unknown, missing or out of range."""
-    refuse(check_keys(config, KEYS))
+    raise_problems(check_keys(config, KEYS))
 
 
 def encode_splits(

@@ -27,16 +27,17 @@ from mend_jax.io.files import as_path
 from mend_jax.training import config as configs
 from mend_jax.training import config_schema
 from mend_jax.training.build import build_editor
+from mend_jax.training.config_keys import Key
 
 CELL = {"config": str, "method": str, "settings": tuple, "seeds": tuple, "start": str}
 SAME = ("editor.name", "editor.options", "model.spec", "model.last_n_blocks", "model.edit_roles")
 """What a cell and the one that it begins with must agree on: the shapes of what is learned."""
-KEYS = {
-    "job": config_schema.Key(str, choices=("grid",)),
-    "title": config_schema.Key(str),
-    "only": config_schema.Key(tuple),
-    "settings": config_schema.Key(tuple),
-}
+KEYS = (
+    Key("job", "grid", "kind of run: a grid of editing runs", choices=("grid",)),
+    Key("title", "", "title of the report"),
+    Key("only", (), "names of the cells to run and to show, in their order"),
+    Key("settings", (), "`key=value` for the runs of every cell, on top of their own"),
+)
 
 
 def cell(
@@ -72,7 +73,7 @@ def new_grid(title: str, cells: Mapping[str, ml_collections.ConfigDict]) -> Any:
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a ConfigError for what is wrong with a grid, or with the config of one of its runs."""
     cells = config.get("cells") or {}
-    problems = config_schema.check_keys(config, KEYS, free=("cells.",))
+    problems = config_schema.check_keys(config, KEYS, open_groups=("cells.",))
     problems += [] if cells and config.only else ["only: a grid needs at least one cell"]
     for name, one in cells.items():
         if not re.fullmatch(r"\w+", name):
@@ -87,7 +88,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         for name in config.get("only", ())
         if name not in cells
     ]
-    config_schema.refuse(problems or _check_starts(cells))
+    config_schema.raise_problems(problems or _check_starts(cells))
     for name in config.only:
         run_config = _checked(config, name)
         if start := cells[name].start:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from mend_jax.errors import ConfigError, did_you_mean
-from mend_jax.training.checkpoints import migration
+from mend_jax.training.config_keys import RENAMED_KEYS, current_key, with_current_names
 
 # What `ast.literal_eval` raises for text that is no literal, or one that is nested too deeply.
 _NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
@@ -65,8 +66,17 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
         config = module.get_config(variant)
     except KeyError as e:
         raise ConfigError(f"{path}: unknown variant or key {e}") from e
+    except AttributeError as e:  # of a key that a locked config does not have
+        renamed = [f"{old} is now {new}" for old, new in RENAMED_KEYS.items() if _sets(path, old)]
+        raise ConfigError(f"{path}: {e}; {'; '.join(renamed) or 'correct the key'}") from e
     config.lock()
     return config
+
+
+def _sets(path: Path, key: str) -> bool:
+    """Return whether a config file assigns to a key, such as `c.data.far = ...`."""
+    text = path.read_text(encoding="utf-8")
+    return re.search(rf"\.{re.escape(key)}\s*=", text) is not None
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str]) -> None:
@@ -81,7 +91,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str])
         key, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"--config.{setting}: write --config.KEY=VALUE")
-        if (current := migration.current_key(key)) != key:
+        if (current := current_key(key)) != key:
             print(f"warning: --config.{key} is now --config.{current}", file=sys.stderr)
             key = current
         node, path = config, key.split(".")
@@ -101,7 +111,7 @@ def parse_group(key: str, text: str, old: ml_collections.ConfigDict) -> ml_colle
     try:
         value = ast.literal_eval(text)
         _refuse_infinite(value)
-        value = migration.with_current_names(dict(**value), f"{key}.")
+        value = with_current_names(dict(**value), f"{key}.")
         return ml_collections.ConfigDict(value).lock()
     except _NO_LITERAL as e:
         raise ConfigError(

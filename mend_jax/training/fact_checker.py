@@ -23,6 +23,33 @@ from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.json_lines import JsonLines
 from mend_jax.io.progress import Progress
 from mend_jax.models.params import BLOCK
+from mend_jax.training.config_keys import Key
+
+KEYS = (
+    Key("job", "finetune", "kind of run: fine-tune a fact checker", choices=("finetune",)),
+    Key("seed", 0, "seed of the head's initial parameters and of the order of the claims", least=0),
+    Key("model.spec", "", "base model, an encoder"),
+    Key("model.last_n_blocks", 4, "blocks that are trained, with pooler and head", least=1),
+    Key("data.name", "fever", "data set of claims"),
+    Key("data.dir", "", 'folder of raw data; "": MEND_DATA_DIR', may_differ=True),
+    Key("data.max_len", 48, "longest claim, in tokens", least=3),
+    Key("data.train_rows", 0, "training claims to use; 0: all", least=0),
+    Key("data.rephrases", True, "whether their paraphrases are trained on as well"),
+    Key("train.epochs", 1, "passes over the claims; with more of them validation falls again",
+        least=1),
+    Key("train.batch_size", 32, "claims a step", least=1),
+    Key("train.lr", 1e-4, "learning rate", above=0.0),
+    Key("train.clip", 1.0, "largest global gradient norm", above=0.0),
+    Key("train.warmup", 50, "steps over which the learning rate rises; then it falls to 0 along a "
+        "cosine", least=0),
+    Key("train.log_every", 10, "steps between lines of metrics.jsonl", least=1),
+    Key("train.val_every", 50, "steps between validations", least=1),
+    Key("train.patience", 0,
+        "steps without a better validation accuracy that end training; 0: no early stopping",
+        least=0),
+    Key("eval.batch_size", 64, "claims scored at once", least=1),
+    Key("eval.rows", 0, "claims of validation and of test that are scored; 0: all", least=0),
+)  # fmt: skip
 
 
 @flax.struct.dataclass

@@ -1,9 +1,10 @@
-"""The hyper-parameters of the paper, as the config that `configs/` starts its models from."""
+"""The paper's hyper-parameters, as configs of its models and tasks."""
 
 from __future__ import annotations
 
 import ml_collections
-from ml_collections import ConfigDict
+
+from mend_jax.training.config_keys import default_config
 
 PAPER_DATA = {
     "zsre": dict(name="zsre/mend"),
@@ -25,7 +26,9 @@ def paper_config(
     remat: bool = False,
     variant: str = "",
 ) -> ml_collections.ConfigDict:
-    """MEND as in the paper (section 5 and appendix A; released code where the paper is silent).
+    """Return the config of MEND as in the paper, for one base model.
+
+    Source: section 5 and appendix A; the released code where the paper gives no value.
 
     Rank 1920, one hidden layer, networks shared by shape, V ~ N(0, 1), alpha from 1e-4 learned at
     1e-4, Adam 1e-6, batches of 10 by accumulation, gradients clipped at 100, c_edit 0.1, early
@@ -34,64 +37,15 @@ def paper_config(
     Args:
       spec: the base model.
       last_n_blocks: of every stack, edited: 3 for one stack, 2 + 2 for an encoder-decoder.
-      task: what the paper edits it on, one of `PAPER_DATA`: the data of variant "paper".
-      variant: "" (world facts, which need no raw data), "paper" (the paper's own data, see
-        docs/data.md) or "smoke" (a few steps on world facts with an editor of rank 16, to see that
-        all of it runs).
+      task: the paper's task for this model, one of `PAPER_DATA`: the data of variant "paper".
+      variant: "" (world facts, which need no raw data), "paper" (the paper's data, see
+        docs/data.md) or "smoke" (a few steps on world facts with an editor of rank 16).
 
     Raises:
       KeyError: another variant.
     """
-    c = ConfigDict()
-    c.job, c.seed = "edit", 0
-    c.model = ConfigDict(
-        dict(
-            spec=spec, last_n_blocks=last_n_blocks, edit_roles=(), dtype=dtype, remat=remat,
-            text_chunk=0, logits_chunk=0,
-        )
-    )  # fmt: skip
-    c.data = ConfigDict(
-        dict(
-            name="world_facts", dir="", far_source="", template="{}", train_edits=0,
-            edits_per_batch=1,
-            max_len=32, max_target=10, append_eos=True, far_len=64, length_buckets=(),
-        )
-    )  # fmt: skip
-    options = dict(
-        rank=1920, n_hidden=1, shared=True, norm=True, sides="combined", init="id",
-        v_init="normal", step_size=1e-4, log_step_size=False, compat="paper",
-    )  # fmt: skip
-    c.editor = ConfigDict(
-        dict(
-            name="mend", init_from="", init_step_size_scale=1.0, strength=1.0,
-            options=ConfigDict(options)
-        )
-    )  # fmt: skip
-    c.train = ConfigDict(
-        dict(
-            steps=500_000, edits_per_step=1, edit_from_paraphrase=False, far_scored_tokens=64,
-            accumulate=10,
-            lr=1e-6, step_size_lr=1e-4, clip=100.0, warmup=0, decay=False, c_edit_start=0.1,
-            c_edit=0.1, c_loc=1.0, near_share=0.5, calibration_texts=512,
-            log_every=100, val_every=5000,
-            val_edits=500, checkpoint_every=5000, keep_checkpoint="best", patience=20_000,
-            trunk_cache="", trunk_cache_gib=4.0, doctor=True, max_non_finite_steps=3,
-        )
-    )  # fmt: skip
-    fine_tune = dict(lr=1e-2, max_steps=100, edits=40, edits_per_step=8)
-    c.eval = ConfigDict(dict(edits=500, edits_per_step=8, max_new_tokens=12, examples=10))
-    c.eval.update(
-        dict(
-            extra_data_sets=(),
-            ability_edits=0,
-            ability_texts=32,
-            ability_facts=64,
-            ability_pool=1024,
-        )
-    )
-    c.eval.sequential = ()
-    c.eval.baselines = ConfigDict(dict(fine_tune=ConfigDict(fine_tune)))
-    c.mesh = ConfigDict(dict(data=0, fsdp=0, tensor=0))  # 0: chosen for the chips that there are
+    c = default_config()
+    c.model.update(dict(spec=spec, last_n_blocks=last_n_blocks, dtype=dtype, remat=remat))
     if variant == "smoke":
         c.editor.options.rank = 16
         c.data.train_edits = 64
@@ -101,7 +55,7 @@ def paper_config(
         c.eval.baselines.fine_tune.update(dict(max_steps=2, edits=4, edits_per_step=2))
     elif variant == "paper":
         c.data.update(PAPER_DATA[task])
-        c.train.near_share = 0.0  # the paper asks for unrelated texts alone
+        c.train.near_share = 0.0  # the paper scores unrelated texts alone
         if task == "fever":
             c.train.far_scored_tokens = c.eval.max_new_tokens = 1
     elif variant:

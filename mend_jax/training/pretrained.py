@@ -86,16 +86,16 @@ def read(path: str | Path, model: Any) -> Any:
     from mend_jax.parallel.mesh import mesh_of_arrays
     from mend_jax.parallel.sharding import EDITOR_RULES, key_path_name, place
     from mend_jax.training.build import build_editor
-    from mend_jax.training.checkpoints import migration, refuse_other_run
+    from mend_jax.training.checkpoints import refuse_other_run
+    from mend_jax.training.config_keys import with_added_keys
     from mend_jax.training.experiment import base_identity
     from mend_jax.training.trained_editor import Editor
 
     meta, stored = _read(path)
     flat = _whole(stored)
     refuse_other_run(meta, base_identity(model), path)
-    transform = build_editor(
-        ml_collections.ConfigDict(migration.with_added_keys({"editor": meta["config"]}))
-    )
+    config = with_added_keys({"editor": meta["config"]})
+    transform = build_editor(ml_collections.ConfigDict(config))
     shapes = jax.eval_shape(lambda key: transform.init(key, model.weights), jax.random.key(0))
     like = dict(zip(_PARTS, shapes, strict=True))
     wanted = {key_path_name(keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(like)}

@@ -19,7 +19,7 @@ from mend_jax.io.files import as_path, is_remote, write_text
 from mend_jax.io.json_values import parse_json
 from mend_jax.parallel import distributed
 from mend_jax.training import checkpoints, config_schema
-from mend_jax.training.checkpoints import migration
+from mend_jax.training.config_keys import with_added_keys
 
 _BESIDE = 16 * 2**20  # bytes for logs, results, pictures and the report
 
@@ -118,7 +118,7 @@ def read_config(workdir: Any) -> ml_collections.ConfigDict:
         found = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("it is no object")
-        config = ml_collections.ConfigDict(_with_tuples(migration.with_added_keys(found)))
+        config = ml_collections.ConfigDict(_with_tuples(with_added_keys(found)))
         config_schema.check(config)
         return config
     except (OSError, ImportError) as e:

@@ -29,7 +29,7 @@ from mend_jax.io.files import write_bytes
 from mend_jax.io.package_cache import cache_dir
 from mend_jax.models.base import EditableModel
 from mend_jax.parallel.mesh import shard_batch
-from mend_jax.training.config_schema import TRUNK_CACHES
+from mend_jax.training.config_keys import TRUNK_CACHES
 
 _GIB = 2**30
 _FILLED = "filled.npy"

@@ -20,7 +20,7 @@ from mend_jax.errors import DataError
 from mend_jax.ledger import web_server
 from mend_jax.ledger.store import Base
 from mend_jax.training import config as configs
-from mend_jax.training import config_schema, run_folder
+from mend_jax.training import config_keys, config_schema, run_folder
 from mend_jax.training.build import build_editor, build_optimizer
 
 _BASE = Base("tiny", FINGERPRINT, "float32", 2, ("mlp/up",))
@@ -36,11 +36,11 @@ def _read_overrides(folder: Path, data: bytes) -> None:
     config = configs.load_config("quickstart.py:smoke")
     configs.apply_overrides(config, text.split("\n"))
     again = configs.load_config("quickstart.py:smoke")
-    values = {key: config_schema._get(config, key) for key in configs.flat_keys(config)}
-    known = {k: v for k, v in values.items() if k in config_schema.KEYS}
+    values = {key: config_keys.key_value(config, key) for key in configs.flat_keys(config)}
+    known = {k: v for k, v in values.items() if k in {key.name for key in config_keys.KEYS}}
     configs.apply_overrides(again, configs.as_overrides(known))
     for key, value in known.items():
-        assert repr(config_schema._get(again, key)) == repr(value), key
+        assert repr(config_keys.key_value(again, key)) == repr(value), key
     config_schema.check(config)
     configs.to_json(config)
     build_editor(config)

@@ -16,6 +16,7 @@ from mend_jax.io.json_lines import JsonLines
 from mend_jax.training import checkpoints
 from mend_jax.training import config as configs
 from mend_jax.training.checkpoints import migration, recovery
+from mend_jax.training.config_keys import ADDED_KEYS
 from mend_jax.training.run_folder import locked_folder
 
 
@@ -100,7 +101,7 @@ def test_an_error_of_the_machine_moves_no_step(saved, tmp_path, monkeypatch, err
     assert not (tmp_path / "checkpoints_damaged").exists()
 
 
-@pytest.mark.parametrize("key", migration.ADDED_KEYS)
+@pytest.mark.parametrize("key", ADDED_KEYS)
 def test_a_run_of_a_version_without_a_key_goes_on(key):
     config = configs.load_config("quickstart.py")
     ours = configs.to_json_dict(config)

@@ -10,7 +10,15 @@ from mend_jax.data import DATA_SETS
 from mend_jax.errors import ConfigError
 from mend_jax.training import config as configs
 from mend_jax.training.build import build_editor, build_optimizer
-from mend_jax.training.config_schema import KEYS, check
+from mend_jax.training.config_keys import (
+    KEYS,
+    RENAMED_KEYS,
+    default_config,
+    key_value,
+    markdown,
+    with_added_keys,
+)
+from mend_jax.training.config_schema import check
 
 FOLDER = Path(__file__).parents[2] / "configs"
 
@@ -112,8 +120,8 @@ def test_mistakes_are_named(arguments, message, capsys):
     ("setting", "message"),
     [
         ("train.steps=-1", "train.steps is -1"),
-        ("train.lr=0.0", "train.lr is 0.0, more than 0"),
-        ("train.c_loc=-2.0", "train.c_loc is -2.0, at least 0"),
+        ("train.lr=0.0", "train.lr is 0.0, more than 0 is needed"),
+        ("train.c_loc=-2.0", "train.c_loc is -2.0, at least 0 is needed"),
         (
             "train.keep_checkpoint=first",
             "train.keep_checkpoint is 'first', one of .'best', 'last'. is needed",
@@ -150,9 +158,56 @@ def test_old_names_of_editor_options_are_accepted(setting):
     build_editor(config)
 
 
+OLD_NAMES = sorted(RENAMED_KEYS)
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_an_old_key_is_accepted_with_a_warning_that_names_the_new_one(old, capsys):
+    config = default_config()
+    value = key_value(config, RENAMED_KEYS[old])
+    different = {str: "last", bool: True, int: 7, float: 0.25, tuple: ("a",)}[type(value)]
+    configs.apply_overrides(config, configs.as_overrides({old: different}))
+    assert key_value(config, RENAMED_KEYS[old]) == different
+    assert f"--config.{old} is now --config.{RENAMED_KEYS[old]}" in capsys.readouterr().err
+
+
+def test_a_stored_config_under_old_names_is_the_same_config():
+    stored = configs.to_json_dict(default_config())
+    for old, new in RENAMED_KEYS.items():
+        group, name = new.split(".")
+        stored[group][old.split(".")[1]] = stored[group].pop(name)
+    assert with_added_keys(stored) == configs.to_json_dict(default_config())
+
+
+def test_a_config_file_with_an_old_key_is_told_the_new_one(tmp_path):
+    path = tmp_path / "mine.py"
+    text = "from mend_jax.training.config import load_config\n\n\ndef get_config(variant):\n"
+    path.write_text(text + "    c = load_config('quickstart.py')\n    c.data.far = 'x'\n")
+    with pytest.raises(ConfigError, match=r"mine\.py.*data\.far is now data\.far_source"):
+        configs.load_config(str(path))
+    config = default_config()
+    config.data.far = "x"
+    with pytest.raises(ConfigError, match=r"data\.far is now data\.far_source: rename it"):
+        check(config)
+
+
+def test_defaults_are_in_range_and_every_key_is_explained():
+    for key in KEYS:
+        assert not key.problem(key.default) and key.doc and "\n" not in key.doc, key.name
+        assert key.absent is None or not key.problem(key.absent), key.name
+    names = [name for key in KEYS for name in (key.name, *key.old_names)]
+    assert len(names) == len(set(names))
+
+
+def test_the_table_of_config_keys_is_current():
+    """Otherwise: `python -m mend_jax.training.config_keys > docs/config.md`."""
+    path = Path(__file__).parents[2] / "docs/config.md"
+    assert path.read_text(encoding="utf-8") == markdown()
+
+
 def test_quickstart_has_every_key():
     config, _, _ = parse(["--config=quickstart.py"])
-    assert set(KEYS) <= set(configs.flat_keys(config))
+    assert {key.name for key in KEYS} <= set(configs.flat_keys(config))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from mend_jax.errors import CheckpointError, ConfigError
 from mend_jax.ledger.editor_choice import choose_editor
 from mend_jax.training import pretrained
 from mend_jax.training.build import build_editor
-from mend_jax.training.checkpoints import migration
+from mend_jax.training.config_keys import with_added_keys
 
 SETTINGS = {
     "data.name": "world_facts/offline", "data.train_edits": 16, "data.max_len": 96,
@@ -189,6 +189,6 @@ def test_what_ships_here_is_whole_and_small():
     for path in pretrained.FOLDER.glob("*.safetensors"):
         told, _ = pretrained._read(path)
         assert path.stat().st_size <= 10_000_000 and told["name"] == path.stem
-        config = migration.with_added_keys({"editor": told["config"]})
+        config = with_added_keys({"editor": told["config"]})
         assert "step_size" in config["editor"]["options"]  # shipped under its old name
         assert build_editor(ml_collections.ConfigDict(config)).trainable

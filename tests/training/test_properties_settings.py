@@ -12,7 +12,7 @@ from support.properties import many
 from mend_jax.errors import ConfigError
 from mend_jax.io import json_values
 from mend_jax.training import config as configs
-from mend_jax.training import config_schema
+from mend_jax.training import config_keys
 
 
 def quickstart():
@@ -40,7 +40,7 @@ def values_like(old):
 def test_what_is_set_is_what_is_read_back(data):
     """Every key, by the flag of the command line; and nothing else changes."""
     before = quickstart()
-    known = {key: config_schema._get(before, key) for key in configs.flat_keys(before)}
+    known = {key: config_keys.key_value(before, key) for key in configs.flat_keys(before)}
     kind = data.draw(st.sampled_from((bool, int, float, str, tuple)))
     key = data.draw(st.sampled_from(sorted(k for k, v in known.items() if type(v) is kind)))
     value = data.draw(values_like(known[key]))
@@ -48,7 +48,7 @@ def test_what_is_set_is_what_is_read_back(data):
     configs.apply_overrides(config, configs.as_overrides({key: value}))
     for name, old in known.items():
         wanted = value if name == key else old
-        found = config_schema._get(config, name)
+        found = config_keys.key_value(config, name)
         assert type(found) is type(wanted) and repr(found) == repr(wanted)
     assert json.loads(configs.to_json(config)) == configs.to_json_dict(config)
 
@@ -69,12 +69,12 @@ def test_a_group_that_is_set_is_what_is_read_back(group):
 @given(st.sampled_from(sorted(configs.flat_keys(quickstart()))), st.text(max_size=30))
 def test_any_text_is_a_value_of_the_type_or_refused(key, text):
     config = quickstart()
-    old = config_schema._get(config, key)
+    old = config_keys.key_value(config, key)
     try:
         configs.apply_overrides(config, [f"{key}={text}"])
     except ConfigError as e:
         assert key in str(e)
-    assert type(config_schema._get(config, key)) is type(old)
+    assert type(config_keys.key_value(config, key)) is type(old)
 
 
 JSON = st.recursive(

@@ -28,7 +28,7 @@ from mend_jax.parallel.mesh import make_mesh
 from mend_jax.training import checkpoints
 from mend_jax.training import config as configs
 from mend_jax.training import run_folder as workdir_of_run
-from mend_jax.training.checkpoints import migration
+from mend_jax.training.config_keys import ADDED_KEYS
 from mend_jax.training.experiment import open_experiment
 
 FACTS = [("The capital of France is", "Lyon"), ("One and one is", "three")]
@@ -274,7 +274,7 @@ def test_damaged_results_are_named(tmp_path, text):
 def test_the_config_of_an_earlier_version_has_what_such_a_run_did(tmp_path):
     config = configs.load_config("quickstart.py")
     held = configs.to_json_dict(config)
-    for key in migration.ADDED_KEYS:
+    for key in ADDED_KEYS:
         group, name = key.split(".")
         del held[group][name]
     write_json(tmp_path / "config.json", held)

@@ -57,7 +57,7 @@ def schedule_problems(config: ml_collections.ConfigDict) -> list[str]:
         )
     if c.log_every > c.steps:
         problems.append(f"train.log_every is {c.log_every} of {c.steps} steps: no line is logged")
-    if c.keep == "best" and c.val_every > c.steps:
+    if c.keep_checkpoint == "best" and c.val_every > c.steps:
         problems.append(
             f"train.val_every is {c.val_every} of {c.steps} steps: there is no best of one"
         )

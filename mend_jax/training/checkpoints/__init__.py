@@ -31,13 +31,13 @@ from mend_jax.io import checksums
 from mend_jax.io.files import is_remote
 from mend_jax.training.checkpoints import migration
 from mend_jax.training.checkpoints.damage import DamageError, see_to_scores
+from mend_jax.training.config_keys import KEYS, with_added_keys
 
 SCORE = "val_loss"
 REPLACED = "checkpoints_replaced"
 """Beside the folder of checkpoints: a step of which a newer version is being written."""
 MOST_AT_ONCE = 4  # steps on disk: the newest two, the best, and the one that is being written
-_OF_NO_NUMBER = ("data.dir ", "train.doctor ")
-"""Settings that may differ: of the data the fingerprint is compared, wherever they lie."""
+_MAY_DIFFER = tuple(f"{key.name} " for key in KEYS if key.may_differ)
 _OURS = ("format", SCORE, "arrays")  # keys of meta that are written here
 
 
@@ -279,9 +279,9 @@ def refuse_other_run(meta: Mapping[str, Any], mine: Mapping[str, Any], where: An
         )
     theirs, ours = meta.get("config", {}), mine.get("config", {})
     if ours.get("job") == "edit" and isinstance(theirs, Mapping):
-        theirs, ours = migration.with_added_keys(theirs), migration.with_added_keys(ours)
+        theirs, ours = with_added_keys(theirs), with_added_keys(ours)
     differences = _differences(theirs, ours)
-    changed = sorted(line for line in differences if not line.startswith(_OF_NO_NUMBER))
+    changed = sorted(line for line in differences if not line.startswith(_MAY_DIFFER))
     if "config" in mine and changed:
         raise CheckpointError(
             f"{where} was made with another config; different: {'; '.join(changed)}; "

@@ -16,59 +16,6 @@ import jax.numpy as jnp
 from mend_jax.errors import CheckpointError
 
 FORMAT = 2
-ADDED_KEYS = {
-    "editor.init_from": "", "editor.init_step_size_scale": 1.0, "eval.sequential": [],
-    "model.logits_chunk": 0,
-    "model.text_chunk": 0, "train.doctor": False, "train.max_non_finite_steps": 3,
-    "train.trunk_cache": "", "train.trunk_cache_gib": 4.0,
-}  # fmt: skip
-"""Keys that configs of earlier versions had not, each with what such a run did, as JSON has it."""
-
-
-RENAMED_KEYS = {
-    "model.head_chunk": "model.logits_chunk", "data.far": "data.far_source",
-    "data.pack": "data.length_buckets", "editor.start": "editor.init_from",
-    "editor.start_scale": "editor.init_step_size_scale",
-    "train.both_ways": "train.edit_from_paraphrase", "train.far_scored": "train.far_scored_tokens",
-    "train.layer_lr_lr": "train.step_size_lr", "train.survey_texts": "train.calibration_texts",
-    "train.skip_non_finite": "train.max_non_finite_steps", "train.keep": "train.keep_checkpoint",
-    "eval.also": "eval.extra_data_sets",
-}  # fmt: skip
-"""Old names of config keys, each with the name of today."""
-RENAMED_OPTIONS = {
-    "layer_lr": "step_size", "log_layer_lr": "log_step_size",
-    "inner_lr": "step_size", "log_inner_lr": "log_step_size",
-}  # fmt: skip
-"""Old names of options of editors (in `editor.options` and `eval.baselines.NAME`), and today's."""
-
-
-def current_key(key: str) -> str:
-    """Return today's name of a dotted config key, whatever its old name."""
-    *group, name = key.split(".")
-    if group == ["editor", "options"] or (group[:2] == ["eval", "baselines"] and len(group) == 3):
-        return ".".join([*group, RENAMED_OPTIONS.get(name, name)])
-    return RENAMED_KEYS.get(key, key)
-
-
-def with_added_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored config of an editing run under today's names, with the keys added since."""
-    current = with_current_names(config)
-    for key, value in ADDED_KEYS.items():
-        group, name = key.split(".")
-        if isinstance(current.get(group), dict):
-            current[group].setdefault(name, value)
-    return current
-
-
-def with_current_names(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a config, or the group of it below `prefix`, under today's names."""
-    renamed = {}
-    for name, value in config.items():
-        key = current_key(f"{prefix}{name}") if isinstance(name, str) else name
-        if isinstance(value, Mapping):
-            value = with_current_names(value, f"{prefix}{name}.")
-        renamed[key.removeprefix(prefix) if isinstance(key, str) else key] = value
-    return renamed
 
 
 class Migration(NamedTuple):
