@@ -133,8 +133,9 @@ def build(w: Workload, shapes_only: bool = False) -> Built:
     )  # fmt: skip
     editor = make_editor("mend", dict(rank=w.rank))
     tx = make_optimizer(
-        lr=1e-6, step_size_lr=1e-4, clip=100.0, accumulate=1, warmup=0, steps=1, decay=False
-    )
+        lr=1e-6, step_size_lr=1e-4, clip=100.0, accumulate=1, warmup=0, steps=1, decay=False,
+        step_sizes=editor.step_sizes,
+    )  # fmt: skip
 
     def arrays() -> tuple[Any, TrainState, dict[str, TokenBatch]]:
         rng, vocab, E = np.random.default_rng(0), sketch.config.vocab_size, w.independent

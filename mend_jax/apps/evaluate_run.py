@@ -29,7 +29,7 @@ from mend_jax.io import checksums
 from mend_jax.io.progress import Progress
 from mend_jax.parallel.distributed import gather, is_writer
 from mend_jax.parallel.mesh import shard_batch
-from mend_jax.parallel.sharding import EDITOR_RULES, place
+from mend_jax.parallel.sharding import place
 from mend_jax.training import config as configs
 from mend_jax.training.calibration import calibrate
 from mend_jax.training.experiment import Experiment, Split
@@ -126,7 +126,7 @@ def _placed(
 ) -> tuple[EditTransform, Any, Any]:
     """The editor with its parameters and state where the mesh wants them."""
     transform, *start = editor
-    return transform, *(place(experiment.mesh, tree, EDITOR_RULES) for tree in start)
+    return transform, *(place(experiment.mesh, tree, transform.sharding_rules) for tree in start)
 
 
 def _general_ability(

@@ -28,7 +28,7 @@ from mend_jax.models.params import count
 from mend_jax.parallel import distributed
 from mend_jax.parallel.mesh import shard_batch, use_mesh
 from mend_jax.tpu.mesh_choice import mesh_sizes
-from mend_jax.training import checkpoints, step_sizes
+from mend_jax.training import checkpoints
 from mend_jax.training import config as configs
 from mend_jax.training.build import build_train_step
 from mend_jax.training.calibration import calibrate
@@ -44,6 +44,7 @@ from mend_jax.training.run_folder import (
 )
 from mend_jax.training.run_state import LoopSettings, RunState, resume
 from mend_jax.training.step import TrainState
+from mend_jax.training.step_sizes import scale_step_sizes, step_sizes
 from mend_jax.training.threshold_tuning import tune_threshold
 from mend_jax.training.trained_editor import Editor
 from mend_jax.training.trunk_cache import TrunkCache
@@ -194,14 +195,13 @@ def train_editor(
             jax.tree.map(lambda leaf: leaf.sharding, state),
         )  # fmt: skip
         plan = LoopSettings(**{f.name: c.train[f.name] for f in dataclasses.fields(LoopSettings)})
-        logs = step_sizes.are_logs(c.editor.options)
         require_disk_space(workdir, state, len(manager.all_steps()))
         with batch_placement(experiment) as place:
             state = train(
                 state, experiment.model.params, batches, place=place, plan=plan,
                 train_step=step, validate=validate_state, manager=manager, meta=mine,
                 record=record, log=log, stop=stop,
-                sizes=lambda state: step_sizes.step_sizes(state.params, logs),
+                sizes=lambda state: step_sizes(state.params, experiment.editor.step_sizes),
             )  # fmt: skip
     if c.train.keep_checkpoint == "best" and record.best_step not in (0, int(state.step)):
         state = checkpoints.restore_state(manager, record.best_step, state)
@@ -265,8 +265,8 @@ def initial_state(experiment: Experiment, fresh: TrainState) -> TrainState:
             experiment, experiment.editor, theirs.params, fresh.editor_state
         )
     if scale != 1.0:
-        logs = step_sizes.are_logs(experiment.config.editor.options)
-        learned["params"] = step_sizes.scaled(theirs.params, scale, logs)
+        declared = experiment.editor.step_sizes
+        learned["params"] = scale_step_sizes(theirs.params, scale, declared)
         say(f"its step sizes are multiplied by {scale}")
     say(f"beginning with the editor of {start}")
     return fresh.replace(**learned)

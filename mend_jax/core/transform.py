@@ -18,6 +18,7 @@ from mend_jax.core.problem import Problem, Rows
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit
 from mend_jax.models import WeightSpec
+from mend_jax.parallel.sharding import OPTIMIZER_RULES, Rule
 
 Weights = tuple[WeightSpec, ...]
 
@@ -36,6 +37,24 @@ class LinkContext(NamedTuple):
     rows_counted: bool = False
 
 
+class StepSizes(NamedTuple):
+    """Learned parameters that have their own learning rate in training (`train.step_size_lr`).
+
+    Attributes:
+      log: whether the parameters are logarithms.
+      scales_edit: whether they multiply the edit, unlike the strength of a regulariser.
+      path: key path within the parameters; "" for all of them.
+    """
+
+    log: bool
+    scales_edit: bool = True
+    path: str = ""
+
+    def includes(self, path: str) -> bool:
+        """Return whether the parameter of this key path, `a/b/c`, is one of them."""
+        return not self.path or path == self.path or path.startswith(f"{self.path}/")
+
+
 class Link(NamedTuple):
     """One step of a factor editor.
 
@@ -44,11 +63,15 @@ class Link(NamedTuple):
       init: (key, weights) -> (params, state); both may be empty dicts.
       apply: (params, state, signal, context) -> (signal, state); the state changes only if
         `context.train`.
+      sharding: rules for its parameters and state, by key paths within them. Scalars need none.
+      step_sizes: which of its parameters are step sizes.
     """
 
     name: str
     init: Callable[[jax.Array, Weights], tuple[Any, Any]]
     apply: Callable[[Any, Any, Any, LinkContext], tuple[Any, Any]]
+    sharding: tuple[Rule, ...] = ()
+    step_sizes: tuple[StepSizes, ...] = ()
 
 
 class SequentialTraining(NamedTuple):
@@ -103,6 +126,7 @@ class EditTransform(NamedTuple):
       reader: how the baselines that change no weight (their Edit has no deltas) predict texts;
         None: by the base model under the Edit.
       tuning: how options are chosen on validation rows before editing; None: nothing to choose.
+      sharding, step_sizes: as of `Link`, for the whole editor.
     """
 
     init: Callable[[jax.Array, Weights], tuple[Any, Any]]
@@ -115,6 +139,13 @@ class EditTransform(NamedTuple):
     sequential_training: SequentialTraining | None = None
     reader: Reader | None = None
     tuning: ThresholdTuning | None = None
+    sharding: tuple[Rule, ...] = ()
+    step_sizes: tuple[StepSizes, ...] = ()
+
+    @property
+    def sharding_rules(self) -> tuple[Rule, ...]:
+        """Rules for parameters, state and the optimiser state, wherever a tree holds them."""
+        return (*(rule.under("(.*/)?") for rule in self.sharding), *OPTIMIZER_RULES)
 
 
 class Reader(NamedTuple):
@@ -177,7 +208,17 @@ def chain(*links: Link) -> Link:
             )
         return signal, new_state
 
-    return Link("chain", init, apply)
+    return Link(
+        "chain",
+        init,
+        apply,
+        tuple(rule.under(f"{link.name}/") for link in links for rule in link.sharding),
+        tuple(
+            part._replace(path=f"{link.name}/{part.path}".rstrip("/"))
+            for link in links
+            for part in link.step_sizes
+        ),
+    )
 
 
 def factor_editor(link: Link, rows: Rows = "all") -> EditTransform:
@@ -191,7 +232,7 @@ def factor_editor(link: Link, rows: Rows = "all") -> EditTransform:
             params, state, problem.factors(rows=rows), LinkContext(problem.weights, train)
         )
 
-    return EditTransform(link.init, edit)
+    return EditTransform(link.init, edit, sharding=link.sharding, step_sizes=link.step_sizes)
 
 
 class WeightGroup(NamedTuple):

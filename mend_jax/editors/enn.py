@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.core.problem import Problem
-from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.transform import EditTransform, StepSizes, Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.links import init_step_sizes, rate_of
 from mend_jax.parallel.layout import gather_weight
+from mend_jax.parallel.sharding import Rule
 
 
 def enn(
@@ -78,7 +79,13 @@ def enn(
         n_edits = len(jax.tree.leaves(edits)[0])
         return c_base * silence(shift_as_edits(params["shift"], n_edits))
 
-    return EditTransform(init, edit, penalty=penalty)
+    return EditTransform(
+        init,
+        edit,
+        penalty=penalty,
+        sharding=(Rule("shift/.*", ("fsdp", "tensor")),),
+        step_sizes=(StepSizes(log_step_size, path="inner_lr"),),
+    )
 
 
 def shift_as_edits(shift: dict[str, jax.Array], n_edits: int) -> Edit:

@@ -12,6 +12,7 @@ from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
 from mend_jax.parallel.layout import gather_weight
+from mend_jax.parallel.sharding import Rule
 
 
 def fine_tune_ewc(
@@ -75,7 +76,8 @@ def fine_tune_ewc(
 
         return descent.run(problem, descent.zeros(problem), project=held_back), state
 
-    return EditTransform(init, edit, trainable=False, calibrate=calibrate)
+    rules = (Rule("fisher/.*", ("fsdp", "tensor")),)
+    return EditTransform(init, edit, trainable=False, calibrate=calibrate, sharding=rules)
 
 
 def with_unit_mean(fisher: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -16,6 +16,7 @@ from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
 from mend_jax.models.encoder_decoder import DECODER, ENCODER
+from mend_jax.parallel.sharding import Rule
 
 
 def fine_tune_kl(
@@ -71,7 +72,8 @@ def fine_tune_kl(
         )
         return found, state
 
-    return EditTransform(init, edit, trainable=False, calibrate=calibrate)
+    rules = (Rule("texts/.*"),)  # few
+    return EditTransform(init, edit, trainable=False, calibrate=calibrate, sharding=rules)
 
 
 def empty_texts(n: int, length: int, is_pair: bool) -> TokenBatch:

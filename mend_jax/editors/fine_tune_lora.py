@@ -12,6 +12,7 @@ from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit, LowRank
 from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
+from mend_jax.parallel.sharding import Rule
 
 
 def fine_tune_lora(
@@ -55,4 +56,5 @@ def fine_tune_lora(
             deltas[w.name] = LowRank(a=a, b=jnp.zeros((E, rank, w.d_out)))
         return descent.run(problem, Edit(deltas=deltas)), state
 
-    return EditTransform(init, edit, trainable=False)
+    rules = (Rule("lora_a/.*"),)  # thin
+    return EditTransform(init, edit, trainable=False, sharding=rules)

@@ -23,8 +23,11 @@ from mend_jax.editors.ridge_regression import least_squares
 from mend_jax.errors import ConfigError
 from mend_jax.models import WeightSpec
 from mend_jax.parallel.layout import gather_weight
+from mend_jax.parallel.sharding import Rule
 
 ROLE = "mlp/down"
+SHARDING = (Rule("second_moment/.*", ("fsdp", "tensor")), Rule("prefixes"))
+"""Of the state that `empty_statistics` makes."""
 PREFIX = 10
 """Tokens of a prefix; the original has ten of 5 and ten of 10."""
 

@@ -13,6 +13,7 @@ from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit, LowRank
 from mend_jax.models import WeightSpec
+from mend_jax.parallel.sharding import Rule
 
 
 class Gates(NamedTuple):
@@ -97,7 +98,7 @@ def ke(
             deltas[w.name] = gated(factors[w.name], gates, max_scale)
         return Edit(deltas=deltas), state
 
-    return EditTransform(init, edit)
+    return EditTransform(init, edit, sharding=(Rule("(lstm|condition|heads)/.*"),))  # small
 
 
 def gated(f: Factors, gates: Gates, max_scale: float) -> LowRank:

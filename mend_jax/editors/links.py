@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.core.factors import Factors, merge_moments, moments_of_rows, normalise, zero_moments
-from mend_jax.core.transform import Link, LinkContext, Weights, group_weights, stateless
+from mend_jax.core.transform import Link, LinkContext, StepSizes, Weights, group_weights, stateless
 from mend_jax.core.weight_edit import Edit, LowRank
+from mend_jax.parallel.sharding import Rule
 
 Signal = dict[str, Factors]
 
@@ -75,7 +76,7 @@ def normalize(
                     out[name] = scored(moments[group.key], f)
         return out, moments
 
-    return Link("normalize", init, apply)
+    return Link("normalize", init, apply, sharding=(Rule(".*"),))
 
 
 def init_step_sizes(weights: Weights, init_lr: float, log_space: bool) -> dict[str, jax.Array]:
@@ -107,7 +108,7 @@ def scale_by_layer_lr(init_lr: float, log_space: bool) -> Link:
         alpha = rate_of(params, log_space)
         return {n: f.replace(delta=f.delta * alpha[n]) for n, f in signal.items()}, state
 
-    return Link("scale_by_layer_lr", init, apply)
+    return Link("scale_by_layer_lr", init, apply, step_sizes=(StepSizes(log_space),))
 
 
 def outer_sum(sign: float) -> Link:

@@ -15,6 +15,7 @@ from mend_jax.core.transform import EditTransform, Reader, ThresholdTuning, Weig
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.cache_threshold import chosen, no_sweep, swept, told
 from mend_jax.models.base import EditableModel
+from mend_jax.parallel.sharding import Rule
 
 ASKED = ("edit", "rephrase")
 
@@ -88,8 +89,11 @@ def cache(
         return jnp.where(found.distance[..., None] < factor * params["eps"], given, own)
 
     editor = EditTransform(init, edit, trainable=False, reader=Reader(logits, write))
-    return (
-        editor if eps is not None else editor._replace(tuning=ThresholdTuning(look, choose, told))
+    if eps is not None:
+        return editor
+    return editor._replace(
+        tuning=ThresholdTuning(look, choose, told),
+        sharding=(Rule("sweep"),),  # a small table
     )
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mend_jax.core.factors import Factors
 from mend_jax.core.transform import Link, LinkContext, WeightGroup, Weights, group_weights
 from mend_jax.parallel.layout import gather_weight, keep_last_axis_whole
+from mend_jax.parallel.sharding import Rule
 
 Sides = Literal["combined", "separate", "x_only", "delta_only", "one_sided"]
 Init = Literal["id", "xavier"]
@@ -141,4 +142,9 @@ def low_rank_mlp(
                 out[w.name] = transform(params[group.key], signal[w.name], mode)
         return out, state
 
-    return Link("low_rank_mlp", init_fn, apply)
+    rules = (
+        Rule(r".*/u", ("fsdp", "tensor")),
+        Rule(r".*/v", ("tensor", "fsdp")),
+        Rule(r".*/(bias|scale|shift)"),
+    )
+    return Link("low_rank_mlp", init_fn, apply, rules)

@@ -10,6 +10,7 @@ from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.key_value_memory import (
+    SHARDING,
     empty_statistics,
     keys,
     memory_weights,
@@ -80,7 +81,7 @@ def memit(
             found = found.replace(deltas={**found.deltas, w.name: delta})
         return found, state
 
-    return EditTransform(init, edit, trainable=False, calibrate=calibrate)
+    return EditTransform(init, edit, trainable=False, calibrate=calibrate, sharding=SHARDING)
 
 
 def require_residual_sum(problem: Problem) -> None:

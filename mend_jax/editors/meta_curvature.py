@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mend_jax.core.transform import EditTransform, Link, LinkContext, Weights, chain, factor_editor
 from mend_jax.editors.links import Signal, normalize, outer_sum, scale_by_layer_lr
 from mend_jax.parallel.layout import gather_weight, keep_last_axis_whole
+from mend_jax.parallel.sharding import Rule
 
 
 def meta_curvature(
@@ -58,4 +59,4 @@ def curve() -> Link:
             )
         return out, state
 
-    return Link("meta_curvature", init, apply)
+    return Link("meta_curvature", init, apply, (Rule(".*", ("fsdp", "tensor")),))

@@ -7,10 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.transform import EditTransform, Link, LinkContext, Weights, chain, factor_editor
+from mend_jax.core.transform import (
+    EditTransform,
+    Link,
+    LinkContext,
+    StepSizes,
+    Weights,
+    chain,
+    factor_editor,
+)
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.links import Signal
 from mend_jax.parallel.layout import gather_weight
+from mend_jax.parallel.sharding import Rule
 
 
 def meta_sgd(*, lr: float = 1e-2, log_lr: bool = False) -> EditTransform:
@@ -45,4 +54,5 @@ def dense_gradient_step(init_lr: float, log_space: bool) -> Link:
             deltas[w.name] = Dense(-alpha[None] * signal[w.name].gradient())
         return Edit(deltas=deltas), state
 
-    return Link("meta_sgd", init, apply)
+    rules = (Rule(".*", ("fsdp", "tensor")),)
+    return Link("meta_sgd", init, apply, rules, (StepSizes(log_space),))

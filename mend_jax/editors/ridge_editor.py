@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from mend_jax.core.chunking import split_into_chunks
 from mend_jax.core.problem import Problem, Rows
-from mend_jax.core.transform import EditTransform, Link, LinkContext, chain
+from mend_jax.core.transform import EditTransform, Link, LinkContext, chain, factor_editor
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.ridge_regression import RidgeSolve, normal_equations, solve_normal
 
@@ -100,7 +100,8 @@ def ridge_editor(
         found, _ = whole.apply(params, state, signal, LinkContext(problem.weights, False))
         return found, whole.apply(params, state, signal, LinkContext(problem.weights, True))[1]
 
-    return EditTransform(whole.init, edit, lifelong_edit=lifelong_edit if remembers else None)
+    editor = factor_editor(whole, rows)
+    return editor._replace(edit=edit, lifelong_edit=lifelong_edit if remembers else None)
 
 
 def _alone(problem: Problem, seqs: Any, h: Any, applied: Any) -> Problem:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mend_jax.core.factors import Factors
-from mend_jax.core.transform import Link, LinkContext, Weights, stateless
+from mend_jax.core.transform import Link, LinkContext, StepSizes, Weights, stateless
 from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
 from mend_jax.editors.cholesky import inverse_cholesky, product
 from mend_jax.editors.links import Signal, init_step_sizes, rate_of
@@ -41,7 +41,7 @@ def value_shift(init_lr: float, log_space: bool) -> Link:
         eta = rate_of(params, log_space)
         return {n: value_change(f, f.key, eta[n]) for n, f in signal.items()}, state
 
-    return Link("value_shift", init, apply)
+    return Link("value_shift", init, apply, step_sizes=(StepSizes(log_space),))
 
 
 def value_change(f: Factors, at: jax.Array, eta: jax.Array | float) -> Factors:
@@ -81,7 +81,9 @@ def ridge_solve(
         deltas = {n: solve_rows(f, strength(params, n), relative) for n, f in signal.items()}
         return Edit(deltas=deltas), state
 
-    return RidgeSolve(Link("ridge_solve", init, apply), strength, relative)
+    step_sizes = (StepSizes(log=True, scales_edit=False),) if learned else ()
+    link = Link("ridge_solve", init, apply, step_sizes=step_sizes)
+    return RidgeSolve(link, strength, relative)
 
 
 def solve_rows(f: Factors, ridge: jax.Array | float, relative: bool = False) -> Delta:

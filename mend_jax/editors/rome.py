@@ -10,6 +10,7 @@ from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.key_value_memory import (
+    SHARDING,
     empty_statistics,
     keys,
     memory_weights,
@@ -72,4 +73,4 @@ def rome(
         delta = written(state, w, keys(problem, behind, w), d, ridge=0.0)
         return Edit(deltas={w.name: delta}), state
 
-    return EditTransform(init, edit, trainable=False, calibrate=calibrate)
+    return EditTransform(init, edit, trainable=False, calibrate=calibrate, sharding=SHARDING)

@@ -28,6 +28,10 @@ class Rule(NamedTuple):
     pattern: str
     axes: tuple[str | None, ...] = ()
 
+    def under(self, prefix: str) -> Rule:
+        """Return the rule for paths that begin with a prefix, a regular expression."""
+        return self._replace(pattern=f"{prefix}(?:{self.pattern})")
+
 
 _STACKED = r"(\w+_)?(trunk|block_\d+)/"
 _COLUMNS = r"(attn|cross)/(q|k|v|qkv)|mlp/(gate|up)"
@@ -49,22 +53,11 @@ BASE_RULES = (
 )
 """For every tensor of every model family, by its nested path."""
 
-_NET = r"(.*/)?low_rank_mlp/.*/"
+OPTIMIZER_RULES = (Rule(r"(.*/)?(count|step|mini_step|gradient_step|skip_state)(/.*)?"),)
+"""For what the optimiser state holds besides mirrors of the editor's parameters.
 
-EDITOR_RULES = (
-    Rule(rf"{_NET}u", ("fsdp", "tensor")),
-    Rule(rf"{_NET}v", ("tensor", "fsdp")),
-    Rule(rf"{_NET}(bias|scale|shift)"),
-    Rule(r"(.*/)?(shift|meta_sgd|meta_curvature|fisher|second_moment)/.*", ("fsdp", "tensor")),
-    Rule(r"(.*/)?(lstm|condition|heads)/.*"),  # of KE: small
-    Rule(r"(.*/)?scale_by_layer_lr/.*"),
-    Rule(r"(.*/)?normalize/.*"),
-    Rule(r"(.*/)?(texts|lora_a)/.*"),  # of FT+KL and LoRA: few and thin
-    Rule(r"(.*/)?sweep"),  # of the cache: a small table
-    Rule(r"(.*/)?prefixes"),  # of ROME and MEMIT: a few tokens
-    Rule(r"(.*/)?(count|step|mini_step|gradient_step|skip_state)(/.*)?"),
-)
-"""For the editor's parameters and state, and the optimiser state that mirrors them."""
+The rules of an editor's parameters and state are its own: `EditTransform.sharding_rules`.
+"""
 
 
 def key_path_name(keys: Sequence[Any]) -> str:
@@ -88,7 +81,7 @@ def partition_spec(path: str, shape: Sequence[int], rules: Sequence[Rule], mesh:
         raise ConfigError(
             f"sharding: {path} {list(shape)} matches "
             + (f"{len(found)} rules, {patterns}: make them exclude each other"
-               if found else "no rule: add one to mend_jax/parallel/sharding.py")
+               if found else "no rule: declare one in the editor's `sharding`, or in BASE_RULES")
         )  # fmt: skip
     axes = found[0].axes
     if len(axes) > len(shape):

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh
 
 from mend_jax.errors import ConfigError
 from mend_jax.parallel.mesh import AXES
-from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, Rule, key_path_name, partition_spec
+from mend_jax.parallel.sharding import BASE_RULES, Rule, key_path_name, partition_spec
 from mend_jax.tpu.blueprint import Blueprint
 from mend_jax.tpu.slices import GIB
 
@@ -35,6 +35,7 @@ class Needs(NamedTuple):
       scored: positions of one edit's texts that the vocabulary is computed for.
       width, inner, vocab, blocks: of the model; `top` blocks of them are differentiated.
       item: bytes of an activation.
+      editor_rules: sharding rules of the editor's state.
     """
 
     base: Any
@@ -49,6 +50,7 @@ class Needs(NamedTuple):
     blocks: int
     top: int
     item: int
+    editor_rules: Sequence[Rule]
 
 
 class Plan(NamedTuple):
@@ -90,7 +92,7 @@ def needs_of(blueprint: Blueprint) -> Needs:
         sum(sizes), scored, model.d_model,
         max(max(w.d_in, w.d_out) for w in sketch.weights), vocab,
         sum(s.n_layer for s in stacks), sum(s.n_top for s in stacks),
-        jax.tree.leaves(blueprint.base)[0].dtype.itemsize,
+        jax.tree.leaves(blueprint.base)[0].dtype.itemsize, blueprint.editor.sharding_rules,
     )  # fmt: skip
 
 
@@ -109,8 +111,8 @@ def cost(needs: Needs, sizes: Mapping[str, int]) -> Plan:
     data, fsdp, tensor = (sizes[a] for a in AXES)
     ways = data * fsdp
     base = bytes_a_chip(needs.base, BASE_RULES, sizes)
-    grads = bytes_a_chip(needs.state.params, EDITOR_RULES, sizes)
-    editor = bytes_a_chip(needs.state, EDITOR_RULES, sizes) + grads
+    grads = bytes_a_chip(needs.state.params, needs.editor_rules, sizes)
+    editor = bytes_a_chip(needs.state, needs.editor_rules, sizes) + grads
     edits = -(-needs.edits // ways)
     tokens, scored = edits * needs.tokens, edits * needs.scored
     # Forward only: a few copies of the states and one inner layer. Top: every block's are kept.

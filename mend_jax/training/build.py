@@ -44,6 +44,7 @@ def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransfor
         warmup=c.warmup,
         steps=-(-c.steps // c.accumulate),  # the schedule counts updates
         decay=c.decay,
+        step_sizes=build_editor(config).step_sizes,
     )
 
 

@@ -25,7 +25,7 @@ from mend_jax.hub.input_formats import input_format, positions_needed
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import limit_scored_positions
 from mend_jax.parallel.mesh import batch_axis_size, local_edit_numbers, make_mesh, round_up_edits
-from mend_jax.parallel.sharding import EDITOR_RULES, place
+from mend_jax.parallel.sharding import place
 from mend_jax.training import config as configs
 from mend_jax.training.build import (
     build_editor,
@@ -82,7 +82,7 @@ class Experiment:
         return place(
             self.mesh,
             new_state(self.config, self.editor, self.tx, self.model.weights),
-            EDITOR_RULES,
+            self.editor.sharding_rules,
         )
 
     def subset(self, split: Split, count: int) -> Split:

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
 
-STEP_SIZES = frozenset({"scale_by_layer_lr", "meta_sgd", "inner_lr", "value_shift", "ridge_solve"})
-"""The parts of an editor's parameters that are step sizes, and the logarithms of ridges."""
+from mend_jax.core.transform import StepSizes
+from mend_jax.parallel.sharding import key_path_name
+from mend_jax.training.step_sizes import find_step_sizes
 
 
-def labels(params: Any) -> Any:
-    """The rate of each parameter: "layer_lr" for learned step sizes, "net" for all others."""
+def label_parameters(params: Any, step_sizes: Sequence[StepSizes]) -> Any:
+    """Label each parameter by its learning rate: "layer_lr" for step sizes, "net" for others."""
 
-    def same(label: str, tree: Any) -> Any:
-        return jax.tree.map(lambda _: label, tree)
+    def label(keys: Sequence[Any], _: Any) -> str:
+        is_step_size = find_step_sizes(key_path_name(keys), step_sizes) is not None
+        return "layer_lr" if is_step_size else "net"
 
-    return {k: same("layer_lr" if k in STEP_SIZES else "net", tree) for k, tree in params.items()}
+    return jax.tree.map_with_path(label, params)
 
 
 @functools.cache  # one object for the same numbers: what is compiled for it is shared
 def make_optimizer(
     *, lr: float, step_size_lr: float, clip: float, accumulate: int, warmup: int, steps: int,
-    decay: bool,
+    decay: bool, step_sizes: tuple[StepSizes, ...],
 ) -> optax.GradientTransformation:  # fmt: skip
     """Clip by the global norm, then Adam, over `accumulate` averaged gradients.
 
@@ -40,6 +43,7 @@ def make_optimizer(
       warmup: updates over which both rates rise from zero.
       steps: updates in all, for the decay.
       decay: whether both rates fall to a tenth along a cosine; the paper keeps them constant.
+      step_sizes: `EditTransform.step_sizes` of the editor.
     """
 
     def schedule(peak: float) -> optax.Schedule:
@@ -50,5 +54,6 @@ def make_optimizer(
         return optax.linear_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
 
     rates = {"net": optax.adam(schedule(lr)), "layer_lr": optax.adam(schedule(step_size_lr))}
+    labels = functools.partial(label_parameters, step_sizes=step_sizes)
     tx = optax.chain(optax.clip_by_global_norm(clip), optax.partition(rates, labels))
     return optax.MultiSteps(tx, accumulate).gradient_transformation() if accumulate > 1 else tx

@@ -84,7 +84,7 @@ def read(path: str | Path, model: Any) -> Any:
     import numpy as np
 
     from mend_jax.parallel.mesh import mesh_of_arrays
-    from mend_jax.parallel.sharding import EDITOR_RULES, key_path_name, place
+    from mend_jax.parallel.sharding import key_path_name, place
     from mend_jax.training.build import build_editor
     from mend_jax.training.checkpoints import refuse_other_run
     from mend_jax.training.config_keys import with_added_keys
@@ -106,7 +106,7 @@ def read(path: str | Path, model: Any) -> Any:
             "file again with this version"
         )
     whole = jax.tree.map_with_path(lambda k, x: np.asarray(flat[key_path_name(k)], x.dtype), like)
-    params, state = place(mesh_of_arrays(model.params), whole, EDITOR_RULES).values()
+    params, state = place(mesh_of_arrays(model.params), whole, transform.sharding_rules).values()
     return Editor(model, transform, params, state, meta["append_eos"], meta["config"]["name"])
 
 

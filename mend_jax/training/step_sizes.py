@@ -1,63 +1,56 @@
-"""The learned step sizes of an editor, among its parameters: read, and scaled."""
+"""The learned step sizes among an editor's parameters: read and scale them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mend_jax.core.transform import StepSizes
 from mend_jax.errors import ConfigError
-from mend_jax.training.optimizer import STEP_SIZES
-
-ALWAYS_LOGS = ("ridge_solve",)
-"""Parts that are logarithms whatever the options, and no step sizes: of the ridge."""
-LOG_OPTIONS = ("log_step_size", "log_lr")
-"""Options of editors by which the parameters are logarithms of the step sizes."""
+from mend_jax.parallel.sharding import key_path_name
 
 
-def are_logs(options: Mapping[str, Any]) -> bool:
-    """Whether an editor of these options learns the logarithms of its step sizes."""
-    return any(options.get(name, False) for name in LOG_OPTIONS)
+def find_step_sizes(path: str, declared: Sequence[StepSizes]) -> StepSizes | None:
+    """Return the declaration that the parameter of this key path belongs to."""
+    return next((part for part in declared if part.includes(path)), None)
 
 
-def step_sizes(params: Any, logs: bool) -> dict[str, float]:
-    """The learned step sizes that are one number a weight, by name.
+def step_sizes(params: Any, declared: Sequence[StepSizes]) -> dict[str, float]:
+    """Return, by key path, the step sizes that are one number for each weight.
 
     Args:
-      logs: whether the parameters are their logarithms, as the ridge always is.
+      declared: `EditTransform.step_sizes` of the editor.
     """
-    parts = {k: v for k, v in params.items() if k in STEP_SIZES} if params else {}
-    found = {}
-    for path, leaf in jax.tree.leaves_with_path(parts):
-        if jnp.ndim(leaf) == 0:
-            value = float(leaf)
-            names = [str(k.key) for k in path]
-            is_log = logs or names[0] in ALWAYS_LOGS
-            found["/".join(names)] = math.exp(value) if is_log else value
-    return found
+    sizes = {}
+    for keys, leaf in jax.tree.leaves_with_path(params):
+        path = key_path_name(keys)
+        part = find_step_sizes(path, declared)
+        if part is not None and jnp.ndim(leaf) == 0:
+            sizes[path] = math.exp(leaf) if part.log else float(leaf)
+    return sizes
 
 
-def scaled(params: Mapping[str, Any], factor: float, logs: bool) -> dict[str, Any]:
-    """The parameters with all step sizes, but not the ridge, times a factor.
-
-    Args:
-      factor: above 0.
-      logs: as of `step_sizes`.
+def scale_step_sizes(params: Any, factor: float, declared: Sequence[StepSizes]) -> Any:
+    """Return the parameters with all step sizes that scale the edit times a factor above 0.
 
     Raises:
       ConfigError: the editor has learned none.
     """
-    parts = [name for name in params if name in STEP_SIZES and name not in ALWAYS_LOGS]
+    parts = [part for part in declared if part.scales_edit]
     if not parts:
         raise ConfigError(
             f"editor.init_step_size_scale is {factor}, and this editor has no step sizes to "
             f"scale (its parameters: {sorted(params) or 'none'}): leave it at 1.0"
         )
 
-    def scale(leaf: jax.Array) -> jax.Array:
-        return leaf + math.log(factor) if logs else leaf * factor
+    def scale(keys: Sequence[Any], leaf: jax.Array) -> jax.Array:
+        part = find_step_sizes(key_path_name(keys), parts)
+        if part is None:
+            return leaf
+        return leaf + math.log(factor) if part.log else leaf * factor
 
-    return {**params, **{name: jax.tree.map(scale, params[name]) for name in parts}}
+    return jax.tree.map_with_path(scale, params)

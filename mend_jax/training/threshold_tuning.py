@@ -13,7 +13,7 @@ from mend_jax.editors import EditTransform
 from mend_jax.io.progress import Progress
 from mend_jax.parallel.distributed import gather, is_writer
 from mend_jax.parallel.mesh import shard_batch
-from mend_jax.parallel.sharding import EDITOR_RULES, place
+from mend_jax.parallel.sharding import place
 from mend_jax.training.experiment import Experiment
 
 
@@ -37,7 +37,7 @@ def tune_threshold(
         return editor.tuning.observe(params, problem, texts)
 
     progress = Progress("sweep", len(experiment.validation), writer=is_writer())
-    placed_params, parts, done = place(experiment.mesh, params, EDITOR_RULES), [], 0
+    placed_params, parts, done = place(experiment.mesh, params, editor.sharding_rules), [], 0
     for batch in experiment.eval_batches(experiment.validation, per_step):
         placed = shard_batch(experiment.mesh, batch)
         names = (*EDIT_SETS, *locality_set_names(placed))
@@ -48,4 +48,4 @@ def tune_threshold(
         progress.update(done, force=done == len(experiment.validation))
     seen = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     params, state = editor.tuning.choose(params, state, seen)
-    return tuple(place(experiment.mesh, tree, EDITOR_RULES) for tree in (params, state))
+    return tuple(place(experiment.mesh, tree, editor.sharding_rules) for tree in (params, state))

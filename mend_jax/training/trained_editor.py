@@ -23,7 +23,7 @@ from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import stack_batches
 from mend_jax.io.files import as_path
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
-from mend_jax.parallel.sharding import EDITOR_RULES, abstract_arrays, make_shardings
+from mend_jax.parallel.sharding import abstract_arrays, make_shardings
 from mend_jax.training import build, checkpoints, experiment
 from mend_jax.training.checkpoints import recovery
 from mend_jax.training.run_folder import read_config
@@ -74,7 +74,7 @@ class Editor:
         model = model or build.build_model(config)
         like = build.abstract_state(config, transform, build.build_optimizer(config), model.weights)
         like = abstract_arrays(
-            like, make_shardings(mesh_of_arrays(model.params), like, EDITOR_RULES)
+            like, make_shardings(mesh_of_arrays(model.params), like, transform.sharding_rules)
         )
         mine = experiment.base_identity(model)
         _, state, _ = recovery.newest_whole(manager, like, mine, first=step, read_only=True)

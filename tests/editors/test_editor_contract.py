@@ -17,7 +17,7 @@ from mend_jax.editors import EDITORS, chain, make_editor
 from mend_jax.editors.links import outer_sum
 from mend_jax.errors import ConfigError
 from mend_jax.parallel.mesh import make_mesh, shard_batch, use_mesh
-from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, place
+from mend_jax.parallel.sharding import BASE_RULES, place
 
 # Small options under which every editor visibly edits the tiny models.
 OPTIONS = {
@@ -163,7 +163,8 @@ def test_state_moves_only_in_training(case):
 def test_a_mesh_changes_nothing(case):
     """Parameters and base split over 8 devices as their rules say, the edits over 4 of them."""
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
-    params, state = (place(mesh, tree, EDITOR_RULES) for tree in (case.params, case.state))
+    rules = case.editor.sharding_rules
+    params, state = (place(mesh, tree, rules) for tree in (case.params, case.state))
     base = place(mesh, case.base, BASE_RULES)
     with use_mesh(mesh):
         edit, _ = jax.jit(case.apply)(params, state, base, shard_batch(mesh, SEQS))

@@ -22,8 +22,8 @@ from mend_jax.editors.links import normalize, outer_sum, scale_by_layer_lr
 from mend_jax.errors import ConfigError
 from mend_jax.models import WeightSpec
 from mend_jax.parallel.mesh import make_mesh
-from mend_jax.parallel.sharding import EDITOR_RULES, place
-from mend_jax.training.optimizer import labels, make_optimizer
+from mend_jax.parallel.sharding import place
+from mend_jax.training.optimizer import label_parameters, make_optimizer
 from mend_jax.training.step import init_state, make_train_step, success_weight
 
 UP, DOWN = WeightSpec("block_0/mlp/up", 3, 5), WeightSpec("block_0/mlp/down", 5, 2)
@@ -318,8 +318,9 @@ def test_training_lowers_the_meta_loss(name):
     module, base, weights = tiny("llama", n_top=1)
     editor = make_editor(name, NAMES[name])
     tx = make_optimizer(
-        lr=1e-2, step_size_lr=0.1, clip=10.0, accumulate=1, warmup=0, steps=20, decay=False
-    )
+        lr=1e-2, step_size_lr=0.1, clip=10.0, accumulate=1, warmup=0, steps=20, decay=False,
+        step_sizes=editor.step_sizes,
+    )  # fmt: skip
     state = init_state(editor, weights, tx, 0)
     step = make_train_step(
         editor, tx, model=module, weights=weights, c_edit=success_weight(1.0, 1.0, 20), c_loc=1.0
@@ -335,11 +336,13 @@ def test_training_lowers_the_meta_loss(name):
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_the_whole_training_state_has_rules(name):
     _, _, weights = tiny("llama")
+    editor = make_editor(name, NAMES[name])
     tx = make_optimizer(
-        lr=1e-3, step_size_lr=1e-2, clip=1.0, accumulate=2, warmup=0, steps=5, decay=False
-    )
-    state = init_state(make_editor(name, NAMES[name]), weights, tx, 0)
-    placed = place(make_mesh(dict(data=1, fsdp=2, tensor=4)), state, EDITOR_RULES)
+        lr=1e-3, step_size_lr=1e-2, clip=1.0, accumulate=2, warmup=0, steps=5, decay=False,
+        step_sizes=editor.step_sizes,
+    )  # fmt: skip
+    state = init_state(editor, weights, tx, 0)
+    placed = place(make_mesh(dict(data=1, fsdp=2, tensor=4)), state, editor.sharding_rules)
     jax.tree.map(np.testing.assert_array_equal, placed, state)
 
 
@@ -347,8 +350,9 @@ def test_step_sizes_have_their_rate():
     _, _, weights = tiny("llama")
     found = {}
     for name, options in NAMES.items():
-        params, _ = make_editor(name, options).init(jax.random.key(0), weights)
-        for part, tree in labels(params).items():
+        editor = make_editor(name, options)
+        params, _ = editor.init(jax.random.key(0), weights)
+        for part, tree in label_parameters(params, editor.step_sizes).items():
             found.setdefault(part, set()).update(jax.tree.leaves(tree))
     moved = {part for part, rates in found.items() if rates == {"layer_lr"}}
     assert moved == {"inner_lr", "meta_sgd", "scale_by_layer_lr"}

@@ -13,7 +13,6 @@ from mend_jax.models.params import flatten
 from mend_jax.parallel.mesh import make_mesh
 from mend_jax.parallel.sharding import (
     BASE_RULES,
-    EDITOR_RULES,
     Rule,
     bytes_per_device,
     make_shardings,
@@ -42,11 +41,12 @@ def test_the_whole_training_state_has_rules_and_is_split(options, accumulate):
     _, _, weights = tiny("llama")
     editor = make_editor("mend", dict(rank=8, step_size=1e-2) | options)
     tx = make_optimizer(
-        lr=1e-3, step_size_lr=1e-2, clip=1.0, accumulate=accumulate, warmup=0, steps=5, decay=False
-    )
+        lr=1e-3, step_size_lr=1e-2, clip=1.0, accumulate=accumulate, warmup=0, steps=5,
+        decay=False, step_sizes=editor.step_sizes,
+    )  # fmt: skip
     state = init_state(editor, weights, tx, 0)
     mesh = make_mesh(dict(data=1, fsdp=2, tensor=4))
-    placed = place(mesh, state, EDITOR_RULES)
+    placed = place(mesh, state, editor.sharding_rules)
     jax.tree.map(np.testing.assert_array_equal, placed, state)
     matrices = [
         leaf for path, leaf in jax.tree_util.tree_leaves_with_path(placed)

@@ -6,7 +6,7 @@ from support.tiny import random_batch, tiny
 
 from mend_jax.editors import make_editor
 from mend_jax.parallel.mesh import make_mesh, shard_batch, use_mesh
-from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, bytes_per_device, place
+from mend_jax.parallel.sharding import BASE_RULES, bytes_per_device, place
 from mend_jax.training.optimizer import make_optimizer
 from mend_jax.training.step import init_state, make_train_step, success_weight
 
@@ -16,9 +16,9 @@ def step_of(mesh_sizes, accumulate=1, clip=100.0, step_size_lr=1e-2, kind="llama
     module, base, weights = tiny(kind)
     editor = make_editor("mend", dict(rank=8, step_size=1e-2, log_step_size=True))
     tx = make_optimizer(lr=1e-3, step_size_lr=step_size_lr, clip=clip, accumulate=accumulate,
-                        warmup=0, steps=10, decay=False)  # fmt: skip
+                        warmup=0, steps=10, decay=False, step_sizes=editor.step_sizes)  # fmt: skip
     mesh = make_mesh(mesh_sizes)
-    state = place(mesh, init_state(editor, weights, tx, 0), EDITOR_RULES)
+    state = place(mesh, init_state(editor, weights, tx, 0), editor.sharding_rules)
     step = make_train_step(
         editor, tx, model=module, weights=weights, c_edit=success_weight(0.1, 0.1, 10), c_loc=1.0,
         shardings=jax.tree.map(lambda leaf: leaf.sharding, state),

@@ -11,7 +11,7 @@ from support.tiny import tiny
 from mend_jax.editors import make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.parallel.mesh import make_mesh
-from mend_jax.parallel.sharding import BASE_RULES, EDITOR_RULES, bytes_per_device, place
+from mend_jax.parallel.sharding import BASE_RULES, bytes_per_device, place
 from mend_jax.tpu.blueprint import draw
 from mend_jax.tpu.mesh_choice import mesh_sizes
 from mend_jax.tpu.plan import bytes_a_chip, choose, needs_of, plans
@@ -102,8 +102,8 @@ def test_estimated_bytes_are_those_of_placed_arrays():
         assert bytes_a_chip(params, BASE_RULES, sizes) == bytes_per_device(placed)
         editor = make_editor("mend", dict(rank=8, step_size=1e-2))
         nets, _ = editor.init(jax.random.key(0), weights)
-        assert bytes_a_chip(nets, EDITOR_RULES, sizes) == bytes_per_device(
-            place(make_mesh(sizes), nets, EDITOR_RULES)
+        assert bytes_a_chip(nets, editor.sharding_rules, sizes) == bytes_per_device(
+            place(make_mesh(sizes), nets, editor.sharding_rules)
         )
 
 

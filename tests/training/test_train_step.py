@@ -10,6 +10,7 @@ from support.stepping import step_of
 from support.tiny import random_batch, tiny
 
 from mend_jax.core.meta_loss import meta_loss
+from mend_jax.core.transform import StepSizes
 from mend_jax.editors import make_editor
 from mend_jax.training.optimizer import make_optimizer
 from mend_jax.training.run_state import RunState
@@ -21,7 +22,7 @@ def test_steps_that_are_not_finite_are_left_out_until_too_many_in_a_row():
     nothing at all."""
     module, base, weights = tiny("gpt2")
     editor = make_editor("mend", dict(rank=4, step_size=1e-2))
-    tx = optimizer()
+    tx = optimizer(step_sizes=editor.step_sizes)
     step = make_train_step(
         editor, tx, model=module, weights=weights, c_edit=success_weight(0.1, 0.1, 10), c_loc=1.0,
         max_non_finite_steps=2,
@@ -70,7 +71,7 @@ def test_step_sizes_have_their_own_rate():
 
 def optimizer(**changes):
     options = dict(lr=1e-3, step_size_lr=1e-2, clip=100.0, accumulate=1, warmup=0, steps=10,
-                   decay=False)  # fmt: skip
+                   decay=False, step_sizes=(StepSizes(log=True, path="scale_by_layer_lr"),))  # fmt: skip
     return make_optimizer(**options | changes)
 
 
