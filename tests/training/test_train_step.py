@@ -70,8 +70,10 @@ def test_step_sizes_have_their_own_rate():
 
 
 def optimizer(**changes):
-    options = dict(lr=1e-3, step_size_lr=1e-2, clip=100.0, accumulate=1, warmup=0, steps=10,
-                   decay=False, step_sizes=(StepSizes(True, path="scale_by_layer_lr"),))  # fmt: skip
+    options = dict(
+        lr=1e-3, step_size_lr=1e-2, clip=100.0, accumulate=1, warmup=0, steps=10, decay=False,
+        step_sizes=(StepSizes(log=True, path="scale_by_layer_lr"),),
+    )  # fmt: skip
     return make_optimizer(**options | changes)
 
 
