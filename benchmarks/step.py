@@ -24,7 +24,7 @@ from benchmarks import machine, needed
 from benchmarks.peer import PEERS, RATE, Peer
 from benchmarks.stages import PROGRAMS, time_stages, time_training, train_step, with_states
 from benchmarks.workload import ACCELERATOR, MODELS, Workload, build
-from mend_jax.evaluation.evaluate_split import peak_memory_bytes
+from mend_jax.evaluation.edit_costs import peak_memory_bytes
 from mend_jax.models.abstract_model import DTYPES
 from mend_jax.tpu.flops import matmul_flops
 

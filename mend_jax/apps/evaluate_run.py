@@ -13,7 +13,8 @@ import numpy as np
 from mend_jax.core.problem import make_problem
 from mend_jax.data.rows import fingerprint_rows
 from mend_jax.editors import EditTransform, make_editor
-from mend_jax.evaluation.evaluate_split import evaluate, time_edits
+from mend_jax.evaluation.edit_costs import time_edits
+from mend_jax.evaluation.evaluate_split import evaluate
 from mend_jax.evaluation.general_ability import (
     base_ability,
     prefer_recalled_facts,

@@ -20,7 +20,8 @@ from mend_jax.apps.evaluate_run import evaluate_run
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, locality_weights, token_batches
 from mend_jax.data import DataSet
 from mend_jax.errors import CheckpointError, ConfigError, Preempted
-from mend_jax.evaluation.evaluate_split import make_scorer, peak_memory_bytes, validate
+from mend_jax.evaluation.edit_costs import peak_memory_bytes
+from mend_jax.evaluation.evaluate_split import make_scorer, validate
 from mend_jax.evaluation.reports import run_report
 from mend_jax.io.files import as_path, write_json, write_text
 from mend_jax.io.json_lines import JsonLines

@@ -1,21 +1,19 @@
-"""Evaluates an editor on a whole split: teacher-forced, freely generated, and elsewhere."""
+"""Evaluates an editor on a whole split: teacher-forced, freely generated, and on other texts."""
 
 from __future__ import annotations
 
 import functools
-import resource
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, locality_weights, token_batches
-from mend_jax.core.transform import EditTransform
-from mend_jax.core.weight_edit import relative_norms
+from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.weight_edit import Edit, relative_norms
 from mend_jax.data.encoded_rows import EVALUATION_SETS
 from mend_jax.evaluation import metrics
 from mend_jax.evaluation.examples import (
@@ -25,50 +23,50 @@ from mend_jax.evaluation.examples import (
     generated_scores,
     make_examples,
 )
+from mend_jax.evaluation.metric_registry import METRICS, EvaluatedEdits, metric_results
 from mend_jax.evaluation.scored_batches import ScoredBatches
-from mend_jax.evaluation.scoring import (
-    edit_and_score,
-    generate_answers,
-    generate_with_reader,
-    make_edit,
-)
+from mend_jax.evaluation.scoring import edit_and_score, generate_answers, generate_with_reader
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.progress import Progress
+from mend_jax.models.base import EditableModel
 from mend_jax.parallel.distributed import gather, is_writer
 from mend_jax.parallel.mesh import shard_batch
 
 Batch = Mapping[str, Any]
+Row = Mapping[str, Any]
 
 
 def make_scorer(editor: EditTransform, model: LanguageModel) -> Callable[..., Any]:
-    """Jitted (params, state, base, batch) -> (edits, scores); see `scoring.edit_and_score`."""
+    """Return the jitted (params, state, base, batch) -> (edits, scores) of `edit_and_score`."""
     return _scorer(editor, model.module, model.weights)
 
 
 @functools.lru_cache(maxsize=8)  # passes and runs of equal settings share what is compiled
-def _scorer(editor: EditTransform, module: Any, weights: Any) -> Callable[..., Any]:
+def _scorer(editor: EditTransform, module: EditableModel, weights: Weights) -> Callable[..., Any]:
     return jax.jit(functools.partial(edit_and_score, editor=editor, model=module, weights=weights))
 
 
 @functools.lru_cache(maxsize=8)
-def _writer(module: Any, max_new: int, eos: int) -> Callable[..., Any]:
-    """Jitted (base, sets of texts, edit) -> token ids; see `scoring.generate_answers`."""
+def _generator(module: EditableModel, max_new: int, eos: int) -> Callable[..., Any]:
     return jax.jit(functools.partial(generate_answers, module, max_new=max_new, eos_id=eos))
 
 
 @functools.lru_cache(maxsize=8)
-def _reading_writer(
-    editor: EditTransform, module: Any, weights: Any, max_new: int, eos: int
+def _reader_generator(
+    editor: EditTransform, module: EditableModel, weights: Weights, max_new: int, eos: int
 ) -> Callable[..., Any]:
-    """Return the jitted `scoring.generate_with_reader`."""
-    fixed = dict(editor=editor, model=module, weights=weights, max_new=max_new, eos_id=eos)
-    return jax.jit(functools.partial(generate_with_reader, **fixed))
+    return jax.jit(
+        functools.partial(
+            generate_with_reader,
+            editor=editor, model=module, weights=weights, max_new=max_new, eos_id=eos,
+        )
+    )  # fmt: skip
 
 
 def valid_scores(scores: Mapping[str, Any], valid: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
-    """A batch's scores by (texts, score), rows that only fill up the batch left out.
+    """Return a batch's scores by (texts, score), without the rows that only fill up the batch.
 
-    [N], or [N, k] for the sets of k texts an edit (`MORE`).
+    [N], or [N, k] for the sets of k texts an edit (`EVALUATION_SETS`).
     """
     found = {}
     for name, group in gather(scores).items():
@@ -78,24 +76,27 @@ def valid_scores(scores: Mapping[str, Any], valid: np.ndarray) -> dict[tuple[str
     return found
 
 
-def join(parts: Sequence[Mapping[tuple[str, str], np.ndarray]]) -> dict[Any, np.ndarray]:
-    """The scores of all batches as one."""
+def _join(parts: Sequence[Mapping[tuple[str, str], np.ndarray]]) -> dict[Any, np.ndarray]:
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def validate(
     scorer: Callable[..., Any], params: Any, state: Any, model: LanguageModel,
-    batches: Iterator[Batch], mesh: Any, *, c_edit: float, c_loc: float,
+    batches: Iterator[Batch], mesh: Mesh, *, c_edit: float, c_loc: float,
     near_share: float = 0.5,
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:  # fmt: skip
-    """Teacher-forced validation numbers and the meta-loss that early stopping watches.
+    """Return teacher-forced validation numbers and the meta-loss that early stopping watches.
 
     `edit_norm` is the mean of |dW| / |W|, where the editor changes weights.
 
-    `between` is called before each batch; it may raise to end the pass.
+    Args:
+      scorer: of `make_scorer`.
+      params, state: the editor's.
+      between: called before each batch; it may raise to end the pass.
     """
-    parts, norms = [], []
+    parts: list[dict[tuple[str, str], np.ndarray]] = []
+    norms: list[float] = []
     sets: list[str] = []
     for batch in batches:
         between()
@@ -106,7 +107,13 @@ def validate(
         parts.append(valid_scores(scores, valid))
         if edits.deltas:
             norms += gather(relative_norms(edits, model.params))[valid.any(axis=-1)].tolist()
-    scores = join(parts)
+    return _validation_numbers(_join(parts), sets, norms, c_edit, c_loc, near_share)
+
+
+def _validation_numbers(
+    scores: metrics.Scores, sets: list[str], norms: list[float],
+    c_edit: float, c_loc: float, near_share: float,
+) -> dict[str, float]:  # fmt: skip
     found = {f"{name}_exact": float(scores[name, "exact"].mean()) for name in EDIT_SETS}
     by_set = {name: metrics.locality_summary(scores, name) for name in sets}
     for name, summary in by_set.items():
@@ -124,8 +131,8 @@ def evaluate(
     state: Any,
     model: LanguageModel,
     batches: Iterator[Batch],
-    rows: Sequence[Mapping[str, Any]],
-    mesh: Any,
+    rows: Sequence[Row],
+    mesh: Mesh,
     *,
     n_edits: int,
     max_new: int,
@@ -134,24 +141,23 @@ def evaluate(
     between: Callable[[], None] = lambda: None,
     log: ScoredBatches | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The `eval` entry of results.json and before/after examples, over one pass of `batches`.
+    """Return the `eval` entry of results.json and examples, over one pass of `batches`.
 
     Free generation is greedy, from the prompt alone, up to the end-of-text token or `max_new`
-    tokens; `examples.answer_matches` says when it counts as a success. A natural stop is not
+    tokens; `examples.answer_matches` defines when it counts as a success. A natural stop is not
     required: without the end-of-text token in its targets (data.append_eos) an editor does not
     change where a model stops.
 
     Args:
+      params, state: the editor's.
       rows: the split that `batches` number by `index`; gives texts, relations and subsets.
       n_edits: how many edits the pass has, for the progress line.
       n_examples: how many good edits to show as examples; failures come on top.
       between: called before each batch; it may raise to end the pass.
-      log: keeps each batch once it is judged; those that it holds already are not judged again.
+      log: keeps each scored batch; those that it holds already are not scored again.
     """
     scorer = make_scorer(editor, model)
-    writing = (max_new, model.tokenizer.eos_id)
-    write = _writer(model.module, *writing)
-    reads = editor.reader and _reading_writer(editor, model.module, model.weights, *writing)
+    generate = _answer_generator(editor, params, model, max_new)
     log = ScoredBatches() if log is None else log
     progress = Progress(what, n_edits, start=log.n_edits, writer=is_writer())
     sets: list[str] = []
@@ -161,85 +167,88 @@ def evaluate(
             continue
         between()
         placed = shard_batch(mesh, batch)  # rows and scores are gathered in one order
-        valid, numbered = gather((placed["valid"], placed["index"]))
+        valid, row_numbers = gather((placed["valid"], placed["index"]))
         texts = token_batches(placed)
         edit, scores = scorer(params, state, model.params, texts)
-        answers = {}
-        names = [
-            name for name in GENERATED_SETS if name in texts and (name in EDIT_SETS or n_examples)
-        ]
-        asked = [texts[name] for name in names]
-        for suffix, under in (("", edit), ("_before", None)):
-            if reads and under is not None:
-                written = reads(params, model.params, texts["edit"], asked)
-            else:
-                written = write(model.params, asked, under)
-            for name, ids in zip(names, gather(written), strict=True):
-                answers[name + suffix] = [model.decode_output(row) for row in ids[valid]]
+        names = [n for n in GENERATED_SETS if n in texts and (n in EDIT_SETS or n_examples)]
+        answers = generate(edit, texts, names, valid)
         found = valid_scores(scores, valid)
-        if "near_index" in placed:  # of edits of several facts; see `_beside`
+        if "near_index" in placed:  # of edits of several facts; see `_with_near_fact`
             found["near", "row"] = gather(placed["near_index"])[valid].astype(np.float32)
-        log.add(numbered[valid].tolist(), found, answers)
+        log.add(row_numbers[valid].tolist(), found, answers)
         progress.update(log.n_edits, force=log.n_edits == n_edits)
-    scores, answers = log.scores(), log.answers()
-    near = scores.pop(("near", "row"), log.index())
-    chosen = [_beside(rows[i], rows[int(j)]) for i, j in zip(log.index(), near, strict=True)]
-    scores |= generated_scores(answers, chosen, scores if model.is_classifier else None)
-    unseen = np.asarray([bool(r.get("rephrase_unseen", False)) for r in chosen])
-    summary = metrics.summarise_edits(
-        scores, sets, {"paraphrase_seen": ~unseen, "paraphrase_unseen": unseen}
-    )
-    more = metrics.more_summary(scores)
-    summary["locality"] |= more.pop("locality")
-    summary |= more
-    relations = [str(r.get("relation", "")) for r in chosen]
-    hard = np.asarray([r.get("near_relation", "") == r.get("relation") != "" for r in chosen])
-    if "near" in sets and hard.any():
-        found = metrics.locality_summary(scores, "near", hard)
-        summary["locality"]["near_same_relation"] = found | {"n": int(hard.sum())}
-    if any(relations):
-        summary["by_relation"] = metrics.by_relation(scores, relations, sets)
-    cards = make_examples(scores, answers, chosen, sets)
-    summary["faults"] = fault_shares(cards)
+    edits = _evaluated_edits(log, rows, sets, model.is_classifier)
+    cards = make_examples(edits)
+    summary = _summary(edits) | {"faults": fault_shares(cards)}
     return summary, choose_examples(cards, n_examples)
 
 
-def _beside(row: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row with the near fact of another: where one edit has several facts, a near fact that
-    one of them may change is replaced."""
+def _answer_generator(
+    editor: EditTransform, params: Any, model: LanguageModel, max_new: int
+) -> Callable[[Edit, Batch, Sequence[str], np.ndarray], dict[str, list[str]]]:
+    """Return what writes the answers of the named sets of texts, under the edit and before it."""
+    lengths = (max_new, model.tokenizer.eos_id)
+    generate = _generator(model.module, *lengths)
+
+    def write(edit: Edit | None, texts: Batch, prompts: list[Any]) -> list[jax.Array]:
+        if edit is None or editor.reader is None:
+            return generate(model.params, prompts, edit)
+        read_and_generate = _reader_generator(editor, model.module, model.weights, *lengths)
+        return read_and_generate(params, model.params, texts["edit"], prompts)
+
+    def answers(
+        edit: Edit, texts: Batch, names: Sequence[str], valid: np.ndarray
+    ) -> dict[str, list[str]]:
+        found = {}
+        for suffix, active in (("", edit), ("_before", None)):
+            ids = gather(write(active, texts, [texts[name] for name in names]))
+            for name, written in zip(names, ids, strict=True):
+                found[name + suffix] = [model.decode_output(row) for row in written[valid]]
+        return found
+
+    return answers
+
+
+def _evaluated_edits(
+    log: ScoredBatches, rows: Sequence[Row], sets: Sequence[str], is_classifier: bool
+) -> EvaluatedEdits:
+    scores, answers = log.scores(), log.answers()
+    near = scores.pop(("near", "row"), log.index())
+    edited = [
+        _with_near_fact(rows[i], rows[int(j)]) for i, j in zip(log.index(), near, strict=True)
+    ]
+    scores |= generated_scores(answers, edited, scores if is_classifier else None)
+    return EvaluatedEdits(scores, edited, answers, sets)
+
+
+def _with_near_fact(row: Row, other: Row) -> Row:
+    """Return the row with the near fact of another.
+
+    Where one edit has several facts, a near fact that one of them may change is replaced.
+    """
     if other is row:
         return row
     return {**row, **{name: other[name] for name in other if name.startswith("near_")}}
 
 
-def time_edits(
-    editor: EditTransform, params: Any, state: Any, model: LanguageModel, batch: Batch,
-    repeats: int = 10, within: float = 30.0,
-) -> float:  # fmt: skip
-    """Median seconds to make one edit, of all its facts, from its tokens, compiled before.
-
-    The trunk pass is included. The first edit only warms up, unless it alone takes more than
-    `within` seconds; others are repeated as often as go into them.
-    """
-    edits = gather(batch["edit"])
-    n = edits.batch_shape[0]
-    ones = [jax.tree.map(lambda a, at=i: a[at : at + 1], edits) for i in range(n)]
-    fixed = (editor, model.module, model.weights)
-    make = make_edit.lower(*fixed, params, state, model.params, ones[0]).compile()
-    seconds: list[float] = []
-    for i in range(repeats + 1):
-        began = time.perf_counter()
-        jax.block_until_ready(make(params, state, model.params, ones[i % n]))
-        seconds.append(time.perf_counter() - began)
-        if seconds[0] > within or sum(seconds[1:]) > within:
-            break
-    return statistics.median(seconds[1:] or seconds)
-
-
-def peak_memory_bytes() -> int:
-    """Peak memory of the accelerator where it tells, else of this process."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def _summary(edits: EvaluatedEdits) -> dict[str, Any]:
+    """Return all numbers of an evaluation but the shares of faults."""
+    scores, sets = edits.scores, edits.locality_sets
+    unseen = np.asarray([bool(row.get("rephrase_unseen", False)) for row in edits.rows])
+    groups = {"paraphrase_seen": ~unseen, "paraphrase_unseen": unseen}
+    summary = metrics.summarise_edits(scores, sets, groups)
+    extra = metrics.extra_sets_summary(scores)
+    summary["locality"] |= extra.pop("locality")
+    summary |= extra
+    same_relation = np.asarray(
+        [r.get("near_relation", "") == r.get("relation") != "" for r in edits.rows]
+    )
+    if "near" in sets and same_relation.any():
+        hard = metrics.locality_summary(scores, "near", same_relation)
+        summary["locality"]["near_same_relation"] = hard | {"n": int(same_relation.sum())}
+    relations = [str(row.get("relation", "")) for row in edits.rows]
+    if any(relations):
+        summary["by_relation"] = metrics.relation_summary(scores, relations, sets)
+    if METRICS:
+        summary["metrics"] = metric_results(edits)
+    return summary

@@ -26,7 +26,7 @@ from mend_jax.core.weight_edit import Edit, variables
 from mend_jax.data.keyed_random import key_hash
 from mend_jax.data.sources import pararel
 from mend_jax.errors import DataError
-from mend_jax.evaluation.metrics import mean_interval
+from mend_jax.evaluation.statistics import mean_interval
 from mend_jax.hub import text_encoding
 from mend_jax.hub.input_formats import input_format
 from mend_jax.models.base import EditableModel

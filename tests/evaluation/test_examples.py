@@ -9,6 +9,7 @@ from mend_jax.evaluation.examples import (
     fault_shares,
     make_examples,
 )
+from mend_jax.evaluation.metric_registry import EvaluatedEdits
 
 
 def cards():
@@ -30,7 +31,7 @@ def cards():
         ("near", "kl"): as_array(0, 0, 0, 4, 0), ("near", "n_tokens"): as_array(2, 2, 2, 2, 0),
         ("far", "kl"): as_array(0.1, 0, 0, 9, 9), ("far", "n_tokens"): as_array(9, 9, 9, 9, 9),
     }  # fmt: skip
-    return make_examples(scores, answers, rows, ["near", "far"])
+    return make_examples(EvaluatedEdits(scores, rows, answers, ["near", "far"]))
 
 
 def test_faults_are_named():
@@ -51,7 +52,7 @@ def test_a_score_that_is_not_a_number_is_a_fault():
            ("rephrase", "generated"), ("rephrase", "nll"), ("far", "n_tokens")]}  # fmt: skip
     one["far", "kl"] = np.asarray([np.nan], np.float32)
     answers = [{f"{n}{s}": "" for n in ("edit", "rephrase") for s in ("", "_before")}]
-    card = make_examples(one, answers, rows, ["far"])[0]
+    card = make_examples(EvaluatedEdits(one, rows, answers, ["far"]))[0]
     assert card["faults"] == ["far"] and "near_before" not in card and "paraphrase_before" in card
 
 
@@ -68,7 +69,7 @@ def test_the_gallery_has_the_worst_of_each_fault(monkeypatch):
 
 def test_relations_take_turns():
     held = [{"relation": r, "n": i} for i, r in enumerate("aaab")]
-    assert [c["n"] for c in examples.one_a_relation(held, 3)] == [0, 3, 1]
+    assert [c["n"] for c in examples.alternate_relations(held, 3)] == [0, 3, 1]
 
 
 def test_what_counts_as_saying_the_answer():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mend_jax.evaluation import metrics
+from mend_jax.evaluation import metrics, statistics
 
 
 def array(*values):
@@ -106,7 +106,7 @@ def test_where_nothing_was_scored_there_is_no_number():
     half = {"near": found, "far": metrics.locality_summary(named(far=stays()), "far")}
     assert metrics.pooled_locality(half)["kl"] == pytest.approx(0.4)
     empty = named(far_answers={k: v[:, None] for k, v in nothing.items()})
-    summary = metrics.more_summary(empty)["locality"]["far_answers"]
+    summary = metrics.extra_sets_summary(empty)["locality"]["far_answers"]
     assert summary["n"] == 0 and math.isnan(summary["kl"])
 
 
@@ -125,25 +125,27 @@ def test_success_is_the_mean_of_edit_and_paraphrase():
     assert found["paraphrase_seen"]["n"] == 1 and found["paraphrase_seen"]["success_exact"] == 1
     half = 1.959964 * np.std([1, 0.5, 0.5, 0], ddof=1) / 2
     assert found["success_ci95"] == pytest.approx([0.5 - half, 0.5 + half])
-    assert found["edit"]["ci95"]["success_exact"] == pytest.approx(metrics.wilson(0.75, 4))
+    assert found["edit"]["ci95"]["success_exact"] == pytest.approx(
+        statistics.wilson_interval(0.75, 4)
+    )
 
 
 def test_the_interval_of_a_proportion():
-    low, high = metrics.wilson(0.5, 10)
+    low, high = statistics.wilson_interval(0.5, 10)
     assert (low, high) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # Wilson (1927)
-    assert metrics.wilson(0.0, 10) == pytest.approx([0, 0.2775], abs=1e-4)
-    assert metrics.wilson(1.0, 0) == [0, 1]
-    assert all(math.isnan(end) for end in metrics.mean_interval(np.ones(1)))
+    assert statistics.wilson_interval(0.0, 10) == pytest.approx([0, 0.2775], abs=1e-4)
+    assert statistics.wilson_interval(1.0, 0) == [0, 1]
+    assert all(math.isnan(end) for end in statistics.mean_interval(np.ones(1)))
 
 
 def test_several_texts_an_edit_count_once_an_edit():
     hops = asked(np.asarray([[1, 0], [1, 9], [9, 9]], np.float32), np.zeros((3, 2), np.float32))
     hops["n_tokens"] = np.asarray([[2, 1], [2, 0], [0, 0]], np.float32)
-    found = metrics.more_summary(named(hops=hops))["portability"]
+    found = metrics.extra_sets_summary(named(hops=hops))["portability"]
     assert found["n"] == 2 and found["texts"] == 3 and found["success_exact"] == 0.75
     near = {k: np.stack([v, v], axis=1) for k, v in stays().items()}
     near["n_tokens"][1, 1] = 0
-    found = metrics.more_summary(named(more_near=near))["locality"]["more_near"]
+    found = metrics.extra_sets_summary(named(more_near=near))["locality"]["more_near"]
     assert found["n"] == 2 and found["n_tokens"] == 7
     assert found["kl"] == pytest.approx((0.6 * 2 + 1) / 7)
 
@@ -153,7 +155,7 @@ def test_relations_that_have_a_name():
         edit=asked(array(1, 0), array(0, 0)), rephrase=asked(array(0, 1), array(0, 0)),
         near=stays(n_tokens=array(3, 0), kl=array(0.6, 0)), far=stays(),
     )  # fmt: skip
-    found = metrics.by_relation(scores, ["r", ""], ["near", "far"])
+    found = metrics.relation_summary(scores, ["r", ""], ["near", "far"])
     assert found == {"r": {"n": 1, "edit": 1, "paraphrase": 0, "kl": pytest.approx(0.2)}}
-    assert math.isnan(metrics.by_relation(scores, ["r", "s"], ["near", "far"])["s"]["kl"])
-    assert math.isnan(metrics.by_relation(scores, ["r", "s"], [])["s"]["kl"])
+    assert math.isnan(metrics.relation_summary(scores, ["r", "s"], ["near", "far"])["s"]["kl"])
+    assert math.isnan(metrics.relation_summary(scores, ["r", "s"], [])["s"]["kl"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.evaluation import evaluate_split
+from mend_jax.evaluation import edit_costs
 
 
 class Clock:
@@ -41,14 +41,12 @@ class Clock:
 )
 def test_the_median_of_what_goes_into_the_time(monkeypatch, durations, told, made):
     clock = Clock(durations)
-    monkeypatch.setattr(evaluate_split, "make_edit", clock)
-    monkeypatch.setattr(evaluate_split, "time", clock)
+    monkeypatch.setattr(edit_costs, "make_edit", clock)
+    monkeypatch.setattr(edit_costs, "time", clock)
     shape = (3, 2, 4)  # three edits of two facts
     target = np.broadcast_to(np.arange(3)[:, None, None], shape)
     ones = np.ones(shape, bool)
     batch = {"edit": TokenBatch(target, ones, target, target, ones)}
     model = SimpleNamespace(module=None, weights=(), params={})
-    found = evaluate_split.time_edits(
-        SimpleNamespace(), {}, {}, model, batch, repeats=5, within=30.0
-    )
+    found = edit_costs.time_edits(SimpleNamespace(), {}, {}, model, batch, repeats=5, within=30.0)
     assert found == told and clock.made == [i % 3 for i in range(made)]
