@@ -1,12 +1,14 @@
-"""Claims with their true labels as tokens, and batches of them that waste little on padding."""
+"""Claims with their true labels as tokens, and batches of them with little padding."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from mend_jax.core.chunking import round_up
 from mend_jax.core.token_batch import TokenBatch
@@ -15,7 +17,7 @@ from mend_jax.hub import text_encoding
 from mend_jax.hub.input_formats import CLASSIFIER
 
 _LOG = logging.getLogger(__name__)
-_WIDTH = 8  # texts are cut to a multiple of this many tokens, so that few shapes are compiled
+_WIDTH = 8  # texts are trimmed to a multiple of this many tokens, so that few shapes are compiled
 
 
 def encode_claims(
@@ -25,50 +27,51 @@ def encode_claims(
     tokenizer: text_encoding.Tokenizer,
     max_len: int,
 ) -> TokenBatch:
-    """Claims with their true labels; those that do not fit `max_len` tokens are left out, and told.
+    """Encode claims with their true labels; drop those longer than `max_len`, with a warning.
 
     Raises:
-      DataError: none fits.
+      DataError: no claim fits.
     """
-    found, left, reason = [], 0, None
+    encoded, dropped, reason = [], 0, None
     for row in rows:
         for field in fields:
             try:
-                found.append(
+                encoded.append(
                     CLASSIFIER.fact(tokenizer, row[field], row["truth"], max_len, max_target=1)
                 )
             except DataError as e:
-                left, reason = left + 1, e
-    if not found:
+                dropped, reason = dropped + 1, e
+    if not encoded:
         raise DataError(f"none of the {len(rows)} claims can be used; the last: {reason}")
-    if left:
-        _LOG.warning("left out %d of %d claims; the last: %s", left, left + len(found), reason)
-    return text_encoding.stack_batches(found)
+    if dropped:
+        total = dropped + len(encoded)
+        _LOG.warning("dropped %d of %d claims; the last: %s", dropped, total, reason)
+    return text_encoding.stack_batches(encoded)
 
 
-def padded_widths(seqs: TokenBatch) -> np.ndarray:
-    """How wide each text is when it is cut to a multiple of `_WIDTH` tokens: int64[N]."""
-    return round_up(seqs.mask.sum(-1), _WIDTH)
+def padded_widths(claims: TokenBatch) -> Int[np.ndarray, " N"]:
+    """Return the length of each text, rounded up to a multiple of `_WIDTH` tokens."""
+    return round_up(np.asarray(claims.mask).sum(-1), _WIDTH)
 
 
-def take_trimmed(seqs: TokenBatch, index: np.ndarray) -> TokenBatch:
-    """Some texts, cut to the widest of them."""
-    width = int(padded_widths(seqs)[index].max())
-    some = text_encoding.take_rows(seqs, index)
-    return some.replace(tokens=some.tokens[:, :width], mask=some.mask[:, :width])
+def take_trimmed(claims: TokenBatch, index: Int[np.ndarray, " n"]) -> TokenBatch:
+    """Return some texts, trimmed to the padded width of the longest of them."""
+    width = int(padded_widths(claims)[index].max())
+    some = text_encoding.take_rows(claims, index)
+    return dataclasses.replace(some, tokens=some.tokens[:, :width], mask=some.mask[:, :width])
 
 
 def shuffled_batches(
-    seqs: TokenBatch, batch_size: int, epochs: int, seed: int
-) -> Iterator[np.ndarray]:
-    """The numbers of the texts of each batch, texts of one width together; int64[batch_size].
+    claims: TokenBatch, batch_size: int, epochs: int, seed: int
+) -> Iterator[Int[np.ndarray, " batch_size"]]:
+    """Yield the text numbers of each batch; the texts of a batch have similar widths.
 
-    Each epoch is shuffled anew; what does not fill a last batch is left out of it.
+    Each epoch is shuffled differently. Texts that do not fill a last batch are dropped from it.
     """
-    width = padded_widths(seqs)
+    width = padded_widths(claims)
     for epoch in range(epochs):
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(width))
         order = order[np.argsort(width[order], kind="stable")]
-        whole = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
-        yield from rng.permutation(whole)
+        full = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+        yield from rng.permutation(full)

@@ -1,35 +1,42 @@
-"""All rows of a split as token arrays: what is asked, what shall stay, what else is judged."""
+"""All rows of a split as token arrays: the edits and the texts that must stay."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.data.subject_positions import add_subject_positions
+from mend_jax.data.subject_positions import Tokenizer, add_subject_positions
 from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
 from mend_jax.hub.input_formats import CAUSAL, InputFormat
 
-# The sets of texts of a row; training uses these.
+# The sets of texts of a row that training uses.
 TRAINING_SETS = ("edit", "rephrase", "near", "far")
-# Evaluation may judge these as well; several texts a row but for the last.
+# Further sets for evaluation; several texts a row, except for the last.
 EVALUATION_SETS = ("more_rephrases", "more_near", "hops", "far_answers")
 _LOG = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """How texts become tokens, and how many an edit text, its answer and a passage may have.
+    """How texts become tokens, and the most tokens of each kind.
 
-    With `append_eos` the end-of-text token follows the answer, is scored and counts in both. Every
-    question is put in the place of `{}` in `template`.
+    Attributes:
+      max_len: tokens of a prompt with its target.
+      max_target: scored tokens of a target.
+      far_len: tokens of an unrelated text.
+      append_eos: append the end-of-text token to the target; it is scored and counts in both.
+      template: every prompt replaces the `{}` in it.
     """
 
     max_len: int = 48
@@ -41,20 +48,20 @@ class Lengths:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedRows:
-    """All rows of a split as token arrays of one shape a set.
+    """All rows of a split as token arrays, of one shape for each set of texts.
 
     Attributes:
-      texts: `edit`, `rephrase` and what else the rows have of `TEXTS` and `MORE`: TokenBatch
-        [N, ...], or [N, k, ...] for sets of several texts a row; where a row has fewer, nothing of
-        the rest is scored.
-      index: int32[N], the number of each kept row in the rows that were given.
+      texts: `edit`, `rephrase` and what the rows have of the other `TRAINING_SETS` and
+        `EVALUATION_SETS`: TokenBatch [N, ...], or [N, k, ...] for several texts a row; a row with
+        fewer than k is padded with texts of which nothing is scored.
+      index: the number of each kept row in the given rows.
       scope: what an edit of each row may rightly change, one name a row.
-      near_scope: the names of all scopes that each row's near fact lies in.
-      dropped: how many rows were left out, by the reason.
+      near_scope: the names of all scopes that each row's near fact belongs to.
+      dropped: how many rows were dropped, by the reason.
     """
 
     texts: Mapping[str, TokenBatch]
-    index: np.ndarray
+    index: Int[np.ndarray, " N"]
     scope: tuple[str, ...]
     near_scope: tuple[frozenset[str], ...]
     dropped: Mapping[str, int]
@@ -64,79 +71,73 @@ class EncodedRows:
 
 
 def encode_rows(
-    rows: Sequence[Mapping[str, Any]],
-    tokenizer: text_encoding.Tokenizer,
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
     lengths: Lengths,
     form: InputFormat = CAUSAL,
     more: bool = False,
 ) -> EncodedRows:
-    """Tokenise every row once; rows that do not fit the lengths are left out and counted.
+    """Tokenise every row once; rows that do not fit the lengths are dropped and counted.
 
     Args:
-      more: whether the sets of `MORE` are wanted; a text of theirs that does not fit is left out
-        alone.
+      more: also encode the `EVALUATION_SETS`; of these, only the texts that do not fit are dropped.
 
     Raises:
-      DataError: no row fits, or some rows have a near (or far) text and others have none.
+      DataError: no row fits, or only some rows have a near (or far) text.
     """
-    sets = (*_sets_of(rows), *(EVALUATION_SETS if more else ()))
-    kept: dict[str, list[Any]] = {name: [] for name in sets}
-    index, scope, near_scope = [], [], []
+    encoder = _RowEncoder(tokenizer, lengths, form)
+    names = (*_training_sets(rows), *(EVALUATION_SETS if more else ()))
+    kept: list[tuple[int, Row, dict[str, _Encoded]]] = []
     dropped: collections.Counter[str] = collections.Counter()
     example = ""
     for number in range(len(rows)):
         row = rows[number]
         try:
-            texts = {n: _MAKERS[n](_Asked(row, tokenizer, lengths, form)) for n in sets}
+            kept.append((number, row, {name: encoder.encode(name, row) for name in names}))
         except DataError as error:
             dropped[str(error).split(":")[0]] += 1
             example = example or str(error)
-            continue
-        for name in sets:
-            kept[name].append(texts[name])
-        index.append(number)
-        scope.append(row.get("scope") or row.get("subject") or f"row {number}")
-        near = row.get("near_scope") or row.get("near_subject") or ""
-        near_scope.append(frozenset(near.split("|")))
-    if not index:
+    if not kept:
         raise DataError(f"none of the {len(rows)} rows can be used; the first: {example}")
     if dropped:
         _LOG.warning(
-            "left out %d of %d rows: %s; the first: %s",
+            "dropped %d of %d rows: %s; the first: %s",
             *(sum(dropped.values()), len(rows), dict(dropped), example),
         )
-    stacked = {name: _stack(items) for name, items in kept.items()}
+    stacked = {name: _stack([texts[name] for _, _, texts in kept]) for name in names}
+    texts = {name: batch for name, batch in stacked.items() if batch is not None}
+    kept_rows = [row for _, row, _ in kept]
     if form is CAUSAL:
-        asked = [_Asked(rows[number], tokenizer, lengths, form) for number in index]
-        prompts = {"edit": [a.question(a.row["prompt"]) for a in asked],
-                   "rephrase": [a.question(a.row["rephrase"]) for a in asked]}  # fmt: skip
-        about = [a.row.get("subject", "") for a in asked]
-        stacked |= add_subject_positions(stacked, tokenizer, prompts, about)
+        fields = {"edit": "prompt", "rephrase": "rephrase"}
+        prompts = {s: [encoder.question(row[f]) for row in kept_rows] for s, f in fields.items()}
+        subjects = [row.get("subject", "") for row in kept_rows]
+        texts |= add_subject_positions(texts, tokenizer, prompts, subjects)
     return EncodedRows(
-        texts={name: texts for name, texts in stacked.items() if texts is not None},
-        index=np.asarray(index, np.int32),
-        scope=tuple(scope),
-        near_scope=tuple(near_scope),
+        texts=texts,
+        index=np.asarray([number for number, _, _ in kept], np.int32),
+        scope=tuple(r.get("scope") or r.get("subject") or f"row {n}" for n, r, _ in kept),
+        near_scope=tuple(map(_near_scopes, kept_rows)),
         dropped=dict(dropped),
     )
 
 
+def _near_scopes(row: Row) -> frozenset[str]:
+    return frozenset((row.get("near_scope") or row.get("near_subject") or "").split("|"))
+
+
 def rows_needed(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     count: int,
-    tokenizer: text_encoding.Tokenizer,
+    tokenizer: Tokenizer,
     lengths: Lengths,
     form: InputFormat = CAUSAL,
 ) -> int:
-    """How many of the rows, from the first on, hold `count` that fit the lengths; all if none do.
-
-    `encode_rows` of so many keeps `count`.
-    """
-    sets, fitting = _sets_of(rows), 0
+    """Return how many of the first rows to encode so that `count` are kept; all if too few fit."""
+    encoder, names, fitting = _RowEncoder(tokenizer, lengths, form), _training_sets(rows), 0
     for number in range(len(rows)):
         try:
-            for name in sets:
-                _MAKERS[name](_Asked(rows[number], tokenizer, lengths, form))
+            for name in names:
+                encoder.encode(name, rows[number])
         except DataError:
             continue
         fitting += 1
@@ -145,112 +146,123 @@ def rows_needed(
     return len(rows)
 
 
-def _sets_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """`edit`, `rephrase`, and `near` and `far` where the rows have them: all or none."""
-    sets = ["edit", "rephrase"]
+def _training_sets(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return `edit`, `rephrase`, and `near` and `far` if the rows have them: all rows or none."""
+    names = ["edit", "rephrase"]
     for name, field in (("near", "near_prompt"), ("far", "far")):
-        have = sum(bool(rows[i].get(field)) for i in range(len(rows)))
-        if have not in (0, len(rows)):
+        count = sum(bool(rows[i].get(field)) for i in range(len(rows)))
+        if count not in (0, len(rows)):
             raise DataError(
-                f"{have} of {len(rows)} rows have a {name} text ({field}): give it to all or none"
+                f"{count} of {len(rows)} rows have a {name} text ({field}): give it to all or none"
             )
-        if have:
-            sets.append(name)
-    return tuple(sets)
+        if count:
+            names.append(name)
+    return tuple(names)
+
+
+_Encoded = TokenBatch | list[TokenBatch] | None
 
 
 @dataclasses.dataclass(frozen=True)
-class _Asked:
-    """A row and how it is to be encoded."""
+class _RowEncoder:
+    """Encodes the texts of a row."""
 
-    row: Mapping[str, Any]
-    tokenizer: text_encoding.Tokenizer
+    tokenizer: Tokenizer
     lengths: Lengths
     form: InputFormat
+
+    def encode(self, name: str, row: Row) -> _Encoded:
+        """Return one set of texts of a row; DataError if a text does not fit."""
+        match name:
+            case "edit":
+                return self.fact(row["prompt"], row["target"])
+            case "rephrase":
+                return self.fact(row["rephrase"], row["target"])
+            case "near":
+                return self.near(row["near_prompt"], row["near_answer"])
+            case "far":
+                return self.far(row)
+            case "more_rephrases":
+                prompts = row.get("more_rephrases", ())
+                return self.fitting(self.fact, prompts, [row["target"]] * len(prompts))
+            case "more_near":
+                prompts = row.get("more_near_prompts", ())
+                return self.fitting(self.near, prompts, row.get("more_near_answers", ()))
+            case "hops":
+                return self.fitting(
+                    self.fact, row.get("hop_prompts", ()), row.get("hop_answers", ())
+                )
+            case _:
+                return self.far_answer(row)
 
     def question(self, text: str) -> str:
         return self.lengths.template.replace("{}", text)
 
-    def qa(self, prompt: str, target: str) -> TokenBatch:
-        size = (self.lengths.max_len, self.lengths.max_target)
-        asked = self.question(prompt)
+    def fact(self, prompt: str, target: str) -> TokenBatch:
+        lengths = self.lengths
         return self.form.fact(
-            self.tokenizer, asked, target, *size, append_eos=self.lengths.append_eos
-        )
+            self.tokenizer, self.question(prompt), target, lengths.max_len, lengths.max_target,
+            append_eos=lengths.append_eos,
+        )  # fmt: skip
 
     def near(self, prompt: str, answer: str) -> TokenBatch:
-        size = (self.lengths.max_len, self.lengths.max_target)
-        return self.form.near(self.tokenizer, self.question(prompt), answer, *size)
+        sizes = (self.lengths.max_len, self.lengths.max_target)
+        return self.form.near(self.tokenizer, self.question(prompt), answer, *sizes)
 
-    def far(self) -> TokenBatch:
-        text, answer, length = self.row["far"], self.row.get("far_answer"), self.lengths.far_len
+    def far(self, row: Row) -> TokenBatch:
+        text, answer, length = row["far"], row.get("far_answer"), self.lengths.far_len
         if not answer:
             return self.form.text(self.tokenizer, text, length)
-        asked = self.question(text)
-        return self.form.far_pair(self.tokenizer, asked, answer, length, self.lengths.max_target)
+        question = self.question(text)
+        return self.form.far_pair(self.tokenizer, question, answer, length, self.lengths.max_target)
 
-    def far_answer(self) -> TokenBatch | None:
-        """The far question with its answer's tokens scored alone, where `far` scores every token.
+    def far_answer(self, row: Row) -> TokenBatch | None:
+        """Return the far question with only its answer scored, if `far` scores every token of it.
 
-        A question too long for it is not scored.
+        Nothing is scored of a question that is too long.
         """
-        if not self.row.get("far_answer") or self.form.far_pair_is_near:
+        if not row.get("far_answer") or self.form.far_pair_is_near:
             return None
         try:
-            return self.answer(self.row["far"], self.row["far_answer"])
+            return self._answer_alone(row["far"], row["far_answer"])
         except DataError:
-            return _nothing(self.answer("?", "?"))
+            return _unscored(self._answer_alone("?", "?"))
 
-    def answer(self, prompt: str, answer: str) -> TokenBatch:
-        """An unrelated question of which the answer's tokens alone are scored."""
-        size = (self.lengths.far_len, self.lengths.max_target)
-        asked = self.question(prompt)
-        return self.form.fact(self.tokenizer, asked, answer, *size, append_eos=False)
+    def _answer_alone(self, prompt: str, answer: str) -> TokenBatch:
+        sizes = (self.lengths.far_len, self.lengths.max_target)
+        question = self.question(prompt)
+        return self.form.fact(self.tokenizer, question, answer, *sizes, append_eos=False)
 
-    def several(
-        self, make: Any, prompts: Sequence[str], answers: Sequence[str]
+    def fitting(
+        self,
+        encode: Callable[[str, str], TokenBatch],
+        prompts: Sequence[str],
+        answers: Sequence[str],
     ) -> list[TokenBatch]:
-        found = []
+        """Return the encoded pairs that fit the lengths."""
+        encoded = []
         for prompt, answer in zip(prompts, answers, strict=True):
             try:
-                found.append(make(prompt, answer))
+                encoded.append(encode(prompt, answer))
             except DataError:
-                continue  # this text does not fit
-        return found
-
-
-def _more_rephrases(a: _Asked) -> list[TokenBatch]:
-    prompts = a.row.get("more_rephrases", ())
-    return a.several(a.qa, prompts, [a.row["target"]] * len(prompts))
-
-
-_MAKERS: dict[str, Any] = {
-    "edit": lambda a: a.qa(a.row["prompt"], a.row["target"]),
-    "rephrase": lambda a: a.qa(a.row["rephrase"], a.row["target"]),
-    "near": lambda a: a.near(a.row["near_prompt"], a.row["near_answer"]),
-    "far": _Asked.far,
-    "more_rephrases": _more_rephrases,
-    "more_near": lambda a: a.several(
-        a.near, a.row.get("more_near_prompts", ()), a.row.get("more_near_answers", ())
-    ),
-    "hops": lambda a: a.several(a.qa, a.row.get("hop_prompts", ()), a.row.get("hop_answers", ())),
-    "far_answers": _Asked.far_answer,
-}
+                continue
+        return encoded
 
 
 def _stack(items: Sequence[Any]) -> TokenBatch | None:
-    """[N, ...] of one text a row, [N, k, ...] of lists filled up to k; None of nothing."""
+    """Stack one text a row to [N, ...], lists to padded [N, k, ...]; None if all are empty."""
     if not isinstance(items[0], list):
         return None if items[0] is None else text_encoding.stack_batches(items)
-    most = max(map(len, items))
-    if not most:
+    longest = max(map(len, items))
+    if not longest:
         return None
-    nothing = _nothing(next(item[0] for item in items if item))
+    padding = _unscored(next(item[0] for item in items if item))
     return text_encoding.stack_batches(
-        [text_encoding.stack_batches([*item, *[nothing] * (most - len(item))]) for item in items]
+        [text_encoding.stack_batches([*it, *[padding] * (longest - len(it))]) for it in items]
     )
 
 
-def _nothing(like: TokenBatch) -> TokenBatch:
-    """A text of which nothing is scored; its tokens are real, so that nothing divides by zero."""
-    return jax.tree.map(np.asarray, like).replace(score_mask=np.zeros_like(like.score_mask))
+def _unscored(like: TokenBatch) -> TokenBatch:
+    """Return a text of which nothing is scored; real tokens, so that nothing divides by zero."""
+    plain: TokenBatch = jax.tree.map(np.asarray, like)
+    return dataclasses.replace(plain, score_mask=np.zeros_like(plain.score_mask))

@@ -1,4 +1,4 @@
-"""Names of places: one spelling to compare by, groups that share a split, and keyed randomness."""
+"""Names in one spelling, so that they can be compared, found in texts and grouped."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 import unicodedata
 
 _DROPPED = re.compile(r"[^a-z0-9 ]+")
-_SAID = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿ .'’-]+")
+_PLAIN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿ .'’-]+")
 
 
 def normalise(name: str) -> str:
-    """One spelling to compare names by: no accents, case, punctuation or leading article."""
+    """Return a name without accents, case, punctuation and leading article; "" in other scripts."""
     plain = unicodedata.normalize("NFKD", name.casefold().replace("’", "'").replace("'", ""))
     plain = _DROPPED.sub(" ", "".join(c for c in plain if not unicodedata.combining(c)))
     words = plain.split()
@@ -19,21 +19,21 @@ def normalise(name: str) -> str:
     return " ".join("st" if w == "saint" else w for w in words)
 
 
-def is_plain_name(name: str, max_words: int = 5) -> bool:
-    """Whether a name is short and written in plain Latin letters, with a capital at its start."""
-    bare = name.removeprefix("the ")
-    return bool(_SAID.fullmatch(bare)) and bare[0].isalpha() and len(name.split()) <= max_words
-
-
-def names_overlap(a: str, b: str) -> bool:
-    """Whether all words of one name stand in the other ("Guinea", "Equatorial Guinea")."""
-    left, right = set(normalise(a).split()), set(normalise(b).split())
-    return left <= right or right <= left
-
-
 def canonical_name(name: str) -> str:
     """Return the spelling by which names in any script are compared."""
     return normalise(name) or name.strip().casefold()
+
+
+def is_plain_name(name: str, max_words: int = 5) -> bool:
+    """Return whether a name is short, in plain Latin letters, and begins with a letter."""
+    bare = name.removeprefix("the ")
+    return bool(_PLAIN.fullmatch(bare)) and bare[0].isalpha() and len(name.split()) <= max_words
+
+
+def names_overlap(a: str, b: str) -> bool:
+    """Return whether one name has all words of the other ("Guinea", "Equatorial Guinea")."""
+    left, right = set(normalise(a).split()), set(normalise(b).split())
+    return left <= right or right <= left
 
 
 def scope_name(subject: str) -> str:
@@ -52,23 +52,23 @@ def comparison_words(text: str) -> list[str]:
 
 
 def spaced_words(text: str) -> str:
-    """Return the comparison words with a space around each: whole words can be looked up in it."""
+    """Return the comparison words with spaces around: `in` then finds whole words, in order."""
     return f" {' '.join(comparison_words(text))} "
 
 
 class NameGroups:
-    """Disjoint groups of names (union-find); a name that was never joined is its own group."""
+    """Disjoint groups of names (union-find); a name that was never joined is a group alone."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
 
     def find(self, name: str) -> str:
-        """The name that stands for the whole group."""
+        """Return the name that represents the group of this name."""
         while (up := self._parent.get(name, name)) != name:
             name = up
         return name
 
     def join(self, a: str, b: str) -> None:
-        """Put two names (and all that were joined with them) in one group."""
+        """Merge the groups of two names."""
         low, high = sorted((self.find(a), self.find(b)))
         self._parent[high] = low

@@ -1,7 +1,7 @@
-"""Raw data files as others publish them: found, read, and checked field by field.
+"""Raw data files: find, read, and check them field by field.
 
-A file is JSON lines or one JSON list, each plain or gzipped, told apart by what is in it; or plain
-text. Every error names the file and the line (of a JSON list: the record).
+A file is plain text, JSON lines or one JSON list, plain or gzipped; its content decides which.
+Every error names the file and the line (of a JSON list: the record).
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ DATA_DIR_VARIABLE = "MEND_DATA_DIR"
 Record = dict[str, Any]
 FieldKinds = Mapping[str, str]  # field -> text, string, texts, id, object or any
 
-_UNPACKED, _TIMES = 64 << 20, 64  # most bytes of a gzip file unpacked, by its size if larger
+_UNPACKED, _TIMES = (
+    64 << 20,
+    64,
+)  # limit of an unpacked file: bytes, or a multiple of its packed size
 _NAMES = {dict: "object", list: "list", str: "text", bool: "true/false value", type(None): "null"}
 
 
@@ -68,7 +71,7 @@ def require_file(root: Path | None, what: str, *names: str) -> Path:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes, unpacked where it is gzip.
+    """Return a file's bytes, unpacked if it is gzip.
 
     Raises:
       DataError: it cannot be read, or the gzip stream is cut short or damaged.
@@ -79,31 +82,31 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({e.strerror}); check the path") from e
     if not packed.startswith(b"\x1f\x8b"):
         if path.suffix == ".gz":
-            raise DataError(f"{path}: not a gzip file although it is called so; get it again")
+            raise DataError(f"{path}: not a gzip file in spite of its name; get it again")
         return packed
-    found = bytearray()
+    unpacked = bytearray()
     try:
         with gzip.open(path) as file:
-            while piece := file.read1(1 << 20):  # what is whole before it breaks off
-                found += piece
-                if len(found) > max(_UNPACKED, _TIMES * len(packed)):
+            while piece := file.read1(1 << 20):  # also what precedes damage
+                unpacked += piece
+                if len(unpacked) > max(_UNPACKED, _TIMES * len(packed)):
                     raise DataError(
-                        f"{path}: its {len(packed)} bytes unpack to more than {len(found)}, "
-                        "which no text does; get the file again, or unpack it yourself"
+                        f"{path}: its {len(packed)} bytes unpack to more than {len(unpacked)}, "
+                        "which is no text; get the file again, or unpack it yourself"
                     )
     except (EOFError, OSError, zlib.error) as e:
         raise DataError(
             f"{path}: the gzip stream breaks off or is damaged ({e}) after "
-            f"{found.count(10)} whole lines; get the file again"
+            f"{unpacked.count(10)} whole lines; get the file again"
         ) from e
-    return bytes(found)
+    return bytes(unpacked)
 
 
 def read_text(path: Path) -> str:
-    """A file's text, unpacked where it is gzip.
+    """Return a file's text, unpacked if it is gzip.
 
     Raises:
-      DataError: as `read_bytes`, or it is not UTF-8; names the line.
+      DataError: as `read_bytes`, or the text is not UTF-8; names the line.
     """
     data = read_bytes(path)
     try:
@@ -117,15 +120,15 @@ def read_text(path: Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's content, the same whether it is gzipped or not."""
+    """Return the hash of a file's content, which is the same if the file is gzipped."""
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def iter_objects(path: Path, example: str = "") -> Iterator[tuple[str, Record]]:
-    """(where, object) of every JSON object of a file; blank lines are skipped.
+    """Yield (where, object) for every JSON object of a file; blank lines are skipped.
 
     Raises:
-      DataError: what is not JSON, not an object, or has a field twice.
+      DataError: a value that is not JSON, not an object, or has a field twice.
     """
     text = read_text(path)
     if text.lstrip()[:1] == "[":
@@ -140,28 +143,21 @@ def iter_objects(path: Path, example: str = "") -> Iterator[tuple[str, Record]]:
             yield where, _as_object(parse_json(line, where, example), where, example)
 
 
-def read_records(
-    path: Path, required: FieldKinds, optional: FieldKinds | None = None, unique: str = ""
-) -> list[tuple[str, Record]]:
-    """(where, record) of a file whose records have known fields; further ones are let be.
-
-    Args:
-      required: the fields that each must have, by kind: `text` (not empty), `string` (a text that
-        may be empty), `texts` (a list of `text`, not empty), `id` (a whole number or a `text`),
-        `object`, `any`.
-      optional: fields that are checked where they stand.
-      unique: a field that no two records may share.
-
-    Raises:
-      DataError: a record that breaks one of these rules, or a file without any.
-    """
-    return list(iter_records(path, required, optional, unique))
-
-
 def iter_records(
     path: Path, required: FieldKinds, optional: FieldKinds | None = None, unique: str = ""
 ) -> Iterator[tuple[str, Record]]:
-    """As `read_records`, one at a time."""
+    """Yield (where, record) of a file whose records have known fields; others are ignored.
+
+    Args:
+      required: the kind of each required field: `text` (not empty), `string` (a text that may be
+        empty), `texts` (a list of `text`, not empty), `id` (an integer or a `text`), `object`,
+        `any`.
+      optional: the kind of each field that is checked if it exists.
+      unique: a field whose value no two records may share.
+
+    Raises:
+      DataError: a record that breaks one of these rules, or a file without records.
+    """
     seen: dict[Any, str] = {}
     where = ""
     for where, record in iter_objects(path):
@@ -182,7 +178,7 @@ def iter_records(
 def check_fields(
     record: Record, where: str, required: FieldKinds, optional: FieldKinds | None = None
 ) -> Record:
-    """An object with these fields; see `read_records`."""
+    """Return the object if it has these fields; raises as `iter_records`."""
     for name, kind in required.items():
         if name not in record:
             raise DataError(f"{where}: field {name!r} is missing; it has {sorted(record)}")
@@ -194,10 +190,10 @@ def check_fields(
 
 
 def parse_json(text: str, where: str, example: str = "") -> Any:
-    """A JSON value; a field that stands twice in an object is refused."""
+    """Return a JSON value; an object with a field twice is an error."""
     hint = f"; each line must be one JSON object, such as {example}" if example else ""
     try:
-        value = json.loads(text, object_pairs_hook=_without_repeats)
+        value = json.loads(text, object_pairs_hook=_object_without_repeats)
         if is_too_deep(value):
             raise RecursionError
         return value
@@ -206,20 +202,20 @@ def parse_json(text: str, where: str, example: str = "") -> Any:
     except ValueError as e:
         raise DataError(f"{where}: not JSON that can be read ({e}){hint}") from e
     except _RepeatedField as e:
-        raise DataError(f"{where}: field {e} stands twice; keep one of them") from e
+        raise DataError(f"{where}: field {e} occurs twice; keep one of them") from e
     except RecursionError as e:
         raise DataError(f"{where}: nested too deeply; fields are texts or lists") from e
 
 
 def check_text(value: Any, name: str, where: str) -> str:
-    """A text that is not empty."""
+    """Return a text that is not empty; DataError if it is not one."""
     if not check_string(value, name, where).strip():
         raise DataError(f"{where}: field {name!r} is empty; fill it in or leave it out")
     return value
 
 
 def check_string(value: Any, name: str, where: str) -> str:
-    """A text that may be empty."""
+    """Return a text that may be empty; DataError if it is not one."""
     if not isinstance(value, str):
         raise DataError(f"{where}: field {name!r} is a {json_type_name(value)}; it must be a text")
     try:
@@ -230,7 +226,7 @@ def check_string(value: Any, name: str, where: str) -> str:
 
 
 def check_texts(value: Any, name: str, where: str) -> tuple[str, ...]:
-    """A list of texts."""
+    """Return a list of texts as a tuple; DataError if it is not one."""
     if not isinstance(value, list):
         kind = json_type_name(value)
         raise DataError(f"{where}: field {name!r} is a {kind}; it must be a list of texts")
@@ -238,7 +234,7 @@ def check_texts(value: Any, name: str, where: str) -> tuple[str, ...]:
 
 
 def json_type_name(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """Return the name of a JSON value's type for error messages."""
     return _NAMES.get(type(value), "number")
 
 
@@ -270,10 +266,10 @@ _CHECKS: dict[str, Callable[[Any, str, str], Any]] = {
 
 
 class _RepeatedField(Exception):
-    """A field that stands twice in one object."""
+    """A field occurs twice in one object."""
 
 
-def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> Record:
+def _object_without_repeats(pairs: Sequence[tuple[str, Any]]) -> Record:
     record: Record = {}
     for name, value in pairs:
         if name in record:

@@ -1,7 +1,8 @@
-"""Where in a question its subject stands: at its last token ROME and MEMIT edit."""
+"""Positions of subjects in prompts: ROME and MEMIT edit at a subject's last token."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -13,30 +14,28 @@ from mend_jax.hub import text_encoding
 
 
 class Tokenizer(text_encoding.Tokenizer, Protocol):
-    """A tokenizer that also tells which characters its tokens are made of."""
+    """A tokenizer that maps tokens to characters."""
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """[first, end) of each token of `encode(text)`."""
+        """Return the characters [first, end) of each token of `encode(text)`."""
         ...
 
 
 def subject_token_index(tokenizer: Tokenizer, prompt: str, subject: str) -> int | None:
-    """The number of the token of `prompt` that holds the subject's last character.
+    """Return the index of the prompt's token that holds the subject's last character.
 
-    Where the subject stands more than once, in its last place: there the model has read most. Upper
-    and lower case are one, as a sentence may begin with it. None where it does not stand there as
+    Of several occurrences the last one counts: there the model has read most. Case is ignored,
+    since a sentence may begin with the subject. None if the prompt does not hold the subject as
     whole words.
     """
     prompt, subject = prompt.rstrip(" "), subject.strip()
-    whole = rf"(?<!\w){re.escape(subject)}(?!\w)"
-    places = list(re.finditer(whole, prompt, re.IGNORECASE)) if subject else []
-    if not places:
+    pattern = rf"(?<!\w){re.escape(subject)}(?!\w)"
+    matches = list(re.finditer(pattern, prompt, re.IGNORECASE)) if subject else []
+    if not matches:
         return None
-    last = places[-1].end() - 1
-    holding = [
-        i for i, (first, end) in enumerate(tokenizer.offsets(prompt)) if first <= last < end
-    ]  # several where a character is made of several tokens
-    return holding[-1] if holding else None
+    last = matches[-1].end() - 1
+    tokens = [i for i, (first, end) in enumerate(tokenizer.offsets(prompt)) if first <= last < end]
+    return tokens[-1] if tokens else None  # a character may consist of several tokens
 
 
 def add_subject_positions(
@@ -45,21 +44,22 @@ def add_subject_positions(
     prompts: Mapping[str, Sequence[str]],
     subjects: Sequence[str],
 ) -> dict[str, TokenBatch]:
-    """Sets of texts [N] that `encode_fact` made of prompts, with the places of their subjects.
+    """Return sets of texts [N], as `encode_fact` makes them, with the positions of their subjects.
 
-    Where a prompt does not name its subject it is the prompt's last token; where none of any set
-    does the texts stay without.
+    A prompt without its subject gets the position of its last token. If no prompt of any set holds
+    its subject, the texts are returned without positions.
     """
     found = {
-        name: [subject_token_index(tokenizer, *one) for one in zip(asked, subjects, strict=True)]
-        for name, asked in prompts.items()
+        name: [subject_token_index(tokenizer, *pair) for pair in zip(texts_, subjects, strict=True)]
+        for name, texts_ in prompts.items()
     }
-    if all(at is None for places in found.values() for at in places):
+    if all(index is None for indices in found.values() for index in indices):
         return {name: texts[name] for name in prompts}
-    marks = len(tokenizer.boundary_tokens[0])
-    marked = {}
-    for name, places in found.items():
-        last = texts[name].score_pos[:, 0]
-        at = [end if i is None else marks + i for i, end in zip(places, last, strict=True)]
-        marked[name] = texts[name].replace(subject=np.asarray(at, np.int32)[:, None])
-    return marked
+    n_before = len(tokenizer.boundary_tokens[0])
+    with_subjects = {}
+    for name, indices in found.items():
+        last = np.asarray(texts[name].score_pos)[:, 0]
+        at = [end if i is None else n_before + i for i, end in zip(indices, last, strict=True)]
+        subject = np.asarray(at, np.int32)[:, None]
+        with_subjects[name] = dataclasses.replace(texts[name], subject=subject)
+    return with_subjects

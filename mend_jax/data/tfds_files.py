@@ -110,6 +110,7 @@ def _builder_class(title: str, config: str, version: str) -> Any:
             """Log nothing: the folder that TFDS names is a draft, which is moved later."""
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            assert self._built is not None, "a builder without rows can only read"
             splits = {name: list(part) for name, part in self._built.splits.items() if part}
             self.info.metadata["fingerprint"] = rows.fingerprint_rows(splits)
             self.info.metadata["notes"] = dict(self._built.notes)

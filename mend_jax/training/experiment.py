@@ -106,7 +106,7 @@ class Experiment:
             edits_per_step=c.train.edits_per_step,
             edits_per_batch=c.data.edits_per_batch,
             seed=c.seed,
-            mine=local_edit_numbers(self.mesh, c.train.edits_per_step),
+            edit_numbers=local_edit_numbers(self.mesh, c.train.edits_per_step),
         )
 
     def eval_batches(self, split: Split, edits_per_step: int) -> Any:
@@ -122,7 +122,7 @@ class Experiment:
             shuffle=False,
             num_epochs=1,
             drop_remainder=False,
-            mine=local_edit_numbers(self.mesh, edits_per_step),
+            edit_numbers=local_edit_numbers(self.mesh, edits_per_step),
         )
 
 

@@ -216,7 +216,7 @@ def test_claims_that_do_not_fit_are_told(base, caplog):
                                     rephrase="b")]  # fmt: skip
     tokenizer = mend_jax.load_model(str(base), new_parameters=CLASSIFIER_HEAD).tokenizer
     found = encode_claims(rows, ("prompt",), tokenizer=tokenizer, max_len=24)
-    assert len(found.tokens) == 4 and "left out 1 of 5 claims; the last: " in caplog.text
+    assert len(found.tokens) == 4 and "dropped 1 of 5 claims; the last: " in caplog.text
 
 
 def test_batches_hold_texts_of_one_width_and_every_text_once():

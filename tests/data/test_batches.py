@@ -1,4 +1,4 @@
-"""The batches: shapes, order, resuming, sharding, evaluation, and what is left out."""
+"""The batches: shapes, order, resuming, sharding, evaluation, and dropped rows."""
 
 import json
 
@@ -25,7 +25,6 @@ class ByteTokenizer:
 
 TOKENIZER = ByteTokenizer()
 LENGTHS = Lengths(max_len=24, max_target=8, far_len=16)
-SIZES = {"max_len": 24, "max_target": 8, "far_len": 16}
 
 
 def make_row(i, **changes):
@@ -57,7 +56,7 @@ def same(a, b):
 
 
 def test_a_batch_holds_the_encoded_rows():
-    batch = next(iterate_batches(ROWS, TOKENIZER, edits_per_step=3, edits_per_batch=2, **SIZES))
+    batch = next(iterate_batches(ENCODED, edits_per_step=3, edits_per_batch=2))
     marks = {"index", "near_index", "valid"}
     assert set(batch) == {"edit", "rephrase", "near", "far"} | marks
     assert batch["index"].shape == batch["valid"].shape == (3, 2) and batch["valid"].all()
@@ -123,7 +122,7 @@ def test_processes_share_the_global_batch(processes, drop):
     options = {"edits_per_step": 8, "edits_per_batch": 3, "num_epochs": 1, "drop_remainder": drop}
     alone = list(iterate_batches(ENCODED, **options))
     shares = [
-        list(iterate_batches(ENCODED, mine=part, **options))
+        list(iterate_batches(ENCODED, edit_numbers=part, **options))
         for part in np.split(np.arange(8), processes)
     ]
     assert len(alone) == (1 if drop else 2)
@@ -140,7 +139,7 @@ def test_shards_follow_one_another_after_a_change_of_processes():
     whole = next(alone)["index"]
     parts = []
     for mine in ([0, 1, 2], [3, 4, 5]):
-        part = iterate_batches(ENCODED, edits_per_step=6, seed=5, mine=mine)
+        part = iterate_batches(ENCODED, edits_per_step=6, seed=5, edit_numbers=mine)
         part.set_state(state)
         parts.append(next(part)["index"])
     assert np.array_equal(np.concatenate(parts), whole)
@@ -177,9 +176,9 @@ def test_rows_that_do_not_fit_are_counted_and_reported(caplog):
     encoded = encode_rows(rows, TOKENIZER, LENGTHS)
     assert encoded.index.tolist() == [0, 1, 2, 3, 4, 6, 7, 8] and len(encoded) == 8
     assert sum(encoded.dropped.values()) == 3 and len(encoded.dropped) == 3
-    assert "left out 3 of 11 rows" in caplog.text and "much too long" in caplog.text
+    assert "dropped 3 of 11 rows" in caplog.text and "much too long" in caplog.text
     options = {"edits_per_step": 4, "num_epochs": 1}
-    seen = [b["index"] for b in iterate_batches(encoded, mine=[0, 1], **options)]
+    seen = [b["index"] for b in iterate_batches(encoded, edit_numbers=[0, 1], **options)]
     assert len(seen) == 2 and {i.shape for i in seen} == {(2, 1)}
     whole = np.concatenate([b["index"] for b in iterate_batches(encoded, **options)])
     assert sorted(whole.ravel()) == [0, 1, 2, 3, 4, 6, 7, 8]
@@ -192,28 +191,36 @@ def test_no_row_fits():
 
 def test_near_facts_that_another_fact_of_the_edit_changes_are_replaced():
     rows = [make_row(0, near_subject="s1"), make_row(1), make_row(2), make_row(3)]
-    options = {"edits_per_step": 2, "shuffle": False, "num_epochs": 1, **SIZES}
-    batch = next(iterate_batches(rows, TOKENIZER, edits_per_batch=2, **options))
+    options = {"edits_per_step": 2, "shuffle": False, "num_epochs": 1}
+    encoded = encode_rows(rows, TOKENIZER, LENGTHS)
+    batch = next(iterate_batches(encoded, edits_per_batch=2, **options))
     near = batch["near"]
     assert near.tokens[0, 0].tolist() == near.tokens[0, 1].tolist()
     assert near.tokens[1, 0].tolist() != near.tokens[1, 1].tolist()
     assert near.score_mask.any(-1).all()
     assert batch["near_index"].tolist() == [[1, 1], [2, 3]]
-    single = next(iterate_batches(rows, TOKENIZER, **options))
+    single = next(iterate_batches(encoded, **options))
     assert single["near"].tokens[0, 0].tolist() != single["near"].tokens[1, 0].tolist()
 
 
 def test_near_facts_with_no_replacement_are_not_scored():
     rows = [make_row(0, near_scope="x|b", scope="a"), make_row(1, near_scope="a", scope="b")]
-    batch = next(iterate_batches(rows, TOKENIZER, edits_per_step=1, edits_per_batch=2, **SIZES))
+    encoded = encode_rows(rows, TOKENIZER, LENGTHS)
+    batch = next(iterate_batches(encoded, edits_per_step=1, edits_per_batch=2))
     assert not batch["near"].score_mask.any() and batch["edit"].score_mask.any()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"edits_per_step": 4, "mine": [3, 4]}, r"mine=\[3, 4\] is not some of the 4 edits"),
-        ({"edits_per_step": 4, "mine": []}, r"mine=\[\] is not some of the 4 edits"),
+        (
+            {"edits_per_step": 4, "edit_numbers": [3, 4]},
+            r"edit_numbers=\[3, 4\] is not some of the 4 edits",
+        ),
+        (
+            {"edits_per_step": 4, "edit_numbers": []},
+            r"edit_numbers=\[\] is not some of the 4 edits",
+        ),
         ({"edits_per_step": 0}, "must both be at least 1"),
         ({"edits_per_step": 31}, "30 rows do not fill one step of 31 edits"),
     ],
@@ -223,6 +230,7 @@ def test_sizes_that_do_not_fit_together(options, message):
         iterate_batches(ENCODED, **options)
 
 
-def test_rows_need_a_tokenizer():
-    with pytest.raises(DataError, match="need a tokenizer"):
-        iterate_batches(ROWS, edits_per_step=2)
+def test_every_part_must_fill_a_step():
+    small = encode_rows(ROWS[:3], TOKENIZER, LENGTHS)
+    with pytest.raises(DataError, match="3 rows do not fill one step of 4 edits of 1 facts"):
+        iterate_batches([ENCODED, small], edits_per_step=4)

@@ -75,7 +75,7 @@ CASES = {
         '{"prompt": "x", "target": "y", "zzz": 1}',
         ":2: unknown field 'zzz'; the fields are prompt, target, rephrases, subject, locality",
     ),
-    "twice": ('{"prompt": "x", "target": "y", "target": "z"}', ":2: field 'target' stands twice"),
+    "twice": ('{"prompt": "x", "target": "y", "target": "z"}', ":2: field 'target' occurs twice"),
     "half": (r'{"prompt": "\ud800", "target": "z"}', ":2: field 'prompt' holds half a character"),
     "latin-1": (b'{"prompt": "Caf\xe9", "target": "y"}', r":2: not UTF-8 text \(byte 0xe9\); save"),
     "deep": ("[" * 100_000, ":2: n"),

@@ -61,7 +61,7 @@ def test_a_part_that_is_too_small_joins_the_next():
 
 @pytest.mark.parametrize("bad", [(18, 15), (15, 15), (1,)])
 def test_lengths_must_rise(bad):
-    with pytest.raises(DataError, match="data.length_buckets is .*: give rising lengths"):
+    with pytest.raises(DataError, match="data.length_buckets is .*: give ascending lengths"):
         split_by_length(ENCODED, bad, 1)
 
 
@@ -84,7 +84,9 @@ def test_steps_take_turns_by_the_size_of_the_parts_and_resume():
 def test_processes_make_parts_of_the_same_steps():
     parts = split_by_length(ENCODED, (15, 18), 4)
     whole = iterate_batches(parts, edits_per_step=4, seed=3)
-    mine = [iterate_batches(parts, edits_per_step=4, seed=3, mine=m) for m in ([0, 1], [2, 3])]
+    mine = [
+        iterate_batches(parts, edits_per_step=4, seed=3, edit_numbers=m) for m in ([0, 1], [2, 3])
+    ]
     for _ in range(10):
         halves = [next(one)["index"] for one in mine]
         assert np.array_equal(next(whole)["index"], np.concatenate(halves))

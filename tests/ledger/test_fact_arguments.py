@@ -72,7 +72,7 @@ def test_a_file_holds_lines_of_both_kinds(tmp_path):
         ('{"prompt": "a"}', "'target' is missing"),
         ('{"prompt": "a", "target": 3}', "'target' is a number"),
         ('{"prompt": "a", "target": "b"', "not JSON"),
-        ('{"prompt": "a", "target": "b", "target": "c"}', "stands twice"),
+        ('{"prompt": "a", "target": "b", "target": "c"}', "occurs twice"),
         ('{"prompt": "a", "target": "b", "paraphrase": ["c"]}', "unknown field 'paraphrase'"),
         ('{"prompt": "a", "target": "b", "paraphrases": "c"}', "'rephrases' is a text"),
         ('{"prompt": "a", "target": "b", "neighbours": [], "locality": []}', "mean the same"),

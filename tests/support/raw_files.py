@@ -49,7 +49,7 @@ SPOILT = {
     "cut off": (lambda r, f: lines(r[:2])[:-9], ":2: not JSON"),
     "field twice": (
         lambda r, f: lines(r[:1]) + lines(r[1:]).replace(b"{", f'{{"{f}": "x", '.encode(), 1),
-        ":2: field '{}' stands twice",
+        ":2: field '{}' occurs twice",
     ),
     "not an object": (lambda r, f: lines([r[0], [r[1]]]), ":2: a JSON list, not an object"),
     "empty file": (lambda r, f: b"", ": no records in it"),

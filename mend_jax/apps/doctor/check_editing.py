@@ -133,7 +133,7 @@ def longest_batch(experiment: Experiment) -> dict[str, Any]:
     longest = max(parts, key=lambda part: part.texts["edit"].tokens.shape[-1])
     found = iterate_batches(
         [longest], edits_per_step=c.train.edits_per_step, edits_per_batch=c.data.edits_per_batch,
-        seed=c.seed, mine=local_edit_numbers(experiment.mesh, c.train.edits_per_step),
+        seed=c.seed, edit_numbers=local_edit_numbers(experiment.mesh, c.train.edits_per_step),
     )  # fmt: skip
     return shard_batch(experiment.mesh, token_batches(next(found)))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import re
 
+from mend_jax.data.prose import join_sentences
+
 _INNER_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}|\{\|[^{}]*?\|\}", re.S)
 _REFERENCE = re.compile(r"<ref\b[^>]*?/>|<ref\b.*?</ref>", re.S | re.I)
 _BLOCK = re.compile(r"<(math|gallery|table|code|source|pre|timeline|score)\b.*?</\1>", re.S | re.I)
@@ -16,10 +18,11 @@ _OUTSIDE = re.compile(r"\[(?:https?:|//)\S*\s*([^\]]*)\]")
 _ODD_GAPS = re.compile(r"\(\s*[;,]?\s*\)|\(\s*[;,]\s*")
 _BROKEN = re.compile(r"[{}\[\]|<>=*#_\\]|\(\)|\.\.|,,|, ,|\bpp?\. |https?:|ISBN")
 _SENTENCE = re.compile(r"(?<=[a-z0-9)\"’'][.!?])\s+(?=[A-Z][a-z]+\b)")
+_ENOUGH = 40  # words
 
 
 def paragraphs(markup: str) -> list[str]:
-    """The paragraphs of running text in an article's markup."""
+    """Return the paragraphs of running text in an article's markup."""
     text = _REFERENCE.sub("", _COMMENT.sub("", html.unescape(markup)))
     text = _BLOCK.sub("", text)
     while (less := _INNER_TEMPLATE.sub("", text)) != text:
@@ -32,15 +35,14 @@ def paragraphs(markup: str) -> list[str]:
 
 
 def passages(paragraph: str, least: int = 25, most: int = 60) -> list[str]:
-    """Runs of whole sentences of `least` to `most` words; sentences with leftovers are left out."""
-    found, words = [], []
-    for sentence in [*_SENTENCE.split(paragraph.strip()), ""]:
-        more = sentence.split()
-        clean = bool(more) and sentence.isascii() and not _BROKEN.search(sentence)
-        if words and (not clean or len(words) + len(more) > most or len(words) >= 40):
-            if least <= len(words) <= most:
-                found.append(" ".join(words))
-            words = []
-        if clean and sentence[0].isupper() and sentence[-1] in ".!?":
-            words = words + more
-    return found
+    """Return runs of whole sentences of `least` to `most` words, without leftovers of markup."""
+    found = _SENTENCE.split(paragraph.strip())
+    return join_sentences(found, _is_clean, _is_whole, least, most, _ENOUGH)
+
+
+def _is_clean(sentence: str) -> bool:
+    return bool(sentence.split()) and sentence.isascii() and not _BROKEN.search(sentence)
+
+
+def _is_whole(sentence: str) -> bool:
+    return sentence[0].isupper() and sentence[-1] in ".!?"
