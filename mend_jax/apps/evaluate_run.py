@@ -32,8 +32,8 @@ from mend_jax.parallel.distributed import gather, is_writer
 from mend_jax.parallel.mesh import shard_batch
 from mend_jax.parallel.sharding import place
 from mend_jax.training import config as configs
+from mend_jax.training.assembly import Experiment, Split
 from mend_jax.training.calibration import calibrate
-from mend_jax.training.experiment import Experiment, Split
 from mend_jax.training.provenance import code_fingerprint
 from mend_jax.training.step import TrainState
 from mend_jax.training.threshold_tuning import tune_threshold

@@ -18,7 +18,6 @@ import jax
 import ml_collections
 
 from mend_jax import data, hub
-from mend_jax.apps.train_and_evaluate import say
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.claims import encode_claims
 from mend_jax.data.rows import SPLITS
@@ -31,10 +30,11 @@ from mend_jax.io.json_lines import JsonLines
 from mend_jax.models.classifier import CLASSIFIER_HEAD
 from mend_jax.models.params import count, unstack_trunk
 from mend_jax.parallel import distributed
+from mend_jax.parallel.distributed import print_once
 from mend_jax.training import checkpoints
 from mend_jax.training import config as configs
+from mend_jax.training.assembly import choose_rows
 from mend_jax.training.config_schema import check_keys, raise_problems
-from mend_jax.training.experiment import choose_rows
 from mend_jax.training.fact_checker import KEYS, train
 from mend_jax.training.provenance import code_fingerprint, hardware, versions
 from mend_jax.training.run_folder import locked_folder, prepare_folder, read_results
@@ -68,15 +68,15 @@ def _finetune(
     if finished is not None:
         mine = {"config": configs.to_json_dict(config)}
         checkpoints.refuse_other_run({"config": finished["config"]}, mine, workdir)
-        say(f"{workdir} is finished")
-        say(headline(finished))
+        print_once(f"{workdir} is finished")
+        print_once(headline(finished))
         return finished
     model = load_model(
         config.model.spec, last_n_blocks=config.model.last_n_blocks, new_parameters=CLASSIFIER_HEAD
     )  # fmt: skip
     dataset = data.load(config.data.name, config.data.dir or None, model=model)
     texts = encode_splits(config, dataset, model)
-    say(
+    print_once(
         f"base {model.spec} ({model.fingerprint}); {dataset.name}: "
         + ", ".join(f"{len(seqs.tokens)} {name}" for name, seqs in texts.items())
     )
@@ -115,8 +115,8 @@ def _finetune(
         "seconds_total": time.monotonic() - began,
     }  # fmt: skip
     write_json(workdir / "results.json", results)
-    say(headline(results))
-    say(f"model: {workdir / 'model'}")
+    print_once(headline(results))
+    print_once(f"model: {workdir / 'model'}")
     return results
 
 

@@ -26,7 +26,7 @@ from mend_jax.evaluation.reports.values import value_at
 from mend_jax.io.files import as_path
 from mend_jax.training import config as configs
 from mend_jax.training import config_schema
-from mend_jax.training.build import build_editor
+from mend_jax.training.assembly import build_editor
 from mend_jax.training.config_keys import Key
 
 CELL = {"config": str, "method": str, "settings": tuple, "seeds": tuple, "start": str}

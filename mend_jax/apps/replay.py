@@ -21,8 +21,8 @@ from mend_jax.core.meta_loss import token_batches
 from mend_jax.errors import CheckpointError, MendError, report_error
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.files import as_path
-from mend_jax.training import batch_files, build, checkpoints
-from mend_jax.training.experiment import base_identity
+from mend_jax.training import assembly, batch_files, checkpoints
+from mend_jax.training.assembly import base_identity
 from mend_jax.training.guards import GROUP_NORM
 from mend_jax.training.run_folder import read_config
 from mend_jax.training.step import TrainState, TrainStep
@@ -46,8 +46,8 @@ def replay(folder: Any, model: LanguageModel | None = None) -> dict[str, Any]:
     batch, told = batch_files.load(folder)
     workdir = folder.parent.parent
     config = read_config(workdir)
-    editor, tx = build.build_editor(config), build.build_optimizer(config)
-    model = model or build.build_model(config)
+    editor, tx = assembly.build_editor(config), assembly.build_optimizer(config)
+    model = model or assembly.build_model(config)
     with checkpoints.open_manager(workdir / "checkpoints", read_only=True) as manager:
         before = told["step"] - 1
         if before not in manager.all_steps():
@@ -59,9 +59,9 @@ def replay(folder: Any, model: LanguageModel | None = None) -> dict[str, Any]:
         checkpoints.refuse_other_run(
             checkpoints.restore_meta(manager, before), base_identity(model), where
         )
-        like = build.abstract_state(config, editor, tx, model.weights)
+        like = assembly.abstract_state(config, editor, tx, model.weights)
         state = checkpoints.restore_state(manager, before, like)
-    step = build.build_train_step(config, editor, tx, model)
+    step = assembly.build_train_step(config, editor, tx, model)
     return {"step": told["step"], **run_again(step, state, model.params, batch)}
 
 

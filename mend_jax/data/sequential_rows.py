@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.encoded_rows import EncodedRows
+from mend_jax.data.rows import Row
 
-Row = Mapping[str, Any]
 Numbers = Int[np.ndarray, " n"]
 
 

@@ -76,6 +76,12 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
+def print_once(text: str) -> None:
+    """Print a line to stderr, on process 0 only."""
+    if is_writer():
+        print(text, file=sys.stderr, flush=True)
+
+
 def gather(tree: Any) -> Any:
     """Global arrays, or each process's part of one, as whole numpy arrays on every process.
 

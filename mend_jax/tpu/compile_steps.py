@@ -32,7 +32,7 @@ from mend_jax.tpu.flops import matmul_flops
 from mend_jax.tpu.memory import bytes_of
 from mend_jax.tpu.plan import Plan, choose, cost, needs_of
 from mend_jax.tpu.slices import GIB, Slice
-from mend_jax.training.build import build_train_step
+from mend_jax.training.assembly import build_train_step
 
 STEPS = ("train", "edit", "eval")
 _NO_TPU = {  # there is no TPU to ask, and libtpu need not complain of it

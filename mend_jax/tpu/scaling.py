@@ -18,7 +18,7 @@ from mend_jax.tpu.blueprint import draw
 from mend_jax.tpu.flops import matmul_flops
 from mend_jax.tpu.plan import Plan, choose, needs_of, words
 from mend_jax.tpu.slices import GIB, slices_of
-from mend_jax.training.build import build_train_step
+from mend_jax.training.assembly import build_train_step
 from mend_jax.training.config import load_config
 
 LINK_BYTES = {"v4": 300e9, "v5e": 200e9, "v5p": 600e9, "v6e": 448e9}

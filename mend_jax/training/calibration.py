@@ -13,7 +13,7 @@ from mend_jax.errors import ConfigError
 from mend_jax.io.progress import Progress
 from mend_jax.parallel.distributed import is_writer
 from mend_jax.parallel.mesh import local_edit_numbers, round_up_edits, shard_batch
-from mend_jax.training.experiment import Experiment
+from mend_jax.training.assembly import Experiment
 
 AT_ONCE = 16
 """Texts a batch, at least."""

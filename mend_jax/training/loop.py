@@ -3,234 +3,286 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from orbax.checkpoint import CheckpointManager
 
 from mend_jax.errors import CheckpointError, OutputError, Preempted, TrainingError
 from mend_jax.io.files import as_path, replace_non_finite
 from mend_jax.io.json_lines import JsonLines
 from mend_jax.io.progress import Progress
-from mend_jax.parallel.distributed import StopRequest, is_writer
+from mend_jax.models.params import Params
+from mend_jax.parallel.distributed import StopRequest, is_writer, print_once
 from mend_jax.training import batch_files, checkpoints, guards
 from mend_jax.training.run_state import LoopSettings, RunState
-from mend_jax.training.step import Batch, TrainState, TrainStep
+from mend_jax.training.step import Batch, BatchIterator, Metrics, TrainState, TrainStep
 
 
-class Pending(NamedTuple):
-    """A step that was dispatched and whose metrics were not fetched.
+class DispatchedStep(NamedTuple):
+    """A step whose metrics were not fetched yet.
 
     Attributes:
-      step: its number.
+      number: of the step.
       batch: this process's part of its batch.
-      before: the data position before it.
-      metrics: of the step, on the devices.
+      position: the data position before it.
+      metrics: on the devices.
     """
 
-    step: int
+    number: int
     batch: Batch
-    before: dict[str, Any]
-    metrics: dict[str, jax.Array]
+    position: dict[str, Any]
+    metrics: Metrics
 
 
-def train(
-    state: TrainState,
-    base: Any,
-    batches: Iterator[Batch],
-    *,
-    place: Callable[[Batch], Any],
-    plan: LoopSettings,
-    train_step: TrainStep,
-    validate: Callable[[TrainState], dict[str, float]],
-    manager: Any,
-    meta: Mapping[str, Any],
-    record: RunState,
-    log: JsonLines,
-    stop: StopRequest,
-    sizes: Callable[[TrainState], Mapping[str, float]] = lambda state: {},
-) -> TrainState:
-    """Trains to `plan.steps` or to early stopping; checkpoints hold all that a resume needs.
+class StepMetrics(NamedTuple):
+    """The metrics of a step on the host; `groups`: gradient norms by parameter group."""
+
+    values: dict[str, float]
+    groups: dict[str, float]
+    finite: bool
+    skipped: int
+
+
+@dataclasses.dataclass
+class TrainLoop:
+    """Trains to `settings.steps` or to early stopping; checkpoints hold all that a resume needs.
 
     Step k is dispatched before the metrics of step k - 1 are fetched, so the device never waits for
-    the host. Validation always comes with a checkpoint. Checkpoints are written while the next
-    steps run; whenever this returns or raises what is listed below, they are on disk.
+    the host. Every validation comes with a checkpoint. Checkpoints are written while the next steps
+    run; when `run` returns, or raises an error that it lists, they are on disk.
 
-    A step whose loss or gradient is not finite is left out; after `plan.max_non_finite_steps`
-    of them in a row training ends. What the guards find (`guards.Guards`) is told and logged.
-
-    Args:
-      place: the texts of a batch as the step takes them, on the devices.
-      validate: may raise Preempted; the state is then saved and its validation done by a resume.
-      sizes: the editor's learned step sizes, by name.
-
-    Raises:
-      TrainingError: losses or gradients that are not finite; names the step and the rows, after
-        writing the last good state with the data position before those rows, and the batch. Or a
-        validation loss that is not finite, or a part of the editor that cannot learn.
-      Preempted: a stop was requested; the state after the last step is saved.
-      CheckpointError, OutputError: a checkpoint or the log could not be written.
+    Attributes:
+      train_step, base: the step and the base parameters.
+      batches, place: the batches, and how the texts of one reach the devices.
+      validate: state -> scores, `loss` among them. It may raise Preempted; the state is then saved,
+        and a resume begins with that validation.
+      step_sizes: state -> the editor's learned step sizes by name.
+      manager, meta: where checkpoints go, and what their meta holds beside position and run state.
+      run_state: the progress so far; updated.
     """
-    start = int(state.step)
-    progress = Progress("train", plan.steps, start, writer=is_writer())
-    pending: Pending | None = None
-    began = time.monotonic()
 
-    def position() -> dict[str, Any]:
-        return json.loads(json.dumps(batches.get_state(), default=_plain))
+    settings: LoopSettings
+    train_step: TrainStep
+    base: Params
+    batches: BatchIterator
+    place: Callable[[Batch], Any]
+    validate: Callable[[TrainState], dict[str, float]]
+    manager: CheckpointManager
+    meta: Mapping[str, Any]
+    run_state: RunState
+    log: JsonLines
+    stop: StopRequest
+    step_sizes: Callable[[TrainState], Mapping[str, float]] = lambda state: {}
 
-    def save(
-        step: int, val_loss: float | None, position: dict[str, Any], replace: bool = False
-    ) -> None:
-        nonlocal began
-        log.flush()
-        record.seconds += time.monotonic() - began
-        began = time.monotonic()
-        extra = {"data_state": position, "record": record.stored()}
-        checkpoints.save(manager, step, state, {**meta, **extra}, val_loss, replace)
+    state: TrainState = dataclasses.field(init=False)
+    _dispatched: DispatchedStep | None = dataclasses.field(init=False, default=None)
+    _resumed_timer: float = dataclasses.field(init=False, default=0.0)
+    _progress: Progress = dataclasses.field(init=False)
 
-    def stopping(step: int) -> Preempted:
-        checkpoints.finish(manager)
-        return Preempted(
-            f"asked to stop: the state after step {step} of {plan.steps} is saved in "
-            f"{manager.directory}; run the same command again to go on"
-        )
+    def run(self, state: TrainState) -> TrainState:
+        """Train from a state on, and return the last one.
 
-    def tell(step: int, findings: list[guards.GuardAlert]) -> None:
-        for finding in findings:
-            log.append({"step": step, "kind": "guard", **finding._asdict()})
-            _warn(step, finding.text)
+        A step whose loss or gradient is not finite is skipped; after
+        `settings.max_non_finite_steps` of them in a row training ends. Alerts of the guards are
+        printed and logged.
 
-    def validated(step: int, replace: bool = False) -> None:
+        Raises:
+          TrainingError: losses or gradients that are not finite, after the last good state, its
+            data position and the batch were saved; a validation loss that is not finite; or
+            parameters that never receive a gradient.
+          Preempted: a stop was requested; the state after the last step is saved.
+          CheckpointError, OutputError: a checkpoint or the log could not be written.
+        """
+        self.state, start = state, int(state.step)
+        self._resumed_timer = time.monotonic()
+        self._progress = Progress("train", self.settings.steps, start, writer=is_writer())
+        if not start:
+            self.run_state.guards.initial_step_sizes = dict(self.step_sizes(state))
         try:
-            scores = validate(state)
+            if self.run_state.pending_validation:
+                self._validate(start, replace=True)
+            last = start if self.run_state.stopped else self.settings.steps
+            for number in range(start + 1, last + 1):
+                self._dispatch(number)
+                self._validate_or_save(number)
+                if self.run_state.stopped:
+                    break
+                if self.stop.after_step(number):
+                    self._stop_after(number)
+            self._fetch_metrics()
+        except OutputError:  # of the log; a checkpoint may still be being written
+            with contextlib.suppress(CheckpointError):
+                checkpoints.finish(self.manager)
+            raise
+        checkpoints.finish(self.manager)
+        return self.state
+
+    def _dispatch(self, number: int) -> None:
+        """Start a step, then fetch the metrics of the step before."""
+        position = self._position()
+        started = time.monotonic()
+        batch = next(self.batches)
+        texts = self.place(batch)
+        self.run_state.input_seconds += time.monotonic() - started
+        self.state, metrics = self.train_step(self.state, self.base, texts, np.int32(number))
+        self._fetch_metrics()
+        self._dispatched = DispatchedStep(number, batch, position, metrics)
+
+    def _validate_or_save(self, number: int) -> None:
+        if number % self.settings.val_every == 0 or number == self.settings.steps:
+            self._fetch_metrics()
+            self._validate(number)
+        elif number % self.settings.checkpoint_every == 0:
+            self._fetch_metrics()
+            self._save(number, None)
+
+    def _stop_after(self, number: int) -> None:
+        self._fetch_metrics()
+        if number not in self.manager.all_steps():
+            self._save(number, None)
+        raise self._stopped(number)
+
+    def _fetch_metrics(self) -> None:
+        """Fetch and check the metrics of the dispatched step, if there is one."""
+        if self._dispatched is None:
+            return
+        step, self._dispatched = self._dispatched, None
+        metrics = _to_host(step.metrics)
+        if not metrics.finite:
+            self._report_skipped(step, metrics)
+            return
+        number, values, groups, _, _ = step.number, *metrics
+        alerts = self.run_state.guards.after_step(number, values["grad_norm"], groups)
+        self._report_alerts(number, alerts)
+        if dead := self.run_state.guards.dead_groups(groups, self.settings.accumulate):
+            checkpoints.finish(self.manager)
+            raise TrainingError(guards.dead_gradient_message(dead))
+        if number % self.settings.log_every == 0:
+            self.log.append({"step": number, "kind": "train", **values})
+        self._progress.update(number, f"loss {values['loss']:.4f} kl {values['kl']:.4f}")
+
+    def _report_skipped(self, step: DispatchedStep, metrics: StepMetrics) -> None:
+        """Log a step that is not finite; after too many in a row, end training."""
+        self.run_state.guards.count("non_finite")
+        line = skipped_step_line(step, metrics)
+        self.log.append(line)
+        if metrics.skipped < self.settings.max_non_finite_steps:
+            print_once(f"warning: step {step.number}: {line['text']}")
+            return
+        last_good = step.number - 1
+        if last_good not in self.manager.all_steps():
+            self._save(last_good, None, step.position)
+        checkpoints.finish(self.manager)
+        folder = self.manager.directory.parent / "non_finite" / str(step.number)
+        batch_files.save(as_path(folder), step.batch, line)
+        raise TrainingError(_not_finite_message(line, folder, self.manager.directory))
+
+    def _validate(self, number: int, replace: bool = False) -> None:
+        """Validate and save; `replace`: the checkpoint of this step exists, without its score."""
+        try:
+            scores = self.validate(self.state)
         except Preempted as e:
             if not replace:
-                record.owed = step
-                save(step, None, position())
-            raise stopping(step) from e
+                self.run_state.pending_validation = number
+                self._save(number, None)
+            raise self._stopped(number) from e
         if not math.isfinite(scores["loss"]):
-            record.owed = step  # the same command shall end here again
-            save(step, None, position(), replace)
-            checkpoints.finish(manager)
-            raise TrainingError(
-                f"validation after step {step}: the loss is {scores['loss']}; the state is "
-                f"kept in {manager.directory}. Lower train.lr in another --workdir"
-            )
-        record.owed = 0
-        tied = scores["loss"] == record.best and record.best_step != step
-        record.note(step, scores["loss"], plan.patience)
-        log.append({"step": step, "kind": "validation", **scores})
-        tell(step, record.watch.after_validation(step, scores, sizes(state)))
-        # Of equals the first is the best; one with a score as good would push it out.
-        save(step, None if tied else scores["loss"], position(), replace)
-        progress.update(step, f"validation loss {scores['loss']:.4f}", force=True)
+            self._refuse_validation(number, scores["loss"], replace)
+        run_state = self.run_state
+        run_state.pending_validation = 0
+        ties = scores["loss"] == run_state.best_loss and run_state.best_step != number
+        run_state.record_validation(number, scores["loss"], self.settings.patience)
+        self.log.append({"step": number, "kind": "validation", **scores})
+        alerts = run_state.guards.after_validation(number, scores, self.step_sizes(self.state))
+        self._report_alerts(number, alerts)
+        # Of equal scores the first is the best; a second one would replace its checkpoint.
+        self._save(number, None if ties else scores["loss"], replace=replace)
+        self._progress.update(number, f"validation loss {scores['loss']:.4f}", force=True)
 
-    def settle() -> None:
-        """Fetches and checks the metrics of the step dispatched before."""
-        nonlocal pending
-        if pending is None:
-            return
-        done, pending = pending, None
-        step, values = done.step, {k: float(v) for k, v in jax.device_get(done.metrics).items()}
-        groups = {k: values.pop(k) for k in [*values] if k.startswith(guards.GROUP_NORM)}
-        groups = {k.removeprefix(guards.GROUP_NORM): v for k, v in groups.items()}
-        is_finite, skipped = values.pop("finite"), int(values.pop("skipped", 0))
-        if not is_finite:
-            record.watch.count("non_finite")
-            line = left_out(done, values, groups, skipped)
-            log.append(line)
-            if skipped >= plan.max_non_finite_steps:
-                if step - 1 not in manager.all_steps():
-                    save(step - 1, None, done.before)
-                checkpoints.finish(manager)
-                folder = manager.directory.parent / "non_finite" / str(step)
-                batch_files.save(as_path(folder), done.batch, line)
-                raise TrainingError(_not_finite(line, folder, manager.directory))
-            _warn(step, line["text"])
-            return
-        tell(step, record.watch.after_step(step, values["grad_norm"], groups))
-        if dead := record.watch.dead(groups, plan.accumulate):
-            checkpoints.finish(manager)
-            raise TrainingError(guards.dead_gradient_message(dead))
-        if step % plan.log_every == 0:
-            log.append({"step": step, "kind": "train", **values})
-        progress.update(step, f"loss {values['loss']:.4f} kl {values['kl']:.4f}")
+    def _refuse_validation(self, number: int, loss: float, replace: bool) -> None:
+        self.run_state.pending_validation = number  # the same command ends here again
+        self._save(number, None, replace=replace)
+        checkpoints.finish(self.manager)
+        raise TrainingError(
+            f"validation after step {number}: the loss is {loss}; the state is kept in "
+            f"{self.manager.directory}. Lower train.lr in another --workdir"
+        )
 
-    if not start:
-        record.watch.sizes = dict(sizes(state))
-    try:
-        if record.owed:
-            validated(start, replace=True)
-        last = start if record.stopped else plan.steps
-        for step in range(start + 1, last + 1):
-            before = position()
-            asked = time.monotonic()
-            batch = next(batches)
-            texts = place(batch)
-            record.input_seconds += time.monotonic() - asked
-            state, metrics = train_step(state, base, texts, np.int32(step))
-            settle()
-            pending = Pending(step, batch, before, metrics)
-            if step % plan.val_every == 0 or step == plan.steps:
-                settle()
-                validated(step)
-            elif step % plan.checkpoint_every == 0:
-                settle()
-                save(step, None, position())
-            if record.stopped:
-                break
-            if stop.after_step(step):
-                settle()
-                if step not in manager.all_steps():
-                    save(step, None, position())
-                raise stopping(step)
-        settle()
-    except OutputError:  # of the log; a checkpoint may be on its way
-        with contextlib.suppress(CheckpointError):
-            checkpoints.finish(manager)
-        raise
-    checkpoints.finish(manager)
-    return state
+    def _save(
+        self,
+        number: int,
+        val_loss: float | None,
+        position: dict[str, Any] | None = None,
+        replace: bool = False,
+    ) -> None:
+        """Save a checkpoint; `position`: in the data, the current one by default."""
+        self.log.flush()
+        now = time.monotonic()
+        self.run_state.seconds += now - self._resumed_timer
+        self._resumed_timer = now
+        position = self._position() if position is None else position
+        meta = {**self.meta, "data_state": position, "record": self.run_state.to_stored()}
+        checkpoints.save(self.manager, number, self.state, meta, val_loss, replace)
+
+    def _position(self) -> dict[str, Any]:
+        return json.loads(json.dumps(self.batches.get_state(), default=_json_value))
+
+    def _stopped(self, number: int) -> Preempted:
+        checkpoints.finish(self.manager)
+        return Preempted(
+            f"stop requested: the state after step {number} of {self.settings.steps} is saved in "
+            f"{self.manager.directory}; run the same command again to resume"
+        )
+
+    def _report_alerts(self, number: int, alerts: list[guards.GuardAlert]) -> None:
+        for alert in alerts:
+            self.log.append({"step": number, "kind": "guard", **alert._asdict()})
+            print_once(f"warning: step {number}: {alert.text}")
 
 
-def left_out(
-    done: Pending, values: Mapping[str, float], groups: Mapping[str, float], skipped: int
-) -> dict[str, Any]:
-    """The line of metrics.jsonl on a step whose loss or gradient is not finite."""
-    rows = np.asarray(done.batch["index"]).reshape(-1).tolist()
-    terms = sorted(k for k, v in values.items() if not math.isfinite(v))
-    parts = sorted(k for k, v in groups.items() if not math.isfinite(v))
+def _to_host(metrics: Metrics) -> StepMetrics:
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    groups = {
+        name.removeprefix(guards.GROUP_NORM): values.pop(name)
+        for name in [*values]
+        if name.startswith(guards.GROUP_NORM)
+    }
+    finite, skipped = bool(values.pop("finite")), int(values.pop("skipped", 0))
+    return StepMetrics(values, groups, finite, skipped)
+
+
+def skipped_step_line(step: DispatchedStep, metrics: StepMetrics) -> dict[str, Any]:
+    """Return the line of metrics.jsonl for a step whose loss or gradient is not finite."""
+    values, groups = metrics.values, metrics.groups
+    rows = np.asarray(step.batch["index"]).reshape(-1).tolist()
     text = (
         f"loss {values['loss']:.4g} and gradient norm {values['grad_norm']:.4g} are not both "
         f"finite; rows of that batch: {rows}"
     )
-    more = {"in_a_row": skipped, "rows": rows, "terms": terms, "gradient_of": parts, "text": text}
-    return replace_non_finite({"step": done.step, "kind": "guard", "guard": "non_finite", **more})
+    return replace_non_finite({
+        "step": step.number, "kind": "guard", "guard": "non_finite", "in_a_row": metrics.skipped,
+        "rows": rows, "terms": sorted(k for k, v in values.items() if not math.isfinite(v)),
+        "gradient_of": sorted(k for k, v in groups.items() if not math.isfinite(v)), "text": text,
+    })  # fmt: skip
 
 
-def _not_finite(line: Mapping[str, Any], folder: Any, kept: Any) -> str:
+def _not_finite_message(line: Mapping[str, Any], folder: Any, directory: Any) -> str:
     step, n = line["step"], line["in_a_row"]
     times = f", as in each of the {n} last steps" if n > 1 else ""
     return (
-        f"step {step}: {line['text']}{times}; the state after step {step - 1} is kept in {kept}. "
-        f"`python -m mend_jax.apps.replay {folder}` runs that step again and says which rows and "
-        "terms are not finite. Look at those rows, or lower train.lr or "
+        f"step {step}: {line['text']}{times}; the state after step {step - 1} is kept in "
+        f"{directory}. `python -m mend_jax.apps.replay {folder}` repeats that step and says which "
+        "rows and terms are not finite. Check those rows, or lower train.lr or "
         "train.step_size_lr in another --workdir"
     )
 
 
-def _warn(step: int, text: str) -> None:
-    if is_writer():
-        print(f"warning: step {step}: {text}", file=sys.stderr, flush=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode()
-    return int(value)
+def _json_value(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else int(value)

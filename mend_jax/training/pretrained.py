@@ -85,10 +85,9 @@ def read(path: str | Path, model: Any) -> Any:
 
     from mend_jax.parallel.mesh import mesh_of_arrays
     from mend_jax.parallel.sharding import key_path_name, place
-    from mend_jax.training.build import build_editor
+    from mend_jax.training.assembly import base_identity, build_editor
     from mend_jax.training.checkpoints import refuse_other_run
     from mend_jax.training.config_keys import with_added_keys
-    from mend_jax.training.experiment import base_identity
     from mend_jax.training.trained_editor import Editor
 
     meta, stored = _read(path)
@@ -131,7 +130,7 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[st
     from safetensors.numpy import save as serialise
 
     from mend_jax.parallel.sharding import key_path_name
-    from mend_jax.training.experiment import base_identity
+    from mend_jax.training.assembly import base_identity
     from mend_jax.training.run_folder import read_results
     from mend_jax.training.trained_editor import Editor
 

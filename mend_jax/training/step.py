@@ -1,24 +1,28 @@
-"""One step of meta-training an editor: many independent edits, a gradient, a new state."""
+"""One step of meta-training an editor: many independent edits, one gradient, a new state."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float, Int
 
 from mend_jax.core.meta_loss import meta_loss
 from mend_jax.core.sequential_loss import sequential_loss
-from mend_jax.core.transform import EditTransform
+from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.models.base import EditableModel
+from mend_jax.models.params import Params
 from mend_jax.training import guards
 
 Batch = Mapping[str, Any]
-TrainStep = Callable[..., tuple["TrainState", dict[str, jax.Array]]]
+Metrics = dict[str, jax.Array]
 
 
 @flax.struct.dataclass
@@ -26,24 +30,75 @@ class TrainState:
     """What one training step reads and writes.
 
     Attributes:
-      step: int32 scalar, steps done.
+      step: steps done.
       params: the editor's learned parameters.
-      opt_state: the optimiser's.
+      opt_state: the optimiser's state.
       editor_state: the editor's running statistics.
-      skipped: int32 scalar, how many steps in a row up to this one were left out.
+      skipped: consecutive steps up to this one whose update was skipped.
     """
 
-    step: jax.Array
+    step: Int[Array, ""]
     params: Any
     opt_state: Any
     editor_state: Any
-    skipped: jax.Array
+    skipped: Int[Array, ""]
+
+
+class TrainStep(Protocol):
+    """(state, base, batch, number) -> (state, metrics); the memory of the old state is reused."""
+
+    def __call__(
+        self, state: TrainState, base: Params, batch: Batch, number: Any, /
+    ) -> tuple[TrainState, Metrics]: ...
+
+
+class BatchIterator(Iterator[Batch], Protocol):
+    """Batches with a position that checkpoints keep."""
+
+    def get_state(self) -> dict[str, Any]: ...
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What a compiled step depends on, hashable.
+
+    Attributes:
+      c_edit: weight of edit success by the number of the step; see `meta_loss`.
+      sharding_leaves, sharding_tree: of the new state, flattened.
+    """
+
+    editor: EditTransform
+    tx: optax.GradientTransformation
+    model: EditableModel
+    weights: Weights
+    c_edit: Callable[[jax.Array], jax.Array]
+    c_loc: float
+    near_share: float
+    edit_from_paraphrase: bool
+    max_non_finite_steps: int
+    sharding_leaves: tuple[Any, ...]
+    sharding_tree: Any
+
+    @property
+    def shardings(self) -> Any:
+        return jax.tree.unflatten(self.sharding_tree, self.sharding_leaves)
+
+    def loss_function(self) -> Callable[..., Any]:
+        """Return the meta-loss of independent edits, or that of sequential training."""
+        fixed: dict[str, Any] = dict(
+            editor=self.editor, model=self.model, weights=self.weights, c_loc=self.c_loc,
+            near_share=self.near_share,
+        )  # fmt: skip
+        if self.editor.sequential_training is not None:
+            return functools.partial(sequential_loss, **fixed)
+        return functools.partial(meta_loss, edit_from_paraphrase=self.edit_from_paraphrase, **fixed)
 
 
 def init_state(
-    editor: EditTransform, weights: Any, tx: optax.GradientTransformation, seed: int
+    editor: EditTransform, weights: Weights, tx: optax.GradientTransformation, seed: int
 ) -> TrainState:
-    """A fresh state; the same seed gives the same one everywhere."""
+    """Return a fresh state; the same seed gives the same one on every machine."""
     params, editor_state = editor.init(jax.random.key(seed), weights)
     with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in int32 and mixes in floats
         opt_state = tx.init(params)
@@ -55,8 +110,8 @@ def make_train_step(
     editor: EditTransform,
     tx: optax.GradientTransformation,
     *,
-    model: Any,
-    weights: Any,
+    model: EditableModel,
+    weights: Weights,
     c_edit: Callable[[jax.Array], jax.Array],
     c_loc: float,
     near_share: float = 0.5,
@@ -64,90 +119,89 @@ def make_train_step(
     max_non_finite_steps: int = 1,
     shardings: Any = None,
 ) -> TrainStep:
-    """The jitted step (state, base, batch, number) -> (state, metrics); it reuses the old state.
+    """Return the jitted training step.
 
-    `c_edit` gives the weight of success by the number of the step; see `objective.meta_loss`.
-    `shardings` says where the new state lies, like the old one; None leaves it to the compiler.
+    A step whose loss or gradient is not finite is skipped: metrics["finite"] is 0, and only `step`
+    and `skipped` advance. The `max_non_finite_steps`-th such step in a row changes nothing at all,
+    and neither does a step whose `number` is not the next one: steps that were dispatched before
+    the host read the last failure change nothing, so that the caller can save the last good state.
+    metrics["skipped"] counts the consecutive skipped steps, this one included.
 
-    Where the loss or the gradient is not finite the step is left out: metrics["finite"] is 0, and
-    of the state only `step` and `skipped` go on. The `max_non_finite_steps`-th such step in a row
-    changes nothing at all. Nor does a step whose `number` is not the next one: steps that were
-    dispatched before the host saw the last failure change nothing, and the caller stops with the
-    last good state in hand. metrics["skipped"] counts the steps left out in a row, this one too.
+    Args:
+      c_edit: weight of edit success by the number of the step; see `meta_loss`.
+      shardings: of the new state, as of the old one; None leaves them to the compiler.
     """
     leaves, tree = jax.tree.flatten(shardings)
-    return _train_step_of(
+    return _compiled_step(StepSettings(
         editor, tx, model, weights, c_edit, c_loc, near_share, edit_from_paraphrase,
         max_non_finite_steps, tuple(leaves), tree,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
-@functools.lru_cache(maxsize=8)  # runs of equal settings in one process share what is compiled
-def _train_step_of(
-    editor,
-    tx,
-    model,
-    weights,
-    c_edit,
-    c_loc,
-    near_share,
-    edit_from_paraphrase,
-    max_non_finite_steps,
-    leaves,
-    tree,
-) -> TrainStep:
-    shardings = jax.tree.unflatten(tree, leaves)
-    settings = dict(editor=editor, model=model, weights=weights, c_loc=c_loc, near_share=near_share)
-    if editor.sequential_training is None:
-        loss_fn = functools.partial(
-            meta_loss, edit_from_paraphrase=edit_from_paraphrase, **settings
-        )
-    else:
-        loss_fn = functools.partial(sequential_loss, **settings)
+@functools.lru_cache(maxsize=8)  # runs of equal settings in one process compile once
+def _compiled_step(settings: StepSettings) -> TrainStep:
+    loss_function = settings.loss_function()
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
-    def train_step(state: TrainState, base: Any, batch: Batch, number: jax.Array):
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (metrics, editor_state, _)), grads = grad_fn(
-            state.params, state.editor_state, base, batch, c_edit=c_edit(state.step)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(settings.shardings, None))
+    def train_step(
+        state: TrainState, base: Params, batch: Batch, number: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        grad_function = jax.value_and_grad(loss_function, has_aux=True)
+        (loss, (metrics, editor_state, _)), grads = grad_function(
+            state.params, state.editor_state, base, batch, c_edit=settings.c_edit(state.step)
         )
         norm = optax.tree.norm(grads)
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updated = _apply_gradient(settings.tx, state, grads, editor_state)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        learned = state.replace(params=params, opt_state=opt_state, editor_state=editor_state)
-        new, counts = guarded(state, learned, finite, number, max_non_finite_steps)
+        limit = settings.max_non_finite_steps
+        new, counts = skip_non_finite(state, updated, finite, number, limit)
         return new, metrics | {"grad_norm": norm} | counts | guards.group_norms(grads)
 
     return train_step
 
 
-def guarded(
-    state: TrainState, learned: TrainState, finite: jax.Array, number: jax.Array, limit: int
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The state after step `number`, and what the host is told of it; see `make_train_step`.
+def _apply_gradient(
+    tx: optax.GradientTransformation, state: TrainState, grads: Any, editor_state: Any
+) -> TrainState:
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return dataclasses.replace(state, params=params, opt_state=opt_state, editor_state=editor_state)
+
+
+def skip_non_finite(
+    state: TrainState,
+    updated: TrainState,
+    finite: Bool[Array, ""],
+    number: Int[Array, ""],
+    limit: int,
+) -> tuple[TrainState, Metrics]:
+    """Return the state after step `number`, and the metrics `finite` and `skipped`.
 
     Args:
       state: before the step.
-      learned: with what the step learned, if it was `finite`.
-      limit: how many steps in a row that are not finite end training.
+      updated: after the update, used if the step is `finite`.
+      limit: consecutive steps that are not finite that end training; see `make_train_step`.
     """
     skipped = jnp.where(finite, 0, state.skipped + 1)
-    goes_on = (skipped < limit) & (state.step + 1 == number)
-    new = jax.tree.map(lambda n, o: jnp.where(goes_on & finite, n, o), learned, state).replace(
-        step=jnp.where(goes_on, state.step + 1, state.step),
-        skipped=jnp.where(goes_on, skipped, state.skipped),
+    advances = (skipped < limit) & (state.step + 1 == number)
+    new = jax.tree.map(lambda n, o: jnp.where(advances & finite, n, o), updated, state)
+    new = dataclasses.replace(
+        new,
+        step=jnp.where(advances, state.step + 1, state.step),
+        skipped=jnp.where(advances, skipped, state.skipped),
     )
     return new, {"finite": finite.astype(jnp.float32), "skipped": skipped.astype(jnp.float32)}
 
 
 @functools.cache
-def success_weight(start: float, end: float, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """c_edit by step, from `start` to `end` geometrically over `steps`.
+def success_weight(
+    start: float, end: float, steps: int
+) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+    """Return c_edit as a function of the step, from `start` to `end` geometrically over `steps`.
 
-    The paper's is constant at 0.1. Starting higher keeps the step sizes from shrinking to nothing
-    while edits do not generalise yet: success first, then silence elsewhere.
+    Deviation: the paper's weight is constant, 0.1. A higher start keeps the step sizes from
+    vanishing while edits do not generalise yet: first edit success, then locality.
     """
 
     def weight(step: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from mend_jax.io.progress import Progress
 from mend_jax.parallel.distributed import gather, is_writer
 from mend_jax.parallel.mesh import shard_batch
 from mend_jax.parallel.sharding import place
-from mend_jax.training.experiment import Experiment
+from mend_jax.training.assembly import Experiment
 
 
 def tune_threshold(

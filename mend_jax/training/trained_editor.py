@@ -24,7 +24,7 @@ from mend_jax.hub.text_encoding import stack_batches
 from mend_jax.io.files import as_path
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 from mend_jax.parallel.sharding import abstract_arrays, make_shardings
-from mend_jax.training import build, checkpoints, experiment
+from mend_jax.training import assembly, checkpoints
 from mend_jax.training.checkpoints import recovery
 from mend_jax.training.run_folder import read_config
 
@@ -65,19 +65,21 @@ class Editor:
         """
         workdir = as_path(workdir)
         config = read_config(workdir)
-        transform = build.build_editor(config)
+        transform = assembly.build_editor(config)
         manager = checkpoints.open_manager(workdir / "checkpoints", read_only=True)
         if manager.latest_step() is None:
             raise CheckpointError(f"{workdir}/checkpoints holds no step: let the run train on")
         last = config.train.keep_checkpoint == "last"
         step = None if last else recovery.best_step(manager)
-        model = model or build.build_model(config)
-        like = build.abstract_state(config, transform, build.build_optimizer(config), model.weights)
+        model = model or assembly.build_model(config)
+        like = assembly.abstract_state(
+            config, transform, assembly.build_optimizer(config), model.weights
+        )
         like = abstract_arrays(
             like, make_shardings(mesh_of_arrays(model.params), like, transform.sharding_rules)
         )
-        mine = experiment.base_identity(model)
-        _, state, _ = recovery.newest_whole(manager, like, mine, first=step, read_only=True)
+        mine = assembly.base_identity(model)
+        _, state, _ = recovery.newest_intact(manager, like, mine, first=step, read_only=True)
         return Editor(
             model, transform, state.params, state.editor_state, config.data.append_eos,
             config.editor.name,

@@ -33,8 +33,7 @@ from mend_jax.hub.tokenizer import Tokenizer
 from mend_jax.models.params import random_params, stack_trunk
 from mend_jax.training import checkpoints
 from mend_jax.training import config as configs
-from mend_jax.training.build import build_optimizer
-from mend_jax.training.experiment import open_experiment
+from mend_jax.training.assembly import build_optimizer, open_experiment
 
 KIND = "llama3"  # its head is a matrix of its own
 STEPS = 300

@@ -14,7 +14,7 @@ from mend_jax import data
 from mend_jax.apps.run_command import main
 from mend_jax.apps.train_and_evaluate import describe_data
 from mend_jax.evaluation.reports import grid_report
-from mend_jax.training.experiment import open_experiment
+from mend_jax.training.assembly import open_experiment
 
 GRID = """
 from mend_jax.apps.grid import cell, new_grid

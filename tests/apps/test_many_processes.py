@@ -142,7 +142,7 @@ def disturbed(place):
         processes[1].send_signal(signal.SIGTERM)
         assert ends(place, processes, 120) == [143, 143], said(place, 0)
         for i in range(2):
-            assert "Preempted: asked to stop: the state after step" in said(place, i)
+            assert "Preempted: stop requested: the state after step" in said(place, i)
     with started(place, workdir, 2) as processes:
         saved(place, processes, workdir, 6)
         assert "resuming after step" in said(place, 0)

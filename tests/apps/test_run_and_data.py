@@ -10,7 +10,7 @@ from test_train_and_evaluate import arguments, run
 from mend_jax.apps.run_command import parse
 from mend_jax.errors import CheckpointError, DataError
 from mend_jax.training import checkpoints
-from mend_jax.training.experiment import open_experiment
+from mend_jax.training.assembly import open_experiment
 
 
 def write_facts(path, n=60):

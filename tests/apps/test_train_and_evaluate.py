@@ -327,7 +327,7 @@ def test_the_step_that_train_keep_asks_for_is_evaluated_and_restored(base, tmp_p
     for keep, step in (("best", 3), ("last", 6)):
         losses = iter([1.0, 2.0])  # the first validation is the best
         monkeypatch.setattr(
-            "mend_jax.apps.train_and_evaluate.validate",
+            "mend_jax.training.train_editor.validate",
             lambda *_, at=losses, **__: {"loss": next(at)},
         )
         training = run(base, tmp_path / keep, **{"train.keep_checkpoint": keep})["training"]

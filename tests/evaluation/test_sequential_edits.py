@@ -285,7 +285,7 @@ def test_a_run_edits_in_batches_and_in_turn(ran):
 def test_more_edits_in_turn_than_there_are_facts_are_refused(ran):
     flags, workdir = ran
     config, _, _ = parse(["--config=quickstart.py", *flags, "--config.eval.sequential=(1,99999)"])
-    with pytest.raises(ConfigError, match="asks for 199998 facts one after the other, and the"):
+    with pytest.raises(ConfigError, match="needs 199998 facts for a sequence of edits, and the"):
         mend_jax.train_and_evaluate(config, workdir / "other")
 
 

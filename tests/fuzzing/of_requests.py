@@ -21,7 +21,7 @@ from mend_jax.ledger import web_server
 from mend_jax.ledger.store import Base
 from mend_jax.training import config as configs
 from mend_jax.training import config_keys, config_schema, run_folder
-from mend_jax.training.build import build_editor, build_optimizer
+from mend_jax.training.assembly import build_editor, build_optimizer
 
 _BASE = Base("tiny", FINGERPRINT, "float32", 2, ("mlp/up",))
 

@@ -26,7 +26,7 @@ from mend_jax.parallel.mesh import make_mesh, shard_batch
 from mend_jax.training import checkpoints
 from mend_jax.training.checkpoints import recovery
 from mend_jax.training.guards import Guards
-from mend_jax.training.loop import train
+from mend_jax.training.loop import TrainLoop
 from mend_jax.training.run_state import LoopSettings, RunState, resume
 from mend_jax.training.step import TrainState
 
@@ -158,16 +158,16 @@ def go(folder, stop=None, validate=None, steps=7, sizes=lambda state: {}):
     """Trains, or resumes, to the end or to what stops it; (final state, lines)."""
     log = JsonLines(folder / "metrics.jsonl")
     batches = Numbers()
-    plan = LoopSettings(steps=steps, log_every=1, val_every=3, checkpoint_every=2, patience=0)
+    settings = LoopSettings(steps=steps, log_every=1, val_every=3, checkpoint_every=2, patience=0)
     loss = validate or (lambda state: {"loss": float(state.params["w"].sum())})
     with checkpoints.open_manager(folder / "checkpoints") as manager:
         state, record = resume(manager, fresh(), batches, {})
         log.rewind(int(state.step))
         try:
-            state = train(
-                state, None, batches, place=place, plan=plan, train_step=add, validate=loss,
-                manager=manager, meta={}, record=record, log=log, stop=stop or Stop(), sizes=sizes,
-            )  # fmt: skip
+            state = TrainLoop(
+                settings, add, None, batches, place, loss, manager, {}, record, log,
+                stop or Stop(), sizes,
+            ).run(state)  # fmt: skip
         finally:
             assert not manager.is_saving_in_progress()
     record.seconds = record.input_seconds = 0.0
@@ -230,7 +230,10 @@ def test_a_full_disk_ends_training_by_name(tmp_path, full):
 
 def test_records_of_older_runs_are_read():
     old = {"best": 1.0, "best_step": 2, "stopped": "", "seconds": 3.0, "watch": {}}
-    assert RunState.of(old).owed == 0 and RunState.of(old).watch == Guards()
+    assert (
+        RunState.from_stored(old).pending_validation == 0
+        and RunState.from_stored(old).guards == Guards()
+    )
 
 
 def fails_at(monkeypatch, owner, name, nth, chosen=lambda *args: True):
@@ -287,7 +290,7 @@ def test_a_file_system_that_takes_no_more_bytes_loses_nothing(tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     with checkpoints.open_manager(tmp_path / "checkpoints") as manager:
-        assert manager.all_steps() == [1] and recovery.is_whole(manager, 1, big)
+        assert manager.all_steps() == [1] and recovery.is_intact(manager, 1, big)
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     with checkpoints.open_manager(folder / "checkpoints") as manager:
         for step, loss in ((2, 0.5), (4, 0.9), (6, None), (7, None)):
-            record = RunState(best=0.5, best_step=2).stored()
+            record = RunState(best_loss=0.5, best_step=2).to_stored()
             meta = MINE | {"data_state": {"next_index": step}, "record": record}
             checkpoints.save(manager, step, arrays_of(step), meta, loss)
         checkpoints.finish(manager)
@@ -57,7 +57,7 @@ def copy(saved, tmp_path):
 
 def newest(folder, mine=MINE, **options):
     with checkpoints.open_manager(folder) as manager:
-        step, state, meta = recovery.newest_whole(manager, LIKE, mine, **options)
+        step, state, meta = recovery.newest_intact(manager, LIKE, mine, **options)
         return step, jax.tree.map(np.asarray, state), meta, sorted(manager.all_steps())
 
 
@@ -151,7 +151,7 @@ def test_a_reader_falls_back_and_moves_nothing(saved, tmp_path, capsys):
     (folder / "2/state/manifest.ocdbt").unlink()
     with checkpoints.open_manager(folder, read_only=True) as manager:
         best = recovery.best_step(manager)
-        found = recovery.newest_whole(manager, LIKE, MINE, first=best, read_only=True)
+        found = recovery.newest_intact(manager, LIKE, MINE, first=best, read_only=True)
     assert (best, found[0]) == (2, 7) and (folder / "2").is_dir()
     assert "checkpoints/2 cannot be read" in capsys.readouterr().err
 
@@ -171,7 +171,7 @@ def test_a_lost_best_step_is_told_and_the_record_goes_on_without(saved, tmp_path
         path.unlink()
     with checkpoints.open_manager(folder) as manager:
         _, record = resume(manager, LIKE, Batches(), MINE)
-        assert (record.best_step, record.best) == (0, float("inf"))
+        assert (record.best_step, record.best_loss) == (0, float("inf"))
         assert sorted(manager.all_steps()) == [6, 7]
     assert "of the best validation, of step 2, is lost" in capsys.readouterr().err
     assert harm == "missing" or (tmp_path / damage.FOLDER / "2").is_dir()
@@ -212,7 +212,7 @@ def test_a_checkpoint_of_the_first_version_goes_on(tmp_path):
     with checkpoints.open_manager(tmp_path / "old/checkpoints") as manager:
         state, record = resume(manager, fresh(), batches, mine)
     assert int(state.skipped) == 0 and int(state.step) == 4 and batches.next == 4
-    assert (record.best, record.best_step, record.told()["warnings"]) == (9.5, 4, {})
+    assert (record.best_loss, record.best_step, record.summary()["warnings"]) == (9.5, 4, {})
     np.testing.assert_array_equal(go(tmp_path / "old")[0], whole[0])
     with checkpoints.open_manager(tmp_path / "old/checkpoints", read_only=True) as manager:
         assert checkpoints.restore_meta(manager, 7)["format"] == migration.FORMAT == 2

@@ -44,10 +44,10 @@ def test_a_run_all_of_whose_steps_were_damaged_does_not_begin_anew(saved, tmp_pa
     for _ in range(2):
         with checkpoints.open_manager(folder) as manager:
             with pytest.raises(CheckpointError, match="holds no step, and .*checkpoints_damaged"):
-                recovery.newest_whole(manager, LIKE, MINE)
+                recovery.newest_intact(manager, LIKE, MINE)
     shutil.rmtree(tmp_path / "checkpoints_damaged")
     with checkpoints.open_manager(folder) as manager:
-        assert recovery.newest_whole(manager, LIKE, MINE) is None
+        assert recovery.newest_intact(manager, LIKE, MINE) is None
 
 
 def test_a_step_that_could_not_be_replaced_is_there_again(tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_an_error_of_the_machine_moves_no_step(saved, tmp_path, monkeypatch, err
     with checkpoints.open_manager(folder) as manager:
         monkeypatch.setattr(manager, "restore", fail)
         with pytest.raises(CheckpointError, match="says nothing of what it holds"):
-            recovery.newest_whole(manager, LIKE, MINE)
+            recovery.newest_intact(manager, LIKE, MINE)
         assert sorted(manager.all_steps()) == [2, 6, 7]
     assert not (tmp_path / "checkpoints_damaged").exists()
 

@@ -9,7 +9,7 @@ from mend_jax.apps.run_command import main, parse
 from mend_jax.data import DATA_SETS
 from mend_jax.errors import ConfigError
 from mend_jax.training import config as configs
-from mend_jax.training.build import build_editor, build_optimizer
+from mend_jax.training.assembly import build_editor, build_optimizer
 from mend_jax.training.config_keys import (
     KEYS,
     RENAMED_KEYS,

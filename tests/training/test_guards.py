@@ -1,7 +1,7 @@
 """Guards of training: what is left out, what is told, what ends a run, and that a resume is equal.
 
-Steps are played by a toy that keeps the contract of the real one (`train.guarded`); the real step
-is tested in test_train_step.py.
+Steps are played by a toy that keeps the contract of the real one (`step.skip_non_finite`); the real
+step is tested in test_train_step.py.
 """
 
 import functools
@@ -19,11 +19,11 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Dense, Edit, LowRank, relative_norms
 from mend_jax.errors import CheckpointError, Preempted, TrainingError
 from mend_jax.io.json_lines import JsonLines
-from mend_jax.training import batch_files, build, checkpoints, guards
+from mend_jax.training import assembly, batch_files, checkpoints, guards
 from mend_jax.training.guards import DEAD_AFTER, FEWEST, QUIET, SAME_TIMES, Guards
-from mend_jax.training.loop import train
+from mend_jax.training.loop import TrainLoop
 from mend_jax.training.run_state import LoopSettings, resume
-from mend_jax.training.step import guarded
+from mend_jax.training.step import skip_non_finite
 
 LIMIT = 3
 
@@ -37,7 +37,7 @@ def toy(bad=(), dead=(), spikes=()):
         value = jnp.mean(texts["edit"])
         value = jnp.where(jnp.isin(value, jnp.asarray(bad, jnp.float32)), jnp.nan, value)
         learned = state.replace(params={"w": state.params["w"] * 0.5 + value})
-        new, counts = guarded(state, learned, jnp.isfinite(value), number, LIMIT)
+        new, counts = skip_non_finite(state, learned, jnp.isfinite(value), number, LIMIT)
         norm = jnp.where(jnp.isin(value, jnp.asarray(spikes, jnp.float32)), 1e6 * value, value)
         groups = {f"grad_norm/{name}": jnp.zeros(()) for name in dead} | {"grad_norm/net": norm}
         return new, {"loss": value, "kl": value, "grad_norm": norm} | groups | counts
@@ -49,17 +49,17 @@ def go(folder, step, stop=None, steps=8, checkpoint_every=2, validate=None):
     """Trains, or resumes, to the end or to what stops it; (final weights, lines, record)."""
     log = JsonLines(folder / "metrics.jsonl")
     batches = Numbers()
-    plan = LoopSettings(steps=steps, log_every=1, val_every=steps,
-                checkpoint_every=checkpoint_every,
-                patience=0, max_non_finite_steps=LIMIT)  # fmt: skip
+    settings = LoopSettings(
+        steps=steps, log_every=1, val_every=steps, checkpoint_every=checkpoint_every, patience=0,
+        max_non_finite_steps=LIMIT,
+    )  # fmt: skip
     with checkpoints.open_manager(folder / "checkpoints") as manager:
         state, record = resume(manager, fresh(), batches, {})
         log.rewind(int(state.step))
-        state = train(
-            state, None, batches, place=place, plan=plan, train_step=step,
-            validate=validate or (lambda state: {"loss": 1.0}), manager=manager, meta={},
-            record=record, log=log, stop=stop or Stop(),
-        )  # fmt: skip
+        state = TrainLoop(
+            settings, step, None, batches, place, validate or (lambda state: {"loss": 1.0}),
+            manager, {}, record, log, stop or Stop(),
+        ).run(state)  # fmt: skip
     record.seconds = record.input_seconds = 0.0
     return np.asarray(state.params["w"]), log.read(), record
 
@@ -84,7 +84,7 @@ def test_steps_that_are_not_finite_are_left_out_and_told(tmp_path, capsys):
     ]  # fmt: skip
     assert told[0]["gradient_of"] == ["net"] and told[0]["terms"] == ["grad_norm", "kl", "loss"]
     assert [x["step"] for x in lines if x["kind"] == "train"] == [1, 3, 6, 7, 8]
-    assert record.told()["warnings"] == {"non_finite": 3}
+    assert record.summary()["warnings"] == {"non_finite": 3}
     assert capsys.readouterr().err.count("warning: step ") == 3
 
 
@@ -132,11 +132,11 @@ def test_a_part_without_a_gradient_from_the_first_step_on_ends_training(tmp_path
 
 def test_a_part_behind_one_that_starts_at_zero_has_time_for_updates():
     """Where ten steps make one update it has seen no gradient after ten steps, and may well."""
-    watch = Guards(seen=DEAD_AFTER, alive=["a"])
-    assert watch.dead({"a": 0.0, "b": 0.0}) == ["b"]
-    assert watch.dead({"a": 0.0, "b": 0.0}, accumulate=10) == []
-    watch.seen *= 10
-    assert watch.dead({"a": 0.0, "b": 0.0}, accumulate=10) == ["b"]
+    watch = Guards(finite_steps=DEAD_AFTER, groups_with_gradient=["a"])
+    assert watch.dead_groups({"a": 0.0, "b": 0.0}) == ["b"]
+    assert watch.dead_groups({"a": 0.0, "b": 0.0}, accumulate=10) == []
+    watch.finite_steps *= 10
+    assert watch.dead_groups({"a": 0.0, "b": 0.0}, accumulate=10) == ["b"]
 
 
 def test_a_gradient_far_above_the_median_is_told_once(tmp_path):
@@ -163,7 +163,7 @@ def test_validation_numbers_out_of_bounds_are_told(change, guard):
     watch = Guards()
     assert watch.after_validation(1, SOUND, {"a": 0.1}) == []
     found = watch.after_validation(2, SOUND | {"loss": 0.5} | change, {"a": 0.1})
-    assert [f.guard for f in found] == [guard] and watch.told == {guard: 1}
+    assert [f.guard for f in found] == [guard] and watch.warning_counts == {guard: 1}
 
 
 @pytest.mark.parametrize("size, told", [
@@ -172,7 +172,9 @@ def test_validation_numbers_out_of_bounds_are_told(change, guard):
 def test_step_sizes_that_run_off_are_told(size, told):
     watch = Guards()
     watch.after_validation(1, SOUND, {"a": 0.1, "b": 0.1})
-    watch = Guards(**json.loads(json.dumps(vars(watch))))  # as a checkpoint keeps it
+    watch = Guards.from_stored(
+        json.loads(json.dumps(watch.to_stored()))
+    )  # as a checkpoint keeps it
     found = watch.after_validation(2, SOUND | {"loss": 2.0}, {"a": 0.1, "b": size})
     assert [f.guard for f in found] == ["step_size"] * told
 
@@ -185,7 +187,7 @@ def test_a_loss_that_stands_still_is_told():
 
 
 def test_a_warning_is_not_repeated_at_once():
-    watch = Guards(norms=[1.0] * FEWEST)
+    watch = Guards(recent_norms=[1.0] * FEWEST)
     told = [s for s in range(1, 3 * QUIET) if watch.after_step(s, 100.0 * 100.0**s, {"net": 1.0})]
     assert told == [1, QUIET + 2, 2 * QUIET + 3]
 
@@ -230,8 +232,8 @@ def test_a_saved_batch_says_which_row_is_not_finite(made, tmp_path, monkeypatch,
     _, _, experiment = made
     batch = {"edit": texts([7, 13]), "far": texts([1, 2]), "index": np.asarray([[70], [130]])}
     batch_files.save(tmp_path / "non_finite/2", batch, {"step": 2})
-    monkeypatch.setattr(build, "build_train_step", lambda *_: row_step)
-    monkeypatch.setattr(build, "build_model", lambda *_: experiment.model)
+    monkeypatch.setattr(assembly, "build_train_step", lambda *_: row_step)
+    monkeypatch.setattr(assembly, "build_model", lambda *_: experiment.model)
     with pytest.raises(CheckpointError, match="holds no run"):
         replay.replay(tmp_path / "non_finite/2")
     save_run(tmp_path, experiment)  # step 1

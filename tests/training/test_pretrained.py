@@ -16,7 +16,7 @@ from mend_jax.apps.run_command import parse
 from mend_jax.errors import CheckpointError, ConfigError
 from mend_jax.ledger.editor_choice import choose_editor
 from mend_jax.training import pretrained
-from mend_jax.training.build import build_editor
+from mend_jax.training.assembly import build_editor
 from mend_jax.training.config_keys import with_added_keys
 
 SETTINGS = {

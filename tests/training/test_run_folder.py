@@ -28,8 +28,8 @@ from mend_jax.parallel.mesh import make_mesh
 from mend_jax.training import checkpoints
 from mend_jax.training import config as configs
 from mend_jax.training import run_folder as workdir_of_run
+from mend_jax.training.assembly import open_experiment
 from mend_jax.training.config_keys import ADDED_KEYS
-from mend_jax.training.experiment import open_experiment
 
 FACTS = [("The capital of France is", "Lyon"), ("One and one is", "three")]
 
@@ -88,13 +88,13 @@ def test_a_trained_run_that_is_asked_to_stop_evaluates_when_it_goes_on(made, mon
         return True
 
     monkeypatch.setattr(StopRequest, "after_step", at)
-    with pytest.raises(Preempted, match=f"asked to stop in evaluation.*saved in {tmp_path}"):
+    with pytest.raises(Preempted, match=f"stop requested in evaluation.*saved in {tmp_path}"):
         train_and_evaluate.stop_check(StopRequest(), 6, tmp_path)()
     assert polls == [7]
     with config.unlocked():
         short = config.copy_and_resolve_references()
     short.train.steps = 0
-    with pytest.raises(Preempted, match="asked to stop in evaluation"):
+    with pytest.raises(Preempted, match="stop requested in evaluation"):
         mend_jax.train_and_evaluate(short, tmp_path)
     assert not (tmp_path / "results.json").exists()
     assert (tmp_path / "checkpoints/0").exists()

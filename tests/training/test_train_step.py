@@ -163,7 +163,7 @@ def test_editing_both_ways_is_editing_twice():
 def test_early_stopping_counts_steps_since_the_best():
     record = RunState()
     for step, loss in ((10, 2.0), (20, 1.0), (30, 1.5), (40, 1.2)):
-        record.note(step, loss, patience=20)
-    assert (record.best, record.best_step) == (1.0, 20)
+        record.record_validation(step, loss, patience=20)
+    assert (record.best_loss, record.best_step) == (1.0, 20)
     assert record.stopped == "no better validation loss for 20 steps"
-    assert RunState.of(json.loads(json.dumps(record.stored()))) == record
+    assert RunState.from_stored(json.loads(json.dumps(record.to_stored()))) == record

@@ -15,7 +15,7 @@ from mend_jax.apps.doctor.check_config import check_of
 from mend_jax.apps.doctor.findings import Finding, any_failed, attempt, judged, refuse, refused
 from mend_jax.errors import MendError, is_out_of_memory
 from mend_jax.parallel.mesh import use_mesh
-from mend_jax.training.experiment import Experiment
+from mend_jax.training.assembly import Experiment
 from mend_jax.training.step import TrainState
 
 __all__ = ["Finding", "examine", "refuse"]

@@ -22,7 +22,7 @@ from mend_jax.hub.tokenizer import Tokenizer
 from mend_jax.models.params import flatten
 from mend_jax.parallel.distributed import gather
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
-from mend_jax.training.experiment import Experiment
+from mend_jax.training.assembly import Experiment
 
 TEXT = (
     "On Monday morning the two sisters walked down to the harbour to look for their father's "

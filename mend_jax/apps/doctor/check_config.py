@@ -10,7 +10,7 @@ from mend_jax.editors import make_editor
 from mend_jax.errors import ConfigError, WeightsError
 from mend_jax.hub.published_configs import PUBLISHED
 from mend_jax.models.abstract_model import AbstractModel, abstract_model
-from mend_jax.training.build import build_editor
+from mend_jax.training.assembly import build_editor
 from mend_jax.training.config_schema import check
 
 _OF_PASSES = ("editor", "edits", "edits_per_step", "sequential")  # options that no editor takes

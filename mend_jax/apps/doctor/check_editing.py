@@ -23,8 +23,7 @@ from mend_jax.evaluation.evaluate_split import make_scorer
 from mend_jax.io import checksums
 from mend_jax.parallel.distributed import gather
 from mend_jax.parallel.mesh import local_edit_numbers, shard_batch
-from mend_jax.training.build import build_train_step
-from mend_jax.training.experiment import Experiment
+from mend_jax.training.assembly import Experiment, build_train_step
 from mend_jax.training.guards import GROUP_NORM
 from mend_jax.training.step import TrainState
 

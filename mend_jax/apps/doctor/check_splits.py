@@ -8,7 +8,7 @@ from typing import Any
 
 from mend_jax.apps.doctor.findings import Finding, judged
 from mend_jax.data.name_matching import canonical_name
-from mend_jax.training.experiment import Experiment, Split
+from mend_jax.training.assembly import Experiment, Split
 
 _MOST_LEFT_OUT = 0.5
 _MOST_SHARED = 0.005  # of the smaller split: less does not move a score by its sampling error

@@ -16,13 +16,13 @@ from mend_jax.apps.doctor.check_machine import check_workdir
 from mend_jax.apps.doctor.check_splits import shared
 from mend_jax.apps.doctor.findings import Finding, any_failed, attempt, judged, refused, skipped
 from mend_jax.apps.run_command import parse
-from mend_jax.apps.train_and_evaluate import initial_state
 from mend_jax.data.rows import SPLITS
 from mend_jax.errors import MendError
 from mend_jax.hub.language_model import load_model
 from mend_jax.models.classifier import CLASSIFIER_HEAD
 from mend_jax.tpu.mesh_choice import mesh_sizes
-from mend_jax.training.experiment import open_experiment
+from mend_jax.training.assembly import open_experiment
+from mend_jax.training.initial_state import initial_state
 
 SURVEYED = 64  # texts that an editor is shown which has to see some first; a run shows it more
 

@@ -14,7 +14,7 @@ from mend_jax.training import checkpoints
 from mend_jax.training.checkpoints.damage import FOLDER, DamageError, move_aside, say
 
 
-def newest_whole(
+def newest_intact(
     manager: CheckpointManager, like: Any, mine: Mapping[str, Any], first: int | None = None,
     read_only: bool = False,
 ) -> tuple[int, Any, dict[str, Any]] | None:  # fmt: skip
@@ -73,11 +73,11 @@ def best_step(manager: CheckpointManager) -> int | None:
     return None
 
 
-def is_whole(manager: CheckpointManager, step: int, like: Any) -> bool:
+def is_intact(manager: CheckpointManager, step: int, like: Any) -> bool:
     """Whether a step is there and whole; one that is damaged is told and moved aside.
 
     Raises:
-      DamageError: it is damaged and cannot be moved; see `newest_whole`.
+      DamageError: it is damaged and cannot be moved; see `newest_intact`.
     """
     if step not in manager.all_steps():
         return False
