@@ -19,7 +19,7 @@ from mend_jax.evaluation.general_ability import (
     base_ability,
     prefer_recalled_facts,
     score_ability,
-    score_reader_ability,
+    score_predictor_ability,
     summarise_ability,
 )
 from mend_jax.evaluation.scored_batches import ScoredBatches
@@ -143,10 +143,10 @@ def _general_ability(
 
     @jax.jit
     def probe(params, state, base, texts, probes, known):
-        if transform.reader is not None:
+        if transform.predictor is not None:
             problem = make_problem(model.module, base, model.weights, texts)
-            read = functools.partial(transform.reader.logits, params, problem)
-            return score_reader_ability(
+            read = functools.partial(transform.predictor.logits, params, problem)
+            return score_predictor_ability(
                 read, texts.batch_shape[0], probes, known, model=model.module
             )
         edit = make_edit(transform, model.module, model.weights, params, state, base, texts)
@@ -205,7 +205,7 @@ def _judge(
     )  # fmt: skip
     first = next(experiment.eval_batches(split, per_step))
     found["facts_per_edit"] = experiment.config.data.edits_per_batch
-    if transform.reader is None:  # else there is no edit to make, and reading is dearer instead
+    if transform.predictor is None:  # else there is no edit to make, and reading is dearer instead
         found["seconds_per_edit"] = time_edits(transform, params, state, experiment.model, first)
     if transform.tuning is not None:
         found["threshold_tuning"] = transform.tuning.summary(*gather((params, state)))

@@ -1,8 +1,8 @@
-"""Passes over texts, or over positions of texts, a few at a time, so that memory does not grow.
+"""Passes over texts, or over positions of texts, in chunks, so that memory does not grow.
 
 MALMEN (Tan et al. 2024, section 4.2) decouples the batch of the language model from that of the
-editor so, by hand: it keeps factors and edited weights, and differentiates each part by itself.
-Here the pieces of one differentiable program do it.
+editor in the same way, but manually: it stores factors and edited weights, and differentiates each
+part separately. Here one differentiable program is split into chunks.
 """
 
 from __future__ import annotations
@@ -14,27 +14,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-T = TypeVar("T", int, np.ndarray)
+Tree = Any
+"""A pytree of arrays."""
+Whole = TypeVar("Whole", int, np.ndarray)
 
 
-def map_text_chunks(fn: Callable[[Any], Any], size: int, tree: Any) -> Any:
-    """fn(tree), computed for `size` texts of every edit at a time (0: for all at once).
+def map_text_chunks(fn: Callable[[Any], Tree], size: int, tree: Tree) -> Any:
+    """Return fn(tree), computed for `size` texts of every edit at a time (0: all at once).
 
     Args:
-      fn: from leaves [E, c, ...] to leaves [E', c, ...], each text by itself, for any c.
+      fn: from leaves [E, c, ...] to leaves [E', c, ...], each text independently, for any c.
       tree: leaves [E, n, ...].
     """
     return map_chunks(fn, size, tree, axis=1)
 
 
-def map_chunks(fn: Callable[[Any], Any], size: int, tree: Any, axis: int) -> Any:
-    """fn(tree), computed for `size` places along an axis of all leaves at a time (0: for all).
+def map_chunks(fn: Callable[[Any], Tree], size: int, tree: Tree, axis: int) -> Any:
+    """Return fn(tree), computed for `size` places along an axis at a time (0: all at once).
 
-    A backward pass computes each piece again instead of keeping what it held. The last piece is
-    filled up with copies of the last place.
+    A backward pass recomputes each chunk instead of keeping its intermediates. The last chunk is
+    padded with copies of the last place.
 
     Args:
-      fn: each place by itself, for any number of them; its results have them along `axis` too.
+      fn: each place independently, for any number of them; its results have them along `axis` too.
+      tree: all leaves have the places along `axis`.
     """
     n = jax.tree.leaves(tree)[0].shape[axis]
     if size == 0 or n <= size:
@@ -48,24 +51,24 @@ def map_chunks(fn: Callable[[Any], Any], size: int, tree: Any, axis: int) -> Any
     return jax.tree.map(join, jax.lax.map(jax.checkpoint(fn), split_into_chunks(size, tree, axis)))
 
 
-def round_up(n: T, multiple: int) -> T:
-    """Return the smallest multiple of `multiple` that is at least n (an int, or an int array)."""
+def round_up(n: Whole, multiple: int) -> Whole:
+    """Return the smallest multiple of `multiple` that is at least n."""
     return -(-n // multiple) * multiple
 
 
-def split_into_chunks(size: int, tree: Any, axis: int) -> Any:
-    """The tree in pieces of `size` places along an axis, on a new first axis.
+def split_into_chunks(size: int, tree: Tree, axis: int) -> Any:
+    """Return the tree in chunks of `size` places along `axis`, on a new first axis.
 
-    The last piece is filled up with copies of the last place.
+    The last chunk is padded with copies of the last place.
     """
     n = jax.tree.leaves(tree)[0].shape[axis]
-    pieces = -(-n // size)
+    padded = round_up(n, size)
 
     def split(leaf: jax.Array) -> jax.Array:
         pads = [(0, 0)] * leaf.ndim
-        pads[axis] = (0, pieces * size - n)
+        pads[axis] = (0, padded - n)
         whole = jnp.pad(leaf, pads, mode="edge")
-        shape = (*leaf.shape[:axis], pieces, size, *leaf.shape[axis + 1 :])
+        shape = (*leaf.shape[:axis], padded // size, size, *leaf.shape[axis + 1 :])
         return jnp.moveaxis(whole.reshape(shape), axis, 0)
 
     return jax.tree.map(split, tree)

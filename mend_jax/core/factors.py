@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 
 @flax.struct.dataclass
@@ -12,29 +13,31 @@ class Factors:
     """The gradient of a weight as a sum over rows (tokens): sum_n u_n delta_n^T.
 
     Attributes:
-      u: float32[..., N, d_in], inputs of the weight.
-      delta: float32[..., N, d_out], gradients of the loss with respect to its outputs.
-      mask: bool[..., N], False on rows that must not count: those where u or delta is all zero.
-        (The original code drops such rows; shapes here are static, so they are masked.) Padding is
-        never attended to and never scored, so its delta is exactly zero.
-      key: u as it was captured, for links that solve for values at it after others have changed u;
-        None unless `links.keep_key` stands before them.
+      u: inputs of the weight, float32.
+      delta: gradients of the loss with respect to the weight's outputs, float32.
+      mask: False on rows that must not count: those where u or delta is all zero. (The original
+        code drops such rows; shapes here are static, so they are masked.) Padding is never attended
+        to and never scored, so its delta is exactly zero.
+      key: u as captured, for links that solve for values at it after others have changed u; None
+        unless the chain has `links.keep_key` before them.
     """
 
-    u: jax.Array
-    delta: jax.Array
-    mask: jax.Array
-    key: jax.Array | None = None
+    u: Float[Array, "*batch N d_in"]
+    delta: Float[Array, "*batch N d_out"]
+    mask: Bool[Array, "*batch N"]
+    key: Float[Array, "*batch N d_in"] | None = None
 
-    def gradient(self) -> jax.Array:
-        """The dense gradient [..., d_in, d_out] that the rows sum to."""
+    def gradient(self) -> Float[Array, "*batch d_in d_out"]:
+        """Return the dense gradient that the rows sum to."""
         keep = self.mask[..., None].astype(self.u.dtype)
         highest = jax.lax.Precision.HIGHEST
         return jnp.einsum("...ni,...no->...io", self.u * keep, self.delta, precision=highest)
 
 
-def masked_factors(u: jax.Array, delta: jax.Array) -> Factors:
-    """Float32 factors without gradient, with zero rows masked."""
+def masked_factors(
+    u: Float[Array, "*batch N d_in"], delta: Float[Array, "*batch N d_out"]
+) -> Factors:
+    """Return float32 factors without gradient, with zero rows masked."""
     u, delta = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (u, delta))
     return Factors(u, delta, (u != 0).any(-1) & (delta != 0).any(-1))
 
@@ -43,23 +46,23 @@ def masked_factors(u: jax.Array, delta: jax.Array) -> Factors:
 class Moments:
     """Running mean and sum of squared deviations per dimension, over `count` rows (float32)."""
 
-    count: jax.Array
-    mean: jax.Array
-    m2: jax.Array
+    count: Float[Array, ""]
+    mean: Float[Array, " d"]
+    m2: Float[Array, " d"]
 
-    def std(self) -> jax.Array:
-        """Sample standard deviation (divides by count - 1); 1 until two rows were seen."""
+    def std(self) -> Float[Array, " d"]:
+        """Return the sample standard deviation (divides by count - 1); 1 for fewer than 2 rows."""
         spread = jnp.sqrt(self.m2 / jnp.maximum(self.count - 1.0, 1.0))
         return jnp.where(self.count > 1.0, spread, jnp.ones_like(spread))
 
 
 def zero_moments(dim: int) -> Moments:
-    """The moments of nothing; normalising with them is the identity."""
+    """Return the moments of no rows; normalising with them is the identity."""
     return Moments(jnp.zeros(()), jnp.zeros((dim,)), jnp.zeros((dim,)))
 
 
-def moments_of_rows(x: jax.Array, mask: jax.Array) -> Moments:
-    """The moments of one block: all rows x[..., d] where mask[...] holds."""
+def moments_of_rows(x: Float[Array, "*rows d"], mask: Bool[Array, "*rows"]) -> Moments:
+    """Return the moments of the rows of x where the mask holds."""
     x = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     keep = mask.reshape(-1, 1)
     count = keep.sum(dtype=jnp.float32)
@@ -69,7 +72,7 @@ def moments_of_rows(x: jax.Array, mask: jax.Array) -> Moments:
 
 
 def merge_moments(x: Moments, y: Moments) -> Moments:
-    """The moments of both sets of rows together, exactly (Chan, Golub and LeVeque 1983).
+    """Return the exact moments of both sets of rows together (Chan, Golub and LeVeque 1983).
 
     The original code updates row by row (Welford); the result is the same up to rounding.
     """
@@ -79,7 +82,7 @@ def merge_moments(x: Moments, y: Moments) -> Moments:
     return Moments(count, x.mean + gap * share, x.m2 + y.m2 + jnp.square(gap) * x.count * share)
 
 
-def normalise(moments: Moments, x: jax.Array) -> jax.Array:
-    """(x - mean) / (std + 1e-7) per dimension, the constant of the original code."""
+def normalise(moments: Moments, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+    """Return (x - mean) / (std + 1e-7) per dimension, with the constant of the original code."""
     lead = (1,) * (x.ndim - 1)
     return (x - moments.mean.reshape(*lead, -1)) / (moments.std().reshape(*lead, -1) + 1e-7)

@@ -1,16 +1,22 @@
-"""The problem that an editor solves: the loss of E requested corrections and its factors."""
+"""The problem that an editor solves: the loss of E requested corrections and its factors.
+
+Shape letters: E edits, n texts per edit, T tokens, S scored positions, V vocabulary.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from mend_jax.core.chunking import map_text_chunks
 from mend_jax.core.factors import Factors, masked_factors
 from mend_jax.core.forward import (
+    TrunkStates,
     scored_logits,
     scored_states,
     top_outputs,
@@ -24,7 +30,7 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit
 from mend_jax.models import WeightSpec
 from mend_jax.models.base import EditableModel
-from mend_jax.models.params import flatten
+from mend_jax.models.params import Params, flatten
 from mend_jax.parallel.layout import split_over_edits, vmap_edits
 
 Rows = Literal["all", "answer"]
@@ -32,118 +38,121 @@ Rows = Literal["all", "answer"]
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What an editor may know of E requested corrections: their loss and its factors.
+    """E requested corrections: all that an editor may know of the model.
 
-    Editors are given this and nothing else of the model. `loss` and `solved` can be asked under any
-    edit, so fine-tuning is gradient descent on the leaves of an Edit.
+    `loss` and `solved` can be evaluated under any edit, so fine-tuning is gradient descent on the
+    leaves of an Edit.
 
     Attributes:
       model: static.
       params: nested base parameters, never changed.
       weights: the weights that may be edited.
       corrections: their texts, leading axes [E, n].
-      trunk_states: their trunk states, leaves [E, n, ...].
-      applied: edits that are in force already, leading axis E, or None. Sequential editing asks for
-        the next edit of an edited model so; every `edit` below comes on top.
+      trunk_states: the trunk states of `corrections`.
+      applied: edits already active, leading axis E, or None. Sequential editing requests the next
+        edit of an edited model this way; every `edit` below is composed with it.
     """
 
     model: EditableModel
-    params: Any
+    params: Params
     weights: tuple[WeightSpec, ...]
     corrections: TokenBatch
-    trunk_states: Any
+    trunk_states: TrunkStates
     applied: Edit | None = None
 
     @property
     def n_edits(self) -> int:
         return self.corrections.batch_shape[0]
 
-    def loss(self, edit: Edit | None = None) -> jax.Array:
-        """Mean token nll of each edit's corrections: float32[E] (MEND's inner loss)."""
+    def loss(self, edit: Edit | None = None) -> Float[Array, " E"]:
+        """Return the mean token NLL of each edit's corrections (MEND's inner loss)."""
         return self.loss_and_solved(edit)[0]
 
-    def logits(self, edit: Edit | None = None) -> jax.Array:
-        """Logits [E, n, S, V] of the corrections' scored positions."""
-        return scored_logits(
-            self.model, self.params, self.trunk_states, self.corrections, self._with_applied(edit)
-        )
+    def logits(self, edit: Edit | None = None) -> Float[Array, "E n S V"]:
+        """Return the logits at the scored positions of the corrections."""
+        edit = self._with_applied(edit)
+        return scored_logits(self.model, self.params, self.trunk_states, self.corrections, edit)
 
     def _with_applied(self, edit: Edit | None) -> Edit | None:
         if self.applied is None or edit is None:
             return edit if self.applied is None else self.applied
         return self.applied.compose(edit)
 
-    def solved(self, edit: Edit | None = None) -> jax.Array:
-        """Whether every token of each edit's corrections is the arg max: bool[E]."""
+    def solved(self, edit: Edit | None = None) -> Bool[Array, " E"]:
+        """Return whether every target token of an edit's corrections is the arg max."""
         return self.loss_and_solved(edit)[1]
 
-    def loss_and_solved(self, edit: Edit | None = None) -> tuple[jax.Array, jax.Array]:
-        """`loss` and `solved`, by one forward pass."""
+    def loss_and_solved(
+        self, edit: Edit | None = None
+    ) -> tuple[Float[Array, " E"], Bool[Array, " E"]]:
+        """Return `loss` and `solved` from one forward pass."""
         edit = self._with_applied(edit)
 
-        def judged(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def nll_and_correct(logits: Array, target: Array) -> tuple[Array, Array]:
             return token_nll(logits, target), correct_tokens(logits, target)
 
-        def tokens(texts: tuple[TokenBatch, Any]) -> tuple[jax.Array, jax.Array]:
-            seqs, h = texts
-            states = scored_states(self.model, self.params, h, seqs, edit)
-            return map_logits(self.model, self.params, judged, [states], seqs.target)
+        def score_chunk(chunk: tuple[TokenBatch, TrunkStates]) -> tuple[Array, Array]:
+            texts, h = chunk
+            states = scored_states(self.model, self.params, h, texts, edit)
+            return map_logits(self.model, self.params, nll_and_correct, [states], texts.target)
 
         nll, correct = map_text_chunks(
-            tokens, self.model.text_chunk, (self.corrections, self.trunk_states)
+            score_chunk, self.model.text_chunk, (self.corrections, self.trunk_states)
         )
         keep = self.corrections.score_mask
         return masked_mean(nll, keep, axes=(1, 2)), all_tokens_correct(correct, keep).all(-1)
 
-    def outputs(self, name: str, edit: Edit | None = None) -> jax.Array:
-        """What a part of the top puts out at every token, [E, n, T, d]; see `top_outputs`."""
+    def outputs(self, name: str, edit: Edit | None = None) -> Float[Array, "E n T_or_S d"]:
+        """Return the output of a part of the top at every token; see `forward.top_outputs`."""
         edit = self._with_applied(edit)
 
-        def one(h: Any, seqs: TokenBatch, edit: Edit | None) -> jax.Array:
-            return top_outputs(self.model, self.params, h, seqs, name, edit)
+        def outputs_of_one(h: TrunkStates, texts: TokenBatch, edit: Edit | None) -> Array:
+            return top_outputs(self.model, self.params, h, texts, name, edit)
 
-        return vmap_edits(one, self.n_edits)(
+        return vmap_edits(outputs_of_one, self.n_edits)(
             self.trunk_states, self.corrections, split_over_edits(edit, self.n_edits)
         )
 
     def factors(self, edit: Edit | None = None, rows: Rows = "all") -> dict[str, Factors]:
-        """(u, delta) of every editable weight, rows [E, n * T], by one backward pass of the top.
+        """Return (u, delta) of every editable weight, by one backward pass of the top.
 
-        In the last block only scored positions take part: weights there that act on those alone
-        have rows [E, n * S].
+        Rows are tokens, [E, n * T]. In the last block only scored positions take part: weights
+        that act on those alone have rows [E, n * S].
 
         Args:
-          rows: "answer": of the positions whose next token is scored alone (MALMEN's rows), so
-            [E, n * S]; weights that read the source have no such positions and keep all of their
-            rows. They are of each correction's own mean loss, whatever stands beside it: what an
-            editor that meets each in least squares asks for a fact does not depend on how many
-            there are. "all" are of the mean over the edit's tokens (`loss`), as MEND sums them.
+          rows: "all": every token, for the gradient of the mean over the edit's tokens (`loss`),
+            as MEND sums them. "answer": only the positions whose next token is scored, [E, n * S]
+            (MALMEN's rows), for the gradient of each correction's own mean loss: what an editor
+            that fits facts by least squares requests for one does not depend on their number.
+            Weights that read the source have no such positions and keep all rows.
         """
-        if (
-            rows == "answer"
-            and self.corrections.score_pos.shape[-1] == self.corrections.tokens.shape[-1]
-        ):
-            # So that rows of scored positions can be told from rows of all.
-            apart = dataclasses.replace(self, corrections=_one_more_position(self.corrections))
-            return apart.factors(edit, rows)
-        edit = self._with_applied(edit)
+        texts = self.corrections
+        if rows == "answer" and texts.score_pos.shape[-1] == texts.tokens.shape[-1]:
+            # With T == S, rows of scored positions could not be told from rows of all tokens.
+            padded = dataclasses.replace(self, corrections=_one_more_position(texts))
+            return padded.factors(edit, rows)
+        captured = self._captured_taps(self._with_applied(edit), rows)
+        return {w.name: self._factors_of(w, captured, rows) for w in self.weights}
+
+    def _captured_taps(self, edit: Edit | None, rows: Rows) -> dict[str, Array]:
+        """Return what the taps of all editable weights capture, [E, n, T or S, d], by path."""
         names, E = [w.name for w in self.weights], self.n_edits
-        n_scored = self.corrections.score_mask.astype(jnp.float32).sum(-1)
+        n_scored = jnp.asarray(self.corrections.score_mask).astype(jnp.float32).sum(-1)
         if rows == "all":
             n_scored = jnp.broadcast_to(n_scored.sum(1, keepdims=True), n_scored.shape)
 
-        def states_of(h, seqs, taps, edit):
-            return top_states(self.model, self.params, h, seqs, edit, taps)
+        def tapped_states(h: TrunkStates, texts: TokenBatch, taps: Any, edit: Edit | None) -> Array:
+            return top_states(self.model, self.params, h, texts, edit, taps)
 
-        def capture(texts: tuple[TokenBatch, Any, jax.Array]) -> Any:
-            seqs, h, counts = texts
-            one = jax.tree.map(lambda leaf: leaf[0], (h, seqs))
-            zeros = zero_taps(self.model, self.params, *one, names)
+        def capture(chunk: tuple[TokenBatch, TrunkStates, Array]) -> Any:
+            texts, h, counts = chunk
+            one = jax.tree.map(lambda leaf: leaf[0], (h, texts))
+            zeros = zero_taps(self.model, self.params, one[0], one[1], names)
 
-            def total_loss(taps):
-                states = vmap_edits(states_of, E)(h, seqs, taps, edit)
-                nll = map_logits(self.model, self.params, token_nll, [states], seqs.target)
-                nll = nll * seqs.score_mask.astype(jnp.float32)
+            def total_loss(taps: Any) -> Float[Array, ""]:
+                states = vmap_edits(tapped_states, E)(h, texts, taps, edit)
+                nll = map_logits(self.model, self.params, token_nll, [states], texts.target)
+                nll = nll * texts.score_mask.astype(jnp.float32)
                 return (nll.sum(-1) / jnp.maximum(counts, 1.0)).sum()
 
             return jax.grad(total_loss)(
@@ -153,44 +162,47 @@ class Problem:
         captured = map_text_chunks(
             capture, self.model.text_chunk, (self.corrections, self.trunk_states, n_scored)
         )
-        captured = flatten(split_over_edits(captured, E))
-        lead = (self.n_edits, -1)
-        result = {}
-        for w in self.weights:
-            sides = [captured[f"{w.name}/tap/{side}"] for side in ("u", "delta")]
-            answers = rows == "answer" and not reads_source(w)
-            if answers:
-                sides = [self._at_answers(x) for x in sides]
-            u, delta = (x.reshape(*lead, x.shape[-1]) for x in sides)
-            found = masked_factors(u, delta)
-            if answers:
-                scored = self.corrections.score_mask.reshape(lead)
-                found = found.replace(mask=found.mask & scored)
-            result[w.name] = found
-        return result
+        return flatten(split_over_edits(captured, E))
 
-    def _at_answers(self, x: jax.Array) -> jax.Array:
-        """x [E, n, T, d] at scored positions, [E, n, S, d]; the last block gives it so already."""
-        s = self.corrections
-        if x.shape[2] == s.score_pos.shape[-1]:
+    def _factors_of(self, w: WeightSpec, captured: Mapping[str, Array], rows: Rows) -> Factors:
+        only_scored = rows == "answer" and not reads_source(w)
+        u, delta = (captured[f"{w.name}/tap/{side}"] for side in ("u", "delta"))
+        if only_scored:
+            u, delta = self._at_scored(u), self._at_scored(delta)
+        E = self.n_edits
+        factors = masked_factors(
+            u.reshape(E, -1, u.shape[-1]), delta.reshape(E, -1, delta.shape[-1])
+        )
+        if not only_scored:
+            return factors
+        scored = self.corrections.score_mask.reshape(E, -1)
+        return dataclasses.replace(factors, mask=factors.mask & scored)
+
+    def _at_scored(self, x: Float[Array, "E n T_or_S d"]) -> Float[Array, "E n S d"]:
+        """Return x at the scored positions; in the last block it has no others."""
+        positions = self.corrections.score_pos
+        if x.shape[2] == positions.shape[-1]:
             return x
-        return jnp.take_along_axis(x, s.score_pos[..., None], axis=2)
+        return jnp.take_along_axis(x, jnp.asarray(positions[..., None]), axis=2)
 
 
 def reads_source(weight: WeightSpec) -> bool:
-    """Whether a weight's inputs are of an encoder's tokens: its own, or what is looked at there."""
+    """Return whether a weight's inputs are at an encoder's tokens."""
     return weight.stack.startswith("encoder") or weight.role in ("cross/k", "cross/v")
 
 
-def _one_more_position(seqs: TokenBatch) -> TokenBatch:
-    """The texts with room for one more scored position, which is not scored."""
-    pads = [(0, 0)] * (seqs.score_pos.ndim - 1) + [(0, 1)]
+def _one_more_position(texts: TokenBatch) -> TokenBatch:
+    """Return the texts with one more position, which is not scored."""
+    pads = [(0, 0)] * (texts.score_pos.ndim - 1) + [(0, 1)]
     names = ("score_pos", "target", "score_mask")
-    return seqs.replace(**{name: jnp.pad(getattr(seqs, name), pads) for name in names})
+    return dataclasses.replace(
+        texts, **{name: jnp.pad(getattr(texts, name), pads) for name in names}
+    )
 
 
 def make_problem(
-    model: EditableModel, params: Any, weights: tuple[WeightSpec, ...], seqs: TokenBatch
+    model: EditableModel, params: Params, weights: tuple[WeightSpec, ...], corrections: TokenBatch
 ) -> Problem:
-    """The problem of corrections [E, n], its trunk pass included."""
-    return Problem(model, params, weights, seqs, trunk_states(model, params, seqs))
+    """Return the problem of corrections [E, n], with their trunk states computed."""
+    states = trunk_states(model, params, corrections)
+    return Problem(model, params, weights, corrections, states)

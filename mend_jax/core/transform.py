@@ -1,9 +1,9 @@
 """The editor protocol, in the manner of Optax: pairs of pure functions, and chains of links.
 
 An *editor* turns E requested corrections (a `Problem`) into E independent edits. A *link* is one
-step of a factor editor: it maps a signal to a signal, the first signal being the factors of the
-inner loss by weight name, the last an `Edit`. Learned parameters and running state (statistics) are
-passed in and out. Every leaf of a signal may have leading axes (E), so no editor needs a vmap.
+step of a factor editor: it maps a signal to a signal. The first signal is the factors of the inner
+loss by weight name, the last an `Edit`. Learned parameters and running state (statistics) are
+arguments and results. Every leaf of a signal may have leading axes (E), so no editor needs a vmap.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+from jaxtyping import Array, Float, Int
 
+from mend_jax.core.forward import TextsWithStates, TrunkStates
 from mend_jax.core.problem import Problem, Rows
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit
@@ -21,15 +23,21 @@ from mend_jax.models import WeightSpec
 from mend_jax.parallel.sharding import OPTIMIZER_RULES, Rule
 
 Weights = tuple[WeightSpec, ...]
+EditorParams = Any
+"""An editor's learned parameters, a pytree; of a chain, a dict by link name."""
+EditorState = Any
+"""An editor's running statistics, a pytree; of a chain, a dict by link name."""
+Signal = Any
+"""What links pass on: dicts by weight name (`Factors` first), and at the end an `Edit`."""
 
 
 class LinkContext(NamedTuple):
-    """What a link is told about one application, all static.
+    """The static facts of one application of a link.
 
     Attributes:
       weights: the edited weights, in edit order (a dict's order is lost under jit).
       train: whether running statistics are updated.
-      rows_counted: whether they have taken in these rows already.
+      rows_counted: whether the statistics already include these rows.
     """
 
     weights: Weights
@@ -59,7 +67,7 @@ class Link(NamedTuple):
     """One step of a factor editor.
 
     Attributes:
-      name: key of its parameters and state in the chain's.
+      name: key of its parameters and state in those of the chain.
       init: (key, weights) -> (params, state); both may be empty dicts.
       apply: (params, state, signal, context) -> (signal, state); the state changes only if
         `context.train`.
@@ -68,18 +76,18 @@ class Link(NamedTuple):
     """
 
     name: str
-    init: Callable[[jax.Array, Weights], tuple[Any, Any]]
-    apply: Callable[[Any, Any, Any, LinkContext], tuple[Any, Any]]
+    init: Callable[[jax.Array, Weights], tuple[EditorParams, EditorState]]
+    apply: Callable[[EditorParams, EditorState, Signal, LinkContext], tuple[Signal, EditorState]]
     sharding: tuple[Rule, ...] = ()
     step_sizes: tuple[StepSizes, ...] = ()
 
 
 class SequentialTraining(NamedTuple):
-    """How an editor is trained on edits that follow one another; see `sequential_loss`.
+    """How to train an editor on sequential edits; see `sequential_loss`.
 
     Attributes:
-      depth: how many corrections, the newest and those before it, each edit is judged by.
-      decay: how much less each counts than the one after it.
+      depth: how many corrections, the newest and those before it, the loss of an edit includes.
+      decay: factor of a correction's weight in that loss, per edit made since.
       reg: weight of the squared norm of each edit.
     """
 
@@ -89,19 +97,33 @@ class SequentialTraining(NamedTuple):
 
 
 class ThresholdTuning(NamedTuple):
-    """How an editor without training chooses what its options leave open, by validation rows.
+    """How an editor without training chooses open options on validation rows.
 
     Attributes:
       observe: (params, problem, texts) -> arrays [E, n, ...] to choose by; texts are the sets of
         a batch by name, each with its trunk states.
-      choose: (params, state, seen) -> (params, state) from what was seen of all rows [N, ...], on
-        the host.
-      summary: (params, state) -> what results.json says of it.
+      choose: (params, state, observed) -> (params, state), on the host, from the observations of
+        all rows [N, ...].
+      summary: (params, state) -> the entry of results.json.
     """
 
-    observe: Callable[[Any, Problem, Mapping[str, tuple[TokenBatch, Any]]], Any]
-    choose: Callable[[Any, Any, Any], tuple[Any, Any]]
-    summary: Callable[[Any, Any], dict[str, Any]]
+    observe: Callable[[EditorParams, Problem, Mapping[str, TextsWithStates]], Any]
+    choose: Callable[[EditorParams, EditorState, Any], tuple[EditorParams, EditorState]]
+    summary: Callable[[EditorParams, EditorState], dict[str, Any]]
+
+
+class Predictor(NamedTuple):
+    """How a baseline without weight edits predicts texts, with the corrections beside the base.
+
+    Attributes:
+      logits: (params, problem, texts, trunk states of texts) -> [E, n, S, V] at the scored
+        positions of texts [E, n], each given the corrections of its edit.
+      generate: (params, problem, texts, max_new, eos_id) -> int32[E, n, max_new], free greedy
+        continuations of the prompts of texts [E, n] (the tokens before the first scored one).
+    """
+
+    logits: Callable[[EditorParams, Problem, TokenBatch, TrunkStates], Float[Array, "E n S V"]]
+    generate: Callable[[EditorParams, Problem, TokenBatch, int, int], Int[Array, "E n max_new"]]
 
 
 class EditTransform(NamedTuple):
@@ -110,34 +132,37 @@ class EditTransform(NamedTuple):
     Attributes:
       init: (key, weights) -> (params, state).
       edit: (params, state, problem, train) -> (Edit with leading axis E, state).
-      trainable: whether `params` are learned (or `state` gathered) by training steps.
+      trainable: whether training steps learn `params` (or gather `state`).
       calibrate: (params, state, problem) -> state, or None. An editor that needs ordinary texts
         first (for covariances, for what to keep) receives training texts before it edits, as the
-        corrections of a Problem whose every token is scored. Never in a training step.
+        corrections of a Problem in which every token is scored. Never in a training step.
       calibrate_on: which texts of training rows those are; "edit" are other corrections.
-      penalty: (params, edits with axis E, locality_kl) -> scalar, or None: the editor's additional
-        term of the meta-loss. locality_kl(edits with axis E) is the locality KL of any edits of
-        the batch.
+      penalty: (params, edits with axis E, locality_kl) -> scalar, or None: an additional term of
+        the meta-loss. locality_kl(edits with axis E) is the locality KL of any edits of the batch.
       lifelong_edit: (params, state, problem) -> (Edit, state), or None. For lifelong editors, whose
         state accumulates the corrections of sequential edits: the edit of `edit` outside of
         training, and the state after it.
-      sequential_training: the edits of a training step are sequential edits of one model; None:
-        they are independent.
-      reader: how the baselines that change no weight (their Edit has no deltas) predict texts;
-        None: by the base model under the Edit.
+      sequential_training: training steps make sequential edits of one model; None: independent
+        edits.
+      predictor: how a baseline that changes no weight (its Edit has no deltas) predicts texts;
+        None: the base model under the Edit does.
       tuning: how options are chosen on validation rows before editing; None: nothing to choose.
       sharding, step_sizes: as of `Link`, for the whole editor.
     """
 
-    init: Callable[[jax.Array, Weights], tuple[Any, Any]]
-    edit: Callable[[Any, Any, Problem, bool], tuple[Edit, Any]]
+    init: Callable[[jax.Array, Weights], tuple[EditorParams, EditorState]]
+    edit: Callable[[EditorParams, EditorState, Problem, bool], tuple[Edit, EditorState]]
     trainable: bool = True
-    calibrate: Callable[[Any, Any, Problem], Any] | None = None
+    calibrate: Callable[[EditorParams, EditorState, Problem], EditorState] | None = None
     calibrate_on: Literal["far", "edit"] = "far"
-    penalty: Callable[[Any, Edit, Callable[[Edit], jax.Array]], jax.Array] | None = None
-    lifelong_edit: Callable[[Any, Any, Problem], tuple[Edit, Any]] | None = None
+    penalty: (
+        Callable[[EditorParams, Edit, Callable[[Edit], Float[Array, ""]]], Float[Array, ""]] | None
+    ) = None
+    lifelong_edit: (
+        Callable[[EditorParams, EditorState, Problem], tuple[Edit, EditorState]] | None
+    ) = None
     sequential_training: SequentialTraining | None = None
-    reader: Reader | None = None
+    predictor: Predictor | None = None
     tuning: ThresholdTuning | None = None
     sharding: tuple[Rule, ...] = ()
     step_sizes: tuple[StepSizes, ...] = ()
@@ -148,59 +173,55 @@ class EditTransform(NamedTuple):
         return (*(rule.under("(.*/)?") for rule in self.sharding), *OPTIMIZER_RULES)
 
 
-class Reader(NamedTuple):
-    """How a baseline without weight edits answers: from the corrections, beside the base.
-
-    Attributes:
-      logits: (params, problem, texts, h) -> [E, n, S, V] at the scored positions of texts [E, n]
-        with trunk states h, each with the corrections of its edit at hand.
-      write: (params, problem, texts, max_new, eos_id) -> int32[E, n, max_new], free greedy
-        continuations of the prompts of texts [E, n] (what stands before the first scored token).
-    """
-
-    logits: Callable[[Any, Problem, TokenBatch, Any], jax.Array]
-    write: Callable[[Any, Problem, TokenBatch, int, int], jax.Array]
-
-
 @functools.cache
 def with_strength(editor: EditTransform, strength: float) -> EditTransform:
-    """The editor whose edits are scaled by `strength` once it is trained.
+    """Return the editor with the edits of a trained editor scaled by `strength`.
 
-    Training sees the whole edit. Less than 1 gives up some success for locality, and back: the
-    balance can be chosen after training.
+    Training uses the whole edit. A strength below 1 trades success for locality, one above 1 the
+    reverse: the balance can be chosen after training.
     """
+    lifelong = editor.lifelong_edit
 
-    def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
-        found, state = editor.edit(params, state, problem, train)
-        return (found if train or strength == 1.0 else found.scale(strength)), state
+    def edit(
+        params: EditorParams, state: EditorState, problem: Problem, train: bool
+    ) -> tuple[Edit, EditorState]:
+        whole, state = editor.edit(params, state, problem, train)
+        return (whole if train or strength == 1.0 else whole.scale(strength)), state
 
-    def lifelong_edit(params: Any, state: Any, problem: Problem) -> tuple[Edit, Any]:
-        found, state = editor.lifelong_edit(params, state, problem)
-        return found.scale(strength), state
+    if lifelong is None:
+        return editor._replace(edit=edit)
 
-    return editor._replace(edit=edit, lifelong_edit=editor.lifelong_edit and lifelong_edit)
+    def lifelong_edit(
+        params: EditorParams, state: EditorState, problem: Problem
+    ) -> tuple[Edit, EditorState]:
+        whole, state = lifelong(params, state, problem)
+        return whole.scale(strength), state
+
+    return editor._replace(edit=edit, lifelong_edit=lifelong_edit)
 
 
-def stateless(name: str, apply: Callable[[Any], Any]) -> Link:
-    """A link without parameters or state."""
+def stateless(name: str, apply: Callable[[Signal], Signal]) -> Link:
+    """Return a link without parameters or state."""
     return Link(
         name, lambda key, weights: ({}, {}), lambda p, s, signal, context: (apply(signal), s)
     )
 
 
 def chain(*links: Link) -> Link:
-    """The links one after the other; parameters and state are dicts by link name."""
+    """Return one link that applies the links in order; params and state are dicts by link name."""
     names = [link.name for link in links]
     if repeated := sorted({n for n in names if names.count(n) > 1}):
         raise ValueError(f"links of a chain need different names; repeated: {repeated}")
 
-    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
+    def init(key: jax.Array, weights: Weights) -> tuple[EditorParams, EditorState]:
         keys = jax.random.split(key, max(len(links), 1))
-        made = {link.name: link.init(k, weights) for link, k in zip(links, keys, strict=True)}
-        params = {name: p for name, (p, _) in made.items()}
-        return params, {name: s for name, (_, s) in made.items()}
+        pairs = {link.name: link.init(k, weights) for link, k in zip(links, keys, strict=True)}
+        params = {name: p for name, (p, _) in pairs.items()}
+        return params, {name: s for name, (_, s) in pairs.items()}
 
-    def apply(params: Any, state: Any, signal: Any, context: LinkContext) -> tuple[Any, Any]:
+    def apply(
+        params: EditorParams, state: EditorState, signal: Signal, context: LinkContext
+    ) -> tuple[Signal, EditorState]:
         new_state = {}
         for link in links:
             signal, new_state[link.name] = link.apply(
@@ -222,15 +243,16 @@ def chain(*links: Link) -> Link:
 
 
 def factor_editor(link: Link, rows: Rows = "all") -> EditTransform:
-    """An editor from a link (usually a chain) that maps factors to an Edit.
+    """Return an editor from a link (usually a chain) that maps factors to an Edit.
 
-    `rows`: which tokens' factors count; see `Problem.factors`.
+    `rows`: which tokens' factors it receives; see `Problem.factors`.
     """
 
-    def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
-        return link.apply(
-            params, state, problem.factors(rows=rows), LinkContext(problem.weights, train)
-        )
+    def edit(
+        params: EditorParams, state: EditorState, problem: Problem, train: bool
+    ) -> tuple[Edit, EditorState]:
+        context = LinkContext(problem.weights, train)
+        return link.apply(params, state, problem.factors(rows=rows), context)
 
     return EditTransform(link.init, edit, sharding=link.sharding, step_sizes=link.step_sizes)
 
@@ -256,7 +278,7 @@ class WeightGroup(NamedTuple):
 
 
 def group_weights(weights: Sequence[WeightSpec], shared: bool) -> tuple[WeightGroup, ...]:
-    """One group a weight shape (paper, section 3.1: parameters shared across layers), or a weight.
+    """Return one group per weight shape (paper, section 3.1), or per weight if not `shared`.
 
     Two weights of one shape but different roles (Llama's gate and up) share a group, as in the
     original code.

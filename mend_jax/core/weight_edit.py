@@ -1,12 +1,13 @@
-"""An edit: small deltas to a few weights, as a pytree that is applied without touching W.
+"""An edit: small deltas to a few weights, as a pytree that is applied without changing W.
 
 MEND's edit of a weight is sum_n u~_n delta~_n^T (paper, section 3.1): already a low-rank pair.
 It is kept as that pair, so an edited forward pass costs little and the edit can be saved, composed,
-undone, vmapped and sharded like any other pytree. Leading axes `...` (E edits) are free.
+undone, vmapped and sharded like any other pytree. Leading axes `*batch` (E edits) are free.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 from collections.abc import Mapping
@@ -15,8 +16,9 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int
 
+from mend_jax.core.token_batch import AnyArray
 from mend_jax.errors import CheckpointError
 from mend_jax.models.layers import EDITS
 from mend_jax.models.params import Params, nest, weight_at
@@ -24,29 +26,29 @@ from mend_jax.models.params import Params, nest, weight_at
 
 @flax.struct.dataclass
 class LowRank:
-    """W' = W + a^T b with a[..., N, d_in] and b[..., N, d_out]."""
+    """The delta of W' = W + a^T b."""
 
-    a: jax.Array
-    b: jax.Array
+    a: Float[Array, "*batch N d_in"]
+    b: Float[Array, "*batch N d_out"]
 
-    def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """x W' for x[..., d_in], factored or densified, whichever multiplies less."""
+    def __call__(self, x: Float[Array, "... d_in"], kernel: Float[Array, "d_in d_out"]) -> Array:
+        """Return x W', factored or dense, whichever needs fewer multiplications."""
         a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
         if self.forms_dense(math.prod(x.shape[:-1])):
             return _with_dense(x, kernel, a.T @ b)
         return x @ kernel + (x @ a.T) @ b
 
     def forms_dense(self, n_tokens: int) -> bool:
-        """Whether a pass over so many tokens forms a^T b."""
-        return dense_is_cheaper(n_tokens, *self.a.shape[-2:], self.b.shape[-1])
+        """Return whether a pass over `n_tokens` tokens forms a^T b."""
+        return dense_is_cheaper(n_tokens, self.a.shape[-1], self.b.shape[-1])
 
-    def dense(self) -> jax.Array:
-        """The delta as a matrix [..., d_in, d_out]."""
-        highest = jax.lax.Precision.HIGHEST  # what is summed up over edits must not be rounded
+    def dense(self) -> Float[Array, "*batch d_in d_out"]:
+        """Return the delta as a matrix."""
+        highest = jax.lax.Precision.HIGHEST  # a sum over edits must not accumulate rounding
         return jnp.einsum("...ni,...no->...io", self.a, self.b, precision=highest)
 
-    def squared_norm(self) -> jax.Array:
-        """|W' - W|^2 in float32, [...]: <a a^T, b b^T>, not as a matrix."""
+    def squared_norm(self) -> Float[Array, "*batch"]:
+        """Return |W' - W|^2 in float32 as <a a^T, b b^T>, without forming the matrix."""
         a, b = (x.astype(jnp.float32) for x in (self.a, self.b))
         a, b = (jnp.einsum("...ni,...mi->...nm", x, x) for x in (a, b))
         return jnp.maximum((a * b).sum((-2, -1)), 0.0)
@@ -56,24 +58,26 @@ class LowRank:
         """(d_in, d_out)"""
         return self.a.shape[-1], self.b.shape[-1]
 
-    def scale(self, factor: float | jax.Array) -> LowRank:
-        return self.replace(b=self.b * factor)
+    def scale(self, factor: float | Array) -> LowRank:
+        return dataclasses.replace(self, b=self.b * factor)
 
 
 @flax.struct.dataclass
 class Dense:
-    """W' = W + w with w[..., d_in, d_out]; what fine-tuning returns."""
+    """The delta of W' = W + w, as fine-tuning returns it."""
 
-    w: jax.Array
+    w: Float[Array, "*batch d_in d_out"]
 
-    def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "... d_in"], kernel: Float[Array, "d_in d_out"]) -> Array:
+        """Return x W'."""
         return _with_dense(x, kernel, self.w.astype(x.dtype))
 
-    def dense(self) -> jax.Array:
+    def dense(self) -> Float[Array, "*batch d_in d_out"]:
+        """Return the delta as a matrix."""
         return self.w
 
-    def squared_norm(self) -> jax.Array:
-        """|W' - W|^2 in float32, [...]."""
+    def squared_norm(self) -> Float[Array, "*batch"]:
+        """Return |W' - W|^2 in float32."""
         return jnp.square(self.w.astype(jnp.float32)).sum((-2, -1))
 
     @property
@@ -81,56 +85,56 @@ class Dense:
         """(d_in, d_out)"""
         return self.w.shape[-2], self.w.shape[-1]
 
-    def scale(self, factor: float | jax.Array) -> Dense:
+    def scale(self, factor: float | Array) -> Dense:
         return Dense(self.w * factor)
 
 
 Delta = LowRank | Dense
 
 
-def _with_dense(x: jax.Array, kernel: jax.Array, delta: jax.Array) -> jax.Array:
-    """x (W + delta). In 16 bits the sum would round small deltas away and is not formed."""
+def _with_dense(x: Array, kernel: Array, delta: Array) -> Array:
+    """Return x (W + delta); in 16 bits the sum would round small deltas away and is not formed."""
     if x.dtype.itemsize < 4:
         return x @ kernel + x @ delta
     return x @ (kernel + delta)
 
 
-def densify_once(edit: Edit, tokens_ExnxT: jax.Array, chunk: int) -> Edit:
-    """The edit for passes over n texts of T tokens, `chunk` texts at a time.
+def dense_is_cheaper(n_tokens: int, d_in: int, d_out: int) -> bool:
+    """Return whether forming a^T b once costs less than two thin matmuls per token.
 
-    Every piece would form a^T b anew where that multiplies less (`LowRank.forms_dense`); of many
-    facts in one edit it is the dearest product, so it is formed before. 0: all pass at once.
-    """
-    _, n_texts, n_tokens = tokens_ExnxT.shape
-    if chunk == 0 or n_texts <= chunk:
-        return edit
-
-    def formed(d: Delta) -> Delta:
-        each_time = isinstance(d, LowRank) and d.forms_dense(chunk * n_tokens)
-        return Dense(d.dense()) if each_time else d
-
-    return edit.replace(deltas={name: formed(d) for name, d in edit.deltas.items()})
-
-
-def dense_is_cheaper(n_tokens: int, n_rows: int, d_in: int, d_out: int) -> bool:
-    """Whether forming a^T b once beats two thin matmuls a token (multiplications, static shapes).
-
-    Factored: n_tokens * n_rows * (d_in + d_out). Dense: n_rows * d_in * d_out to form it, and it
-    then rides in the matmul with W for free.
+    Multiplications with N rows: factored, n_tokens * N * (d_in + d_out); dense, N * d_in * d_out to
+    form the matrix, whose product with x is then part of the matmul with W. N cancels.
     """
     return n_tokens * (d_in + d_out) > d_in * d_out
 
 
+def densify_once(edit: Edit, tokens: Int[AnyArray, "E n T"], chunk: int) -> Edit:
+    """Return the edit for passes over n texts of T tokens, `chunk` texts at a time (0: all).
+
+    Where dense is cheaper (`LowRank.forms_dense`), every chunk would form a^T b again; with many
+    facts in one edit this is the most expensive product, so it is formed once here.
+    """
+    _, n_texts, n_tokens = tokens.shape
+    if chunk == 0 or n_texts <= chunk:
+        return edit
+
+    def densify(delta: Delta) -> Delta:
+        repeated = isinstance(delta, LowRank) and delta.forms_dense(chunk * n_tokens)
+        return Dense(delta.dense()) if repeated else delta
+
+    return dataclasses.replace(edit, deltas={n: densify(d) for n, d in edit.deltas.items()})
+
+
 @flax.struct.dataclass
 class Edit:
-    """Deltas by weight name (`block_28/mlp/up`), and which base they are for.
+    """Deltas by weight name (`block_28/mlp/up`), and the base they are for.
 
     Attributes:
       deltas: name -> LowRank or Dense.
       base: fingerprint of the base weights, "" if unknown; checked when the edit is applied.
       facts: the (prompt, target) pairs that the edit was made from.
-      editor: what made it, such as "mend@0f3a9c41" or "fine_tune"; "" if unknown.
-      created: when, an ISO date and time in UTC; "" if unknown.
+      editor: the editor that made it, such as "mend@0f3a9c41" or "fine_tune"; "" if unknown.
+      created: an ISO date and time in UTC; "" if unknown.
     """
 
     deltas: dict[str, Delta]
@@ -139,18 +143,23 @@ class Edit:
     editor: str = flax.struct.field(pytree_node=False, default="")
     created: str = flax.struct.field(pytree_node=False, default="")
 
-    def scale(self, factor: float | jax.Array) -> Edit:
-        """The edit with every delta multiplied by `factor`."""
-        return self.replace(deltas={name: d.scale(factor) for name, d in self.deltas.items()})
+    def scale(self, factor: float | Array) -> Edit:
+        """Return the edit with every delta multiplied by `factor`."""
+        return dataclasses.replace(
+            self, deltas={name: d.scale(factor) for name, d in self.deltas.items()}
+        )
 
     def negate(self) -> Edit:
-        """The edit that undoes this one (exactly so only when composed, not in a merged bf16 W)."""
+        """Return the edit that undoes this one (exactly if composed, not in a merged bf16 W)."""
         return self.scale(-1.0)
 
     def compose(self, other: Edit) -> Edit:
-        """Both edits at once: the deltas are summed, low-rank pairs by concatenating their rows.
+        """Return both edits as one: the sum of deltas; low-rank pairs concatenate their rows.
 
-        Different editors are named with a "+" between; `created` is the later date.
+        Names of different editors are joined by "+"; `created` is the later date.
+
+        Raises:
+          CheckpointError: the edits are for different bases.
         """
         if self.base and other.base and self.base != other.base:
             raise CheckpointError(
@@ -158,39 +167,40 @@ class Edit:
             )
         names = [*self.deltas, *(n for n in other.deltas if n not in self.deltas)]
         editors = [e for edit in (self, other) for e in edit.editor.split("+") if e]
+        both = {n: [e.deltas[n] for e in (self, other) if n in e.deltas] for n in names}
         return Edit(
-            deltas={n: _add(self.deltas.get(n), other.deltas.get(n)) for n in names},
+            deltas={n: _add(*deltas) for n, deltas in both.items()},
             base=self.base or other.base,
             facts=self.facts + other.facts,
             editor="+".join(dict.fromkeys(editors)),
             created=max(self.created, other.created),
         )
 
-    def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """New nested parameters with W' in place of W; `params` are left as they are."""
+    def merge(self, params: Params) -> dict[str, Any]:
+        """Return new nested parameters with W' in place of W; `params` are not changed."""
         return merge(params, self)
 
     def save(self, path: str) -> None:
-        """Writes a safetensors file; see `mend_jax.core.edit_file`."""
+        """Write a safetensors file; see `mend_jax.core.edit_file`."""
         from mend_jax.core import edit_file
 
         edit_file.save(path, self)
 
     @staticmethod
     def load(path: str) -> Edit:
-        """Reads what `save` wrote."""
+        """Read a file that `save` wrote."""
         from mend_jax.core import edit_file
 
         return edit_file.load(path)
 
     def at(self, index: int) -> Edit:
-        """One of E independent edits that share a leading axis."""
+        """Return one of E independent edits that share a leading axis."""
         return jax.tree.map(lambda leaf: leaf[index], self)
 
 
-def _add(x: Delta | None, y: Delta | None) -> Delta:
-    if x is None or y is None:
-        return x if y is None else y
+def _add(x: Delta, y: Delta | None = None) -> Delta:
+    if y is None:
+        return x
     if isinstance(x, LowRank) and isinstance(y, LowRank):
         return LowRank(
             a=jnp.concatenate([x.a, y.a], axis=-2), b=jnp.concatenate([x.b, y.b], axis=-2)
@@ -199,46 +209,50 @@ def _add(x: Delta | None, y: Delta | None) -> Delta:
 
 
 def utc_timestamp() -> str:
-    """What `Edit.created` is, to the second."""
+    """Return the value of `Edit.created` for an edit made now, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def edits_collection(edit: Edit) -> dict[str, Any]:
-    """The linen collection "edits" that `EditableDense` reads."""
+    """Return the linen collection "edits" that `EditableDense` reads."""
     return nest({f"{name}/delta": delta for name, delta in edit.deltas.items()})
 
 
-def variables(params: Any, edit: Edit | None = None) -> dict[str, Any]:
-    """What `module.apply` takes to run nested base parameters, under an edit if there is one."""
+def variables(params: Params, edit: Edit | None = None) -> dict[str, Any]:
+    """Return the variables for `module.apply`: nested base parameters, and an edit if any."""
     return {"params": params} if edit is None else {"params": params, EDITS: edits_collection(edit)}
 
 
-def merge(params: Mapping[str, Any], edit: Edit) -> dict[str, Any]:
-    """Nested parameters with every edited kernel W replaced by W + delta, in W's dtype.
+def merge(params: Params, edit: Edit) -> dict[str, Any]:
+    """Return nested parameters with every edited kernel W replaced by W + delta, in W's dtype.
 
-    The sum is taken in float32 and rounded once. Raises CheckpointError for a weight that the
-    parameters do not have unstacked (an edit of a block that lies in the trunk).
+    The sum is computed in float32 and rounded once.
+
+    Raises:
+      CheckpointError: the parameters lack an edited weight, or it is stacked in the trunk.
     """
 
-    def replaced(node, parts, delta, name):
+    def replace(node: Any, parts: list[str], delta: Delta, name: str) -> dict[str, Any]:
         if not isinstance(node, Mapping) or parts[0] not in node:
             raise CheckpointError(
                 f"the edit changes {name}, which is not an unstacked weight of this model; "
                 "load the model with last_n_blocks large enough to reach that block"
             )
         if len(parts) > 1:
-            return {**node, parts[0]: replaced(node[parts[0]], parts[1:], delta, name)}
+            return {**node, parts[0]: replace(node[parts[0]], parts[1:], delta, name)}
         kernel = node[parts[0]]
         total = kernel.astype(jnp.float32) + delta.dense().astype(jnp.float32)
         return {**node, parts[0]: total.astype(kernel.dtype)}
 
     for name, delta in edit.deltas.items():
-        params = replaced(params, [*name.split("/"), "kernel"], delta, name)
+        params = replace(params, [*name.split("/"), "kernel"], delta, name)
     return dict(params)
 
 
-def squared_norms(edit: Edit, params: Params) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Return |dW|^2 of shape [...] and |W|^2 of shape [], in float32, of every edited weight."""
+def squared_norms(
+    edit: Edit, params: Params
+) -> dict[str, tuple[Float[Array, "*batch"], Float[Array, ""]]]:
+    """Return |dW|^2 and |W|^2, in float32, of every edited weight."""
     return {
         name: (
             delta.squared_norm(),
@@ -249,7 +263,7 @@ def squared_norms(edit: Edit, params: Params) -> dict[str, tuple[jax.Array, jax.
 
 
 @jax.jit
-def relative_norms(edit: Edit, params: Params) -> Float[jax.Array, " E"]:
+def relative_norms(edit: Edit, params: Params) -> Float[Array, " E"]:
     """Return |dW| / |W| of each of E edits, over all weights that they change together."""
     change = weight = jnp.zeros(())
     for delta_norm, weight_norm in squared_norms(edit, params).values():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mend_jax.core.forward import greedy_continuation, scored_logits, trunk_states
 from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditTransform, Reader, Weights
+from mend_jax.core.transform import EditTransform, Predictor, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import ConfigError
 from mend_jax.models.base import EditableModel
@@ -64,7 +64,7 @@ def in_context(*, separator: tuple[int, ...] = (), times: int = 1, marks: int = 
         beside = read(problem, texts, max_new)
         return greedy_continuation(problem.model, problem.params, beside, max_new, eos_id)
 
-    return EditTransform(init, edit, trainable=False, reader=Reader(logits, write))
+    return EditTransform(init, edit, trainable=False, predictor=Predictor(logits, write))
 
 
 def prepend_corrections(

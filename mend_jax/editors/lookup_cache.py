@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mend_jax.core.forward import greedy_continuation, last_states, scored_logits, trunk_states
 from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditTransform, Reader, ThresholdTuning, Weights
+from mend_jax.core.transform import EditTransform, Predictor, ThresholdTuning, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.cache_threshold import chosen, no_sweep, swept, told
 from mend_jax.models.base import EditableModel
@@ -88,7 +88,7 @@ def cache(
         given = remembered(problem, found, max_new, eos_id)
         return jnp.where(found.distance[..., None] < factor * params["eps"], given, own)
 
-    editor = EditTransform(init, edit, trainable=False, reader=Reader(logits, write))
+    editor = EditTransform(init, edit, trainable=False, predictor=Predictor(logits, write))
     if eps is not None:
         return editor
     return editor._replace(

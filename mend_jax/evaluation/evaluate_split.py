@@ -25,7 +25,7 @@ from mend_jax.evaluation.examples import (
 )
 from mend_jax.evaluation.metric_registry import METRICS, EvaluatedEdits, metric_results
 from mend_jax.evaluation.scored_batches import ScoredBatches
-from mend_jax.evaluation.scoring import edit_and_score, generate_answers, generate_with_reader
+from mend_jax.evaluation.scoring import edit_and_score, generate_answers, generate_with_predictor
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.progress import Progress
 from mend_jax.models.base import EditableModel
@@ -52,12 +52,12 @@ def _generator(module: EditableModel, max_new: int, eos: int) -> Callable[..., A
 
 
 @functools.lru_cache(maxsize=8)
-def _reader_generator(
+def _predictor_generator(
     editor: EditTransform, module: EditableModel, weights: Weights, max_new: int, eos: int
 ) -> Callable[..., Any]:
     return jax.jit(
         functools.partial(
-            generate_with_reader,
+            generate_with_predictor,
             editor=editor, model=module, weights=weights, max_new=max_new, eos_id=eos,
         )
     )  # fmt: skip
@@ -191,9 +191,9 @@ def _answer_generator(
     generate = _generator(model.module, *lengths)
 
     def write(edit: Edit | None, texts: Batch, prompts: list[Any]) -> list[jax.Array]:
-        if edit is None or editor.reader is None:
+        if edit is None or editor.predictor is None:
             return generate(model.params, prompts, edit)
-        read_and_generate = _reader_generator(editor, model.module, model.weights, *lengths)
+        read_and_generate = _predictor_generator(editor, model.module, model.weights, *lengths)
         return read_and_generate(params, model.params, texts["edit"], prompts)
 
     def answers(

@@ -186,7 +186,7 @@ def score_ability(
     return _scores(lambda h, seqs: _run(base, edit, h, seqs, model, chunk), probes, known)
 
 
-def score_reader_ability(
+def score_predictor_ability(
     read: Callable[[TokenBatch, Any], jax.Array],
     n_edits: int,
     probes: AbilityTexts,
@@ -197,7 +197,7 @@ def score_reader_ability(
     """`score_ability` of an editor that changes no weight.
 
     Args:
-      read: (texts [E, c], their trunk states) -> logits [E, c, S, V]; see `editors.base.Reader`.
+      read: (texts [E, c], their trunk states) -> logits [E, c, S, V]; see `editors.base.Predictor`.
       n_edits: E.
     """
 

@@ -61,10 +61,10 @@ def edit_and_score(
     def scores_of(name: str, edit: Edit, asked: tuple[TokenBatch, Any]) -> Sums:
         seqs, h = asked
         before = scored_logits(model, base, h, seqs)
-        if editor.reader is None:
+        if editor.predictor is None:
             after = scored_logits(model, base, h, seqs, edit)
         else:
-            after = editor.reader.logits(params, problem, seqs, h)
+            after = editor.predictor.logits(params, problem, seqs, h)
         if name not in ANSWERS:
             return locality_scores(before, after, seqs, judged=model.kind == "classifier")
         return answer_scores(after, seqs) | {
@@ -78,7 +78,7 @@ def edit_and_score(
     return edit, {name: map_chunks(name, asked) for name, asked in texts.items()}
 
 
-def generate_with_reader(
+def generate_with_predictor(
     params: Any,
     base: Any,
     corrections: TokenBatch,
@@ -92,7 +92,7 @@ def generate_with_reader(
 ) -> list[jax.Array]:
     """`generate_answers` of an editor that reads with the corrections [E, n] at hand."""
     problem = make_problem(model, base, weights, corrections)
-    write = editor.reader.write
+    write = editor.predictor.generate
     return [write(params, problem, seqs, max_new, eos_id) for seqs in texts]
 
 

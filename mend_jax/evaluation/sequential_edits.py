@@ -83,13 +83,13 @@ def scores_under(
         them at hand; else None.
     """
     texts = with_trunk_states(model, base, batch, list(batch))
-    problem = None if editor.reader is None else Problem(model, base, weights, *facts)
+    problem = None if editor.predictor is None else Problem(model, base, weights, *facts)
     found = {}
     for name, (seqs, h) in texts.items():
         if problem is None:
             after = scored_logits(model, base, h, seqs, so_far)
         else:
-            after = editor.reader.logits(params, problem, seqs, h)
+            after = editor.predictor.logits(params, problem, seqs, h)
         if name in EDIT_SETS:
             found[name] = answer_scores(after, seqs)
         else:
@@ -157,7 +157,7 @@ def evaluate_sequential_edits(
     def measure(k: int, so_far: Edit) -> None:
         so_far_facts = np.arange(k * facts_per_edit)
         facts = None
-        if editor.reader is not None:
+        if editor.predictor is not None:
             facts = take_rows(texts["edit"], so_far_facts[None])
             facts = facts, trunk(model.params, facts)
         asked = np.unique(

@@ -110,7 +110,7 @@ class Editor:
           DataError: no facts, an empty one, or one that does not fit the model's context.
           ConfigError: the editor changes no weight: it reads texts with the facts beside it.
         """
-        if self.transform.reader is not None:
+        if self.transform.predictor is not None:
             raise ConfigError(
                 "this editor answers from the facts beside the base and has no weight edit to give"
             )

@@ -9,18 +9,18 @@ import mend_jax
 from mend_jax.apps.run_command import parse
 from mend_jax.errors import ConfigError
 
-READERS = {"t5": ("cache", "in_context"), "bert": ("cache",)}
+PREDICTORS = {"t5": ("cache", "in_context"), "bert": ("cache",)}
 """Baselines that change no weight, by the models that they are for."""
 
 
-@pytest.fixture(scope="module", params=sorted(READERS))
+@pytest.fixture(scope="module", params=sorted(PREDICTORS))
 def ran(request, tmp_path_factory):
     """(kind, run folder, results) of a short run."""
     base = save_tiny(tmp_path_factory.mktemp("base"), request.param)
     workdir = tmp_path_factory.mktemp("run")
     settings = {"model.spec": base, "model.last_n_blocks": 2} | SETTINGS
     settings |= {"train.steps": 2, "train.val_every": 2, "eval.edits": 4, "model.remat": True}
-    settings |= {"eval.baselines": {name: {"edits": 2} for name in READERS[request.param]}}
+    settings |= {"eval.baselines": {name: {"edits": 2} for name in PREDICTORS[request.param]}}
     config, _, _ = parse(
         ["--config=quickstart.py"] + [f"--config.{k}={v}" for k, v in settings.items()]
     )
@@ -37,7 +37,7 @@ def test_it_trains_evaluates_and_reports(ran):
     assert found["locality"]["kl"] >= 0 and 0 <= found["locality"]["argmax_agreement"] <= 1
     if kind == "bert":
         assert found["edit"]["success_generated"] == found["edit"]["success_exact"]
-    for name in READERS[kind]:
+    for name in PREDICTORS[kind]:
         scores = results["baselines"][name]
         assert scores["n"] == 2 and np.isfinite(scores["paraphrase"]["nll"])
         assert "seconds_per_edit" not in scores and found["seconds_per_edit"] > 0

@@ -128,7 +128,7 @@ def test_edits_that_cancel_are_not_blown_up():
 
 def test_what_cannot_be_stacked_is_named():
     for act in (sum_edits, renormalised_sum):
-        with pytest.raises(ConfigError, match="no edits to stack"):
+        with pytest.raises(ConfigError, match="no edits to combine"):
             act([])
         with pytest.raises(CheckpointError, match="different bases.*aaaa and bbbb"):
             act([small_edit(base="aaaa"), small_edit(base="bbbb")])

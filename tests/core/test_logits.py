@@ -1,4 +1,4 @@
-"""The head's values and derivatives in one forward pass (`head.map_logits`)."""
+"""The head's values and derivatives in one forward pass (`core.logits.map_logits`)."""
 
 import functools
 

@@ -48,7 +48,7 @@ STARTS = {
     "malmen": None, "rledit": None,
 }  # fmt: skip
 
-READERS = {"in_context", "cache"}  # they change no weight
+PREDICTORS = {"in_context", "cache"}  # they change no weight
 ONE_DEVICE = {"point_repair"}  # it refuses a mesh of more
 
 SEQS = random_sequences(0, E=4)
@@ -60,7 +60,7 @@ def test_every_editor_is_under_contract():
     made = {name: make_editor(name, options) for name, options in OPTIONS.items()}
     learn = {n for n, e in made.items() if jax.tree.leaves(e.init(jax.random.key(0), weights)[0])}
     assert STARTS.keys() | {"cache"} == learn  # its threshold is chosen, not trained
-    assert READERS == {name for name, e in made.items() if e.reader is not None}
+    assert PREDICTORS == {name for name, e in made.items() if e.predictor is not None}
     assert {name for name, e in made.items() if e.trainable} == STARTS.keys()
 
 
@@ -87,9 +87,9 @@ class Case(NamedTuple):
         """(edit, state); of an editor that changes no weight, what it reads stands for the edit."""
         problem = self.problem(base, seqs)
         edit, state = self.editor.edit(params, state, problem, train)
-        if self.editor.reader is not None:
+        if self.editor.predictor is not None:
             assert not edit.deltas
-            logits = self.editor.reader.logits(params, problem, seqs, problem.trunk_states)
+            logits = self.editor.predictor.logits(params, problem, seqs, problem.trunk_states)
             edit = Edit({"read": Dense(logits)})
         return edit, state
 
@@ -141,7 +141,7 @@ def test_edits_of_one_step_are_each_by_itself_and_padding_changes_nothing(case):
     same(case.edit(SEQS), jax.tree.map(lambda leaf: leaf[:, 0], vmapped))
 
 
-@pytest.mark.parametrize("case", sorted(OPTIONS.keys() - READERS), indirect=True)
+@pytest.mark.parametrize("case", sorted(OPTIONS.keys() - PREDICTORS), indirect=True)
 def test_editing_lowers_the_loss_of_the_correction(case):
     """With the true sign, a small step along any editor's start goes down the inner loss."""
 
@@ -267,10 +267,10 @@ def test_the_contract_of_other_families_and_of_two_facts(kind, name):
     def run(params, state, base, seqs):
         problem = make_problem(module, base, weights, seqs)
         edit, _ = editor.edit(params, state, problem, False)
-        if editor.reader is None:
+        if editor.predictor is None:
             return [delta.dense() for delta in edit.deltas.values()]
         return [
-            editor.reader.logits(params, problem, seqs, problem.trunk_states)[1:]
+            editor.predictor.logits(params, problem, seqs, problem.trunk_states)[1:]
         ]  # of what is scored
 
     if name in REFUSED[kind]:

@@ -49,8 +49,8 @@ def read_and_written(name, options, kind, corrections, texts, max_new=4, eos=0):
         problem = make_problem(module, params, weights, corrections)
         h = trunk_states(module, params, texts)
         return (
-            editor.reader.logits(own, problem, texts, h),
-            editor.reader.write(own, problem, texts, max_new, eos),
+            editor.predictor.logits(own, problem, texts, h),
+            editor.predictor.generate(own, problem, texts, max_new, eos),
         )
 
     return jax.tree.map(np.asarray, run(params, corrections, texts))

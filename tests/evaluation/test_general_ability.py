@@ -136,7 +136,7 @@ def test_a_reader_that_reads_under_edits_scores_as_they_do(monkeypatch):
         def read(texts, h):
             return scored_logits(module, params, h, texts, edits)
 
-        return general_ability.score_reader_ability(read, E, probes, known, model=module)
+        return general_ability.score_predictor_ability(read, E, probes, known, model=module)
 
     scores = run(params, edits_of("llama", 0.25), probes_of("llama"), known)
     for name, values in expected.items():

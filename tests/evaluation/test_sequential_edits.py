@@ -14,7 +14,7 @@ from test_train_and_evaluate import SETTINGS
 import mend_jax
 from mend_jax.apps.run_command import parse
 from mend_jax.core.problem import Problem, make_problem
-from mend_jax.core.transform import EditTransform, Reader, with_strength
+from mend_jax.core.transform import EditTransform, Predictor, with_strength
 from mend_jax.core.weight_edit import Dense, Edit, merge
 from mend_jax.data import sequential_rows as in_turn
 from mend_jax.data.encoded_rows import EncodedRows
@@ -159,7 +159,7 @@ def counting(reader=None):
         return edit(params, state, problem, False)[0], state + problem.corrections.batch_shape[1]
 
     editor = EditTransform(lambda key, w: ({}, jnp.zeros(())), edit, False)
-    return editor._replace(lifelong_edit=lifelong_edit, reader=reader), {}, jnp.zeros(())
+    return editor._replace(lifelong_edit=lifelong_edit, predictor=reader), {}, jnp.zeros(())
 
 
 def test_a_lifelong_editor_takes_in_what_it_edits_after_editing():
@@ -224,7 +224,7 @@ def test_a_reader_has_all_corrections_so_far_at_hand():
         shape = (*seqs.batch_shape, seqs.target.shape[-1], 300)
         return jax.nn.one_hot(seqs.target, shape[-1]) * 9.0  # knows every answer
 
-    found = pass_of(counting(Reader(logits, None)), turns=(1, 3), n=2)
+    found = pass_of(counting(Predictor(logits, None)), turns=(1, 3), n=2)
     assert {(1, 2), (1, 6)} == set(seen)
     assert found["3"]["facts"] == 6 and found["3"]["all"]["success"] == 1.0
     assert found["3"]["relative_norm"] == 0 and found["3"]["locality"]["kl"] > 0

@@ -50,8 +50,8 @@ def _probe(
         return masked_mean(token_nll(logits, seqs.target), seqs.score_mask, axes=(1, 2))
 
     found = {"before": nll(scored_logits(model, base, problem.trunk_states, seqs))}
-    if editor.reader is not None:
-        after = editor.reader.logits(params, problem, seqs, problem.trunk_states)
+    if editor.predictor is not None:
+        after = editor.predictor.logits(params, problem, seqs, problem.trunk_states)
         return found | {"after": nll(after), "deltas": {}, "factors": {}}
     found["after"] = nll(scored_logits(model, base, problem.trunk_states, seqs, edit))
     found["deltas"] = {name: delta.squared_norm() for name, delta in edit.deltas.items()}
@@ -177,7 +177,7 @@ def _fell(seen: list[dict[str, float]]) -> bool:
 
 def check_factors(factors: Mapping[str, Any], editor: EditTransform) -> Finding:
     """Whether the inner loss reaches every edited weight."""
-    if editor.reader is not None:
+    if editor.predictor is not None:
         return skipped("factors", "the editor changes no weight")
     problems = []
     for name, sizes in factors.items():
@@ -254,7 +254,7 @@ def check_edit(found: Mapping[str, Any], editor: EditTransform, unchanged: bool)
     problems = []
     if not np.isfinite(after).all():
         problems.append(f"{n - int(np.isfinite(after).sum())} edited models answer NaN")
-    elif editor.reader is None and not any(np.any(d) for d in found["deltas"].values()):
+    elif editor.predictor is None and not any(np.any(d) for d in found["deltas"].values()):
         problems.append("edits change no weight")
     elif not moved:
         problems.append(f"all {n} edited models answer as the base does")
