@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mend_jax.core.forward import top_logits, trunk_states
@@ -23,8 +24,9 @@ def _score_batch(
     module: EditableModel, params: Params, seqs: TokenBatch
 ) -> tuple[jax.Array, jax.Array]:
     logits_Bx1x2 = top_logits(module, params, trunk_states(module, params, seqs), seqs)
-    right = correct_tokens(logits_Bx1x2, seqs.target)
-    return token_nll(logits_Bx1x2, seqs.target)[:, 0], right[:, 0]
+    target = jnp.asarray(seqs.target)
+    right = correct_tokens(logits_Bx1x2, target)
+    return token_nll(logits_Bx1x2, target)[:, 0], right[:, 0]
 
 
 def score_claims(

@@ -1,4 +1,7 @@
-"""Scores of edits: before and after, on the edit, on its paraphrase, and elsewhere."""
+"""Scores of edits, before and after: on the edit, on its paraphrase, and on other texts.
+
+Shape letters: E independent edits, n texts of each, S scored positions, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from mend_jax.core.chunking import map_text_chunks
 from mend_jax.core.forward import scored_logits, trunk_states
@@ -18,91 +22,81 @@ from mend_jax.core.problem import Problem, make_problem
 from mend_jax.core.token_batch import NO_TARGET, TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit, densify_once, variables
-from mend_jax.models.base import EditableModel
+from mend_jax.models.base import EditableModel, Inputs
 from mend_jax.models.generation import generate
+from mend_jax.models.params import Params
 from mend_jax.parallel.layout import vmap_edits
 
-Sums = dict[str, jax.Array]
-ANSWERS = (
-    *EDIT_SETS,
-    "more_rephrases",
-    "hops",
-)  # sets that have a wanted answer; the others shall stay
+TextScores = dict[str, Float[Array, "E n"]]
+ANSWER_SETS = (*EDIT_SETS, "more_rephrases", "hops")
+"""The sets of texts that have a target; the others should stay as they are."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def make_edit(transform, module, weights, params, state, base, seqs):
-    """The E edits of the corrections `seqs` [E, n]; the first three arguments are static."""
-    problem = make_problem(module, base, weights, seqs)
-    return transform.edit(params, state, problem, False)[0]
+def make_edit(
+    editor: EditTransform, model: EditableModel, weights: Weights,
+    params: Any, state: Any, base: Params, corrections: TokenBatch,
+) -> Edit:  # fmt: skip
+    """Return the E edits of corrections [E, n]; the first three arguments are static."""
+    problem = make_problem(model, base, weights, corrections)
+    return editor.edit(params, state, problem, False)[0]
 
 
 def edit_and_score(
     params: Any,
     state: Any,
-    base: Any,
+    base: Params,
     batch: Mapping[str, Any],
     *,
     editor: EditTransform,
     model: EditableModel,
     weights: Weights,
-) -> tuple[Edit, dict[str, dict[str, jax.Array]]]:
-    """Makes the E edits of a batch and scores each text before and after its edit.
+) -> tuple[Edit, dict[str, TextScores]]:
+    """Make the E edits of a batch, and score each text before and after its edit.
+
+    An editor with a `predictor` predicts the texts itself.
+
+    Args:
+      params, state: the editor's.
 
     Returns:
-      The edits and, for each set of texts, arrays [E, n]: for `ANSWERS` n_tokens, exact, token, nll
-      (and the same with `_before`); for the others, which shall stay as they are,
-      `locality_scores`. An editor with a `reader` reads the texts itself.
+      The edits and the scores of each set of texts: of `ANSWER_SETS` those of `answer_scores` and
+      the same with `_before`, of the other sets those of `locality_scores`.
     """
     texts = with_trunk_states(model, base, batch, list(batch))
     problem = Problem(model, base, weights, *texts["edit"])
     edit, _ = editor.edit(params, state, problem, False)
 
-    def scores_of(name: str, edit: Edit, asked: tuple[TokenBatch, Any]) -> Sums:
-        seqs, h = asked
+    def score(name: str, edit: Edit, pair: tuple[TokenBatch, Any]) -> TextScores:
+        seqs, h = pair
         before = scored_logits(model, base, h, seqs)
         if editor.predictor is None:
             after = scored_logits(model, base, h, seqs, edit)
         else:
             after = editor.predictor.logits(params, problem, seqs, h)
-        if name not in ANSWERS:
-            return locality_scores(before, after, seqs, judged=model.kind == "classifier")
-        return answer_scores(after, seqs) | {
-            f"{k}_before": v for k, v in answer_scores(before, seqs).items()
-        }
+        if name not in ANSWER_SETS:
+            return locality_scores(before, after, seqs, model.kind == "classifier")
+        earlier = {f"{k}_before": v for k, v in answer_scores(before, seqs).items()}
+        return answer_scores(after, seqs) | earlier
 
-    def map_chunks(name: str, asked: tuple[TokenBatch, Any]) -> Sums:
-        formed = densify_once(edit, asked[0].tokens, model.text_chunk)
-        return map_text_chunks(functools.partial(scores_of, name, formed), model.text_chunk, asked)
+    def score_in_chunks(name: str, pair: tuple[TokenBatch, Any]) -> TextScores:
+        dense = densify_once(edit, jnp.asarray(pair[0].tokens), model.text_chunk)
+        return map_text_chunks(functools.partial(score, name, dense), model.text_chunk, pair)
 
-    return edit, {name: map_chunks(name, asked) for name, asked in texts.items()}
-
-
-def generate_with_predictor(
-    params: Any,
-    base: Any,
-    corrections: TokenBatch,
-    texts: Sequence[TokenBatch],
-    *,
-    editor: EditTransform,
-    model: EditableModel,
-    weights: Weights,
-    max_new: int,
-    eos_id: int,
-) -> list[jax.Array]:
-    """`generate_answers` of an editor that reads with the corrections [E, n] at hand."""
-    problem = make_problem(model, base, weights, corrections)
-    write = editor.predictor.generate
-    return [write(params, problem, seqs, max_new, eos_id) for seqs in texts]
+    return edit, {name: score_in_chunks(name, pair) for name, pair in texts.items()}
 
 
-def answer_scores(logits: jax.Array, seqs: TokenBatch) -> Sums:
-    """exact: whole answer right; token: share of its tokens right; nll: mean of its tokens."""
-    keep = seqs.score_mask
+def answer_scores(logits: Float[Array, "E n S V"], seqs: TokenBatch) -> TextScores:
+    """Return `n_tokens` and the scores of answers.
+
+    `exact`: 1 where every token of the answer is the arg max; `token`: the share of its tokens that
+    are; `nll`: the mean over its tokens.
+    """
+    keep, target = jnp.asarray(seqs.score_mask), jnp.asarray(seqs.target)
     scored = keep.sum(-1).astype(jnp.float32)
     n_tokens = jnp.maximum(scored, 1.0)
-    correct = correct_tokens(logits, seqs.target)
-    nll = token_nll(logits, seqs.target)
+    correct = correct_tokens(logits, target)
+    nll = token_nll(logits, target)
     return {
         "n_tokens": scored,
         "exact": all_tokens_correct(correct, keep).astype(jnp.float32),
@@ -112,48 +106,49 @@ def answer_scores(logits: jax.Array, seqs: TokenBatch) -> Sums:
 
 
 def locality_scores(
-    before: jax.Array, after: jax.Array, seqs: TokenBatch, judged: bool = False
-) -> Sums:
-    """Sums over scored tokens of the change that an edit makes to an unrelated text.
+    before: Float[Array, "E n S V"],
+    after: Float[Array, "E n S V"],
+    seqs: TokenBatch,
+    is_classifier: bool = False,
+) -> TextScores:
+    """Return sums over scored tokens of what an edit changes in texts that should stay.
 
-    `right` and `nll` are over the `n_answers` of them where a token is right; a judgement
-    (`judged`) has no nll, since it has no perplexity.
+    `right` and `nll` are over the `n_answers` tokens that have a target; a classifier has no `nll`,
+    since it has no perplexity.
     """
+    keep, target = jnp.asarray(seqs.score_mask), jnp.asarray(seqs.target)
+    answered = keep & (target != NO_TARGET)
 
-    def total(values: jax.Array, keep: jax.Array = seqs.score_mask) -> jax.Array:
+    def total(values: Array, keep: Array = keep) -> Float[Array, "E n"]:
         return jnp.where(keep, values.astype(jnp.float32), 0.0).sum(-1)
 
-    answered = seqs.score_mask & (seqs.target != NO_TARGET)
-
-    right_before = correct_tokens(before, seqs.target)
-    right = correct_tokens(after, seqs.target)
-    surprise = {"nll": after, "nll_before": before}
-    return {
+    scores = {
         "n_tokens": total(jnp.ones(answered.shape)),
         "n_answers": total(answered),
         "kl": total(token_kl(before, after)),
         "agree": total(jnp.argmax(before, -1) == jnp.argmax(after, -1)),
-        "right": total(right),
-        "right_before": total(right_before),
-    } | {
-        name: total(token_nll(logits, seqs.target), answered)
-        for name, logits in surprise.items() if not judged
-    }  # fmt: skip
+        "right": total(correct_tokens(after, target)),
+        "right_before": total(correct_tokens(before, target)),
+    }
+    if not is_classifier:
+        scores["nll"] = total(token_nll(after, target), answered)
+        scores["nll_before"] = total(token_nll(before, target), answered)
+    return scores
 
 
 def generate_answers(
     model: EditableModel,
-    base: Any,
+    base: Params,
     texts: Sequence[TokenBatch],
     edit: Edit | None,
     *,
     max_new: int,
     eos_id: int,
-) -> list[jax.Array]:
-    """Free greedy continuations int32[E, n, max_new] of the prompts of several sets of texts.
+) -> list[Int[Array, "E n max_new"]]:
+    """Return free greedy continuations of the prompts of several sets of texts.
 
-    All sets, which must be of one length, are written together: a step of decoding reads every
-    weight, however few rows it has. Of a classifier the answer is its judgement, 0 or 1.
+    All sets, which must be of one length, are generated together: a decoding step reads every
+    weight, however few rows it has. A classifier's answer is its class, 0 or 1.
     """
     if model.kind == "classifier":
         h = [trunk_states(model, base, s) for s in texts]
@@ -164,15 +159,42 @@ def generate_answers(
     if edit is not None:
         edit = densify_once(edit, together.tokens, model.text_chunk)
 
-    def one(prompts, edit):
+    def continue_texts(prompts: Inputs, edit: Edit | None) -> Array:
         return generate(model, variables(base, edit), prompts, max_new=max_new, eos_id=eos_id)
 
-    def written(prompts):
+    def continue_chunk(prompts: Inputs) -> Array:
         lead = prompts.tokens.shape[:2]
         if edit is not None:
-            return vmap_edits(one, lead[0])(prompts, edit)
+            return vmap_edits(continue_texts, lead[0])(prompts, edit)
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), prompts)
-        return one(flat, None).reshape(*lead, max_new)
+        return continue_texts(flat, None).reshape(*lead, max_new)
 
-    out = map_text_chunks(written, model.text_chunk, together)
-    return jnp.split(out, list(itertools.accumulate(s.batch_shape[1] for s in texts))[:-1], axis=1)
+    ids = map_text_chunks(continue_chunk, model.text_chunk, together)
+    ends = itertools.accumulate(s.batch_shape[1] for s in texts)
+    return jnp.split(ids, list(ends)[:-1], axis=1)
+
+
+def generate_with_predictor(
+    params: Any,
+    base: Params,
+    corrections: TokenBatch,
+    texts: Sequence[TokenBatch],
+    *,
+    editor: EditTransform,
+    model: EditableModel,
+    weights: Weights,
+    max_new: int,
+    eos_id: int,
+) -> list[Int[Array, "E n max_new"]]:
+    """Return what `generate_answers` does, by an editor that predicts from corrections [E, n].
+
+    Raises:
+      ValueError: the editor has no predictor.
+    """
+    if editor.predictor is None:
+        raise ValueError(
+            "generate_with_predictor got an editor without a predictor: use generate_answers"
+        )
+    problem = make_problem(model, base, weights, corrections)
+    generate_texts = editor.predictor.generate
+    return [generate_texts(params, problem, seqs, max_new, eos_id) for seqs in texts]

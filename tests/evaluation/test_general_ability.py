@@ -58,7 +58,7 @@ def edits_of(kind, size, n=E):
 
 
 @functools.cache
-def programs(kind, chunk, most=general_ability._LOGITS):
+def programs(kind, chunk, most=general_ability._MAX_LOGITS):
     """`base_ability` and `score_ability`, compiled; `most` only tells programs apart."""
     options = dict(model=base(kind)[0], chunk=chunk)
     return [
@@ -129,7 +129,7 @@ def test_a_reader_that_reads_under_edits_scores_as_they_do(monkeypatch):
     """Two probes at a time of the 5 texts, 6 of the 7 facts."""
     module, params, _ = base("llama")
     known, expected = measured("llama", 0.25, 2)
-    monkeypatch.setattr(general_ability, "_LOGITS", 2 * E * 6 * 300)
+    monkeypatch.setattr(general_ability, "_MAX_LOGITS", 2 * E * 6 * 300)
 
     @jax.jit
     def run(params, edits, probes, known):
@@ -146,8 +146,8 @@ def test_a_reader_that_reads_under_edits_scores_as_they_do(monkeypatch):
 def test_pieces_change_nothing(monkeypatch):
     """Chunks of 3 of 5 and 7 probes, the head at 4 of 6 positions and at 2 of 2."""
     expected = measured("llama", 0.25, 2)[1]
-    monkeypatch.setattr(general_ability, "_LOGITS", 4 * E * 3 * 300)
-    _, scores = measured("llama", 0.25, 3, general_ability._LOGITS)
+    monkeypatch.setattr(general_ability, "_MAX_LOGITS", 4 * E * 3 * 300)
+    _, scores = measured("llama", 0.25, 3, general_ability._MAX_LOGITS)
     for name, values in expected.items():
         np.testing.assert_allclose(scores[name], values, rtol=1e-5, err_msg=name)
 
@@ -162,8 +162,10 @@ def test_the_logits_held_at_once_are_few(monkeypatch):
         type(module), "head", lambda self, h: seen.append(h.shape[:-1]) or plain(self, h)
     )
     for most in (1, 5000, 2**25):
-        monkeypatch.setattr(general_ability, "_LOGITS", most)
-        jax.eval_shape(functools.partial(general_ability._judge, params, model=module), *states)
+        monkeypatch.setattr(general_ability, "_MAX_LOGITS", most)
+        jax.eval_shape(
+            functools.partial(general_ability._score_states, params, model=module), *states
+        )
     assert seen == [(3, 2, 1), (3, 2, 2), (3, 2, 6)]
 
 
@@ -247,11 +249,11 @@ def test_probes_are_made_of_files(tmp_path):
     assert len(said) == 2  # " U", and no end of text
     other = load(base("t5")[0], n_texts=1, text_len=100, n_facts=2)
     assert other.texts.score_mask.sum() == 50 and other.facts.source.shape == (2, 32)
-    with pytest.raises(DataError, match="9 passages of 150 tokens are wanted, and there are"):
+    with pytest.raises(DataError, match="9 passages of 150 tokens are required, and there are"):
         load(module, n_texts=9, text_len=150)
     with pytest.raises(DataError, match="7 facts of at most 32 tokens, 4 .* and there are 6"):
         load(module, n_texts=1, text_len=150, n_facts=7)
-    with pytest.raises(DataError, match="a classifier writes no text"):
+    with pytest.raises(DataError, match="a classifier has no perplexity"):
         load(tiny("bert")[0])
     (tmp_path / "root/pararel/patterns.jsonl").write_text('{"relation_id": "P1", "pattern": "[X]"}')
     with pytest.raises(DataError, match=r"no pattern in it ends in \[Y\]"):
