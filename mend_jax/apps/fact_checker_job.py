@@ -27,8 +27,8 @@ from mend_jax.hub.language_model import LanguageModel, load_model
 from mend_jax.hub.merged_export import save_parameters
 from mend_jax.io.files import is_remote, write_json, write_text
 from mend_jax.io.json_lines import JsonLines
-from mend_jax.models.classifier import CLASSIFIER_HEAD
-from mend_jax.models.params import count, unstack_trunk
+from mend_jax.models.params import count_params, unstack_trunk
+from mend_jax.models.single_stack import CLASSIFIER_HEAD
 from mend_jax.parallel import distributed
 from mend_jax.parallel.distributed import print_once
 from mend_jax.training import checkpoints
@@ -108,7 +108,7 @@ def _finetune(
         "hardware": hardware(),
         "versions": versions(),
         "training": {
-            "steps": steps, "kept_step": best.step, "trained_parameters": count(best.params),
+            "steps": steps, "kept_step": best.step, "trained_parameters": count_params(best.params),
             "seconds": trained_in,
         },
         "eval": {name: summarise_claims(scores) for name, scores in scored.items()},

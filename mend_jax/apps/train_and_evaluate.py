@@ -18,7 +18,7 @@ from mend_jax.errors import Preempted
 from mend_jax.evaluation.edit_costs import peak_memory_bytes
 from mend_jax.evaluation.reports import run_report
 from mend_jax.io.files import write_json
-from mend_jax.models.params import count
+from mend_jax.models.params import count_params
 from mend_jax.parallel import distributed
 from mend_jax.parallel.distributed import print_once
 from mend_jax.parallel.mesh import use_mesh
@@ -159,7 +159,7 @@ def _describe_run(
             **run_state.summary(),
             "steps": last_step,
             "kept_step": int(state.step),
-            "editor_parameters": count(state.params),
+            "editor_parameters": count_params(state.params),
         },
     }
 

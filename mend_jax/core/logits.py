@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Shaped
 
 from mend_jax.core.chunking import map_chunks
 from mend_jax.core.token_batch import AnyArray
-from mend_jax.models.base import EditableModel
+from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params
 
 

@@ -29,7 +29,7 @@ from mend_jax.core.losses import all_tokens_correct, correct_tokens, masked_mean
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit
 from mend_jax.models import WeightSpec
-from mend_jax.models.base import EditableModel
+from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params, flatten
 from mend_jax.parallel.layout import split_over_edits, vmap_edits
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from mend_jax.models.base import Inputs
+from mend_jax.models.editable_model import Inputs
 
 AnyArray = jax.Array | np.ndarray
 """Token arrays are numpy arrays on the host and JAX arrays in a step."""

@@ -13,7 +13,7 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Predictor, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import ConfigError
-from mend_jax.models.base import EditableModel
+from mend_jax.models.editable_model import EditableModel
 
 
 def in_context(*, separator: tuple[int, ...] = (), times: int = 1, marks: int = 0) -> EditTransform:

@@ -14,7 +14,7 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Predictor, ThresholdTuning, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.cache_threshold import chosen, no_sweep, swept, told
-from mend_jax.models.base import EditableModel
+from mend_jax.models.editable_model import EditableModel
 from mend_jax.parallel.sharding import Rule
 
 ASKED = ("edit", "rephrase")

@@ -15,7 +15,7 @@ from mend_jax.core.losses import correct_tokens, token_nll
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.claims import padded_widths, take_trimmed
 from mend_jax.evaluation.statistics import wilson_interval
-from mend_jax.models.base import EditableModel
+from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params
 
 

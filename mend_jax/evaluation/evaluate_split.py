@@ -28,7 +28,7 @@ from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.scoring import edit_and_score, generate_answers, generate_with_predictor
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.progress import Progress
-from mend_jax.models.base import EditableModel
+from mend_jax.models.editable_model import EditableModel
 from mend_jax.parallel.distributed import gather, is_writer
 from mend_jax.parallel.mesh import shard_batch
 

@@ -31,7 +31,7 @@ from mend_jax.errors import DataError
 from mend_jax.evaluation.statistics import mean_interval
 from mend_jax.hub import text_encoding
 from mend_jax.hub.input_formats import InputFormat, input_format
-from mend_jax.models.base import EditableModel
+from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params
 from mend_jax.parallel.layout import split_over_edits, vmap_edits
 

@@ -22,7 +22,7 @@ from mend_jax.core.problem import Problem, make_problem
 from mend_jax.core.token_batch import NO_TARGET, TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit, densify_once, variables
-from mend_jax.models.base import EditableModel, Inputs
+from mend_jax.models.editable_model import EditableModel, Inputs
 from mend_jax.models.generation import generate
 from mend_jax.models.params import Params
 from mend_jax.parallel.layout import vmap_edits

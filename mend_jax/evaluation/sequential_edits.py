@@ -35,7 +35,7 @@ from mend_jax.evaluation.sequential_state import SequentialState
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import take_rows
 from mend_jax.io.progress import Progress
-from mend_jax.models.base import EditableModel
+from mend_jax.models.editable_model import EditableModel
 from mend_jax.parallel import distributed
 
 WINDOW = 16

@@ -13,7 +13,7 @@ import numpy as np
 from mend_jax.hub.source import Source
 from mend_jax.hub.tensor_matching import match
 from mend_jax.hub.tensor_reading import read_whole
-from mend_jax.models.base import TensorSpec
+from mend_jax.models.tensor_spec import TensorSpec
 
 
 def fingerprint(flat: Mapping[str, np.ndarray]) -> str:

@@ -14,7 +14,7 @@ import safetensors.numpy
 from mend_jax.errors import WeightsError
 from mend_jax.hub.safetensors_folder import INDEX, SINGLE
 from mend_jax.io.files import write_text
-from mend_jax.models.base import TensorSpec
+from mend_jax.models.tensor_spec import TensorSpec
 
 
 def save_hf(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any, overload
 
 import jax
@@ -17,14 +16,15 @@ from mend_jax.core.weight_edit import Edit, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.hub.input_formats import LABELS, positions_needed
 from mend_jax.hub.tokenizer import Tokenizer, load_tokenizer
-from mend_jax.models import WeightSpec, editable_weights
+from mend_jax.models import Family, WeightSpec, editable_weights
 from mend_jax.models.abstract_model import DTYPES, abstract_model
-from mend_jax.models.base import EditableModel, Inputs, TensorSpec
-from mend_jax.models.generation import generate, most_likely, sampled
+from mend_jax.models.editable_model import EditableModel, Inputs
+from mend_jax.models.generation import generate, greedy, sampler
 from mend_jax.models.params import nest, stack_trunk, stacked_paths
+from mend_jax.models.tensor_spec import TensorSpec
 from mend_jax.parallel import distributed
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
-from mend_jax.parallel.sharding import base_shardings
+from mend_jax.parallel.sharding import Rule, base_shardings
 
 _BUCKET = 16  # prompts are padded to a multiple of this many tokens, so few shapes are compiled
 
@@ -35,7 +35,7 @@ class LanguageModel:
 
     Attributes:
       spec: what it was loaded from.
-      family, config: the model family's module and sizes.
+      family, config: the model family and its sizes.
       module: the linen module, split below the first editable block.
       params: nested base parameters; never changed.
       weights: the weights that editors change by default.
@@ -45,7 +45,7 @@ class LanguageModel:
     """
 
     spec: str
-    family: ModuleType
+    family: Family
     config: Any
     module: EditableModel
     params: Any
@@ -220,9 +220,9 @@ def _bare(edit: Edit | None) -> Edit | None:
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def _generate(module, params, edit, prompts, max_new, eos_id, keys=None, temperature=None):
-    pick = most_likely if keys is None else sampled(keys, temperature)
+    choose = greedy if keys is None else sampler(keys, temperature)
     bound = variables(params, edit)
-    return generate(module, bound, prompts, max_new=max_new, eos_id=eos_id, pick=pick)
+    return generate(module, bound, prompts, max_new=max_new, eos_id=eos_id, choose=choose)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -265,7 +265,7 @@ def load_model(
       remat: recompute each block's activations in a backward pass instead of keeping them.
       text_chunk: how many texts of an edit pass at once, in training and evaluation; 0: all.
       logits_chunk: logits of this many positions a text at a time in training; 0: of all.
-      mesh: where the weights go, as `sharding.BASE_RULES` say; every device reads its own slices
+      mesh: where the weights go, by the family's sharding rules; every device reads its own slices
         from the files. None: whole, on the first device.
       new_parameters: flat paths of parameters that the files may lack, to be trained: kernels are
         drawn from N(0, 0.02^2), the same each time, all others are zero.
@@ -279,8 +279,10 @@ def load_model(
     )
     family, config, module, weights = sketch
     specs = [_may_lack(spec, new_parameters) for spec in family.tensor_specs(config)]
-    reading = (source, specs, DTYPES[dtype], family.TIED, family.IGNORE)
-    params, fingerprint = _read(module, *reading, mesh=mesh, shapes=sketch.shapes())
+    reading = (source, specs, DTYPES[dtype], family.tied, family.ignore)
+    params, fingerprint = _read(
+        module, *reading, mesh=mesh, shapes=sketch.shapes(), rules=family.sharding_rules
+    )
     return LanguageModel(
         spec=spec,
         family=family,
@@ -311,6 +313,7 @@ def _read(
     *,
     mesh: jax.sharding.Mesh | None,
     shapes: Mapping[str, tuple[int, ...]],
+    rules: Sequence[Rule],
 ) -> tuple[dict[str, Any], str]:
     """Nested parameters and the fingerprint of the flat ones.
 
@@ -325,7 +328,7 @@ def _read(
         )  # fmt: skip
         return params, hub.fingerprint(flat)
     sources = stacked_paths((spec.path for spec in specs), module.stacks)
-    shardings = base_shardings(mesh, shapes)
+    shardings = base_shardings(mesh, shapes, rules)
     placements = {p: hub.Placement(s, shardings[p]) for p, s in sources.items()}
 
     def fingerprint() -> str:

@@ -17,8 +17,8 @@ from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.errors import CheckpointError
 from mend_jax.hub.export_common import AUTO_CLASSES, check_single_edit, readme
 from mend_jax.io.files import write_bytes, write_json, write_text
-from mend_jax.models.base import TensorSpec
 from mend_jax.models.params import flatten
+from mend_jax.models.tensor_spec import TensorSpec
 
 if TYPE_CHECKING:
     from mend_jax.hub.language_model import LanguageModel

@@ -16,7 +16,7 @@ from mend_jax.hub.source import Source
 from mend_jax.hub.stored_tensor import Stored, chunks
 from mend_jax.hub.tensor_matching import match
 from mend_jax.hub.tensor_reading import read_whole
-from mend_jax.models.base import TensorSpec
+from mend_jax.models.tensor_spec import TensorSpec
 
 Box = tuple[slice, ...]  # start and stop along every axis
 OnRead = Callable[[str, int, tuple[jax.Device, ...]], None]

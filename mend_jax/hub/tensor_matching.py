@@ -12,7 +12,7 @@ from mend_jax.hub.gguf_files import open_gguf
 from mend_jax.hub.safetensors_folder import list_safetensors
 from mend_jax.hub.source import Source
 from mend_jax.hub.stored_tensor import Stored, chunks, made_up, whole
-from mend_jax.models.base import TensorSpec
+from mend_jax.models.tensor_spec import TensorSpec
 
 MOST_PROBLEMS = 40
 _BASE_PREFIXES = ("transformer.", "model.", "bert.", "roberta.", "distilbert.", "gpt_neox.")
@@ -102,7 +102,7 @@ def _plan(
         if key not in found and spec.optional:
             reads.append((spec, made_up(name, _file_shape(spec), spec.std)))
         elif key not in found:
-            hint = spec.lacking and f": {spec.lacking}"
+            hint = spec.missing_hint and f": {spec.missing_hint}"
             problems.append(("missing", f"{name}, expected {list(_file_shape(spec))}{hint}"))
         else:
             reads.append((spec, found[key]))

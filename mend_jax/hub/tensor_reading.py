@@ -12,7 +12,7 @@ from mend_jax.hub.gguf_files import unpermute
 from mend_jax.hub.source import Source
 from mend_jax.hub.stored_tensor import Stored
 from mend_jax.hub.tensor_matching import match
-from mend_jax.models.base import TensorSpec
+from mend_jax.models.tensor_spec import TensorSpec
 
 
 def read_tensors(

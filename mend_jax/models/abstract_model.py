@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from mend_jax import models
 from mend_jax.errors import ConfigError
-from mend_jax.models import WeightSpec
-from mend_jax.models.base import EditableModel
+from mend_jax.models.editable_model import EditableModel
+from mend_jax.models.editable_weights import WeightSpec, choose_weights, count_top_blocks
+from mend_jax.models.family import Family, HFConfig, find_family, parse_config
 from mend_jax.models.params import stacked_paths
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -20,13 +19,13 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 class AbstractModel(NamedTuple):
     """A model without its weights: see the attributes of `LanguageModel`."""
 
-    family: ModuleType
+    family: Family
     config: Any
     module: EditableModel
     weights: tuple[WeightSpec, ...]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every base parameter by its nested path, the trunk stacked."""
+        """Return the shape of every base parameter by its nested path, the trunk stacked."""
         flat = {spec.path: spec.shape for spec in self.family.tensor_specs(self.config)}
         return {
             path: flat[s] if isinstance(s, str) else (len(s), *flat[s[0]])
@@ -35,7 +34,7 @@ class AbstractModel(NamedTuple):
 
 
 def abstract_model(
-    hf_config: Mapping[str, Any],
+    hf_config: HFConfig,
     last_n_blocks: int = 3,
     edit_roles: Sequence[str] = (),
     dtype: str = "float32",
@@ -43,16 +42,17 @@ def abstract_model(
     text_chunk: int = 0,
     logits_chunk: int = 0,
 ) -> AbstractModel:
-    """What a Hugging Face config says of a model; arguments as those of `load_model`.
+    """Return the model of a Hugging Face config; see `load_model` for the arguments.
 
     Raises:
-      ConfigError, WeightsError: a dtype, block, role or architecture that is not there.
+      ConfigError: an unknown dtype or role, or more blocks than there are.
+      WeightsError: an unsupported architecture.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"model.dtype is {dtype!r}; known: {sorted(DTYPES)}")
-    family = models.find_family(dict(hf_config))
-    config = models.parse_config(family, dict(hf_config))
-    weights = models.choose_weights(family, config, last_n_blocks, edit_roles)
-    n_top = models.count_top_blocks(family, config, weights)
-    module = family.MODULE(config, n_top, DTYPES[dtype], remat, text_chunk, logits_chunk)
+    family = find_family(hf_config)
+    config = parse_config(family, hf_config)
+    weights = choose_weights(family, config, last_n_blocks, edit_roles)
+    n_top = count_top_blocks(family, config, weights)
+    module = family.model_class(config, n_top, DTYPES[dtype], remat, text_chunk, logits_chunk)
     return AbstractModel(family, config, module, weights)

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from mend_jax.models.attention import CrossAttention, SelfAttention
-from mend_jax.models.base import TensorSpec, linear_specs, norm_specs
 from mend_jax.models.blocks import Block
 from mend_jax.models.encoder_decoder import DECODER, ENCODER, EncoderDecoder
-from mend_jax.models.layers import MLP, LayerNorm, activation, along_last
+from mend_jax.models.family import Family, HFConfig
+from mend_jax.models.layers import MLP, LayerNorm, activation, broadcast_last
+from mend_jax.models.tensor_spec import TensorSpec, linears_specs, norm_specs
+from mend_jax.parallel.sharding import Rule
 
-MODEL_TYPES = ("bart",)
-TIED = {
-    "model.encoder.embed_tokens.weight": "model.shared.weight",
-    "model.decoder.embed_tokens.weight": "model.shared.weight",
-    "lm_head.weight": "model.shared.weight",
-}
-IGNORE = (r"model\.(encoder|decoder)\.version",)
-
-POSITION_OFFSET = 2  # the first two rows of a table of positions are not used
-NORM_EPS = 1e-5  # no field of the config
+POSITION_OFFSET = 2  # the first two rows of a table of positions are unused
+NORM_EPS = 1e-5  # not a field of the config
 
 
 class Side(NamedTuple):
@@ -44,10 +37,9 @@ class BartConfig:
     """Sizes of a BART model.
 
     Attributes:
-      encoder, decoder: their own sizes.
+      encoder, decoder: the sizes of each.
       scale_embedding: multiply token embeddings by d_model^1/2.
-      decoder_start, bos: every text begins with `bos`, so the decoder reads these two before it
-        writes.
+      decoder_start, bos: the decoder's first two tokens; every text begins with `bos`.
     """
 
     vocab_size: int
@@ -62,31 +54,36 @@ class BartConfig:
 
     @property
     def decoder_prompt(self) -> tuple[int, ...]:
+        """The decoder's tokens before a text."""
         return (self.decoder_start, self.bos)
 
     @property
     def n_heads(self) -> int:
-        """Of both sides together: what divides it divides the heads of each."""
+        """The largest number that divides the heads of both sides."""
         return math.gcd(self.encoder.n_heads, self.decoder.n_heads)
 
     @property
     def n_encoder(self) -> int:
+        """The number of encoder blocks."""
         return self.encoder.n_layer
 
     @property
     def n_decoder(self) -> int:
+        """The number of decoder blocks."""
         return self.decoder.n_layer
 
     @property
     def cache_heads(self) -> int:
+        """The number of the decoder's heads."""
         return self.decoder.n_heads
 
     @property
     def head_dim(self) -> int:
+        """The width of the decoder's heads."""
         return self.decoder.head_dim
 
 
-# What older files may say, and the only value that this architecture has.
+# Fields of older files, and the only value that this architecture has.
 _FIXED = {
     "normalize_before": False,
     "add_final_layer_norm": False,
@@ -97,18 +94,18 @@ _FIXED = {
 }
 
 
-def config_from_hf(hf: dict[str, Any]) -> BartConfig:
-    """Our config from a Hugging Face config.json; raises KeyError / ValueError on what we lack."""
+def config_from_hf(hf: HFConfig) -> BartConfig:
+    """Return our config; raise KeyError or ValueError on a missing or unsupported field."""
     for field, value in _FIXED.items():
         if hf.get(field, value) != value:
             raise ValueError(f"{field} {hf[field]!r} is not supported, only {value!r}")
     act = hf.get("activation_function", "gelu")
     activation(act)
 
-    def side(name):
+    def side(name: str) -> Side:
         heads = hf[f"{name}_attention_heads"]
         if hf["d_model"] % heads:
-            raise ValueError(f"d_model {hf['d_model']} is not divided by {heads} heads")
+            raise ValueError(f"d_model {hf['d_model']} is not a multiple of {heads} heads")
         sizes = hf[f"{name}_layers"], heads, hf[f"{name}_ffn_dim"]
         return Side(*sizes, head_dim=hf["d_model"] // heads, act=act)
 
@@ -125,35 +122,35 @@ def config_from_hf(hf: dict[str, Any]) -> BartConfig:
 
 
 class BartBlock(Block):
-    """Built from a `Side`."""
+    """A post-norm block, built from a `Side`."""
 
     pre_norm = False
 
-    def attention(self, name):
+    def attention(self, name: str) -> SelfAttention:
         c = self.config
         return SelfAttention(
             c.n_heads, c.n_heads, c.head_dim, qkv_bias=True, out_bias=True,
             dtype=self.dtype, name=name,
         )  # fmt: skip
 
-    def cross(self, name):
+    def cross(self, name: str) -> CrossAttention:
         c = self.config
         return CrossAttention(c.n_heads, c.head_dim, use_bias=True, dtype=self.dtype, name=name)
 
-    def mlp(self, name):
+    def mlp(self, name: str) -> MLP:
         c = self.config
         return MLP(c.d_inner, activation(c.act), dtype=self.dtype, name=name)
 
-    def norm(self, name):
+    def norm(self, name: str) -> LayerNorm:
         return LayerNorm(NORM_EPS, self.dtype, name=name)
 
 
 class Bart(EncoderDecoder):
-    """BART with an untouched trunk and editable tops of encoder and decoder."""
+    """BART with a frozen trunk and editable tops of encoder and decoder."""
 
     block_class = BartBlock
 
-    def setup_family(self):
+    def setup_family(self) -> None:
         c, init = self.config, nn.initializers.normal(0.02)
         shape = (c.n_positions + POSITION_OFFSET, c.d_model)
         self.encoder_position = self.param("encoder_position", init, shape)
@@ -165,30 +162,23 @@ class Bart(EncoderDecoder):
     def block_config(self, side: str) -> Side:
         return getattr(self.config, side)
 
-    def embed(self, side: str, tokens_BxT: jax.Array, positions_BxT: jax.Array) -> jax.Array:
-        x_BxTxD = self.look_up(tokens_BxT)
+    def embed(
+        self, side: str, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        x_BxTxD = self.look_up(tokens)
         if self.config.scale_embedding:
             x_BxTxD = x_BxTxD * self.config.d_model**0.5
         table = jnp.asarray(getattr(self, f"{side}_position"))
-        x_BxTxD = x_BxTxD + table[positions_BxT + POSITION_OFFSET]
+        x_BxTxD = x_BxTxD + table[positions + POSITION_OFFSET]
         return getattr(self, f"{side}_embedding_norm")(x_BxTxD)
 
-    def head(self, h: jax.Array) -> jax.Array:
+    def head(self, h: Float[Array, "*lead D"]) -> Float[Array, "*lead V"]:
         logits = self.unembed(h)
-        return logits + along_last(self.logits_bias[0], logits).astype(jnp.float32)
-
-
-MODULE = Bart
-
-
-def edit_roles(c: BartConfig) -> tuple[str, ...]:
-    """The MLP matrices (paper, section 5.1)."""
-    del c
-    return ("mlp/up", "mlp/down")
+        return logits + broadcast_last(self.logits_bias[0], logits).astype(jnp.float32)
 
 
 def tensor_specs(c: BartConfig) -> list[TensorSpec]:
-    """Every tensor of the model; files store kernels as [d_out, d_in] (torch Linear)."""
+    """Return every tensor; files store kernels as [d_out, d_in] (torch Linear)."""
     D = c.d_model
     specs = [
         TensorSpec("embedding", (c.vocab_size, D), "model.shared.weight"),
@@ -207,18 +197,30 @@ def tensor_specs(c: BartConfig) -> list[TensorSpec]:
 
 
 def block_specs(D: int, side: Side, ours: str, theirs: str, has_cross: bool) -> list[TensorSpec]:
-    """Tensors of one block."""
-    linear = functools.partial(linear_specs, bias=True)
+    """Return the tensors of one block."""
+    F = side.d_inner
     parts = [("attn", "norm_1", "self_attn")]
     if has_cross:
         parts.append(("cross", "norm_cross", "encoder_attn"))
     specs = norm_specs(f"{ours}/norm_2", f"{theirs}.final_layer_norm", D, bias=True)
     for part, norm, name in parts:
         specs += norm_specs(f"{ours}/{norm}", f"{theirs}.{name}_layer_norm", D, bias=True)
-        for role in ("q", "k", "v", "out"):
-            specs += linear(f"{ours}/{part}/{role}", f"{theirs}.{name}.{role}_proj", D, D)
-    return [
-        *specs,
-        *linear(f"{ours}/mlp/up", f"{theirs}.fc1", D, side.d_inner),
-        *linear(f"{ours}/mlp/down", f"{theirs}.fc2", side.d_inner, D),
-    ]
+        linears = [(role, f"{role}_proj", D, D, True) for role in ("q", "k", "v", "out")]
+        specs += linears_specs(f"{ours}/{part}", f"{theirs}.{name}", linears)
+    return specs + linears_specs(
+        ours, theirs, [("mlp/up", "fc1", D, F, True), ("mlp/down", "fc2", F, D, True)]
+    )
+
+
+FAMILY = Family(
+    model_class=Bart,
+    config_from_hf=config_from_hf,
+    tensor_specs=tensor_specs,
+    tied={
+        "model.encoder.embed_tokens.weight": "model.shared.weight",
+        "model.decoder.embed_tokens.weight": "model.shared.weight",
+        "lm_head.weight": "model.shared.weight",
+    },
+    ignore=(r"model\.(encoder|decoder)\.version",),
+    own_sharding_rules=(Rule("logits_bias", ("tensor",)),),
+)

@@ -1,26 +1,25 @@
 """BERT (Devlin et al. 2019) with the paper's fact-checking head: one score of the pooled text.
 
-Only files with today's names (`LayerNorm.weight`) are read, not those of 2018 (`LayerNorm.gamma`).
-Files of the encoder alone have no `bert.` before their names and no head (`CLASSIFIER_HEAD`).
+Only files with today's names (`LayerNorm.weight`) are supported, not those of 2018
+(`LayerNorm.gamma`). Files of the encoder alone have no `bert.` before their names and no head, see
+`CLASSIFIER_HEAD`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from mend_jax.models.attention import SelfAttention
-from mend_jax.models.base import TensorSpec, linear_specs, norm_specs
 from mend_jax.models.blocks import Block
-from mend_jax.models.classifier import NO_HEAD, TextClassifier
+from mend_jax.models.family import Family, HFConfig
 from mend_jax.models.layers import MLP, LayerNorm, activation
-
-MODEL_TYPES = ("bert",)
-TIED: dict[str, str] = {}
-IGNORE = (r"bert\.embeddings\.position_ids",)
+from mend_jax.models.single_stack import NO_HEAD, TextClassifier
+from mend_jax.models.tensor_spec import TensorSpec, linear_specs, linears_specs, norm_specs
+from mend_jax.parallel.sharding import Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +27,7 @@ class BertConfig:
     """Sizes of a BERT classifier.
 
     Attributes:
-      n_types: how many kinds of segment the file has an embedding of; every text is of kind 0.
+      n_types: the number of segment embeddings in the file; every text uses the first.
     """
 
     vocab_size: int
@@ -43,13 +42,14 @@ class BertConfig:
 
     @property
     def head_dim(self) -> int:
+        """The width K of a head."""
         return self.d_model // self.n_heads
 
 
-def config_from_hf(hf: dict[str, Any]) -> BertConfig:
-    """Our config from a Hugging Face config.json; raises KeyError / ValueError on what we lack.
+def config_from_hf(hf: HFConfig) -> BertConfig:
+    """Return our config; raise KeyError or ValueError on a missing or unsupported field.
 
-    A config that says nothing of labels is taken to have the one that we score.
+    Without labels in the config, the single label that we score is assumed.
     """
     for flag in ("is_decoder", "add_cross_attention"):
         if hf.get(flag, False):
@@ -72,59 +72,54 @@ def config_from_hf(hf: dict[str, Any]) -> BertConfig:
     )
 
 
-def _count_labels(hf: dict[str, Any]) -> int:
-    """From `num_labels`, or else from the names in `id2label`, which is what files carry."""
+def _count_labels(hf: HFConfig) -> int:
+    """Count labels by `num_labels`, or else by the names in `id2label`, which files have."""
     if hf.get("num_labels") is not None:
         return hf["num_labels"]
     return 1 if hf.get("id2label") is None else len(hf["id2label"])
 
 
 class BertBlock(Block):
+    """A post-norm block with biases everywhere."""
+
     pre_norm = False
 
-    def attention(self, name):
+    def attention(self, name: str) -> SelfAttention:
         c = self.config
         return SelfAttention(
             c.n_heads, c.n_heads, c.head_dim, qkv_bias=True, out_bias=True,
             dtype=self.dtype, name=name,
         )  # fmt: skip
 
-    def mlp(self, name):
+    def mlp(self, name: str) -> MLP:
         return MLP(self.config.d_inner, activation(self.config.act), dtype=self.dtype, name=name)
 
-    def norm(self, name):
+    def norm(self, name: str) -> LayerNorm:
         return LayerNorm(self.config.norm_eps, self.dtype, name=name)
 
 
 class Bert(TextClassifier):
-    """BERT with an untouched trunk and an editable top."""
+    """BERT with a frozen trunk and an editable top."""
 
     block_class = BertBlock
 
-    def setup_family(self):
+    def setup_family(self) -> None:
         c, init = self.config, nn.initializers.normal(0.02)
         self.embedding = self.param("embedding", init, (c.vocab_size, c.d_model))
         self.position = self.param("position", init, (c.n_positions, c.d_model))
         self.segment = self.param("segment", init, (c.n_types, c.d_model))
         self.embedding_norm = LayerNorm(c.norm_eps, self.dtype)
 
-    def embed(self, tokens_BxT, positions_BxT):
-        position_BxTxD = jnp.asarray(self.position)[positions_BxT]
+    def embed(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        position_BxTxD = jnp.asarray(self.position)[positions]
         segment_1x1xD = jnp.asarray(self.segment)[:1, None]
-        return self.embedding_norm(self.look_up(tokens_BxT) + position_BxTxD + segment_1x1xD)
-
-
-MODULE = Bert
-
-
-def edit_roles(c: BertConfig) -> tuple[str, ...]:
-    """The MLP matrices (paper, section 5.1)."""
-    del c
-    return ("mlp/up", "mlp/down")
+        return self.embedding_norm(self.look_up(tokens) + position_BxTxD + segment_1x1xD)
 
 
 def tensor_specs(c: BertConfig) -> list[TensorSpec]:
-    """Every tensor of the model; files store kernels as [d_out, d_in] (torch Linear)."""
+    """Return every tensor; files store kernels as [d_out, d_in] (torch Linear)."""
     D, F = c.d_model, c.d_inner
     embeddings = "bert.embeddings"
     kernel, bias = linear_specs("classifier", "classifier", D, 1, bias=True)
@@ -134,22 +129,29 @@ def tensor_specs(c: BertConfig) -> list[TensorSpec]:
         TensorSpec("segment", (c.n_types, D), f"{embeddings}.token_type_embeddings.weight"),
         *norm_specs("embedding_norm", f"{embeddings}.LayerNorm", D, bias=True),
         *linear_specs("pooler", "bert.pooler.dense", D, D, bias=True),
-        dataclasses.replace(kernel, lacking=NO_HEAD),
+        dataclasses.replace(kernel, missing_hint=NO_HEAD),
         bias,
     ]
+    linears = (
+        ("attn/q", "attention.self.query", D, D, True),
+        ("attn/k", "attention.self.key", D, D, True),
+        ("attn/v", "attention.self.value", D, D, True),
+        ("attn/out", "attention.output.dense", D, D, True),
+        ("mlp/up", "intermediate.dense", D, F, True),
+        ("mlp/down", "output.dense", F, D, True),
+    )
     for i in range(c.n_layer):
         ours, theirs = f"block_{i}", f"bert.encoder.layer.{i}"
-        specs += [
-            *norm_specs(f"{ours}/norm_1", f"{theirs}.attention.output.LayerNorm", D, bias=True),
-            *norm_specs(f"{ours}/norm_2", f"{theirs}.output.LayerNorm", D, bias=True),
-        ]
-        for role, name, d_in, d_out in (
-            ("attn/q", "attention.self.query", D, D),
-            ("attn/k", "attention.self.key", D, D),
-            ("attn/v", "attention.self.value", D, D),
-            ("attn/out", "attention.output.dense", D, D),
-            ("mlp/up", "intermediate.dense", D, F),
-            ("mlp/down", "output.dense", F, D),
-        ):
-            specs += linear_specs(f"{ours}/{role}", f"{theirs}.{name}", d_in, d_out, bias=True)
+        specs += norm_specs(f"{ours}/norm_1", f"{theirs}.attention.output.LayerNorm", D, bias=True)
+        specs += norm_specs(f"{ours}/norm_2", f"{theirs}.output.LayerNorm", D, bias=True)
+        specs += linears_specs(ours, theirs, linears)
     return specs
+
+
+FAMILY = Family(
+    model_class=Bert,
+    config_from_hf=config_from_hf,
+    tensor_specs=tensor_specs,
+    ignore=(r"bert\.embeddings\.position_ids",),
+    own_sharding_rules=(Rule("segment", (None, "fsdp")), Rule("(pooler|classifier)/(kernel|bias)")),
+)

@@ -2,7 +2,7 @@
 
 Llama's shape with scaled embeddings, norms before and after each part whose scale is 1 + weight,
 a tanh-GELU gated MLP, and blocks with a window between blocks without. Gemma 2 bounds scores and
-logits; Gemma 3 norms query and key heads and turns its local blocks by frequencies of their own.
+logits; Gemma 3 norms query and key heads and rotates its local blocks by separate frequencies.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from mend_jax.models import llama
-from mend_jax.models.base import TensorSpec, require, windows_by_type, without_gguf
+from mend_jax.models.attention import SelfAttention
+from mend_jax.models.config_fields import require_fields, windows_by_type
+from mend_jax.models.family import Family, HFConfig
 from mend_jax.models.layers import soft_cap
 from mend_jax.models.rotary import Rope, rope_from_hf
+from mend_jax.models.tensor_spec import TensorSpec, without_gguf
 from mend_jax.parallel.layout import keep_last_axis_whole
-
-MODEL_TYPES = ("gemma2", "gemma3_text")
-TIED = llama.TIED
-IGNORE = llama.IGNORE
-edit_roles = llama.edit_roles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +43,13 @@ class GemmaConfig(llama.LlamaConfig):
 
     @property
     def ropes(self) -> tuple[Rope, ...]:
+        """The rotary settings of each block."""
         return tuple(self.local_rope if window else self.rope for window in self.windows)
 
 
-def config_from_hf(hf: dict[str, Any]) -> GemmaConfig:
-    """Our config from a Hugging Face config.json; raises KeyError / ValueError on what we lack."""
-    require(hf, "head_dim", "num_key_value_heads")
+def config_from_hf(hf: HFConfig) -> GemmaConfig:
+    """Return our config; raise KeyError or ValueError on a missing or unsupported field."""
+    require_fields(hf, "head_dim", "num_key_value_heads")
     if hf.get("use_bidirectional_attention", False):
         raise ValueError("use_bidirectional_attention is not supported")
     is_third = hf["model_type"] == "gemma3_text"
@@ -76,26 +77,26 @@ def config_from_hf(hf: dict[str, Any]) -> GemmaConfig:
 
 
 def _pattern(n_layer: int, every: int) -> list[str]:
-    """Layer types where each `every`-th block looks back without limit."""
+    """Return layer types where each `every`-th block attends without a window."""
     return [
         "sliding_attention" if (i + 1) % every else "full_attention" for i in range(n_layer)
     ]  # fmt: skip
 
 
-def _cap(hf: dict[str, Any], name: str, optional: bool) -> float:
-    """A bound, 0 for null; only Gemma 3 has none where its config says nothing."""
+def _cap(hf: HFConfig, name: str, optional: bool) -> float:
+    """Return a bound, 0 for null; only in Gemma 3 may the field be missing."""
     return float((hf.get(name) if optional else hf[name]) or 0.0)
 
 
-def _layer_ropes(hf: dict[str, Any]) -> tuple[Rope, Rope]:
-    """Gemma 3's rotary settings of global and of local blocks, in either spelling.
+def _layer_ropes(hf: HFConfig) -> tuple[Rope, Rope]:
+    """Return Gemma 3's rotary settings of global and of local blocks, from either spelling.
 
-    Older files have `rope_theta` and `rope_scaling` for global, `rope_local_base_freq` for local
-    blocks; newer ones have an entry for each kind of layer in `rope_parameters`.
+    Older files have `rope_theta` and `rope_scaling` for global and `rope_local_base_freq` for
+    local blocks; newer ones have an entry for each type of layer in `rope_parameters`.
     """
     of_type = hf.get("rope_parameters") or {}
     if not set(of_type) <= {"full_attention", "sliding_attention"}:
-        raise ValueError("rope_parameters of gemma3_text must have an entry for each kind of layer")
+        raise ValueError("rope_parameters of gemma3_text must have an entry for each type of layer")
     global_theta = hf.get("rope_theta", 1e6)
     local_theta = hf.get("rope_local_base_freq", 1e4)
     whole = {**(of_type.get("full_attention") or {}), **(hf.get("rope_scaling") or {})}
@@ -108,30 +109,33 @@ def _layer_ropes(hf: dict[str, Any]) -> tuple[Rope, Rope]:
 
 
 class GemmaBlock(llama.LlamaBlock):
+    """Llama's block with a second norm after each part."""
+
     plain_sum = False
 
-    def attention(self, name):
-        return super().attention(name, scale=self.config.scale, softcap=self.config.softcap)
+    def attention(self, name: str, **more: Any) -> SelfAttention:
+        c = self.config
+        return super().attention(name, scale=c.scale, softcap=c.softcap, **more)
 
-    def after(self, name, x, y):
+    def after(self, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
         return keep_last_axis_whole(x + self.norm(f"{name}_post")(y))
 
 
 class Gemma(llama.Llama):
-    """Gemma with an untouched trunk and an editable top."""
+    """Gemma with a frozen trunk and an editable top."""
 
     block_class = GemmaBlock
 
-    def embed(self, tokens_BxT, positions_BxT):
-        """Embeddings times D^1/2, rounded to the model's type as it was in training."""
-        h_BxTxD = super().embed(tokens_BxT, positions_BxT)
+    def embed(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Return embeddings times D^1/2, a factor rounded to the model's type as in training."""
+        h_BxTxD = super().embed(tokens, positions)
         return h_BxTxD * jnp.asarray(self.config.d_model**0.5, self.dtype)
 
-    def head(self, h):
+    def head(self, h: Float[Array, "*lead D"]) -> Float[Array, "*lead V"]:
         return soft_cap(super().head(h), self.config.final_softcap)
 
-
-MODULE = Gemma
 
 _NORMS = (
     ("norm_1", "input_layernorm", ""),
@@ -142,5 +146,15 @@ _NORMS = (
 
 
 def tensor_specs(c: GemmaConfig) -> list[TensorSpec]:
-    """Every tensor of the model."""
+    """Return every tensor of the model."""
     return without_gguf(llama.tensor_specs(c, _NORMS))
+
+
+FAMILY = Family(
+    model_class=Gemma,
+    config_from_hf=config_from_hf,
+    tensor_specs=tensor_specs,
+    edit_roles=llama.gated_mlp_roles,
+    tied=llama.TIED,
+    ignore=llama.IGNORE,
+)

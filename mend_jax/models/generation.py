@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
-from mend_jax.models.attention import Context, token_positions
-from mend_jax.models.base import EditableModel, Inputs
+from mend_jax.models.attention import Cache, Context, token_positions
+from mend_jax.models.editable_model import EditableModel, Inputs
 
-# (float32 logits [B, V], how many tokens were written before) -> int32[B], the next tokens.
-Pick = Callable[[jax.Array, Any], jax.Array]
-
-
-def most_likely(logits_BxV: jax.Array, written: Any) -> jax.Array:
-    """The greedy choice."""
-    del written
-    return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
+Choose = Callable[[Float[Array, "B V"], int | Int[Array, ""]], Int[Array, " B"]]
+"""(float32 logits, number of tokens generated before) -> the next tokens."""
 
 
-def sampled(keys_B: jax.Array, temperature: float | jax.Array = 1.0) -> Pick:
-    """Draws each token from softmax(logits / temperature).
+def greedy(logits: Float[Array, "B V"], n_generated: int | Int[Array, ""]) -> Int[Array, " B"]:
+    """Return the most likely tokens."""
+    del n_generated
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def sampler(keys: Key[Array, " B"], temperature: float | jax.Array = 1.0) -> Choose:
+    """Return a function that draws each token from softmax(logits / temperature).
 
     A row's draws depend on its own key and on how many tokens it has, not on the rest of the batch.
     """
@@ -30,11 +31,11 @@ def sampled(keys_B: jax.Array, temperature: float | jax.Array = 1.0) -> Pick:
     def draw(key: jax.Array, logits_V: jax.Array) -> jax.Array:
         return jax.random.categorical(key, logits_V / temperature)
 
-    def pick(logits_BxV: jax.Array, written: Any) -> jax.Array:
-        now_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, written)
+    def choose(logits_BxV: jax.Array, n_generated: int | jax.Array) -> jax.Array:
+        now_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n_generated)
         return jax.vmap(draw)(now_B, logits_BxV).astype(jnp.int32)
 
-    return pick
+    return choose
 
 
 def generate(
@@ -44,21 +45,18 @@ def generate(
     *,
     max_new: int,
     eos_id: int,
-    pick: Pick = most_likely,
-) -> jax.Array:
-    """A continuation of each prompt; a pure function, to be jitted and vmapped.
+    choose: Choose = greedy,
+) -> Int[Array, "B max_new"]:
+    """Return a continuation of each prompt; a pure function, to be jitted and vmapped.
 
     Args:
       model: static.
       variables: {"params": ..., and optionally "edits": ...}.
       prompts: [B, T], padded on either side; every row has a real token. For an encoder-decoder
-        `tokens` is how the decoder starts, and the question is in `source`.
-      max_new: how many tokens to generate at the most (static).
+        `tokens` are the decoder's first tokens, and the prompt is in `source`.
+      max_new: the most tokens to generate (static).
       eos_id: a row stops at this token; the rest of its output is `eos_id`.
-      pick: chooses each token by its logits: `most_likely`, or `sampled(keys, temperature)`.
-
-    Returns:
-      int32[B, max_new].
+      choose: `greedy`, or `sampler(keys, temperature)`.
     """
     mask_BxT = prompts.mask
     B, T = prompts.tokens.shape
@@ -67,11 +65,11 @@ def generate(
     prompt_slots_BxS = jnp.pad(mask_BxT, ((0, 0), (0, max_new)))
     slots_S = jnp.arange(S, dtype=jnp.int32)
 
-    def step(tokens, context, cache):
-        return model.apply(variables, tokens, context, cache, method="extend")
+    def step(tokens: jax.Array, context: Context, cache: Cache) -> tuple[jax.Array, Cache]:
+        return cast(Any, model.apply(variables, tokens, context, cache, method="extend"))
 
-    def next_token(h_BxD, written):
-        return pick(model.apply(variables, h_BxD, method="head"), written)
+    def next_token(h_BxD: jax.Array, n_generated: int | jax.Array) -> jax.Array:
+        return choose(cast(Any, model.apply(variables, h_BxD, method="head")), n_generated)
 
     causal_TxS = slots_S[None, :] <= slots_S[:T, None]
     positions_BxT = token_positions(mask_BxT)
@@ -83,17 +81,17 @@ def generate(
         attend=causal_TxS[None] & prompt_slots_BxS[:, None, :],
         write_at=jnp.zeros((), jnp.int32),
     )
-    cache = model.apply(variables, prompts, S, method="open_cache")
+    cache = cast(Any, model.apply(variables, prompts, S, method="open_cache"))
     h_BxTxD, cache = step(prompts.tokens, prefill, cache)
     last_B = (T - 1 - jnp.argmax(mask_BxT[:, ::-1], axis=-1)).astype(jnp.int32)
     h_BxD = jnp.take_along_axis(h_BxTxD, last_B[:, None, None], axis=1)[:, 0]
     first_B = next_token(h_BxD, 0)
 
-    def unfinished(carry):
+    def unfinished(carry: Any) -> jax.Array:
         i, _, done_B, _, _ = carry
         return (i < max_new) & ~done_B.all()
 
-    def decode(carry):
+    def decode(carry: Any) -> Any:
         i, token_B, done_B, out_BxN, cache = carry
         generated_S = (slots_S >= T) & (slots_S < T + i)
         here = T + i - 1

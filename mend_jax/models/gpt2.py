@@ -1,23 +1,24 @@
-"""GPT-2 and distilGPT-2 (Radford et al. 2019): learned positions, pre-norm, GELU (tanh form)."""
+"""GPT-2 and distilGPT-2 (Radford et al. 2019): learned positions, pre-norm, GELU (tanh form).
+
+GPT-Neo and GPT-J extend it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from mend_jax.models.attention import SelfAttention
-from mend_jax.models.base import TensorSpec, linear_specs, norm_specs
 from mend_jax.models.blocks import Block
-from mend_jax.models.decoder import DecoderLM
+from mend_jax.models.family import Family, HFConfig
 from mend_jax.models.layers import MLP, LayerNorm, gelu_tanh
-
-MODEL_TYPES = ("gpt2",)
-TIED = {"lm_head.weight": "transformer.wte.weight"}
-IGNORE = (r"h\.\d+\.attn\.(masked_)?bias",)
+from mend_jax.models.single_stack import DecoderLM
+from mend_jax.models.tensor_spec import TensorSpec, linears_specs, norm_specs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,100 +36,106 @@ class GPT2Config:
 
     @property
     def head_dim(self) -> int:
+        """The width K of a head."""
         return self.d_model // self.n_heads
 
     @property
     def n_kv_heads(self) -> int:
+        """As many as query heads."""
         return self.n_heads
 
 
-def config_from_hf(hf: dict[str, Any]) -> GPT2Config:
-    """Our config from a Hugging Face config.json; raises KeyError / ValueError on what we lack."""
-    require_gelu_tanh(hf)
-    for flag in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"):
-        if hf.get(flag, False):
-            raise ValueError(f"{flag} is not supported")
-    return GPT2Config(
+C = TypeVar("C", bound=GPT2Config)
+
+
+def common_config(hf: HFConfig, make: type[C], names: Iterable[str], **more: Any) -> C:
+    """Return a config of this shape.
+
+    Args:
+      make: the class of the config.
+      names: the config.json fields of n_positions, n_layer, d_model, n_heads and d_inner.
+      more: the other fields.
+
+    Raises:
+      KeyError, ValueError: a field is missing, or has an unsupported value.
+    """
+    if hf.get("activation_function", "gelu_new") != "gelu_new":
+        raise ValueError(f"activation_function {hf['activation_function']!r} is not gelu_new")
+    n_positions, n_layer, d_model, n_heads, d_inner = names
+    return make(
         vocab_size=hf["vocab_size"],
-        n_positions=hf["n_positions"],
-        n_layer=hf["n_layer"],
-        d_model=hf["n_embd"],
-        n_heads=hf["n_head"],
-        d_inner=hf.get("n_inner") or 4 * hf["n_embd"],
+        n_positions=hf[n_positions],
+        n_layer=hf[n_layer],
+        d_model=hf[d_model],
+        n_heads=hf[n_heads],
+        d_inner=hf.get(d_inner) or 4 * hf[d_model],
         norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-        tie_embeddings=hf.get("tie_word_embeddings", True),
+        **more,
     )
 
 
-def require_gelu_tanh(hf: dict[str, Any]) -> None:
-    """Refuses another activation than that of every model of this shape."""
-    if hf.get("activation_function", "gelu_new") != "gelu_new":
-        raise ValueError(f"activation_function {hf['activation_function']!r} is not gelu_new")
+NAMES = ("n_positions", "n_layer", "n_embd", "n_head", "n_inner")
+
+
+def config_from_hf(hf: HFConfig) -> GPT2Config:
+    """Return our config; raise KeyError or ValueError on a missing or unsupported field."""
+    for flag in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"):
+        if hf.get(flag, False):
+            raise ValueError(f"{flag} is not supported")
+    tied = hf.get("tie_word_embeddings", True)
+    return common_config(hf, GPT2Config, NAMES, tie_embeddings=tied)
 
 
 class GPT2Block(Block):
-    def attention(self, name):
+    """A pre-norm block with biases everywhere."""
+
+    def attention(self, name: str) -> SelfAttention:
         c = self.config
         return SelfAttention(
             c.n_heads, c.n_heads, c.head_dim, fused=True, qkv_bias=True, out_bias=True,
             dtype=self.dtype, name=name,
         )  # fmt: skip
 
-    def mlp(self, name):
+    def mlp(self, name: str) -> MLP:
         return MLP(self.config.d_inner, gelu_tanh, dtype=self.dtype, name=name)
 
-    def norm(self, name):
+    def norm(self, name: str) -> LayerNorm:
         return LayerNorm(self.config.norm_eps, self.dtype, name=name)
 
 
 class GPT2(DecoderLM):
-    """GPT-2 with an untouched trunk and an editable top."""
+    """GPT-2 with a frozen trunk and an editable top."""
 
     block_class = GPT2Block
 
-    def setup_family(self):
-        c = self.config
-        self.position = self.param(
-            "position", nn.initializers.normal(0.02), (c.n_positions, c.d_model)
-        )
+    def setup_family(self) -> None:
+        c, init = self.config, nn.initializers.normal(0.02)
+        self.position = self.param("position", init, (c.n_positions, c.d_model))
 
-    def make_final_norm(self):
+    def make_final_norm(self) -> LayerNorm:
         return LayerNorm(self.config.norm_eps, self.dtype)
 
-    def embed(self, tokens_BxT, positions_BxT):
-        position_BxTxD = jnp.asarray(self.position)[positions_BxT]
-        return (self.look_up(tokens_BxT) + position_BxTxD).astype(self.dtype)
-
-
-MODULE = GPT2
-
-
-def edit_roles(c: GPT2Config) -> tuple[str, ...]:
-    """The MLP matrices (paper, section 5.1)."""
-    del c
-    return ("mlp/up", "mlp/down")
+    def embed(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        position_BxTxD = jnp.asarray(self.position)[positions]
+        return (self.look_up(tokens) + position_BxTxD).astype(self.dtype)
 
 
 def tensor_specs(c: GPT2Config) -> list[TensorSpec]:
-    """Every tensor of the model; GPT-2 files store kernels as [d_in, d_out] (Conv1D)."""
+    """Return every tensor; GPT-2 files store kernels as [d_in, d_out] (Conv1D)."""
     D, F = c.d_model, c.d_inner
-    specs = outer_specs(c)
-    conv = functools.partial(linear_specs, bias=True, transpose=False)
-    for i in range(c.n_layer):
-        ours, theirs = f"block_{i}", f"transformer.h.{i}"
-        specs += [
-            *norm_specs(f"{ours}/norm_1", f"{theirs}.ln_1", D, bias=True),
-            *norm_specs(f"{ours}/norm_2", f"{theirs}.ln_2", D, bias=True),
-            *conv(f"{ours}/attn/qkv", f"{theirs}.attn.c_attn", D, 3 * D),
-            *conv(f"{ours}/attn/out", f"{theirs}.attn.c_proj", D, D),
-            *conv(f"{ours}/mlp/up", f"{theirs}.mlp.c_fc", D, F),
-            *conv(f"{ours}/mlp/down", f"{theirs}.mlp.c_proj", F, D),
-        ]
-    return specs
+    linears = (
+        ("attn/qkv", "attn.c_attn", D, 3 * D, True),
+        ("attn/out", "attn.c_proj", D, D, True),
+        ("mlp/up", "mlp.c_fc", D, F, True),
+        ("mlp/down", "mlp.c_proj", F, D, True),
+    )
+    return outer_specs(c) + block_specs(c, linears, transpose=False)
 
 
 def outer_specs(c: GPT2Config) -> list[TensorSpec]:
-    """The tensors outside the blocks."""
+    """Return the tensors outside the blocks."""
     D = c.d_model
     specs = [
         TensorSpec("embedding", (c.vocab_size, D), "transformer.wte.weight"),
@@ -138,3 +145,35 @@ def outer_specs(c: GPT2Config) -> list[TensorSpec]:
     if not c.tie_embeddings:
         specs.append(TensorSpec("unembedding", (D, c.vocab_size), "lm_head.weight", True))
     return specs
+
+
+def block_specs(
+    c: GPT2Config,
+    linears: Iterable[tuple[str, str, int, int, bool]],
+    *,
+    n_norms: int = 2,
+    transpose: bool = True,
+) -> list[TensorSpec]:
+    """Return the tensors of all blocks.
+
+    Args:
+      linears: the matmuls of a block, see `linears_specs`.
+      n_norms: how many norms a block has.
+      transpose: the file holds kernels as [d_out, d_in].
+    """
+    linears, specs = tuple(linears), []
+    for i in range(c.n_layer):
+        ours, theirs = f"block_{i}", f"transformer.h.{i}"
+        for n in range(1, n_norms + 1):
+            specs += norm_specs(f"{ours}/norm_{n}", f"{theirs}.ln_{n}", c.d_model, bias=True)
+        specs += linears_specs(ours, theirs, linears, transpose=transpose)
+    return specs
+
+
+FAMILY = Family(
+    model_class=GPT2,
+    config_from_hf=config_from_hf,
+    tensor_specs=tensor_specs,
+    tied={"lm_head.weight": "transformer.wte.weight"},
+    ignore=(r"h\.\d+\.attn\.(masked_)?bias",),
+)

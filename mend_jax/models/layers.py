@@ -1,4 +1,4 @@
-"""Layers that every model family is built from; the editable matmul is the one that editors see.
+"""Layers that every model family is built from; editors act on the editable matmul.
 
 Shape letters: B batch, T positions, D model width, F inner width.
 """
@@ -12,29 +12,34 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 EDITS = "edits"
 TAPS = "taps"
 
+Tap = dict[str, Float[Array, "*lead d"]]
+"""{"u": [..., d_in], "delta": [..., d_out]}, the factors of a gradient."""
+
 
 @jax.custom_vjp
-def tap_factors(x: jax.Array, y: jax.Array, tap: dict[str, jax.Array]) -> jax.Array:
-    """The identity on `y`, whose cotangent with respect to `tap` is the pair (u, delta).
+def tap_factors(
+    x: Float[Array, "*lead d_in"], y: Float[Array, "*lead d_out"], tap: Tap
+) -> Float[Array, "*lead d_out"]:
+    """Return `y`; the cotangent with respect to `tap` is the pair (u, delta).
 
     For y = x W the gradient of a loss with respect to W is sum_n u_n delta_n^T with u = x and
-    delta = dL/dy (MEND, section 3.1). `jax.grad` with respect to the (zero valued, never read)
-    `tap = {"u": [..., d_in], "delta": [..., d_out]}` therefore returns the factors themselves, and
-    no dense weight gradient is ever formed.
+    delta = dL/dy (MEND, section 3.1). So `jax.grad` with respect to `tap` (zeros, never read)
+    returns the factors themselves, and no dense weight gradient is ever formed.
     """
     del x, tap
     return y
 
 
-def _tap_forward(x, y, tap):
+def _tap_forward(x: jax.Array, y: jax.Array, tap: Tap) -> tuple[jax.Array, Any]:
     return y, (x, tap)
 
 
-def _tap_backward(residual, dy):
+def _tap_backward(residual: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array, Tap]:
     x, tap = residual
     factors = {"u": x.astype(tap["u"].dtype), "delta": dy.astype(tap["delta"].dtype)}
     return jnp.zeros_like(x), dy, factors
@@ -44,42 +49,48 @@ tap_factors.defvjp(_tap_forward, _tap_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def float32_product(x: jax.Array, w: jax.Array, axis: int) -> jax.Array:
-    """Float32 products of x[..., D] and w along that axis of w, a matrix of the same dtype.
+def float32_product(
+    x: Float[Array, "*lead D"], w: Float[Array, "_ _"], axis: int
+) -> Float[Array, "*lead V"]:
+    """Return float32 products of x and w along that axis of w, a matrix of the same dtype.
 
-    Backward the cotangent is rounded to the operands' dtype, as a TPU does with float32 at its
-    default precision: else a GPU would multiply in float32, at half the rate, and copy w for it.
+    The backward pass rounds the cotangent to the operands' dtype, as a TPU does with float32 at its
+    default precision; otherwise a GPU would multiply in float32, at half the rate, and copy w.
     """
     dims = (((x.ndim - 1,), (axis,)), ((), ()))
     return jax.lax.dot_general(x, w, dims, preferred_element_type=jnp.float32)
 
 
-def _float32_product_forward(x, w, axis):
-    of_w = x.value if w.perturbed else None  # of a frozen w no gradient is made
-    return float32_product(x.value, w.value, axis), (w.value, of_w)
+def _float32_product_forward(x: Any, w: Any, axis: int) -> tuple[jax.Array, Any]:
+    kept_x = x.value if w.perturbed else None  # a frozen w needs no gradient
+    return float32_product(x.value, w.value, axis), (w.value, kept_x)
 
 
-def _float32_product_backward(axis, residual, dy):
+def _float32_product_backward(
+    axis: int, residual: Any, dy: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
     w, x = residual
     dy = dy.astype(w.dtype)
     dx = jax.lax.dot_general(dy, w, (((dy.ndim - 1,), (1 - axis,)), ((), ())))
     if x is None:
         return dx, None
     lead = tuple(range(x.ndim - 1))
-    pair = (x, dy) if axis == 0 else (dy, x)
-    return dx, jax.lax.dot_general(*pair, ((lead, lead), ((), ())))
+    left, right = (x, dy) if axis == 0 else (dy, x)
+    return dx, jax.lax.dot_general(left, right, ((lead, lead), ((), ())))
 
 
 float32_product.defvjp(_float32_product_forward, _float32_product_backward, symbolic_zeros=True)
 
 
-def along_last(vector: jax.Array, like: jax.Array) -> jax.Array:
-    """vector[D] with leading axes of size one, to broadcast along the last axis of `like`."""
+def broadcast_last(
+    vector: Float[Array, " D"], like: Float[Array, "*lead D"]
+) -> Float[Array, "*ones D"]:
+    """Return the vector with leading axes of size one, as many as `like` has."""
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
-def soft_cap(x: jax.Array, cap: float) -> jax.Array:
-    """cap tanh(x / cap), which keeps x within (-cap, cap) smoothly; x itself where cap is 0.
+def soft_cap(x: Float[Array, "*shape"], cap: float) -> Float[Array, "*shape"]:
+    """Return cap tanh(x / cap), which bounds x smoothly to (-cap, cap); x itself if cap is 0.
 
     From Gemma 2 (Gemma team 2024, arXiv:2408.00118, section 2).
     """
@@ -91,8 +102,8 @@ class EditableDense(nn.Module):
 
     Collections besides "params":
       "edits": a variable `delta`, any callable pytree that maps (x, W) to the edited matmul's
-        result x W', such as those of `mend_jax.core.weight_edit`. W itself is never changed.
-      "taps": a variable `tap`, see `tap_factors`. Absent taps cost nothing.
+        result x W', such as those of `mend_jax.core.weight_edit`. W itself never changes.
+      "taps": a variable `tap`, see `tap_factors`. Without one there is no cost.
     """
 
     features: int
@@ -100,10 +111,11 @@ class EditableDense(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*lead d_in"]) -> Float[Array, "*lead d_out"]:
         d_in = x.shape[-1]
         kernel = self.param("kernel", nn.initializers.normal(0.02), (d_in, self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y: jax.Array
         if self.has_variable(EDITS, "delta"):
             y = self.get_variable(EDITS, "delta")(x, kernel)
         else:
@@ -120,7 +132,7 @@ class EditableDense(nn.Module):
             y = tap_factors(x, y, tap.value)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y = y + along_last(bias, y).astype(self.dtype)
+            y = y + broadcast_last(bias, y).astype(self.dtype)
         return y
 
 
@@ -131,13 +143,13 @@ class LayerNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         x = x.astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-        scale, bias = (along_last(p, x).astype(jnp.float32) for p in (scale, bias))
+        scale, bias = (broadcast_last(p, x).astype(jnp.float32) for p in (scale, bias))
         return (x * scale + bias).astype(self.dtype)
 
 
@@ -149,12 +161,12 @@ class RMSNorm(nn.Module):
     offset: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
         start = nn.initializers.constant(1.0 - self.offset)
         scale = self.param("scale", start, (x.shape[-1],)).astype(jnp.float32) + self.offset
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-        return (x * along_last(scale, x)).astype(self.dtype)
+        return (x * broadcast_last(scale, x)).astype(self.dtype)
 
 
 class MLP(nn.Module):
@@ -166,7 +178,7 @@ class MLP(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
         dense = functools.partial(EditableDense, use_bias=self.use_bias, dtype=self.dtype)
         h_BxTxF = self.act(dense(self.inner, name="up")(x))
         return dense(x.shape[-1], name="down")(h_BxTxF)
@@ -180,7 +192,7 @@ class GatedMLP(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
         dense = functools.partial(EditableDense, dtype=self.dtype)
         gate_BxTxF = self.act(dense(self.inner, name="gate")(x))
         h_BxTxF = gate_BxTxF * dense(self.inner, name="up")(x)
@@ -189,7 +201,7 @@ class GatedMLP(nn.Module):
 
 gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
 gelu_exact = functools.partial(jax.nn.gelu, approximate=False)
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu_exact,
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
@@ -199,7 +211,7 @@ ACTIVATIONS = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The activation that a Hugging Face config names; ValueError for one that we lack."""
+    """Return the activation that a Hugging Face config names; ValueError if unsupported."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation {name!r} is not supported; known: {sorted(ACTIVATIONS)}")
     return ACTIVATIONS[name]

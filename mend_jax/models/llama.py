@@ -1,7 +1,7 @@
 """Llama 1 to 3 (Touvron et al. 2023, Dubey et al. 2024), Mistral (Jiang et al. 2023), SmolLM2.
 
-Grouped-query attention, rotary positions, RMSNorm, gated SiLU MLP. Qwen and Gemma are built on
-it: what they add (biases, norms of heads, more norms) is a field or an argument here.
+Grouped-query attention, rotary positions, RMSNorm, gated SiLU MLP. Qwen and Gemma extend it:
+their additions (biases, norms of heads, more norms) are fields or arguments here.
 """
 
 from __future__ import annotations
@@ -9,20 +9,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-from mend_jax.models.attention import SelfAttention
-from mend_jax.models.base import TensorSpec, linear_specs, norm_specs, require, window_layers
+from mend_jax.models.attention import Layer, SelfAttention
 from mend_jax.models.blocks import Block
-from mend_jax.models.decoder import DecoderLM
+from mend_jax.models.config_fields import require_fields, window_constants
+from mend_jax.models.family import Family, HFConfig
 from mend_jax.models.layers import GatedMLP, RMSNorm, activation
-from mend_jax.models.rotary import Rope, rope_from_hf, turn_halves
+from mend_jax.models.rotary import Rope, rope_from_hf, rotate_halves
+from mend_jax.models.single_stack import DecoderLM
+from mend_jax.models.tensor_spec import TensorSpec, linear_specs, norm_specs
 
-MODEL_TYPES = ("llama", "mistral")
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 IGNORE = (r".*rotary_emb\.inv_freq",)
+
+C = TypeVar("C", bound="LlamaConfig")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +34,10 @@ class LlamaConfig:
     """Sizes of a Llama model.
 
     Attributes:
-      windows: how far back each block looks, 0 without limit; () for none.
+      windows: how far back each block attends, 0: unlimited; () for none.
       qkv_bias, out_bias: which matmuls of attention have a bias.
       head_norm: norms of query and key heads (Qwen3, Gemma 3).
-      norm_offset: what norms add to their scale.
+      norm_offset: added to the scale of norms.
     """
 
     vocab_size: int
@@ -61,31 +65,34 @@ class LlamaConfig:
         return (self.rope,) * self.n_layer
 
 
-def config_from_hf(hf: dict[str, Any]) -> LlamaConfig:
-    """Our config from a Hugging Face config.json; raises KeyError / ValueError on what we lack."""
+def config_from_hf(hf: HFConfig) -> LlamaConfig:
+    """Return our config; raise KeyError or ValueError on a missing or unsupported field."""
     if hf["model_type"] == "mistral":
-        require(hf, "num_key_value_heads")
+        require_fields(hf, "num_key_value_heads")
         window = hf.get("sliding_window", 4096)
-        return common_config(hf, windows=(window or 0,) * hf["num_hidden_layers"])
+        return common_config(hf, LlamaConfig, windows=(window or 0,) * hf["num_hidden_layers"])
     if hf.get("mlp_bias", False):
         raise ValueError("mlp_bias is not supported")
-    return common_config(hf, **attention_biases(hf))
+    return common_config(hf, LlamaConfig, **attention_biases(hf))
 
 
-def attention_biases(hf: dict[str, Any]) -> dict[str, bool]:
-    """The fields that a config's `attention_bias` stands for: all four matmuls or none."""
+def attention_biases(hf: HFConfig) -> dict[str, bool]:
+    """Return the fields set by a config's `attention_bias`: all four matmuls or none."""
     return dict.fromkeys(("qkv_bias", "out_bias"), bool(hf.get("attention_bias", False)))
 
 
-def common_config(
-    hf: dict[str, Any], make: type[LlamaConfig] = LlamaConfig, **more: Any
-) -> LlamaConfig:
-    """What all configs of this shape have in common, as `make`; `more` comes before it."""
+def common_config(hf: HFConfig, make: type[C], **more: Any) -> C:
+    """Return a config of this shape.
+
+    Args:
+      make: the class of the config.
+      more: fields that take precedence over those of config.json.
+    """
     n_heads = hf["num_attention_heads"]
     more.setdefault("act", hf.get("hidden_act", "silu"))
     if "rope" not in more:
         more["rope"] = rope_from_hf(hf)
-    activation(more["act"])  # refuses what it does not know
+    activation(more["act"])  # refuses an unknown one
     return make(
         vocab_size=hf["vocab_size"],
         n_positions=hf["max_position_embeddings"],
@@ -101,17 +108,21 @@ def common_config(
 
 
 def rms_norm(c: LlamaConfig, dtype: Any) -> functools.partial[RMSNorm]:
-    """Makes the norms of a model; takes the `name` of one."""
+    """Return a factory of the norms of a model, which accepts the `name` of one."""
     return functools.partial(RMSNorm, c.norm_eps, dtype, c.norm_offset)
 
 
-def rotate(x_BxTxHxK, positions_BxT, layer):
-    """Turns heads by the block's own frequencies."""
-    return turn_halves(x_BxTxHxK, positions_BxT, layer["inverse"])
+def rotate(
+    x: Float[Array, "B T H K"], positions: Int[Array, "B T"], layer: Layer
+) -> Float[Array, "B T H K"]:
+    """Rotate heads by the block's own frequencies."""
+    return rotate_halves(x, positions, layer["inverse"])
 
 
 class LlamaBlock(Block):
-    def attention(self, name, **more):
+    """A pre-norm block with rotary positions and a gated MLP."""
+
+    def attention(self, name: str, **more: Any) -> SelfAttention:
         c = self.config
         return SelfAttention(
             c.n_heads, c.n_kv_heads, c.head_dim, qkv_bias=c.qkv_bias, out_bias=c.out_bias,
@@ -119,32 +130,29 @@ class LlamaBlock(Block):
             dtype=self.dtype, name=name, **more,
         )  # fmt: skip
 
-    def mlp(self, name):
+    def mlp(self, name: str) -> GatedMLP:
         return GatedMLP(self.config.d_inner, activation(self.config.act), self.dtype, name=name)
 
-    def norm(self, name):
+    def norm(self, name: str) -> RMSNorm:
         return rms_norm(self.config, self.dtype)(name=name)
 
 
 class Llama(DecoderLM):
-    """Llama with an untouched trunk and an editable top."""
+    """Llama with a frozen trunk and an editable top."""
 
     block_class = LlamaBlock
 
-    def make_final_norm(self):
+    def make_final_norm(self) -> RMSNorm:
         return rms_norm(self.config, self.dtype)()
 
-    def layers(self, stack):
+    def layers(self, stack: str) -> dict[str, np.ndarray]:
         c = self.config
         inverse = np.stack([rope.inverse(c.head_dim) for rope in c.ropes])
-        return {"inverse": inverse, **window_layers(c.windows)}
+        return {"inverse": inverse, **window_constants(c.windows)}
 
 
-MODULE = Llama
-
-
-def edit_roles(c: LlamaConfig) -> tuple[str, ...]:
-    """The MLP matrices."""
+def gated_mlp_roles(c: LlamaConfig) -> tuple[str, ...]:
+    """Return the MLP matrices, the default weights to edit."""
     del c
     return ("mlp/gate", "mlp/up", "mlp/down")
 
@@ -153,11 +161,11 @@ NORMS = (
     ("norm_1", "input_layernorm", "attn_norm"),
     ("norm_2", "post_attention_layernorm", "ffn_norm"),
 )
-"""The norms of a block: our name, that of Hugging Face, that of GGUF."""
+"""The norms of a block: our name, the Hugging Face name, the GGUF name."""
 
 
 def tensor_specs(c: LlamaConfig, norms: Sequence[tuple[str, str, str]] = NORMS) -> list[TensorSpec]:
-    """Every tensor of the model; files store kernels as [d_out, d_in] (torch Linear)."""
+    """Return every tensor; files store kernels as [d_out, d_in] (torch Linear)."""
     D = c.d_model
     specs = [
         TensorSpec(
@@ -200,3 +208,13 @@ def _block_specs(c: LlamaConfig, ours: str, theirs: str, gguf: str) -> list[Tens
             gguf=f"{gguf}.{short}", gguf_rope_heads=heads,
         )  # fmt: skip
     return specs
+
+
+FAMILY = Family(
+    model_class=Llama,
+    config_from_hf=config_from_hf,
+    tensor_specs=tensor_specs,
+    edit_roles=gated_mlp_roles,
+    tied=TIED,
+    ignore=IGNORE,
+)

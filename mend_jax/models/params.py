@@ -1,30 +1,33 @@
 """Between the flat, one-entry-per-block form of parameters and the nested, trunk-stacked form.
 
-Flat paths (`block_3/mlp/up/kernel`) are what files, edits and fingerprints use. The nested tree is
-what `module.apply` takes: the trunk's blocks are stacked along a new first axis under `trunk`.
+Files, edits and fingerprints use flat paths (`block_3/mlp/up/kernel`). `module.apply` takes the
+nested tree: the trunk's blocks are stacked along a new first axis under `trunk`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from mend_jax.models.base import TensorSpec
 from mend_jax.models.blocks import Stack, trunk_name
+from mend_jax.models.tensor_spec import TensorSpec
 
 Params = Mapping[str, Any]
 """Nested base parameters, as `module.apply` expects them."""
+FlatParams = Mapping[str, Any]
+"""Base parameters by flat path."""
 
-BLOCK = re.compile(r"((?:\w+_)?block)_(\d+)/(.*)")  # stack, number, the rest
+BLOCK = re.compile(r"((?:\w+_)?block)_(\d+)/(.*)")
+"""A flat path within a block: stack, number, the rest."""
 _TRUNK = re.compile(r"((?:\w+_)?)trunk/(.*)")
 
 
 def nest(flat: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
-    """{'a/b': x} -> {'a': {'b': x}}."""
+    """Return the nested form: {'a/b': x} -> {'a': {'b': x}}."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, last = path.split(separator)
@@ -36,7 +39,7 @@ def nest(flat: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': x}} -> {'a/b': x}; the inverse of `nest`."""
+    """Return the flat form, the inverse of `nest`: {'a': {'b': x}} -> {'a/b': x}."""
     flat: dict[str, Any] = {}
     for key, node in tree.items():
         if isinstance(node, Mapping):
@@ -46,20 +49,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def weight_at(params: Mapping[str, Any], name: str) -> Any:
-    """Return the kernel of the weight `name` (`block_3/mlp/up`) in nested parameters.
+def stack_trunk(flat: FlatParams, stacks: Iterable[Stack], xp: Any = np) -> dict[str, Any]:
+    """Return the nested tree of a model whose trunk blocks are stacked.
 
-    Raises:
-      KeyError: no such weight, or its block is part of the stacked trunk.
+    Args:
+      xp: the module with `stack`: numpy or jax.numpy.
     """
-    node: Any = params
-    for part in name.split("/"):
-        node = node[part]
-    return node["kernel"]
-
-
-def stack_trunk(flat: Mapping[str, Any], stacks: Iterable[Stack], xp: Any = np) -> dict[str, Any]:
-    """Flat parameters -> the nested tree of a model whose trunk blocks are stacked."""
     return nest(
         {
             path: flat[source] if isinstance(source, str) else xp.stack([flat[p] for p in source])
@@ -71,22 +66,22 @@ def stack_trunk(flat: Mapping[str, Any], stacks: Iterable[Stack], xp: Any = np) 
 def stacked_paths(
     paths: Iterable[str], stacks: Iterable[Stack]
 ) -> dict[str, str | tuple[str, ...]]:
-    """Path in the nested tree -> the flat path it holds, or those that it stacks, in order."""
+    """Map each path in the nested tree to its flat path, or to those that it stacks, in order."""
     n_trunk = {stack.name: stack.n_trunk for stack in stacks}
-    found: dict[str, str | tuple[str, ...]] = {}
+    sources: dict[str, str | tuple[str, ...]] = {}
     for path in paths:
         match = BLOCK.fullmatch(path)
         if match and int(match[2]) < n_trunk[match[1]]:
             name, suffix = match[1], match[3]
             members = (f"{name}_{i}/{suffix}" for i in range(n_trunk[name]))
-            found[f"{trunk_name(name)}/{suffix}"] = tuple(members)
+            sources[f"{trunk_name(name)}/{suffix}"] = tuple(members)
         else:
-            found[path] = path
-    return found
+            sources[path] = path
+    return sources
 
 
-def unstack_trunk(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested tree -> flat parameters, one entry per block; the inverse of `stack_trunk`."""
+def unstack_trunk(params: Params) -> dict[str, Any]:
+    """Return flat parameters, one entry per block; the inverse of `stack_trunk`."""
     flat = {}
     for path, leaf in flatten(params).items():
         if match := _TRUNK.fullmatch(path):
@@ -97,8 +92,22 @@ def unstack_trunk(params: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def random_params(specs: list[TensorSpec], seed: int, std: float = 0.02) -> dict[str, np.ndarray]:
-    """Small random flat parameters (norm scales near one) for tests and benchmarks."""
+def weight_at(params: Params, name: str) -> Any:
+    """Return the kernel of the weight `name` (`block_3/mlp/up`) in nested parameters.
+
+    Raises:
+      KeyError: no such weight, or its block is part of the stacked trunk.
+    """
+    node: Any = params
+    for part in name.split("/"):
+        node = node[part]
+    return node["kernel"]
+
+
+def random_params(
+    specs: Sequence[TensorSpec], seed: int, std: float = 0.02
+) -> dict[str, np.ndarray]:
+    """Return small random flat parameters (norm scales near one) for tests and benchmarks."""
     rng = np.random.default_rng(seed)
     flat = {}
     for spec in specs:
@@ -107,6 +116,6 @@ def random_params(specs: list[TensorSpec], seed: int, std: float = 0.02) -> dict
     return flat
 
 
-def count(params: Any) -> int:
-    """Number of parameters in a tree."""
+def count_params(params: Any) -> int:
+    """Return the number of parameters in a tree."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 _TRAINED = "original_max_position_embeddings"
 SCALINGS = {
@@ -16,63 +16,63 @@ SCALINGS = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", _TRAINED),
 }
-"""The numbers that each scaling of the frequencies takes."""
+"""The parameters of each scaling of the frequencies."""
 
 
 class Rope(NamedTuple):
-    """How positions turn a head, in a hashable form.
+    """How positions rotate a head, in a hashable form.
 
     Attributes:
       theta: the base of the frequencies.
-      scaling: pairs of what `inverse_frequencies` takes as scaling; () for none.
+      scaling: the items of the `scaling` of `inverse_frequencies`; () for none.
     """
 
     theta: float = 10000.0
     scaling: tuple[tuple[str, Any], ...] = ()
 
-    def inverse(self, width: int) -> np.ndarray:
-        """float32[width / 2], radians a position."""
+    def inverse(self, width: int) -> Float[np.ndarray, " width/2"]:
+        """Return the frequencies of heads of this width, in radians per position."""
         return inverse_frequencies(width, self.theta, dict(self.scaling))
 
 
 def rope_from_hf(hf: Mapping[str, Any]) -> Rope:
-    """The rotary settings of a Hugging Face config, in either spelling.
+    """Return the rotary settings of a Hugging Face config, from either spelling.
 
-    Older files have `rope_theta` and, where frequencies are scaled, `rope_scaling`; newer ones
-    (transformers 5) have all of it in `rope_parameters`.
+    Older files have `rope_theta` and, if frequencies are scaled, `rope_scaling`; newer ones
+    (transformers 5) have both in `rope_parameters`.
 
     Raises:
-      ValueError: settings for each kind of layer, rotation of a part of the head only, a scaling
-        that is not known, or one that lacks a number.
+      ValueError: settings for each type of layer, rotation of a part of the head only, an unknown
+        scaling, or one that lacks a parameter.
     """
     given = dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
     if any(isinstance(value, Mapping) for value in given.values()):
-        raise ValueError("rope_parameters for each kind of layer are not supported for this model")
+        raise ValueError("rope_parameters for each type of layer are not supported for this model")
     part = given.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0
     if part != 1.0:
         raise ValueError(f"partial_rotary_factor {part} is not supported for this model")
     theta = float(given.get("rope_theta") or hf.get("rope_theta") or Rope().theta)
-    kind = given.get("rope_type", given.get("type", "default"))
+    kind: Any = given.get("rope_type", given.get("type", "default"))
     given[_TRAINED] = given.get(_TRAINED) or hf["max_position_embeddings"]
     numbers = [(name, given[name]) for name in SCALINGS.get(kind, ()) if name in given]
     rope = Rope(theta, (("rope_type", kind), *numbers) if kind != "default" else ())
-    rope.inverse(2)  # refuses what it does not know
+    rope.inverse(2)  # refuses an unknown scaling
     return rope
 
 
 def inverse_frequencies(
     width: int, theta: float, scaling: Mapping[str, Any] | None = None
-) -> np.ndarray:
-    """float32[width / 2], radians a position.
+) -> Float[np.ndarray, " width/2"]:
+    """Return rotary frequencies in radians per position.
 
     Args:
-      width: how many dimensions of a head are turned.
+      width: how many dimensions of a head are rotated.
       theta: the base of the geometric series.
       scaling: `rope_type` "linear" (all divided by `factor`) or "llama3" (Llama 3.1: long waves
-        divided by `factor`, short ones kept, a smooth passage between), or None.
+        divided by `factor`, short ones kept, a smooth transition between), or None.
 
     Raises:
-      ValueError: a scaling that is not known, or one that lacks a number.
+      ValueError: an unknown scaling, or one that lacks a parameter.
     """
     frequencies = theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
     scaling = dict(scaling or {})
@@ -97,26 +97,32 @@ def _llama3(frequencies: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
     return frequencies * (kept + (1 - kept) / scaling["factor"])
 
 
-def turn_halves(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, inverse: jax.Array) -> jax.Array:
-    """Turns the pairs (i, i + K/2) of each head (Llama's layout)."""
-    sin, cos = _angles(positions_BxT, inverse)
-    first, second = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BxTxHxK.dtype)
+def rotate_halves(
+    x: Float[Array, "B T H K"], positions: Int[Array, "B T"], inverse: Float[Array, " K/2"]
+) -> Float[Array, "B T H K"]:
+    """Rotate the pairs (i, i + K/2) of each head (Llama's layout)."""
+    sin, cos = _sin_cos(positions, inverse)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
 
 
-def turn_pairs(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, inverse: jax.Array) -> jax.Array:
-    """Turns the pairs (2i, 2i + 1) of the first 2 * len(inverse) dimensions (GPT-J's layout)."""
-    sin, cos = _angles(positions_BxT, inverse)
+def rotate_pairs(
+    x: Float[Array, "B T H K"], positions: Int[Array, "B T"], inverse: Float[np.ndarray, " R"]
+) -> Float[Array, "B T H K"]:
+    """Rotate the pairs (2i, 2i + 1) of the first 2R dimensions of each head (GPT-J's layout)."""
+    sin, cos = _sin_cos(positions, inverse)
     width = 2 * inverse.shape[-1]
-    x = x_BxTxHxK[..., :width].astype(jnp.float32)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
-    return jnp.concatenate([turned.astype(x_BxTxHxK.dtype), x_BxTxHxK[..., width:]], axis=-1)
+    part = x[..., :width].astype(jnp.float32)
+    even, odd = part[..., 0::2], part[..., 1::2]
+    rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    rotated = rotated.reshape(part.shape).astype(x.dtype)
+    return jnp.concatenate([rotated, x[..., width:]], axis=-1)
 
 
-def _angles(positions_BxT: jax.Array, inverse: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """sin and cos [B, T, 1, len(inverse)]."""
-    angle = positions_BxT[..., None, None].astype(jnp.float32)
+def _sin_cos(
+    positions: Int[Array, "B T"], inverse: Float[Array | np.ndarray, " R"]
+) -> tuple[Float[Array, "B T 1 R"], Float[Array, "B T 1 R"]]:
+    angle = positions[..., None, None].astype(jnp.float32)
     angle = angle * jnp.asarray(inverse, jnp.float32)[None, None, None]
     return jnp.sin(angle), jnp.cos(angle)

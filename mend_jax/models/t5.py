@@ -1,34 +1,26 @@
-"""T5 (Raffel et al. 2020): v1.0, and v1.1 (Shazeer 2020's gated MLP, own output matrix) with FLAN.
+"""T5 (Raffel et al. 2020): v1.0, and v1.1 and FLAN (Shazeer 2020's gated MLP, untied output).
 
 Relative positions are a bias of the scores, one table for all encoder blocks and one for all
-decoder blocks. RMSNorm, no biases, scores that are not scaled.
+decoder blocks. RMSNorm, no biases, unscaled scores.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from mend_jax.models.attention import Context, CrossAttention, SelfAttention
-from mend_jax.models.base import TensorSpec, linear_specs, norm_specs
 from mend_jax.models.blocks import Block
 from mend_jax.models.encoder_decoder import DECODER, ENCODER, EncoderDecoder
+from mend_jax.models.family import Family, HFConfig
 from mend_jax.models.layers import MLP, GatedMLP, RMSNorm, activation
-
-MODEL_TYPES = ("t5",)
-TIED = {
-    "encoder.embed_tokens.weight": "shared.weight",
-    "decoder.embed_tokens.weight": "shared.weight",
-    "lm_head.weight": "shared.weight",
-}
-# Some released files hold a table that no cross-attention ever used.
-IGNORE = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
+from mend_jax.models.tensor_spec import TensorSpec, linears_specs, norm_specs
+from mend_jax.parallel.sharding import Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +28,7 @@ class T5Config:
     """Sizes of a T5 model.
 
     Attributes:
-      n_positions: the length that it was trained at; relative positions have no limit of their own.
+      n_positions: the length that it was trained at; relative positions have no limit.
       n_buckets, max_distance: of relative positions, see `bucket_table`.
       tie_embeddings: v1.0. Its last states are scaled by d_model^-1/2 before the tied matrix.
     """
@@ -59,18 +51,20 @@ class T5Config:
 
     @property
     def cache_heads(self) -> int:
+        """The number of the decoder's heads."""
         return self.n_heads
 
     @property
     def decoder_prompt(self) -> tuple[int, ...]:
+        """The decoder's tokens before a text."""
         return (self.decoder_start,)
 
 
-def config_from_hf(hf: dict[str, Any]) -> T5Config:
-    """Our config from a Hugging Face config.json; raises KeyError / ValueError on what we lack."""
+def config_from_hf(hf: HFConfig) -> T5Config:
+    """Return our config; raise KeyError or ValueError on a missing or unsupported field."""
     act, gated = parse_feed_forward(hf.get("feed_forward_proj", "relu"))
     start = hf.get("decoder_start_token_id")
-    # transformers 5 writes tie_word_embeddings true for every T5, and what it was as the scaling.
+    # transformers 5 always writes tie_word_embeddings true; the scaling holds the original value.
     tied = hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings") is not False)
     n_decoder = hf.get("num_decoder_layers")
     return T5Config(
@@ -93,7 +87,7 @@ def config_from_hf(hf: dict[str, Any]) -> T5Config:
 
 
 def parse_feed_forward(name: str) -> tuple[str, bool]:
-    """(activation, gated) of `feed_forward_proj`; ValueError for one that we lack.
+    """Return (activation, gated) of `feed_forward_proj`; raise ValueError if unsupported.
 
     "gated-gelu" means the tanh form there, "gelu" alone the exact one.
     """
@@ -104,11 +98,11 @@ def parse_feed_forward(name: str) -> tuple[str, bool]:
 
 
 def bucket_table(n_buckets: int, max_distance: int) -> np.ndarray:
-    """The bucket of each distance 0 ... max_distance: int32[max_distance + 1].
+    """Return the bucket of each distance 0 ... max_distance: int32[max_distance + 1].
 
-    Half of the buckets hold one distance each, the others ever wider ranges, as wide as log
-    distance asks for; the last holds all from max_distance on (Raffel et al. 2020, section 2.1).
-    In float32, as in the original program: bounds that are not powers of two are rounded.
+    Half of the buckets hold one distance each, the others ranges of equal width in log distance;
+    the last holds all from max_distance on (Raffel et al. 2020, section 2.1). Computed in float32,
+    as in the original program: bounds that are not powers of two are rounded.
     """
     n_exact = n_buckets // 2
     distance = np.arange(max_distance + 1, dtype=np.int32)
@@ -119,9 +113,9 @@ def bucket_table(n_buckets: int, max_distance: int) -> np.ndarray:
 
 
 def relative_buckets(
-    back: jax.Array, n_buckets: int, max_distance: int, bidirectional: bool
-) -> jax.Array:
-    """The buckets of how far back keys stand, int32[...], query position minus key position.
+    back: Int[Array, "*lead"], n_buckets: int, max_distance: int, bidirectional: bool
+) -> Int[Array, "*lead"]:
+    """Return the buckets of distances `back`, query position minus key position.
 
     A decoder has none for later keys, which it never attends to; in an encoder those have the upper
     half of the buckets.
@@ -134,32 +128,34 @@ def relative_buckets(
 
 
 class T5Block(Block):
-    def attention(self, name):
+    """A pre-norm block without biases and without scaled scores."""
+
+    def attention(self, name: str) -> SelfAttention:
         c = self.config
         return SelfAttention(
             c.n_heads, c.n_heads, c.head_dim, scale=1.0, dtype=self.dtype, name=name
         )
 
-    def cross(self, name):
+    def cross(self, name: str) -> CrossAttention:
         c = self.config
         return CrossAttention(c.n_heads, c.head_dim, scale=1.0, dtype=self.dtype, name=name)
 
-    def mlp(self, name):
+    def mlp(self, name: str) -> MLP | GatedMLP:
         c = self.config
         if c.gated:
             return GatedMLP(c.d_inner, activation(c.act), self.dtype, name=name)
         return MLP(c.d_inner, activation(c.act), use_bias=False, dtype=self.dtype, name=name)
 
-    def norm(self, name):
+    def norm(self, name: str) -> RMSNorm:
         return RMSNorm(self.config.norm_eps, self.dtype, name=name)
 
 
 class T5(EncoderDecoder):
-    """T5 with an untouched trunk and editable tops of encoder and decoder."""
+    """T5 with a frozen trunk and editable tops of encoder and decoder."""
 
     block_class = T5Block
 
-    def setup_family(self):
+    def setup_family(self) -> None:
         c, init = self.config, nn.initializers.normal(0.02)
         shape = (c.n_buckets, c.n_heads)
         self.encoder_position_bias = self.param("encoder_position_bias", init, shape)
@@ -167,7 +163,7 @@ class T5(EncoderDecoder):
         self.encoder_final_norm = RMSNorm(c.norm_eps, self.dtype)
         self.decoder_final_norm = RMSNorm(c.norm_eps, self.dtype)
 
-    def position_bias(self, side: str, context: Context) -> jax.Array:
+    def position_bias(self, side: str, context: Context) -> Float[Array, "B H T S"]:
         c = self.config
         back_BxTxS = context.positions[..., None] - context.key_positions[:, None, :]
         table = {ENCODER: self.encoder_position_bias, DECODER: self.decoder_position_bias}[side]
@@ -175,24 +171,21 @@ class T5(EncoderDecoder):
         bias_BxTxSxH = jnp.asarray(table, jnp.float32)[buckets_BxTxS]
         return jnp.moveaxis(bias_BxTxSxH, -1, 1)
 
-    def finish_encoder(self, h_BxMxD):
-        return self.encoder_final_norm(h_BxMxD)
+    def finish_encoder(self, h: Float[Array, "B M D"]) -> Float[Array, "B M D"]:
+        return self.encoder_final_norm(h)
 
-    def head(self, h):
+    def head(self, h: Float[Array, "*lead D"]) -> Float[Array, "*lead V"]:
         h = self.decoder_final_norm(h)
         return self.unembed(h * self.config.d_model**-0.5 if self.config.tie_embeddings else h)
 
 
-MODULE = T5
-
-
 def edit_roles(c: T5Config) -> tuple[str, ...]:
-    """The MLP matrices (paper, section 5.1); of a gated MLP, as in the original code, not `up`."""
+    """Return the MLP matrices (paper, section 5.1); of a gated MLP not `up`, as in its code."""
     return ("mlp/gate" if c.gated else "mlp/up", "mlp/down")
 
 
 def tensor_specs(c: T5Config) -> list[TensorSpec]:
-    """Every tensor of the model; files store kernels as [d_out, d_in] and tables in block 0."""
+    """Return every tensor; files store kernels as [d_out, d_in] and tables in block 0."""
     D = c.d_model
     specs = [TensorSpec("embedding", (c.vocab_size, D), "shared.weight")]
     if not c.tie_embeddings:
@@ -207,7 +200,7 @@ def tensor_specs(c: T5Config) -> list[TensorSpec]:
 
 
 def block_specs(c: T5Config, ours: str, theirs: str, has_cross: bool) -> list[TensorSpec]:
-    """Tensors of one block: its layers are self-attention, cross-attention if any, and MLP."""
+    """Return the tensors of one block: self-attention, cross-attention if any, and MLP."""
     D, F, width = c.d_model, c.d_inner, c.n_heads * c.head_dim
     specs = []
     parts = [("attn", "norm_1", "SelfAttention")]
@@ -215,14 +208,28 @@ def block_specs(c: T5Config, ours: str, theirs: str, has_cross: bool) -> list[Te
         parts.append(("cross", "norm_cross", "EncDecAttention"))
     for n, (part, norm, name) in enumerate(parts):
         specs += norm_specs(f"{ours}/{norm}", f"{theirs}.layer.{n}.layer_norm", D)
-        for side, letter in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o")):
-            sizes = (width, D) if side == "out" else (D, width)
-            specs += linear_specs(
-                f"{ours}/{part}/{side}", f"{theirs}.layer.{n}.{name}.{letter}", *sizes
-            )
+        inner = [(side, side, D, width, False) for side in ("q", "k", "v")]
+        linears = [*inner, ("out", "o", width, D, False)]
+        specs += linears_specs(f"{ours}/{part}", f"{theirs}.layer.{n}.{name}", linears)
     last = f"{theirs}.layer.{len(parts)}"
     specs += norm_specs(f"{ours}/norm_2", f"{last}.layer_norm", D)
     ups = {"gate": "wi_0", "up": "wi_1"} if c.gated else {"up": "wi"}
-    for role, name in ups.items():
-        specs += linear_specs(f"{ours}/mlp/{role}", f"{last}.DenseReluDense.{name}", D, F)
-    return specs + linear_specs(f"{ours}/mlp/down", f"{last}.DenseReluDense.wo", F, D)
+    linears = [(role, name, D, F, False) for role, name in ups.items()]
+    linears.append(("down", "wo", F, D, False))
+    return specs + linears_specs(f"{ours}/mlp", f"{last}.DenseReluDense", linears)
+
+
+FAMILY = Family(
+    model_class=T5,
+    config_from_hf=config_from_hf,
+    tensor_specs=tensor_specs,
+    edit_roles=edit_roles,
+    tied={
+        "encoder.embed_tokens.weight": "shared.weight",
+        "decoder.embed_tokens.weight": "shared.weight",
+        "lm_head.weight": "shared.weight",
+    },
+    # Some released files hold a table that no cross-attention ever used.
+    ignore=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+    own_sharding_rules=(Rule(r"\w+_position_bias"),),
+)

@@ -45,13 +45,10 @@ BASE_RULES = (
     Rule(rf"{_STACKED}.*norm\w*/(scale|bias)"),
     Rule(r"embedding", ("tensor", "fsdp")),
     Rule(r"unembedding", ("fsdp", "tensor")),
-    Rule(r"unembedding_bias|logits_bias", ("tensor",)),
-    Rule(r"(\w+_)?(position|segment)", (None, "fsdp")),
-    Rule(r"(\w+_)?position_bias"),
+    Rule(r"(\w+_)?position", (None, "fsdp")),
     Rule(r"(\w+_)?norm(_\w+)?/(scale|bias)"),
-    Rule(r"(pooler|classifier)/(kernel|bias)"),
 )
-"""For every tensor of every model family, by its nested path."""
+"""For the tensors that families share, by nested path; a family adds rules for its others."""
 
 OPTIMIZER_RULES = (Rule(r"(.*/)?(count|step|mini_step|gradient_step|skip_state)(/.*)?"),)
 """For what the optimiser state holds besides mirrors of the editor's parameters.
@@ -137,8 +134,8 @@ def bytes_per_device(tree: Any) -> int:
     return max(total.values(), default=0)
 
 
-def base_shardings(mesh: Mesh, shapes: Mapping[str, Sequence[int]]) -> dict[str, NamedSharding]:
-    """The shardings of base tensors by nested path, for `hub.read_sharded`."""
-    return {
-        p: NamedSharding(mesh, partition_spec(p, s, BASE_RULES, mesh)) for p, s in shapes.items()
-    }
+def base_shardings(
+    mesh: Mesh, shapes: Mapping[str, Sequence[int]], rules: Sequence[Rule]
+) -> dict[str, NamedSharding]:
+    """Return the shardings of base tensors by nested path, for `hub.read_sharded`."""
+    return {p: NamedSharding(mesh, partition_spec(p, s, rules, mesh)) for p, s in shapes.items()}

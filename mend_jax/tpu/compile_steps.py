@@ -25,7 +25,7 @@ from mend_jax.errors import ConfigError
 from mend_jax.evaluation.scoring import edit_and_score, make_edit
 from mend_jax.models.params import flatten
 from mend_jax.parallel.mesh import batch_sharding, mesh_over, round_up_edits, use_mesh
-from mend_jax.parallel.sharding import BASE_RULES, abstract_arrays, make_shardings
+from mend_jax.parallel.sharding import abstract_arrays, make_shardings
 from mend_jax.tpu import hlo
 from mend_jax.tpu.blueprint import Blueprint, draw
 from mend_jax.tpu.flops import matmul_flops
@@ -140,7 +140,8 @@ def tracers(blueprint: Blueprint, mesh: Mesh) -> dict[str, Traced]:
         texts = blueprint.batch(edits, training)
         return abstract_arrays(texts, jax.tree.map(lambda _: batch_sharding(mesh), texts))
 
-    base = abstract_arrays(blueprint.base, make_shardings(mesh, blueprint.base, BASE_RULES))
+    rules = sketch.family.sharding_rules
+    base = abstract_arrays(blueprint.base, make_shardings(mesh, blueprint.base, rules))
     rules = blueprint.editor.sharding_rules
     state = abstract_arrays(blueprint.state, make_shardings(mesh, blueprint.state, rules))
     same = dict(editor=blueprint.editor, model=sketch.module, weights=sketch.weights)

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh
 
 from mend_jax.errors import ConfigError
 from mend_jax.parallel.mesh import AXES
-from mend_jax.parallel.sharding import BASE_RULES, Rule, key_path_name, partition_spec
+from mend_jax.parallel.sharding import Rule, key_path_name, partition_spec
 from mend_jax.tpu.blueprint import Blueprint
 from mend_jax.tpu.slices import GIB
 
@@ -35,6 +35,7 @@ class Needs(NamedTuple):
       scored: positions of one edit's texts that the vocabulary is computed for.
       width, inner, vocab, blocks: of the model; `top` blocks of them are differentiated.
       item: bytes of an activation.
+      base_rules: the sharding rules of the base.
       editor_rules: sharding rules of the editor's state.
     """
 
@@ -50,6 +51,7 @@ class Needs(NamedTuple):
     blocks: int
     top: int
     item: int
+    base_rules: Sequence[Rule]
     editor_rules: Sequence[Rule]
 
 
@@ -92,7 +94,8 @@ def needs_of(blueprint: Blueprint) -> Needs:
         sum(sizes), scored, model.d_model,
         max(max(w.d_in, w.d_out) for w in sketch.weights), vocab,
         sum(s.n_layer for s in stacks), sum(s.n_top for s in stacks),
-        jax.tree.leaves(blueprint.base)[0].dtype.itemsize, blueprint.editor.sharding_rules,
+        jax.tree.leaves(blueprint.base)[0].dtype.itemsize,
+        sketch.family.sharding_rules, blueprint.editor.sharding_rules,
     )  # fmt: skip
 
 
@@ -110,7 +113,7 @@ def cost(needs: Needs, sizes: Mapping[str, int]) -> Plan:
     """What a mesh costs, as a plan without its reason."""
     data, fsdp, tensor = (sizes[a] for a in AXES)
     ways = data * fsdp
-    base = bytes_a_chip(needs.base, BASE_RULES, sizes)
+    base = bytes_a_chip(needs.base, needs.base_rules, sizes)
     grads = bytes_a_chip(needs.state.params, needs.editor_rules, sizes)
     editor = bytes_a_chip(needs.state, needs.editor_rules, sizes) + grads
     edits = -(-needs.edits // ways)

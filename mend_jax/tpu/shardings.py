@@ -17,7 +17,7 @@ import ml_collections
 from mend_jax.errors import ConfigError
 from mend_jax.io.files import write_json
 from mend_jax.parallel.mesh import AXES
-from mend_jax.parallel.sharding import BASE_RULES, key_path_name, partition_spec
+from mend_jax.parallel.sharding import key_path_name, partition_spec
 from mend_jax.tpu.blueprint import draw
 from mend_jax.tpu.plan import choose, needs_of
 from mend_jax.tpu.slices import Slice, parse_slice
@@ -42,7 +42,7 @@ def sharding_report(config: ml_collections.ConfigDict, where: Slice) -> dict[str
         "mesh": dict(plan.sizes),
         "why": plan.why,
         "bytes": {"base": plan.base, "editor": plan.editor, "work": plan.work},
-        "base": split(blueprint.base, BASE_RULES, plan.sizes),
+        "base": split(blueprint.base, blueprint.abstract_model.family.sharding_rules, plan.sizes),
         "editor": split(blueprint.state.params, blueprint.editor.sharding_rules, plan.sizes),
     }
 

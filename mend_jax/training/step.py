@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mend_jax.core.meta_loss import meta_loss
 from mend_jax.core.sequential_loss import sequential_loss
 from mend_jax.core.transform import EditTransform, Weights
-from mend_jax.models.base import EditableModel
+from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params
 from mend_jax.training import guards
 

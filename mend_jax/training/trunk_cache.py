@@ -27,7 +27,7 @@ from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.errors import ConfigError
 from mend_jax.io.files import write_bytes
 from mend_jax.io.package_cache import cache_dir
-from mend_jax.models.base import EditableModel
+from mend_jax.models.editable_model import EditableModel
 from mend_jax.parallel.mesh import shard_batch
 from mend_jax.training.config_keys import TRUNK_CACHES
 

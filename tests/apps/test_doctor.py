@@ -53,7 +53,7 @@ def sound_params(*zeroed):
     config = models.parse_config(family, HF[KIND])
     flat = random_params(family.tensor_specs(config), seed=0, std=0.1)
     flat |= {path: np.zeros_like(flat[path]) for path in zeroed}
-    module = family.MODULE(config, 1)
+    module = family.model_class(config, 1)
     params = stack_trunk(flat, module.stacks)
     seqs = stack_batches([encode_text(Tokenizer.tiny(), of_base.TEXT, of_base.LONGEST)])
 

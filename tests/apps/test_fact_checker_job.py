@@ -19,8 +19,8 @@ from mend_jax.data.rows import make_row
 from mend_jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
 from mend_jax.evaluation.claim_scores import score_claims
 from mend_jax.io.files import as_path
-from mend_jax.models.classifier import CLASSIFIER_HEAD
 from mend_jax.models.params import unstack_trunk
+from mend_jax.models.single_stack import CLASSIFIER_HEAD
 from mend_jax.training.run_folder import locked_folder
 
 SETTINGS = {

@@ -81,7 +81,7 @@ def test_answer_rows_of_what_reads_the_source_are_all_of_its_rows(kind):
     config = models.parse_config(family, HF[kind])
     roles = ("decoder/cross/q", "decoder/cross/k", "decoder/cross/v")
     weights = models.choose_weights(family, config, 2, roles)
-    module = family.MODULE(config, models.count_top_blocks(family, config, weights))
+    module = family.model_class(config, models.count_top_blocks(family, config, weights))
     base = stack_trunk(random_params(family.tensor_specs(config), 0, 0.2), module.stacks)
     one = random_sequences(0, E=2, n=1, kind=module.kind)
 

@@ -14,7 +14,7 @@ from mend_jax.editors import cache_threshold, make_editor
 from mend_jax.editors.in_context import prepend_corrections
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation.scoring import edit_and_score
-from mend_jax.models.base import Inputs
+from mend_jax.models.editable_model import Inputs
 
 E, M, N, S = 2, 2, 3, 3  # edits, corrections of each, texts of each, scored positions
 

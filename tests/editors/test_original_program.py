@@ -98,7 +98,9 @@ class Golden:
         self.weights = tuple(
             weights[by_hf[name].path.removesuffix("/kernel")] for name in self.meta["inner_params"]
         )
-        self.model = family.MODULE(config, models.count_top_blocks(family, config, self.weights))
+        self.model = family.model_class(
+            config, models.count_top_blocks(family, config, self.weights)
+        )
         self.base = stack_trunk(flat, self.model.stacks)
 
     def take(self, key):

@@ -30,7 +30,7 @@ from mend_jax.hub import hf_config as hub_config
 from mend_jax.hub.source import Source
 from mend_jax.hub.tokenizer import Tokenizer, load_tokenizer
 from mend_jax.io import package_cache
-from mend_jax.models.base import TensorSpec
+from mend_jax.models.tensor_spec import TensorSpec
 
 _SHAPES = {"a.weight": (4, 6), "b.weight": (6,), "c": ()}
 _SPECS = [TensorSpec(name, shape, name) for name, shape in _SHAPES.items()]
@@ -103,7 +103,7 @@ def _use_config(found: Mapping[str, Any]) -> None:
     assert len({spec.path for spec in specs}) == len(specs)
     hash(config)  # it is a static argument of compiled programs
     weights = models.choose_weights(family, config, 1)
-    family.MODULE(config, models.count_top_blocks(family, config, weights))
+    family.model_class(config, models.count_top_blocks(family, config, weights))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from mend_jax import hub
 from mend_jax.core.weight_edit import Edit, variables
 from mend_jax.hub.lora_export import save_peft
 from mend_jax.hub.merged_export import save_merged
-from mend_jax.models.base import Inputs
+from mend_jax.models.editable_model import Inputs
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -30,7 +30,7 @@ def opened(folder, model):
     )
     problems = {k: v for k, v in report.items() if v and k != "missing_keys"}
     assert not problems, problems
-    assert set(report["missing_keys"]) <= set(model.family.TIED)
+    assert set(report["missing_keys"]) <= set(model.family.tied)
     return found.eval()
 
 

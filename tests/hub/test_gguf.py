@@ -13,7 +13,7 @@ from mend_jax import hub
 from mend_jax.errors import WeightsError
 from mend_jax.hub import gguf_files
 from mend_jax.hub.tokenizer import load_tokenizer
-from mend_jax.models.base import TensorSpec
+from mend_jax.models.tensor_spec import TensorSpec
 
 D, F, V, HEADS, KV_HEADS = 32, 64, 12, 4, 2
 KV = D // HEADS * KV_HEADS

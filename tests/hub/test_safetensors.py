@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mend_jax import hub
 from mend_jax.errors import WeightsError
-from mend_jax.models.base import TensorSpec
+from mend_jax.models.tensor_spec import TensorSpec
 
 D, F, V = 4, 6, 10
 LLAMA = [

@@ -21,7 +21,7 @@ from mend_jax import hub
 from mend_jax.errors import WeightsError
 from mend_jax.hub import stored_tensor
 from mend_jax.hub.sharded_reading import Placement, read_sharded
-from mend_jax.models.base import TensorSpec
+from mend_jax.models.tensor_spec import TensorSpec
 
 D, F, V, BLOCKS = 8, 16, 24, 4
 SPECS = [

@@ -14,7 +14,7 @@ from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.ledger import compare, measure, test_prompts
 from mend_jax.ledger.measure import describe, measure_edit
 from mend_jax.ledger.verdict import answer, judge, took
-from mend_jax.models.base import Inputs
+from mend_jax.models.editable_model import Inputs
 
 PROBES = test_prompts.TestPrompts(
     "The capital of France is", "Lyon", "", ("France's capital is",),

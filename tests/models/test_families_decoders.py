@@ -13,9 +13,9 @@ from support.tiny import HF, random_sequences, tiny
 from mend_jax import hub, models
 from mend_jax.core.losses import correct_tokens, token_kl, token_nll
 from mend_jax.errors import WeightsError
-from mend_jax.models.base import Inputs
+from mend_jax.models.editable_model import Inputs
 from mend_jax.models.generation import generate
-from mend_jax.models.params import count
+from mend_jax.models.params import count_params
 
 FULL = {
     "gpt_neo": dict(
@@ -48,19 +48,19 @@ def test_full_sizes_are_those_of_transformers(kind):
     hf = FULL[kind]
     family, config = models.find_family(hf), config_of(hf)
     loader = transformers.AutoModelForCausalLM
-    if family.MODULE.kind == "classifier":
+    if family.model_class.kind == "classifier":
         loader = transformers.AutoModelForSequenceClassification
     with torch.device("meta"):
         model = loader.from_config(transformers.AutoConfig.for_model(**hf))
-    theirs = {k: tuple(v.shape) for k, v in model.state_dict().items() if k not in family.TIED}
+    theirs = {k: tuple(v.shape) for k, v in model.state_dict().items() if k not in family.tied}
     specs = family.tensor_specs(config)
     assert {s.hf: s.shape[::-1] if s.transpose else s.shape for s in specs} == theirs
 
-    module = family.MODULE(config, 3)
+    module = family.model_class(config, 3)
     tokens = jax.ShapeDtypeStruct((2, 16), jnp.int32)
     inputs = Inputs(tokens, jax.ShapeDtypeStruct((2, 16), bool))
     params = jax.eval_shape(module.init, jax.random.key(0), inputs)["params"]
-    assert count(params) == sum(int(np.prod(s.shape)) for s in specs) == N_PARAMETERS[kind]
+    assert count_params(params) == sum(int(np.prod(s.shape)) for s in specs) == N_PARAMETERS[kind]
     logits = jax.eval_shape(module.apply, {"params": params}, inputs)
     classifies = module.kind == "classifier"
     assert logits.shape == ((2, 1, 2) if classifies else (2, 16, config.vocab_size))
@@ -90,10 +90,10 @@ def test_buffers_of_old_files_are_passed_over(kind, buffers, prefix, tmp_path):
 
     def read(ignore):
         return hub.read_tensors(
-            hub.resolve(tmp_path), reference.specs, np.float32, family.TIED, ignore
+            hub.resolve(tmp_path), reference.specs, np.float32, family.tied, ignore
         )
 
-    back = read(family.IGNORE)
+    back = read(family.ignore)
     assert all((back[path] == value).all() for path, value in reference.flat.items())
     with pytest.raises(WeightsError, match=rf"{len(buffers)} unknown"):
         read(())

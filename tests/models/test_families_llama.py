@@ -12,7 +12,9 @@ from test_rotary import GEMMA3_SPELLINGS, LLAMA3, parse, theirs, variant
 
 from mend_jax import models
 from mend_jax.errors import WeightsError
-from mend_jax.models.base import NO_WINDOW, Inputs
+from mend_jax.models import llama
+from mend_jax.models.config_fields import NO_WINDOW
+from mend_jax.models.editable_model import Inputs
 from mend_jax.models.layers import soft_cap
 from mend_jax.models.params import flatten
 from mend_jax.models.rotary import Rope
@@ -37,7 +39,7 @@ WINDOWS = [
 def test_which_blocks_have_a_window(kind, changes, windows):
     hf = variant(kind, **changes)
     config = parse(hf)
-    layers = models.find_family(hf).MODULE(config, 1).layers("block")
+    layers = models.find_family(hf).model_class(config, 1).layers("block")
     ours = layers["window"] if "window" in layers else np.full(len(windows), NO_WINDOW)
     assert ours.tolist() == [w or NO_WINDOW for w in windows]
     if hasattr(theirs(hf), "layer_types"):
@@ -163,7 +165,7 @@ def test_gemma_rounds_the_scale_of_embeddings_as_in_training():
 def test_gguf_names_the_rows_that_converters_reorder():
     """Biases of queries and keys are reordered as their kernels are."""
     hf = HF["llama"] | {"attention_bias": True}
-    specs = models.llama.tensor_specs(parse(hf))
+    specs = llama.tensor_specs(parse(hf))
     heads = {s.gguf: s.gguf_rope_heads for s in specs if (s.gguf or "").startswith("blk.0.attn_")}
     for name, count in (("q", 4), ("k", 2), ("v", 0), ("output", 0)):
         assert heads[f"blk.0.attn_{name}.weight"] == heads[f"blk.0.attn_{name}.bias"] == count
@@ -204,7 +206,7 @@ FULL_SIZE = {
 def test_full_size_models_have_the_published_number_of_parameters(name):
     hf, n_parameters = FULL_SIZE[name]
     family, config = models.find_family(hf), parse(hf)
-    module = family.MODULE(config, 3, dtype=jnp.bfloat16)
+    module = family.model_class(config, 3, dtype=jnp.bfloat16)
     inputs = Inputs(jnp.ones((1, 5), jnp.int32), jnp.ones((1, 5), bool))
     params = jax.eval_shape(module.init, jax.random.key(0), inputs)["params"]
     assert sum(a.size for a in flatten(params).values()) == n_parameters

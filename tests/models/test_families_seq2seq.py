@@ -18,7 +18,7 @@ from mend_jax.core.weight_edit import Dense, Edit, LowRank, merge, variables
 from mend_jax.errors import WeightsError
 from mend_jax.models import bart, t5
 from mend_jax.models.attention import Context
-from mend_jax.models.base import Inputs
+from mend_jax.models.editable_model import Inputs
 from mend_jax.models.generation import generate
 from mend_jax.models.params import flatten, stack_trunk
 
@@ -30,7 +30,7 @@ def split(kind, roles, last_n_blocks=2):
     reference = twin(kind)
     family, config = reference.family, reference.config
     weights = models.choose_weights(family, config, last_n_blocks, roles)
-    module = family.MODULE(config, models.count_top_blocks(family, config, weights))
+    module = family.model_class(config, models.count_top_blocks(family, config, weights))
     return module, stack_trunk(reference.flat, module.stacks), weights
 
 
@@ -273,7 +273,9 @@ def test_the_largest_t5_has_the_published_size():
     specs = family.tensor_specs(config)
     assert sum(math.prod(s.shape) for s in specs) == 11_135_332_352
     weights = models.choose_weights(family, config, 2)
-    module = family.MODULE(config, models.count_top_blocks(family, config, weights), jnp.bfloat16)
+    module = family.model_class(
+        config, models.count_top_blocks(family, config, weights), jnp.bfloat16
+    )
     flat = {s.path: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16) for s in specs}
 
     def stacked(flat):

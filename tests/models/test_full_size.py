@@ -57,7 +57,7 @@ def test_config_fits_its_model(name):
     n_blocks = experiment.model.last_n_blocks
     weights = models.choose_weights(family, config, n_blocks)
     _, expected = SIZES[name]
-    stacks = family.MODULE.stack_sizes(config)
+    stacks = family.model_class.stack_sizes(config)
     assert n_blocks == (2 if len(stacks) > 1 else 3)
     assert {w.name: (w.d_in, w.d_out) for w in weights} == {
         f"{stack}_{i}/{role}": shape
@@ -72,7 +72,7 @@ def test_training_step_of_the_full_size_has_the_right_shapes(name):
     """One meta-gradient of MEND, traced at full size; the parameter count is the published one."""
     family, config, experiment = parsed(name)
     weights = models.choose_weights(family, config, experiment.model.last_n_blocks)
-    module = family.MODULE(
+    module = family.model_class(
         config,
         models.count_top_blocks(family, config, weights),
         jnp.bfloat16,

@@ -10,8 +10,8 @@ from support.tiny import random_sequences, save_tiny, tiny
 
 from mend_jax.errors import DataError
 from mend_jax.hub.language_model import load_model
-from mend_jax.models.base import Inputs
-from mend_jax.models.generation import generate, most_likely, sampled
+from mend_jax.models.editable_model import Inputs
+from mend_jax.models.generation import generate, greedy, sampler
 
 KINDS = ("llama", "t5")
 TEMPERATURE = 0.7
@@ -28,8 +28,10 @@ def writer(kind, temperature=None, max_new=6):
 
     @jax.jit
     def write(prompts, keys):
-        pick = most_likely if temperature is None else sampled(keys, temperature)
-        return generate(module, {"params": params}, prompts, max_new=max_new, eos_id=0, pick=pick)
+        choose = greedy if temperature is None else sampler(keys, temperature)
+        return generate(
+            module, {"params": params}, prompts, max_new=max_new, eos_id=0, choose=choose
+        )
 
     return lambda prompts, keys: np.asarray(write(prompts, keys))
 

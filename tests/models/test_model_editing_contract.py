@@ -82,7 +82,7 @@ def test_an_editor_trains_and_recomputation_changes_nothing(kind):
     weights = models.choose_weights(reference.family, reference.config, 2)
     editor = make_editor("mend", dict(rank=4, step_size=1e-2))
     editor_params, state = editor.init(jax.random.key(0), weights)
-    batch = random_batch(0, E=2, kind=reference.family.MODULE.kind)
+    batch = random_batch(0, E=2, kind=reference.family.model_class.kind)
 
     def gradient(remat):
         module, params = reference.ours(remat=remat)

@@ -7,6 +7,7 @@ import pytest
 from support.tiny import HF
 
 from mend_jax import models
+from mend_jax.models import gemma
 from mend_jax.models.rotary import Rope, inverse_frequencies
 
 LLAMA3 = dict(
@@ -111,7 +112,7 @@ def test_gemma3_turns_local_blocks_by_their_own_frequencies(spelling):
     from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 
     rotary = Gemma3RotaryEmbedding(theirs(hf))
-    inverse = models.gemma.MODULE(config, 1).layers("block")["inverse"]
+    inverse = gemma.Gemma(config, 1).layers("block")["inverse"]
     sides = ["sliding", "sliding", "full", "sliding"]
     for ours, side in zip(inverse, sides, strict=True):
         expected = getattr(rotary, f"{side}_attention_inv_freq").numpy()

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from support.tiny import HF, save_tiny, tiny
+from support.tiny import HF, save_tiny, sharding_rules, tiny
 
 import mend_jax
 from mend_jax.editors import make_editor
@@ -28,7 +28,7 @@ MESH = dict(data=2, fsdp=2, tensor=2)
 @pytest.mark.parametrize("kind", sorted(HF))
 def test_every_weight_of_every_family_has_one_rule(kind):
     _, params, _ = tiny(kind)
-    found = make_shardings(make_mesh(MESH), params, BASE_RULES)
+    found = make_shardings(make_mesh(MESH), params, sharding_rules(kind))
     specs = {path: s.spec for path, s in flatten(found).items()}
     split = [p for p, s in specs.items() if "tensor" in s and "fsdp" in s]
     kernels = [p for p in specs if p.endswith("/kernel") and ("attn" in p or "mlp" in p)]
@@ -84,7 +84,7 @@ def test_a_model_is_read_onto_a_mesh_as_it_is_read_whole(kind, tmp_path):
     split = mend_jax.load_model(base, last_n_blocks=2, mesh=make_mesh(MESH))
     assert split.fingerprint == whole.fingerprint
     jax.tree.map(np.testing.assert_array_equal, split.params, whole.params)
-    expected = make_shardings(make_mesh(MESH), whole.params, BASE_RULES)
+    expected = make_shardings(make_mesh(MESH), whole.params, whole.family.sharding_rules)
     assert jax.tree.map(lambda a: a.sharding.spec, split.params) == jax.tree.map(
         lambda s: s.spec, expected
     )

@@ -41,22 +41,22 @@ class Twin:
             "causal": transformers.AutoModelForCausalLM,
             "seq2seq": transformers.AutoModelForSeq2SeqLM,
             "classifier": transformers.AutoModelForSequenceClassification,
-        }[self.family.MODULE.kind]
+        }[self.family.model_class.kind]
         hub.save_hf(self.folder, self.hf, self.flat, self.specs)
         self.torch, report = loader.from_pretrained(
             self.folder, output_loading_info=True, attn_implementation="eager"
         )
         problems = {k: v for k, v in report.items() if v and k != "missing_keys"}
         assert not problems, problems
-        missing = set(report["missing_keys"]) - set(self.family.TIED)
+        missing = set(report["missing_keys"]) - set(self.family.tied)
         assert not missing, missing
         self.torch.eval()
 
     def ours(self, n_top=2, **options):
         """(module, nested params); n_top as for a model of one stack."""
-        n_stacks = len(self.family.MODULE.stack_sizes(self.config))
+        n_stacks = len(self.family.model_class.stack_sizes(self.config))
         tops = n_top if n_stacks == 1 else (n_top,) * n_stacks
-        module = self.family.MODULE(self.config, tops, **options)
+        module = self.family.model_class(self.config, tops, **options)
         return module, stack_trunk(self.flat, module.stacks)
 
     def logits(self, inputs):

@@ -2,11 +2,11 @@
 
 import jax
 import numpy as np
-from support.tiny import random_batch, tiny
+from support.tiny import random_batch, sharding_rules, tiny
 
 from mend_jax.editors import make_editor
 from mend_jax.parallel.mesh import make_mesh, shard_batch, use_mesh
-from mend_jax.parallel.sharding import BASE_RULES, bytes_per_device, place
+from mend_jax.parallel.sharding import bytes_per_device, place
 from mend_jax.training.optimizer import make_optimizer
 from mend_jax.training.step import init_state, make_train_step, success_weight
 
@@ -26,6 +26,6 @@ def step_of(mesh_sizes, accumulate=1, clip=100.0, step_size_lr=1e-2, kind="llama
     before = jax.tree.map(np.array, state)
     batch = shard_batch(mesh, random_batch(0, E=8, kind=module.kind))
     with use_mesh(mesh):
-        after, metrics = step(state, place(mesh, base, BASE_RULES), batch, np.int32(1))
+        after, metrics = step(state, place(mesh, base, sharding_rules(kind)), batch, np.int32(1))
     shares = bytes_per_device(after.params), bytes_per_device(after.opt_state)
     return before, jax.tree.map(np.array, after), jax.tree.map(float, metrics), shares

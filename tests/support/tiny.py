@@ -81,8 +81,13 @@ def tiny(kind, n_top=2, seed=0, std=0.2):
     config = models.parse_config(family, HF[kind])
     flat = random_params(family.tensor_specs(config), seed, std)
     weights = models.choose_weights(family, config, n_top)
-    module = family.MODULE(config, models.count_top_blocks(family, config, weights))
+    module = family.model_class(config, models.count_top_blocks(family, config, weights))
     return module, stack_trunk(flat, module.stacks), weights
+
+
+def sharding_rules(kind):
+    """The sharding rules of a kind of base."""
+    return models.find_family(HF[kind]).sharding_rules
 
 
 def save_tiny(folder, kind="llama", seed=0, std=0.2, tokenizer=None, **sizes):

@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from support.tiny import tiny
+from support.tiny import sharding_rules, tiny
 
 from mend_jax.editors import make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.parallel.mesh import make_mesh
-from mend_jax.parallel.sharding import BASE_RULES, bytes_per_device, place
+from mend_jax.parallel.sharding import bytes_per_device, place
 from mend_jax.tpu.blueprint import draw
 from mend_jax.tpu.mesh_choice import mesh_sizes
 from mend_jax.tpu.plan import bytes_a_chip, choose, needs_of, plans
@@ -98,8 +98,8 @@ def test_estimated_bytes_are_those_of_placed_arrays():
     sizes = dict(data=2, fsdp=2, tensor=2)
     for kind in ("gpt2", "t5"):
         _, params, weights = tiny(kind)
-        placed = place(make_mesh(sizes), params, BASE_RULES)
-        assert bytes_a_chip(params, BASE_RULES, sizes) == bytes_per_device(placed)
+        placed = place(make_mesh(sizes), params, sharding_rules(kind))
+        assert bytes_a_chip(params, sharding_rules(kind), sizes) == bytes_per_device(placed)
         editor = make_editor("mend", dict(rank=8, step_size=1e-2))
         nets, _ = editor.init(jax.random.key(0), weights)
         assert bytes_a_chip(nets, editor.sharding_rules, sizes) == bytes_per_device(

@@ -19,7 +19,7 @@ from mend_jax.apps.run_command import parse
 from mend_jax.data.rows import SPLITS
 from mend_jax.errors import MendError
 from mend_jax.hub.language_model import load_model
-from mend_jax.models.classifier import CLASSIFIER_HEAD
+from mend_jax.models.single_stack import CLASSIFIER_HEAD
 from mend_jax.tpu.mesh_choice import mesh_sizes
 from mend_jax.training.assembly import open_experiment
 from mend_jax.training.initial_state import initial_state

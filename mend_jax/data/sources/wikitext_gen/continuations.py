@@ -17,8 +17,8 @@ from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.tokenizer import Tokenizer
-from mend_jax.models.base import Inputs
-from mend_jax.models.generation import generate, sampled
+from mend_jax.models.editable_model import Inputs
+from mend_jax.models.generation import generate, sampler
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 
 LEAST, MOST = 20, 48  # tokens of a prompt
@@ -72,9 +72,9 @@ def starts(held: Sequence[rows.Row], tokenizer: Tokenizer) -> Iterator[Start]:
 
 @functools.partial(jax.jit, static_argnames=("module", "max_new", "eos_id"))
 def _sample(params, inputs, keys, temperature, *, module, max_new, eos_id):
-    pick = sampled(keys, temperature)
+    choose = sampler(keys, temperature)
     return generate(
-        module, {"params": params}, inputs, max_new=max_new, eos_id=eos_id, pick=pick
+        module, {"params": params}, inputs, max_new=max_new, eos_id=eos_id, choose=choose
     )  # fmt: skip
 
 
