@@ -1,20 +1,22 @@
-"""Edits that follow one another on one model: what is left of the first ones, and of all else.
+"""Sequential edits on one model: what remains of the first ones, and of everything else.
 
 The base is edited by the first test facts, the edited model by the next, and so on. Every edit is
-made on the model as it then is (`Problem.applied`), and a lifelong editor takes in what it edits
+made on the model as edited so far (`Problem.applied`); a lifelong editor accumulates what it edits
 (`EditTransform.lifelong_edit`). The edits so far are kept as one dense delta a weight: low-rank
-pairs would grow with every edit, and nothing could be compiled once for all of them.
+pairs would grow with every edit, and each length would have to be compiled.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from mend_jax.core.forward import scored_logits, trunk_states
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_states
@@ -22,100 +24,199 @@ from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit, squared_norms
-from mend_jax.data.sequential_rows import (
-    evenly_spaced,
-    near_texts_outside_edits,
-    padded_blocks,
-    retention_windows,
-)
+from mend_jax.data.encoded_rows import EncodedRows
+from mend_jax.data.sequential_rows import near_texts_outside_edits
 from mend_jax.evaluation import metrics
 from mend_jax.evaluation.scored_batches import ScoredBatches
-from mend_jax.evaluation.scoring import answer_scores, locality_scores
+from mend_jax.evaluation.scoring import TextScores, answer_scores, locality_scores
 from mend_jax.evaluation.sequential_state import SequentialState
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import take_rows
 from mend_jax.io.progress import Progress
 from mend_jax.models.editable_model import EditableModel
+from mend_jax.models.params import Params
 from mend_jax.parallel import distributed
 
-WINDOW = 16
-"""Facts of the first, the middle and the last edits that are asked for again."""
-MOST = 128
-"""Facts of all edits so far that are asked for again, and rows whose other texts are watched."""
-AT_ONCE = 16
+WINDOW_FACTS = 16
+"""Facts of the first, the middle and the last edits that are scored again."""
+MAX_FACTS = 128
+"""Facts of all edits so far that are scored again, and rows whose other texts are scored."""
+BLOCK_SIZE = 16
+"""Texts that are scored at once."""
 SAVE_EVERY = 100
-"""Edits after which the edited model is saved, so that a run goes on from there."""
+"""Edits after which the edited model is saved, so that an interrupted run can be resumed."""
+
+Numbers = Int[np.ndarray, " n"]
+
+
+def retention_windows(n_facts: int, width: int, most: int) -> dict[str, Numbers]:
+    """Return the numbers of the facts edited so far that are scored again.
+
+    `first`, `middle` and `last` are `width` consecutive facts, or all if there are fewer. `all` is
+    evenly spaced from the first to the last, at most `most`.
+    """
+    width = min(width, n_facts)
+    starts = {"first": 0, "middle": (n_facts - width) // 2, "last": n_facts - width}
+    windows = {name: start + np.arange(width) for name, start in starts.items()}
+    return windows | {"all": evenly_spaced(n_facts, most)}
+
+
+def evenly_spaced(n: int, most: int) -> Numbers:
+    """Return at most `most` of the numbers below n, evenly spaced from the first to the last."""
+    return np.unique(np.round(np.linspace(0, n - 1, min(n, most))).astype(int))
+
+
+def padded_blocks(numbers: Numbers, size: int) -> Iterator[tuple[Numbers, int]]:
+    """Yield (block, new): blocks of `size` numbers, of which the first `new` are not padding."""
+    for start in range(0, len(numbers), size):
+        block = numbers[start : start + size]
+        yield np.resize(block, size), len(block)
+
+
+def no_edits(weights: Weights) -> Edit:
+    """Return deltas of zero, float32[1, d_in, d_out]."""
+    zeros = {w.name: np.zeros((1, w.d_in, w.d_out), np.float32) for w in weights}
+    # On the host, so that the first edit decides where they are placed.
+    return Edit(deltas={name: Dense(w) for name, w in zeros.items()})  # type: ignore[arg-type]
 
 
 def next_edit(
-    params: Any, state: Any, so_far: Edit, base: Any, seqs: TokenBatch,
+    params: Any, state: Any, applied: Edit, base: Params, corrections: TokenBatch,
     *, editor: EditTransform, model: EditableModel, weights: Weights,
 ) -> tuple[Edit, Any]:  # fmt: skip
-    """The edits so far (Dense, leading axis 1) and one more, of the facts `seqs` [1, n].
+    """Make one more edit, of the facts `corrections` [1, n], on the model as edited so far.
+
+    Args:
+      params, state: the editor's.
+      applied: the edits so far, dense, leading axis 1.
 
     Returns:
-      (all of them together, Dense, leading axis 1; the editor's state after it).
+      All edits together, dense, leading axis 1; and the editor's new state.
     """
-    h = trunk_states(model, base, seqs)
-    problem = Problem(model, base, weights, seqs, h, applied=so_far)
+    h = trunk_states(model, base, corrections)
+    problem = Problem(model, base, weights, corrections, h, applied=applied)
     if editor.lifelong_edit is None:
         edit, _ = editor.edit(params, state, problem, False)
     else:
         edit, state = editor.lifelong_edit(params, state, problem)
-    together = so_far.compose(edit)
+    together = applied.compose(edit)
     return Edit(deltas={n: Dense(d.dense()) for n, d in together.deltas.items()}), state
 
 
-def no_edits(weights: Weights) -> Edit:
-    """Deltas of zero, float32[1, d_in, d_out]."""
-    zeros = {w.name: np.zeros((1, w.d_in, w.d_out), np.float32) for w in weights}
-    return Edit(deltas={name: Dense(w) for name, w in zeros.items()})
-
-
-def scores_under(
-    params: Any, so_far: Edit, base: Any, facts: Any, batch: Mapping[str, TokenBatch],
+def score_texts(
+    params: Any, applied: Edit, base: Params, facts: tuple[TokenBatch, Any] | None,
+    batch: Mapping[str, TokenBatch],
     *, editor: EditTransform, model: EditableModel, weights: Weights,
-) -> dict[str, dict[str, jax.Array]]:  # fmt: skip
-    """What `scoring` says of texts [1, q] under the edits so far, against the unedited base.
+) -> dict[str, TextScores]:  # fmt: skip
+    """Return the scores (see `scoring`) of texts [1, q] under the edits so far.
 
     Args:
-      facts: all corrections so far [1, m] and their trunk states, for an editor that reads with
-        them at hand; else None.
+      facts: for an editor with a predictor, all corrections so far [1, m] and their trunk states.
     """
     texts = with_trunk_states(model, base, batch, list(batch))
-    problem = None if editor.predictor is None else Problem(model, base, weights, *facts)
     found = {}
     for name, (seqs, h) in texts.items():
-        if problem is None:
-            after = scored_logits(model, base, h, seqs, so_far)
+        if editor.predictor is None or facts is None:
+            after = scored_logits(model, base, h, seqs, applied)
         else:
+            problem = Problem(model, base, weights, *facts)
             after = editor.predictor.logits(params, problem, seqs, h)
         if name in EDIT_SETS:
             found[name] = answer_scores(after, seqs)
         else:
             before = scored_logits(model, base, h, seqs)
-            found[name] = locality_scores(before, after, seqs, judged=model.kind == "classifier")
+            found[name] = locality_scores(before, after, seqs, model.kind == "classifier")
     return found
 
 
-def norms(base: Mapping[str, Any], so_far: Edit) -> dict[str, jax.Array]:
-    """|dW| and |W| (Frobenius, float32) of every edited weight, name -> [2]; and of all together:
-    under "", |dW| and the norm of all parameters of the base, whichever of them may be edited."""
-    squares = {n: jnp.stack([d.sum(), w]) for n, (d, w) in squared_norms(so_far, base).items()}
+def edit_norms(base: Params, applied: Edit) -> dict[str, Float[Array, "*shape"]]:
+    """Return |dW| and |W| (Frobenius, float32) of every edited weight by its name.
+
+    Under "" they are of all weights together, |W| that of all parameters of the base, so that it
+    is the same for every editor.
+    """
+    squares = {n: jnp.stack([d.sum(), w]) for n, (d, w) in squared_norms(applied, base).items()}
     change = sum((d for d, _ in squares.values()), jnp.zeros(()))
     whole = sum(jnp.square(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(base))
-    return jax.tree.map(jnp.sqrt, squares | {"": jnp.stack([change, whole])})
+    return jax.tree.map(jnp.sqrt, squares | {"": jnp.stack([change, jnp.asarray(whole)])})
+
+
+class _Programs(NamedTuple):
+    """The jitted functions of a pass."""
+
+    next_edit: Callable[..., Any]
+    score_texts: Callable[..., Any]
+    edit_norms: Callable[..., Any]
+    trunk_states: Callable[..., Any]
 
 
 @functools.lru_cache(maxsize=8)  # passes of equal settings share what is compiled
-def _compiled(
-    editor: EditTransform, model: EditableModel, weights: Weights
-) -> tuple[Callable[..., Any], ...]:
-    """`next_edit`, `scores_under`, `norms` and `trunk_states`."""
-    fixed = dict(editor=editor, model=model, weights=weights)
-    step, score = (functools.partial(f, **fixed) for f in (next_edit, scores_under))
-    trunk = functools.partial(trunk_states, model)
-    return tuple(map(jax.jit, (step, score, norms, trunk)))
+def _programs(editor: EditTransform, model: EditableModel, weights: Weights) -> _Programs:
+    return _Programs(
+        jax.jit(functools.partial(next_edit, editor=editor, model=model, weights=weights)),
+        jax.jit(functools.partial(score_texts, editor=editor, model=model, weights=weights)),
+        jax.jit(edit_norms),
+        jax.jit(functools.partial(trunk_states, model)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pass:
+    """A sequence of edits on one model.
+
+    Attributes:
+      params: the editor's.
+      texts: the sets of texts by name, [N, ...]; edit k is made of the k-th `facts_per_edit` rows.
+    """
+
+    editor: EditTransform
+    params: Any
+    model: LanguageModel
+    texts: Mapping[str, TokenBatch]
+    facts_per_edit: int
+    n_facts: int
+
+    @property
+    def programs(self) -> _Programs:
+        return _programs(self.editor, self.model.module, self.model.weights)
+
+    def edit(self, k: int, applied: Edit, state: Any) -> tuple[Edit, Any]:
+        """Return the first k edits together, and the editor's state after them."""
+        rows = np.arange((k - 1) * self.facts_per_edit, k * self.facts_per_edit)
+        corrections = take_rows(self.texts["edit"], rows[None])
+        return self.programs.next_edit(self.params, state, applied, self.model.params, corrections)
+
+    def measure(self, k: int, applied: Edit, log: ScoredBatches) -> None:
+        """Score the model after k edits."""
+        windows = retention_windows(k * self.facts_per_edit, WINDOW_FACTS, MAX_FACTS)
+        edited = np.unique(np.concatenate([*windows.values()]))
+        others = evenly_spaced(self.n_facts, MAX_FACTS)
+        facts = self._facts_so_far(k)
+        norms = distributed.gather(self.programs.edit_norms(self.model.params, applied))
+        scores = {("norm", name): values for name, values in norms.items()}
+        scores |= self._score(EDIT_SETS, edited, applied, facts)
+        scores |= self._score(locality_set_names(self.texts), others, applied, facts)
+        log.add(edited.tolist(), scores, {})
+
+    def _facts_so_far(self, k: int) -> tuple[TokenBatch, Any] | None:
+        if self.editor.predictor is None:
+            return None
+        facts = take_rows(self.texts["edit"], np.arange(k * self.facts_per_edit)[None])
+        return facts, self.programs.trunk_states(self.model.params, facts)
+
+    def _score(
+        self, names: Sequence[str], numbers: Numbers, applied: Edit, facts: Any
+    ) -> dict[tuple[str, str], np.ndarray]:
+        parts: dict[tuple[str, str], list[np.ndarray]] = {}
+        for block, new in padded_blocks(numbers, BLOCK_SIZE) if names else ():
+            batch = {name: take_rows(self.texts[name], block[None]) for name in names}
+            scores = distributed.gather(
+                self.programs.score_texts(self.params, applied, self.model.params, facts, batch)
+            )
+            for name, group in scores.items():
+                for key, values in group.items():
+                    parts.setdefault((name, key), []).append(np.asarray(values)[0, :new])
+        return {key: np.concatenate(values) for key, values in parts.items()}
 
 
 def evaluate_sequential_edits(
@@ -123,98 +224,79 @@ def evaluate_sequential_edits(
     params: Any,
     state: Any,
     model: LanguageModel,
-    encoded: Any,
+    encoded: EncodedRows,
     *,
     checkpoints: Sequence[int],
     facts_per_edit: int,
     log: ScoredBatches,
     saved: SequentialState,
-    what: str = "edits in turn",
+    what: str = "sequential edits",
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """The entry `sequential` of an evaluation: for each k of `checkpoints`, after k edits,
+    """Return the entry `sequential` of an evaluation: the scores after k edits, by k.
 
     `first`, `middle`, `last` and `all`: exact success on the edit and its paraphrase (see
-    `windows`); `locality` against the unedited base, on the same texts for every k, none of which
-    an edit up to the last checkpoint may rightly change; `relative_norm`, |dW| / |W| with W all
-    parameters of the base, the same for every editor, and `relative_norm_by_weight`.
+    `retention_windows`); `locality` against the unedited base, on the same texts for every k, none
+    of which an edit up to the last checkpoint may rightly change; `relative_norm`, |dW| / |W| with
+    W all parameters of the base, and `relative_norm_by_weight`.
 
     Args:
-      encoded: `EncodedRows`, of which the first max(checkpoints) * facts_per_edit are edited in,
-        in their order.
-      log: keeps the scores of each checkpoint; those that it holds already are not judged again.
-      saved: keeps the edits so far, which an interrupted pass goes on from.
+      params, state: the editor's.
+      encoded: the first max(checkpoints) * facts_per_edit rows are edited, in their order.
+      checkpoints: the values of k.
+      log: keeps the scores of each checkpoint; those that it holds already are not measured again.
+      saved: keeps the edits so far, from which an interrupted pass is resumed.
       between: called before each edit; it may raise to end the pass.
     """
-    step, score, sizes, trunk = _compiled(editor, model.module, model.weights)
     last, n_facts = max(checkpoints), max(checkpoints) * facts_per_edit
-    texts = {name: encoded.texts[name] for name in (*EDIT_SETS, *locality_set_names(encoded.texts))}
+    names = (*EDIT_SETS, *locality_set_names(encoded.texts))
+    texts = {name: encoded.texts[name] for name in names}
     if "near" in texts:
         texts["near"] = near_texts_outside_edits(encoded, n_facts)
-    others = evenly_spaced(n_facts, MOST)
-    waiting = list(checkpoints)[len(log.batches) :]
-
-    def measure(k: int, so_far: Edit) -> None:
-        so_far_facts = np.arange(k * facts_per_edit)
-        facts = None
-        if editor.predictor is not None:
-            facts = take_rows(texts["edit"], so_far_facts[None])
-            facts = facts, trunk(model.params, facts)
-        asked = np.unique(
-            np.concatenate([*retention_windows(len(so_far_facts), WINDOW, MOST).values()])
-        )
-        found = {("norm", name): v for name, v in distributed.gather(
-            sizes(model.params, so_far)).items()}  # fmt: skip
-        for names, numbers in ((EDIT_SETS, asked), (locality_set_names(texts), others)):
-            parts: dict[tuple[str, str], list[np.ndarray]] = {}
-            for block, new in padded_blocks(numbers, AT_ONCE) if names else ():
-                batch = {name: take_rows(texts[name], block[None]) for name in names}
-                scored = distributed.gather(score(params, so_far, model.params, facts, batch))
-                for name, group in scored.items():
-                    for key, values in group.items():
-                        parts.setdefault((name, key), []).append(np.asarray(values)[0, :new])
-            found |= {key: np.concatenate(values) for key, values in parts.items()}
-        log.add(asked.tolist(), found, {})
-
-    if waiting:
-        start, so_far, state = saved.load(no_edits(model.weights), state, waiting[0])
+    run = _Pass(editor, params, model, texts, facts_per_edit, n_facts)
+    if waiting := list(checkpoints)[len(log.batches) :]:
+        start, applied, state = saved.load(no_edits(model.weights), state, waiting[0])
         progress = Progress(what, last, start=start, writer=distributed.is_writer())
         for k in range(start, last + 1):
             if k > start:
                 between()
-                facts = np.arange((k - 1) * facts_per_edit, k * facts_per_edit)
-                one = take_rows(texts["edit"], facts[None])
-                so_far, state = step(params, state, so_far, model.params, one)
+                applied, state = run.edit(k, applied, state)
                 progress.update(k, force=k == last)
             if k in waiting:
-                saved.save(k, so_far, state)
-                measure(k, so_far)
+                saved.save(k, applied, state)
+                run.measure(k, applied, log)
             elif k > start and k % SAVE_EVERY == 0:
-                saved.save(k, so_far, state)
+                saved.save(k, applied, state)
     saved.forget()
-    each = zip(checkpoints, log.batches, strict=True)
-    return {str(k): summarise_checkpoint(log, batch, k, facts_per_edit) for k, batch in each}
+    return {
+        str(k): _summarise_checkpoint(log.scores([batch]), batch["index"], k, facts_per_edit)
+        for k, batch in zip(checkpoints, log.batches, strict=True)
+    }
 
 
-def summarise_checkpoint(
-    log: ScoredBatches, batch: Mapping[str, Any], edits: int, facts_per_edit: int
+def _summarise_checkpoint(
+    scores: metrics.Scores, index: Sequence[int], n_edits: int, facts_per_edit: int
 ) -> dict[str, Any]:
-    """The numbers of one checkpoint."""
-    scores, n_facts = log.scores([batch]), edits * facts_per_edit
-    found: dict[str, Any] = {"edits": edits, "facts": n_facts}
-    at = {number: i for i, number in enumerate(batch["index"])}
-    for name, numbers in retention_windows(n_facts, WINDOW, MOST).items():
-        own = [at[int(number)] for number in numbers]
+    """Return the numbers of one checkpoint.
+
+    Args:
+      index: which fact each score is of.
+    """
+    n_facts = n_edits * facts_per_edit
+    found: dict[str, Any] = {"edits": n_edits, "facts": n_facts}
+    position = {number: i for i, number in enumerate(index)}
+    for window, numbers in retention_windows(n_facts, WINDOW_FACTS, MAX_FACTS).items():
+        own = [position[int(number)] for number in numbers]
         exact = {
-            f"{metrics.result_name(text)}_exact": float(scores[text, "exact"][own].mean())
-            for text in EDIT_SETS
+            f"{metrics.result_name(name)}_exact": float(scores[name, "exact"][own].mean())
+            for name in EDIT_SETS
         }
-        found[name] = {"n": len(own), "success": sum(exact.values()) / len(exact), **exact}
+        found[window] = {"n": len(own), "success": sum(exact.values()) / len(exact), **exact}
     sets = locality_set_names({name: None for name, _ in scores})
     by_set = {name: metrics.locality_summary(scores, name) for name in sets}
     found["locality"] = metrics.pooled_locality(by_set) | by_set
-    sizes = {name: scores[kind, name] for kind, name in scores if kind == "norm"}
-    ratios = {name: float(delta / whole) for name, (delta, whole) in sizes.items()}
-    found["relative_norm"] = ratios.pop("")
-    found["relative_norm_by_weight"] = ratios
+    norms = {name: values for (kind, name), values in scores.items() if kind == "norm"}
+    relative = {name: float(delta / weight) for name, (delta, weight) in norms.items()}
+    found["relative_norm"] = relative.pop("")
+    found["relative_norm_by_weight"] = relative
     return found

@@ -16,13 +16,19 @@ from mend_jax.apps.run_command import parse
 from mend_jax.core.problem import Problem, make_problem
 from mend_jax.core.transform import EditTransform, Predictor, with_strength
 from mend_jax.core.weight_edit import Dense, Edit, merge
-from mend_jax.data import sequential_rows as in_turn
 from mend_jax.data.encoded_rows import EncodedRows
+from mend_jax.data.sequential_rows import choose_sequential_rows
 from mend_jax.editors import make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation import sequential_edits
 from mend_jax.evaluation.scored_batches import ScoredBatches
-from mend_jax.evaluation.sequential_edits import evaluate_sequential_edits, next_edit, no_edits
+from mend_jax.evaluation.sequential_edits import (
+    evaluate_sequential_edits,
+    next_edit,
+    no_edits,
+    padded_blocks,
+    retention_windows,
+)
 from mend_jax.evaluation.sequential_state import SequentialState
 
 N = 12
@@ -66,7 +72,7 @@ def test_each_edit_is_made_on_the_edited_model():
     """The second equals the edit of a base with the first merged in, to float32's rounding of the
     merged weights (values around 1, deltas around 0.1)."""
     editor, params, state = mend()
-    one = sequential_edits._compiled(editor, MODULE, WEIGHTS)[0]
+    one = sequential_edits._programs(editor, MODULE, WEIGHTS).next_edit
     alone = jax.jit(lambda base, seqs: editor.edit(
         params, state, make_problem(MODULE, base, WEIGHTS, seqs), False)[0])  # fmt: skip
     first, second = (rows_of(encoded().texts["edit"], i) for i in (0, 1))
@@ -211,7 +217,7 @@ def test_norms_are_relative_to_the_whole_base_whatever_may_be_edited():
         first = weights[0]
         edit = zero.replace(deltas={**zero.deltas, first.name: Dense(
             np.full((1, first.d_in, first.d_out), 0.5, np.float32))})  # fmt: skip
-        delta, of = np.asarray(sequential_edits.norms(BASE, edit)[""])
+        delta, of = np.asarray(sequential_edits.edit_norms(BASE, edit)[""])
         np.testing.assert_allclose(of, whole, rtol=1e-5)
         np.testing.assert_allclose(delta, 0.5 * np.sqrt(first.d_in * first.d_out), rtol=1e-5)
 
@@ -231,22 +237,22 @@ def test_a_reader_has_all_corrections_so_far_at_hand():
 
 
 def test_windows_of_the_facts_so_far():
-    found = in_turn.retention_windows(100, 16, 10)
+    found = retention_windows(100, 16, 10)
     assert found["first"].tolist() == list(range(16))
     assert found["middle"].tolist() == list(range(42, 58))
     assert found["last"].tolist() == list(range(84, 100))
     assert found["all"].tolist() == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
-    assert {tuple(v) for v in in_turn.retention_windows(3, 16, 10).values()} == {(0, 1, 2)}
-    blocks = [(block.tolist(), new) for block, new in in_turn.padded_blocks(np.arange(5), 3)]
+    assert {tuple(v) for v in retention_windows(3, 16, 10).values()} == {(0, 1, 2)}
+    blocks = [(block.tolist(), new) for block, new in padded_blocks(np.arange(5), 3)]
     assert blocks == [([0, 1, 2], 3), ([3, 4, 3], 2)]
 
 
 def test_no_two_rows_in_turn_change_the_same():
     rows = [{"key": str(i), "scope": f"s{i % 7}", "subject": "x"} for i in range(50)]
-    found = in_turn.choose_sequential_rows(rows, 99)
+    found = choose_sequential_rows(rows, 99)
     assert sorted(row["scope"] for row in found) == [f"s{i}" for i in range(7)]
     assert [r["key"] for r in found] != sorted(r["key"] for r in found)
-    assert in_turn.choose_sequential_rows(rows, 3) == found[:3]
+    assert choose_sequential_rows(rows, 3) == found[:3]
 
 
 @pytest.fixture(scope="module")
