@@ -8,8 +8,10 @@ from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
+from mend_jax.editors.untrained import usable_untrained
 
 
+@usable_untrained("gradient descent until the fact holds")
 def fine_tune(
     *,
     lr: float = 1e-2,

@@ -12,10 +12,12 @@ from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
+from mend_jax.editors.untrained import usable_untrained
 
 Ball = Literal["l0", "l2", "linf"]
 
 
+@usable_untrained("gradient descent within a norm ball")
 def fine_tune_constrained(
     *,
     ball: Ball = "linf",

@@ -15,10 +15,12 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
+from mend_jax.editors.untrained import usable_untrained
 from mend_jax.models.encoder_decoder import DECODER, ENCODER
 from mend_jax.parallel.sharding import Rule
 
 
+@usable_untrained("gradient descent that keeps other texts unchanged")
 def fine_tune_kl(
     *,
     c_kl: float = 1.0,

@@ -12,9 +12,11 @@ from mend_jax.core.problem import Problem
 from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.core.weight_edit import Edit, LowRank
 from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
+from mend_jax.editors.untrained import usable_untrained
 from mend_jax.parallel.sharding import Rule
 
 
+@usable_untrained("gradient descent on a low-rank change")
 def fine_tune_lora(
     *,
     rank: int = 8,

@@ -8,8 +8,13 @@ from mend_jax.editors.links import normalize
 from mend_jax.editors.low_rank_mlp import Film, Init, Sides, VInit, low_rank_mlp
 from mend_jax.editors.ridge_editor import ridge_editor
 from mend_jax.editors.ridge_regression import RidgeSolve, keep_key, ridge_solve, value_shift
+from mend_jax.editors.untrained import usable_untrained
 
 
+@usable_untrained(
+    "one gradient step, solved by least squares (MALMEN without its network)",
+    name="ridge", rank=1, norm=False, init="id", step_size=1e-2,
+)  # fmt: skip
 def malmen(
     *,
     rank: int | None = 1920,

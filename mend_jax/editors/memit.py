@@ -20,10 +20,12 @@ from mend_jax.editors.key_value_memory import (
     written,
     zero_fillers,
 )
+from mend_jax.editors.untrained import usable_untrained
 from mend_jax.editors.value_search import ValueSearch, value
 from mend_jax.errors import ConfigError
 
 
+@usable_untrained("as rome, over several blocks")
 def memit(
     *,
     blocks: tuple[int, ...] = (),

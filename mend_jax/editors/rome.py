@@ -20,9 +20,11 @@ from mend_jax.editors.key_value_memory import (
     written,
     zero_fillers,
 )
+from mend_jax.editors.untrained import usable_untrained
 from mend_jax.editors.value_search import ValueSearch, value
 
 
+@usable_untrained("one value of one MLP, found by search (decoder-only models)")
 def rome(
     *,
     block: int | None = None,

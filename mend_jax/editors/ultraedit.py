@@ -9,8 +9,10 @@ from mend_jax.core.transform import EditTransform, stateless
 from mend_jax.editors.links import Signal, normalize
 from mend_jax.editors.ridge_editor import ridge_editor
 from mend_jax.editors.ridge_regression import keep_key, ridge_solve, value_change
+from mend_jax.editors.untrained import usable_untrained
 
 
+@usable_untrained("as ridge, by statistics over other facts", lr=5e-5)
 def ultraedit(
     *,
     lr: float = 1e-6,

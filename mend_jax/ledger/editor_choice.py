@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -15,7 +15,7 @@ from mend_jax.core.transform import with_strength
 from mend_jax.data.sources.world_facts import passages
 from mend_jax.data.sources.world_facts.facts import true_facts
 from mend_jax.data.sources.world_facts.templates import TEMPLATES, fill_template
-from mend_jax.editors import EditTransform, make_editor
+from mend_jax.editors import EditTransform, make_editor, untrained_editors
 from mend_jax.errors import ConfigError, did_you_mean
 from mend_jax.hub.input_formats import input_format
 from mend_jax.hub.language_model import LanguageModel
@@ -27,33 +27,6 @@ from mend_jax.training.trained_editor import Editor
 Say = Callable[[str], None]
 
 
-class Untrained(NamedTuple):
-    """An editor that works without training.
-
-    Attributes:
-      editor, options: of `make_editor`; options may be changed one by one.
-      what: in a few words.
-    """
-
-    editor: str
-    options: Mapping[str, Any]
-    what: str
-
-
-UNTRAINED = {
-    "fine_tune": Untrained("fine_tune", {}, "gradient descent until the fact holds"),
-    "fine_tune_kl": Untrained("fine_tune_kl", {}, "the same, held back on texts that shall stay"),
-    "fine_tune_constrained": Untrained("fine_tune_constrained", {}, "the same, in a norm ball"),
-    "fine_tune_lora": Untrained("fine_tune_lora", {}, "the same, of low rank"),
-    "ridge": Untrained(
-        "malmen",
-        {"rank": 1, "norm": False, "init": "id", "step_size": 1e-2},
-        "one gradient step met in least squares (MALMEN without its network)",
-    ),
-    "ultraedit": Untrained("ultraedit", {"lr": 5e-5}, "the same, by statistics over other facts"),
-    "rome": Untrained("rome", {}, "one value of one MLP, found by search (decoder-only models)"),
-    "memit": Untrained("memit", {}, "as rome, over several blocks"),
-}
 _TEXTS = 256  # that an editor is shown which has to see some first
 _AT_ONCE = 16
 _LENGTH = 32  # tokens of each
@@ -70,10 +43,10 @@ def choose_editor(
 
     Args:
       model: the base.
-      name: "" for the shipped editor of this base, a name of `UNTRAINED`, the folder of a run of
-        `mend_jax.main`, or a file of `mend_jax.training.pretrained`.
+      name: "" for the shipped editor of this base, one of `untrained_editors()`, the folder of a
+        run of `mend_jax.main`, or a file of `mend_jax.training.pretrained`.
       strength: what its edits are scaled by.
-      options: of an untrained editor, in place of those of `UNTRAINED`.
+      options: of an untrained editor, in place of those that it declares.
       say: told of what takes long.
 
     Raises:
@@ -83,7 +56,7 @@ def choose_editor(
     """
     if not 0 <= strength < float("inf"):
         raise ConfigError(f"strength {strength}: give a number of 0 or more, such as 0.8")
-    if name in UNTRAINED:
+    if name in untrained_editors():
         editor = _untrained(model, name, options or {}, say)
     elif options:
         raise ConfigError(f"options {sorted(options)} are for editors without training: {offers()}")
@@ -97,7 +70,9 @@ def choose_editor(
 
 def offers() -> str:
     """The editors that need no training, in a sentence."""
-    return "; ".join(f"{name} ({one.what})" for name, one in UNTRAINED.items())
+    return "; ".join(
+        f"{name} ({one.description})" for name, (_, one) in untrained_editors().items()
+    )
 
 
 def _trained(model: LanguageModel, name: str) -> Editor:
@@ -114,15 +89,16 @@ def _trained(model: LanguageModel, name: str) -> Editor:
         return Editor.restore(path, model)
     if path.suffix == ".safetensors":
         return pretrained.read(path, model)
+    near = did_you_mean(name, list(untrained_editors()))
     raise ConfigError(
-        f"editor {name!r}{did_you_mean(name, list(UNTRAINED))} is neither a run's folder, nor "
-        f"a file of an editor, nor one of: {offers()}"
+        f"editor {name!r}{near} is neither a run's folder, nor a file of an editor, nor one of: "
+        f"{offers()}"
     )
 
 
 def _untrained(model: LanguageModel, name: str, options: Mapping[str, Any], say: Say) -> Editor:
-    known = UNTRAINED[name]
-    transform = make_editor(known.editor, {**known.options, **options})
+    editor, declared = untrained_editors()[name]
+    transform = make_editor(editor, {**declared.options, **options})
     params, state = transform.init(jax.random.key(0), model.weights)
     if transform.calibrate is not None:
         say(f"showing {_TEXTS} texts to {name}")

@@ -303,7 +303,9 @@ def elsewhere(seqs):
 
 
 def test_unknown_names_and_options_are_refused():
-    with pytest.raises(ConfigError, match="editor.name is 'mond'; known.*mend"):
+    with pytest.raises(
+        ConfigError, match=r"editor.name is 'mond' \(did you mean 'mend'\?\); known editors: .*mend"
+    ):
         make_editor("mond", {})
     with pytest.raises(ConfigError, match=r"no option \['ranks'\].*rank"):
         make_editor("mend", {"ranks": 3})

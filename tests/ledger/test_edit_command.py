@@ -9,11 +9,12 @@ from safetensors.numpy import load_file
 from support.tiny import save_tiny
 
 import mend_jax
+from mend_jax.editors import untrained_editors
 from mend_jax.errors import ConfigError
 from mend_jax.hub import lora_export
 from mend_jax.ledger import open_ledger
 from mend_jax.ledger.cli import main
-from mend_jax.ledger.editor_choice import UNTRAINED, choose_editor
+from mend_jax.ledger.editor_choice import choose_editor
 from mend_jax.ledger.store import Ledger
 
 FACT = "The capital of France is => Lyon"
@@ -184,7 +185,7 @@ def test_exports(filled, base, tmp_path, capsys):
     assert all((one[key] == other[key]).all() for key in one)
 
 
-@pytest.mark.parametrize("name", UNTRAINED)
+@pytest.mark.parametrize("name", untrained_editors())
 def test_editors_without_training_make_edits(base, name):
     model = mend_jax.load_model(base, last_n_blocks=2)
     small = {"max_steps": 3} if name.startswith("fine_tune") else {}
