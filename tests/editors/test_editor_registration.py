@@ -44,12 +44,12 @@ def names_of_editors_and_their_parts():
         weights = tiny("gpt2", n_top=2)[2]
         for tree in editor.init(jax.random.key(0), weights):
             names |= tree.keys()
-    return names
+    return names - {"texts"}  # an ordinary word
 
 
 @pytest.mark.parametrize("path", GENERIC)
 def test_modules_that_serve_every_editor_name_none(path):
-    """Neither in a string nor as a name; `cache` is a function of functools as well."""
+    """Neither in strings nor in identifiers."""
     names = names_of_editors_and_their_parts()
     assert {"mend", "ridge", "low_rank_mlp", "value_shift", "fisher", "second_moment"} <= names
     tree = ast.parse((PACKAGE / path).read_text())
