@@ -1,4 +1,4 @@
-"""python -m mend_jax.edit COMMAND ...: see `mend_jax.ledger.cli`."""
+"""The command `python -m mend_jax.edit`; see `mend_jax.ledger.cli`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`apply`: facts into a ledger, each with what was measured of it."""
+"""The command `apply`: make an edit from each fact, measure it, and record it in a ledger."""
 
 from __future__ import annotations
 
@@ -7,35 +7,41 @@ import json
 from collections.abc import Sequence
 
 from mend_jax.data.facts import Fact
-from mend_jax.evaluation.reports.formatting import printable
-from mend_jax.ledger import fact_arguments, text_view
+from mend_jax.ledger import text_view
 from mend_jax.ledger.editor_choice import choose_editor
+from mend_jax.ledger.fact_arguments import collect_facts
 from mend_jax.ledger.measure import measure_edit, require_text_model
-from mend_jax.ledger.open_ledger import open_base, say
+from mend_jax.ledger.open_ledger import open_base, report_progress
 from mend_jax.ledger.store import Entry, Ledger
 from mend_jax.ledger.test_prompts import make_test_prompts
 
 
 def apply(args: argparse.Namespace) -> int:
-    """The command; 1 with --strict where an edit did not take or locality is bad, else 0."""
-    given = fact_arguments.gather(args.fact, args.facts)
-    probes = [make_test_prompts(fact) for fact in given]
+    """Run the command.
+
+    Returns:
+      1 with --strict if an edit failed or its locality is bad, else 0.
+    """
+    facts = collect_facts(args.fact, args.facts)
+    prompts = [make_test_prompts(fact) for fact in facts]
     model, ledger = open_base(args.ledger, args.model, args.dtype, args.last_n_blocks)
     require_text_model(model)
-    editor = choose_editor(model, args.editor, args.strength, dict(args.option), say)
-    _tell_of_clashes(ledger, given)
-    together = [range(len(given))] if args.together else [[i] for i in range(len(given))]
+    editor = choose_editor(model, args.editor, args.strength, dict(args.option), report_progress)
+    _warn_of_same_prompts(ledger, facts)
+    groups = [range(len(facts))] if args.together else [[i] for i in range(len(facts))]
     entries = []
-    for number, at in enumerate(together, start=1):
-        count = f" {number} of {len(together)}" if len(together) > 1 else ""
-        say(f"edit{count}: made by {editor.name}, then measured")
-        edit = editor.edit([given[i] for i in at])
-        measured = measure_edit(model, edit, [probes[i] for i in at], args.strength)
+    for number, group in enumerate(groups, start=1):
+        count = f" {number} of {len(groups)}" if len(groups) > 1 else ""
+        report_progress(f"making edit{count} with {editor.name} and measuring it")
+        edit = editor.edit([facts[i] for i in group])
+        measured = measure_edit(model, edit, [prompts[i] for i in group], args.strength)
         entries.append(ledger.append(edit, measured))
-    found = text_view.shown(ledger, entries)
-    print(json.dumps(found, indent=2) if args.json else text_view.page(found))
-    good = all(_is_good(entry) for entry in entries)
-    return 1 if args.strict and not good else 0
+    view = text_view.describe_ledger(ledger, entries)
+    if args.json:
+        print(json.dumps(view, indent=2))
+    else:
+        text_view.print_ledger(view)
+    return 1 if args.strict and not all(map(_is_good, entries)) else 0
 
 
 def _is_good(entry: Entry) -> bool:
@@ -43,12 +49,13 @@ def _is_good(entry: Entry) -> bool:
     return verdict["took"] and verdict["local"]
 
 
-def _tell_of_clashes(ledger: Ledger, given: Sequence[Fact]) -> None:
-    """Says which edits in force are of the same prompts: what is in force is the sum of both."""
+def _warn_of_same_prompts(ledger: Ledger, facts: Sequence[Fact]) -> None:
+    """Name the active edits of the same prompts: a new edit is added to them, it replaces none."""
+    prompts = {fact.prompt for fact in facts}
     for entry in ledger.active():
         for prompt, target in entry.facts:
-            if any(fact.prompt == prompt for fact in given):
-                say(
-                    f"WARNING: edit {entry.number} is of {printable(prompt)!r} too ({target!r}) "
-                    f"and stays in force: `revert {entry.number}` takes it back"
+            if prompt in prompts:
+                report_progress(
+                    f"WARNING: edit {entry.number} has the same prompt, {prompt!r} ({target!r}), "
+                    f"and stays active: `revert {entry.number}` removes it"
                 )

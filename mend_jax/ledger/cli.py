@@ -1,15 +1,15 @@
-"""python -m mend_jax.edit COMMAND ...: edits of a language model that are kept, shown and undone.
+"""python -m mend_jax.edit COMMAND ...: make edits of a language model, inspect and revert them.
 
-  apply --model SPEC --fact "PROMPT => TARGET" --ledger DIR    makes edits, measures, records them
-  show --ledger DIR                    what the edits in force changed, before and after
-  log --ledger DIR                     every edit, a line each
-  revert N --ledger DIR                takes an edit back; the others stay, bit for bit
-  combine --ledger DIR                 all edits at once, in several ways, measured side by side
+  apply --model SPEC --fact "PROMPT => TARGET" --ledger DIR    make, measure and record edits
+  show --ledger DIR                    what the active edits changed, before and after
+  log --ledger DIR                     every edit, one per line
+  revert N --ledger DIR                revert edit N; the others stay, bit for bit
+  combine --ledger DIR                 combine the active edits in several ways, and compare these
   export N|all --ledger DIR --to DIR --as peft|merged
-  serve --ledger DIR                   a local page to try, keep and undo edits
+  serve --ledger DIR                   a local page to try, keep and revert edits
 
-0 when all is well, 2 for an error that the message explains, 1 with `apply --strict` where an edit
-did not take or changed what it should not.
+Exit status: 0 for success; 2 for an error, which the message explains; 1 with `apply --strict` if
+an edit failed or changed unrelated answers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from mend_jax.errors import ConfigError, MendError, report_error
 
@@ -34,96 +34,101 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{self.prog}: {message}; see `python -m mend_jax.edit {self._of()} -h`")
-
-    def _of(self) -> str:
-        return self.prog.split()[-1] if self.prog.split()[-1] in COMMANDS else ""
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}; see `{self.prog} -h`")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of every command."""
-    whole = _Parser(
+    """Return the parser of all commands."""
+    main_parser = _Parser(
         prog="python -m mend_jax.edit", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, what: str, *aliases: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(
-            name, aliases=aliases, help=what, description=what, allow_abbrev=False
+    def command(name: str, text: str, *aliases: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, aliases=aliases, help=text, description=text, allow_abbrev=False
         )
-        one.set_defaults(command=name)  # also where it was called by an alias
-        one.add_argument("--ledger", required=True, metavar="DIR", help="the folder of the ledger")
-        return one
+        added.set_defaults(command=name)  # also when called by an alias
+        added.add_argument("--ledger", required=True, metavar="DIR", help="the ledger's folder")
+        return added
 
-    apply = command("apply", "make edits of facts, measure them, record them in the ledger")
-    apply.add_argument("--fact", action="append", default=[], metavar='"PROMPT => TARGET"')
+    apply = command("apply", "make edits from facts, measure them, and record them in the ledger")
+    apply.add_argument(
+        "--fact", action="append", default=[], metavar='"PROMPT => TARGET"',
+        help="a fact; can be repeated",
+    )  # fmt: skip
     apply.add_argument(
         "--facts", action="append", default=[], metavar="FILE",
-        help="a line a fact, as --fact or JSON with prompt, target, and if wanted subject, "
-        "paraphrases, neighbours; - for standard input",
+        help="a file with one fact per line, as for --fact, or a JSON object with prompt, target, "
+        "and optionally subject, paraphrases, neighbours; - reads standard input",
     )  # fmt: skip
-    _about_base(apply)
-    _about_editor(apply)
-    apply.add_argument("--together", action="store_true", help="all facts in one edit, not each")
-    apply.add_argument("--strict", action="store_true", help="exit with 1 where a verdict is bad")
-    apply.add_argument("--json", action="store_true")
+    _add_base_flags(apply)
+    _add_editor_flags(apply)
+    apply.add_argument("--together", action="store_true", help="one edit for all facts")
+    apply.add_argument(
+        "--strict", action="store_true",
+        help="exit with status 1 if an edit failed or its locality is bad",
+    )  # fmt: skip
+    apply.add_argument("--json", action="store_true", help="print JSON")
 
-    show = command("show", "what the edits in force changed, as measured when they were applied")
-    show.add_argument("--entry", type=int, metavar="N", help="this edit alone, reverted or not")
+    show = command("show", "show what the active edits changed, as measured by apply")
+    show.add_argument("--entry", type=int, metavar="N", help="only edit N, even if reverted")
     form = show.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true")
-    form.add_argument("--html", metavar="FILE", help="write a page instead")
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--html", metavar="FILE", help="write an HTML page")
 
-    log = command("log", "every edit, a line each")
-    log.add_argument("--json", action="store_true")
+    log = command("log", "list every edit, one per line")
+    log.add_argument("--json", action="store_true", help="print JSON")
 
-    revert = command("revert", "take an edit back")
-    revert.add_argument("number", type=int, metavar="N")
+    revert = command("revert", "revert an edit")
+    revert.add_argument("number", type=int, metavar="N", help="the edit's number")
 
-    what = "all edits in force at once, in several ways, measured side by side"
-    combine = command("combine", what, "stack")  # "stack" was its name before
-    _about_editor(combine)
-    combine.add_argument("--json", action="store_true")
+    text = "combine the active edits in several ways, measure each, and compare them"
+    combine = command("combine", text, "stack")  # its old name
+    _add_editor_flags(combine)
+    combine.add_argument("--json", action="store_true", help="print JSON")
 
-    export = command("export", "an edit, or all in force, for other programs")
+    export = command("export", "export one edit, or all active edits, for other programs")
     export.add_argument("which", metavar="N|all")
-    export.add_argument("--to", required=True, metavar="DIR")
+    export.add_argument("--to", required=True, metavar="DIR", help="the folder to write")
     export.add_argument(
         "--as", dest="form", required=True, choices=("peft", "merged"),
         help="a LoRA adapter, or a whole checkpoint",
     )  # fmt: skip
 
-    serve = command("serve", "a local page to try, keep and undo edits")
-    _about_base(serve)
-    _about_editor(serve)
-    serve.add_argument("--port", type=int, default=0, help="0: any that is free")
-    return whole
+    serve = command("serve", "serve a local page to try, keep and revert edits")
+    _add_base_flags(serve)
+    _add_editor_flags(serve)
+    serve.add_argument("--port", type=int, default=0, help="0 (the default): any free port")
+    return main_parser
 
 
-def _about_base(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", default="", metavar="SPEC", help="the base of a new ledger")
-    command.add_argument("--dtype", default="float32", help="of a new ledger's base")
+def _add_base_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", default="", metavar="SPEC", help="the base model; needed for a new ledger"
+    )
+    command.add_argument("--dtype", default="float32", help="of a new ledger's base model")
     command.add_argument(
         "--last_n_blocks", type=int, default=3, metavar="N",
-        help="of a new ledger: how many of the last blocks can be edited",
+        help="for a new ledger: how many of the last blocks edits may change",
     )  # fmt: skip
 
 
-def _about_editor(command: argparse.ArgumentParser) -> None:
+def _add_editor_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--editor", default="", metavar="NAME",
-        help="the folder of a run, or an editor that needs no training, such as fine_tune; "
-        "by default the one that is shipped for the base",
+        help="the folder of a training run, or an editor that needs no training, such as "
+        "fine_tune; by default the editor shipped for the base model",
     )  # fmt: skip
     command.add_argument(
         "--option", action="append", default=[], type=_option, metavar="KEY=VALUE",
-        help="of an editor that needs no training",
+        help="an option of an editor that needs no training; can be repeated",
     )  # fmt: skip
     command.add_argument(
         "--strength", type=float, default=1.0, metavar="S",
-        help="scales the edit: less gives up success for locality",
+        help="scale the edit: below 1, success falls and locality improves",
     )  # fmt: skip
 
 
@@ -138,9 +143,9 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; see the module."""
+    """Run a command, and return its exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every folder it opens
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every folder it opens
     try:
         args = parser().parse_args(argv)
         module = importlib.import_module(f"mend_jax.ledger.{COMMANDS[args.command]}")
@@ -148,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MendError as e:
         return report_error(e)
     except BrokenPipeError:  # `show | head`
-        sys.stdout = None
+        sys.stdout = None  # type: ignore[assignment]  # so that the exit does not flush it again
         return 0
 
 

@@ -1,9 +1,9 @@
-"""A journal: an append-only file of JSON records that outlives crashes and full disks.
+"""A journal: an append-only file of JSON records that survives crashes and full disks.
 
-One record a line, each with a checksum over itself and the line before it, so that a line that was
-changed, swapped or taken out is found. A record counts once `append` has returned. What a crash
-leaves is an unfinished last line: reading passes over it, and the next writer cuts it off.
-Callers lock: writers exclusively, readers shared; see `io.file_locks`.
+Each line holds one record and a checksum over it and the line before, so that a line that was
+changed, swapped or removed is detected. A record counts once `append` has returned. A crash can
+leave an unfinished last line: readers ignore it, and the next writer cuts it off. Callers lock:
+writers exclusively, readers shared; see `io.file_locks`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,16 @@ from mend_jax.io.files import replace_non_finite
 from mend_jax.io.json_values import parse_json
 
 _DIGITS = 16  # hex digits of a checksum
-_POWER = (
-    "; where the machine lost power while it was written, delete the line: no program was told "
-    "that it is recorded"
-)
+_POWER = "; if the machine lost power while it was written, delete the line: it was never confirmed"
 
 
-class _Read(NamedTuple):
-    """What a journal holds.
+class _Content(NamedTuple):
+    """The content of a journal.
 
     Attributes:
       records: in order.
-      checksum: of the last line, which the next one builds on.
-      end: bytes of the whole lines; what follows is an unfinished one.
+      checksum: of the last complete line; the next line's checksum covers it.
+      end: the number of bytes in complete lines; an unfinished line may follow.
     """
 
     records: list[dict[str, Any]]
@@ -41,29 +38,31 @@ class _Read(NamedTuple):
 
 
 def read(path: Path, seed: str) -> list[dict[str, Any]]:
-    """The records, in order.
+    """Return the records in order.
 
     Args:
-      seed: what the first line's checksum builds on; it tells journals apart.
+      seed: the value that the first line's checksum covers; it distinguishes journals.
 
     Raises:
-      LedgerError: no such file, or a damaged line, by its number.
+      LedgerError: no such file, or a damaged line, named by its number.
     """
     return _read(path, seed).records
 
 
 def append(path: Path, seed: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Adds a record and returns it as `read` will: tuples are lists, no number is not finite.
+    """Add a record, and return it as `read` will: tuples as lists, non-finite numbers as None.
 
     Raises:
-      LedgerError: as `read`, or a record that JSON cannot hold.
-      OSError: it could not be written; the journal then holds what it held before.
+      LedgerError: as `read`, or JSON cannot hold the record.
+      OSError: it could not be written; the journal is unchanged.
     """
     before = _read(path, seed)
     try:
         record = parse_json(json.dumps(replace_non_finite(record)))
     except (TypeError, ValueError, RecursionError) as e:
-        raise LedgerError(f"{path}: a record that JSON cannot hold ({e})") from e
+        raise LedgerError(
+            f"{path}: JSON cannot hold the record ({e}): use plain numbers, texts, lists and dicts"
+        ) from e
     line = _line(before.checksum, record)[0] + b"\n"
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -82,7 +81,7 @@ def append(path: Path, seed: str, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def sync(folder: Path) -> None:
-    """After it the names of the folder's files are on disk."""
+    """Flush a folder to disk, so that its new file names survive a power cut."""
     file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(file)
@@ -97,17 +96,19 @@ def _write(file: int, data: bytes, offset: int) -> None:
 
 
 def _line(before: str, record: dict[str, Any]) -> tuple[bytes, str]:
-    """A record's line, without the end, after one of checksum `before`; its own checksum."""
+    """Return a record's line, without its line end, and its checksum, given the previous one."""
     text = json.dumps(record, sort_keys=True)
     checksum = hashlib.sha256(f"{before}\n{text}".encode()).hexdigest()[:_DIGITS]
     return f'{{"sum": "{checksum}", "record": {text}}}'.encode(), checksum
 
 
-def _read(path: Path, seed: str) -> _Read:
+def _read(path: Path, seed: str) -> _Content:
     try:
-        *lines, _ = path.read_bytes().split(b"\n")  # a whole line ends in \n
+        *lines, _ = path.read_bytes().split(b"\n")  # a complete line ends in \n
     except OSError as e:
-        raise LedgerError(f"{path}: the log of the edits cannot be read ({e})") from e
+        raise LedgerError(
+            f"{path}: the log of the edits cannot be read ({e}): restore it from a copy"
+        ) from e
     records, checksum, end = [], seed, 0
     for number, line in enumerate(lines, 1):
         try:
@@ -123,4 +124,4 @@ def _read(path: Path, seed: str) -> _Read:
             )
         records.append(record)
         end += len(line) + 1
-    return _Read(records, checksum, end)
+    return _Content(records, checksum, end)

@@ -1,13 +1,13 @@
-"""A ledger: every edit of one base in a folder, in order, none of them ever lost or overwritten.
+"""A ledger: a folder that records every edit of one base model, in order, and never overwrites one.
 
-    base.json       which base the edits are for
-    log.jsonl       what was done, a line an edit or a revert; see `journal`
-    edits/          NNNN-<sha8>.safetensors, an edit each; see `edit_files`. One that no line names
-                    is of a program that was killed, and in force nowhere
-    lock            held by who writes; several processes may
+    base.json       the base model that the edits are for
+    log.jsonl       one line per edit and per revert; see `journal`
+    edits/          one file per edit, NNNN-<sha8>.safetensors; see `core.edit_file`. A file that no
+                    line names was left by a process that was killed, and has no effect
+    lock            locked by whichever process writes
 
-Every edit is made for the unedited base, so what is in force is the sum of the live ones, and to
-revert one is to leave it out: bit for bit as if it had never been there.
+Every edit is computed on the unedited base. The active edits are therefore summed, and reverting
+one leaves it out of the sum: the result is bit for bit what it would be without that edit.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from mend_jax.ledger import journal
 
 FORMAT = "mend_jax_ledger/1"
 _BASE, _LOG, _EDITS, _LOCK = "base.json", "log.jsonl", "edits", "lock"
-_FILE = re.compile(_EDITS + r"/\w[^/\\]*\.safetensors")  # and in no other folder
+_EDIT_FILE = re.compile(_EDITS + r"/\w[^/\\]*\.safetensors")  # allows no other folder
 
 
-class _Appended(TypedDict):
+class _EditRecord(TypedDict):
     kind: Literal["edit"]
     number: int
     file: str
@@ -46,7 +46,7 @@ class _Appended(TypedDict):
     measured: dict[str, Any]
 
 
-class _Reverted(TypedDict):
+class _RevertRecord(TypedDict):
     kind: Literal["revert"]
     number: int
     made: str
@@ -54,10 +54,10 @@ class _Reverted(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """The base that a ledger's edits are for, and how it is loaded.
+    """The base model of a ledger, and how to load it.
 
     Attributes:
-      spec, dtype, last_n_blocks, edit_roles: what `load_model` takes.
+      spec, dtype, last_n_blocks, edit_roles: arguments of `load_model`.
       fingerprint: of the base weights.
     """
 
@@ -70,18 +70,18 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An edit of a ledger.
+    """One edit in a ledger.
 
     Attributes:
       number: 1, 2, ... in the order of appending.
-      file: of the edit, relative to the ledger.
+      file: the edit's file, relative to the ledger.
       sha256: of that file.
-      facts: the (prompt, target) pairs that the edit was made from.
-      editor: what made it.
+      facts: the (prompt, target) pairs of the edit.
+      editor: the id of the editor that made it.
       made: when, an ISO date and time in UTC.
-      measured: what was measured of it, as JSON holds it.
-      reverted: whether it is in force no longer.
-      reverted_at: since when; "" while it is live.
+      measured: its measurement as JSON values, see `measure`; {} where there is none.
+      reverted: whether it has been reverted, and is no longer active.
+      reverted_at: when it was reverted; "" while it is active.
     """
 
     number: int
@@ -97,26 +97,30 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """A ledger on disk. Made by `create`, `open` or `open_or_create`; holds nothing in memory."""
+    """A ledger on disk, from `create`, `open` or `open_or_create`. It caches nothing in memory."""
 
     path: Path
     base: Base
 
     @staticmethod
     def create(path: str | os.PathLike[str], base: Base) -> Ledger:
-        """A new ledger, in a folder that is made where it is missing.
+        """Create a ledger, and its folder where that is missing.
 
         Raises:
-          LedgerError: there is one already, or the folder cannot be written.
+          LedgerError: the folder holds a ledger already, or cannot be written.
         """
         folder = _folder(path)
-        with _naming(f"{folder}: no ledger was made"):
+        with _disk_errors_named(f"{folder}: the ledger was not created"):
             (folder / _EDITS).mkdir(parents=True, exist_ok=True)
             with locked(folder / _LOCK):
                 if (folder / _BASE).exists():
-                    raise _Exists(f"{folder} is a ledger already: open it, or name another")
+                    raise _AlreadyExists(
+                        f"{folder} is a ledger already: open it, or choose another folder"
+                    )
                 if (folder / _LOG).exists() and (folder / _LOG).stat().st_size:
-                    raise LedgerError(f"{folder} holds a log of edits but no {_BASE}: restore it")
+                    raise LedgerError(
+                        f"{folder} holds a log of edits but no {_BASE}: restore it from a copy"
+                    )
                 (folder / _LOG).touch()
                 journal.sync(folder)
                 write_json(folder / _BASE, {"format": FORMAT, **dataclasses.asdict(base)})
@@ -126,10 +130,10 @@ class Ledger:
 
     @staticmethod
     def open(path: str | os.PathLike[str]) -> Ledger:
-        """The ledger of a folder, its log checked.
+        """Open the ledger in a folder and check its log.
 
         Raises:
-          LedgerError: there is none, or it is damaged: what and where.
+          LedgerError: there is none, or it is damaged; the message says where.
         """
         folder = _folder(path)
         ledger = Ledger(folder, _read_base(folder / _BASE))
@@ -138,52 +142,54 @@ class Ledger:
 
     @staticmethod
     def open_or_create(path: str | os.PathLike[str], base: Base) -> Ledger:
-        """The ledger of a folder, made where there is none; the spec that it was made with stands.
+        """Open the ledger in a folder, or create one there.
+
+        An existing ledger keeps the model spec that it was created with.
 
         Raises:
-          CheckpointError: it is for another base (both fingerprints are named).
-          LedgerError: it is damaged, or cannot be made.
+          CheckpointError: it is for another base; the message names both fingerprints.
+          LedgerError: it is damaged, or cannot be created.
         """
         folder = _folder(path)
         if not (folder / _BASE).exists():
-            with contextlib.suppress(_Exists):
+            with contextlib.suppress(_AlreadyExists):
                 return Ledger.create(folder, base)
         ledger = Ledger.open(folder)
         ledger._refuse_other_base(base.fingerprint, f"the model ({base.spec})")
         return ledger
 
     def entries(self) -> list[Entry]:
-        """All edits in order, those that were reverted flagged."""
+        """Return all edits in order, including the reverted ones."""
         with locked(self.path / _LOCK, shared=True, best_effort=True):
             return self._entries()
 
     def active(self) -> list[Entry]:
-        """The edits in force, in order."""
+        """Return the edits that are not reverted, in order."""
         return [entry for entry in self.entries() if not entry.reverted]
 
     def edit(self, number: int) -> Edit:
-        """The edit of an entry, live or reverted, checked against what was written.
+        """Load one edit, active or reverted, and check it against its recorded hash.
 
         Raises:
-          LedgerError: no such entry, or its file is missing, damaged or another's.
+          LedgerError: no such edit, or its file is missing, damaged or replaced.
           CheckpointError: it is for another base.
         """
         return self._load(_find(self.path, self.entries(), number))
 
     def composed(self) -> Edit | None:
-        """The live edits at once, summed in order; None where there is none."""
+        """Return the sum of the active edits, in order; None where there are none."""
         edits = [self._load(entry) for entry in self.active()]
         return sum_edits(edits) if edits else None
 
     def append(self, edit: Edit, measured: dict[str, Any] | None = None) -> Entry:
-        """Records an edit. Once this returns it is on disk, whatever happens.
+        """Record an edit. When this returns, it is safely on disk.
 
         Args:
-          measured: what was measured of it, of what JSON holds.
+          measured: its measurement, as JSON values.
 
         Raises:
-          CheckpointError: it is for another base, for an unknown one, or several edits in one.
-          LedgerError: it could not be recorded, as on a full disk. All else still is.
+          CheckpointError: it is for another or an unknown base, or it holds several edits.
+          LedgerError: it could not be recorded, for example on a full disk. Earlier edits are kept.
         """
         self._refuse_other_base(edit.base, "the edit")
         data = edit_file.to_bytes(edit)
@@ -196,7 +202,7 @@ class Ledger:
                 "facts": edit.facts, "editor": edit.editor, "made": edit.created or utc_timestamp(),
                 "measured": measured or {},
             }  # fmt: skip
-            for scratch in (self.path / _EDITS).glob(".*"):  # of a writer that was killed
+            for scratch in (self.path / _EDITS).glob(".*"):  # left by a writer that was killed
                 scratch.unlink()
             write_bytes(self.path / file, data)
             try:
@@ -204,21 +210,23 @@ class Ledger:
                 record = self._log(record)
             except BaseException:
                 with contextlib.suppress(LedgerError, OSError):
-                    if len(self._entries()) < number:  # else it is there, though not confirmed
+                    if len(self._entries()) < number:  # else the line is there, unconfirmed
                         (self.path / file).unlink()
                 raise
         return _entry(record)
 
     def revert(self, number: int) -> Entry:
-        """Takes an edit out of force, by a record of its own; its file stays.
+        """Record that an edit is no longer active. Its file stays.
 
         Raises:
-          LedgerError: no such entry, one that is reverted already, or it could not be recorded.
+          LedgerError: no such edit, it is reverted already, or this could not be recorded.
         """
         with self._writing(f"the revert of edit {number}"):
             entry = _find(self.path, self._entries(), number)
             if entry.reverted:
-                raise LedgerError(f"{self.path}: edit {number} is reverted already")
+                raise LedgerError(
+                    f"{self.path}: edit {number} is reverted already; `log` lists the active edits"
+                )
             record = self._log({"kind": "revert", "number": number, "made": utc_timestamp()})
         return dataclasses.replace(entry, reverted=True, reverted_at=record["made"])
 
@@ -236,17 +244,17 @@ class Ledger:
                     f"{where}: a record of kind {kind!r}, which this version does not know: open "
                     "the ledger with the version that wrote it"
                 )
-            if kind == "edit" and _is_appended(record, len(entries) + 1):
+            if kind == "edit" and _is_edit_record(record, len(entries) + 1):
                 entries.append(_entry(record))
-            elif matches_type(record, _Reverted) and 1 <= record["number"] <= len(entries):
+            elif fits(record, _RevertRecord) and 1 <= record["number"] <= len(entries):
                 i = record["number"] - 1
                 entries[i] = dataclasses.replace(
                     entries[i], reverted=True, reverted_at=record["made"]
                 )
             else:
                 raise LedgerError(
-                    f"{where}: not of the form in which an {kind} is recorded, though its checksum "
-                    "is right: another program wrote it; restore the file from a copy"
+                    f"{where}: its checksum is right, but it lacks the fields of a record of kind "
+                    f"{kind!r}: another program wrote it; restore the file from a copy"
                 )
         return entries
 
@@ -255,11 +263,14 @@ class Ledger:
         try:
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
         except OSError as e:
-            raise LedgerError(f"{file}: the file of edit {entry.number} is missing ({e})") from e
+            raise LedgerError(
+                f"{file}: the file of edit {entry.number} is missing ({e}): restore it from a copy, "
+                f"or revert {entry.number}"
+            ) from e
         if digest != entry.sha256:
             raise LedgerError(
-                f"{file}: not the file that was written as edit {entry.number} (sha256 {digest}, "
-                f"it was {entry.sha256}): restore it from a copy, or revert {entry.number}"
+                f"{file}: not the file written as edit {entry.number} (its sha256 is {digest}, "
+                f"the recorded one {entry.sha256}): restore it, or revert {entry.number}"
             )
         edit = edit_file.load(file)
         self._refuse_other_base(edit.base, str(file))
@@ -268,73 +279,77 @@ class Ledger:
     def _refuse_other_base(self, fingerprint: str, what: str) -> None:
         if fingerprint != self.base.fingerprint:
             raise CheckpointError(
-                f"{what} is for base {fingerprint or 'unknown'}, the ledger {self.path} is of "
-                f"{self.base.fingerprint} ({self.base.spec}): use a ledger of its own for each base"
+                f"{what} is for base {fingerprint or 'unknown'}, but the ledger {self.path} is for "
+                f"{self.base.fingerprint} ({self.base.spec}): use one ledger per base"
             )
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
-        with _naming(f"{self.path}: {what} was not recorded"):
+        with _disk_errors_named(f"{self.path}: {what} was not recorded"):
             with locked(self.path / _LOCK):
                 yield
 
 
-class _Exists(LedgerError):
-    """Another process made the ledger meanwhile."""
+class _AlreadyExists(LedgerError):
+    """Another process created the ledger in the meantime."""
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:
     folder = as_path(path)
     if is_remote(folder):
-        raise LedgerError(f"{path}: a ledger is a local folder, which several writers can lock")
+        raise LedgerError(
+            f"{path}: a ledger must be a local folder, which can be locked; choose a local path"
+        )
     return folder
 
 
 def _find(path: Path, entries: list[Entry], number: int) -> Entry:
     if not 1 <= number <= len(entries):
-        held = f"edits 1 to {len(entries)}" if entries else "no edits"
-        raise LedgerError(f"{path} has no edit {number}: it holds {held}")
+        numbers = f"edits 1 to {len(entries)}" if entries else "no edits"
+        raise LedgerError(f"{path} has no edit {number}: it holds {numbers}")
     return entries[number - 1]
 
 
-def _is_appended(record: dict[str, Any], number: int) -> bool:
-    """Whether `append` may have recorded it; its file lies among the edits and nowhere else."""
+def _is_edit_record(record: dict[str, Any], number: int) -> bool:
+    """Whether `append` can have written the record; its file must be in the folder of the edits."""
     return (
-        matches_type(record, _Appended)
+        fits(record, _EditRecord)
         and record["number"] == number
-        and bool(_FILE.fullmatch(record["file"]))
+        and bool(_EDIT_FILE.fullmatch(record["file"]))
     )
 
 
 def _entry(record: dict[str, Any]) -> Entry:
-    fields = {name: record[name] for name in _Appended.__annotations__ if name != "kind"}
+    fields = {name: record[name] for name in _EditRecord.__annotations__ if name != "kind"}
     return Entry(**{**fields, "facts": tuple((p, t) for p, t in record["facts"])})
 
 
 def _read_base(path: Path) -> Base:
     try:
-        found = parse_json(path.read_bytes())
-        form = found.pop("format")
-        base = Base(**{**found, "edit_roles": tuple(found["edit_roles"])})
+        fields = parse_json(path.read_bytes())
+        form = fields.pop("format")
+        base = Base(**{**fields, "edit_roles": tuple(fields["edit_roles"])})
         hints = get_type_hints(Base)
-        if odd := [name for name in hints if not matches_type(getattr(base, name), hints[name])]:
-            raise TypeError(f"{odd} are of another type")
+        if wrong := [name for name in hints if not fits(getattr(base, name), hints[name])]:
+            raise TypeError(f"{wrong} have the wrong type")
     except OSError as e:
-        raise LedgerError(f"{path.parent} holds no ledger ({e}): apply an edit to make one") from e
+        raise LedgerError(f"{path.parent} holds no ledger ({e}): `apply` creates one") from e
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise LedgerError(f"{path}: damaged ({e!r}): restore it from a copy") from e
     if form != FORMAT:
-        raise LedgerError(f"{path}: format {form!r} is not {FORMAT!r}: written by another version")
+        raise LedgerError(
+            f"{path}: format {form!r} is not {FORMAT!r}: open it with the version that wrote it"
+        )
     return base
 
 
 @contextlib.contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """Errors of the disk as errors of the ledger."""
+def _disk_errors_named(what: str) -> Iterator[None]:
+    """Turn OSErrors into LedgerErrors."""
     try:
         yield
     except OSError as e:
         raise LedgerError(
-            f"{what} ({e}); nothing that was recorded before is lost. Free some space or grant "
-            "the right to write, and do it again"
+            f"{what} ({e}); nothing that was recorded before is lost. Free some disk space or make "
+            "the folder writable, then try again"
         ) from e

@@ -1,25 +1,28 @@
-"""A ledger as text: what `show`, `log` and `apply` print."""
+"""A ledger in a terminal: what `apply`, `show`, `log` and `combine` print."""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import sys
-import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from mend_jax.evaluation.reports.formatting import DASH, printable
 from mend_jax.ledger.measurement_schema import is_known
 from mend_jax.ledger.store import Entry, Ledger
 from mend_jax.ledger.verdict import leaks
 
-_NARROWEST, _WIDEST, _NO_TERMINAL = 80, 160, 120
-_KIND, _NUMBERS = 13, 25  # columns
+_NARROWEST, _WIDEST, _NO_TERMINAL = 80, 160, 120  # columns
+_BAD = "bold red"
 
 
-def shown(ledger: Ledger, entries: Sequence[Entry]) -> dict[str, Any]:
-    """What there is to show of some entries; `measure` says what it holds."""
+def describe_ledger(ledger: Ledger, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return entries of a ledger as JSON values; see `measure` for the fields."""
     return {
         "ledger": str(ledger.path),
         "base": dataclasses.asdict(ledger.base) | {"edit_roles": list(ledger.base.edit_roles)},
@@ -31,137 +34,143 @@ def shown(ledger: Ledger, entries: Sequence[Entry]) -> dict[str, Any]:
     }
 
 
-def page(found: Mapping[str, Any], width: int = 0) -> str:
-    """All of `shown` as text, `width` columns wide (0: as the terminal is)."""
-    width = width or _columns()
-    base = found["base"]
-    numbers = ", ".join(map(str, found["in_force"])) or "none"
-    lines = [
-        f"ledger {found['ledger']}, base {base['spec']} ({base['fingerprint']}), "
-        f"edits in force: {numbers}"
-    ]
-    for entry in found["entries"]:
-        lines += ["", *format_entry(entry, width)]
-    return "\n".join(lines)
+def print_ledger(view: Mapping[str, Any], file: IO[str] | None = None) -> None:
+    """Print what `describe_ledger` returns."""
+    view, console = printable(view), _console(file)
+    base = view["base"]
+    numbers = ", ".join(map(str, view["in_force"])) or "none"
+    console.print(
+        f"ledger {view['ledger']}, base {base['spec']} ({base['fingerprint']}), active edits: "
+        f"{numbers}",
+        soft_wrap=True,
+    )
+    for entry in view["entries"]:
+        console.print()
+        for part in _entry_parts(entry):
+            console.print(part)
 
 
-def format_entry(entry: Mapping[str, Any], width: int) -> list[str]:
-    """One entry: its facts before and after, what it did elsewhere, its size, the verdict."""
-    state = f"reverted {entry['reverted_at']}" if entry["reverted"] else "in force"
-    facts = [printable(f"{prompt} => {target}") for prompt, target in entry["facts"]]
-    lines = [
-        f"edit {entry['number']} ({state}): {'; '.join(facts)}",
-        f"  by {entry['editor'] or 'an unknown editor'}, {entry['made']}",
-    ]
-    measured = entry["measured"]
-    if not is_known(measured):
-        what = "what was measured is not of this version's form" if measured else ""
-        return [*lines, f"  {what or 'nothing was measured of it'}"]
-    lines.append("  alone on the unedited base, greedily:")
-    for fact in measured["facts"]:
-        lines += ["", *_table(fact, width)]
-    lines.append("")
-    if any(line["rule"] for f in measured["facts"] for line in f["asked"] + f["still"]):
-        lines.append("  * made by rule")
-    text = measured["text"]
-    below = [
-        f"plain text: KL {_said(text['kl'], '.3f')} nats a token, arg max kept at "
-        f"{_said(text['kept'], '.1%')} of {text['tokens']} tokens",
-        f"size: {_size(measured['edit'])}; strength {_said(measured['strength'], 'g')}",
-        f"verdict: {measured['verdict']['line']}",
-        *(f"({threshold})" for threshold in measured["verdict"]["thresholds"]),
-        *(f"WARNING: {printable(warning)}" for warning in measured["warnings"]),
-    ]
-    for sentence in below:
-        lines += textwrap.wrap(sentence, width, initial_indent="  ", subsequent_indent="    ")
-    return lines
-
-
-def _table(fact: Mapping[str, Any], width: int) -> list[str]:
-    cell = max((width - _KIND - _NUMBERS - 8) // 3, 12)
-    head = _row(("", "text", "before", "after", ""), cell)
-    rows = [head, "  " + "-" * (len(head) - 2)]
-    for line in fact["asked"]:
-        numbers = f"{'yes' if line['says'] else 'NO '}  nll {_nll(line)}"
-        rows.append(_row((_kind(line), *_texts(line), numbers), cell))
-    for line in fact["still"]:
-        kept = "LEAKS" if leaks(line) else "same" if line["same"] else "CHANGED"
-        rows.append(
-            _row((_kind(line), *_texts(line), f"{kept:<8}KL {_said(line['kl'], '.3f')}"), cell)
-        )
-    return rows
-
-
-def _row(cells: Sequence[str], cell: int) -> str:
-    kind, *texts, numbers = cells
-    cut = [_cut(text, cell) for text in texts]
-    return (f"  {kind:<{_KIND}}" + "  ".join(cut) + f"  {numbers}").rstrip()
-
-
-def _texts(line: Mapping[str, Any]) -> list[str]:
-    return [printable(line[key].strip(" ")) for key in ("prompt", "before", "after")]
-
-
-def _cut(text: str, cell: int) -> str:
-    short = text if len(text) <= cell else text[: cell - 1] + "…"
-    return f"{short:<{cell}}"
-
-
-def _kind(line: Mapping[str, Any]) -> str:
-    return line["kind"] + ("*" if line["rule"] else "")
-
-
-def _nll(line: Mapping[str, Any]) -> str:
-    return " > ".join(_said(line[k], ".2f") for k in ("nll_before", "nll"))
-
-
-def _said(value: float | None, form: str) -> str:
-    """A number, or a dash for one that was not finite."""
-    return DASH if value is None else format(value, form)
-
-
-def _size(edit: Mapping[str, Any]) -> str:
-    weights = edit["weights"]
-    ranks = [w["rank"] for w in weights if w["rank"] is not None]
-    shares = [w["relative"] for w in weights if w["relative"] is not None]
-    parts = [f"norm {_said(edit['norm'], '.3g')}"]
-    if shares:
-        parts.append(f"{min(shares):.2%} to {max(shares):.2%} of each weight's")
-    parts.append(f"rank {min(ranks)} to {max(ranks)}" if ranks else "dense")
-    return ", ".join(parts) + f", {len(weights)} weights of {', '.join(edit['blocks'])}"
-
-
-def log(entries: Sequence[Entry]) -> str:
-    """All entries, a line each."""
-    rows = [("", "state", "made", "editor", "took", "local", "KL unrelated", "facts")]
+def print_log(entries: Sequence[Entry], file: IO[str] | None = None) -> None:
+    """Print entries as a table, one per line."""
+    rows = []
     for entry in entries:
         measured = entry.measured if is_known(entry.measured) else {}
         verdict, kl = measured.get("verdict"), measured.get("kl", {}).get("unrelated")
         rows.append(
             (
                 str(entry.number),
-                "reverted" if entry.reverted else "in force",
+                "reverted" if entry.reverted else "active",
                 entry.made[:16].replace("T", " "),
                 entry.editor,
-                DASH if verdict is None else "yes" if verdict["took"] else "NO",
-                DASH if verdict is None else "good" if verdict["local"] else "BAD",
-                _said(kl, ".3f"),
-                printable("; ".join(f"{p} => {t}" for p, t in entry.facts)),
+                _yes_or_no(verdict and verdict["took"], "yes", "NO"),
+                _yes_or_no(verdict and verdict["local"], "good", "BAD"),
+                _format_number(kl, ".3f"),
+                "; ".join(f"{prompt} => {target}" for prompt, target in entry.facts),
             )
         )
-    return table(rows)
+    head = ("", "state", "made", "editor", "success", "locality", "KL unrelated", "facts")
+    print_table(head, rows, file)
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need, the last one cut at the end of the line."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    before = sum(widths[:-1]) + 2 * (len(widths) - 1)
-    widths[-1] = max(min(widths[-1], _columns() - before), 20)
-    lines = (zip(row, widths, strict=True) for row in rows)
-    return "\n".join("  ".join(_cut(*cell) for cell in line).rstrip() for line in lines)
+def print_table(
+    head: Sequence[str], rows: Sequence[Sequence[str | Text]], file: IO[str] | None = None
+) -> None:
+    """Print a table; its last column is cut where the line ends."""
+    table = Table(*head, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for column in table.columns[:-1]:
+        column.no_wrap = True
+    for *cells, last in rows:
+        cells = [printable(cell) if isinstance(cell, str) else cell for cell in cells]
+        table.add_row(*cells, _one_line(printable(last)))
+    _console(file).print(table)
 
 
-def _columns() -> int:
-    if not sys.stdout.isatty():
-        return _NO_TERMINAL
-    return min(max(shutil.get_terminal_size().columns, _NARROWEST), _WIDEST)
+def _console(file: IO[str] | None) -> Console:
+    """Return a console for plain text; it has colours only in a terminal."""
+    console = Console(file=file, markup=False, highlight=False, emoji=False, force_jupyter=False)
+    console.width = (
+        min(max(console.width, _NARROWEST), _WIDEST) if console.is_terminal else _NO_TERMINAL
+    )
+    return console
+
+
+def _entry_parts(entry: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield an entry's facts before and after, its effect on other texts, size and verdict."""
+    state = f"reverted {entry['reverted_at']}" if entry["reverted"] else "active"
+    facts = "; ".join(f"{prompt} => {target}" for prompt, target in entry["facts"])
+    yield f"edit {entry['number']} ({state}): {facts}"
+    yield _indented(f"by {entry['editor'] or 'an unknown editor'}, {entry['made']}")
+    measured = entry["measured"]
+    if not is_known(measured):
+        yield _indented(
+            "measured by another version, which can show it" if measured else "not measured"
+        )
+        return
+    yield _indented("this edit alone on the unedited base, greedy decoding:")
+    for fact in measured["facts"]:
+        yield ""
+        yield _indented(_fact_table(fact))
+    yield ""
+    if any(line["rule"] for fact in measured["facts"] for line in fact["asked"] + fact["still"]):
+        yield _indented("* generated by a rule")
+    text = measured["text"]
+    yield _indented(
+        f"plain text: KL {_format_number(text['kl'], '.3f')} nats per token, most likely token "
+        f"unchanged at {_format_number(text['kept'], '.1%')} of {text['tokens']} tokens"
+    )
+    strength = _format_number(measured["strength"], "g")
+    yield _indented(f"size: {_format_size(measured['edit'])}; strength {strength}")
+    yield _indented(Text(f"verdict: {measured['verdict']['line']}", "bold"))
+    for threshold in measured["verdict"]["thresholds"]:
+        yield _indented(f"({threshold})")
+    for warning in measured["warnings"]:
+        yield _indented(Text(f"WARNING: {warning}", _BAD))
+
+
+def _indented(part: RenderableType) -> Padding:
+    return Padding(part, (0, 0, 0, 2))
+
+
+def _fact_table(fact: Mapping[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True)
+    table.add_column("", no_wrap=True)
+    for name in ("text", "before", "after"):
+        table.add_column(name, ratio=1)
+    table.add_column("", no_wrap=True)
+    for line in fact["asked"]:
+        nll = " > ".join(_format_number(line[key], ".2f") for key in ("nll_before", "nll"))
+        table.add_row(*_cells(line), _yes_or_no(line["says"], "yes", "NO").append(f"  nll {nll}"))
+    for line in fact["still"]:
+        kept = "LEAKS" if leaks(line) else "same" if line["same"] else "CHANGED"
+        kl = f"{'':<{8 - len(kept)}}KL {_format_number(line['kl'], '.3f')}"
+        table.add_row(*_cells(line), Text(kept, "" if line["same"] else _BAD).append(kl, ""))
+    return table
+
+
+def _cells(line: Mapping[str, Any]) -> list[str | Text]:
+    texts = [_one_line(line[key].strip(" ")) for key in ("prompt", "before", "after")]
+    return [line["kind"] + ("*" if line["rule"] else ""), *texts]
+
+
+def _one_line(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
+def _yes_or_no(value: bool | None, yes: str, no: str) -> Text:
+    return Text(DASH) if value is None else Text(yes) if value else Text(no, _BAD)
+
+
+def _format_number(value: float | None, form: str) -> str:
+    """Format a number, or None for one that was not finite."""
+    return DASH if value is None else format(value, form)
+
+
+def _format_size(edit: Mapping[str, Any]) -> str:
+    weights = edit["weights"]
+    ranks = [w["rank"] for w in weights if w["rank"] is not None]
+    shares = [w["relative"] for w in weights if w["relative"] is not None]
+    parts = [f"norm {_format_number(edit['norm'], '.3g')}"]
+    if shares:
+        parts.append(f"{min(shares):.2%} to {max(shares):.2%} of each weight's")
+    parts.append(f"rank {min(ranks)} to {max(ranks)}" if ranks else "dense")
+    return ", ".join(parts) + f", {len(weights)} weights in {', '.join(edit['blocks'])}"
