@@ -1,135 +1,147 @@
-"""Texts under the base and under an edit: what is written, and how far the distributions differ.
+"""Compare the base model with the edited model: what they write, and how far they differ.
 
-Everything is padded to few shapes, and the unedited model writes under the edit scaled to nothing:
-one program is compiled for both, and rounds both alike.
+Inputs are padded to a few shapes. The unedited texts are written under the edit scaled to zero, so
+that one compiled program writes both and rounds both alike.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from mend_jax.core.chunking import round_up
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.losses import token_kl, token_nll
 from mend_jax.core.token_batch import NO_TARGET, TokenBatch
-from mend_jax.core.weight_edit import Edit, LowRank
+from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.hub.input_formats import input_format
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import stack_batches
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 
-_WIDTH = 16  # texts are padded to a multiple of so many tokens ...
-_TARGET = 8  # ... their targets of so many ...
-_TEXTS = 8  # ... and batches to a multiple of so many texts,
-_AT_ONCE = 32  # of which there are no more than these at once
-_ROWS = 32  # rows of low-rank deltas come in multiples of this
+# Sizes are padded to multiples of these, so that few shapes are compiled.
+_TEXT_TOKENS = 16
+_TARGET_TOKENS = 8
+_TEXTS = 8
+_RANK = 32
+_MAX_TEXTS = 32  # in one batch
+
+_Item = TypeVar("_Item")
 
 
-def written(
+def generate_both(
     model: LanguageModel, edit: Edit, prompts: Sequence[str], max_new: int
 ) -> list[tuple[str, str]]:
-    """Greedy continuations (before, after) of each prompt, by the base and under the edit."""
+    """Return each prompt's greedy continuations (before, after) the edit."""
     edit = pad_ranks(edit)
-    sides = []
-    for one in (edit.scale(0.0), edit):
-        under, texts = model.with_edit(one), []
-        for part in _parts(prompts):
-            texts += under.generate(part, max_new)
-        sides.append(texts[: len(prompts)])
-    return list(zip(*sides, strict=True))
+    before_and_after = []
+    for applied in (edit.scale(0.0), edit):
+        edited = model.with_edit(applied)
+        texts = [text for part in _parts(prompts) for text in edited.generate(part, max_new)]
+        before_and_after.append(texts[: len(prompts)])
+    return list(zip(*before_and_after, strict=True))
 
 
-def compared(
-    model: LanguageModel, edit: Edit, asked: Sequence[tuple[str, str]]
+def compare_answers(
+    model: LanguageModel, edit: Edit, pairs: Sequence[tuple[str, str]]
 ) -> list[dict[str, float]]:
-    """What the edit changes at the answer of each (prompt, answer).
+    """Return what the edit changes at the answer of each (prompt, answer) pair.
 
-    Where the answer is "" only the next token's distribution is looked at.
+    Where the answer is "", only the distribution of the next token is compared.
 
     Returns:
-      For each: `kl`, KL(base || edited) a scored token; and for an answer `nll_before` and `nll`,
-      nats a token of it.
+      For each pair `kl`, KL(base || edited) per scored token; and for an answer also `nll_before`
+      and `nll`, in nats per token of it.
     """
     tokenizer, form, limit = model.tokenizer, input_format(model.module), model.config.n_positions
-    together = [[*tokenizer.boundary_tokens[0], *tokenizer.encode(f"{p} {a}")] for p, a in asked]
-    width = min(round_up(1 + max(map(len, together)), _WIDTH), limit)
-    scored = round_up(1 + max(len(tokenizer.encode(f" {a}")) for _, a in asked), _TARGET)
+    lengths = [len(tokenizer.encode(f"{prompt} {answer}")) for prompt, answer in pairs]
+    start = len(tokenizer.boundary_tokens[0])
+    width = min(round_up(1 + start + max(lengths), _TEXT_TOKENS), limit)
+    longest = max(len(tokenizer.encode(f" {answer}")) for _, answer in pairs)
+    scored = round_up(1 + longest, _TARGET_TOKENS)
     encoded = [
-        form.fact(tokenizer, p, a, width, scored, append_eos=False)
-        if a
-        else form.near(tokenizer, p, "", width, scored)
-        for p, a in asked
+        form.fact(tokenizer, prompt, answer, width, scored, append_eos=False)
+        if answer
+        else form.near(tokenizer, prompt, "", width, scored)
+        for prompt, answer in pairs
     ]
-    return _scores(model, edit, encoded)
+    return _score(model, edit, encoded)
 
 
 def compare_texts(
     model: LanguageModel, edit: Edit, texts: Sequence[str], length: int
 ) -> dict[str, float]:
-    """The change over every token of plain texts: `kl` a token, `kept` of their arg max, `tokens`.
+    """Return the change over every token of plain texts, each cut to `length` tokens.
 
-    Texts are cut to `length` tokens.
+    Returns:
+      `kl` per token, `kept`: the share of tokens whose most likely token is unchanged, and
+      `tokens`: their number.
     """
     form = input_format(model.module)
     encoded = [form.text(model.tokenizer, text, length) for text in texts]
-    found = _scores(model, edit, encoded)
-    tokens = [int(seqs.score_mask.sum()) for seqs in encoded]
-    mean = {k: float(np.average([f[k] for f in found], weights=tokens)) for k in ("kl", "kept")}
-    return mean | {"tokens": sum(tokens)}
+    scores = _score(model, edit, encoded)
+    tokens = [int(batch.score_mask.sum()) for batch in encoded]
+    means = {k: float(np.average([s[k] for s in scores], weights=tokens)) for k in ("kl", "kept")}
+    return means | {"tokens": sum(tokens)}
 
 
 def pad_ranks(edit: Edit) -> Edit:
-    """The same edit with rows of zeros below its low-rank pairs: few shapes are compiled."""
+    """Pad the factors of low-rank deltas with rows of zeros, so that few shapes are compiled."""
 
-    def even(delta):
+    def pad(delta: Delta) -> Delta:
         if not isinstance(delta, LowRank):
             return delta
-        more = round_up(delta.a.shape[-2], _ROWS) - delta.a.shape[-2]
-        return LowRank(*(jnp.pad(leaf, ((0, more), (0, 0))) for leaf in (delta.a, delta.b)))
+        rows = round_up(delta.a.shape[-2], _RANK) - delta.a.shape[-2]
+        return LowRank(*(jnp.pad(factor, ((0, rows), (0, 0))) for factor in (delta.a, delta.b)))
 
-    return edit.replace(deltas={name: even(delta) for name, delta in edit.deltas.items()})
+    return dataclasses.replace(edit, deltas={name: pad(d) for name, d in edit.deltas.items()})
 
 
-def _scores(
+def _score(
     model: LanguageModel, edit: Edit, encoded: Sequence[TokenBatch]
 ) -> list[dict[str, float]]:
-    deltas = Edit(pad_ranks(model.with_edit(edit).edit).deltas)
-    found: list[dict[str, float]] = []
+    model.with_edit(edit)  # refuses an edit of another base
+    deltas = Edit(pad_ranks(edit).deltas)
+    scores: list[dict[str, float]] = []
     for part in _parts(encoded):
         with use_mesh(mesh_of_arrays(model.params)):
-            sums = jax.device_get(_compare(model.module, model.params, deltas, stack_batches(part)))
-        found += [{k: float(v[i]) for k, v in sums.items()} for i in range(len(part))]
-    return found[: len(encoded)]
+            means = _compare(model.module, model.params, deltas, stack_batches(part))
+        means = jax.device_get(means)
+        scores += [{k: float(v[i]) for k, v in means.items()} for i in range(len(part))]
+    return scores[: len(encoded)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _compare(module, params, edit, seqs):
-    """Means over the scored tokens of each text, float32[n]."""
-    h = trunk_states(module, params, seqs)
-    before = top_logits(module, params, h, seqs)
-    after = top_logits(module, params, h, seqs, edit)
-    answer = jnp.maximum(seqs.target, 0)
+def _compare(
+    module: Any, params: Any, edit: Edit, batch: TokenBatch
+) -> dict[str, Float[Array, " n"]]:
+    """Return means over the scored tokens of each of n texts."""
+    h = trunk_states(module, params, batch)
+    before = top_logits(module, params, h, batch)
+    after = top_logits(module, params, h, batch, edit)
+    target = jnp.maximum(batch.target, 0)
+    has_target = batch.score_mask & (batch.target != NO_TARGET)
 
-    def mean(values, keep=seqs.score_mask):
+    def mean(values: Array, keep: Bool[Array, "n S"] = batch.score_mask) -> Float[Array, " n"]:
         total = jnp.where(keep, values.astype(jnp.float32), 0.0).sum(-1)
         return total / jnp.maximum(keep.astype(jnp.float32).sum(-1), 1.0)
 
-    answered = seqs.score_mask & (seqs.target != NO_TARGET)
     return {
         "kl": jnp.maximum(mean(token_kl(before, after)), 0.0),  # rounding can make it -1e-8
         "kept": mean(jnp.argmax(before, -1) == jnp.argmax(after, -1)),
-        "nll_before": mean(token_nll(before, answer), answered),
-        "nll": mean(token_nll(after, answer), answered),
+        "nll_before": mean(token_nll(before, target), has_target),
+        "nll": mean(token_nll(after, target), has_target),
     }
 
 
-def _parts(items: Sequence[Any]) -> list[list[Any]]:
-    """Parts of few sizes, the last filled up with its first item."""
-    parts = [list(items[i : i + _AT_ONCE]) for i in range(0, len(items), _AT_ONCE)]
+def _parts(items: Sequence[_Item]) -> list[list[_Item]]:
+    """Split into batches of a few sizes; the last one is filled up with its first item."""
+    parts = [list(items[i : i + _MAX_TEXTS]) for i in range(0, len(items), _MAX_TEXTS)]
     return [part + part[:1] * (round_up(len(part), _TEXTS) - len(part)) for part in parts]

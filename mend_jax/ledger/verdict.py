@@ -1,126 +1,128 @@
-"""Whether an edit took, and whether it left the rest alone: pure functions of what was measured."""
+"""The verdict on a measured edit: whether it succeeded, and whether it changed anything else."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mend_jax.evaluation.examples import LOCALITY_KL_LIMIT
 
-Fact = Mapping[str, Any]
+MeasuredFact = Mapping[str, Any]
+Line = Mapping[str, Any]
 
-ASKED = ("prompt", "paraphrase")  # the kinds of text that the target shall follow
+EDIT_KINDS = ("prompt", "paraphrase")
+"""The kinds of text that should be continued with the target."""
 THRESHOLDS = (
-    "took: the target is written after the prompt and after at least half of the paraphrases",
-    f"locality is good: KL(base || edited) of at most {LOCALITY_KL_LIMIT} nats on unrelated "
-    "prompts and on plain text, every unrelated answer kept, and no neighbour answered with the "
-    "target anew",
+    "success: the target follows the prompt and at least half of the paraphrases",
+    f"good locality: KL(base || edited) of at most {LOCALITY_KL_LIMIT} nats on unrelated prompts and "
+    "on plain text, no unrelated answer changed, and no neighbour newly answered with the target",
 )
 _WORDS = 3
 _END = re.compile(r"[\n.,;:!?()\"]")
 
 
-def answer(text: str) -> str:
-    """The answer that a continuation begins with: up to three words, and no further than a sign.
+def short_answer(text: str) -> str:
+    """Return the answer at the start of a continuation: up to three words, up to punctuation.
 
-    What a small model adds after its answer changes at the slightest touch.
+    What a small model writes after its answer changes with every slight perturbation.
     """
     first = next((part for part in _END.split(text.strip()) if part.strip()), "")
     return " ".join(first.split()[:_WORDS]).casefold()
 
 
-def took(asked: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the target is written after the prompt and at least half of the paraphrases."""
-    prompt, *paraphrases = [line["says"] for line in asked]
+def succeeded(lines: Sequence[Line]) -> bool:
+    """Whether the target follows the prompt (the first line) and at least half of the paraphrases."""
+    prompt, *paraphrases = [line["says"] for line in lines]
     return prompt and 2 * sum(paraphrases) >= len(paraphrases)
 
 
-def leaks(still: Mapping[str, Any]) -> bool:
-    """Whether a text whose answer should stay gives the new answer, and did not before.
+def leaks(line: Line) -> bool:
+    """Whether the target now follows a text whose answer should not change, and did not before.
 
-    "Euro" for "euro" is the same answer, though it does not say the target to the letter.
+    "Euro" in place of "euro" is the same answer, although only one matches the target exactly.
     """
-    return still["says"] and not still["says_before"] and not still["same"]
+    return line["says"] and not line["says_before"] and not line["same"]
 
 
-def judge(
-    facts: Sequence[Fact], kl: Mapping[str, float | None]
+def evaluate(
+    facts: Sequence[MeasuredFact], kl: Mapping[str, float | None]
 ) -> tuple[dict[str, Any], list[str]]:
-    """(verdict, warnings) of facts that were measured, as `measure` describes them.
+    """Return (verdict, warnings) for measured facts; see `measure` for their fields.
 
     Args:
-      kl: means of `neighbours`, `unrelated` (None where there are none) and `text`, in nats.
+      kl: means in nats of `neighbours`, `unrelated` (None where there are none) and `text`.
     """
-    failed = [f for f in facts if not f["took"]]
-    asked = [line for f in facts for line in f["asked"]]
-    warnings = [_why_not(f) for f in failed]
-    warnings += [
-        f"nothing to learn: the base writes {_quote(f['target'])} after {_quote(f['prompt'])}"
-        for f in facts
-        if f["asked"][0]["says_before"]
-    ]
-    damage = [*_moved(kl), *_changed(facts)]
-    warnings += damage
-    parts = {kind: [a["says"] for a in asked if a["kind"] == kind] for kind in ASKED}
-    held = f"{_share(parts['prompt'])} prompts, {_share(parts['paraphrase'])} paraphrases"
-    same = [s["same"] for s in _still(facts, "unrelated")]
-    apart = "; ".join(f"{k} {_nats(v)}" for k, v in kl.items())
-    line = (
-        f"{'did not take' if failed else 'took'} ({held}); "
-        f"locality {'BAD' if damage else 'good'} (KL in nats: {apart}; "
-        f"{_share(same)} unrelated answers kept)"
+    failed = [fact for fact in facts if not fact["took"]]
+    damage = [*_texts_moved(kl), *_answers_changed(facts)]
+    warnings = [*map(_failure, failed), *_known_facts(facts), *damage]
+    lines = [line for fact in facts for line in fact["asked"]]
+    counts = [_count([line["says"] for line in lines if line["kind"] == k]) for k in EDIT_KINDS]
+    kept = _count([line["same"] for line in _lines(facts, "unrelated")])
+    distances = "; ".join(f"{name} {_nats(value)}" for name, value in kl.items())
+    summary = (
+        f"{'failed' if failed else 'succeeded'} ({counts[0]} prompts, {counts[1]} paraphrases); "
+        f"locality {'BAD' if damage else 'good'} (KL in nats: {distances}; "
+        f"{kept} unrelated answers kept)"
     )
-    found = {"took": not failed, "local": not damage, "line": line, "thresholds": list(THRESHOLDS)}
-    return found, warnings
+    verdict = {"took": not failed, "local": not damage, "line": summary}
+    return verdict | {"thresholds": list(THRESHOLDS)}, warnings
 
 
-def _why_not(fact: Fact) -> str:
+def _failure(fact: MeasuredFact) -> str:
     prompt, *paraphrases = fact["asked"]
     if not prompt["says"]:
         return (
-            f"did not take: after {_quote(fact['prompt'])} the edited model writes "
+            f"failed: after {_quote(fact['prompt'])} the edited model writes "
             f"{_quote(prompt['after'])}, not {_quote(fact['target'])}"
         )
     return (
-        f"did not take: {_quote(fact['target'])} follows the prompt itself, but only "
-        f"{_share([p['says'] for p in paraphrases])} paraphrases of it"
+        f"failed: {_quote(fact['target'])} follows the prompt itself, but only "
+        f"{_count([line['says'] for line in paraphrases])} of its paraphrases"
     )
 
 
-def _moved(kl: Mapping[str, float | None]) -> list[str]:
-    names = {"unrelated": "unrelated prompts", "text": "plain text"}
-    return [
-        f"locality is bad: {names[key]} moved by KL {_nats(kl[key])} nats, more than "
-        f"{LOCALITY_KL_LIMIT}"
-        for key in names
-        if kl[key] is not None and not kl[key] <= LOCALITY_KL_LIMIT
-    ]
-
-
-def _changed(facts: Sequence[Fact]) -> list[str]:
-    found = {
-        s["prompt"]: f"locality is bad: the answer to {_quote(s['prompt'])} changed from "
-        f"{_quote(s['before'])} to {_quote(s['after'])}"
-        for s in _still(facts, "unrelated")
-        if not s["same"]
-    }
+def _known_facts(facts: Sequence[MeasuredFact]) -> Iterator[str]:
     for fact in facts:
-        for s in _still([fact], "neighbour"):
-            if leaks(s):
-                found[s["prompt"]] = (
-                    f"locality is bad: {_quote(s['prompt'])} is answered with "
-                    f"{_quote(fact['target'])} as well"
-                )
-    return list(found.values())
+        if fact["asked"][0]["says_before"]:
+            target, prompt = _quote(fact["target"]), _quote(fact["prompt"])
+            yield f"nothing to learn: the base model writes {target} after {prompt}"
 
 
-def _still(facts: Sequence[Fact], kind: str) -> list[Mapping[str, Any]]:
-    return [s for f in facts for s in f["still"] if s["kind"] == kind]
+def _texts_moved(kl: Mapping[str, float | None]) -> Iterator[str]:
+    for key, name in (("unrelated", "unrelated prompts"), ("text", "plain text")):
+        value = kl[key]
+        if value is not None and not value <= LOCALITY_KL_LIMIT:  # NaN is bad, too
+            yield (
+                f"locality is bad: KL of {_nats(value)} nats on {name}, more than "
+                f"{LOCALITY_KL_LIMIT}"
+            )
 
 
-def _share(held: Sequence[bool]) -> str:
-    return f"{sum(held)} of {len(held)}"
+def _answers_changed(facts: Sequence[MeasuredFact]) -> list[str]:
+    """Return a sentence for each text whose answer should have stayed; the same text only once."""
+    changed = {
+        line["prompt"]: f"locality is bad: the answer to {_quote(line['prompt'])} changed from "
+        f"{_quote(line['before'])} to {_quote(line['after'])}"
+        for line in _lines(facts, "unrelated")
+        if not line["same"]
+    }
+    leaked = {
+        line["prompt"]: f"locality is bad: {_quote(line['prompt'])} is answered with "
+        f"{_quote(fact['target'])} as well"
+        for fact in facts
+        for line in _lines([fact], "neighbour")
+        if leaks(line)
+    }
+    return list((changed | leaked).values())
+
+
+def _lines(facts: Sequence[MeasuredFact], kind: str) -> list[Line]:
+    return [line for fact in facts for line in fact["still"] if line["kind"] == kind]
+
+
+def _count(values: Sequence[bool]) -> str:
+    return f"{sum(values)} of {len(values)}"
 
 
 def _nats(value: float | None) -> str:
