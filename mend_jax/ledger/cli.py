@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MendError as e:
         return report_error(e)
     except BrokenPipeError:  # `show | head`
-        sys.stdout = None  # type: ignore[assignment]  # so that the exit does not flush it again
+        sys.stdout = None  # so that the exit does not flush it again
         return 0
 
 

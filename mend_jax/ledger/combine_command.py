@@ -1,4 +1,4 @@
-"""`combine`: all edits in force at once, brought together in several ways, side by side."""
+"""The command `combine`: combine the active edits in several ways, and compare the results."""
 
 from __future__ import annotations
 
@@ -17,59 +17,70 @@ from mend_jax.evaluation.reports.formatting import DASH, printable
 from mend_jax.ledger import text_view
 from mend_jax.ledger.editor_choice import choose_editor
 from mend_jax.ledger.measure import measure_edit
-from mend_jax.ledger.open_ledger import open_base, say
+from mend_jax.ledger.open_ledger import open_base, report_progress
 from mend_jax.ledger.store import Entry
 from mend_jax.ledger.test_prompts import TestPrompts, make_test_prompts, recorded_test_prompts
 
-_PAIRS = 8  # of edits that interfere most, to be listed
+_MAX_PAIRS = 8  # of edits that interfere most, to be listed
 WAYS = {
-    "stacked": "the sum of the edits, which is what the ledger has in force",
-    "renormalised": "the sum, each weight's at the length that independent edits would have",
-    "together": "one edit of all facts, made by the editor anew",
+    "stacked": "the sum of the edits, as the ledger applies it",
+    "renormalised": "the sum, each weight scaled to the norm that independent edits would have",
+    "together": "one new edit of all facts",
 }
 
 
 def combine(args: argparse.Namespace) -> int:
-    """The command."""
+    """Run the command."""
     model, ledger = open_base(args.ledger)
     entries = ledger.active()
     if len(entries) < 2:
-        raise LedgerError(f"{args.ledger} has {len(entries)} edits in force: two or more can stack")
+        raise LedgerError(
+            f"{args.ledger} has {len(entries)} active edits: `apply` at least two to combine"
+        )
     edits = [ledger.edit(entry.number) for entry in entries]
-    probes = [p for entry in entries for p in _probes(entry)]
+    prompts = [p for entry in entries for p in _test_prompts(entry)]
     ways = {"stacked": sum_edits(edits), "renormalised": renormalised_sum(edits)}
     try:
-        editor = choose_editor(model, args.editor, args.strength, dict(args.option), say)
+        editor = choose_editor(
+            model, args.editor, args.strength, dict(args.option), report_progress
+        )
     except ConfigError as e:
         if args.editor:
             raise
-        say(f"without `together`: {e}")
+        report_progress(f"leaving out `together`: {e}")
     else:
-        say(f"one edit of {len(probes)} facts by {editor.name}")
+        report_progress(f"making one edit of {len(prompts)} facts with {editor.name}")
         ways["together"] = editor.edit(
-            [Fact(p.prompt, p.target, subject=p.subject) for p in probes]
+            [Fact(p.prompt, p.target, subject=p.subject) for p in prompts]
         )
-    found: dict[str, Any] = {"ledger": str(ledger.path), "edits": [e.number for e in entries]}
-    found["ways"] = {}
+    measured = {}
     for name, edit in ways.items():
-        say(f"measuring {name}")
+        report_progress(f"measuring {name}")
         strength = args.strength if name == "together" else 1.0
-        found["ways"][name] = measure_edit(model, edit, probes, strength)
-    found["interference"] = _interference(entries, edits)
-    print(json.dumps(found, indent=2) if args.json else _text(found, entries))
+        measured[name] = measure_edit(model, edit, prompts, strength)
+    result = {
+        "ledger": str(ledger.path),
+        "edits": [entry.number for entry in entries],
+        "ways": measured,
+        "interference": _interference(edits),
+    }
+    if args.json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print(result, entries)
     return 0
 
 
-def _probes(entry: Entry) -> list[TestPrompts]:
-    """What the entry was measured on; by rule where it was not."""
+def _test_prompts(entry: Entry) -> list[TestPrompts]:
+    """Return the prompts that the entry was measured on, or new ones if it was not measured."""
     if "facts" in entry.measured:
         return [recorded_test_prompts(fact) for fact in entry.measured["facts"]]
-    return [make_test_prompts(Fact(*pair)) for pair in entry.facts]
+    return [make_test_prompts(Fact(prompt, target)) for prompt, target in entry.facts]
 
 
-def _interference(entries: Sequence[Entry], edits: Sequence[Edit]) -> dict[str, Any]:
-    """Cosines between the edits: of all weights together, and by weight."""
-    total = sum(delta_inner_products(edits).values())
+def _interference(edits: Sequence[Edit]) -> dict[str, Any]:
+    """Return the cosines between the edits, over all weights and for each weight."""
+    total = np.sum(list(delta_inner_products(edits).values()), axis=0)
     lengths = np.sqrt(np.maximum(total.diagonal(), np.finfo(float).tiny))
     return {
         "cosines": (total / np.outer(lengths, lengths)).tolist(),
@@ -77,38 +88,50 @@ def _interference(entries: Sequence[Entry], edits: Sequence[Edit]) -> dict[str, 
     }
 
 
-def _text(found: Mapping[str, Any], entries: Sequence[Entry]) -> str:
-    rows = [("way", "took", "prompts", "paraphrases", "nll", "KL neighbours", "unrelated", "text",
-             "answers kept", "norm")]  # fmt: skip
-    for name, measured in found["ways"].items():
-        asked = [line for fact in measured["facts"] for line in fact["asked"]]
-        still = [line for fact in measured["facts"] for line in fact["still"]]
-        said = {kind: [a["says"] for a in asked if a["kind"] == kind]
-                for kind in ("prompt", "paraphrase")}  # fmt: skip
-        rows.append(
-            (
-                name,
-                f"{sum(f['took'] for f in measured['facts'])}/{len(measured['facts'])}",
-                *(f"{sum(s)}/{len(s)}" for s in said.values()),
-                f"{np.mean([a['nll'] for a in asked]):.2f}",
-                *(DASH if kl is None else f"{kl:.3f}" for kl in measured["kl"].values()),
-                f"{sum(s['same'] for s in still)}/{len(still)}",
-                f"{measured['edit']['norm']:.3g}",
-            )
-        )
-    lines = [f"{len(entries)} edits of {found['ledger']} at once, on their facts:", ""]
-    lines += [text_view.table(rows), ""]
-    lines += [f"{name}: {what}" for name, what in WAYS.items() if name in found["ways"]]
-    return "\n".join([*lines, "", *_pairs(found["interference"]["cosines"], entries)])
+def _print(result: Mapping[str, Any], entries: Sequence[Entry]) -> None:
+    print(f"{len(entries)} active edits of {result['ledger']}, measured on their facts:\n")
+    head = ("way", "success", "prompts", "paraphrases", "nll", "KL neighbours", "unrelated", "text",
+            "answers kept", "norm")  # fmt: skip
+    text_view.print_table(head, [_row(*item) for item in result["ways"].items()])
+    print()
+    for name in result["ways"]:
+        print(f"{name}: {WAYS[name]}")
+    print()
+    _print_pairs(result["interference"]["cosines"], entries)
 
 
-def _pairs(cosines: Sequence[Sequence[float]], entries: Sequence[Entry]) -> list[str]:
-    """The pairs of edits that lie closest to one another, or against one another."""
+def _row(name: str, measured: Mapping[str, Any]) -> list[str]:
+    facts = measured["facts"]
+    edit_lines = [line for fact in facts for line in fact["asked"]]
+    other_lines = [line for fact in facts for line in fact["still"]]
+    prompts, paraphrases = (
+        [line["says"] for line in edit_lines if line["kind"] == kind]
+        for kind in ("prompt", "paraphrase")
+    )
+    return [
+        name,
+        _ratio([fact["took"] for fact in facts]),
+        _ratio(prompts),
+        _ratio(paraphrases),
+        f"{np.mean([line['nll'] for line in edit_lines]):.2f}",
+        *(DASH if kl is None else f"{kl:.3f}" for kl in measured["kl"].values()),
+        _ratio([line["same"] for line in other_lines]),
+        f"{measured['edit']['norm']:.3g}",
+    ]
+
+
+def _ratio(values: Sequence[bool]) -> str:
+    return f"{sum(values)}/{len(values)}"
+
+
+def _print_pairs(cosines: Sequence[Sequence[float]], entries: Sequence[Entry]) -> None:
+    """Print the pairs of edits whose cosine differs most from zero."""
     pairs = [(cosines[i][j], i, j) for i in range(len(entries)) for j in range(i)]
     pairs.sort(key=lambda pair: -abs(pair[0]))
-    lines = ["interference, the cosine between two edits (0: they do not meet):"]
-    for cosine, i, j in pairs[:_PAIRS]:
+    print("interference: the cosine between two edits (0: none)")
+    for cosine, i, j in pairs[:_MAX_PAIRS]:
         numbers = f"{entries[j].number} and {entries[i].number}"
         prompts = " | ".join(printable(entries[k].facts[0][0]) for k in (j, i))
-        lines.append(f"  {cosine:+.3f}  {numbers}: {prompts}")
-    return lines + ([f"  and {len(pairs) - _PAIRS} more"] if len(pairs) > _PAIRS else [])
+        print(f"  {cosine:+.3f}  {numbers}: {prompts}")
+    if len(pairs) > _MAX_PAIRS:
+        print(f"  and {len(pairs) - _MAX_PAIRS} more pairs")

@@ -127,15 +127,16 @@ def _compare(
     before = top_logits(module, params, h, batch)
     after = top_logits(module, params, h, batch, edit)
     target = jnp.maximum(batch.target, 0)
-    has_target = batch.score_mask & (batch.target != NO_TARGET)
+    scored = jnp.asarray(batch.score_mask)
+    has_target = scored & (jnp.asarray(batch.target) != NO_TARGET)
 
-    def mean(values: Array, keep: Bool[Array, "n S"] = batch.score_mask) -> Float[Array, " n"]:
+    def mean(values: Array, keep: Bool[Array, "n S"]) -> Float[Array, " n"]:
         total = jnp.where(keep, values.astype(jnp.float32), 0.0).sum(-1)
         return total / jnp.maximum(keep.astype(jnp.float32).sum(-1), 1.0)
 
     return {
-        "kl": jnp.maximum(mean(token_kl(before, after)), 0.0),  # rounding can make it -1e-8
-        "kept": mean(jnp.argmax(before, -1) == jnp.argmax(after, -1)),
+        "kl": jnp.maximum(mean(token_kl(before, after), scored), 0.0),  # rounding can make it -1e-8
+        "kept": mean(jnp.argmax(before, -1) == jnp.argmax(after, -1), scored),
         "nll_before": mean(token_nll(before, target), has_target),
         "nll": mean(token_nll(after, target), has_target),
     }

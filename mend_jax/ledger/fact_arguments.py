@@ -1,13 +1,14 @@
-"""Facts as they are given on the command line: `PROMPT => TARGET`, or JSON with more to it.
+"""Facts on the command line: `PROMPT => TARGET`, or JSON with more fields.
 
-A line of a file (or of standard input) is one or the other:
+Each line of a file (or of standard input) has one of two forms:
 
     The capital of France is => Lyon
     {"prompt": "The capital of France is", "target": "Lyon", "subject": "France",
      "paraphrases": ["France's capital is"], "neighbours": ["The capital of Spain is"]}
 
-(the second on one line; only prompt and target are needed). A JSON list of such objects is read as
-well, and `rephrases` and `locality`, as data sets of facts call the two lists.
+The JSON object must be on one line; only prompt and target are required. A file can also hold a
+JSON list of such objects. `rephrases` and `locality`, the names in data sets of facts, are accepted
+for `paraphrases` and `neighbours`.
 """
 
 from __future__ import annotations
@@ -28,25 +29,29 @@ _EXAMPLE = '"The capital of France is => Lyon"'
 
 
 def parse_fact(text: str, where: str) -> Fact:
-    """The fact of `PROMPT => TARGET`; spaces around both are dropped.
+    """Return the fact in `PROMPT => TARGET`, without the spaces around both.
+
+    Args:
+      where: the origin of the text, for error messages.
 
     Raises:
-      DataError: not exactly one arrow, or nothing on a side of it; it says where.
+      DataError: the text does not have exactly one arrow, or one side of it is empty.
     """
     parts = text.split(ARROW)
     if len(parts) != 2:
-        why = "no" if len(parts) < 2 else f"{len(parts) - 1} of"
-        more = "" if len(parts) < 2 else "; a fact that has one in its text can be given as JSON"
-        raise DataError(f'{where}: {why} "=>" in {text!r:.120}: write {_EXAMPLE}{more}')
+        count = "no" if len(parts) < 2 else f"{len(parts) - 1} of"
+        hint = "" if len(parts) < 2 else "; write a fact whose text contains => as JSON"
+        raise DataError(f'{where}: {count} "=>" in {text!r:.120}: write {_EXAMPLE}{hint}')
     prompt, target = (part.strip() for part in parts)
     return fact_from_record({"prompt": prompt, "target": target}, where)
 
 
-def read(path: str) -> list[Fact]:
-    """The facts of a file, plain or gzipped, or of standard input (`-`); blank lines are skipped.
+def read_facts(path: str) -> list[Fact]:
+    """Read the facts in a file, plain or gzipped, or on standard input (`-`); skip blank lines.
 
     Raises:
-      DataError: it cannot be read, a line is no fact (named by file and line), or there is none.
+      DataError: it cannot be read, a line is not a fact (the message names file and line), or it
+        holds no facts.
     """
     name = "standard input" if path == STDIN else path
     if path == STDIN:
@@ -59,16 +64,15 @@ def read(path: str) -> list[Fact]:
     return facts
 
 
-def gather(given: Sequence[str], files: Sequence[str]) -> list[Fact]:
-    """The facts of --fact and --facts, in that order.
+def collect_facts(texts: Sequence[str], files: Sequence[str]) -> list[Fact]:
+    """Return the facts of --fact and --facts, in that order.
 
     Raises:
-      DataError: as `parse_fact` and `read`; no facts at all; or two that ask for different answers
-        after the same prompt.
+      DataError: as `parse_fact` and `read_facts`; no facts at all; or two facts of one prompt.
     """
-    facts = [parse_fact(text, f"--fact {i}") for i, text in enumerate(given, start=1)]
+    facts = [parse_fact(text, f"--fact {i}") for i, text in enumerate(texts, start=1)]
     for path in files:
-        facts += read(path)
+        facts += read_facts(path)
     if not facts:
         raise DataError(
             f"no facts: give --fact {_EXAMPLE}, --facts FILE.jsonl, or --facts - (stdin)"
@@ -77,30 +81,28 @@ def gather(given: Sequence[str], files: Sequence[str]) -> list[Fact]:
     for i, fact in enumerate(facts, start=1):
         number, target = first.setdefault(fact.prompt, (i, fact.target))
         if number != i:
-            what = (
-                "the same" if target == fact.target else f"first {target!r}, then {fact.target!r}"
-            )
+            same = target == fact.target
+            targets = "the same target" if same else f"targets {target!r} and {fact.target!r}"
             raise DataError(
-                f"facts {number} and {i} are both of {fact.prompt!r} ({what}): keep one"
+                f"facts {number} and {i} have the same prompt {fact.prompt!r} ({targets}): keep one"
             )
     return facts
 
 
 def _facts(text: str, name: str) -> Iterator[Fact]:
     if text.lstrip()[:1] == "[":
-        listed = raw_files.parse_json(text, name)
-        for i, record in enumerate(listed, start=1):
-            yield _of_json(record, f"{name}: record {i}")
+        for i, record in enumerate(raw_files.parse_json(text, name), start=1):
+            yield _parse_record(record, f"{name}: record {i}")
         return
     for i, line in enumerate(text.split("\n"), start=1):
         where = f"{name}:{i}"
         if line.lstrip()[:1] == "{":
-            yield _of_json(raw_files.parse_json(line, where), where)
+            yield _parse_record(raw_files.parse_json(line, where), where)
         elif line.strip():
             yield parse_fact(line, where)
 
 
-def _of_json(record: Any, where: str) -> Fact:
+def _parse_record(record: Any, where: str) -> Fact:
     if not isinstance(record, dict):
         raise DataError(
             f"{where}: a JSON {raw_files.json_type_name(record)}, not an object with a prompt"
@@ -108,9 +110,8 @@ def _of_json(record: Any, where: str) -> Fact:
     for alias, known in _ALIASES.items():
         if alias in record and known in record:
             raise DataError(f"{where}: {alias!r} and {known!r} mean the same; keep one of them")
-    return fact_from_record(
-        {_ALIASES.get(name, name): value for name, value in record.items()}, where
-    )
+    fields = {_ALIASES.get(str(name), name): value for name, value in record.items()}
+    return fact_from_record(fields, where)
 
 
 def _decoded(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Edits as a page: of a ledger or one edit, to be mailed as it is; and the page that is served."""
+"""Edits as HTML: a self-contained page for a ledger or one edit, and the page of `serve`."""
 
 from __future__ import annotations
 
@@ -12,200 +12,224 @@ from mend_jax.evaluation.reports.formatting import DASH, format_value, printable
 from mend_jax.evaluation.reports.values import finite_number
 from mend_jax.ledger.edit_plots import edits_png
 from mend_jax.ledger.measurement_schema import is_known
+from mend_jax.ledger.text_view import describe_entry
 from mend_jax.ledger.verdict import leaks
 
-Shown = Mapping[str, Any]
+View = Mapping[str, Any]
 
 _KINDS = {
-    "prompt": "The prompt",
+    "prompt": "Prompt",
     "paraphrase": "Paraphrase",
-    "neighbour": "Neighbour, to be left alone",
-    "unrelated": "Unrelated, to be left alone",
+    "neighbour": "Neighbour, should not change",
+    "unrelated": "Unrelated, should not change",
 }
-# outcome -> (badge, what the filter calls it)
+# outcome -> (badge, name in the filter)
 _OUTCOMES = {
-    "good": ("✓ took, and nothing else", "Took, and moved nothing else"),
-    "local": ("△ took, and moved more", "Took, and moved more"),
-    "not": ("✗ did not take", "Did not take"),
+    "good": ("✓ succeeded, nothing else changed", "Succeeded, nothing else changed"),
+    "local": ("△ succeeded, other texts changed", "Succeeded, other texts changed"),
+    "not": ("✗ failed", "Failed"),
     "unknown": ("not measured", "Not measured"),
 }
-_STATES = {"live": "In force", "reverted": "Reverted"}
+_STATES = {"active": "Active", "reverted": "Reverted"}
 
 
-def render(shown: Shown) -> str:
-    """One self-contained HTML page; every text from outside is escaped.
+def render_ledger(view: View) -> str:
+    """Return one self-contained HTML page; every text from outside is escaped.
 
     Args:
-      shown: what `measure.shown` returns of a ledger, or `measure.measure_edit` of one edit.
+      view: of a ledger (`text_view.describe_ledger`), or of one edit (`measure.measure_edit`).
     """
-    if "entries" not in shown:
-        facts = [(f["prompt"], f["target"]) for f in shown["facts"]]
-        shown = {"entries": [unrecorded_entry(shown, facts)]}
-    shown = printable(shown)
-    cards = [card(entry) for entry in shown["entries"]]
-    base = shown.get("base") or {}
+    if "entries" not in view:
+        facts = [(fact["prompt"], fact["target"]) for fact in view["facts"]]
+        view = {"entries": [unrecorded_entry(view, facts)]}
+    view = printable(view)
+    entries, base = view["entries"], view.get("base") or {}
+    cards = [edit_card(entry) for entry in entries]
     png = edits_png(
-        {_name(e): e["measured"] for e in shown["entries"] if _known(e) and not e["reverted"]}
+        {
+            str(entry["number"] or "this edit"): entry["measured"]
+            for entry in entries
+            if is_known(entry["measured"]) and not entry["reverted"]
+        }
     )
-    view = {
-        "title": _title(cards, base.get("spec", "")),
-        "about": _about(shown, base),
-        "cards": cards,
-        "choices": choices(cards),
-        "picture": base64.b64encode(png).decode("ascii") if png else "",
-        "DASH": DASH,
-    }
-    return html_pages.page_environment().get_template("edit.html.j2").render(view)
+    return _render(
+        "ledger.html.j2",
+        title=_title(cards, base.get("spec", "")),
+        about=_about(view, base),
+        cards=cards,
+        choices=filter_choices(cards),
+        picture=base64.b64encode(png).decode("ascii") if png else "",
+    )
 
 
-def served(state: Shown, token: str, most: int) -> str:
-    """The whole page that is served.
+def render_served_page(state: View, token: str, max_length: int) -> str:
+    """Return the whole page of `serve`.
 
     Args:
-      state: what `session.Session.state` returns.
-      token: what the page's actions are to show.
-      most: characters of a text.
+      state: of the session, `session.Session.state`.
+      token: the token that the page sends with every action.
+      max_length: of a text, in characters.
     """
-    view = {"state": _state(state), "token": token, "most": most, "DASH": DASH}
-    return html_pages.page_environment().get_template("serve.html.j2").render(view)
+    return _render("serve.html.j2", state=_state(state), token=token, max_length=max_length)
 
 
-def bench(state: Shown) -> str:
-    """The part of the served page that changes: what is proposed, and what the ledger holds."""
-    template = html_pages.page_environment().get_template("bench.html.j2")
-    return template.render({"state": _state(state), "DASH": DASH})
+def render_workspace(state: View) -> str:
+    """Return the part of the served page that changes: the proposal, and the ledger's edits."""
+    return _render("workspace.html.j2", state=_state(state))
 
 
-def answer(asked: Shown) -> str:
-    """A prompt's continuations side by side, of `session.Session.ask`."""
-    n = asked["edits"]
-    after = f"with the {n} edits in force" if n > 1 else "with the edit in force" if n else ""
-    if asked["proposed"]:
-        after = f"{after} and the proposal" if after else "with the proposal"
-    view = {"asked": printable(dict(asked)), "after_is": after or "no edit in force", "DASH": DASH}
-    return html_pages.page_environment().get_template("answer.html.j2").render(view)
+def render_comparison(comparison: View) -> str:
+    """Return a prompt's two continuations side by side; see `session.Session.compare`."""
+    n = comparison["edits"]
+    applied = [f"the {n} active edits" if n > 1 else "the active edit"] if n else []
+    applied += ["the proposal"] if comparison["proposed"] else []
+    return _render(
+        "comparison.html.j2",
+        comparison=printable(dict(comparison)),
+        after=f"with {' and '.join(applied)}" if applied else "no active edit",
+    )
 
 
 def served_page_policy() -> str:
-    """The Content-Security-Policy that the served page is sent with."""
+    """Return the Content-Security-Policy of the served page."""
     return html_pages.content_security_policy("serve.js", talks=True)
 
 
-def unrecorded_entry(measured: Shown, facts: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """What was measured of an edit that is in no ledger, as an entry that has no number."""
-    made = {key: measured["edit"][key] for key in ("editor", "made")}
-    return {"number": None, "facts": facts, "measured": measured, "reverted": False} | made
+def _render(template: str, **values: Any) -> str:
+    return html_pages.page_environment().get_template(template).render(DASH=DASH, **values)
 
 
-def card(entry: Shown) -> dict[str, Any]:
-    """An entry of a ledger as the page shows it; texts are not escaped yet."""
+def unrecorded_entry(measured: View, facts: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return a measured edit that is in no ledger as an entry without a number."""
+    origin = {key: measured["edit"][key] for key in ("editor", "made")}
+    return {"number": None, "facts": facts, "measured": measured, "reverted": False} | origin
+
+
+def edit_card(entry: View) -> dict[str, Any]:
+    """Return the values that a page displays of an entry; their texts are not escaped yet."""
     outcome = _outcome(entry)
-    known = entry["measured"] if _known(entry) else {}
-    state = "reverted" if entry["reverted"] else "live"
     return {
         "number": entry["number"],
-        "facts": [{"prompt": p, "target": t} for p, t in entry["facts"]],
+        "facts": [{"prompt": prompt, "target": target} for prompt, target in entry["facts"]],
         "origin": ", ".join(filter(None, (entry["editor"], _date(entry["made"])))),
         "outcome": outcome,
-        "state": state,
+        "state": "reverted" if entry["reverted"] else "active",
         "badge": _OUTCOMES[outcome][0],
-        "line": known["verdict"]["line"] if known else "",
-        "thresholds": known["verdict"]["thresholds"] if known else [],
-        "warnings": known.get("warnings", []),
-        "tiles": _tiles(known) if known else [],
-        "groups": [_group(fact, len(known["facts"]) > 1) for fact in known.get("facts", [])],
-        "weights": _weights(known) if known else [],
+    } | (_NOT_MEASURED if outcome == "unknown" else _measured_values(entry["measured"]))
+
+
+_NOT_MEASURED = {
+    "line": "", "thresholds": (), "warnings": (), "tiles": (), "groups": (), "weights": (),
+}  # fmt: skip
+
+
+def _measured_values(measured: View) -> dict[str, Any]:
+    facts = measured["facts"]
+    return {
+        "line": measured["verdict"]["line"],
+        "thresholds": measured["verdict"]["thresholds"],
+        "warnings": measured["warnings"],
+        "tiles": _tiles(measured),
+        "groups": [_group(fact, len(facts) > 1) for fact in facts],
+        "weights": _weights(measured),
     }
 
 
-def choices(cards: Sequence[Shown]) -> dict[str, list[tuple[str, str]]]:
-    """What cards can be filtered by, those that there are, with their counts."""
-    found = {}
+def filter_choices(cards: Sequence[View]) -> dict[str, list[tuple[str, str]]]:
+    """Return the values that cards can be filtered by, with their counts."""
+    choices = {}
     names = {"outcome": {k: name for k, (_, name) in _OUTCOMES.items()}, "state": _STATES}
-    for what, known in names.items():
-        counts = collections.Counter(c[what] for c in cards)
-        found[what] = [(k, f"{name} ({counts[k]})") for k, name in known.items() if k in counts]
-    return found
+    for field, known in names.items():
+        counts = collections.Counter(card[field] for card in cards)
+        choices[field] = [(k, f"{name} ({counts[k]})") for k, name in known.items() if counts[k]]
+    return choices
 
 
-def _known(entry: Shown) -> bool:
-    return is_known(entry["measured"])
-
-
-def _outcome(entry: Shown) -> str:
-    if not _known(entry):
+def _outcome(entry: View) -> str:
+    if not is_known(entry["measured"]):
         return "unknown"
     verdict = entry["measured"]["verdict"]
     return "not" if not verdict["took"] else "good" if verdict["local"] else "local"
 
 
-def _group(fact: Shown, named: bool) -> dict[str, Any]:
-    """The texts of one fact; `name` where there are several facts."""
-    asked = [
-        {"tint": {"before": a["says_before"] and "hit", "after": a["says"] and "hit"},
-         "note": f"surprise at the answer {_nats(a['nll_before'])} → {_nats(a['nll'])} nats"}
-        for a in fact["asked"]
-    ]  # fmt: skip
-    still = [
-        {"tint": {"before": "", "after": _tint(s)},
-         "note": f"{'same answer' if s['same'] else 'another answer'}, KL {_nats(s['kl'])}"}
-        for s in fact["still"]
-    ]  # fmt: skip
+def _group(fact: View, named: bool) -> dict[str, Any]:
+    """Return the rows of one fact, and its name if there are several facts."""
     rows = [
-        more | {k: line[k] for k in ("prompt", "before", "after")}
-        | {"name": _KINDS[line["kind"]] + (" (made by rule)" if line["rule"] else "")}
-        for line, more in zip([*fact["asked"], *fact["still"]], [*asked, *still], strict=True)
-    ]  # fmt: skip
+        _row(
+            line,
+            f"NLL of the target {_nats(line['nll_before'])} → {_nats(line['nll'])} nats",
+            {
+                "before": "hit" if line["says_before"] else "",
+                "after": "hit" if line["says"] else "",
+            },
+        )
+        for line in fact["asked"]
+    ] + [
+        _row(
+            line,
+            f"{'same answer' if line['same'] else 'another answer'}, KL {_nats(line['kl'])}",
+            {"before": "", "after": _tint(line)},
+        )
+        for line in fact["still"]
+    ]
     return {"name": f"{fact['prompt']} {fact['target']}" if named else "", "rows": rows}
 
 
-def _tint(still: Shown) -> str:
-    """How a text is marked whose answer should have stayed."""
-    return "moved hit" if leaks(still) else "" if still["same"] else "moved"
+def _row(line: View, note: str, tint: Mapping[str, str]) -> dict[str, Any]:
+    name = _KINDS[line["kind"]] + (" (generated)" if line["rule"] else "")
+    texts = {key: line[key] for key in ("prompt", "before", "after")}
+    return texts | {"name": name, "note": note, "tint": tint}
+
+
+def _tint(line: View) -> str:
+    """Return the CSS classes of a text whose answer should not change."""
+    return "moved hit" if leaks(line) else "" if line["same"] else "moved"
 
 
 def _nats(value: Any) -> str:
-    """A text of nats; what is next to nothing, as that."""
-    return (
-        "<\u202f0.001"
-        if finite_number(value) is not None and 0 < value < 1e-3
-        else format_value(value)
-    )
+    tiny = finite_number(value) is not None and 0 < value < 1e-3
+    return "<\u202f0.001" if tiny else format_value(value)
 
 
-def _tiles(measured: Shown) -> list[dict[str, str]]:
-    """The numbers that matter."""
-    facts = measured["facts"]
-    asked = [a for fact in facts for a in fact["asked"]]
-    still = [s for fact in facts for s in fact["still"]]
-    first = [a for a in asked if a["kind"] == "prompt"]
-    found = [_share([a["says"] for a in first], "prompts say it", "left to write on")] * (
-        len(first) > 1
-    )
-    if len(first) == 1:
-        before, after = (_nats(first[0][key]) for key in ("nll_before", "nll"))
-        found.append({"value": f"{before} → {after}", "name": "surprise at the answer",
-                      "note": "after the prompt, nats a token"})  # fmt: skip
-    paraphrases = [a["says"] for a in asked if a["kind"] == "paraphrase"]
-    neighbours, unrelated = (
-        [s["same"] for s in still if s["kind"] == kind] for kind in ("neighbour", "unrelated")
-    )
+def _tiles(measured: View) -> list[dict[str, str]]:
+    """Return the numbers at the top of a card."""
+
+    def values(list_name: str, kind: str, key: str) -> list[Any]:
+        lines = [line for fact in measured["facts"] for line in fact[list_name]]
+        return [line[key] for line in lines if line["kind"] == kind]
+
+    prompts = values("asked", "prompt", "says")
     kl = {key: f"KL {_nats(value)}" for key, value in measured["kl"].items()}
-    found += [
-        _share(paraphrases, "paraphrases follow", "left to write on"),
-        _share(neighbours, "neighbours stay", kl["neighbours"]),
-        _share(unrelated, "unrelated stay", kl["unrelated"]),
-        {"value": format_value(measured["text"]["kept"], "percent"), "name": "of plain text stays",
-         "note": f"first choices, {kl['text']}"},
-    ]  # fmt: skip
-    return [tile for tile in found if tile["value"]]
+    if len(prompts) == 1:
+        before, after = (_nats(values("asked", "prompt", k)[0]) for k in ("nll_before", "nll"))
+        first = _tile(
+            f"{before} → {after}", "NLL of the target", "after the prompt, nats per token"
+        )
+    else:
+        first = _share(prompts, "prompts succeed", "free generation")
+    tiles = [
+        first,
+        _share(values("asked", "paraphrase", "says"), "paraphrases succeed", "free generation"),
+        _share(values("still", "neighbour", "same"), "neighbours unchanged", kl["neighbours"]),
+        _share(values("still", "unrelated", "same"), "unrelated unchanged", kl["unrelated"]),
+        _tile(
+            format_value(measured["text"]["kept"], "percent"),
+            "of plain text unchanged",
+            f"most likely tokens, {kl['text']}",
+        ),
+    ]
+    return [tile for tile in tiles if tile["value"]]
 
 
-def _share(held: Sequence[bool], name: str, note: str) -> dict[str, str]:
-    return {"value": f"{sum(held)} of {len(held)}" if held else "", "name": name, "note": note}
+def _tile(value: str, name: str, note: str) -> dict[str, str]:
+    return {"value": value, "name": name, "note": note}
 
 
-def _weights(measured: Shown) -> list[dict[str, str]]:
+def _share(values: Sequence[bool], name: str, note: str) -> dict[str, str]:
+    return _tile(f"{sum(values)} of {len(values)}" if values else "", name, note)
+
+
+def _weights(measured: View) -> list[dict[str, str]]:
     return [
         {
             "name": w["name"],
@@ -217,64 +241,57 @@ def _weights(measured: Shown) -> list[dict[str, str]]:
     ]
 
 
-def _date(made: str) -> str:
-    return made.replace("T", " ").replace("+00:00", " UTC")
+def _date(iso: str) -> str:
+    return iso.replace("T", " ").replace("+00:00", " UTC")
 
 
-def _name(entry: Shown) -> str:
-    return str(entry["number"] or "this edit")
-
-
-def _title(cards: Sequence[Shown], base: str) -> str:
+def _title(cards: Sequence[View], base: str) -> str:
     if len(cards) == 1 and len(cards[0]["facts"]) == 1:
         (fact,) = cards[0]["facts"]
         return f"{fact['prompt']} {fact['target'].strip()}"
-    of = f" of {base}" if base else ""
-    return f"{len(cards)} edit{'s' if len(cards) != 1 else ''}{of}"
+    of_base = f" of {base}" if base else ""
+    return f"{len(cards)} edit{'s' if len(cards) != 1 else ''}{of_base}"
 
 
-def _about(shown: Shown, base: Shown) -> list[tuple[str, str]]:
-    """What the edits are of."""
-    in_force = shown.get("in_force")
+def _about(view: View, base: View) -> list[tuple[str, str]]:
+    active = view.get("in_force")
     rows = [
         ("Base model", f"{base['spec']} ({base['fingerprint']})" if base else ""),
-        ("Ledger", shown.get("ledger", "")),
-        ("In force", "" if in_force is None else ", ".join(map(str, in_force)) or "none"),
+        ("Ledger", view.get("ledger", "")),
+        ("Active edits", "" if active is None else ", ".join(map(str, active)) or "none"),
     ]
     return [(name, value) for name, value in rows if value]
 
 
-def _state(state: Shown) -> dict[str, Any]:
-    """What `session.Session.state` returns, as cards and plain values."""
-    entries = [vars(entry) for entry in state["entries"]]
-    cards = [printable(e) for e in entries]
+def _state(state: View) -> dict[str, Any]:
+    """Return the session's state with printable texts, ready for the templates."""
+    entries = [printable(describe_entry(entry)) for entry in state["entries"]]
     proposal = state["proposal"]
-    made = None
     if proposal is not None:
-        facts = proposal.edit.facts
-        made = {
+        entry = unrecorded_entry(proposal.measured, [list(fact) for fact in proposal.edit.facts])
+        proposal = {
             "number": proposal.number,
-            "card": card(printable(unrecorded_entry(proposal.measured, facts))),
+            "card": edit_card(printable(entry)),
             "together": proposal.together and _together(printable(proposal.together)),
             "clashes": proposal.clashes,
         }
     return {
         **{key: printable(state[key]) for key in ("base", "editor", "ledger")},
-        "proposal": made,
-        "live": [_listed(e) for e in cards if not e["reverted"]],
-        "undone": [_listed(e) for e in cards if e["reverted"]][::-1],
+        "proposal": proposal,
+        "active": [_list_item(e) for e in entries if not e["reverted"]],
+        "reverted": [_list_item(e) for e in entries if e["reverted"]][::-1],
     }
 
 
-def _listed(entry: Shown) -> dict[str, Any]:
+def _list_item(entry: View) -> dict[str, Any]:
     outcome = _outcome(entry)
     dates = {key: _date(entry[key]) for key in ("made", "reverted_at")}
     return {**entry, **dates, "outcome": outcome, "badge": _OUTCOMES[outcome][0]}
 
 
-def _together(measured: Shown) -> dict[str, Any]:
-    """Whether the proposal holds among the edits in force, and they under it."""
+def _together(measured: View) -> dict[str, Any]:
+    """Return how the proposal does beside the active edits, and which of their facts fail."""
     new, *old = measured["facts"]
-    lost = [f for f in old if not f["asked"][0]["says"]]
-    return {"took": new["took"], "local": measured["verdict"]["local"],
-            "held": len(old) - len(lost), "of": len(old), "lost": lost}  # fmt: skip
+    lost = [fact for fact in old if not fact["asked"][0]["says"]]
+    return {"success": new["took"], "local": measured["verdict"]["local"],
+            "kept": len(old) - len(lost), "of": len(old), "lost": lost}  # fmt: skip

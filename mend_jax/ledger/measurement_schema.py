@@ -1,6 +1,6 @@
-"""The form of what was measured of an edit, which `measure` describes: a ledger may hold another's.
+"""The types of a measurement; `measure` describes its fields.
 
-What is not finite, JSON holds as null.
+A ledger may hold measurements of other versions. Non-finite numbers are stored as null.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class _Line(TypedDict):
     says: bool
 
 
-class _Asked(_Line):
+class _EditLine(_Line):
     kind: Literal["prompt", "paraphrase"]
     nll_before: _Number
     nll: _Number
 
 
-class _Still(_Line):
+class _OtherLine(_Line):
     kind: Literal["neighbour", "unrelated"]
     same: bool
     kl: _Number
@@ -40,8 +40,8 @@ class _Fact(TypedDict):
     prompt: str
     target: str
     took: bool
-    asked: list[_Asked]
-    still: list[_Still]
+    asked: list[_EditLine]
+    still: list[_OtherLine]
 
 
 class _Text(TypedDict):
@@ -79,7 +79,7 @@ class _Verdict(TypedDict):
 
 
 class Measured(TypedDict):
-    """What pages and the console read of it."""
+    """The fields of a measurement that are displayed."""
 
     version: int
     strength: _Number
@@ -92,7 +92,7 @@ class Measured(TypedDict):
 
 
 def is_known(measured: Mapping[str, Any]) -> bool:
-    """Whether it is what this version measures, of which all can be shown."""
+    """Whether this version can display the measurement."""
     return (
         measured.get("version") == VERSION
         and matches_type(measured, Measured)

@@ -1,4 +1,4 @@
-"""One person at work on a ledger: a fact is proposed, looked at, and kept or discarded."""
+"""One person's work on a ledger: a fact is proposed, inspected, and kept or discarded."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from mend_jax.core.weight_edit import Edit
 from mend_jax.data.facts import Fact
 from mend_jax.errors import LedgerError
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.ledger.compare import written
+from mend_jax.ledger.compare import generate_both
 from mend_jax.ledger.measure import measure_edit
 from mend_jax.ledger.store import Entry, Ledger
 from mend_jax.ledger.test_prompts import TestPrompts, make_test_prompts
 
-AT_ONCE = 8
-"""Facts of edits in force, the latest, that are asked again under a proposal."""
+MAX_RECHECKED = 8
+"""The number of facts of active edits, the latest ones, that are measured again with a proposal."""
 ANSWER_TOKENS = 24
 
 
-class MakesEdits(Protocol):
-    """What a session needs of an editor; `mend_jax.Editor` is one."""
+class EditMaker(Protocol):
+    """The part of an editor that a session uses; `mend_jax.Editor` has it."""
 
     @property
     def id(self) -> str: ...
@@ -31,15 +31,16 @@ class MakesEdits(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """An edit that is not in the ledger.
+    """An edit that is not in the ledger yet.
 
     Attributes:
       number: 1, 2, ... in the order of proposing.
       edit: on the unedited base.
-      measured: of it alone, see `measure.measure_edit`.
-      together: the same of it and all edits in force at once, asked about its fact and the latest
-        of theirs; None where there are none.
-      clashes: numbers of edits in force of the same prompt; what is in force is the sum of both.
+      measured: this edit alone, see `measure.measure_edit`.
+      together: this edit and all active edits at once, measured on its fact and the latest of
+        theirs; None if there are no active edits.
+      clashes: the numbers of the active edits of the same prompt. Edits are summed: the proposal
+        would not replace them.
     """
 
     number: int
@@ -50,100 +51,96 @@ class Proposal:
 
 
 class Session:
-    """Proposals for a ledger, at most one at a time. Not to be used by two threads at once.
+    """Proposals for a ledger, at most one at a time. It is not thread-safe.
 
-    The ledger is read anew each time, so other programs may append to it meanwhile.
+    The ledger is read again each time, so that other programs may append to it.
 
     Attributes:
       model: the unedited base.
       editor: makes the edits, scaled by `strength`.
       ledger: of this base.
-      proposal: what was proposed last, unless it was kept or discarded.
+      proposal: the last proposal, unless it was kept or discarded.
     """
 
     def __init__(
-        self, model: LanguageModel, editor: MakesEdits, ledger: Ledger, strength: float = 1.0
+        self, model: LanguageModel, editor: EditMaker, ledger: Ledger, strength: float = 1.0
     ) -> None:
         self.model, self.editor, self.ledger = model.with_edit(None), editor, ledger
         self.strength = strength
         self.proposal: Proposal | None = None
-        self._proposed = 0
-        self._in_force: tuple[tuple[str, ...], Edit | None] = ((), None)
+        self._n_proposed = 0
+        self._active: tuple[tuple[str, ...], Edit | None] = ((), None)
 
     def propose(self, fact: Fact) -> Proposal:
-        """Makes an edit of the fact and measures it, in place of what was proposed before.
+        """Make an edit of the fact and measure it; it replaces the previous proposal.
 
         Raises:
           DataError: the fact cannot be edited in, or does not fit the model's context.
         """
-        edit = self.editor.edit([fact])
-        measured = measure_edit(self.model, edit, [make_test_prompts(fact)], self.strength)
-        together = None
-        if live := self.ledger.active():
-            pairs = [pair for entry in live for pair in entry.facts][-AT_ONCE:]
-            probes = [make_test_prompts(fact), *(_prompt_alone(*pair) for pair in pairs)]
-            everything = self.in_force().compose(edit)
-            together = measure_edit(self.model, everything, probes, self.strength)
-        clashes = tuple(e.number for e in live if fact.prompt in [p for p, _ in e.facts])
-        self._proposed += 1
-        self.proposal = Proposal(self._proposed, edit, measured, together, clashes)
+        edit, prompts = self.editor.edit([fact]), make_test_prompts(fact)
+        measured = measure_edit(self.model, edit, [prompts], self.strength)
+        entries, active, together = self.ledger.active(), self.active_edit(), None
+        if active is not None:
+            pairs = [pair for entry in entries for pair in entry.facts][-MAX_RECHECKED:]
+            rechecked = [_prompt_only(*pair) for pair in pairs]
+            everything = active.compose(edit)
+            together = measure_edit(self.model, everything, [prompts, *rechecked], self.strength)
+        clashes = tuple(e.number for e in entries if fact.prompt in [p for p, _ in e.facts])
+        self._n_proposed += 1
+        self.proposal = Proposal(self._n_proposed, edit, measured, together, clashes)
         return self.proposal
 
     def keep(self, number: int) -> Entry:
-        """Appends the proposal of this number to the ledger; once it returns, it is on disk.
+        """Append the proposal of this number to the ledger; when it returns, it is on disk.
 
         Raises:
-          LedgerError: it is not what is proposed, or could not be recorded (it can be kept later).
+          LedgerError: it is not the current proposal, or could not be recorded (then it can be kept
+            later).
         """
-        proposal = self._proposal(number)
+        proposal = self._current(number)
         entry = self.ledger.append(proposal.edit, proposal.measured)
         self.proposal = None
         return entry
 
     def discard(self, number: int) -> None:
-        """Forgets the proposal of this number.
+        """Discard the proposal of this number.
 
         Raises:
-          LedgerError: it is not what is proposed.
+          LedgerError: it is not the current proposal.
         """
-        self._proposal(number)
+        self._current(number)
         self.proposal = None
 
     def revert(self, number: int) -> Entry:
-        """Takes an edit of the ledger out of force.
-
-        Raises:
-          LedgerError: no such edit, it is reverted already, or that could not be recorded.
-        """
+        """Revert an edit of the ledger; see `Ledger.revert`."""
         return self.ledger.revert(number)
 
-    def ask(self, prompt: str) -> dict[str, Any]:
-        """What the base writes after a prompt, and what it writes under all that is in force.
+    def compare(self, prompt: str) -> dict[str, Any]:
+        """Continue a prompt with the base, and with all active edits and the proposal.
 
         Returns:
-          `prompt`, `before`, `after`, and of how many edits after is: `edits` of the ledger, and
-          whether the proposal too (`proposed`).
+          `prompt`, the continuations `before` and `after`, `edits`: the number of active edits, and
+          `proposed`: whether there is a proposal.
         """
-        edit, live = self.in_force(), len(self._in_force[0])
-        proposed = self.proposal is not None
-        if proposed:
+        edit, n_active = self.active_edit(), len(self._active[0])
+        if self.proposal is not None:
             edit = self.proposal.edit if edit is None else edit.compose(self.proposal.edit)
         if edit is None:
             before = after = self.model.generate(prompt, ANSWER_TOKENS)
         else:
-            ((before, after),) = written(self.model, edit, [prompt], ANSWER_TOKENS)
-        return {"prompt": prompt, "before": before, "after": after, "edits": live,
-                "proposed": proposed}  # fmt: skip
+            ((before, after),) = generate_both(self.model, edit, [prompt], ANSWER_TOKENS)
+        return {"prompt": prompt, "before": before, "after": after, "edits": n_active,
+                "proposed": self.proposal is not None}  # fmt: skip
 
-    def in_force(self) -> Edit | None:
-        """The live edits of the ledger at once; None where there is none."""
+    def active_edit(self) -> Edit | None:
+        """Return the sum of the ledger's active edits; None if there are none."""
         key = tuple(entry.sha256 for entry in self.ledger.active())
-        if key != self._in_force[0]:
-            self._in_force = (key, self.ledger.composed())
-        return self._in_force[1]
+        if key != self._active[0]:
+            self._active = (key, self.ledger.composed())
+        return self._active[1]
 
     def state(self) -> dict[str, Any]:
-        """What there is to show: base, editor, ledger, the proposal, all entries."""
+        """Return what the page displays: base, editor, ledger, the proposal and all entries."""
         return {
             "base": self.model.spec,
             "editor": self.editor.id,
@@ -152,16 +149,14 @@ class Session:
             "entries": self.ledger.entries(),
         }
 
-    def _proposal(self, number: int) -> Proposal:
+    def _current(self, number: int) -> Proposal:
         if self.proposal is None or self.proposal.number != number:
             raise LedgerError(
-                f"proposal {number} is no longer there: it was kept, discarded or followed by "
+                f"proposal {number} no longer exists: it was kept, discarded or replaced by "
                 "another; propose the fact again"
             )
         return self.proposal
 
 
-def _prompt_alone(prompt: str, target: str) -> TestPrompts:
-    """A fact that is asked for by its prompt and by nothing else."""
-    probes = make_test_prompts(Fact(prompt, target))
-    return dataclasses.replace(probes, paraphrases=(), neighbours=(), unrelated=())
+def _prompt_only(prompt: str, target: str) -> TestPrompts:
+    return TestPrompts(prompt, target, "", (), (), (), ())

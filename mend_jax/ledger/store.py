@@ -78,7 +78,7 @@ class Entry:
       sha256: of that file.
       facts: the (prompt, target) pairs of the edit.
       editor: the id of the editor that made it.
-      made: when, an ISO date and time in UTC.
+      created: when, an ISO date and time in UTC.
       measured: its measurement as JSON values, see `measure`; {} where there is none.
       reverted: whether it has been reverted, and is no longer active.
       reverted_at: when it was reverted; "" while it is active.
@@ -89,7 +89,7 @@ class Entry:
     sha256: str
     facts: tuple[tuple[str, str], ...]
     editor: str
-    made: str
+    created: str
     measured: dict[str, Any]
     reverted: bool = False
     reverted_at: str = ""
@@ -320,8 +320,9 @@ def _is_edit_record(record: dict[str, Any], number: int) -> bool:
 
 
 def _entry(record: dict[str, Any]) -> Entry:
-    fields = {name: record[name] for name in _EditRecord.__annotations__ if name != "kind"}
-    return Entry(**{**fields, "facts": tuple((p, t) for p, t in record["facts"])})
+    facts = tuple((prompt, target) for prompt, target in record["facts"])
+    fields = {name: record[name] for name in ("number", "file", "sha256", "editor", "measured")}
+    return Entry(**fields, facts=facts, created=record["made"])
 
 
 def _read_base(path: Path) -> Base:

@@ -26,12 +26,16 @@ def describe_ledger(ledger: Ledger, entries: Sequence[Entry]) -> dict[str, Any]:
     return {
         "ledger": str(ledger.path),
         "base": dataclasses.asdict(ledger.base) | {"edit_roles": list(ledger.base.edit_roles)},
-        "entries": [
-            dataclasses.asdict(entry) | {"facts": [list(fact) for fact in entry.facts]}
-            for entry in entries
-        ],
+        "entries": [describe_entry(entry) for entry in entries],
         "in_force": [entry.number for entry in ledger.active()],
     }
+
+
+def describe_entry(entry: Entry) -> dict[str, Any]:
+    """Return an entry as JSON values, named as in the ledger's log."""
+    fields = dataclasses.asdict(entry)
+    fields["made"] = fields.pop("created")
+    return fields | {"facts": [list(fact) for fact in entry.facts]}
 
 
 def print_ledger(view: Mapping[str, Any], file: IO[str] | None = None) -> None:
@@ -60,7 +64,7 @@ def print_log(entries: Sequence[Entry], file: IO[str] | None = None) -> None:
             (
                 str(entry.number),
                 "reverted" if entry.reverted else "active",
-                entry.made[:16].replace("T", " "),
+                entry.created[:16].replace("T", " "),
                 entry.editor,
                 _yes_or_no(verdict and verdict["took"], "yes", "NO"),
                 _yes_or_no(verdict and verdict["local"], "good", "BAD"),

@@ -15,8 +15,8 @@ EDIT_KINDS = ("prompt", "paraphrase")
 """The kinds of text that should be continued with the target."""
 THRESHOLDS = (
     "success: the target follows the prompt and at least half of the paraphrases",
-    f"good locality: KL(base || edited) of at most {LOCALITY_KL_LIMIT} nats on unrelated prompts and "
-    "on plain text, no unrelated answer changed, and no neighbour newly answered with the target",
+    f"good locality: KL(base || edited) of at most {LOCALITY_KL_LIMIT} nats on unrelated prompts "
+    "and on plain text, no unrelated answer changed, no neighbour newly answered with the target",
 )
 _WORDS = 3
 _END = re.compile(r"[\n.,;:!?()\"]")
@@ -32,7 +32,7 @@ def short_answer(text: str) -> str:
 
 
 def succeeded(lines: Sequence[Line]) -> bool:
-    """Whether the target follows the prompt (the first line) and at least half of the paraphrases."""
+    """Whether the target follows the prompt (the first line) and at least half of the others."""
     prompt, *paraphrases = [line["says"] for line in lines]
     return prompt and 2 * sum(paraphrases) >= len(paraphrases)
 

@@ -1,13 +1,14 @@
-"""The local page on which a person tries, keeps and undoes edits: `python -m mend_jax.edit serve`.
+"""The local page to try, keep and revert edits: `python -m mend_jax.edit serve`.
 
-It is one person's page and guarded as such. The server is reached from this machine alone; it
-answers only under a loopback name, so that no other site can have a browser take it for its own
-(DNS rebinding); the page is shown only to who has the token of this start, and every action needs
-the token and comes from the page itself. The model is used by one request at a time.
+The page is for one person, and guarded. The server listens on this machine only. It answers only
+under a loopback name, so that another site cannot make a browser take this server for its own (DNS
+rebinding). Only requests with this start's token see the page, and every action needs the token and
+must come from the page itself. One request at a time uses the model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import http.server
 import json
@@ -27,7 +28,7 @@ from mend_jax.ledger.session import Session
 
 MAX_BODY = 32 << 10  # bytes of a request
 MAX_TEXT = 2000  # characters of one text
-MAX_LINES = 8  # paraphrases, or neighbours
+MAX_LINES = 8  # of paraphrases, or of neighbours
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -40,16 +41,18 @@ _HEADERS = {
 
 
 def serve(session: Session, port: int = 0) -> None:
-    """Serves the page until it is interrupted, and says where it is.
+    """Serve the page until Ctrl-C, and print its address.
 
     Args:
-      port: 0 for one that is free.
+      port: 0 for any free port.
 
     Raises:
-      ConfigError: the port cannot be had.
+      ConfigError: the port cannot be used.
     """
     with Server(session, port) as server:
-        print(f"Open {server.url}\nEnd with Ctrl-C; what was kept is in the ledger.", flush=True)
+        print(
+            f"Open {server.url}\nStop with Ctrl-C; the ledger has every edit you kept.", flush=True
+        )
         try:
             server.serve_forever()
         except KeyboardInterrupt:
@@ -60,8 +63,8 @@ class Server(http.server.ThreadingHTTPServer):
     """The server of a session, on a port of 127.0.0.1.
 
     Attributes:
-      token: who knows it may see the page and act.
-      lock: held while the session is in use.
+      token: grants access to the page and its actions.
+      lock: held while a request uses the session.
     """
 
     daemon_threads = True
@@ -72,23 +75,25 @@ class Server(http.server.ThreadingHTTPServer):
         try:
             super().__init__(("127.0.0.1", port), Handler)
         except (OSError, OverflowError) as e:
-            raise ConfigError(f"port {port} cannot be had ({e}): name another, or 0 for any") from e
+            raise ConfigError(
+                f"port {port} cannot be used ({e}): choose another, or 0 for any free port"
+            ) from e
 
     def server_bind(self) -> None:
         socketserver.TCPServer.server_bind(self)  # without looking up this machine's name
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = "127.0.0.1", self.socket.getsockname()[1]
 
     @property
     def url(self) -> str:
-        """The address of the page, its token included."""
+        """The address of the page, including its token."""
         return f"http://127.0.0.1:{self.server_port}/?token={self.token}"
 
 
 class _Refused(Exception):
-    """A request that is not answered: a status and what to say."""
+    """A request that is refused, with a status and a reason."""
 
-    def __init__(self, status: HTTPStatus, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, status: HTTPStatus, reason: str) -> None:
+        super().__init__(reason)
         self.status = status
 
 
@@ -97,95 +102,96 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     server: Server
     server_version, sys_version = "mend_jax", ""
-    timeout = 30  # seconds that a request may take to arrive
+    timeout = 30  # seconds that a request may need to arrive
 
     def do_GET(self) -> None:
-        self._answer(self._page)
+        self._respond(self._page)
 
     def do_POST(self) -> None:
-        self._answer(self._act)
+        self._respond(self._act)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the address holds the token."""
+        """Log nothing: the address contains the token."""
 
-    def _answer(self, make: Callable[[], str]) -> None:
-        """Sends what `make` returns, or in plain text why there is nothing to return."""
-        status, kind = HTTPStatus.OK, "text/html"
+    def _respond(self, make_html: Callable[[], str]) -> None:
+        """Send what `make_html` returns, or the reason for its error as plain text."""
         try:
-            self._refuse_other_hosts()
-            body = make()
+            self._require_own_host()
+            html = make_html()
         except _Refused as e:
-            status, kind, body = e.status, "text/plain", str(e)
+            self._send(e.status, "text/plain", str(e))
         except MendError as e:
-            status, kind, body = HTTPStatus.UNPROCESSABLE_ENTITY, "text/plain", str(e)
+            self._send(HTTPStatus.UNPROCESSABLE_ENTITY, "text/plain", str(e))
         except TimeoutError:
-            status, kind, body = HTTPStatus.REQUEST_TIMEOUT, "text/plain", "too slow"
+            self._send(HTTPStatus.REQUEST_TIMEOUT, "text/plain", "The request came too slowly.")
         except Exception:
             logging.exception("%s %s failed", self.command, self.path.partition("?")[0])
-            status, kind = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain"
-            body = "This failed inside the program; the terminal that it runs in says where."
-        self._send(status, kind, body)
+            reason = "An internal error; the terminal of the command shows where."
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", reason)
+        else:
+            self._send(HTTPStatus.OK, "text/html", html)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the library refuses by itself, with our headers; `message` repeats what came in."""
+        """Refuse with our headers; the library's `message` would repeat parts of the request."""
         self.close_connection = True
         self._send(HTTPStatus(code), "text/plain", HTTPStatus(code).phrase)
 
-    def _send(self, status: HTTPStatus, kind: str, body: str) -> None:
+    def _send(self, status: HTTPStatus, content_type: str, body: str) -> None:
         data = body.encode("utf-8", errors="replace")
-        try:
+        headers = _HEADERS | {
+            "Content-Type": f"{content_type}; charset=utf-8",
+            "Content-Length": str(len(data)),
+            "Content-Security-Policy": html_view.served_page_policy(),
+        }
+        with contextlib.suppress(ConnectionError, TimeoutError):  # the client is gone
             self.send_response(status)
-            self.send_header("Content-Type", f"{kind}; charset=utf-8")
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("Content-Security-Policy", html_view.served_page_policy())
-            for name, value in _HEADERS.items():
+            for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
-        except (ConnectionError, TimeoutError):
-            pass  # the reader is gone
 
-    def _refuse_other_hosts(self) -> None:
+    def _require_own_host(self) -> None:
         hosts = self.headers.get_all("Host", [])
         if len(hosts) != 1 or hosts[0] not in self._own_hosts():
             raise _Refused(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                f"This server answers as 127.0.0.1:{self.server.server_port} alone.",
+                f"This server answers only as 127.0.0.1:{self.server.server_port}.",
             )
 
     def _own_hosts(self) -> list[str]:
         return [f"{name}:{self.server.server_port}" for name in _LOOPBACK]
 
-    def _refuse_strangers(self, token: str) -> None:
+    def _require_token(self, token: str) -> None:
         if not hmac.compare_digest(token.encode(), self.server.token.encode()):
             raise _Refused(
                 HTTPStatus.FORBIDDEN,
-                "The token is not that of this server: open the address that the command printed.",
+                "The token is not this server's: open the address that the command printed.",
             )
 
     def _page(self) -> str:
-        """The whole page."""
-        where = urllib.parse.urlsplit(self.path)
-        if where.path != "/":
-            raise _Refused(HTTPStatus.NOT_FOUND, "There is nothing here but the page at /.")
-        self._refuse_strangers(urllib.parse.parse_qs(where.query).get("token", [""])[0])
+        """Return the whole page."""
+        url = urllib.parse.urlsplit(self.path)
+        if url.path != "/":
+            raise _Refused(HTTPStatus.NOT_FOUND, "The only page is at /.")
+        self._require_token(urllib.parse.parse_qs(url.query).get("token", [""])[0])
         with self.server.lock:
-            return html_view.served(self.server.session.state(), self.server.token, MAX_TEXT)
+            state = self.server.session.state()
+            return html_view.render_served_page(state, self.server.token, MAX_TEXT)
 
     def _act(self) -> str:
-        """Does what the page asks for, and returns the part of the page that it changes."""
+        """Run an action of the page, and return the part of the page that it changes."""
         if self.headers.get("Origin") not in [f"http://{host}" for host in self._own_hosts()]:
-            raise _Refused(HTTPStatus.FORBIDDEN, "Only the page of this server may ask for that.")
-        self._refuse_strangers(self.headers.get("X-Token", ""))
-        act = ACTIONS.get(self.path)
-        if act is None:
+            raise _Refused(HTTPStatus.FORBIDDEN, "Only this server's own page may act.")
+        self._require_token(self.headers.get("X-Token", ""))
+        action = ACTIONS.get(self.path)
+        if action is None:
             raise _Refused(HTTPStatus.NOT_FOUND, f"The actions are {', '.join(ACTIONS)}.")
         fields = self._fields()
         with self.server.lock:
-            return act(self.server.session, fields)
+            return action(self.server.session, fields)
 
     def _fields(self) -> dict[str, Any]:
-        """The request's JSON object."""
+        """Return the request's JSON object."""
         if self.headers.get_content_type() != "application/json":
             raise _Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send application/json.")
         length = self.headers.get("Content-Length", "")
@@ -204,7 +210,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return fields
 
 
-def _propose(session: Session, fields: Mapping[str, Any]) -> str:
+Fields = Mapping[str, Any]
+
+
+def _propose(session: Session, fields: Fields) -> str:
     session.propose(
         Fact(
             prompt=_text(fields, "prompt"),
@@ -213,54 +222,55 @@ def _propose(session: Session, fields: Mapping[str, Any]) -> str:
             locality=_lines(fields, "locality"),
         )
     )
-    return html_view.bench(session.state())
+    return html_view.render_workspace(session.state())
 
 
-def _keep(session: Session, fields: Mapping[str, Any]) -> str:
+def _keep(session: Session, fields: Fields) -> str:
     session.keep(_number(fields, "proposal"))
-    return html_view.bench(session.state())
+    return html_view.render_workspace(session.state())
 
 
-def _discard(session: Session, fields: Mapping[str, Any]) -> str:
+def _discard(session: Session, fields: Fields) -> str:
     session.discard(_number(fields, "proposal"))
-    return html_view.bench(session.state())
+    return html_view.render_workspace(session.state())
 
 
-def _revert(session: Session, fields: Mapping[str, Any]) -> str:
+def _revert(session: Session, fields: Fields) -> str:
     session.revert(_number(fields, "number"))
-    return html_view.bench(session.state())
+    return html_view.render_workspace(session.state())
 
 
-def _ask(session: Session, fields: Mapping[str, Any]) -> str:
-    return html_view.answer(session.ask(_text(fields, "prompt")))
+def _compare(session: Session, fields: Fields) -> str:
+    return html_view.render_comparison(session.compare(_text(fields, "prompt")))
 
 
-ACTIONS: dict[str, Callable[[Session, Mapping[str, Any]], str]] = {
-    "/propose": _propose, "/keep": _keep, "/discard": _discard, "/revert": _revert, "/ask": _ask,
+ACTIONS: dict[str, Callable[[Session, Fields], str]] = {
+    "/propose": _propose, "/keep": _keep, "/discard": _discard, "/revert": _revert,
+    "/compare": _compare,
 }  # fmt: skip
 
 
-def _text(fields: Mapping[str, Any], name: str) -> str:
-    value = _checked(fields.get(name), name).strip()
-    if not value:
+def _text(fields: Fields, name: str) -> str:
+    text = _checked(fields.get(name), name).strip()
+    if not text:
         raise DataError(f"{name} is empty: give a text")
-    return value
+    return text
 
 
-def _lines(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """The lines of a text that may be missing or empty."""
-    lines = _checked(fields.get(name) or "", name, MAX_LINES * MAX_TEXT).splitlines()
-    lines = tuple(line.strip() for line in lines if line.strip())
+def _lines(fields: Fields, name: str) -> tuple[str, ...]:
+    """Return the lines of a text that may be missing or empty."""
+    text = _checked(fields.get(name) or "", name, MAX_LINES * MAX_TEXT)
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(lines) > MAX_LINES:
         raise DataError(f"{name} has {len(lines)} lines: give at most {MAX_LINES}")
     return lines
 
 
-def _checked(value: Any, name: str, most: int = MAX_TEXT) -> str:
+def _checked(value: Any, name: str, max_length: int = MAX_TEXT) -> str:
     if not isinstance(value, str):
         raise DataError(f"{name} is not a text: give one")
-    if len(value) > most:
-        raise DataError(f"{name} has {len(value)} characters: give at most {most}")
+    if len(value) > max_length:
+        raise DataError(f"{name} has {len(value)} characters: give at most {max_length}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as e:
@@ -268,7 +278,7 @@ def _checked(value: Any, name: str, most: int = MAX_TEXT) -> str:
     return value
 
 
-def _number(fields: Mapping[str, Any], name: str) -> int:
+def _number(fields: Fields, name: str) -> int:
     value = fields.get(name)
     if not isinstance(value, int) or isinstance(value, bool):
         raise DataError(f"{name}: {value!r} is not a whole number")
