@@ -1,4 +1,4 @@
-"""What edits do, as pictures: do they take, what do they move, how large are they?"""
+"""Plots of measured edits: do they succeed, what else do they change, how large are they?"""
 
 from __future__ import annotations
 
@@ -33,32 +33,35 @@ _KL = {"neighbours": ("neighbours", NEAR), "unrelated": ("unrelated prompts", FA
 
 
 def edits_png(measured: Mapping[str, Measured]) -> bytes | None:
-    """Surprise at the answers before and after, KL elsewhere, and size, of edits by name.
+    """Return a PNG of three panels: NLL of the targets, KL on other texts, and size.
 
-    Of one edit every text and every weight has a mark of its own, of several every edit.
+    One edit is plotted with a mark per text and per weight, several with a mark per edit.
+
+    Args:
+      measured: measurements by the edit's name; see `measure`.
+
+    Returns:
+      None if there is nothing to plot.
     """
     if not measured:
         return None
-    alone = len(measured) == 1
-    panels = [_taking(measured, alone), _moving(measured, alone), _sizes(measured, alone)]
+    panels = [_success_panel(measured), _locality_panel(measured), _size_panel(measured)]
     return panels_png(panels, 15, 4.6)
 
 
-def _taking(measured: Mapping[str, Measured], alone: bool) -> DrawPanel | None:
-    """Surprise before and after, an arrow each."""
-    marks = []
+def _success_panel(measured: Mapping[str, Measured]) -> DrawPanel | None:
+    """NLL before and after, one line per text or edit."""
+    alone = len(measured) == 1
+    marks: list[tuple[str, float, float, str]] = []
     for name, m in measured.items():
-        asked = [a for fact in m["facts"] for a in fact["asked"]]
+        edit_lines = [line for fact in m["facts"] for line in fact["asked"]]
         for kind, color in (("prompt", EDITOR), ("paraphrase", PARAPHRASE)):
-            lines = [a for a in asked if a["kind"] == kind]
-            if alone:
-                marks += [(kind, a["nll_before"], a["nll"], color) for a in lines]
-            elif lines:
-                ends = (_mean(lines, key) for key in ("nll_before", "nll"))
-                marks.append((name, *ends, color))
-    marks = [
-        m for m in marks if finite_number(m[1]) is not None and finite_number(m[2]) is not None
-    ]
+            lines = [line for line in edit_lines if line["kind"] == kind]
+            groups = [[line] for line in lines] if alone else [lines] if lines else []
+            for group in groups:
+                before, after = (_mean(group, key) for key in ("nll_before", "nll"))
+                if before is not None and after is not None:
+                    marks.append((kind if alone else name, before, after, color))
     if not marks:
         return None
     by = "" if alone else "edit"
@@ -77,25 +80,26 @@ def _taking(measured: Mapping[str, Measured], alone: bool) -> DrawPanel | None:
         names = [name if i % 2 == 0 or alone else "" for i, (name, *_) in enumerate(marks)]
         _name_axis(ax, names)
         style_axes(
-            ax, ("Does it take?", "surprise at the answer, nats a token; 0 is certainty"), by
+            ax, ("Does it succeed?", "NLL of the target, nats per token; 0 is certainty"), by
         )
         legend(ax, loc="upper center", ncols=3, columnspacing=1.2)
 
     return draw
 
 
-def _moving(measured: Mapping[str, Measured], alone: bool) -> DrawPanel | None:
-    """KL elsewhere, a dot a text or an edit, on a logarithmic axis."""
-    marks: list[tuple[str, float, str]] = []
+def _locality_panel(measured: Mapping[str, Measured]) -> DrawPanel | None:
+    """KL on other texts, one dot per text or edit, on a logarithmic axis."""
+    alone = len(measured) == 1
+    kls: list[tuple[str, Any, str]] = []
     for name, m in measured.items():
         if alone:
-            kinds = {"neighbour": NEAR, "unrelated": FAR}
-            lines = [s for fact in m["facts"] for s in fact["still"]]
-            marks += [(s["kind"], s["kl"], kinds[s["kind"]]) for s in lines]
-            marks.append(("plain text", m["kl"]["text"], MUTED))
+            colors = {"neighbour": NEAR, "unrelated": FAR}
+            lines = [line for fact in m["facts"] for line in fact["still"]]
+            kls += [(line["kind"], line["kl"], colors[line["kind"]]) for line in lines]
+            kls.append(("plain text", m["kl"]["text"], MUTED))
         else:
-            marks += [(name, m["kl"][key], color) for key, (_, color) in _KL.items()]
-    marks = [(n, max(kl, SMALLEST_KL), c) for n, kl, c in marks if finite_number(kl) is not None]
+            kls += [(name, m["kl"][key], color) for key, (_, color) in _KL.items()]
+    marks = [(n, max(kl, SMALLEST_KL), c) for n, kl, c in kls if finite_number(kl) is not None]
     if not marks:
         return None
     by = "" if alone else "edit"
@@ -114,49 +118,53 @@ def _moving(measured: Mapping[str, Measured], alone: bool) -> DrawPanel | None:
         log_axis(ax.yaxis, low, high)
         for label, color in _KL.values():
             ax.scatter([], [], s=40, color=color, label=label)
-        ax.plot([], [], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="still good")
+        ax.plot(
+            [], [], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="limit of good locality"
+        )
         _name_axis(ax, names if alone else list(dict.fromkeys(names)))
-        style_axes(ax, ("What does it move?", "KL from the base, nats a token; less is better"), by)
+        style_axes(
+            ax,
+            ("What else does it change?", "KL from the base, nats per token; less is better"),
+            by,
+        )
         legend(ax, loc="upper center", ncols=2)
 
     return draw
 
 
-def _sizes(measured: Mapping[str, Measured], alone: bool) -> DrawPanel | None:
-    """Norms by weight, relative to it where it is at hand; by edit where there are several."""
-    if not alone:
-        found = [(name, m["edit"]["norm"]) for name, m in measured.items()]
-        measure = "Frobenius norm of all its deltas"
-    else:
-        (m,) = measured.values()
-        weights = m["edit"]["weights"]
-        key = "norm" if any(w["relative"] is None for w in weights) else "relative"
-        found = [(w["name"].replace("block_", "").replace("/", " "), w[key]) for w in weights]
-        measure = "norm of the delta" + (" by that of the weight" if key == "relative" else "")
-    found = [(name, size) for name, size in found if finite_number(size) is not None]
-    if not found:
+def _size_panel(measured: Mapping[str, Measured]) -> DrawPanel | None:
+    """Norms of one edit's deltas, relative to the weights where these are known; or of edits."""
+    alone, relative = len(measured) == 1, False
+    norms = {name: m["edit"]["norm"] for name, m in measured.items()}
+    title = "Frobenius norm of all its deltas"
+    if alone:
+        weights = next(iter(measured.values()))["edit"]["weights"]
+        relative = all(w["relative"] is not None for w in weights)
+        key = "relative" if relative else "norm"
+        norms = {w["name"].replace("block_", "").replace("/", " "): w[key] for w in weights}
+        title = "norm of the delta" + (", relative to the weight's" if relative else "")
+    sizes = {name: norm for name, norm in norms.items() if finite_number(norm) is not None}
+    if not sizes:
         return None
-    by = "" if alone else "edit"
 
     def draw(ax: Axes) -> None:
-        names, sizes = zip(*found, strict=True)
-        ax.bar(range(len(sizes)), sizes, color=EDITOR, width=min(0.7, 0.1 * len(sizes) + 0.2))
-        ax.set_xlim(-0.8, len(sizes) - 0.2)
-        if alone and measure.endswith("weight"):
+        n = len(sizes)
+        ax.bar(range(n), [*sizes.values()], color=EDITOR, width=min(0.7, 0.1 * n + 0.2))
+        ax.set_xlim(-0.8, n - 0.2)
+        if relative:
             ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
-        _name_axis(ax, names)
-        style_axes(ax, ("How large is it?", measure), by)
+        _name_axis(ax, [*sizes])
+        style_axes(ax, ("How large is it?", title), "" if alone else "edit")
 
     return draw
 
 
 def _name_axis(ax: Axes, names: Sequence[str]) -> None:
-    """Names below the marks, of many only some."""
+    """Write names below the marks; of many names, only some."""
     every = max(1, len(names) // 12)
-    shown = [str(n).replace("$", r"\$") if i % every == 0 else "" for i, n in enumerate(names)]
-    slanted = max(map(len, shown)) * sum(map(bool, shown)) > 44
-    ax.set_xticks(range(len(names)), shown, color=INK, fontsize=9.5)
-    if slanted:
+    labels = [str(n).replace("$", r"\$") if i % every == 0 else "" for i, n in enumerate(names)]
+    ax.set_xticks(range(len(names)), labels, color=INK, fontsize=9.5)
+    if max(map(len, labels)) * sum(map(bool, labels)) > 44:
         ax.tick_params(axis="x", labelrotation=28)
         for label in ax.get_xticklabels():
             label.set_horizontalalignment("right")
@@ -164,5 +172,6 @@ def _name_axis(ax: Axes, names: Sequence[str]) -> None:
 
 
 def _mean(lines: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    values = [finite_number(line[key]) for line in lines]
-    return None if None in values else float(np.mean(values))
+    """Return the mean over lines; None if one of the numbers was not finite."""
+    values = [value for line in lines if (value := finite_number(line[key])) is not None]
+    return float(np.mean(values)) if len(values) == len(lines) else None

@@ -110,7 +110,7 @@ def _parse_record(record: Any, where: str) -> Fact:
     for alias, known in _ALIASES.items():
         if alias in record and known in record:
             raise DataError(f"{where}: {alias!r} and {known!r} mean the same; keep one of them")
-    fields = {_ALIASES.get(str(name), name): value for name, value in record.items()}
+    fields: dict[str, Any] = {_ALIASES.get(k, k): value for k, value in record.items()}
     return fact_from_record(fields, where)
 
 
