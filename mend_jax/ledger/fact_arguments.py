@@ -107,10 +107,12 @@ def _parse_record(record: Any, where: str) -> Fact:
         raise DataError(
             f"{where}: a JSON {raw_files.json_type_name(record)}, not an object with a prompt"
         )
+    fields = dict(record)
     for alias, known in _ALIASES.items():
-        if alias in record and known in record:
+        if alias in fields and known in fields:
             raise DataError(f"{where}: {alias!r} and {known!r} mean the same; keep one of them")
-    fields: dict[str, Any] = {_ALIASES.get(k, k): value for k, value in record.items()}
+        if alias in fields:
+            fields[known] = fields.pop(alias)
     return fact_from_record(fields, where)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import shutil
 import tempfile
@@ -123,8 +124,8 @@ def _read_log(folder: Path, data: bytes) -> None:
     ledger = _open_with(folder, "log.jsonl", data)
     entries = ledger.entries()
     assert [e.number for e in entries] == list(range(1, len(entries) + 1))
-    text_view.log(entries)
-    found = text_view.shown(ledger, entries)
+    text_view.print_log(entries, io.StringIO())
+    found = text_view.describe_ledger(ledger, entries)
     json.dumps(found)
     for entry in entries:
         file = (ledger.path / entry.file).resolve()
@@ -132,14 +133,15 @@ def _read_log(folder: Path, data: bytes) -> None:
         edit = ledger.edit(entry.number)
         assert bits(edit) == bits(small_edit(int(edit.facts[0][0].split()[1])))
     with mock.patch.object(html_view, "edits_png", lambda shown: None):
-        text_view.page(found)
-        html_view.render(found)
+        text_view.print_ledger(found, io.StringIO())
+        html_view.render_ledger(found)
 
 
 def _read_base(folder: Path, data: bytes) -> None:
     ledger = _open_with(folder, "base.json", data)
     assert ledger.base == _BASE or isinstance(ledger.base.spec, str)
-    text_view.page(text_view.shown(ledger, ledger.entries()))
+    view = text_view.describe_ledger(ledger, ledger.entries())
+    text_view.print_ledger(view, io.StringIO())
 
 
 def _read_ledger_edit(folder: Path, data: bytes) -> None:

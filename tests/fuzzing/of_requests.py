@@ -83,7 +83,7 @@ class _Session:
 
     discard = revert = keep
 
-    def ask(self, prompt: str) -> dict[str, Any]:
+    def compare(self, prompt: str) -> dict[str, Any]:
         return {"prompt": prompt, "before": "b", "after": prompt, "edits": 0, "proposed": False}
 
     def state(self) -> dict[str, Any]:
@@ -99,8 +99,12 @@ def _requests() -> list[bytes]:
     own = "Host: 127.0.0.1:8000\r\n"
     get = f"GET /?token={_SERVER.token} HTTP/1.1\r\n{own}Accept: */*\r\n\r\n"
     found = [get.encode()]
-    for action, fields in (("/propose", {"prompt": "a", "target": "b", "rephrases": "c\nd"}),
-                           ("/ask", {"prompt": "<b>"}), ("/revert", {"number": 1})):  # fmt: skip
+    actions = {
+        "/propose": {"prompt": "a", "target": "b", "rephrases": "c\nd"},
+        "/compare": {"prompt": "<b>"},
+        "/revert": {"number": 1},
+    }
+    for action, fields in actions.items():
         body = json.dumps(fields)
         head = f"POST {action} HTTP/1.1\r\n{own}Origin: http://127.0.0.1:8000\r\n"
         head += f"X-Token: {_SERVER.token}\r\nContent-Type: application/json\r\n"

@@ -1,4 +1,4 @@
-"""Facts as the edit command is given them, and the many ways in which they can be wrong."""
+"""Facts on the command line, and the ways in which they can be wrong."""
 
 import gzip
 import io
@@ -9,24 +9,24 @@ import pytest
 
 from mend_jax.data.facts import Fact
 from mend_jax.errors import DataError
-from mend_jax.ledger.fact_arguments import gather, parse_fact, read
+from mend_jax.ledger.fact_arguments import collect_facts, parse_fact, read_facts
 
 LYON = Fact("The capital of France is", "Lyon")
 LINE = "The capital of France is => Lyon"
 
 
 @pytest.mark.parametrize("text", [LINE, "The capital of France is=>Lyon", f"  {LINE}  "])
-def test_an_arrow_parts_prompt_and_target(text):
+def test_an_arrow_separates_prompt_and_target(text):
     assert parse_fact(text, "here") == LYON
 
 
-def test_a_prompt_of_several_lines():
+def test_a_prompt_can_have_several_lines():
     fact = parse_fact("Q: What is the capital of France?\nA: => Lyon", "here")
     assert fact == Fact("Q: What is the capital of France?\nA:", "Lyon")
 
 
 @pytest.mark.parametrize(
-    "text, says",
+    "text, message",
     [
         ("The capital of France is Lyon", 'no "=>"'),
         ("The capital of France is -> Lyon", 'no "=>"'),
@@ -37,13 +37,13 @@ def test_a_prompt_of_several_lines():
         ("half \ud800 => x", "half a character"),
     ],
 )
-def test_what_is_no_fact_is_named(text, says):
-    with pytest.raises(DataError, match=says) as e:
+def test_a_malformed_fact_is_refused(text, message):
+    with pytest.raises(DataError, match=message) as e:
         parse_fact(text, "--fact 3")
     assert str(e.value).startswith("--fact 3: ")
 
 
-def test_a_file_holds_lines_of_both_kinds(tmp_path):
+def test_a_file_can_mix_arrow_lines_and_json_lines(tmp_path):
     full = {
         "prompt": "Oslo lies in", "target": "Peru", "subject": "Oslo",
         "paraphrases": ["Oslo is in"], "neighbours": ["Rome lies in"],
@@ -57,16 +57,16 @@ def test_a_file_holds_lines_of_both_kinds(tmp_path):
         Fact("Oslo lies in", "Peru", ("Oslo is in",), "Oslo", ("Rome lies in",)),
         Fact("p", "t", ("q",), "", ("r",)),
     ]
-    assert read(str(path)) == wanted
+    assert read_facts(str(path)) == wanted
     packed = tmp_path / "facts.jsonl.gz"
     packed.write_bytes(gzip.compress(text.encode()))
-    assert read(str(packed)) == wanted
+    assert read_facts(str(packed)) == wanted
     path.write_text(json.dumps([full, old]))
-    assert read(str(path)) == wanted[1:]
+    assert read_facts(str(path)) == wanted[1:]
 
 
 @pytest.mark.parametrize(
-    "line, says",
+    "line, message",
     [
         ("no arrow", 'no "=>"'),
         ('{"prompt": "a"}', "'target' is missing"),
@@ -79,21 +79,21 @@ def test_a_file_holds_lines_of_both_kinds(tmp_path):
         (b"caf\xe9 => x", "not UTF-8"),
     ],
 )
-def test_a_bad_line_is_named_by_file_and_line(tmp_path, monkeypatch, line, says):
+def test_the_error_for_a_bad_line_names_file_and_line(tmp_path, monkeypatch, line, message):
     data = b"a => b\n\n" + (line if isinstance(line, bytes) else line.encode()) + b"\n"
     path = tmp_path / "facts.jsonl"
     path.write_bytes(data)
-    with pytest.raises(DataError, match=says) as e:
-        read(str(path))
+    with pytest.raises(DataError, match=message) as e:
+        read_facts(str(path))
     assert str(e.value).startswith(f"{path}:3: ")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-    with pytest.raises(DataError, match=says) as e:
-        read("-")
+    with pytest.raises(DataError, match=message) as e:
+        read_facts("-")
     assert str(e.value).startswith("standard input:3: ")
 
 
 @pytest.mark.parametrize(
-    "text, says",
+    "text, message",
     [
         ("", "no facts in it"),
         ("\n \n", "no facts in it"),
@@ -101,35 +101,38 @@ def test_a_bad_line_is_named_by_file_and_line(tmp_path, monkeypatch, line, says)
         ('[{"prompt": "a", "target": "b"}, 3]', "record 2: a JSON number"),
     ],
 )
-def test_a_file_without_facts_is_named(tmp_path, text, says):
+def test_a_file_without_facts_is_refused(tmp_path, text, message):
     path = tmp_path / "facts.jsonl"
     path.write_text(text)
-    with pytest.raises(DataError, match=says) as e:
-        read(str(path))
+    with pytest.raises(DataError, match=message) as e:
+        read_facts(str(path))
     assert str(path) in str(e.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
-        read(str(tmp_path / "none.jsonl"))
+        read_facts(str(tmp_path / "none.jsonl"))
 
 
-def test_facts_of_all_sources_in_order(tmp_path, monkeypatch):
+def test_facts_of_all_sources_keep_their_order(tmp_path, monkeypatch):
     path = tmp_path / "facts.txt"
     path.write_text("a => b\n")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"c => d\n")))
-    assert gather([LINE], [str(path), "-"]) == [LYON, Fact("a", "b"), Fact("c", "d")]
+    assert collect_facts([LINE], [str(path), "-"]) == [LYON, Fact("a", "b"), Fact("c", "d")]
 
 
 @pytest.mark.parametrize(
-    "given, says",
+    "given, message",
     [
         ([], "give --fact"),
-        (["a => b", "c => d", "a => e"], "facts 1 and 3 are both of 'a' .first 'b', then 'e'"),
-        (["a => b", "a => b"], "facts 1 and 2 are both of 'a' .the same"),
+        (
+            ["a => b", "c => d", "a => e"],
+            "facts 1 and 3 have the same prompt 'a' .targets 'b' and 'e'",
+        ),
+        (["a => b", "a => b"], "facts 1 and 2 have the same prompt 'a' .the same target"),
         (["a => b", "c"], "--fact 2: no"),
     ],
 )
-def test_facts_that_cannot_stand_together(given, says):
-    with pytest.raises(DataError, match=says):
-        gather(given, [])
+def test_conflicting_or_missing_facts_are_refused(given, message):
+    with pytest.raises(DataError, match=message):
+        collect_facts(given, [])

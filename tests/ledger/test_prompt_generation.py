@@ -149,7 +149,7 @@ def test_unrelated_prompts_share_no_word_with_the_fact():
 def test_what_the_user_gives_is_taken_and_told_apart():
     mine = make_test_prompts(Fact("p", "t", rephrases=("q",), locality=("r", "s", "u")))
     assert (mine.paraphrases, mine.neighbours) == (("q",), ("r", "s", "u"))
-    assert mine.made == ("unrelated",)
+    assert mine.generated == ("unrelated",)
     half = make_test_prompts(Fact("The capital of France is", "t", rephrases=("q",)))
-    assert half.made == ("neighbours", "unrelated")
-    assert make_test_prompts(Fact("p", "t")).made == ("neighbours", "paraphrases", "unrelated")
+    assert half.generated == ("neighbours", "unrelated")
+    assert make_test_prompts(Fact("p", "t")).generated == ("neighbours", "paraphrases", "unrelated")

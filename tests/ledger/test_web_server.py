@@ -94,8 +94,8 @@ class FakeSession:
     def revert(self, number):
         self._use("revert", number)
 
-    def ask(self, prompt):
-        self._use("ask", prompt)
+    def compare(self, prompt):
+        self._use("compare", prompt)
         return {"prompt": prompt, "before": "b", "after": EVIL, "edits": 0, "proposed": False}
 
     def state(self):
@@ -139,7 +139,7 @@ def get(address, **headers):
 
 def test_a_fact_is_proposed_kept_asked_and_undone(served, session):
     server, ledger, model = served(session), session.ledger, session.model
-    assert "None yet." in get(server.url)
+    assert "None yet:" in get(server.url)
     shown = post(server, "/propose", FRANCE | {"rephrases": "q ab cd\n\n r ab ", "locality": "ef"})
     assert "Keep it" in shown and ledger.entries() == []  # nothing is kept unasked
     asked = [(a["kind"], a["prompt"]) for a in session.proposal.measured["facts"][0]["asked"]]
@@ -147,30 +147,30 @@ def test_a_fact_is_proposed_kept_asked_and_undone(served, session):
     assert session.proposal.together is None
 
     after = post(server, "/keep", {"proposal": 1})
-    assert "Keep it" not in after and "Edits in force (1)" in after and "Undo edit 1" in after
+    assert "Keep it" not in after and "Active edits (1)" in after and "Revert edit 1" in after
     (entry,) = ledger.active()
     assert entry.facts == (("ab cd", "x"),) and entry.measured["facts"][0]["target"] == "x"
     assert entry.editor == session.editor.id
 
-    answer = post(server, "/ask", {"prompt": "ab cd"})
-    assert "with the edit in force" in answer
+    answer = post(server, "/compare", {"prompt": "ab cd"})
+    assert "with the active edit" in answer
     before, after = re.findall(r"<bdi>(.*?)</bdi>", answer)
     edited = model.with_edit(ledger.composed()).generate("ab cd", 24)
     assert (before == after) == (model.generate("ab cd", 24) == edited)
 
     # The next is measured beside what is in force, and is told that it is of the same prompt.
     shown = post(server, "/propose", {"prompt": "ab cd", "target": "y"})
-    assert "Edit 1 in force has the same prompt" in shown and session.proposal.clashes == (1,)
+    assert "Active edit 1 has the same prompt" in shown and session.proposal.clashes == (1,)
     assert [f["target"] for f in session.proposal.together["facts"]] == ["y", "x"]
-    assert "Of the 1 fact taught before" in shown
-    assert "and the proposal" in post(server, "/ask", {"prompt": "ab cd"})
+    assert "Of the 1 active fact" in shown
+    assert "and the proposal" in post(server, "/compare", {"prompt": "ab cd"})
     assert "Keep it" not in post(server, "/discard", {"proposal": 2})
     assert len(ledger.entries()) == 1
 
     undone = post(server, "/revert", {"number": 1})
-    assert "None yet." in undone and "Undone (1)" in undone
+    assert "None yet:" in undone and "Reverted (1)" in undone
     assert ledger.active() == [] and ledger.entries()[0].reverted
-    assert "no edit in force" in post(server, "/ask", {"prompt": "ab cd"})
+    assert "no active edit" in post(server, "/compare", {"prompt": "ab cd"})
     status, said = refusal(post, server, "/revert", {"number": 1})
     assert status == HTTPStatus.UNPROCESSABLE_ENTITY and "reverted already" in said
 
@@ -180,7 +180,7 @@ def test_ask_says_what_the_model_says_under_all_edits(session):
     session.propose(Fact("ab cd", "x"))
     session.keep(1)
     session.propose(Fact("ef gh", "zz"))
-    found = session.ask("ef gh")
+    found = session.compare("ef gh")
     both = session.ledger.composed().compose(session.proposal.edit)
     assert found["before"] == model.generate("ef gh", 24)
     assert found["after"] == model.with_edit(both).generate("ef gh", 24) != found["before"]
@@ -192,10 +192,10 @@ def test_only_what_is_looked_at_is_kept(session):
     session.propose(Fact("ab cd", "x"))
     session.propose(Fact("ef gh", "y"))
     for act in (session.keep, session.discard):
-        with pytest.raises(LedgerError, match="proposal 1 is no longer there"):
+        with pytest.raises(LedgerError, match="proposal 1 no longer exists"):
             act(1)
     assert session.keep(2).facts == (("ef gh", "y"),)
-    with pytest.raises(LedgerError, match="proposal 2 is no longer there"):
+    with pytest.raises(LedgerError, match="proposal 2 no longer exists"):
         session.keep(2)
     assert len(session.ledger.entries()) == 1
 
@@ -217,11 +217,11 @@ def test_what_other_programs_do_to_the_ledger_is_seen(session, editor):
     session.keep(1)
     other = Ledger.open(session.ledger.path)
     other.append(editor.edit([("ef gh", "y")]))
-    assert session.in_force().facts == (("ab cd", "x"), ("ef gh", "y"))
+    assert session.active_edit().facts == (("ab cd", "x"), ("ef gh", "y"))
     other.revert(1)
-    assert session.in_force().facts == (("ef gh", "y"),)
+    assert session.active_edit().facts == (("ef gh", "y"),)
     other.revert(2)
-    assert session.in_force() is None
+    assert session.active_edit() is None
 
 
 def test_the_page_is_shown_to_who_has_the_token(served):
@@ -245,7 +245,7 @@ def test_other_names_are_refused(served, host):
     host = host.format(port=server.server_port)
     assert refusal(get, server.url, Host=host)[0] == HTTPStatus.MISDIRECTED_REQUEST
     status, _ = refusal(
-        post, server, "/ask", {"prompt": "p"}, Host=host, Origin=f"http://{host}"
+        post, server, "/compare", {"prompt": "p"}, Host=host, Origin=f"http://{host}"
     )  # fmt: skip
     assert status == HTTPStatus.MISDIRECTED_REQUEST and not session.done
 
@@ -286,7 +286,7 @@ def test_no_name_and_two_names_are_refused(served):
 )
 def test_what_the_page_would_not_send_is_refused(served, status, headers):
     server = served(session := FakeSession())
-    assert refusal(post, server, "/ask", {"prompt": "p"}, **headers)[0] == status
+    assert refusal(post, server, "/compare", {"prompt": "p"}, **headers)[0] == status
     assert not session.done
 
 
@@ -294,15 +294,15 @@ def test_what_the_page_would_not_send_is_refused(served, status, headers):
     ("action", "fields", "status", "says"),
     [
         ("/nothing", {}, 404, "/propose"),
-        ("/ask?x=1", {"prompt": "p"}, 404, "/ask"),
-        ("/ask", b"{", 400, "Not JSON"),
-        ("/ask", b"\xff", 400, "Not JSON"),
-        ("/ask", b"[" * 30000, 400, "Not JSON"),
-        ("/ask", ["prompt"], 400, "Not a JSON object"),
-        ("/ask", {}, 422, "prompt is not a text"),
-        ("/ask", {"prompt": " \n"}, 422, "prompt is empty"),
-        ("/ask", {"prompt": "x" * 2001}, 422, "2001 characters"),
-        ("/ask", {"prompt": "\ud800"}, 422, "half a character"),
+        ("/compare?x=1", {"prompt": "p"}, 404, "/compare"),
+        ("/compare", b"{", 400, "Not JSON"),
+        ("/compare", b"\xff", 400, "Not JSON"),
+        ("/compare", b"[" * 30000, 400, "Not JSON"),
+        ("/compare", ["prompt"], 400, "Not a JSON object"),
+        ("/compare", {}, 422, "prompt is not a text"),
+        ("/compare", {"prompt": " \n"}, 422, "prompt is empty"),
+        ("/compare", {"prompt": "x" * 2001}, 422, "2001 characters"),
+        ("/compare", {"prompt": "\ud800"}, 422, "half a character"),
         ("/propose", {"prompt": "p", "target": 3}, 422, "target is not a text"),
         ("/propose", FRANCE | {"rephrases": "r\n" * 9}, 422, "9 lines"),
         ("/propose", FRANCE | {"locality": ["p"]}, 422, "locality is not a text"),
@@ -321,7 +321,7 @@ def test_other_methods_are_refused(served):
     server = served(FakeSession())
     for method in ("PUT", "DELETE", "OPTIONS", "HEAD"):
         connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
-        connection.request(method, "/ask")
+        connection.request(method, "/compare")
         answer = connection.getresponse()
         assert answer.status == HTTPStatus.NOT_IMPLEMENTED
         assert "Access-Control-Allow-Origin" not in answer.headers
@@ -337,13 +337,13 @@ def test_errors_are_told_and_leave_the_server_up(served, caplog):
     assert status == HTTPStatus.INTERNAL_SERVER_ERROR and "secret" not in said
     assert "a secret" in caplog.text and server.token not in caplog.text
     session.error = None
-    assert "Edits in force" in post(server, "/keep", {"proposal": 1})
+    assert "Active edits" in post(server, "/keep", {"proposal": 1})
 
 
 def test_one_at_a_time(served):
     server = served(session := FakeSession())
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        calls = [pool.submit(post, server, "/ask", {"prompt": str(i)}) for i in range(6)]
+        calls = [pool.submit(post, server, "/compare", {"prompt": str(i)}) for i in range(6)]
         assert all(call.result() for call in calls)
     assert session.most == 1 and len(session.done) == 6
 
@@ -352,7 +352,7 @@ def test_what_a_model_writes_stays_text_on_the_served_page(served):
     server = served(FakeSession())
     for part in (
         get(server.url),
-        post(server, "/ask", {"prompt": "p"}),
+        post(server, "/compare", {"prompt": "p"}),
         post(server, "/propose", {"prompt": EVIL, "target": EVIL}),
     ):
         assert "alert(1)" in part and "<script>alert" not in part
@@ -373,7 +373,7 @@ def test_headers_forbid_what_the_page_does_not_need(served):
 def test_it_listens_on_this_machine_alone(served):
     server = served(FakeSession())
     assert server.server_address[0] == "127.0.0.1"
-    with pytest.raises(ConfigError, match=f"port {server.server_port} cannot be had"):
+    with pytest.raises(ConfigError, match=f"port {server.server_port} cannot be used"):
         web_server.Server(FakeSession(), server.server_port)
     with pytest.raises(ConfigError, match="port 70000"):
         web_server.Server(FakeSession(), 70000)

@@ -79,8 +79,8 @@ def test_every_block_runs(page, folder):
 
 def check_edit(first, many, reverted, python):
     """What the page promises: the change, two paraphrases, three unrelated prompts, undone."""
-    shown = first.split("edits in force: 1")[-1]  # what `show` says, after what `apply` says
+    shown = first.split("active edits: 1")[-1]  # what `show` says, after what `apply` says
     assert shown.count("paraphrase*") == 2 and shown.count("unrelated*") == 3
-    assert "Lyon" in shown and "verdict: took" in shown
+    assert "Lyon" in shown and "verdict: succeeded" in shown
     assert "Gitega" in many and "edit 1 " in reverted
     assert "[2, 3]" in python and "Gitega" in python.splitlines()[1].split("|")[2]

@@ -238,18 +238,20 @@ def edits_with(said):
     measured["edit"]["weights"][0]["name"] = said
     shown = fake_shown(fake_entry(1, measured, editor=said, made=said))
     with mock.patch.object(html_view, "edits_png", lambda shown: None):
-        return html_view.render(shown | {"ledger": said, "base": shown["base"] | {"spec": said}})
+        return html_view.render_ledger(
+            shown | {"ledger": said, "base": shown["base"] | {"spec": said}}
+        )
 
 
 def answer_with(said):
-    return html_view.answer(
+    return html_view.render_comparison(
         {"prompt": said, "before": said, "after": said, "edits": 2, "proposed": True}
     )
 
 
 def served_with(said):
     state = {"base": said, "editor": said, "ledger": said, "proposal": None, "entries": []}
-    return html_view.served(state, "T" * 32, web_server.MAX_TEXT)
+    return html_view.render_served_page(state, "T" * 32, web_server.MAX_TEXT)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
@@ -287,31 +289,31 @@ def raw_answer_to(data):
         return ours.recv(1 << 16)
 
 
-ASK = json.dumps({"prompt": "a"}).encode()
+COMPARE = json.dumps({"prompt": "a"}).encode()
 
 
 @pytest.mark.parametrize(
     "status,line,body,headers",
     [
-        (200, "POST /ask", ASK, {}),
-        (404, "POST /../ask", ASK, {}),
-        (404, "POST /ask/../../etc/passwd", ASK, {}),
-        (404, "POST /__class__", ASK, {}),
+        (200, "POST /compare", COMPARE, {}),
+        (404, "POST /../compare", COMPARE, {}),
+        (404, "POST /compare/../../etc/passwd", COMPARE, {}),
+        (404, "POST /__class__", COMPARE, {}),
         (404, f"GET /../../etc/passwd?token={'T' * 32}", b"", {}),
         (404, f"GET /%2e%2e/etc/passwd?token={'T' * 32}", b"", {}),
         (403, "GET /", b"", {}),
         (403, "GET /?token=%ff%00", b"", {}),
-        (403, "POST /ask", ASK, {"X_Token": "T" * 31}),
-        (403, "POST /ask", ASK, {"Origin": "http://127.0.0.1:8000.evil.example"}),
-        (403, "POST /ask", ASK, {"Origin": "null"}),
-        (421, "POST /ask", ASK, {"Host": "evil.example:8000"}),
-        (421, "POST /ask", ASK, {"Host": "127.0.0.1:8000.evil.example"}),
-        (413, "POST /ask", ASK, {"Content_Length": str(web_server.MAX_BODY + 1)}),
-        (413, "POST /ask", ASK, {"Content_Length": "9" * 400}),
-        (411, "POST /ask", ASK, {"Content_Length": "-1"}),
-        (400, "POST /ask", b"[" * 5000, {}),
-        (422, "POST /ask", json.dumps({"prompt": "a" * 2001}).encode(), {}),
-        (422, "POST /ask", b'{"prompt": "\\ud800"}', {}),
+        (403, "POST /compare", COMPARE, {"X_Token": "T" * 31}),
+        (403, "POST /compare", COMPARE, {"Origin": "http://127.0.0.1:8000.evil.example"}),
+        (403, "POST /compare", COMPARE, {"Origin": "null"}),
+        (421, "POST /compare", COMPARE, {"Host": "evil.example:8000"}),
+        (421, "POST /compare", COMPARE, {"Host": "127.0.0.1:8000.evil.example"}),
+        (413, "POST /compare", COMPARE, {"Content_Length": str(web_server.MAX_BODY + 1)}),
+        (413, "POST /compare", COMPARE, {"Content_Length": "9" * 400}),
+        (411, "POST /compare", COMPARE, {"Content_Length": "-1"}),
+        (400, "POST /compare", b"[" * 5000, {}),
+        (422, "POST /compare", json.dumps({"prompt": "a" * 2001}).encode(), {}),
+        (422, "POST /compare", b'{"prompt": "\\ud800"}', {}),
     ],
 )  # fmt: skip
 def test_the_server_answers_its_own_page_alone(status, line, body, headers):
