@@ -8,6 +8,7 @@ from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import ConfigError, LedgerError
 from mend_jax.ledger.open_ledger import open_base, report_progress
 from mend_jax.ledger.store import Ledger
+from mend_jax.ledger.text_view import format_range
 
 ALL = "all"
 
@@ -25,8 +26,8 @@ def export(args: argparse.Namespace) -> int:
             print(f"note: {note}")
         ranks, error = adapter.ranks.values(), max(adapter.errors.values())
         print(
-            f"{args.to}: a LoRA adapter of rank {min(ranks)} to {max(ranks)}, largest relative "
-            f"error {error:.1e}"
+            f"{args.to}: a LoRA adapter of rank {format_range(ranks)}, largest relative error "
+            f"{error:.1e}"
         )
     else:
         from mend_jax.hub.merged_export import save_merged

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from rich import box
@@ -132,7 +132,7 @@ def _entry_parts(entry: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def _indented(part: RenderableType) -> Padding:
-    return Padding(part, (0, 0, 0, 2))
+    return Padding.indent(part, 2)
 
 
 def _fact_table(fact: Mapping[str, Any]) -> Table:
@@ -169,6 +169,12 @@ def _format_number(value: float | None, form: str) -> str:
     return DASH if value is None else format(value, form)
 
 
+def format_range(values: Collection[int]) -> str:
+    """Return "2 to 5", or "2" where all values are equal."""
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def _format_size(edit: Mapping[str, Any]) -> str:
     weights = edit["weights"]
     ranks = [w["rank"] for w in weights if w["rank"] is not None]
@@ -176,5 +182,5 @@ def _format_size(edit: Mapping[str, Any]) -> str:
     parts = [f"norm {_format_number(edit['norm'], '.3g')}"]
     if shares:
         parts.append(f"{min(shares):.2%} to {max(shares):.2%} of each weight's")
-    parts.append(f"rank {min(ranks)} to {max(ranks)}" if ranks else "dense")
+    parts.append(f"rank {format_range(ranks)}" if ranks else "dense")
     return ", ".join(parts) + f", {len(weights)} weights in {', '.join(edit['blocks'])}"

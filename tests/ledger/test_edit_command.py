@@ -30,7 +30,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def filled(base, tmp_path_factory):
-    """A ledger of two edits."""
+    """Return a ledger of two edits."""
     folder = tmp_path_factory.mktemp("ledger")
     facts = folder / "facts.jsonl"
     facts.write_text(json.dumps(OTHER))
@@ -41,7 +41,7 @@ def filled(base, tmp_path_factory):
 
 
 def copy_of(ledger, tmp_path):
-    """A ledger of its own with the same edits."""
+    """Copy a ledger."""
     old = Ledger.open(ledger)
     new = Ledger.create(tmp_path / "copy", old.base)
     for entry in old.entries():
@@ -55,7 +55,7 @@ def out_of(capsys, *argv, status=0):
     return capsys.readouterr().out
 
 
-def test_apply_records_what_it_measured(filled, base):
+def test_apply_records_its_measurements(filled, base):
     ledger = Ledger.open(filled)
     assert ledger.base.spec == base and ledger.base.last_n_blocks == 2
     first, second = ledger.entries()
@@ -64,11 +64,11 @@ def test_apply_records_what_it_measured(filled, base):
     assert first.editor == "fine_tune" and first.created
     model = mend_jax.load_model(base, last_n_blocks=2)
     edited = model.with_edit(ledger.edit(1))
-    asked = first.measured["facts"][0]["asked"]
-    prompts, n = [line["prompt"] for line in asked], first.measured["max_new_tokens"]
+    edit_lines = first.measured["facts"][0]["asked"]
+    prompts, n = [line["prompt"] for line in edit_lines], first.measured["max_new_tokens"]
     assert len(prompts) == 3
-    assert [line["before"] for line in asked] == model.generate(prompts, n)
-    assert [line["after"] for line in asked] == edited.generate(prompts, n)
+    assert [line["before"] for line in edit_lines] == model.generate(prompts, n)
+    assert [line["after"] for line in edit_lines] == edited.generate(prompts, n)
     assert len([s for s in first.measured["facts"][0]["still"] if s["kind"] == "unrelated"]) == 3
     mine = second.measured["facts"][0]
     assert [line["prompt"] for line in mine["asked"]] == ["Oslo lies in", "Oslo is in"]
@@ -77,7 +77,7 @@ def test_apply_records_what_it_measured(filled, base):
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Loading a base fails the test."""
+    """Fail the test if a model is loaded."""
 
     def refused(*args, **flags):
         raise AssertionError("a model was loaded")
@@ -85,7 +85,7 @@ def no_model(monkeypatch):
     monkeypatch.setattr(open_ledger, "load_model", refused)
 
 
-def test_show_tells_all_of_it_and_loads_no_model(filled, no_model, capsys):
+def test_show_prints_everything_and_loads_no_model(filled, no_model, capsys):
     text = out_of(capsys, "show", "--ledger", filled)
     ledger = Ledger.open(filled)
     for entry in ledger.entries():
@@ -118,7 +118,7 @@ def test_log_and_revert_load_no_model(filled, no_model, tmp_path, capsys):
     assert "reverted already" in capsys.readouterr().err
 
 
-def test_a_warning_is_loud_and_strict_is_a_status(base, tmp_path, capsys):
+def test_failures_are_warned_of_and_strict_sets_the_exit_status(base, tmp_path, capsys):
     ledger = str(tmp_path / "L")
     flags = ["--model", base, "--last_n_blocks", "2", "--fact", FACT, "--ledger", ledger]
     nothing = [*FINE_TUNE, "--strength", "0"]
@@ -132,7 +132,7 @@ def test_a_warning_is_loud_and_strict_is_a_status(base, tmp_path, capsys):
     assert not any(np.any(d.dense()) for d in Ledger.open(ledger).edit(1).deltas.values())
 
 
-def test_facts_together_are_one_entry(base, tmp_path, capsys, monkeypatch):
+def test_together_makes_one_edit_of_all_facts(base, tmp_path, capsys, monkeypatch):
     ledger = str(tmp_path / "L")
     found = json.loads(
         out_of(
@@ -166,7 +166,7 @@ def test_combine_measures_the_ways_side_by_side(filled, capsys):
     assert f"{cosine:+.3f}  1 and 2: The capital of France is | Oslo lies in" in text
 
 
-def test_exports(filled, base, tmp_path, capsys):
+def test_exports_match_the_edited_model(filled, base, tmp_path, capsys):
     merged, adapter = str(tmp_path / "merged"), tmp_path / "adapter"
     out_of(capsys, "export", "all", "--ledger", filled, "--to", merged, "--as", "merged")
     model = mend_jax.load_model(base, last_n_blocks=2)
@@ -179,7 +179,7 @@ def test_exports(filled, base, tmp_path, capsys):
     assert lora_export.save_peft(tmp_path / "again", edit, model).ranks
     name = "adapter_model.safetensors"
     one, other = (load_file(folder / name) for folder in (adapter, tmp_path / "again"))
-    assert one.keys() == other.keys()  # the order of metadata in a file is not the same each time
+    assert one.keys() == other.keys()  # the order of metadata in a file varies
     assert all((one[key] == other[key]).all() for key in one)
 
 
@@ -187,15 +187,15 @@ def test_exports(filled, base, tmp_path, capsys):
 def test_editors_without_training_make_edits(base, name):
     model = mend_jax.load_model(base, last_n_blocks=2)
     small = {"max_steps": 3} if name.startswith("fine_tune") else {}
-    said = []
-    editor = choose_editor(model, name, options=small, report_progress=said.append)
+    messages = []
+    editor = choose_editor(model, name, options=small, report_progress=messages.append)
     edit = editor.edit([("The capital of France is", "Lyon")])
     assert edit.deltas and edit.editor.startswith(name)
     assert all(np.isfinite(np.asarray(d.dense())).all() for d in edit.deltas.values())
     assert any(np.any(np.asarray(d.dense()) != 0) for d in edit.deltas.values())
 
 
-def test_strength_scales_what_an_editor_makes(base):
+def test_strength_scales_the_edit(base):
     model = mend_jax.load_model(base, last_n_blocks=2)
     whole, half = (
         choose_editor(model, "ridge", s).edit([("The capital of France is", "Lyon")])
@@ -207,7 +207,7 @@ def test_strength_scales_what_an_editor_makes(base):
 
 
 @pytest.mark.parametrize(
-    "argv, says",
+    "argv, message",
     [
         (["apply", "--ledger", "L"], "no facts"),
         (["apply", "--ledger", "L", "--fact", "x"], '--fact 1: no "=>"'),
@@ -221,15 +221,15 @@ def test_strength_scales_what_an_editor_makes(base):
         ([], "required: COMMAND"),
     ],
 )
-def test_what_cannot_be_done_is_named(argv, says, tmp_path, monkeypatch, capsys):
+def test_invalid_commands_are_refused(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(argv) == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_ledger_does_not_hold_is_named(filled, base, tmp_path, capsys):
-    for argv, says in [
+def test_missing_edits_and_other_bases_are_refused(filled, base, tmp_path, capsys):
+    for argv, message in [
         (["show", "--entry", "3"], "has no edit 3"),
         (["show", "--html", f"{base}/config.json/x.html"], "cannot be written"),
         (["revert", "7"], "has no edit 7"),
@@ -239,11 +239,11 @@ def test_what_a_ledger_does_not_hold_is_named(filled, base, tmp_path, capsys):
          "but the ledger"),
     ]:  # fmt: skip
         assert main([*argv, "--ledger", filled]) == 2, argv
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert len(Ledger.open(filled).entries()) == 2
 
 
-def test_editors_that_are_not_there_are_named(base):
+def test_unknown_editors_and_options_are_refused(base):
     model = mend_jax.load_model(base, last_n_blocks=2)
     with pytest.raises(ConfigError, match="no trained editor is shipped.*fine_tune .gradient"):
         choose_editor(model)

@@ -1,4 +1,4 @@
-"""The ledger: what was confirmed is there, whatever happens to programs, disks and files."""
+"""The ledger keeps every confirmed edit through kills, full disks and damaged files."""
 
 import contextlib
 import errno
@@ -37,7 +37,7 @@ def files(ledger):
 
 
 def filled(ledger):
-    """Three edits, the second reverted."""
+    """Append three edits, and revert the second."""
     for seed in (1, 2, 3):
         ledger.append(small_edit(seed))
     ledger.revert(2)
@@ -45,13 +45,13 @@ def filled(ledger):
 
 
 def mixed(seed):
-    """A low-rank delta of one weight and a dense one of another."""
+    """Return an edit with a low-rank delta of one weight and a dense delta of another."""
     edit = small_edit(seed)
     dense = small_delta(np.random.default_rng(seed + 100), DOWN, rows=None)
     return edit.replace(deltas={**edit.deltas, DOWN: dense})
 
 
-def test_what_is_appended_comes_back(ledger):
+def test_an_appended_edit_is_read_back(ledger):
     edit = small_edit(1, editor="mend@01234567", created="2026-01-02T03:04:05+00:00")
     measured = {"nll": (1.5, float("nan")), 10: "ten", 9: {"text": "Ünï \ud800\n\u2028"}}
     first = ledger.append(edit, measured)
@@ -69,7 +69,7 @@ def test_what_is_appended_comes_back(ledger):
 
 
 def test_reverting_is_exact(ledger, tmp_path):
-    """Bit for bit what is in force had the edit never been there, in order, dense or low-rank."""
+    """The active edits are bit for bit as if the edit had never been made, dense or low-rank."""
     without = Ledger.create(tmp_path / "without", BASE)
     for seed, kind in enumerate((small_edit, mixed, mixed, small_edit, mixed)):
         ledger.append(kind(seed))
@@ -82,14 +82,14 @@ def test_reverting_is_exact(ledger, tmp_path):
     assert [entry.number for entry in ledger.active()] == [1, 2, 4, 5]
     assert bits(ledger.composed()) == bits(without.composed())
     assert bits(ledger.composed()) != bits(sum_edits(edits))
-    assert bits(ledger.edit(3)) == bits(mixed(2))  # to be looked at still
+    assert bits(ledger.edit(3)) == bits(mixed(2))  # it can still be loaded
     assert ledger.append(small_edit(9)).number == 6
     for number in (1, 2, 4, 5, 6):
         ledger.revert(number)
     assert ledger.composed() is None and len(ledger.entries()) == 6
 
 
-def test_what_cannot_be_reverted_is_named(ledger):
+def test_reverting_a_missing_or_reverted_edit_is_refused(ledger):
     with pytest.raises(LedgerError, match="has no edit 1: it holds no edits"):
         ledger.revert(1)
     filled(ledger)
@@ -140,7 +140,7 @@ def test_measurements_that_json_cannot_hold_are_refused(ledger):
     assert ledger.entries() == [] and files(ledger) == []
 
 
-def test_making_and_opening(tmp_path):
+def test_creating_and_opening(tmp_path):
     with pytest.raises(LedgerError, match="nowhere holds no ledger"):
         Ledger.open(tmp_path / "nowhere")
     with pytest.raises(LedgerError, match="a ledger is a local folder"):
@@ -151,32 +151,32 @@ def test_making_and_opening(tmp_path):
     made = Ledger.open_or_create(tmp_path / "a" / "b", BASE)
     made.append(small_edit())
     moved = Base("elsewhere", FINGERPRINT, "float32", 9, ())
-    assert Ledger.open_or_create(made.path, moved) == made  # what it was made with stands
+    assert Ledger.open_or_create(made.path, moved) == made  # the original spec is kept
     with pytest.raises(LedgerError, match="is a ledger already"):
         Ledger.create(made.path, BASE)
     whole = (made.path / "base.json").read_text()
-    for text, said in (
+    for text, message in (
         ("", "base.json: damaged"),
         ("[]", "base.json: damaged"),
         (whole.replace("dtype", "type"), "base.json: damaged"),
         (whole.replace("ledger/1", "ledger/7"), "format 'mend_jax_ledger/7' is not"),
     ):
         (made.path / "base.json").write_text(text)
-        with pytest.raises(LedgerError, match=said):
+        with pytest.raises(LedgerError, match=message):
             Ledger.open_or_create(made.path, BASE)
     (made.path / "base.json").unlink()
     with pytest.raises(LedgerError, match="holds a log of edits but no base.json"):
         Ledger.open_or_create(made.path, BASE)
     (made.path / "base.json").write_text(whole)
-    (made.path / "lock").unlink()  # as in a copy; it can be read, also where nothing can be written
+    (made.path / "lock").unlink()  # as in a copy; reading needs no write access
     assert len(Ledger.open(made.path).entries()) == 1 and not (made.path / "lock").exists()
     log(made).unlink()
     with pytest.raises(LedgerError, match="log.jsonl: the log of the edits cannot be read"):
         Ledger.open(made.path)
 
 
-def test_every_damaged_byte_of_the_log_is_found(ledger):
-    """Any byte of any line, and its end; but without the very last byte the line is torn."""
+def test_every_damaged_byte_of_the_log_is_detected(ledger):
+    """Any byte of any line and line end; only the very last byte leaves an unfinished line."""
     whole = log(filled(ledger)).read_bytes()
     lines = whole.count(b"\n")
     assert lines == 4
@@ -186,13 +186,13 @@ def test_every_damaged_byte_of_the_log_is_found(ledger):
             log(ledger).write_bytes(whole[:at] + bytes([wrong]) + whole[at + 1 :])
             with pytest.raises(LedgerError, match=f"log.jsonl: line {line} of ") as found:
                 journal.read(log(ledger), FINGERPRINT)
-    assert "lost power" in str(found.value)  # said of the last line only
-    with pytest.raises(LedgerError, match="line 4 of"):  # and nothing is added to it
+    assert "lost power" in str(found.value)  # for the last line only
+    with pytest.raises(LedgerError, match="line 4 of"):  # and nothing is appended
         ledger.append(small_edit(4))
     assert len(files(ledger)) == 3
 
 
-def test_lines_taken_out_swapped_or_repeated_are_found(ledger):
+def test_removed_swapped_or_repeated_lines_are_detected(ledger):
     a, b, c, d = log(filled(ledger)).read_bytes().splitlines(keepends=True)
     for lines, bad in (((a, c, d), 2), ((b, c, d), 1), ((a, c, b, d), 2), ((a, a, b, c, d), 2)):
         log(ledger).write_bytes(b"".join(lines))
@@ -200,14 +200,14 @@ def test_lines_taken_out_swapped_or_repeated_are_found(ledger):
             Ledger.open(ledger.path)
 
 
-def test_records_of_later_versions_are_named(ledger):
+def test_records_of_later_versions_are_refused(ledger):
     journal.append(log(ledger), FINGERPRINT, {"kind": "blessing"})
     with pytest.raises(LedgerError, match="kind 'blessing', which this version does not know"):
         Ledger.open(ledger.path)
 
 
-def test_a_torn_last_line_is_passed_over_and_cut_off(ledger):
-    """A crash after any byte of a line, and what a lost page leaves."""
+def test_an_unfinished_last_line_is_ignored_and_then_cut_off(ledger):
+    """After a crash at any byte of a line, or a lost disk page."""
     before = log(filled(ledger)).read_bytes()
     held = ledger.entries()
     ledger.append(small_edit(4))
@@ -223,7 +223,7 @@ def test_a_torn_last_line_is_passed_over_and_cut_off(ledger):
             assert whole.startswith(before + b'{"sum') and whole.endswith(b"}}\n")
 
 
-def test_damaged_swapped_and_missing_edit_files_are_named(ledger):
+def test_damaged_swapped_and_missing_edit_files_are_refused(ledger):
     filled(ledger)
     one, three = (ledger.path / ledger.entries()[i].file for i in (0, 2))
     whole = one.read_bytes()
@@ -241,7 +241,7 @@ def test_damaged_swapped_and_missing_edit_files_are_named(ledger):
     one.unlink()
     with pytest.raises(LedgerError, match=f"{one.name}: the file of edit 1 is missing"):
         ledger.edit(1)
-    ledger.revert(1)  # as the message says, the others are in force then
+    ledger.revert(1)  # as the message suggests; the others stay active
     assert bits(ledger.composed()) == bits(small_edit(3))
 
 
@@ -249,7 +249,7 @@ WRITES = {"open", "write", "flush", "fsync", "replace", "pwrite", "ftruncate", "
 
 
 class Fault:
-    """Raises an OSError instead of the nth C call of WRITES, and counts the calls."""
+    """Raises an OSError in place of the nth C call among WRITES."""
 
     def __init__(self, n):
         self.left, self.reached = n, False
@@ -274,7 +274,7 @@ def fault(n):
 
 @pytest.mark.parametrize("act", ["append", "revert"])
 def test_a_full_disk_at_any_call_loses_nothing(ledger, act):
-    """A named error, the ledger as it was, no file left behind, and the next edit goes in."""
+    """A LedgerError, an unchanged ledger, no file left behind, and the next edit is recorded."""
     filled(ledger)
     held, here, whole = ledger.entries(), files(ledger), log(ledger).read_bytes()
     for n in range(100):
@@ -286,7 +286,7 @@ def test_a_full_disk_at_any_call_loses_nothing(ledger, act):
                 assert "was not recorded" in str(e) or "cannot be read" in str(e)
         if not found.reached:
             break
-        # In the last calls, after the line is on disk, all there is to fail is the closing.
+        # The last calls come after the line is on disk; only closing the file can fail.
         assert (ledger.entries(), files(ledger)) == (held, here)
         assert log(ledger).read_bytes() == whole
     assert n >= (12 if act == "append" else 5)
@@ -297,7 +297,7 @@ def test_a_full_disk_at_any_call_loses_nothing(ledger, act):
 
 @pytest.mark.parametrize("stuck", [False, True])
 def test_a_disk_that_fills_up_within_a_line_loses_nothing(ledger, monkeypatch, stuck):
-    """Some bytes of the line get through; stuck: the rest cannot even be cut off again."""
+    """Part of the line is written; with `stuck` it cannot even be cut off again."""
     filled(ledger)
     held, here = ledger.entries(), files(ledger)
     size, room = log(ledger).stat().st_size, [0]
@@ -316,7 +316,7 @@ def test_a_disk_that_fills_up_within_a_line_loses_nothing(ledger, monkeypatch, s
         ftruncate(file, end)
 
     line = log(ledger).read_bytes().index(b"\n")  # the next one is as long
-    for fits in (*range(0, line, 23), line):  # even all but its end
+    for fits in (*range(0, line, 23), line):  # up to all but its line end
         room[0] = fits
         with monkeypatch.context() as patched:
             patched.setattr(os, "pwrite", short)
@@ -331,12 +331,12 @@ def test_a_disk_that_fills_up_within_a_line_loses_nothing(ledger, monkeypatch, s
     room[0] = 23
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", lambda file, data, at: pwrite(file, data[:23], at))
-        assert ledger.append(small_edit(4)).number == 4  # writes that come short are gone on with
+        assert ledger.append(small_edit(4)).number == 4  # short writes are continued
     assert len(ledger.entries()) == 4
 
 
-def test_a_line_that_could_not_be_taken_back_keeps_its_edit(ledger, monkeypatch):
-    """The whole line was written but not confirmed: the entry stays, and so must its file."""
+def test_a_line_that_could_not_be_cut_off_keeps_its_edit(ledger, monkeypatch):
+    """The complete line is on disk, unconfirmed: the entry stays, and so must its file."""
     ledger.append(small_edit(1))
     size, ftruncate, fsync = log(ledger).stat().st_size, os.ftruncate, os.fsync
 
@@ -360,10 +360,10 @@ def test_a_line_that_could_not_be_taken_back_keeps_its_edit(ledger, monkeypatch)
 
 
 def test_an_edit_is_on_disk_before_the_log_names_it(ledger, monkeypatch):
-    """The order that power cuts ask for: file, name, line, each synced before the next."""
+    """Power cuts require this order: file, name, line, each flushed before the next."""
     done = []
 
-    def told(name, at=0):
+    def record_calls(name, at=0):
         real = getattr(os, name)
 
         def call(*args):
@@ -374,7 +374,7 @@ def test_an_edit_is_on_disk_before_the_log_names_it(ledger, monkeypatch):
 
         monkeypatch.setattr(os, name, call)
 
-    told("fsync"), told("pwrite"), told("replace", at=1)
+    record_calls("fsync"), record_calls("pwrite"), record_calls("replace", at=1)
     entry = ledger.append(small_edit(1))
     name = entry.file.split("/")[1]
     (first, scratch), *rest = done
@@ -390,11 +390,11 @@ def test_an_edit_is_on_disk_before_the_log_names_it(ledger, monkeypatch):
     assert done == [("pwrite", "log.jsonl"), ("fsync", "log.jsonl")]
 
 
-def in_a_process(what, folder):
+def run_kills(kind, folder):
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     path = os.pathsep.join([str(Path(ledger_kills.__file__).parents[1]), *sys.path])
     ended = subprocess.run(
-        [sys.executable, "-W", "error", ledger_kills.__file__, what, str(folder)],
+        [sys.executable, "-W", "error", ledger_kills.__file__, kind, str(folder)],
         env=env | {"PYTHONPATH": path}, capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
@@ -402,25 +402,24 @@ def in_a_process(what, folder):
 
 
 def test_two_hundred_kills_lose_nothing(tmp_path):
-    found = in_a_process("random", tmp_path)
+    found = run_kills("random", tmp_path)
     assert found["kills"] == ledger_kills.KILLS == 200
     assert found["confirmed"] > 100
 
 
 def test_a_kill_at_any_call_loses_nothing(tmp_path):
-    """How many events there are is the machine's business; that there are many shows they count."""
-    found = in_a_process("calls", tmp_path)
+    """The number of calls depends on the machine; the bounds show that calls are counted."""
+    found = run_kills("calls", tmp_path)
     assert found["create"] > 20 and found["append"] > 20 and found["revert"] > 10
 
 
-def test_writers_at_once_lose_nothing(tmp_path):
-    found = in_a_process("many", tmp_path)
+def test_concurrent_writers_lose_nothing(tmp_path):
+    found = run_kills("many", tmp_path)
     assert found["confirmed"] == found["entries"] == ledger_kills.WRITERS * ledger_kills.EACH
     assert found["turns"] >= ledger_kills.WRITERS - 1
 
 
-def test_weights_in_the_order_of_the_edits(ledger):
-    """Edits of different weights compose to all of them."""
+def test_edits_of_different_weights_compose_in_order(ledger):
     ledger.append(small_edit(1, names=(UP,)))
     ledger.append(small_edit(2, names=(DOWN,)))
     assert list(ledger.composed().deltas) == [UP, DOWN]

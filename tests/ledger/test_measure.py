@@ -143,7 +143,7 @@ def test_facts_measured_together_match_facts_measured_alone(model, edit, measure
     ]  # fmt: skip
     found = measure_edit(model, edit, many)
     assert len(found["facts"]) == 13
-    assert sum(len(f["asked"]) + len(f["still"]) for f in found["facts"]) > compare._AT_ONCE
+    assert sum(len(f["asked"]) + len(f["still"]) for f in found["facts"]) > compare._MAX_TEXTS
     for mine, alone in zip(
         found["facts"][0]["asked"] + found["facts"][0]["still"],
         measured["facts"][0]["asked"] + measured["facts"][0]["still"],

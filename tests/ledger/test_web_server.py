@@ -1,4 +1,4 @@
-"""The served page over HTTP: what it does to the ledger, and whom it refuses."""
+"""The served page over HTTP: its effect on the ledger, and the requests that it refuses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FRANCE = {"prompt": "ab cd", "target": "x"}
 
 
 def tiny_editor(folder):
-    """Fine-tuning of a tiny base of its own."""
+    """Return a fine-tuning editor of a tiny base."""
     model = load_model(str(save_tiny(folder)), last_n_blocks=2)
     return choose_editor(model, "fine_tune", options={"lr": 0.02, "max_steps": 60})
 
@@ -54,7 +54,7 @@ def session(editor, tmp_path):
 
 @contextlib.contextmanager
 def serving(session):
-    """The server of a session."""
+    """Serve a session."""
     server = web_server.Server(session)
     thread = threading.Thread(target=server.serve_forever, args=[0.02], daemon=True)
     thread.start()
@@ -65,18 +65,18 @@ def serving(session):
 
 
 class FakeSession:
-    """A session without a model, which knows who uses it at once."""
+    """A session without a model, which counts its concurrent users."""
 
     def __init__(self):
-        self.done, self.users, self.most, self.error = [], 0, 0, None
+        self.calls, self.users, self.max_users, self.error = [], 0, 0, None
         self.proposal = None
 
     def _use(self, *what):
         self.users += 1
-        self.most = max(self.most, self.users)
+        self.max_users = max(self.max_users, self.users)
         time.sleep(0.05)
         self.users -= 1
-        self.done.append(what)
+        self.calls.append(what)
         if self.error:
             raise self.error
 
@@ -105,13 +105,13 @@ class FakeSession:
 
 @pytest.fixture
 def served():
-    """Starts servers of sessions."""
+    """Return a function that serves a session."""
     with contextlib.ExitStack() as servers:
         yield lambda session: servers.enter_context(serving(session))
 
 
 def post(server, action, fields, **headers):
-    """The answer to what the page itself would send, but for `headers` (None: left out)."""
+    """Post like the page itself, except for `headers` (None: left out); return the reply."""
     sent = {
         "Origin": f"http://127.0.0.1:{server.server_port}", "X-Token": server.token,
         "Content-Type": "application/json",
@@ -125,7 +125,7 @@ def post(server, action, fields, **headers):
 
 
 def refusal(call, *args, **kwargs):
-    """Status and text of the error that a call is answered with."""
+    """Return the status and text of the error that a call gets."""
     with pytest.raises(urllib.error.HTTPError) as caught:
         call(*args, **kwargs)
     with caught.value as error:
@@ -137,11 +137,11 @@ def get(address, **headers):
         return answer.read().decode()
 
 
-def test_a_fact_is_proposed_kept_asked_and_undone(served, session):
+def test_a_fact_is_proposed_kept_compared_and_reverted(served, session):
     server, ledger, model = served(session), session.ledger, session.model
     assert "None yet:" in get(server.url)
     shown = post(server, "/propose", FRANCE | {"rephrases": "q ab cd\n\n r ab ", "locality": "ef"})
-    assert "Keep it" in shown and ledger.entries() == []  # nothing is kept unasked
+    assert "Keep it" in shown and ledger.entries() == []  # nothing is recorded yet
     asked = [(a["kind"], a["prompt"]) for a in session.proposal.measured["facts"][0]["asked"]]
     assert asked == [("prompt", "ab cd"), ("paraphrase", "q ab cd"), ("paraphrase", "r ab")]
     assert session.proposal.together is None
@@ -158,7 +158,7 @@ def test_a_fact_is_proposed_kept_asked_and_undone(served, session):
     edited = model.with_edit(ledger.composed()).generate("ab cd", 24)
     assert (before == after) == (model.generate("ab cd", 24) == edited)
 
-    # The next is measured beside what is in force, and is told that it is of the same prompt.
+    # The next proposal is measured with the active edits, and warned of its equal prompt.
     shown = post(server, "/propose", {"prompt": "ab cd", "target": "y"})
     assert "Active edit 1 has the same prompt" in shown and session.proposal.clashes == (1,)
     assert [f["target"] for f in session.proposal.together["facts"]] == ["y", "x"]
@@ -175,7 +175,7 @@ def test_a_fact_is_proposed_kept_asked_and_undone(served, session):
     assert status == HTTPStatus.UNPROCESSABLE_ENTITY and "reverted already" in said
 
 
-def test_ask_says_what_the_model_says_under_all_edits(session):
+def test_compare_applies_the_active_edits_and_the_proposal(session):
     model = session.model
     session.propose(Fact("ab cd", "x"))
     session.keep(1)
@@ -187,8 +187,8 @@ def test_ask_says_what_the_model_says_under_all_edits(session):
     assert (found["edits"], found["proposed"]) == (1, True)
 
 
-def test_only_what_is_looked_at_is_kept(session):
-    """A page that was left open cannot keep what another proposed meanwhile."""
+def test_only_the_current_proposal_can_be_kept(session):
+    """A page left open cannot keep what another page proposed in the meantime."""
     session.propose(Fact("ab cd", "x"))
     session.propose(Fact("ef gh", "y"))
     for act in (session.keep, session.discard):
@@ -200,7 +200,7 @@ def test_only_what_is_looked_at_is_kept(session):
     assert len(session.ledger.entries()) == 1
 
 
-def test_a_proposal_outlives_a_ledger_that_cannot_be_written(session, monkeypatch):
+def test_a_proposal_survives_a_ledger_that_cannot_be_written(session, monkeypatch):
     def full(*args):
         raise LedgerError("no space")
 
@@ -212,7 +212,7 @@ def test_a_proposal_outlives_a_ledger_that_cannot_be_written(session, monkeypatc
     assert session.keep(1).number == 1
 
 
-def test_what_other_programs_do_to_the_ledger_is_seen(session, editor):
+def test_changes_by_other_programs_are_read(session, editor):
     session.propose(Fact("ab cd", "x"))
     session.keep(1)
     other = Ledger.open(session.ledger.path)
@@ -224,7 +224,7 @@ def test_what_other_programs_do_to_the_ledger_is_seen(session, editor):
     assert session.active_edit() is None
 
 
-def test_the_page_is_shown_to_who_has_the_token(served):
+def test_the_page_requires_the_token(served):
     server = served(FakeSession())
     home = f"http://127.0.0.1:{server.server_port}/"
     assert server.token in get(server.url) and server.token in server.url
@@ -239,15 +239,15 @@ def test_the_page_is_shown_to_who_has_the_token(served):
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:{port}", "127.0.0.1", "", "0:{port}"]
 )
-def test_other_names_are_refused(served, host):
-    """A site whose name points here must not have the browser take this server for its own."""
+def test_other_host_names_are_refused(served, host):
+    """Another site whose name resolves to this machine must not reach this server."""
     server = served(session := FakeSession())
     host = host.format(port=server.server_port)
     assert refusal(get, server.url, Host=host)[0] == HTTPStatus.MISDIRECTED_REQUEST
     status, _ = refusal(
         post, server, "/compare", {"prompt": "p"}, Host=host, Origin=f"http://{host}"
     )  # fmt: skip
-    assert status == HTTPStatus.MISDIRECTED_REQUEST and not session.done
+    assert status == HTTPStatus.MISDIRECTED_REQUEST and not session.calls
 
 
 def raw(server, request: bytes) -> bytes:
@@ -257,7 +257,7 @@ def raw(server, request: bytes) -> bytes:
         return s.makefile("rb").read()
 
 
-def test_no_name_and_two_names_are_refused(served):
+def test_missing_and_repeated_host_headers_are_refused(served):
     server = served(FakeSession())
     path = f"GET /?token={server.token} HTTP/1.1\r\n".encode()
     own = f"Host: 127.0.0.1:{server.server_port}\r\n".encode()
@@ -284,14 +284,14 @@ def test_no_name_and_two_names_are_refused(served):
         (HTTPStatus.LENGTH_REQUIRED, {"Content_Length": "1e3"}),
     ],
 )
-def test_what_the_page_would_not_send_is_refused(served, status, headers):
+def test_requests_that_the_page_would_not_send_are_refused(served, status, headers):
     server = served(session := FakeSession())
     assert refusal(post, server, "/compare", {"prompt": "p"}, **headers)[0] == status
-    assert not session.done
+    assert not session.calls
 
 
 @pytest.mark.parametrize(
-    ("action", "fields", "status", "says"),
+    ("action", "fields", "status", "message"),
     [
         ("/nothing", {}, 404, "/propose"),
         ("/compare?x=1", {"prompt": "p"}, 404, "/compare"),
@@ -311,10 +311,10 @@ def test_what_the_page_would_not_send_is_refused(served, status, headers):
         ("/revert", {"number": 1.0}, 422, "1.0 is not a whole number"),
     ],
 )
-def test_what_cannot_be_used_is_named(served, action, fields, status, says):
+def test_invalid_fields_are_refused(served, action, fields, status, message):
     server = served(session := FakeSession())
-    found, said = refusal(post, server, action, fields)
-    assert (found, says in said, session.done) == (status, True, [])
+    found, text = refusal(post, server, action, fields)
+    assert (found, message in text, session.calls) == (status, True, [])
 
 
 def test_other_methods_are_refused(served):
@@ -328,7 +328,7 @@ def test_other_methods_are_refused(served):
         connection.close()
 
 
-def test_errors_are_told_and_leave_the_server_up(served, caplog):
+def test_errors_are_reported_and_leave_the_server_running(served, caplog):
     server = served(session := FakeSession())
     session.error = LedgerError("the disk is full")
     assert refusal(post, server, "/keep", {"proposal": 1}) == (422, "the disk is full")
@@ -340,15 +340,15 @@ def test_errors_are_told_and_leave_the_server_up(served, caplog):
     assert "Active edits" in post(server, "/keep", {"proposal": 1})
 
 
-def test_one_at_a_time(served):
+def test_one_request_at_a_time_uses_the_session(served):
     server = served(session := FakeSession())
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         calls = [pool.submit(post, server, "/compare", {"prompt": str(i)}) for i in range(6)]
         assert all(call.result() for call in calls)
-    assert session.most == 1 and len(session.done) == 6
+    assert session.max_users == 1 and len(session.calls) == 6
 
 
-def test_what_a_model_writes_stays_text_on_the_served_page(served):
+def test_model_output_stays_text_on_the_served_page(served):
     server = served(FakeSession())
     for part in (
         get(server.url),
@@ -358,7 +358,7 @@ def test_what_a_model_writes_stays_text_on_the_served_page(served):
         assert "alert(1)" in part and "<script>alert" not in part
 
 
-def test_headers_forbid_what_the_page_does_not_need(served):
+def test_headers_forbid_everything_that_the_page_does_not_need(served):
     server = served(FakeSession())
     with urllib.request.urlopen(server.url) as answer:
         headers, page = answer.headers, answer.read().decode()
@@ -370,7 +370,7 @@ def test_headers_forbid_what_the_page_does_not_need(served):
     assert re.findall(r'(?:src|href)="(.*?)"', page) == ["data:,"]
 
 
-def test_it_listens_on_this_machine_alone(served):
+def test_the_server_listens_on_the_loopback_interface_only(served):
     server = served(FakeSession())
     assert server.server_address[0] == "127.0.0.1"
     with pytest.raises(ConfigError, match=f"port {server.server_port} cannot be used"):
@@ -379,7 +379,7 @@ def test_it_listens_on_this_machine_alone(served):
         web_server.Server(FakeSession(), 70000)
 
 
-def test_serve_says_where_it_is_and_ends_with_an_interrupt(monkeypatch, capsys):
+def test_serve_prints_its_address_and_stops_on_an_interrupt(monkeypatch, capsys):
     def interrupted(self):
         raise KeyboardInterrupt
 
