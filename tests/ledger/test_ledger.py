@@ -143,7 +143,7 @@ def test_measurements_that_json_cannot_hold_are_refused(ledger):
 def test_creating_and_opening(tmp_path):
     with pytest.raises(LedgerError, match="nowhere holds no ledger"):
         Ledger.open(tmp_path / "nowhere")
-    with pytest.raises(LedgerError, match="a ledger is a local folder"):
+    with pytest.raises(LedgerError, match="a ledger must be a local folder"):
         Ledger.open("gs://bucket/ledger")
     (tmp_path / "file").touch()
     with pytest.raises(LedgerError, match="file: the ledger was not created"):
