@@ -43,8 +43,8 @@ def choose_editor(
 
     Args:
       model: the base.
-      name: "" for the editor shipped for this base, a name in `untrained_editors()`, the folder of a run of
-        `mend_jax.main`, or a file of `mend_jax.training.pretrained`.
+      name: "" for the editor shipped for this base, a name in `untrained_editors()`, the folder of
+        a run of `mend_jax.main`, or a file of `mend_jax.training.pretrained`.
       strength: the scale of its edits.
       options: of an editor without training; they override the options that it declares.
       report_progress: receives a sentence before slow work.
