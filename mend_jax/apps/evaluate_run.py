@@ -1,16 +1,18 @@
-"""All that a run measures of its editor: test edits, other test sets, baselines, ability."""
+"""All measurements of a run's editor: test edits, extra test sets, baselines, general ability."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mend_jax.core.problem import make_problem
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.rows import fingerprint_rows
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.evaluation.edit_costs import time_edits
@@ -28,6 +30,7 @@ from mend_jax.evaluation.sequential_edits import evaluate_sequential_edits
 from mend_jax.evaluation.sequential_state import SequentialState
 from mend_jax.io import checksums
 from mend_jax.io.progress import Progress
+from mend_jax.models.params import Params
 from mend_jax.parallel.distributed import gather, is_writer
 from mend_jax.parallel.mesh import shard_batch
 from mend_jax.parallel.sharding import place
@@ -38,175 +41,186 @@ from mend_jax.training.provenance import code_fingerprint
 from mend_jax.training.step import TrainState
 from mend_jax.training.threshold_tuning import tune_threshold
 
-Between = Callable[[], None]
+
+class EditorUnderTest(NamedTuple):
+    """An editor with its parameters and state; `mark` identifies it in files of scores."""
+
+    transform: EditTransform
+    params: Any
+    state: Any
+    mark: dict[str, Any]
 
 
 def evaluate_run(
-    experiment: Experiment, state: TrainState, workdir: Any, between: Between
+    experiment: Experiment, state: TrainState, workdir: Any, between: Callable[[], None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The entries `eval`, `extra_data_sets` and `baselines` of results.json, and examples.
+    """Return the entries `eval`, `extra_data_sets` and `baselines` of results.json, and examples.
 
-    Every pass keeps what it judged in WORKDIR/edits*.jsonl (of edits in turn: sequential*.jsonl,
-    and the edits so far in sequential*.npz) and goes on from there.
+    Every pass keeps its scores in WORKDIR/edits*.jsonl (sequences of edits: sequential*.jsonl, and
+    the edits so far in sequential*.npz), from which an interrupted evaluation continues.
 
     Args:
       between: called before each batch; it may raise to end the pass.
     """
-    c = experiment.config
-    own = (experiment.editor, state.params, state.editor_state)
-    run_mark = {
-        "config": checksums.json_checksum(configs.to_json_dict(c)),
-        "base": experiment.model.fingerprint,
-        "code": code_fingerprint(),
-    }  # fmt: skip
+    return RunEvaluation(experiment, workdir, between).run(state)
 
-    def mark_of(editor: tuple[EditTransform, Any, Any]) -> dict[str, Any]:
-        """Tells what an editor scores, here and now, from what another one scored."""
-        _, params, state = editor
-        return {
-            **run_mark,
+
+@dataclasses.dataclass(frozen=True)
+class RunEvaluation:
+    """The passes of an evaluation; see `evaluate_run`."""
+
+    experiment: Experiment
+    workdir: Any
+    between: Callable[[], None]
+
+    def run(self, state: TrainState) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Evaluate the trained editor, then each baseline."""
+        e, c = self.experiment, self.experiment.config.eval
+        own = self._editor(e.editor, state.params, state.editor_state)
+        evaluation, examples = self._pass(e.test, own, "", c.edits_per_step, n_examples=c.examples)
+        evaluation |= self._sequences(own, "", c.sequential)
+        extra = {
+            name: self._pass(split, own, f"also {name}", c.edits_per_step)[0]
+            for name, split in e.extra_test_sets.items()
+        }
+        if e.ability_texts is not None:
+            evaluation["ability"] = self._general_ability(own)
+        baselines = {
+            name: self._baseline(name, options.to_dict()) for name, options in c.baselines.items()
+        }
+        return {"extra_data_sets": extra, "baselines": baselines, "eval": evaluation}, examples
+
+    def _editor(self, transform: EditTransform, params: Any, state: Any) -> EditorUnderTest:
+        """Return an editor, placed on the mesh."""
+        mark = {
+            "config": checksums.json_checksum(configs.to_json_dict(self.experiment.config)),
+            "base": self.experiment.model.fingerprint,
+            "code": code_fingerprint(),
             "learned": checksums.json_checksum(checksums.array_checksums((params, state))),
         }
+        mesh, rules = self.experiment.mesh, transform.sharding_rules
+        params, state = (place(mesh, tree, rules) for tree in (params, state))
+        return EditorUnderTest(transform, params, state, mark)
 
-    def file(kind: str, name: str, ending: str) -> Any:
-        """The files of a pass are named after it."""
-        return workdir / "".join([kind, *(f"_{x}" for x in re.findall(r"\w+", name)), ending])
+    def _baseline(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Evaluate an editor without training on `edits` of the test edits (0: all)."""
+        e = self.experiment
+        lengths = options.pop("sequential", ())
+        split = e.subset(e.test, options.pop("edits", 0))
+        per_step = options.pop("edits_per_step", e.config.eval.edits_per_step)
+        transform = make_editor(options.pop("editor", name), options)
+        params, state = transform.init(jax.random.key(e.config.seed), e.model.weights)
+        state = calibrate(e, transform, params, state)
+        editor = self._editor(transform, *tune_threshold(e, transform, params, state))
+        evaluation, _ = self._pass(split, editor, name, per_step)
+        return evaluation | self._sequences(editor, name, lengths)
 
-    def judge(split: Split, editor: Any, name: str, per_step: int, examples: int, mark: Any):
-        """One pass."""
-        of = {"of": name, "n": len(split), "at_once": per_step, "rows": rows_mark(split), **mark}
-        log = ScoredBatches(file("edits", name, ".jsonl"), of)
-        return _judge(experiment, split, editor, per_step, examples, name, between, log)
-
-    def in_turn(editor: Any, name: str, turns: Sequence[int], mark: Any) -> dict[str, Any]:
-        """The entry `sequential`, if so many edits in turn are asked for."""
-        if not turns:
-            return {}
-        of = {"of": name, "turns": list(turns), "n": c.data.edits_per_batch}
-        of |= {"rows": rows_mark(experiment.sequential_rows), **mark}
-        transform, params, state = _placed(experiment, editor)
-        found = evaluate_sequential_edits(
-            transform, params, state, experiment.model, experiment.sequential_rows.encoded,
-            checkpoints=turns, facts_per_edit=c.data.edits_per_batch, between=between,
-            log=ScoredBatches(file("sequential", name, ".jsonl"), of),
-            saved=SequentialState(file("sequential", name, ".npz"), of),
-            what=f"edits in turn, {name or c.editor.name}",
+    def _pass(
+        self,
+        split: Split,
+        editor: EditorUnderTest,
+        name: str,
+        per_step: int,
+        n_examples: int = 0,
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return the scores of one pass over a split, and examples."""
+        e, (transform, params, state, mark) = self.experiment, editor
+        mark = {
+            "of": name, "n": len(split), "at_once": per_step, "rows": rows_fingerprint(split),
+            **mark,
+        }  # fmt: skip
+        evaluation, examples = evaluate(
+            transform, params, state, e.model, e.eval_batches(split, per_step), split.rows, e.mesh,
+            n_edits=len(split), max_new=e.config.eval.max_new_tokens, n_examples=n_examples,
+            what=f"evaluate {name or e.config.editor.name}", between=self.between,
+            log=ScoredBatches(self._file("edits", name, ".jsonl"), mark),
         )  # fmt: skip
-        return {"sequential": found}
+        evaluation["facts_per_edit"] = e.config.data.edits_per_batch
+        if transform.predictor is None:  # a predictor makes no edit
+            first = next(e.eval_batches(split, per_step))
+            evaluation["seconds_per_edit"] = time_edits(transform, params, state, e.model, first)
+        if transform.tuning is not None:
+            evaluation["threshold_tuning"] = transform.tuning.summary(*gather((params, state)))
+        return evaluation, examples
 
-    per_step = c.eval.edits_per_step
-    results: dict[str, Any] = {"extra_data_sets": {}, "baselines": {}}
-    mark = mark_of(own)
-    results["eval"], examples = judge(
-        experiment.test, own, "", per_step, c.eval.examples, mark
-    )  # fmt: skip
-    results["eval"] |= in_turn(own, "", c.eval.sequential, mark)
-    for name, split in experiment.extra_test_sets.items():
-        results["extra_data_sets"][name], _ = judge(split, own, f"also {name}", per_step, 0, mark)
-    if experiment.ability_texts is not None:
-        of = {"of": "ability", "at_once": per_step, "rows": rows_mark(experiment.test), **mark}
-        log = ScoredBatches(file("ability", "", ".jsonl"), of)
-        results["eval"]["ability"] = _general_ability(experiment, own, between, log)
-    for name, options in c.eval.baselines.items():
-        options = options.to_dict()
-        turns = options.pop("sequential", ())
-        editor, split, at_once = _baseline(experiment, name, options)
-        mark = mark_of(editor)
-        results["baselines"][name], _ = judge(split, editor, name, at_once, 0, mark)
-        results["baselines"][name] |= in_turn(editor, name, turns, mark)
-    return results, examples
+    def _sequences(
+        self, editor: EditorUnderTest, name: str, lengths: Sequence[int]
+    ) -> dict[str, Any]:
+        """Return the entry `sequential`, if sequences of edits are to be measured."""
+        e, (transform, params, state, mark) = self.experiment, editor
+        if not lengths or e.sequential_rows is None:
+            return {}
+        facts = e.config.data.edits_per_batch
+        mark = {
+            "of": name, "turns": list(lengths), "n": facts,
+            "rows": rows_fingerprint(e.sequential_rows), **mark,
+        }  # fmt: skip
+        scores = evaluate_sequential_edits(
+            transform, params, state, e.model, e.sequential_rows.encoded, checkpoints=lengths,
+            facts_per_edit=facts, between=self.between,
+            log=ScoredBatches(self._file("sequential", name, ".jsonl"), mark),
+            saved=SequentialState(self._file("sequential", name, ".npz"), mark),
+            what=f"sequential edits, {name or e.config.editor.name}",
+        )  # fmt: skip
+        return {"sequential": scores}
+
+    def _general_ability(self, editor: EditorUnderTest) -> dict[str, Any]:
+        """Return the effect of `eval.ability_edits` test edits on texts and facts they share."""
+        e, c, model = self.experiment, self.experiment.config.eval, self.experiment.model
+        texts, mark = e.ability_texts, editor.mark
+        assert texts is not None
+        split = e.subset(e.test, c.ability_edits)
+        mark = {
+            "of": "ability", "at_once": c.edits_per_step, "rows": rows_fingerprint(e.test), **mark
+        }  # fmt: skip
+        log = ScoredBatches(self._file("ability", "", ".jsonl"), mark)
+        known = jax.jit(functools.partial(base_ability, model=model.module))(model.params, texts)
+        pool = np.asarray(known.recalled)
+        texts, known = prefer_recalled_facts(texts, known, c.ability_facts)
+        score = jax.jit(functools.partial(_ability_scores, editor.transform, model))
+        progress = Progress("general ability", len(split), start=log.n_edits, writer=is_writer())
+        for number, batch in enumerate(e.eval_batches(split, c.edits_per_step)):
+            if number < len(log.batches):
+                continue
+            self.between()
+            placed = shard_batch(e.mesh, batch)
+            scores = gather(
+                score(editor.params, editor.state, model.params, placed["edit"], texts, known)
+            )
+            valid, row_numbers = gather((placed["valid"], placed["index"]))
+            kept = {("probes", k): np.asarray(v)[valid.any(-1)] for k, v in scores.items()}
+            log.add(row_numbers[valid].tolist(), kept, {})
+            progress.update(log.n_edits, force=log.n_edits == len(split))
+        joined = {name: values for (_, name), values in log.scores().items()}
+        return summarise_ability(joined, texts, known) | {
+            "pool_recall": float(pool.mean()),
+            "n_pool_facts": len(pool),
+        }
+
+    def _file(self, kind: str, name: str, ending: str) -> Any:
+        words = re.findall(r"\w+", name)
+        return self.workdir / ("_".join([kind, *words]) + ending)
 
 
-def rows_mark(split: Split) -> str:
-    """Tells the rows of a split from others."""
+def rows_fingerprint(split: Split) -> str:
+    """Return the fingerprint of a split's encoded rows."""
     return fingerprint_rows({"": [split.rows[int(i)] for i in split.encoded.index]})
 
 
-def _placed(
-    experiment: Experiment, editor: tuple[EditTransform, Any, Any]
-) -> tuple[EditTransform, Any, Any]:
-    """The editor with its parameters and state where the mesh wants them."""
-    transform, *start = editor
-    return transform, *(place(experiment.mesh, tree, transform.sharding_rules) for tree in start)
-
-
-def _general_ability(
-    experiment: Experiment,
-    editor: tuple[EditTransform, Any, Any],
-    between: Between,
-    log: ScoredBatches,
-) -> dict[str, Any]:
-    """What `eval.ability_edits` edits of the test split do to texts and facts that all share."""
-    c, model, probes = experiment.config.eval, experiment.model, experiment.ability_texts
-    split = experiment.subset(experiment.test, c.ability_edits)
-    transform, params, state = _placed(experiment, editor)
-
-    @jax.jit
-    def probe(params, state, base, texts, probes, known):
-        if transform.predictor is not None:
-            problem = make_problem(model.module, base, model.weights, texts)
-            read = functools.partial(transform.predictor.logits, params, problem)
-            return score_predictor_ability(
-                read, texts.batch_shape[0], probes, known, model=model.module
-            )
-        edit = make_edit(transform, model.module, model.weights, params, state, base, texts)
-        return score_ability(base, edit, probes, known, model=model.module)
-
-    known = jax.jit(functools.partial(base_ability, model=model.module))(model.params, probes)
-    pool = np.asarray(known.recalled)
-    probes, known = prefer_recalled_facts(probes, known, c.ability_facts)
-    progress = Progress("general ability", len(split), start=log.n_edits, writer=is_writer())
-    for number, batch in enumerate(experiment.eval_batches(split, c.edits_per_step)):
-        if number < len(log.batches):
-            continue
-        between()
-        placed = shard_batch(experiment.mesh, batch)
-        found = gather(probe(params, state, model.params, placed["edit"], probes, known))
-        valid, numbered = gather((placed["valid"], placed["index"]))
-        kept = {("probes", name): np.asarray(v)[valid.any(-1)] for name, v in found.items()}
-        log.add(numbered[valid].tolist(), kept, {})
-        progress.update(log.n_edits, force=log.n_edits == len(split))
-    joined = {name: values for (_, name), values in log.scores().items()}
-    return summarise_ability(joined, probes, known) | {
-        "pool_recall": float(pool.mean()),
-        "n_pool_facts": len(pool),
-    }
-
-
-def _baseline(
-    experiment: Experiment, name: str, options: dict[str, Any]
-) -> tuple[tuple[EditTransform, Any, Any], Split, int]:
-    """An editor that needs no training, the test edits for it (all, or `edits` of them), and E."""
-    split = experiment.subset(experiment.test, options.pop("edits", 0))
-    per_step = options.pop("edits_per_step", experiment.config.eval.edits_per_step)
-    editor = make_editor(options.pop("editor", name), options)
-    key = jax.random.key(experiment.config.seed)
-    params, state = editor.init(key, experiment.model.weights)
-    state = calibrate(experiment, editor, params, state)
-    return (editor, *tune_threshold(experiment, editor, params, state)), split, per_step
-
-
-def _judge(
-    experiment: Experiment,
-    split: Split,
-    editor: tuple[EditTransform, Any, Any],
-    per_step: int,
-    n_examples: int,
-    name: str,
-    between: Between,
-    log: ScoredBatches,
-) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
-    transform, params, state = _placed(experiment, editor)
-    found, examples = evaluate(
-        transform, params, state, experiment.model, experiment.eval_batches(split, per_step),
-        split.rows, experiment.mesh, n_edits=len(split),
-        max_new=experiment.config.eval.max_new_tokens, n_examples=n_examples,
-        what=f"evaluate {name or experiment.config.editor.name}", between=between, log=log,
-    )  # fmt: skip
-    first = next(experiment.eval_batches(split, per_step))
-    found["facts_per_edit"] = experiment.config.data.edits_per_batch
-    if transform.predictor is None:  # else there is no edit to make, and reading is dearer instead
-        found["seconds_per_edit"] = time_edits(transform, params, state, experiment.model, first)
-    if transform.tuning is not None:
-        found["threshold_tuning"] = transform.tuning.summary(*gather((params, state)))
-    return found, examples
+def _ability_scores(
+    transform: EditTransform,
+    model: Any,
+    params: Any,
+    state: Any,
+    base: Params,
+    facts: TokenBatch,
+    texts: Any,
+    known: Any,
+) -> Mapping[str, jax.Array]:
+    """Return the scores of `texts` under edits of `facts`."""
+    if transform.predictor is not None:
+        problem = make_problem(model.module, base, model.weights, facts)
+        read = functools.partial(transform.predictor.logits, params, problem)
+        return score_predictor_ability(read, facts.batch_shape[0], texts, known, model=model.module)
+    edit = make_edit(transform, model.module, model.weights, params, state, base, facts)
+    return score_ability(base, edit, texts, known, model=model.module)

@@ -1,4 +1,4 @@
-"""Lets an editor that has no training choose by validation rows what its options leave open."""
+"""Threshold tuning: chooses what an editor's options leave open, on validation rows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_states
 from mend_jax.core.problem import Problem
-from mend_jax.editors import EditTransform
+from mend_jax.core.transform import EditTransform
 from mend_jax.io.progress import Progress
+from mend_jax.models.params import Params
 from mend_jax.parallel.distributed import gather, is_writer
 from mend_jax.parallel.mesh import shard_batch
 from mend_jax.parallel.sharding import place
@@ -20,32 +21,35 @@ from mend_jax.training.assembly import Experiment
 def tune_threshold(
     experiment: Experiment, editor: EditTransform, params: Any, state: Any
 ) -> tuple[Any, Any]:
-    """The editor's parameters and state once it has chosen (`EditTransform.tuning`).
+    """Return the editor's parameters and state after `EditTransform.tuning`.
 
-    As they were for an editor that leaves nothing open. It sees all validation rows
-    (`train.val_edits`), each by its own edit, as evaluation does, so the result is a function of
-    config and data.
+    An editor without it keeps them. The editor observes all validation rows (`train.val_edits`),
+    each with its own edit, as in evaluation, so the result is a function of config and data.
     """
-    if editor.tuning is None:
+    tuning, model = editor.tuning, experiment.model
+    if tuning is None:
         return params, state
-    model, per_step = experiment.model, experiment.config.eval.edits_per_step
 
     @jax.jit
-    def see(params, base, batch):
+    def observe(params: Any, base: Params, batch: Any) -> Any:
         texts = with_trunk_states(model.module, base, batch, list(batch))
         problem = Problem(model.module, base, model.weights, *texts["edit"])
-        return editor.tuning.observe(params, problem, texts)
+        return tuning.observe(params, problem, texts)
 
-    progress = Progress("sweep", len(experiment.validation), writer=is_writer())
-    placed_params, parts, done = place(experiment.mesh, params, editor.sharding_rules), [], 0
+    def placed(tree: Any) -> Any:
+        return place(experiment.mesh, tree, editor.sharding_rules)
+
+    n_rows, observed, done = len(experiment.validation), [], 0
+    progress, placed_params = Progress("tune threshold", n_rows, writer=is_writer()), placed(params)
+    per_step = experiment.config.eval.edits_per_step
     for batch in experiment.eval_batches(experiment.validation, per_step):
-        placed = shard_batch(experiment.mesh, batch)
-        names = (*EDIT_SETS, *locality_set_names(placed))
-        seen = gather(see(placed_params, model.params, {n: placed[n] for n in names}))
-        valid = gather(placed["valid"])
-        parts.append(jax.tree.map(lambda x, at=valid: np.asarray(x)[at], seen))
+        batch = shard_batch(experiment.mesh, batch)
+        texts = {name: batch[name] for name in (*EDIT_SETS, *locality_set_names(batch))}
+        seen = gather(observe(placed_params, model.params, texts))
+        valid = gather(batch["valid"])
+        observed.append(jax.tree.map(lambda x, at=valid: np.asarray(x)[at], seen))
         done += int(valid.sum())
-        progress.update(done, force=done == len(experiment.validation))
-    seen = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    params, state = editor.tuning.choose(params, state, seen)
-    return tuple(place(experiment.mesh, tree, editor.sharding_rules) for tree in (params, state))
+        progress.update(done, force=done == n_rows)
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *observed)
+    params, state = tuning.choose(params, state, joined)
+    return placed(params), placed(state)
