@@ -1,4 +1,4 @@
-"""The folder that a run lives in: made, probed, and asked whether the run is finished."""
+"""The folder of a run: its creation, its lock, its disk space, its config and results."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _BESIDE = 16 * 2**20  # bytes for logs, results, pictures and the report
 
 
 def prepare_folder(workdir: str | Path) -> Any:
-    """Makes the folder and refuses one that cannot be used, before hours are spent.
+    """Create a run's folder, and check that it can be used.
 
     Returns:
       Its path; see `io.files.as_path`.
 
     Raises:
-      ConfigError: it cannot be written, or not all processes see the same folder.
+      ConfigError: it cannot be written, or processes see different folders.
     """
     probe = f".writable-{secrets.token_hex(4)}"
     probe = distributed.broadcast_from_writer("naming a file", lambda: probe)
     with distributed.fail_together("writing to --workdir"):
-        workdir = as_path(workdir)
+        folder = as_path(workdir)
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            mine = workdir / f"{probe}-{jax.process_index()}"
+            folder.mkdir(parents=True, exist_ok=True)
+            mine = folder / f"{probe}-{jax.process_index()}"
             write_text(mine, "")
         except ImportError as e:
             raise ConfigError(
@@ -48,28 +48,28 @@ def prepare_folder(workdir: str | Path) -> Any:
             ) from e
         except Exception as e:  # each store has its own
             raise ConfigError(f"--workdir {workdir} cannot be written ({e}); choose another") from e
-    with distributed.fail_together("looking at --workdir"):
-        if not (workdir / f"{probe}-0").exists():
+    with distributed.fail_together("checking --workdir"):
+        if not (folder / f"{probe}-0").exists():
             raise ConfigError(
                 f"--workdir {workdir} is another folder here than for process 0: give one that "
                 "all hosts share, such as gs://BUCKET/NAME"
             )
-    distributed.require_agreement("--workdir", [])  # all have looked
+    distributed.require_agreement("--workdir", [])  # all have checked
     mine.unlink()
-    return workdir
+    return folder
 
 
 @contextlib.contextmanager
 def locked_folder(workdir: Any) -> Iterator[None]:
-    """Keeps a second run out of a folder that one is in. Of object stores nothing is known.
+    """Lock a run's folder against a second run; folders in an object store are not locked.
 
-    The folder itself is locked, so whatever ends a run frees it, and no file is left.
+    The lock is on the folder itself: it ends with the process, and leaves no file.
 
     Raises:
       ConfigError: another process holds it.
     """
     with contextlib.ExitStack() as held:
-        with distributed.fail_together("holding --workdir"):
+        with distributed.fail_together("locking --workdir"):
             if distributed.is_writer() and not is_remote(workdir):
                 try:
                     held.enter_context(locked(workdir, wait=False, best_effort=True))
@@ -82,36 +82,36 @@ def locked_folder(workdir: Any) -> Iterator[None]:
 
 
 def require_disk_space(workdir: Any, state: Any, steps_there: int) -> None:
-    """Refuses a folder whose disk has no room for the checkpoints of a run, before it trains.
+    """Check, before training, that the disk has space for a run's checkpoints.
 
-    Nothing is known of the room in an object store.
+    The space of an object store is unknown, and not checked.
 
     Args:
-      state: what a checkpoint holds.
-      steps_there: how many of the folder's steps are on disk already.
+      state: the content of a checkpoint.
+      steps_there: number of the folder's steps that exist already.
 
     Raises:
-      ConfigError: there is less room than the steps that are kept take.
+      ConfigError: there is too little space.
     """
     if is_remote(workdir):
         return
     each = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     needed = each * max(checkpoints.MOST_AT_ONCE - steps_there, 1) + _BESIDE
-    with distributed.fail_together("looking at the room for --workdir"):
+    with distributed.fail_together("checking the space for --workdir"):
         free = shutil.disk_usage(workdir).free
         if free < needed:
             raise ConfigError(
                 f"--workdir {workdir}: {free / 1e9:.3g} GB are free, and checkpoints (of "
-                f"{each / 1e9:.3g} GB, {checkpoints.MOST_AT_ONCE} at once at the most) and reports "
+                f"{each / 1e9:.3g} GB, {checkpoints.MOST_AT_ONCE} at a time) and reports "
                 f"take up to {needed / 1e9:.3g} GB; make room there, or choose another"
             )
 
 
 def read_config(workdir: Any) -> ml_collections.ConfigDict:
-    """The config of an editing run, from its config.json, checked.
+    """Return the checked config of an editing run, from its config.json.
 
     Raises:
-      CheckpointError: none there, damaged, or one that no run can have.
+      CheckpointError: there is none, it is damaged, or it is not valid.
     """
     path = workdir / "config.json"
     try:
@@ -133,14 +133,18 @@ def read_config(workdir: Any) -> ml_collections.ConfigDict:
 
 
 def _with_tuples(value: Any) -> Any:
-    """A JSON value with tuples for lists, as configs have them."""
+    """Return a JSON value with tuples instead of lists, as configs have them."""
     if isinstance(value, dict):
         return {k: _with_tuples(v) for k, v in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def read_results(workdir: Any) -> dict[str, Any] | None:
-    """results.json of a finished run, or None."""
+    """Return results.json of a finished run, or None.
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
     path = workdir / "results.json"
     if not path.exists():
         return None

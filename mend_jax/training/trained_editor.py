@@ -1,4 +1,4 @@
-"""The trained editor as users hold it: facts in, an Edit out."""
+"""The trained editor of a user: facts in, an Edit out."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jax
 
 from mend_jax import hub
 from mend_jax.core.chunking import round_up
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.transform import EditTransform
 from mend_jax.core.weight_edit import Edit, utc_timestamp
 from mend_jax.data.facts import Fact, facts_from_pairs
@@ -28,7 +29,7 @@ from mend_jax.training import assembly, checkpoints
 from mend_jax.training.checkpoints import recovery
 from mend_jax.training.run_folder import read_config
 
-_BUCKET = 8  # texts are padded to a multiple of this many tokens, so few shapes are compiled
+BUCKET = 8  # texts are padded to a multiple of this many tokens, so that few shapes are compiled
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,8 +40,8 @@ class Editor:
       model: the unedited base.
       transform: the pure editor.
       params, state: its learned parameters and statistics.
-      append_eos: whether it was trained with the end-of-text token as part of a target.
-      name: of the transform, as `make_editor` knows it.
+      append_eos: whether the end-of-text token was part of the targets in training.
+      name: the name of the transform in `make_editor`.
     """
 
     model: LanguageModel
@@ -55,31 +56,31 @@ class Editor:
         """Load a run folder's editor with its base, at the step that `train.keep_checkpoint` names.
 
         Args:
-          workdir: what `python -m mend_jax.main --workdir` trained in, a folder or an address.
-          model: the base if it is loaded already; by default the run's own is loaded. Where it lies
-            on a mesh, the editor does too.
+          workdir: the `--workdir` of `python -m mend_jax.main`, a folder or an address.
+          model: the base if it is loaded already, else the run's own is loaded. The editor is
+            placed on the mesh of its base.
 
         Raises:
           CheckpointError: no finished checkpoint, a damaged one, or another base than it was
             trained for (both fingerprints are named).
         """
-        workdir = as_path(workdir)
-        config = read_config(workdir)
+        folder = as_path(workdir)
+        config = read_config(folder)
         transform = assembly.build_editor(config)
-        manager = checkpoints.open_manager(workdir / "checkpoints", read_only=True)
+        manager = checkpoints.open_manager(folder / "checkpoints", read_only=True)
         if manager.latest_step() is None:
-            raise CheckpointError(f"{workdir}/checkpoints holds no step: let the run train on")
-        last = config.train.keep_checkpoint == "last"
-        step = None if last else recovery.best_step(manager)
+            raise CheckpointError(f"{folder}/checkpoints has no step: resume the run's training")
         model = model or assembly.build_model(config)
-        like = assembly.abstract_state(
-            config, transform, assembly.build_optimizer(config), model.weights
-        )
-        like = abstract_arrays(
-            like, make_shardings(mesh_of_arrays(model.params), like, transform.sharding_rules)
-        )
-        mine = assembly.base_identity(model)
-        _, state, _ = recovery.newest_intact(manager, like, mine, first=step, read_only=True)
+        tx = assembly.build_optimizer(config)
+        like = assembly.abstract_state(config, transform, tx, model.weights)
+        shardings = make_shardings(mesh_of_arrays(model.params), like, transform.sharding_rules)
+        best = config.train.keep_checkpoint == "best"
+        newest = recovery.newest_intact(
+            manager, abstract_arrays(like, shardings), assembly.base_identity(model),
+            first=recovery.best_step(manager) if best else None, read_only=True,
+        )  # fmt: skip
+        assert newest is not None  # there is a step
+        _, state, _ = newest
         return Editor(
             model, transform, state.params, state.editor_state, config.data.append_eos,
             config.editor.name,
@@ -87,9 +88,9 @@ class Editor:
 
     @functools.cached_property
     def id(self) -> str:
-        """What its edits are signed with: `name@` and 8 hex digits of all that it has learned.
+        """The signature of its edits: `name@` and 8 hex digits of all that it has learned.
 
-        The name alone where it has learned nothing, as fine-tuning.
+        An editor that has learned nothing, such as fine-tuning, has its name alone.
         """
         leaves, _ = jax.tree.flatten_with_path((self.params, self.state))
         if not leaves:
@@ -98,17 +99,17 @@ class Editor:
         return f"{self.name}@{hub.fingerprint(flat)[:8]}"
 
     def edit(self, facts: Sequence[Fact | tuple[str, str]]) -> Edit:
-        """One edit that brings in all the facts together: one pass forward and back.
+        """Return one edit that inserts all the facts together: one pass forward and back.
 
-        Facts are edited into the base that this editor was trained for, whatever edit is in force
-        elsewhere; compose edits to stack them.
+        The facts are edited into the base that this editor was trained for, whatever edit is
+        applied elsewhere; compose edits to stack them.
 
         Args:
-          facts: (prompt, target) pairs or `Fact`s, whose `subject` some editors make use of.
+          facts: (prompt, target) pairs or `Fact`s, whose `subject` some editors use.
 
         Raises:
           DataError: no facts, an empty one, or one that does not fit the model's context.
-          ConfigError: the editor changes no weight: it reads texts with the facts beside it.
+          ConfigError: the editor changes no weight: it predicts with the facts beside the base.
         """
         if self.transform.predictor is not None:
             raise ConfigError(
@@ -120,33 +121,39 @@ class Editor:
         )
         if not checked:
             raise DataError("no facts to edit: give at least one (prompt, target) pair")
-        pairs = [(f.prompt, f.target) for f in checked]
-        tokenizer, limit = self.model.tokenizer, self.model.config.n_positions
-        eos = self.append_eos
-        form = input_format(self.model.module)
-        qa = form.fact
-        try:
-            whole = [qa(tokenizer, p, t, limit, limit, append_eos=eos) for p, t in pairs]
-        except DataError as e:
-            raise DataError(f"a fact does not fit the model's context of {limit}: {e}") from e
-        read = [s.mask if s.source_mask is None else s.source_mask for s in whole]
-        length = round_up(max(int(mask.sum()) for mask in read), _BUCKET)
-        scored = round_up(max(int(s.score_mask.sum()) for s in whole), _BUCKET)
-        seqs = stack_batches(
-            [
-                qa(tokenizer, p, t, min(length, limit), min(scored, limit), append_eos=eos)
-                for p, t in pairs
-            ]
-        )
-        if form is CAUSAL:
-            about = [f.subject if isinstance(f, Fact) else "" for f in facts]
-            prompts = {"edit": [prompt for prompt, _ in pairs]}
-            seqs = add_subject_positions({"edit": seqs}, tokenizer, prompts, about)["edit"]
+        pairs = [(fact.prompt, fact.target) for fact in checked]
+        subjects = [fact.subject if isinstance(fact, Fact) else "" for fact in facts]
+        texts = stack_batches([self._encode(pairs, subjects)])
         with use_mesh(mesh_of_arrays(self.model.params)):
             edit = make_edit(
                 self.transform, self.model.module, self.model.weights, self.params, self.state,
-                self.model.params, stack_batches([seqs]),
+                self.model.params, texts,
             )  # fmt: skip
-        return edit.at(0).replace(
-            base=self.model.fingerprint, facts=tuple(pairs), editor=self.id, created=utc_timestamp()
-        )
+        return dataclasses.replace(
+            edit.at(0), base=self.model.fingerprint, facts=tuple(pairs), editor=self.id,
+            created=utc_timestamp(),
+        )  # fmt: skip
+
+    def _encode(self, pairs: Sequence[tuple[str, str]], subjects: Sequence[str]) -> TokenBatch:
+        """Return the tokens of facts [n, T], padded to a multiple of `BUCKET`."""
+        tokenizer, limit = self.model.tokenizer, self.model.config.n_positions
+        form = input_format(self.model.module)
+
+        def encode(length: int, scored: int) -> list[TokenBatch]:
+            return [
+                form.fact(tokenizer, p, t, length, scored, append_eos=self.append_eos)
+                for p, t in pairs
+            ]
+
+        try:
+            unpadded = encode(limit, limit)
+        except DataError as e:
+            raise DataError(f"a fact does not fit the model's context of {limit}: {e}") from e
+        masks = [s.mask if s.source_mask is None else s.source_mask for s in unpadded]
+        length = round_up(max(int(mask.sum()) for mask in masks), BUCKET)
+        scored = round_up(max(int(s.score_mask.sum()) for s in unpadded), BUCKET)
+        texts = stack_batches(encode(min(length, limit), min(scored, limit)))
+        if form is not CAUSAL:
+            return texts
+        prompts = {"edit": [prompt for prompt, _ in pairs]}
+        return add_subject_positions({"edit": texts}, tokenizer, prompts, subjects)["edit"]
