@@ -94,7 +94,7 @@ def test_any_damaged_file_of_the_newest_step_gives_it_whole_or_the_one_before(
             continue
         fell_back += 1
         assert step == 6 and steps == [2, 6] and (root / damage.FOLDER / "7").is_dir()
-        assert "checkpoints/7 cannot be read" in said and "going on from step 6" in said
+        assert "checkpoints/7 cannot be read" in said and "resuming from step 6" in said
         assert "checkpoints_damaged/7" in said
     assert fell_back >= 3  # some files are not needed to read a step
 
@@ -141,7 +141,7 @@ def test_where_no_step_is_whole_all_are_named_and_left(saved, tmp_path):
     folder = copy(saved, tmp_path)
     for path in folder.glob("*/state/manifest.ocdbt"):
         path.unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint is whole: .*/7 .*/6 .*/2 "):
+    with pytest.raises(CheckpointError, match=r"no checkpoint is intact: .*/7 .*/6 .*/2 "):
         newest(folder)
     assert {p.name for p in folder.iterdir()} >= {"2", "6", "7"}
 

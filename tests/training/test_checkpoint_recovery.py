@@ -43,7 +43,7 @@ def test_a_run_all_of_whose_steps_were_damaged_does_not_begin_anew(saved, tmp_pa
     (folder / "2/meta/metadata").write_text("{}")
     for _ in range(2):
         with checkpoints.open_manager(folder) as manager:
-            with pytest.raises(CheckpointError, match="holds no step, and .*checkpoints_damaged"):
+            with pytest.raises(CheckpointError, match="has no step, and .*checkpoints_damaged"):
                 recovery.newest_intact(manager, LIKE, MINE)
     shutil.rmtree(tmp_path / "checkpoints_damaged")
     with checkpoints.open_manager(folder) as manager:
@@ -95,7 +95,7 @@ def test_an_error_of_the_machine_moves_no_step(saved, tmp_path, monkeypatch, err
 
     with checkpoints.open_manager(folder) as manager:
         monkeypatch.setattr(manager, "restore", fail)
-        with pytest.raises(CheckpointError, match="says nothing of what it holds"):
+        with pytest.raises(CheckpointError, match="says nothing about its content"):
             recovery.newest_intact(manager, LIKE, MINE)
         assert sorted(manager.all_steps()) == [2, 6, 7]
     assert not (tmp_path / "checkpoints_damaged").exists()

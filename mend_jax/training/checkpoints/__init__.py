@@ -1,15 +1,13 @@
 """Orbax checkpoints of a training run: everything that an exact resume needs, and nothing else.
 
-A step holds `state` (editor parameters, optimiser state, statistics, step) and `meta` (data
-position, early-stopping record, config, fingerprints of base and data). Saving is atomic: a run
-killed while it writes finds its previous step. It goes on in the background: `save` returns when
-the arrays are copied to the host, and what fails later is raised by the next `save` or by `finish`.
+A step has `state` (editor parameters, optimiser state, statistics, step) and `meta` (data position,
+run state, config, fingerprints of base and data, format, and checksums of all arrays and of
+itself). Saving is atomic and continues in the background: `save` returns when the arrays are copied
+to the host; later failures are raised by the next `save` or by `finish`. Reading returns what was
+saved, or raises DamageError.
 
-`meta` also says the format (`migrate`) and the checksums of all arrays and of itself (`checksums`):
-what comes back is what was saved, or a `DamageError`.
-
-In an object store (gs://...) Orbax writes a step by itself and marks it when it is complete; that
-is Orbax's own work, which the tests here do not reach: they have no such store.
+In an object store (gs://...) Orbax itself writes a step and marks it complete; the tests have no
+such store.
 """
 
 from __future__ import annotations
@@ -30,25 +28,29 @@ from mend_jax.errors import CheckpointError, is_out_of_memory
 from mend_jax.io import checksums
 from mend_jax.io.files import is_remote
 from mend_jax.training.checkpoints import migration
-from mend_jax.training.checkpoints.damage import DamageError, see_to_scores
-from mend_jax.training.config_keys import KEYS, with_added_keys
+from mend_jax.training.checkpoints.damage import DamageError, repair_scores
+from mend_jax.training.checkpoints.identity import refuse_other_run
+
+__all__ = [
+    "MOST_AT_ONCE", "REPLACED", "SCORE", "finish", "movable", "open_manager", "refuse_other_run",
+    "restore_meta", "restore_state", "save",
+]  # fmt: skip
 
 SCORE = "val_loss"
 REPLACED = "checkpoints_replaced"
-"""Beside the folder of checkpoints: a step of which a newer version is being written."""
-MOST_AT_ONCE = 4  # steps on disk: the newest two, the best, and the one that is being written
-_MAY_DIFFER = tuple(f"{key.name} " for key in KEYS if key.may_differ)
+"""Folder beside that of checkpoints, for a step whose newer version is being written."""
+MOST_AT_ONCE = 4  # steps on disk: the newest two, the best, and the one being written
 _OURS = ("format", SCORE, "arrays")  # keys of meta that are written here
 
 
 def open_manager(directory: Any, read_only: bool = False) -> ocp.CheckpointManager:
-    """The manager of `DIR/checkpoints`: keeps the newest two steps and the best by `val_loss`.
+    """Return the manager of `DIR/checkpoints`, which keeps the newest two steps and the best.
 
-    A step whose score cannot be read could not be ranked: it is told and moved aside.
+    A step whose score is damaged cannot be ranked: it is reported and moved aside.
 
     Raises:
-      CheckpointError: the folder cannot be made or listed, or a score cannot be read and the step
-        may not be moved (a manager that only reads, or many processes).
+      CheckpointError: the folder cannot be created or listed, or a score is damaged and the step
+        may not be moved (a read-only manager, or several processes).
     """
     policy = keep.AnyPreservationPolicy(
         [
@@ -68,14 +70,14 @@ def open_manager(directory: Any, read_only: bool = False) -> ocp.CheckpointManag
     if not is_remote(directory):
         directory = directory.absolute()
         if not read_only and jax.process_count() == 1:
-            _put_back(directory)
-        see_to_scores(directory, SCORE, read_only)
+            _restore_replaced(directory)
+        repair_scores(directory, SCORE, read_only)
     try:
         return ocp.CheckpointManager(directory, options=options)
     except OSError as e:
         raise CheckpointError(
-            f"{directory} cannot be used for checkpoints ({e}): see that it can be read and "
-            "written, or give another --workdir"
+            f"{directory} cannot be used for checkpoints ({e}): make it readable and writable, "
+            "or give another --workdir"
         ) from e
 
 
@@ -87,11 +89,11 @@ def save(
     val_loss: float | None,
     replace: bool = False,
 ) -> None:
-    """Begins to write one step; the state may be changed (or donated) when it returns.
+    """Start to write one step; the state may be changed (or donated) after the return.
 
     Args:
-      val_loss: must be finite: it ranks steps.
-      replace: whether a step of this number may be there already, which goes when this is whole.
+      val_loss: finite, because it ranks steps.
+      replace: whether an existing step of this number is removed when this one is complete.
 
     Raises:
       CheckpointError: this step, or the one before it, could not be written.
@@ -103,7 +105,7 @@ def save(
     sealed = json.loads(json.dumps(sealed | {"arrays": checksums.array_checksums(state)}))
     sealed["sha256"] = checksums.json_checksum(sealed)
     with _named_errors(manager):
-        before = _set_before_aside(manager, step) if replace else None
+        old = _move_replaced(manager, step) if replace else None
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -111,17 +113,17 @@ def save(
             ),
             metrics=None if val_loss is None else {SCORE: val_loss},
         )
-        if before is not None:
+        if old is not None:
             manager.wait_until_finished()
-            shutil.rmtree(before.parent)
+            shutil.rmtree(old.parent)
 
 
-def _set_before_aside(manager: ocp.CheckpointManager, step: int) -> Path | None:
-    """Takes a step that is to be replaced out of the manager's sight.
+def _move_replaced(manager: ocp.CheckpointManager, step: int) -> Path | None:
+    """Move a step that will be replaced out of the manager's folder.
 
     Returns:
-      Where it lies until the new one is whole (see `_put_back`); None where it could not be kept,
-      in an object store or by many processes, or where there is none.
+      Its path until the new step is complete (see `_restore_replaced`); None where there is no such
+      step, or it could not be kept (in an object store, or with several processes).
     """
     if step not in manager.all_steps():
         return None
@@ -136,12 +138,12 @@ def _set_before_aside(manager: ocp.CheckpointManager, step: int) -> Path | None:
 
 
 def movable(manager: ocp.CheckpointManager) -> bool:
-    """Whether steps may be moved: in a local folder, by the one process that there is."""
+    """Return whether steps may be moved: in a local folder, by a single process."""
     return jax.process_count() == 1 and "://" not in str(manager.directory)
 
 
-def _put_back(directory: Path) -> None:
-    """Steps that were to be replaced when a run was killed are there again."""
+def _restore_replaced(directory: Path) -> None:
+    """Move back steps that were about to be replaced when a run was killed."""
     for kept in sorted((directory.parent / REPLACED).glob("*")):
         if (directory / kept.name).exists():
             shutil.rmtree(kept)
@@ -152,7 +154,7 @@ def _put_back(directory: Path) -> None:
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
-    """Waits until every step that was saved is on disk.
+    """Wait until every saved step is on disk.
 
     Raises:
       CheckpointError: one could not be written.
@@ -171,24 +173,24 @@ def _named_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
         first = str(e).strip().splitlines()[:1]
         raise CheckpointError(
             f"a checkpoint could not be written to {manager.directory} ({type(e).__name__}: "
-            f"{first}); make room there, or see that it can be written, and run the same command "
-            "again: it goes on from the last whole step"
+            f"{first}); make room there, or make it writable, and run the same command again: it "
+            "resumes from the last intact step"
         ) from e
 
 
 def restore_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """The JSON part of a step, of today's format.
+    """Return the JSON part of a step, in the current format.
 
     Raises:
       DamageError: it cannot be read, or is not what was saved.
-      CheckpointError: it is of a later version.
+      CheckpointError: it was written by a later version.
     """
     meta, number = _stored_meta(manager, step)
     return migration.upgraded_meta({k: v for k, v in meta.items() if k not in _OURS}, number)
 
 
 def restore_state(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
-    """The arrays of a step, shaped and placed like `like` (arrays or ShapeDtypeStructs).
+    """Return the arrays of a step, shaped and placed like `like` (arrays or ShapeDtypeStructs).
 
     Raises:
       DamageError: they cannot be read, or are not what was saved.
@@ -206,7 +208,7 @@ def restore_state(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
 
 
 def _stored_meta(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], int]:
-    """The JSON part of a step as it is there, and its format."""
+    """Return the JSON part of a step in its stored format, and the number of that format."""
     meta = _restored(manager, step, meta=ocp.args.JsonRestore())
     if not isinstance(meta, dict):
         raise _damage(manager, step, "its meta is no JSON object")
@@ -221,11 +223,11 @@ def _stored_meta(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, A
 
 
 def _restored(manager: ocp.CheckpointManager, step: int, **item: Any) -> Any:
-    """One item of a step.
+    """Return one item of a step.
 
     Raises:
-      DamageError: it cannot be read, whatever the step holds.
-      CheckpointError: this program may not read it, now; that says nothing of the step.
+      DamageError: the item is damaged.
+      CheckpointError: this process cannot read it now, which says nothing about the step.
     """
     [name] = item
     try:
@@ -233,17 +235,17 @@ def _restored(manager: ocp.CheckpointManager, step: int, **item: Any) -> Any:
     except Exception as e:  # orbax raises many types on a damaged step
         if isinstance(e, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
             raise  # the barrier of many processes, when one is lost
-        if _is_ours(e):
+        if _is_local(e):
             raise CheckpointError(
                 f"checkpoint {manager.directory}/{step} could not be read now "
-                f"({type(e).__name__}: {e}); that says nothing of what it holds: try again"
+                f"({type(e).__name__}: {e}), which says nothing about its content: try again"
             ) from e
         first = str(e).strip().splitlines()[:1]
         raise _damage(manager, step, f"{type(e).__name__}: {first}") from e
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether an error is one of this program or machine, and not of what a file holds."""
+def _is_local(error: Exception) -> bool:
+    """Return whether an error is due to this process or machine, not to a file's content."""
     missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
     by_number = isinstance(error, OSError) and error.errno is not None
     return is_out_of_memory(error) or (by_number and not isinstance(error, missing))
@@ -252,47 +254,5 @@ def _is_ours(error: Exception) -> bool:
 def _damage(manager: ocp.CheckpointManager, step: int, what: str) -> DamageError:
     return DamageError(
         f"checkpoint {manager.directory}/{step} cannot be read ({what}); "
-        f"move that folder away to go on from another step, of {sorted(manager.all_steps())}"
+        f"move that folder away to resume from another step, of {sorted(manager.all_steps())}"
     )
-
-
-def refuse_other_run(meta: Mapping[str, Any], mine: Mapping[str, Any], where: Any) -> None:
-    """Raises CheckpointError where a checkpoint belongs to another base, data set or config.
-
-    Args:
-      meta: of the checkpoint.
-      mine: of this run, any of `base`, `data`, `tokenizer` (fingerprints), `weights` (names of the
-        edited ones) and `config` (nested, plain).
-      where: the checkpoint, for the message.
-    """
-    meta = migration.upgraded_meta(meta, migration.format_of(meta, where))
-    for key, what in (("base", "base model"), ("data", "data set"), ("tokenizer", "tokenizer")):
-        if key in mine and meta.get(key) != mine[key]:
-            raise CheckpointError(
-                f"{where} was made with another {what}: its fingerprint is {meta.get(key)}, "
-                f"this run's is {mine[key]}; use that {what} or another --workdir"
-            )
-    if "weights" in mine and meta.get("weights") != mine["weights"]:
-        raise CheckpointError(
-            f"{where} edits {meta.get('weights')}, this model offers {mine['weights']}; load it "
-            "with the last_n_blocks and edit_roles of that run"
-        )
-    theirs, ours = meta.get("config", {}), mine.get("config", {})
-    if ours.get("job") == "edit" and isinstance(theirs, Mapping):
-        theirs, ours = with_added_keys(theirs), with_added_keys(ours)
-    differences = _differences(theirs, ours)
-    changed = sorted(line for line in differences if not line.startswith(_MAY_DIFFER))
-    if "config" in mine and changed:
-        raise CheckpointError(
-            f"{where} was made with another config; different: {'; '.join(changed)}; "
-            "use the same config or another --workdir"
-        )
-
-
-def _differences(theirs: Any, ours: Any, prefix: str = "") -> list[str]:
-    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
-        found = []
-        for key in sorted({*theirs, *ours}):
-            found += _differences(theirs.get(key), ours.get(key), f"{prefix}{key}.")
-        return found
-    return [] if theirs == ours else [f"{prefix[:-1]} was {theirs!r}, is {ours!r}"]

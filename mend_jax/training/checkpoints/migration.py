@@ -1,7 +1,7 @@
-"""Formats of checkpoints, and how one of an older version becomes one of today's.
+"""Formats of checkpoints, and the migration of older ones.
 
-Each change of what a step holds raises `FORMAT` by one and adds a `Migration` from the format
-before. Checkpoints without a number are of format 1.
+Each change of a step's content raises `FORMAT` by one and adds a `Migration` from the format
+before. Checkpoints without a number are of format 1. Config keys: see `config_keys`.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ class Migration(NamedTuple):
 
 
 def format_of(meta: Mapping[str, Any], where: Any) -> int:
-    """The format of a checkpoint.
+    """Return the format of a checkpoint.
 
     Raises:
-      CheckpointError: a later one than is known here, or no number.
+      CheckpointError: it is not a number, or one of a later version.
     """
     number = meta.get("format", 1)
     if type(number) is not int or not 1 <= number <= FORMAT:
         raise CheckpointError(
             f"{where} is of checkpoint format {number!r}, and this version reads 1 to {FORMAT}: it "
-            "was written by a later version of mend_jax; go on with that one"
+            "was written by a later version of mend_jax; use that version"
         )
     return number
 
 
 def upgraded_meta(meta: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The meta of a checkpoint of a format as one of today's."""
+    """Return a checkpoint's meta of format `number` in the current format."""
     meta = dict(meta)
     for older in range(number, FORMAT):
         meta = MIGRATIONS[older].meta(meta)
@@ -56,14 +56,14 @@ def upgraded_meta(meta: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def as_stored(like: Any, number: int) -> Any:
-    """The structure of today's arrays as a checkpoint of that format holds them."""
+    """Return the structure of the current arrays as format `number` stores them."""
     for older in range(FORMAT - 1, number - 1, -1):
         like = MIGRATIONS[older].like(like)
     return like
 
 
 def upgraded_state(state: Any, like: Any, number: int) -> Any:
-    """Arrays of a format as today's; `like` is today's structure."""
+    """Return arrays of format `number` in the current structure, that of `like`."""
     for older in range(number, FORMAT):
         state = MIGRATIONS[older].state(state, as_stored(like, older + 1))
     return state
@@ -80,7 +80,7 @@ class StateOf1:
 
 
 def _meta_of_1(meta: dict[str, Any]) -> dict[str, Any]:
-    """Add the guards' memory, which format 2 has in the record."""
+    """Add the guards' memory to the run state."""
     record = meta.get("record")
     return meta | ({"record": {**record, "watch": {}}} if isinstance(record, Mapping) else {})
 

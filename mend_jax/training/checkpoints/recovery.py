@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, where some are damaged."""
+"""The checkpoint that a run resumes from, where some are damaged."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from typing import Any
 from orbax.checkpoint import CheckpointManager
 
 from mend_jax.errors import CheckpointError
+from mend_jax.parallel.distributed import print_once
 from mend_jax.training import checkpoints
-from mend_jax.training.checkpoints.damage import FOLDER, DamageError, move_aside, say
+from mend_jax.training.checkpoints.damage import FOLDER, DamageError, move_aside
 
 
 def newest_intact(
-    manager: CheckpointManager, like: Any, mine: Mapping[str, Any], first: int | None = None,
+    manager: CheckpointManager, like: Any, identity: Mapping[str, Any], first: int | None = None,
     read_only: bool = False,
 ) -> tuple[int, Any, dict[str, Any]] | None:  # fmt: skip
-    """The newest step that is whole: its number, arrays and meta; None where there is none at all.
+    """Return number, arrays and meta of the newest intact step; None if there is no step.
 
-    A damaged step is told; where another is whole it is moved aside, unless `read_only` or in an
-    object store.
+    Damaged steps are reported; where another one is intact they are moved aside, unless `read_only`
+    or in an object store.
 
     Args:
-      like, mine: see `checkpoint.restore_state` and `checkpoint.refuse_other_run`.
-      first: a step to look at before the others.
-      read_only: whether nothing may be moved.
+      like: see `checkpoints.restore_state`.
+      identity: see `checkpoints.refuse_other_run`.
+      first: a step to try before the others.
 
     Raises:
-      CheckpointError: the steps belong to another run; or none of them is whole; or one is damaged
-        that cannot be moved (in an object store; or many processes would have to agree on it).
+      CheckpointError: the steps belong to another run; none is intact; or a damaged one cannot be
+        moved (in an object store, or with several processes, which would have to agree).
     """
     movable = checkpoints.movable(manager)
     steps = sorted(manager.all_steps(), reverse=True)
@@ -39,33 +40,38 @@ def newest_intact(
     for step in steps:
         try:
             meta = checkpoints.restore_meta(manager, step)
-            checkpoints.refuse_other_run(meta, mine, manager.directory / str(step))
+            checkpoints.refuse_other_run(meta, identity, manager.directory / str(step))
             state = checkpoints.restore_state(manager, step, like)
         except DamageError as e:
             if not (read_only or movable):
                 raise
             damages[step] = e
             continue
-        for number, damage in damages.items():
-            say(f"{damage}; going on from step {step}")
+        for damaged, error in damages.items():
+            print_once(f"{error}; resuming from step {step}")
             if not read_only:
-                _set_aside(manager, number)
+                _move_aside(manager, damaged)
         return step, state, meta
-    if damages:
-        raise CheckpointError(
-            f"no checkpoint is whole: {'; '.join(map(str, damages.values()))}; put back a copy of "
-            "one, or train in another --workdir"
-        )
-    if (aside := Path(manager.directory).parent / FOLDER).is_dir() and any(aside.iterdir()):
-        raise CheckpointError(
-            f"{manager.directory} holds no step, and {aside} those that were damaged: put back a "
-            "copy of one that was whole, or remove that folder to begin anew"
-        )
+    _refuse_damaged_only(manager, damages)
     return None
 
 
+def _refuse_damaged_only(manager: CheckpointManager, damages: Mapping[int, DamageError]) -> None:
+    if damages:
+        raise CheckpointError(
+            f"no checkpoint is intact: {'; '.join(map(str, damages.values()))}; restore one from a "
+            "copy, or train in another --workdir"
+        )
+    aside = Path(manager.directory).parent / FOLDER
+    if aside.is_dir() and any(aside.iterdir()):
+        raise CheckpointError(
+            f"{manager.directory} has no step, and {aside} those that were damaged: restore an "
+            "intact one from a copy, or remove that folder to start again"
+        )
+
+
 def best_step(manager: CheckpointManager) -> int | None:
-    """The step of the best validation: as the newest step says, or by the scores that are there."""
+    """Return the step of the best validation, by the newest readable meta, else by the scores."""
     for step in sorted(manager.all_steps(), reverse=True):
         with contextlib.suppress(DamageError):
             record = checkpoints.restore_meta(manager, step).get("record", {})
@@ -74,7 +80,7 @@ def best_step(manager: CheckpointManager) -> int | None:
 
 
 def is_intact(manager: CheckpointManager, step: int, like: Any) -> bool:
-    """Whether a step is there and whole; one that is damaged is told and moved aside.
+    """Return whether a step exists and is intact; report a damaged one and move it aside.
 
     Raises:
       DamageError: it is damaged and cannot be moved; see `newest_intact`.
@@ -86,13 +92,12 @@ def is_intact(manager: CheckpointManager, step: int, like: Any) -> bool:
     except DamageError as e:
         if not checkpoints.movable(manager):
             raise
-        say(str(e))
-        _set_aside(manager, step)
+        print_once(str(e))
+        _move_aside(manager, step)
         return False
     return True
 
 
-def _set_aside(manager: CheckpointManager, step: int) -> None:
-    """Moves a step out of the manager's sight."""
+def _move_aside(manager: CheckpointManager, step: int) -> None:
     move_aside(Path(manager.directory), step)
     manager.reload()
