@@ -1,4 +1,4 @@
-"""Trains the top of an encoder to judge claims: head, pooler and last blocks, the trunk frozen."""
+"""Fine-tunes the top of an encoder to classify claims: last blocks, pooler and head."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
+from jaxtyping import Array, Int
+from ml_collections import ConfigDict
 
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.losses import correct_tokens, token_nll
@@ -22,7 +23,9 @@ from mend_jax.evaluation.claim_scores import score_claims, summarise_claims
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.json_lines import JsonLines
 from mend_jax.io.progress import Progress
-from mend_jax.models.params import BLOCK
+from mend_jax.models.base import EditableModel
+from mend_jax.models.params import BLOCK, Params
+from mend_jax.parallel.distributed import StopRequest
 from mend_jax.training.config_keys import Key
 
 KEYS = (
@@ -53,10 +56,10 @@ KEYS = (
 
 
 @flax.struct.dataclass
-class State:
-    """What a training step reads and writes; `params` are the trained ones, `step` is int32."""
+class FineTuningState:
+    """What a training step reads and writes; `params` are the trained ones."""
 
-    step: jax.Array
+    step: Int[Array, ""]
     params: Any
     opt_state: Any
 
@@ -69,8 +72,8 @@ class Best(NamedTuple):
     params: Any
 
 
-def split_params(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(frozen, trained) entries of nested parameters: trunk and embeddings, top and head."""
+def split_params(params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (frozen, trained) parameters: trunk and embeddings, top and head."""
     top = {k for k in params if BLOCK.match(f"{k}/") or k in ("pooler", "classifier")}
     return {k: params[k] for k in params if k not in top}, {k: params[k] for k in top}
 
@@ -84,74 +87,84 @@ def make_optimizer(lr: float, clip: float, warmup: int, steps: int) -> optax.Gra
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def train_step(
-    module: Any, tx: optax.GradientTransformation, state: State, frozen: Any, seqs: TokenBatch
-) -> tuple[State, dict[str, jax.Array]]:
-    """One step of Adam on the mean nll of a batch of claims [B, ...]."""
-    h_BxTxD = trunk_states(module, frozen, seqs)
+    module: EditableModel,
+    tx: optax.GradientTransformation,
+    state: FineTuningState,
+    frozen: Params,
+    claims: TokenBatch,
+) -> tuple[FineTuningState, dict[str, jax.Array]]:
+    """Take one step of Adam on the mean nll of a batch of claims [B, ...]."""
+    h_BxTxD = trunk_states(module, frozen, claims)
 
-    def loss_fn(trained):
-        logits_Bx1x2 = top_logits(module, {**frozen, **trained}, h_BxTxD, seqs)
-        right = correct_tokens(logits_Bx1x2, seqs.target).astype(jnp.float32).mean()
-        return token_nll(logits_Bx1x2, seqs.target).mean(), right
+    def loss_function(trained: Params) -> tuple[jax.Array, jax.Array]:
+        logits_Bx1x2 = top_logits(module, {**frozen, **trained}, h_BxTxD, claims)
+        accuracy = correct_tokens(logits_Bx1x2, claims.target).astype(jnp.float32).mean()
+        return token_nll(logits_Bx1x2, claims.target).mean(), accuracy
 
-    (loss, right), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    grad_function = jax.value_and_grad(loss_function, has_aux=True)
+    (loss, accuracy), grads = grad_function(state.params)
     with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in int32 and mixes in floats
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return State(state.step + 1, params, opt_state), {"loss": loss, "accuracy": right}
+    new = FineTuningState(state.step + 1, params, opt_state)
+    return new, {"loss": loss, "accuracy": accuracy}
 
 
 def train(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     model: LanguageModel,
     texts: Mapping[str, TokenBatch],
     log: JsonLines,
-    stop: Any,
+    stop: StopRequest,
 ) -> tuple[Best, int]:
-    """Trains to the last epoch or until validation no longer improves.
+    """Train to the last epoch, or until validation no longer improves.
 
     Returns:
-      The best trained parameters by accuracy on validation, and the steps that were done.
+      The best trained parameters by validation accuracy, and the number of steps.
 
     Raises:
       TrainingError: a loss that is not finite.
       Preempted: a stop was requested.
     """
-    c = config.train
-    batches = list(shuffled_batches(texts["learned"], c.batch_size, c.epochs, config.seed))
+    c, claims = config.train, texts["learned"]
+    batches = list(shuffled_batches(claims, c.batch_size, c.epochs, config.seed))
     if not batches:
         raise ConfigError(
-            f"train.batch_size is {c.batch_size}, more than the {len(texts['learned'].tokens)} "
-            "claims to train on"
+            f"train.batch_size is {c.batch_size}, more than the {len(claims.tokens)} claims to "
+            "train on"
         )
     frozen, trained = split_params(model.params)
     tx = make_optimizer(c.lr, c.clip, c.warmup, len(batches))
-    trained = jax.tree.map(jnp.array, trained)  # its own memory: each step reuses the last one's
-    state = State(jnp.zeros((), jnp.int32), trained, tx.init(trained))
+    trained = jax.tree.map(jnp.array, trained)  # copies, because each step reuses their memory
+    state = FineTuningState(jnp.zeros((), jnp.int32), trained, tx.init(trained))
     best, progress = Best(0, -1.0, None), Progress("fine-tune", len(batches))
     for step, index in enumerate(batches, start=1):
-        state, metrics = train_step(
-            model.module, tx, state, frozen, take_trimmed(texts["learned"], index)
-        )
+        state, metrics = train_step(model.module, tx, state, frozen, take_trimmed(claims, index))
+        validates = step % c.val_every == 0 or step == len(batches)
         if step % c.log_every == 0 or step % c.val_every == 0:
-            values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-            if not np.isfinite(values["loss"]):
-                raise TrainingError(
-                    f"step {step}: the loss is {values['loss']}; lower train.lr and start again"
-                )
+            values = _finite_metrics(metrics, step)
             log.append({"step": step, "kind": "train", **values})
             progress.update(step, f"loss {values['loss']:.4f}")
-        if step % c.val_every == 0 or step == len(batches):
+        if validates:
             params = {**frozen, **state.params}
-            found = summarise_claims(
+            scores = summarise_claims(
                 score_claims(model.module, params, texts["validation"], config.eval.batch_size)
             )
-            log.append({"step": step, "kind": "validation", **found})
-            progress.update(step, f"validation accuracy {found['accuracy']:.4f}", force=True)
-            if found["accuracy"] > best.accuracy:
-                best = Best(step, found["accuracy"], jax.device_get(state.params))
+            log.append({"step": step, "kind": "validation", **scores})
+            progress.update(step, f"validation accuracy {scores['accuracy']:.4f}", force=True)
+            if scores["accuracy"] > best.accuracy:
+                best = Best(step, scores["accuracy"], jax.device_get(state.params))
             elif c.patience and step - best.step >= c.patience:
                 break
         if stop.after_step(step):
-            raise Preempted(f"asked to stop at step {step}: the same command starts again")
+            raise Preempted(f"stop requested at step {step}: the same command starts again")
     return best, step
+
+
+def _finite_metrics(metrics: Mapping[str, jax.Array], step: int) -> dict[str, float]:
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not np.isfinite(values["loss"]):
+        raise TrainingError(
+            f"step {step}: the loss is {values['loss']}; lower train.lr and start again"
+        )
+    return values

@@ -160,7 +160,7 @@ def test_an_interrupted_run_starts_again_and_does_the_same(ran, base, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(fact_checker_job.distributed, "StopRequest", Stop)
-        with pytest.raises(Preempted, match="asked to stop at step 14"):
+        with pytest.raises(Preempted, match="stop requested at step 14"):
             fact_checker_job.finetune(settings(base), tmp_path)
     assert not (tmp_path / "results.json").exists() and lines_of(tmp_path, "train")
     again = fact_checker_job.finetune(settings(base), tmp_path)
