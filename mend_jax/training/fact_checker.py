@@ -23,7 +23,7 @@ from mend_jax.evaluation.claim_scores import score_claims, summarise_claims
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.json_lines import JsonLines
 from mend_jax.io.progress import Progress
-from mend_jax.models.base import EditableModel
+from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import BLOCK, Params
 from mend_jax.parallel.distributed import StopRequest
 from mend_jax.training.config_keys import Key
