@@ -43,7 +43,7 @@ def test_the_command_writes_what_a_grid_writes(tmp_path, capsys):
     names = {path.name for path in (tmp_path / "both").iterdir()}
     assert {"grid.json", "report.html", "table.md", "tradeoff.png"} <= names
     table = (tmp_path / "both" / "table.md").read_text()
-    single, in_turn = table.split("## One after the other")
+    single, in_turn = table.split("## Sequential edits")
     assert single.count("| MEND") == 4 and "**50.0%**" in single and "25.0%" in single
     assert in_turn.count("| MEND") == 4 * 4  # of each cell after 1, 10, 100 and 1,000 edits
     again = join_grids.read(tmp_path / "both" / "grid.json")

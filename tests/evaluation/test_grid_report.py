@@ -58,7 +58,7 @@ def test_the_page_shows_every_row_and_marks_the_best_of_its_size(tmp_path):
 def test_rows_of_several_machines_say_which_and_their_times_are_not_compared():
     rows = [fake_row(m) for m in METHODS[:3]]
     wanted = ("seconds_per_edit", "training_seconds")  # these rows have no peak of memory
-    times = [i for i, c in enumerate(grid_report.COLUMNS) if c[2] in wanted]
+    times = [i for i, c in enumerate(grid_report.COLUMNS) if c.key in wanted]
 
     def marked(rows):
         (group,) = grid_report.tables_by_size(rows)
@@ -102,7 +102,7 @@ def test_no_time_of_an_edit_is_not_the_best_time():
     rows = [fake_row(m) for m in METHODS[:3]]
     del rows[1]["scores"]["seconds_per_edit"]
     (group,) = grid_report.tables_by_size(rows)
-    at = [name for name, *_ in grid_report.COLUMNS].index("an edit")
+    at = [column.name for column in grid_report.COLUMNS].index("an edit")
     cells = [r["cells"][at] for r in group["rows"]]
     assert cells[1] == {"text": "–", "ci": "", "best": False}
     assert sorted(c["best"] for c in cells) == [False, False, True]
@@ -130,8 +130,8 @@ def test_bars_of_times_begin_at_zero_unless_they_are_far_apart():
         return [{"scores": {"seconds_per_edit": {"mean": t}}} for t in times]
 
     for times in ((0.2, 1.9), (0.2,), (0.0, None, 3.0), ()):
-        assert not grid_plots.far_apart(rows(*times), "seconds_per_edit"), times
-    assert grid_plots.far_apart(rows(2.1, 0.2), "seconds_per_edit")
+        assert not grid_plots.needs_log_axis(rows(*times), "seconds_per_edit"), times
+    assert grid_plots.needs_log_axis(rows(2.1, 0.2), "seconds_per_edit")
 
 
 def test_pictures_have_something_on_them(tmp_path):
@@ -175,7 +175,7 @@ def test_names_stand_beside_their_points_and_apart():
     points = [(rng.uniform(30, 320), rng.uniform(10, 290)) for _ in range(20)]
     points += [(150 + 3 * i, 140.0 + i % 2) for i in range(10)]
     names = [rng.choice(METHODS) for _ in points]
-    places = grid_plots.free_places(points, names)
+    places = grid_plots.place_names(points, names)
     boxes = [
         (x + dx - 2.2 * len(n), y + dy - 4.5, x + dx + 2.2 * len(n), y + dy + 4.5)
         for (x, y), (dx, dy), n in zip(points, places, names, strict=True)
@@ -213,11 +213,11 @@ def test_drawdown_is_that_of_answers_where_far_texts_have_some():
 
 
 def test_edits_in_turn_have_rows_by_number_of_edits():
-    (turns,) = grid_report.sequential_tables([fake_row("MEND", turns=0.8), fake_row("FT")])
+    (turns,) = grid_report.sequential_table([fake_row("MEND", turns=0.8), fake_row("FT")])["groups"]
     assert [row["edits"] for row in turns["rows"]] == ["1", "10", "100", "1\u202f000"]
     assert turns["rows"][3]["cells"][0] == "51.2%"
     text = grid_markdown.table(fake_grid([fake_row("MEND", turns=0.8), fake_row("FT")]))
-    head, rule, *lines = text.split("## One after the other\n\n")[1].splitlines()
+    head, rule, *lines = text.split("## Sequential edits\n\n")[1].splitlines()
     assert head.startswith("| method | edits | first |") and head.endswith("| \\|dW\\| / \\|W\\| |")
     assert [line.split(" | ")[:2] for line in lines] == [
         ["| MEND", edits] for edits in ("1", "10", "100", "1\u202f000")

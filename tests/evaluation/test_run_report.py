@@ -197,7 +197,7 @@ def test_page_shows_the_numbers_of_the_run(workdir):
 
 def test_edits_in_turn_have_a_table_and_a_picture(workdir):
     seen = words(workdir / "report.html")
-    table = seen[seen.index("One after the other") :]
+    table = seen[seen.index("Sequential edits") :]
     assert "Edits first middle last all so far KL" in table
     assert "1 000 51.2% 71.6% 97.0% 64.0% 0.54 1.35 0.27 78.0% 0.032" in table
     assert table.index("fine-tuning 1 100.0%") > table.index("MEND 1 100.0%")
@@ -289,7 +289,7 @@ def test_same_files_same_page(workdir, tmp_path):
 
 def test_successes_and_failures_stand_apart(workdir):
     seen = words(workdir / "report.html")
-    worked, failed = seen.index("Edits that worked"), seen.index("The edit did not take")
+    worked, failed = seen.index("Edits that worked"), seen.index("The edit failed")
     assert seen.count("✓ worked", worked, failed) == 3
     near = seen.index("A neighbour changed")
     assert seen.count("✗ failed", failed, near) == 1 == seen.count("✗ failed", near)
@@ -307,7 +307,7 @@ def test_examples_can_be_filtered_by_outcome_and_relation():
     assert choices(cards) == {
         "outcome": [
             ("good", "Edits that worked (3)"), ("failed", "Edits that failed (3)"),
-            ("edit", "The edit did not take (1)"),
+            ("edit", "The edit failed (1)"),
             ("paraphrase", "A paraphrase did not follow (2)"), ("near", "A neighbour changed (1)"),
         ],
         "relation": [

@@ -1,4 +1,4 @@
-"""Edits as the report shows them: before and after, and a gallery of faults."""
+"""Examples of edits as the report shows them: before and after, and failures by fault."""
 
 from __future__ import annotations
 
@@ -11,28 +11,24 @@ from mend_jax.evaluation.reports.values import value_at
 
 # (fault, title, what went wrong)
 _FAULTS = (
-    ("edit", "The edit did not take", "left to write on, it does not say the new answer"),
-    (
-        "paraphrase",
-        "A paraphrase did not follow",
-        "the edited question is right, other words are not",
-    ),
-    ("near", "A neighbour changed", "the edit took, and moved a like question (KL above 0.1)"),
-    ("far", "Something unrelated changed", "the edit took, and moved a far text (KL above 0.1)"),
+    ("edit", "The edit failed", "the model does not generate the new answer"),
+    ("paraphrase", "A paraphrase did not follow", "the edited question is right, a paraphrase not"),
+    ("near", "A neighbour changed", "the edit succeeded, and moved a similar question (KL > 0.1)"),
+    ("far", "Something unrelated changed", "the edit succeeded, and moved a far text (KL > 0.1)"),
     ("", "Edits that failed", "an answer is wrong, or another text changed"),
 )
 _TITLES = {fault: title for fault, title, _ in _FAULTS}
+_QUESTIONS = (
+    ("Edited question", "prompt", "target", "before", "after"),
+    ("Paraphrase", "paraphrase", "target", "paraphrase_before", "paraphrase_after"),
+    ("Neighbour, to be left alone", "near_prompt", "near_answer", "near_before", "near_after"),
+)
 
 
 def example_card(example: Mapping[str, Any]) -> dict[str, Any]:
-    """One edit as three questions, each with the wanted answer and the outputs before and after."""
-    asked = (
-        ("Edited question", "prompt", "target", "before", "after"),
-        ("Paraphrase", "paraphrase", "target", "paraphrase_before", "paraphrase_after"),
-        ("Neighbour, to be left alone", "near_prompt", "near_answer", "near_before", "near_after"),
-    )
+    """Return one edit as three questions, each with its target and the outputs before and after."""
     keys = ("name", "prompt", "wanted", "before", "after")
-    rows = [(name, *(example.get(k) for k in paths)) for name, *paths in asked]
+    rows = [(name, *(example.get(k) for k in paths)) for name, *paths in _QUESTIONS]
     card = {k: format_value(example.get(k)) for k in ("target", "truth", "kl_near", "kl_far")}
     good, fault, faults = example.get("good") is True, example.get("fault"), example.get("faults")
     fault = fault if isinstance(fault, str) else None
@@ -48,7 +44,7 @@ def example_card(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def choices(cards: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, str]]]:
-    """What cards can be filtered by: outcomes and relations, those there are, with their counts.
+    """Return the outcomes and relations of the cards, to filter by, with their counts.
 
     A card counts under each of its faults.
     """
@@ -62,7 +58,11 @@ def choices(cards: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, str
 
 
 def gallery(failed: Sequence[Mapping[str, Any]], shares: Any) -> list[dict[str, Any]]:
-    """The failed edits by fault, each kind with how often it happens among all test edits."""
+    """Return the failed edits by fault.
+
+    Args:
+      shares: of all test edits, by fault.
+    """
     groups = []
     for fault, title, note in _FAULTS:
         cards = [card for card in failed if card["fault"] == fault]

@@ -1,4 +1,4 @@
-"""Values as a page shows them: numbers with their units, text with its odd signs made visible."""
+"""Values as pages show them: numbers with their units, text with invisible signs replaced."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _DISPLAY_NAMES = {"mend": "MEND", "fine_tune": "fine-tuning"}
 _REORDERING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
 
-def format_value(value: Any, kind: str = "plain") -> str:
-    """A value as the page shows it: percent, points (of percent), plain, count, time or bytes."""
+def format_value(value: Any, unit: str = "plain") -> str:
+    """Return a value as text; units are percent, points (of percent), plain, count, time, bytes."""
     x = finite_number(value)
     if x is None:
-        return value if kind == "plain" and isinstance(value, str) and value else DASH
-    shown = {
+        return value if unit == "plain" and isinstance(value, str) and value else DASH
+    texts = {
         "percent": f"{100 * x:.1f}%",
         "points": f"{100 * x:.1f}",
         "count": f"{round(x):,}".replace(",", "\u202f"),
@@ -27,7 +27,7 @@ def format_value(value: Any, kind: str = "plain") -> str:
         "bytes": f"{x / 1e9:.2f} GB" if x >= 1e9 else f"{x / 1e6:.0f} MB",
         "plain": f"{x:.3g}" if abs(x) < 1000 else f"{x:.0f}",
     }
-    return shown[kind].replace("-", "\u2212")
+    return texts.get(unit, texts["plain"]).replace("-", "\u2212")
 
 
 def display_name(name: Any) -> str:
@@ -36,7 +36,7 @@ def display_name(name: Any) -> str:
 
 
 def printable(value: Any) -> Any:
-    """A value whose strings show line ends and what else cannot be seen (or stored) as signs."""
+    """Return a value whose strings show line ends, and replace other invisible characters."""
     if isinstance(value, str):
         value = value.replace("\n", "⏎").replace("\t", " ")
         odd = {c for c in value if c in _REORDERING or unicodedata.category(c) in ("Cc", "Cs")}
@@ -47,6 +47,6 @@ def printable(value: Any) -> Any:
 
 
 def starts_with(output: Any, answer: Any) -> bool:
-    """Whether a text begins with an answer, whatever the case and the spaces before it."""
+    """Return whether a text begins with an answer, ignoring case and leading spaces."""
     head = str(output or "").lstrip(" ⏎").casefold()
     return bool(answer) and head.startswith(str(answer).strip().casefold())

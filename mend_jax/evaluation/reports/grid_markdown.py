@@ -12,43 +12,43 @@ from mend_jax.evaluation.reports.formatting import DASH, printable
 SOFT_HYPHEN = "\u00ad"
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """What grid.json holds as text: a table for each number of facts an edit, then what is missing.
+def table(grid: Mapping[str, Any]) -> str:
+    """Return what grid.json holds as text: a table for each number of facts an edit.
 
-    The columns are those of the page (`grid_report.COLUMNS`), without those that no row has a
-    number for; the best of each is bold. Intervals are given for success alone. Edits that follow
-    one another have a table of their own.
+    The columns are those of the page without empty ones; the best of each is bold. Intervals are
+    given for success alone. A table of sequential edits and the unfinished cells follow.
     """
-    found = printable(found)
-    lines = [f"# {found['title']}", ""]
-    lines += [f"{name}: {what}" for name, what in grid_report.run_context(found["rows"])]
-    for group in grid_report.tables_by_size(found["rows"]):
-        lines += ["", f"## {group['name']}", "", *_rows(group["rows"])]
-    if turns := grid_report.sequential_tables(found["rows"]):
-        lines += ["", "## One after the other", "", *_in_turn(turns)]
-    if waiting := [r["cell"] for r in found["rows"] if r["missing"]]:
+    grid = printable(grid)
+    rows = grid["rows"]
+    lines = [f"# {grid['title']}", ""]
+    lines += [f"{name}: {value}" for name, value in grid_report.run_context(rows)]
+    names = [column.name.replace(SOFT_HYPHEN, "") for column in grid_report.columns(rows)]
+    for group in grid_report.tables_by_size(rows):
+        lines += ["", f"## {group['name']}", "", *_scores_table(names, group["rows"])]
+    sequential = grid_report.sequential_table(rows)
+    if sequential["groups"]:
+        lines += ["", "## Sequential edits", "", *_sequential_table(sequential)]
+    if waiting := [r["cell"] for r in rows if r["missing"]]:
         lines += ["", f"Not finished: {', '.join(waiting)}."]
     return "\n".join(lines) + "\n"
 
 
-def _rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    names = [name.replace(SOFT_HYPHEN, "") for name, *_ in grid_report.COLUMNS]
+def _scores_table(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     kept = [i for i in range(len(names)) if any(r["cells"][i]["text"] != DASH for r in rows)]
-    lines = [
-        _line(["method", *(names[i] for i in kept), "n, seeds"]),
-        _line(["---"] * (len(kept) + 2)),
-    ]
+    lines = []
     for r in rows:
         cells = [_cell(r["cells"][i], interval=i == 0) for i in kept]
-        about = re.sub(r"^[^;]*; ", "", r["about"])
-        lines.append(_line([r["name"], *cells, about]))
-    return lines
+        lines.append([r["name"], *cells, re.sub(r"^[^;]*; ", "", r["about"])])
+    return _markdown(["method", *(names[i] for i in kept), "n, seeds"], lines)
 
 
-def _in_turn(turns: Sequence[Mapping[str, Any]]) -> list[str]:
-    heads = ["method", "edits", *(name for name, *_ in grid_report.TURNS)]
-    each = [[t["name"], r["edits"], *r["cells"]] for t in turns for r in t["rows"]]
-    return [_line(line) for line in (heads, ["---"] * len(heads), *each)]
+def _sequential_table(sequential: Mapping[str, Any]) -> list[str]:
+    lines = [[g["name"], r["edits"], *r["cells"]] for g in sequential["groups"] for r in g["rows"]]
+    return _markdown(["method", "edits", *sequential["columns"]], lines)
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [_line(cells) for cells in (heads, ["---"] * len(heads), *rows)]
 
 
 def _cell(cell: Mapping[str, Any], interval: bool) -> str:

@@ -1,4 +1,4 @@
-"""The page of a grid: one table, a row a cell, and its pictures."""
+"""The page of a grid: one table with a row a cell, and its pictures."""
 
 from __future__ import annotations
 
@@ -7,97 +7,89 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mend_jax.evaluation.reports import grid_plots
+from mend_jax.evaluation.reports import grid_plots, sequential_report
 from mend_jax.evaluation.reports.formatting import display_name, format_value, printable
 from mend_jax.evaluation.reports.html_pages import page_environment
-from mend_jax.evaluation.reports.sequential_plots import in_turn
-from mend_jax.evaluation.reports.values import finite_number, interval_ends, value_at
+from mend_jax.evaluation.reports.tables import Score, added_metrics, best_of, cell
+from mend_jax.evaluation.reports.values import number_at, value_at
 from mend_jax.io.files import write_bytes, write_text
 
-# (heading, kind, score, whether more is better)
 COLUMNS = (
-    ("success", "percent", "success", True),
-    ("edit", "percent", "edit", True),
-    ("para\u00adphrase", "percent", "paraphrase", True),
-    ("written", "percent", "generated", True),
-    ("written, paraphrase", "percent", "generated_paraphrase", True),
-    ("KL, far texts", "plain", "kl_far", False),
-    ("same choice, far", "percent", "argmax_agreement_far", True),
-    ("KL, near facts", "plain", "kl_near", False),
-    ("accuracy lost", "points", "accuracy_drawdown", False),
-    ("perplexity added", "plain", "perplexity_added", False),
-    ("an edit", "time", "seconds_per_edit", False),
-    ("peak memory", "bytes", "peak_memory_bytes", False),
-    ("training", "time", "training_seconds", False),
+    Score("percent", "success", "success", higher_is_better=True),
+    Score("percent", "edit", "edit", higher_is_better=True),
+    Score("percent", "para\u00adphrase", "paraphrase", higher_is_better=True),
+    Score("percent", "written", "generated", higher_is_better=True),
+    Score("percent", "written, paraphrase", "generated_paraphrase", higher_is_better=True),
+    Score("plain", "KL, far texts", "kl_far", higher_is_better=False),
+    Score("percent", "same choice, far", "argmax_agreement_far", higher_is_better=True),
+    Score("plain", "KL, near facts", "kl_near", higher_is_better=False),
+    Score("points", "accuracy lost", "accuracy_drawdown", higher_is_better=False),
+    Score("plain", "perplexity added", "perplexity_added", higher_is_better=False),
+    Score("time", "an edit", "seconds_per_edit", higher_is_better=False),
+    Score("bytes", "peak memory", "peak_memory_bytes", higher_is_better=False),
+    Score("time", "training", "training_seconds", higher_is_better=False),
 )
-OF_THE_MACHINE = ("seconds_per_edit", "peak_memory_bytes", "training_seconds")
-"""Scores that are compared on one machine alone."""
-TURNS = (
-    ("first", "percent", "first.success"),
-    ("middle", "percent", "middle.success"),
-    ("last", "percent", "last.success"),
-    ("all so far", "percent", "all.success"),
-    ("KL", "plain", "locality.kl"),
-    ("same choice", "percent", "locality.argmax_agreement"),
-    ("|dW| / |W|", "plain", "relative_norm"),
-)
+MACHINE_SCORES = ("seconds_per_edit", "peak_memory_bytes", "training_seconds")
+"""Scores that are only compared on one machine."""
 
-Rows = Sequence[Mapping[str, Any]]
+GridRow = Mapping[str, Any]
+Rows = Sequence[GridRow]
 
 
-def write(workdir: Any, found: Mapping[str, Any]) -> Any:
-    """Writes report.html and its pictures from what grid.json holds; returns the page's path."""
-    pictures = draw(found["rows"])
+def write(workdir: Any, grid: Mapping[str, Any]) -> Any:
+    """Write report.html and its pictures from what grid.json holds; return the page's path."""
+    pictures = draw(grid["rows"])
     for name, png in pictures.items():
         write_bytes(workdir / name, png)
-    write_text(workdir / "report.html", page(found, pictures))
+    write_text(workdir / "report.html", page(grid, pictures))
     return workdir / "report.html"
 
 
 def draw(rows: Rows) -> dict[str, bytes]:
-    """Every picture that there are numbers for, by file name."""
+    """Return every picture for which there are numbers, by file name."""
     rows = [r for r in rows if r["scores"]]
     timed, known = rows_of_main_machine(rows), machines(rows)
     where = f", machine {known.index(timed[0]['hardware']) + 1}" if len(known) > 1 else ""
     drawn = {
         "tradeoff.png": grid_plots.tradeoff_png(rows),
         "sizes.png": grid_plots.sizes_png(rows),
-        "sequential.png": grid_plots.turns_png(rows),
+        "sequential.png": grid_plots.sequential_png(rows),
         "costs.png": grid_plots.costs_png(timed, grid_plots.looks(rows), where),
     }
     return {name: png for name, png in drawn.items() if png is not None}
 
 
-def page(found: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
-    """The HTML page, pictures inside; every text from outside is escaped."""
-    found = printable(found)
-    rows = found["rows"]
-    config = json.dumps(found["config"], indent=2, sort_keys=True, ensure_ascii=False)
+def page(grid: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """Return the HTML page with its pictures; every text from outside is escaped."""
+    grid = printable(grid)
+    rows = grid["rows"]
     view = {
-        "title": found["title"],
-        "config_name": found["config_name"],
-        "on": run_context(rows),
-        "columns": [name for name, *_ in COLUMNS],
+        "title": grid["title"],
+        "config_name": grid["config_name"],
+        "context": run_context(rows),
+        "columns": [c.name for c in columns(rows)],
         "groups": tables_by_size(rows),
-        "sweeps": threshold_tables(rows),
-        "turn_columns": [name for name, *_ in TURNS],
-        "turns": sequential_tables(rows),
-        "failed": found["failed"],
+        "thresholds": threshold_tables(rows),
+        "sequential": sequential_table(rows),
+        "failed": grid["failed"],
         "waiting": {r["cell"]: r["missing"] for r in rows if r["missing"]},
-        "config": config,
+        "config": json.dumps(grid["config"], indent=2, sort_keys=True, ensure_ascii=False),
         "pictures": {k: base64.b64encode(png).decode("ascii") for k, png in pictures.items()},
     }
     return page_environment().get_template("grid.html.j2").render(view)
 
 
+def columns(rows: Rows) -> list[Score]:
+    """Return the columns of the table, those of added metrics last."""
+    return [*COLUMNS, *added_metrics(rows).values()]
+
+
 def run_context(rows: Rows) -> list[tuple[str, str]]:
-    """On what it was run, each thing once; rows of other data are told by their fingerprint."""
-    names = {"Base model": ("base",), "Data": ("data", "data_fingerprint")}
+    """Return base model, data (with their fingerprints) and machines, each value once."""
+    keys = {"Base model": ("base",), "Data": ("data", "data_fingerprint")}
     found = {
-        name: [
-            *dict.fromkeys(" ".join(str(r[k]) for k in keys if r[k]) for r in rows if r[keys[0]])
-        ]
-        for name, keys in names.items()
+        name: [*dict.fromkeys(" ".join(str(r[k]) for k in own if r[k]) for r in rows if r[own[0]])]
+        for name, own in keys.items()
     }
     found["Machine"] = machines(rows)
     if len(found["Machine"]) > 1:
@@ -106,12 +98,12 @@ def run_context(rows: Rows) -> list[tuple[str, str]]:
 
 
 def machines(rows: Rows) -> list[str]:
-    """The machines that the rows were run on."""
+    """Return the machines that ran the rows."""
     return list(dict.fromkeys(str(r["hardware"]) for r in rows if r["hardware"]))
 
 
 def rows_of_main_machine(rows: Rows) -> Rows:
-    """The rows of the machine that most of them were run on: times are compared there alone."""
+    """Return the rows of the machine with the most rows: only their times are compared."""
     most = max(
         machines(rows), key=lambda name: sum(r["hardware"] == name for r in rows), default=None
     )
@@ -119,100 +111,74 @@ def rows_of_main_machine(rows: Rows) -> Rows:
 
 
 def tables_by_size(rows: Rows) -> list[dict[str, Any]]:
-    """The rows by how many facts one edit brings in; the best of each column there is marked."""
-    sizes = sorted({r["facts_per_edit"] for r in rows if r["scores"]})
-    everywhere, made = machines(rows), []
-    for size in sizes:
-        own = [r for r in rows if r["facts_per_edit"] == size and r["scores"]]
-        best = {score: best_mean(own, score, more) for _, _, score, more in COLUMNS}
-        if len(machines(own)) > 1:
-            best |= dict.fromkeys(OF_THE_MACHINE)
-        shown = [
+    """Return a table for each number of facts an edit; the best of each column is marked."""
+    shown, every, known = columns(rows), [r for r in rows if r["scores"]], machines(rows)
+    tables = []
+    for size in sorted({r["facts_per_edit"] for r in every}):
+        own = [r for r in every if r["facts_per_edit"] == size]
+        best = {c.key: _best(own, c) for c in shown}
+        table = [
             {
                 "name": display_name(r["method"]),
-                "about": row_details(r, everywhere),
-                "cells": [table_cell(r, kind, score, best[score]) for _, kind, score, _ in COLUMNS],
+                "about": row_details(r, known),
+                "cells": [_cell(r, c, best[c.key]) for c in shown],
             }
             for r in own
         ]
         name = f"{format_value(size, 'count')} fact{'' if size == 1 else 's'} an edit"
-        made.append({"name": name, "rows": shown})
-    return made
+        tables.append({"name": name, "rows": table})
+    return tables
 
 
-def row_details(r: Mapping[str, Any], everywhere: Sequence[str] = ()) -> str:
-    """What a row is made from, and on which machine, where the table is of several."""
-    seeds = ", ".join(map(str, r["seeds"]))
+def _best(rows: Rows, column: Score) -> float | None:
+    if column.key in MACHINE_SCORES and len(machines(rows)) > 1:
+        return None
+    means = (number_at(r, f"scores.{column.key}.mean") for r in rows)
+    return best_of(means, column.higher_is_better)
+
+
+def _cell(row: GridRow, column: Score, best: float | None) -> dict[str, Any]:
+    score = value_at(row, f"scores.{column.key}")
+    return cell(value_at(score, "mean"), value_at(score, "ci95"), column.unit, best)
+
+
+def row_details(row: GridRow, known_machines: Sequence[str] = ()) -> str:
+    """Return what a row was computed from, and on which machine if there are several."""
+    seeds = ", ".join(map(str, row["seeds"]))
     parts = [
-        r["cell"],
-        f"n = {format_value(r['n'], 'count')}",
-        f"seed{'s' * (len(r['seeds']) > 1)} {seeds}",
+        row["cell"],
+        f"n = {format_value(row['n'], 'count')}",
+        f"seed{'s' * (len(row['seeds']) > 1)} {seeds}",
     ]
-    if r["threshold_tuning"]:
-        threshold = finite_number(value_at(r, "threshold_tuning.eps"))
-        parts.append(f"e* = {format_value(threshold)}, chosen")
-    if r["init_from"]:
-        parts.append(f"from {r['init_from']} on, {format_value(r['steps'], 'count')} steps")
-    if len(everywhere) > 1 and r["hardware"]:
-        parts.append(f"machine {everywhere.index(str(r['hardware'])) + 1}")
+    if row["threshold_tuning"]:
+        parts.append(f"e* = {format_value(number_at(row, 'threshold_tuning.eps'))}, chosen")
+    if row["init_from"]:
+        parts.append(f"from {row['init_from']} on, {format_value(row['steps'], 'count')} steps")
+    if len(known_machines) > 1 and row["hardware"]:
+        parts.append(f"machine {known_machines.index(str(row['hardware'])) + 1}")
     return "; ".join(parts)
 
 
-def best_mean(rows: Rows, score: str, more: bool) -> float | None:
-    """The best mean of several rows."""
-    values = {finite_number(value_at(r, f"scores.{score}.mean")) for r in rows} - {None}
-    return (max if more else min)(values) if len(values) > 1 else None
-
-
-def table_cell(r: Mapping[str, Any], kind: str, score: str, best: float | None) -> dict[str, Any]:
-    """A mean and its interval."""
-    mean = finite_number(value_at(r, f"scores.{score}.mean"))
-    ends = interval_ends(value_at(r, f"scores.{score}.ci95"))
-    between = "–".join(format_value(end, kind).rstrip("%") for end in ends or ())
-    return {
-        "text": format_value(mean, kind),
-        "ci": between,
-        "best": mean is not None and mean == best,
-    }
-
-
 def threshold_tables(rows: Rows) -> list[dict[str, Any]]:
-    """For each cell that chose a threshold on validation rows, all that it tried."""
-    kinds = {"eps": "plain", "success": "percent", "changed": "percent", "score": "percent"}
+    """Return all thresholds that were tried, for each cell that chose one on validation rows."""
+    units = {"eps": "plain", "success": "percent", "changed": "percent", "score": "percent"}
+
+    def line(candidate: Mapping[str, Any], chosen: Any) -> dict[str, Any]:
+        cells = [format_value(number_at(candidate, key), unit) for key, unit in units.items()]
+        return {"cells": cells, "best": candidate.get("eps") == chosen}
+
     return [
         {
             "name": display_name(r["method"]),
             "cell": r["cell"],
-            "rows": [
-                {
-                    "cells": [
-                        format_value(finite_number(tried.get(key)), kind)
-                        for key, kind in kinds.items()
-                    ],
-                    "best": tried.get("eps") == r["threshold_tuning"].get("eps"),
-                }
-                for tried in r["threshold_tuning"].get("candidates", ())
-            ],
+            "rows": [line(c, tuning.get("eps")) for c in tuning.get("candidates", ())],
         }
         for r in rows
-        if r.get("threshold_tuning")
+        if (tuning := r.get("threshold_tuning"))
     ]
 
 
-def sequential_tables(rows: Rows) -> list[dict[str, Any]]:
-    """For each cell that edited in turn, a row a number of edits."""
-    return [
-        {
-            "name": display_name(r["method"]),
-            "cell": r["cell"],
-            "rows": [
-                {
-                    "edits": format_value(v["edits"], "count"),
-                    "cells": [format_value(value_at(v, path), kind) for _, kind, path in TURNS],
-                }
-                for v in in_turn(r)
-            ],
-        }
-        for r in rows
-        if in_turn(r)
-    ]
+def sequential_table(rows: Rows) -> dict[str, Any]:
+    """Return the table of the cells that made sequential edits."""
+    named = [(display_name(r["method"]), r["cell"], r) for r in rows]
+    return sequential_report.table(named, sequential_report.SHORT_COLUMNS)

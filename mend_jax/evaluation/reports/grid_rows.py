@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
-from mend_jax.evaluation.reports.values import finite_number, interval_ends, value_at
+from mend_jax.evaluation.reports.tables import added_metrics
+from mend_jax.evaluation.reports.values import interval_ends, number_at, value_at
 from mend_jax.evaluation.statistics import summarise_runs
 from mend_jax.models.params import nest
 
-# What a row says, and where a run's results.json has it.
+# The scores of a row, and where they are in a run's results.json.
 SCORES = {
     "success": "eval.success",
     "edit": "eval.edit.success_exact",
@@ -30,7 +31,7 @@ SCORES = {
     "training_seconds": "training.seconds",
     "editor_parameters": "training.editor_parameters",
 }
-# Intervals over the test facts, which a run has itself; one seed alone has no other.
+# Intervals over the test facts, in a run's results.json: the only ones that one seed has.
 _OVER_FACTS = {
     "success": "eval.success_ci95",
     "edit": "eval.edit.ci95.success_exact",
@@ -38,13 +39,20 @@ _OVER_FACTS = {
     "generated": "eval.edit.ci95.success_generated",
     "generated_paraphrase": "eval.paraphrase.ci95.success_generated",
 }
-_TRAINED = ("training_seconds", "editor_parameters")
+_TRAINING_SCORES = ("training_seconds", "editor_parameters")
 
 Results = Mapping[str, Any]
 
 
+class Run(Protocol):
+    """A run of a cell; see `run_processes.RunProcess`."""
+
+    @property
+    def folder(self) -> Any: ...
+
+
 class GridRow(TypedDict):
-    """What a row always has, and a reader of it may rely on; see `make_row`."""
+    """What every row has; see `make_grid_row`."""
 
     cell: str
     method: str
@@ -64,43 +72,22 @@ class GridRow(TypedDict):
 
 
 def make_grid_row(
-    name: str, cell: Mapping[str, Any], runs: Sequence[tuple[Any, Results | None]]
+    name: str, cell: Mapping[str, Any], runs: Sequence[tuple[Run, Results | None]]
 ) -> dict[str, Any]:
-    """The row of a cell; what is not finished is left out and told.
+    """Return the row of a cell, without the runs that are not finished (`missing`).
 
-    `scores`: for each of `SCORES` mean, standard deviation, 95% interval and values over the
-    finished seeds (`statistics.summarise_runs`). With one seed the interval is the run's own over
-    the test facts (`ci95_over`); it treats facts of one edit as independent.
+    `scores` has mean, standard deviation, 95% interval and values over the finished seeds
+    (`statistics.summarise_runs`) of `SCORES` and of added metrics. With one seed the interval is
+    the run's own over the test facts (`ci95_over`); it treats facts of one edit as independent.
 
     Args:
-      runs: each `processes.Run` and its results, None where it is not finished.
+      runs: each run and its results, None where it is not finished.
     """
-    seeds = list(cell["seeds"])
+    seeds = [*zip(cell["seeds"], (results for _, results in runs), strict=True)]
     done = [results for _, results in runs if results is not None]
     first = done[0] if done else {}
-    flat = [
-        {
-            key: value
-            for key, path in SCORES.items()
-            if (value := finite_number(value_at(r, path))) is not None
-        }
-        for r in done
-    ]
-    for scores in flat:
-        of_texts = scores.pop("accuracy_drawdown_far", None)
-        if of_texts is not None:
-            scores.setdefault("accuracy_drawdown", of_texts)
-    for r, scores in zip(done, flat, strict=True):  # without steps no time goes into training
-        if not finite_number(value_at(r, "training.steps")):
-            for key in _TRAINED:
-                scores.pop(key, None)
-    spread = summarise_runs(flat)
-    for key, score in spread.items():
-        score["ci95_over"] = "seeds"
-        if len(done) == 1:
-            ends = interval_ends(value_at(first, _OVER_FACTS.get(key, "")))
-            score |= {"sd": None, "ci95": ends and list(ends), "ci95_over": ends and "facts"}
-    turns = summarise_runs([value_at(r, "eval.sequential") or {} for r in done])
+    sequential = summarise_runs([value_at(r, "eval.sequential") or {} for r in done])
+    added = added_metrics(value_at(r, "eval") for r in done)
     return {
         "cell": name,
         "method": cell["method"],
@@ -110,13 +97,37 @@ def make_grid_row(
         "steps": value_at(first, "training.steps"),
         "init_from": cell.get("start", ""),
         "threshold_tuning": value_at(first, "eval.threshold_tuning"),
-        "seeds": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is not None],
-        "missing": [s for s, (_, r) in zip(seeds, runs, strict=True) if r is None],
-        "scores": spread,
-        "sequential": nest({path: score["mean"] for path, score in turns.items()}, "."),
+        "seeds": [seed for seed, results in seeds if results is not None],
+        "missing": [seed for seed, results in seeds if results is None],
+        "scores": _scores_over_seeds(done, [*added]),
+        "sequential": nest({path: score["mean"] for path, score in sequential.items()}, "."),
+        "metrics": {key: value_at(first, f"eval.metrics.{key}") for key in added},
         "base": value_at(first, "base.spec"),
         "data": value_at(first, "data.name"),
         "data_fingerprint": value_at(first, "data.fingerprint"),
         "hardware": value_at(first, "hardware"),
         "folders": [str(run.folder) for run, _ in runs],
     }
+
+
+def _scores_over_seeds(done: Sequence[Results], added: Sequence[str]) -> dict[str, dict[str, Any]]:
+    paths = {key: f"eval.metrics.{key}.value" for key in added} | SCORES
+    intervals = {key: f"eval.metrics.{key}.ci95" for key in added} | _OVER_FACTS
+    found = summarise_runs([_scores_of_run(results, paths) for results in done])
+    for key, score in found.items():
+        score["ci95_over"] = "seeds"
+        if len(done) == 1:
+            ends = interval_ends(value_at(done[0], intervals.get(key, "")))
+            score |= {"sd": None, "ci95": ends and list(ends), "ci95_over": ends and "facts"}
+    return found
+
+
+def _scores_of_run(results: Results, paths: Mapping[str, str]) -> dict[str, float]:
+    scores = {key: x for key, path in paths.items() if (x := number_at(results, path)) is not None}
+    of_all_tokens = scores.pop("accuracy_drawdown_far", None)
+    if of_all_tokens is not None:
+        scores.setdefault("accuracy_drawdown", of_all_tokens)
+    if not number_at(results, "training.steps"):  # without steps nothing was trained
+        for key in _TRAINING_SCORES:
+            scores.pop(key, None)
+    return scores

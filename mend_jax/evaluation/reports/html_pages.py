@@ -1,4 +1,4 @@
-"""How HTML pages are made: every text escaped, and no script runs but those of this package."""
+"""HTML pages: every text is escaped, and only the scripts of this package run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 @functools.cache
 def page_environment() -> jinja2.Environment:
-    """How templates are read: every text is escaped, and a name that is not there is an error.
+    """Return the environment of templates: every text is escaped, missing names are errors.
 
     Templates can call `inline_script(NAME)` for an inline script of this package, and
     `content_security_policy(NAME, ...)` for the policy that allows these scripts and nothing else.
@@ -38,20 +38,20 @@ def page_environment() -> jinja2.Environment:
 
 
 def inline_script(name: str) -> Markup:
-    """The text of a script among the templates, to stand between <script> and </script>."""
+    """Return the text of a script among the templates, to put between <script> and </script>."""
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
 
 
 def content_security_policy(*scripts: str, talks: bool = False) -> str:
-    """A Content-Security-Policy: nothing is loaded from anywhere, only these scripts run.
+    """Return a Content-Security-Policy: nothing is loaded from anywhere, only these scripts run.
 
-    A script is allowed by the hash of its text, so that one that came in with a model's output
-    would not run even if it were not escaped.
+    A script is allowed by the hash of its text: a script in a model's output would not run even if
+    it were not escaped.
 
     Args:
-      scripts: names, as of `inline_script`.
-      talks: whether it is of a page that a server sends, whose scripts may call that server (and
-        which no other page may frame).
+      scripts: names, as `inline_script` expects them.
+      talks: whether a server sends the page: its scripts may then call that server, and no other
+        page may frame it.
     """
     hashes = (hashlib.sha256(inline_script(name).encode()).digest() for name in scripts)
     rules = {

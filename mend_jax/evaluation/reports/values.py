@@ -21,15 +21,26 @@ def finite_number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def interval_ends(value: Any) -> tuple[float, float] | None:
-    """Return both ends of a confidence interval, or None."""
-    ends = [finite_number(v) for v in value] if isinstance(value, (list, tuple)) else []
-    if len(ends) != 2 or ends[0] is None or ends[1] is None:
-        return None
-    return ends[0], ends[1]
+def number_at(values: Any, path: str) -> float | None:
+    """Return the finite number at a dotted path, or None."""
+    return finite_number(value_at(values, path))
+
+
+def numbers_at(values: Any, *paths: str) -> list[float] | None:
+    """Return the numbers at all paths; None where one is missing."""
+    found = [x for path in paths if (x := number_at(values, path)) is not None]
+    return found if len(found) == len(paths) else None
 
 
 def mean_at(values: Any, *paths: str) -> float | None:
-    """Return the mean of the values at all paths; None where one is missing."""
-    found = [x for path in paths if (x := finite_number(value_at(values, path))) is not None]
-    return sum(found) / len(found) if len(found) == len(paths) else None
+    """Return the mean of the numbers at all paths; None where one is missing."""
+    found = numbers_at(values, *paths)
+    return None if found is None else sum(found) / len(found)
+
+
+def interval_ends(value: Any) -> tuple[float, float] | None:
+    """Return both ends of a confidence interval, or None."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return None
+    low, high = map(finite_number, value)
+    return None if low is None or high is None else (low, high)
