@@ -17,8 +17,8 @@ import numpy as np
 from mend_jax.errors import ConfigError, did_you_mean
 from mend_jax.training.config_keys import RENAMED_KEYS, current_key, with_current_names
 
-# What `ast.literal_eval` raises for text that is no literal, or one that is nested too deeply.
-_NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+# Errors of `ast.literal_eval` for text that is not a literal, or one that is nested too deeply.
+_NOT_A_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -27,14 +27,14 @@ def _folders() -> list[Path]:
 
 
 def config_names() -> list[str]:
-    """The files that `--config=NAME.py` finds without a path."""
+    """Return the file names that `--config=NAME.py` finds without a path."""
     return sorted(
         {p.name for f in _folders() for p in f.glob("*.py") if not p.name.startswith("_")}
     )
 
 
 def find_config(name: str) -> Path:
-    """The file for `--config=NAME.py`: a path as given, or a name in a `configs` folder.
+    """Return the file for `--config=NAME.py`: a path, or a name in a `configs` folder.
 
     Raises:
       ConfigError: there is no such file; the message lists the nearest and all known names.
@@ -48,10 +48,10 @@ def find_config(name: str) -> Path:
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
-    """The config of `NAME.py` or `NAME.py:variant`, locked.
+    """Return the locked config of `NAME.py` or `NAME.py:variant`.
 
     Raises:
-      ConfigError: no such file, no `get_config` in it, or no such variant.
+      ConfigError: no such file, no `get_config` in it, no such variant, or an unknown key.
     """
     name, _, variant = spec.partition(":")
     path = find_config(name)
@@ -80,9 +80,10 @@ def _sets(path: Path, key: str) -> bool:
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str]) -> None:
-    """Applies `key.sub=value` settings in place; values must have the type of what they replace.
+    """Apply `key.sub=value` settings in place; a value must have the type of the one it replaces.
 
-    A group of keys is replaced as a whole by a mapping, as in `editor.options={'lr': 0.01}`.
+    A group of keys is replaced as a whole by a mapping, as in `editor.options={'lr': 0.01}`. Old
+    names of keys are accepted, with a warning.
 
     Raises:
       ConfigError: an unknown key (the nearest one is named), or a value of another type.
@@ -107,13 +108,13 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str])
 
 
 def parse_group(key: str, text: str, old: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """`text`, a mapping of names to values, as a group of keys."""
+    """Parse a mapping of names to values, the new content of a group of keys."""
     try:
         value = ast.literal_eval(text)
         _refuse_infinite(value)
         value = with_current_names(dict(**value), f"{key}.")
         return ml_collections.ConfigDict(value).lock()
-    except _NO_LITERAL as e:
+    except _NOT_A_LITERAL as e:
         raise ConfigError(
             f"config.{key} is a group of keys: set one of {sorted(old)}, or all of it, as in "
             f"--config.{key}=\"{{'name': 1}}\""
@@ -121,12 +122,12 @@ def parse_group(key: str, text: str, old: ml_collections.ConfigDict) -> ml_colle
 
 
 def parse_value(key: str, text: str, old: Any) -> Any:
-    """`text` as a value of the type of `old`."""
+    """Parse a value of the type of `old`."""
     if isinstance(old, str):
         return text
     try:
         value = ast.literal_eval(text)
-    except _NO_LITERAL:
+    except _NOT_A_LITERAL:
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
     try:
         _refuse_infinite(value)
@@ -147,7 +148,7 @@ def parse_value(key: str, text: str, old: Any) -> Any:
 
 
 def _refuse_infinite(value: Any) -> None:
-    """ValueError where a value is or holds a number that no literal is read back as."""
+    """Raise ValueError for a value that is, or contains, a number that is not finite."""
     if isinstance(value, (float, complex)) and not np.isfinite(value):
         raise ValueError("a number that is not finite")
     if isinstance(value, (tuple, list, set, frozenset, dict)):
@@ -156,7 +157,7 @@ def _refuse_infinite(value: Any) -> None:
 
 
 def flat_keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
-    """Every settable key, dotted."""
+    """Yield every settable key, dotted."""
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
             yield from flat_keys(value, f"{prefix}{key}.")
@@ -165,15 +166,15 @@ def flat_keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[s
 
 
 def as_overrides(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Dotted keys and their values as `apply_overrides` reads them."""
+    """Return dotted keys and their values as `key=value` texts for `apply_overrides`."""
     return tuple(f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in values.items())
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
-    """The config as stable JSON text."""
+    """Return the config as JSON text with sorted keys."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list)
 
 
 def to_json_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The config as JSON gives it back (tuples become lists), for comparing and storing."""
+    """Return the config as JSON values (tuples become lists), for comparing and storing."""
     return json.loads(to_json(config))

@@ -1,4 +1,4 @@
-"""What a run was made with: the code, the packages, the machine. `results.json` holds all three."""
+"""The code, packages and machine of a run, for results.json."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def code_fingerprint() -> str:
-    """16 hex digits of every source file of the library."""
+    """Return 16 hex digits of the digest of all source files of the library."""
     return hashlib.sha256("\n".join(source_digests()).encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:
-    """Of the packages whose code computes, and of Python."""
+    """Return the versions of Python and of the packages that compute."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return found | {"python": platform.python_version()}
 
 
 def hardware() -> str:
-    """The machine in words: accelerators, cores, system; of a CPU its name.
+    """Return a description of the machine: accelerators (or the CPU's name), cores, system.
 
-    Which instructions a processor has decides how its sums are rounded.
+    The processor matters to numbers: its instructions decide how sums are rounded.
     """
     devices = jax.devices()
     kind = devices[0].device_kind
@@ -42,7 +42,7 @@ def hardware() -> str:
 
 
 def processor_name() -> str:
-    """What the processor calls itself; "" where the system does not tell."""
+    """Return the processor's name; "" where the system does not provide it."""
     try:
         lines = _CPUINFO.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError):
