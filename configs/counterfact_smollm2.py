@@ -1,9 +1,9 @@
-"""MEND on CounterFact for SmolLM2-135M; not in the paper, but what editors are compared on today.
+"""MEND on CounterFact for SmolLM2-135M: not in the paper, but today's usual benchmark of editors.
 
 Command: python -m mend_jax.main --config=counterfact_smollm2.py --config.data.dir=DATA
 DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md.
-Hardware and time: two cores of 190 GFLOP/s (2048^3 float32 matmul), 3.8 GB, 48 minutes with two
-other jobs beside, of which 30 of training.
+Hardware and time: two cores of 190 GFLOP/s (2048^3 float32 matmul), 3.8 GB, 48 minutes beside two
+other jobs, 30 of them for training.
 Expected (measured here, seed 0, n = 198): success 0.884 (edit 0.929, paraphrase 0.838), freely
 generated 0.818 / 0.682; far passages: KL 0.042, arg max kept 0.899, perplexity 62.9 + 1.3; near
 facts: KL 0.355, arg max kept 0.721. ROME's form (n = 188): 0.827 (0.968 / 0.686), neighbours 0.430

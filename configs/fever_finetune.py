@@ -2,11 +2,11 @@
 
 Command: python -m mend_jax.main --config=fever_finetune.py --config.data.dir=DATA_ROOT
 It leaves the model in runs/fever_finetune/model. The raw files are listed in docs/data.md.
-Hardware and time: two cores, 1:41 minutes measured, 3:04 with other work beside it.
+Hardware and time: two cores, 1:41 minutes measured, 3:04 on a shared machine.
 Expected (measured here, seed 0, on 1,660 claims of the development set about pages that training
-never saw; not the published split): accuracy 0.747 [0.726, 0.767], nll 0.499; on the same claims in
-other words 0.717. Who always says "true" has 0.503. No evidence is read: the model knows what it
-knows, and how false claims of FEVER tend to be worded.
+never saw; not the published split): accuracy 0.747 [0.726, 0.767], nll 0.499; on their
+paraphrases 0.717; always answering "true" gives 0.503. No evidence is read: the model uses what it
+knows, and how false claims of FEVER tend to be phrased.
 """
 
 from mend_jax.training.config_keys import default_config

@@ -2,10 +2,10 @@
 
 Command: python -m mend_jax.main --config=gen_smollm2.py --config.data.dir=DATA
 DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md. The edit targets are
-sampled from the base model first, which takes some minutes once.
+sampled from the base model first, which takes a few minutes, once.
 Hardware and time: two cores of 190 GFLOP/s (2048^3 float32 matmul), 4.2 GB. Alone 0.7 steps a
-second, so about half an hour, of which 6 minutes of sampling and 7 of evaluation; 67 minutes with
-other work beside.
+second, so about half an hour, of which 6 minutes of sampling and 7 of evaluation; 67 minutes on a
+shared machine.
 Expected (measured here, seed 0, n = 200): success 0.720 (edit 0.750, paraphrase 0.690), freely
 generated 0.630 / 0.570; far passages: KL 0.021, arg max kept 0.920, perplexity 45.9 + 1.09. The
 paper's, of distilGPT-2: 0.86 / 0.225, of 68,000 passages and hundreds of times more steps. More

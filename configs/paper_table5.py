@@ -1,13 +1,13 @@
 """Many facts in one edit, trained and evaluated at that size (paper, Table 5; SmolLM2-135M).
 
-1, 5, 25, 75 and 125 facts on zsRE, for MALMEN and UltraEdit 500 as well. Editors that learn go on
-from their cell of a smaller size (`tables._PACE`), which is run first. Variant "sequential": edits
-of one fact that follow one another on one model, 1, 10, 100 and 500 of them.
+1, 5, 25, 75 and 125 facts on zsRE, for MALMEN and UltraEdit 500 as well. Trained editors start
+from their cell of a smaller size (`paper_tables._PACE`), which runs first. Variant "sequential":
+sequences of 1, 10, 100 and 500 edits of one fact on one model.
 Command: python -m mend_jax.main --config=paper_table5.py --config.settings="('data.dir=DATA',)"
 DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md.
 Cost: on two cores of 241 GFLOP/s a cell of MALMEN took 16 minutes of training at 1 fact, 14 at 25
-and 21 at 125, and 10 GB there; of "sequential" MEND's took 15 in all. The whole table was not run.
-It resumes cell by cell. Measured so far: docs/results/README.md.
+and 21 at 125, and 10 GB there; of "sequential" MEND's took 15 in total. The whole table was not
+run. It resumes cell by cell. Measured so far: docs/results/README.md.
 The paper's numbers (success, ENN / MEND, BART-base): 1 .99 / .98, 5 .94 / .97, 25 .35 / .89,
 75 .16 / .78, 125 .11 / .67.
 """

