@@ -12,7 +12,6 @@ import numpy as np
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import WeightsError
 from mend_jax.hub.export_common import AUTO_CLASSES, check_single_edit, readme
-from mend_jax.hub.gguf_files import open_gguf
 from mend_jax.hub.hf_config import read_config
 from mend_jax.hub.hf_export import save_hf
 from mend_jax.hub.source import Source, resolve
@@ -102,11 +101,6 @@ def _config(model: LanguageModel, source: Source, flat: dict[str, np.ndarray]) -
 def _save_tokenizer(directory: Path, model: LanguageModel, source: Source) -> None:
     """The base's own files where it has them, else what makes the same tokens."""
     model.tokenizer.save(directory)
-    if source.kind == "gguf":
-        template = open_gguf(source.path).metadata.get("tokenizer.chat_template")
-        if isinstance(template, str):
-            write_text(directory / "chat_template.jinja", template)
-        return
     for name in _KEPT:
-        if (source.path / name).is_file():
+        if source.kind != "gguf" and (source.path / name).is_file():
             shutil.copyfile(source.path / name, directory / name)

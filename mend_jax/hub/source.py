@@ -17,6 +17,7 @@ _HUB_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "chat_template.jinja",
 )
 _HUB_NOT_FILES = ("*/*", "consolidated*", "adapter_*")
 

@@ -1,25 +1,32 @@
-"""Text to token ids and back, for every place that base weights can come from."""
+"""Text to token ids and back, for every source of base weights.
+
+Files are opened by `tokenizers` itself rather than by transformers, whose AutoTokenizer imports
+torch and whose PreTrainedTokenizerFast adds special tokens that the vocabulary lacks, with ids
+beyond the embedding. Chat templates are rendered by transformers.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from mend_jax.errors import DataError, WeightsError
+from mend_jax.errors import ConfigError, DataError, WeightsError
 from mend_jax.hub.gguf_files import GgufFile, open_gguf
 from mend_jax.hub.source import Source
 from mend_jax.io.files import write_text
 from mend_jax.io.json_values import parse_json
 
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
-_MOST_HOLES = 1000  # ids without a token, beyond one a token: the library counts through them all
+_MAX_GAPS = 1000  # ids without a token, beyond one per token: the library iterates over them
+_CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def _byte_level() -> pre_tokenizers.PreTokenizer:
@@ -43,7 +50,8 @@ class Tokenizer:
       inner: the `tokenizers.Tokenizer`.
       eos_id: the token that ends a text.
       bos_id: the token that starts a text, or None.
-      pad_id: the token that fills a batch; `eos_id` where there is none of its own.
+      pad_id: the token that fills a batch; by default `eos_id`.
+      chat_template: the Jinja template of a chat model, or None.
     """
 
     def __init__(
@@ -52,7 +60,8 @@ class Tokenizer:
         eos_id: int,
         bos_id: int | None = None,
         pad_id: int | None = None,
-    ):
+        chat_template: str | None = None,
+    ) -> None:
         inner.no_padding()
         inner.no_truncation()
         inner.encode_special_tokens = True
@@ -60,10 +69,11 @@ class Tokenizer:
         self.eos_id = eos_id
         self.bos_id = bos_id
         self.pad_id = eos_id if pad_id is None else pad_id
+        self.chat_template = chat_template
 
     @classmethod
     def tiny(cls) -> Tokenizer:
-        """One token a byte and `<|eos|>`: 257 tokens, for tests and tiny models."""
+        """Return a tokenizer of one token per byte and `<|eos|>`, for tests and tiny models."""
         vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
         eos = "<|eos|>"
         inner = _byte_level_bpe({**vocab, eos: len(vocab)}, [], _byte_level())
@@ -72,12 +82,12 @@ class Tokenizer:
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """One more than the largest token id."""
+        """The largest token id plus one."""
         return max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the vocabulary, the merges, the splitting rules and the marks."""
+        """A hash of vocabulary, merges, splitting rules and boundary tokens: 16 hex digits."""
         parts = json.loads(self.inner.to_str())
         for unused in ("version", "post_processor"):
             parts.pop(unused, None)
@@ -87,10 +97,10 @@ class Tokenizer:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text` alone: no special token is added, and none is read out of it.
+        """Return the token ids of `text` alone, without special tokens.
 
         The characters `<|endoftext|>` in a text are text here, never a control token. Bytes that
-        the vocabulary lacks (for SmolLM2 a few control characters) have no id and are left out.
+        the vocabulary lacks (for SmolLM2 a few control characters) are dropped.
 
         Raises:
           DataError: `text` is not Unicode text.
@@ -98,7 +108,7 @@ class Tokenizer:
         return self._encoding(text).ids
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Of each token of `encode(text)`, which characters it is made of: [first, end)."""
+        """Return the characters [first, end) of each token of `encode(text)`."""
         return self._encoding(text).offsets
 
     def _encoding(self, text: str) -> tokenizers.Encoding:
@@ -110,16 +120,16 @@ class Tokenizer:
             ) from error
 
     def encode_with_boundaries(self, text: str) -> list[int]:
-        """Token ids with the marks that the model's own post-processor puts around a text.
-
-        BERT's [CLS] and [SEP], T5's end of text; nothing where there is no post-processor.
-        """
+        """Return the token ids of `text` between the boundary tokens."""
         before, after = self.boundary_tokens
         return [*before, *self.encode(text), *after]
 
     @functools.cached_property
     def boundary_tokens(self) -> tuple[list[int], list[int]]:
-        """The ids that the post-processor puts before a text, and those that it puts after it."""
+        """The ids that the model's post-processor puts before and after a text.
+
+        Such as BERT's [CLS] and [SEP], or T5's end of text; none without a post-processor.
+        """
         if self.inner.post_processor is None:
             return [], []
         plain = self.inner.encode("a", add_special_tokens=False).ids
@@ -130,15 +140,15 @@ class Tokenizer:
         return [], []
 
     def token_id(self, token: str) -> int | None:
-        """The id of one token by its exact name, such as `<|im_end|>`, or None."""
+        """Return the id of one token by its exact name, such as `<|im_end|>`, or None."""
         return self.inner.token_to_id(token)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens and without any tidying of spaces."""
+        """Return the text of token ids, without special tokens; spaces are kept as they are."""
         return self.inner.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def save(self, directory: str | Path) -> None:
-        """Writes tokenizer.json and tokenizer_config.json, as in a Hugging Face folder."""
+        """Write the tokenizer's files as in a Hugging Face folder."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         ids = {"eos_token": self.eos_id, "bos_token": self.bos_id, "pad_token": self.pad_id}
@@ -148,16 +158,70 @@ class Tokenizer:
         self.inner.save(str(directory / "tokenizer.json"))
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         write_text(directory / "tokenizer_config.json", text)
+        if self.chat_template is not None:
+            write_text(directory / _CHAT_TEMPLATE, self.chat_template)
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Return a conversation as the text that the chat model was trained on.
+
+        Args:
+          messages: each with a "role", such as "user", and its "content".
+          add_generation_prompt: end with the start of the assistant's answer.
+
+        Raises:
+          ConfigError: the model has no chat template.
+          DataError: the template does not accept these messages.
+        """
+        if self.chat_template is None:
+            raise ConfigError(
+                "this tokenizer has no chat template: use a chat model, or give plain prompts"
+            )
+        # Takes seconds, and only chats need it. The template runs in a Jinja sandbox.
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        special = {"eos_token": self.eos_id, "bos_token": self.bos_id, "pad_token": self.pad_id}
+        names = {k: "" if i is None else self.inner.id_to_token(i) for k, i in special.items()}
+        try:
+            rendered, _ = render_jinja_template(
+                [[dict(message) for message in messages]],
+                chat_template=self.chat_template,
+                add_generation_prompt=add_generation_prompt,
+                **names,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise DataError(
+                f"the chat template does not accept these messages ({error}): give each a role "
+                "and a content"
+            ) from error
+        return rendered[0]
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Return the token ids of `apply_chat_template`.
+
+        Names of control tokens become control tokens here, also inside a message.
+        """
+        text = self.apply_chat_template(messages, add_generation_prompt)
+        return self._with_control_tokens.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _with_control_tokens(self) -> tokenizers.Tokenizer:
+        inner = tokenizers.Tokenizer.from_str(self.inner.to_str())
+        inner.encode_special_tokens = False
+        return inner
 
 
 def load_tokenizer(source: Source) -> Tokenizer:
-    """The tokenizer that comes with the weights of `source`.
+    """Return the tokenizer that comes with the weights of `source`.
 
-    From tokenizer.json (special tokens from tokenizer_config.json, else config.json), or built
-    from the tokens and merges of a GGUF file.
+    It is read from tokenizer.json (special tokens from tokenizer_config.json, else config.json), or
+    built from the tokens and merges of a GGUF file.
 
     Raises:
-      WeightsError: there is none, it is damaged, or of a kind that is not supported.
+      WeightsError: there is none, or it is damaged or unsupported.
     """
     if source.kind == "gguf":
         return _from_gguf(open_gguf(source.path))
@@ -171,24 +235,24 @@ def _from_folder(folder: Path) -> Tokenizer:
             f"{folder} has no tokenizer.json: copy it from the model, or write it with "
             "AutoTokenizer.from_pretrained(...).save_pretrained(folder) in transformers."
         )
-    inner = _opened(path)
+    inner = _open(path)
     names = _read_json(folder / "tokenizer_config.json")
     config = _read_json(folder / "config.json")
 
-    def find(*roles: str) -> int | None:
+    def special_id(*roles: str) -> int | None:
         for role in roles:
             token = names.get(f"{role}_token")
             token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str) and (known := _id_of(token, inner)) is not None:
+            if isinstance(token, str) and (known := _token_id(token, inner)) is not None:
                 return known
         for role in roles:
             ids = config.get(f"{role}_token_id")
             ids = ids if isinstance(ids, list) else [ids]
             if ids and ids[0] is not None:
-                return _known_id(ids[0], inner, f"{role}_token_id of {folder / 'config.json'}")
+                return _check_id(ids[0], inner, f"{role}_token_id of {folder / 'config.json'}")
         return None
 
-    eos = find("eos", "sep")
+    eos = special_id("eos", "sep")
     if eos is None:
         usual = (inner.token_to_id(token) for token in ("[SEP]", "</s>", "<|endoftext|>"))
         eos = next((i for i in usual if i is not None), None)
@@ -197,36 +261,52 @@ def _from_folder(folder: Path) -> Tokenizer:
             f"neither tokenizer_config.json nor config.json in {folder} names an end of text: "
             'add "eos_token" to tokenizer_config.json.'
         )
-    return Tokenizer(inner, eos, find("bos", "cls"), find("pad"))
+    bos, pad = special_id("bos", "cls"), special_id("pad")
+    return Tokenizer(inner, eos, bos, pad, _folder_template(folder, names))
 
 
-def _opened(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a file, tried on a text: some that open cannot be used."""
+def _folder_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+    """Return the chat template of a folder: of its own file, else of tokenizer_config.json."""
+    path = folder / _CHAT_TEMPLATE
+    if path.is_file():
+        try:
+            return path.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"cannot read {path} ({error}): fetch it again.") from error
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):  # several by name
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _open(path: Path) -> tokenizers.Tokenizer:
+    """Open a tokenizer.json and try it on a text: some that open cannot be used."""
     try:
         inner = tokenizers.Tokenizer.from_file(str(path))
         ids = inner.get_vocab(with_added_tokens=True).values()
-        if max(ids, default=-1) not in range(2 * len(ids) + _MOST_HOLES):
+        if max(ids, default=-1) not in range(2 * len(ids) + _MAX_GAPS):
             raise ValueError(f"{len(ids)} tokens, the largest id is {max(ids, default=None)}")
         inner.decode(inner.encode("a b", add_special_tokens=True).ids)
     except BaseException as error:
-        # tokenizers raises bare Exception, and a panic of its own that is none and has no name.
+        # tokenizers raises bare Exception, and a PanicException that is not an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise WeightsError(f"cannot read {path} ({error}): fetch it again.") from error
     return inner
 
 
-def _id_of(token: str, inner: tokenizers.Tokenizer) -> int | None:
+def _token_id(token: str, inner: tokenizers.Tokenizer) -> int | None:
     try:
         return inner.token_to_id(token)
-    except UnicodeError:  # half a character
+    except UnicodeError:  # a lone surrogate
         return None
 
 
-def _known_id(value: Any, inner: tokenizers.Tokenizer, what: str) -> int:
+def _check_id(value: Any, inner: tokenizers.Tokenizer, what: str) -> int:
     if type(value) is not int or value not in inner.get_vocab(with_added_tokens=True).values():
         raise WeightsError(
-            f"{what} is {value!r:.80}, which is no token of tokenizer.json: fetch both again."
+            f"{what} is {value!r:.80}, which is not a token of tokenizer.json: fetch both again."
         )
     return value
 
@@ -252,7 +332,7 @@ def _from_gguf(file: GgufFile) -> Tokenizer:
     tokens, merges = _strings(file, "tokens"), _strings(file, "merges")
     types = file.metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
     types = types if isinstance(types, list) else []
-    eos, bos, pad = (_token_id(file, role, len(tokens)) for role in ("eos", "bos", "padding"))
+    eos, bos, pad = (_gguf_token_id(file, role, len(tokens)) for role in ("eos", "bos", "padding"))
     vocab = {token: i for i, token in enumerate(tokens)}
     if eos is None or len(vocab) != len(tokens) or len(types) != len(tokens):
         raise WeightsError(
@@ -269,13 +349,14 @@ def _from_gguf(file: GgufFile) -> Tokenizer:
             "model again."
         ) from error
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
-        added = [t for t, of in zip(tokens, types, strict=True) if of == kind]
+        added = [t for t, type_ in zip(tokens, types, strict=True) if type_ == kind]
         add = inner.add_special_tokens if special else inner.add_tokens
         add([AddedToken(t, special=special, normalized=False) for t in added])
-    return Tokenizer(inner, eos, bos, pad)
+    template = file.metadata.get("tokenizer.chat_template")
+    return Tokenizer(inner, eos, bos, pad, template if isinstance(template, str) else None)
 
 
-def _token_id(file: GgufFile, role: str, n_tokens: int) -> int | None:
+def _gguf_token_id(file: GgufFile, role: str, n_tokens: int) -> int | None:
     value = file.metadata.get(f"tokenizer.ggml.{role}_token_id")
     if value is not None and not (isinstance(value, int) and 0 <= value < n_tokens):
         raise WeightsError(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mend_jax import hub
-from mend_jax.errors import DataError, WeightsError
+from mend_jax.errors import ConfigError, DataError, WeightsError
 from mend_jax.hub.gguf_files import GgufFile
 from mend_jax.hub.tokenizer import Tokenizer, _from_gguf, load_tokenizer
 
@@ -180,3 +180,61 @@ def test_gguf_tokenizers_that_cannot_be_used(tmp_path, changes, message):
 def test_what_is_not_text_is_refused(text):
     with pytest.raises(DataError, match="expected Unicode text"):
         TINY.encode(text)
+
+
+CHAT = "{% for m in messages %}{{ m.role }}:{{ m.content }}{{ eos_token }}{% endfor %}"
+MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+
+
+@pytest.mark.parametrize("place", ["file", "config", "named"])
+def test_chat_template_of_a_folder(tmp_path, place):
+    config = {"eos_token": "<|eos|>"}
+    if place == "config":
+        config["chat_template"] = CHAT
+    if place == "named":
+        config["chat_template"] = [{"name": "tool_use", "template": ""},
+                                   {"name": "default", "template": CHAT}]  # fmt: skip
+    source = folder_with(tmp_path, tokenizer_config=config)
+    if place == "file":
+        (tmp_path / "chat_template.jinja").write_text(CHAT)
+    loaded = load_tokenizer(source)
+    text = loaded.apply_chat_template(MESSAGES)
+    assert text == "user:hi<|eos|>assistant:yo<|eos|>"
+    ids = loaded.encode_chat(MESSAGES)
+    assert ids.count(loaded.eos_id) == 2 and loaded.eos_id not in loaded.encode(text)
+    loaded.save(tmp_path / "saved")
+    again = load_tokenizer(hub.Source("safetensors", tmp_path / "saved", ""))
+    assert again.encode_chat(MESSAGES) == ids
+
+
+def test_chat_template_of_smollm2_is_rendered_as_transformers_renders_it(smollm2, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    smollm2.save(tmp_path)
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path, local_files_only=True)
+    for prompt in (True, False):
+        options = dict(add_generation_prompt=prompt)
+        expected = theirs.apply_chat_template(MESSAGES, tokenize=False, **options)
+        assert smollm2.apply_chat_template(MESSAGES, **options) == expected
+        assert smollm2.encode_chat(MESSAGES, **options) == theirs(expected)["input_ids"]
+    assert expected.startswith("<|im_start|>system") and not TINY.chat_template
+
+
+@pytest.mark.parametrize(
+    "template,message",
+    [
+        ("{{ raise_exception('no system role') }}", "no system role"),
+        ("{% for %}", "chat template does not accept"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "chat template does not accept"),
+        ("{{ messages.append(1) }}", "chat template does not accept"),
+    ],
+)
+def test_chat_templates_that_fail_or_leave_the_sandbox_are_named(template, message):
+    tokenizer = Tokenizer(Tokenizer.tiny().inner, eos_id=256, chat_template=template)
+    with pytest.raises(DataError, match=message):
+        tokenizer.apply_chat_template(MESSAGES)
+
+
+def test_a_tokenizer_without_a_chat_template_says_so():
+    with pytest.raises(ConfigError, match="no chat template"):
+        TINY.apply_chat_template(MESSAGES)
