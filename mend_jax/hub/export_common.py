@@ -1,4 +1,4 @@
-"""What exports of edits have in common: the check of an edit, a README that says what it is."""
+"""Shared by the exports of edits: the check of an edit, and a README that describes the folder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ AUTO_CLASSES = {
     "seq2seq": "AutoModelForSeq2SeqLM",
     "classifier": "AutoModelForSequenceClassification",
 }
-"""Kind of model -> the class of transformers that opens it."""
+"""Kind of model -> its class in transformers."""
 
 
 def check_single_edit(edit: Edit, model: LanguageModel) -> None:
-    """CheckpointError unless this is one edit, for this base; its blocks need not be unrolled."""
+    """Check that this is one edit, for this base; its blocks need not be unrolled.
+
+    Raises:
+      CheckpointError: it is several edits, or for another base.
+    """
     model.check_edit(edit)
     for name, delta in edit.deltas.items():
         if any(leaf.ndim != 2 for leaf in jax.tree.leaves(delta)):
@@ -30,12 +34,12 @@ def check_single_edit(edit: Edit, model: LanguageModel) -> None:
 
 
 def readme(title: str, model: LanguageModel, edit: Edit | None, loading: str) -> str:
-    """Markdown: base, facts, what made them, and the Python that opens the folder."""
+    """Return Markdown: base, facts, editor, and the Python that opens the folder."""
     lines = [f"# {title}", "", f"Base: `{model.spec}`, fingerprint `{model.fingerprint}`."]
     if edit is not None:
         by = f" by `{edit.editor}`" if edit.editor else ""
         when = f", {edit.created}" if edit.created else ""
-        lines += ["", f"Facts that were edited in{by}{when} (prompt, new answer):", ""]
+        lines += ["", f"Facts that were edited in{by}{when} (prompt, target):", ""]
         lines += [f"    {json.dumps(fact, ensure_ascii=False)}" for fact in edit.facts]
         lines += [] if edit.facts else ["    (the edit names none)"]
     return "\n".join([*lines, "", "```python", *loading.splitlines(), "```", ""])

@@ -1,4 +1,4 @@
-"""A short name for the exact numbers of a base model."""
+"""A short hash of the exact numbers of a base model."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from mend_jax.hub.source import Source
-from mend_jax.hub.tensor_matching import match
-from mend_jax.hub.tensor_reading import read_whole
+from mend_jax.hub.tensor_matching import match_tensors
+from mend_jax.hub.tensor_reading import read_tensor
 from mend_jax.models.tensor_spec import TensorSpec
 
 
 def fingerprint(flat: Mapping[str, np.ndarray]) -> str:
-    """Hashes names, shapes, types and every byte of the tensors.
+    """Return a hash of names, shapes, types and every byte of the tensors: 16 hex digits.
+
+    It is the same on every machine and in every process.
 
     Args:
       flat: tensors by name, in any order; numpy or JAX arrays of any layout.
-
-    Returns:
-      16 hex digits; the same on every machine and in every process, different as soon as one
-      element, name, shape or type differs.
     """
     names = list(flat)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -39,34 +37,33 @@ def fingerprint_files(
     tied: Mapping[str, str] | None = None,
     ignore: Sequence[str] = (),
 ) -> str:
-    """`fingerprint(read_tensors(...))` with one tensor in memory at a time.
+    """Return `fingerprint(read_tensors(...))` with one tensor in memory at a time.
 
     Raises:
       WeightsError: as `read_tensors`.
     """
-    is_gguf, dtype = source.kind == "gguf", np.dtype(dtype)
     return _combine(
         {
-            spec.path: _digest(read_whole(spec, tensor, dtype, is_gguf))
-            for spec, tensor in match(source, specs, tied, ignore)
+            spec.path: _digest(read_tensor(spec, tensor, np.dtype(dtype)))
+            for spec, tensor in match_tensors(source, specs, tied, ignore)
         }
     )
 
 
 def quick_digests(source: Source) -> list[str]:
-    """`name size digest` of each file of weights; the digest is of its first and last bytes only.
+    """Return `name size digest` of each file of weights, the digest of its first and last MiB.
 
-    Tells apart what is likely to differ (another training, a file cut off) in no time.
+    A quick check that distinguishes other trainings and truncated files.
     """
     is_file = source.kind == "gguf"
     files = [source.path] if is_file else sorted(source.path.glob("*.safetensors"))
-    return [f"{file.name} {file.stat().st_size} {_digest_of_ends(file)}" for file in files]
+    return [f"{file.name} {file.stat().st_size} {_digest_ends(file)}" for file in files]
 
 
 _ENDS = 1 << 20  # bytes
 
 
-def _digest_of_ends(file: Path) -> str:
+def _digest_ends(file: Path) -> str:
     with file.open("rb") as f:
         hasher = hashlib.sha256(f.read(_ENDS))
         f.seek(max(file.stat().st_size - _ENDS, 0))
@@ -87,5 +84,5 @@ def _digest(array: np.ndarray) -> bytes:
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     hasher = hashlib.sha256(f"{array.dtype.name}{list(array.shape)}|".encode())
-    hasher.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    hasher.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return hasher.digest()

@@ -1,8 +1,8 @@
 """GGUF files: header, metadata and tensors, with every read checked against the file's size.
 
-The header is read here rather than by `gguf.GGUFReader`, which takes seconds on a vocabulary of
-tens of thousands of tokens and can run past the end of a truncated file; the block formats of the
-quantised types are the `gguf` package's.
+The header is parsed here rather than by `gguf.GGUFReader`, which needs seconds for a vocabulary of
+tens of thousands of tokens and can read past the end of a truncated file; the block formats of the
+quantised types are decoded by the `gguf` package.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from mend_jax.core.chunking import round_up
 from mend_jax.errors import WeightsError
-from mend_jax.hub.stored_tensor import Stored
+from mend_jax.hub.stored_tensor import Box, StoredTensor
 
 _SCALARS = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",
@@ -36,17 +36,17 @@ class GgufFile:
 
     path: Path
     metadata: Mapping[str, Any]
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, StoredTensor]
 
 
 class _Cursor:
     """Reads little-endian values one after another and never past the end."""
 
-    def __init__(self, buffer, path: Path):
+    def __init__(self, buffer: mmap.mmap, path: Path) -> None:
         self.buffer, self.path, self.at = buffer, path, 0
 
     def skip(self, count: int) -> int:
-        """Steps over `count` bytes that must exist; returns where they start."""
+        """Step over `count` bytes that must exist; return where they start."""
         start = self.at
         if count < 0 or start + count > len(self.buffer):
             raise damaged(
@@ -56,7 +56,7 @@ class _Cursor:
         self.at = start + count
         return start
 
-    def scalar(self, fmt: str):
+    def scalar(self, fmt: str) -> Any:
         return struct.unpack_from(fmt, self.buffer, self.skip(struct.calcsize(fmt)))[0]
 
     def string(self) -> str:
@@ -67,7 +67,7 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise damaged(self.path, f"the text at byte {start} is not UTF-8") from error
 
-    def value(self, kind: int):
+    def value(self, kind: int) -> Any:
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
@@ -76,10 +76,10 @@ class _Cursor:
             raise damaged(self.path, f"unknown type {kind} of a metadata value at byte {self.at}")
         return self.scalar(_SCALARS[kind])
 
-    def array(self) -> list:
+    def array(self) -> list[Any]:
         kind, count = self.scalar("<I"), self.scalar("<Q")
         if kind == _STRING:
-            self.at = self.skip(8 * count)  # each string takes 8 bytes at least
+            self.at = self.skip(8 * count)  # each string has at least 8 bytes
             return [self.string() for _ in range(count)]
         if kind not in _SCALARS:
             raise damaged(self.path, f"unknown type {kind} of a metadata list at byte {self.at}")
@@ -89,18 +89,18 @@ class _Cursor:
 
 
 def damaged(path: Path, what: str) -> WeightsError:
-    """The error for a GGUF file that is not whole."""
+    """Return the error for an incomplete or damaged GGUF file."""
     return WeightsError(
-        f"{path} is not a whole GGUF file: {what}. It was cut short or damaged on the way: "
+        f"{path} is not a complete GGUF file: {what}. It was truncated or damaged in transfer: "
         "delete it and fetch it again."
     )
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """Reads the header of a GGUF file (version 2 or 3, little-endian) and lists its tensors.
+    """Read the header of a GGUF file (version 2 or 3, little-endian) and list its tensors.
 
     Raises:
-      WeightsError: the file is truncated, damaged or of an unknown kind.
+      WeightsError: the file is truncated, damaged or of an unknown version.
     """
     try:
         with path.open("rb") as file:
@@ -114,8 +114,8 @@ def open_gguf(path: Path) -> GgufFile:
     version = cursor.scalar("<I")
     if version not in (2, 3):
         raise WeightsError(
-            f"{path} is a GGUF file of version {version}; versions 2 and 3 (little-endian) can be "
-            "read. Convert it again with a current converter."
+            f"{path} is a GGUF file of version {version}; versions 2 and 3 (little-endian) are "
+            "supported. Convert it again with a current converter."
         )
     n_tensors, n_values = cursor.scalar("<Q"), cursor.scalar("<Q")
     metadata = {}
@@ -131,7 +131,7 @@ def open_gguf(path: Path) -> GgufFile:
     for name, shape, kind, offset in infos:
         if name in tensors:
             raise damaged(path, f"the tensor {name} is there twice")
-        tensors[name] = _stored(buffer, path, name, shape, kind, base + offset)
+        tensors[name] = _stored_tensor(buffer, path, name, shape, kind, base + offset)
     return GgufFile(path, metadata, tensors)
 
 
@@ -144,17 +144,19 @@ def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     return name, tuple(reversed(dims)), cursor.scalar("<I"), cursor.scalar("<Q")
 
 
-def _stored(buffer, path: Path, name: str, shape, kind: int, start: int) -> Stored:
+def _stored_tensor(
+    buffer: mmap.mmap, path: Path, name: str, shape: tuple[int, ...], kind: int, start: int
+) -> StoredTensor:
     try:
         qtype = gguf.GGMLQuantizationType(kind)
         block, block_bytes = gguf.GGML_QUANT_SIZES[qtype]
     except (ValueError, KeyError) as error:
         raise WeightsError(
             f"the tensor {name} of {path} has type {kind}, which the installed gguf package does "
-            "not know: update gguf, or convert the file to F16 or Q8_0."
+            "not support: update gguf, or convert the file to F16 or Q8_0."
         ) from error
     if 0 in shape:
-        raise damaged(path, f"{name} has the shape {list(shape)}, with nothing in it")
+        raise damaged(path, f"{name} has the shape {list(shape)} and is empty")
     row = shape[-1] if shape else 1
     if row % block:
         raise damaged(path, f"{name} has rows of {row}, not a multiple of {qtype.name}'s {block}")
@@ -169,15 +171,16 @@ def _stored(buffer, path: Path, name: str, shape, kind: int, start: int) -> Stor
         rows = data.reshape(*shape[:-1], row // block * block_bytes)
         return gguf.quants.dequantize(rows, qtype).reshape(shape)
 
-    def read_slice(index: tuple[slice, ...]) -> np.ndarray:
-        return read()[index]
+    def read_slice(box: Box) -> np.ndarray:
+        return read()[box]
 
-    return Stored(name, shape, qtype.name, _can_read(qtype), path, read, read_slice)
+    is_float = _can_decode(qtype)
+    return StoredTensor(name, shape, qtype.name, is_float, path, read, read_slice, has_slices=False)
 
 
 @functools.cache
-def _can_read(qtype: gguf.GGMLQuantizationType) -> bool:
-    """Whether the gguf package turns this type into floats (tried on one block of zeros)."""
+def _can_decode(qtype: gguf.GGMLQuantizationType) -> bool:
+    """Return whether the gguf package decodes this type to floats, by trying a block of zeros."""
     try:
         gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[qtype][1]), np.uint8), qtype)
     except NotImplementedError:
@@ -186,16 +189,13 @@ def _can_read(qtype: gguf.GGMLQuantizationType) -> bool:
 
 
 def unpermute(weight: np.ndarray, n_heads: int) -> np.ndarray:
-    """Undoes the row order that GGUF converters give to the queries and keys of rotary families.
+    """Return the queries or keys of a rotary family with their rows in Hugging Face order.
 
-    Converters interleave the two halves of every head; this puts the halves back.
+    GGUF converters interleave the two halves of every head.
 
     Args:
       weight: [d_out, d_in] or [d_out], d_out a multiple of 2 * n_heads.
       n_heads: heads in this tensor (key-value heads for keys).
-
-    Returns:
-      An array of the same shape with the rows in Hugging Face order.
     """
     half = weight.shape[0] // n_heads // 2
     split = weight.reshape(n_heads, half, 2, *weight.shape[1:])

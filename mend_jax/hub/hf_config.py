@@ -1,7 +1,8 @@
-"""The config of a base model, always in Hugging Face terms."""
+"""Reads the config of a base model, always with Hugging Face's keys."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from mend_jax.errors import WeightsError
@@ -13,19 +14,16 @@ _REQUIRED = object()
 
 
 def read_config(source: Source) -> dict[str, Any]:
-    """Reads config.json, or translates a GGUF file's metadata to the same keys.
+    """Return config.json, or a GGUF file's metadata translated to the same keys.
 
     Raises:
-      WeightsError: it cannot be read, has no `model_type`, or is of an architecture or with a
-        feature that has no translation.
+      WeightsError: it cannot be read, has no `model_type`, or has an architecture or a feature
+        without a translation.
     """
     if source.kind == "gguf":
         return config_from_gguf(open_gguf(source.path))
     path = source.path / "config.json"
-    try:
-        config = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {path} as JSON ({error}): fetch it again.") from error
+    config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise WeightsError(
             f"{path} has no model_type: expected the config.json of a Hugging Face model. "
@@ -34,8 +32,20 @@ def read_config(source: Source) -> dict[str, Any]:
     return config
 
 
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file.
+
+    Raises:
+      WeightsError: it cannot be read.
+    """
+    try:
+        return parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read {path} as JSON ({error}): fetch it again.") from error
+
+
 def config_from_gguf(file: GgufFile) -> dict[str, Any]:
-    """The Hugging Face config of a GGUF file of the llama architecture.
+    """Return the Hugging Face config of a GGUF file of the llama architecture.
 
     Raises:
       WeightsError: another architecture, or a feature of this one that is not supported.
@@ -43,7 +53,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
     arch = file.metadata.get("general.architecture")
     if arch != "llama":
         raise WeightsError(
-            f"{file.path} is of architecture {arch!r}; GGUF files can be read for 'llama' only. "
+            f"{file.path} is of architecture {arch!r}; only 'llama' is supported in GGUF files. "
             "Use the safetensors version of this model."
         )
     hidden = _number(file, "llama.embedding_length", int)
@@ -83,14 +93,14 @@ def _number(file: GgufFile, key: str, kind: type, default: Any = _REQUIRED) -> A
         raise WeightsError(f"{file.path} has no {key} in its metadata: convert the model again.")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise WeightsError(
-            f"{key} of {file.path} is {value!r}, not one number; models whose layers differ are "
-            "not supported."
+            f"{key} of {file.path} is {value!r}, not a single number; models with different "
+            "layers are not supported."
         )
     return kind(value)
 
 
 def _tidy(value: float) -> float:
-    """The short decimal number that was stored as float32: 9.999999747e-06 -> 1e-05."""
+    """Return the short decimal number that was stored as float32: 9.999999747e-06 -> 1e-05."""
     return float(f"{value:.6g}")
 
 
@@ -125,7 +135,7 @@ def _vocab_size(file: GgufFile) -> int:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise WeightsError(
-            f"{file.path} has no matrix token_embd.weight: it is not a language model, or one "
-            "part of a split file. Give a file with all the tensors."
+            f"{file.path} has no matrix token_embd.weight: it is not a language model, or only "
+            "one part of a split file. Give a file with all the tensors."
         )
     return embedding.shape[0]

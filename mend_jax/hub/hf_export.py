@@ -1,4 +1,4 @@
-"""Writes a base model back as a Hugging Face folder."""
+"""Writes a base model as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def save_hf(
     specs: Sequence[TensorSpec],
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes config.json and the tensors, under their Hugging Face names and in their own type.
+    """Write config.json and the tensors, under their Hugging Face names and in their own type.
 
-    One model.safetensors, or shards with an index where the tensors take more than
-    `max_shard_bytes`. An older model of the same file names in `directory` is replaced.
+    One model.safetensors, or shards with an index if the tensors exceed `max_shard_bytes`. An older
+    model with the same file names in `directory` is replaced.
 
     Args:
-      directory: made if it is not there.
-      config: what config.json shall hold.
+      directory: created if it is missing.
+      config: the content of config.json.
       flat: `spec.path` -> array of `spec.shape`, for exactly the paths in `specs`.
       specs: names and shapes of the tensors.
-      max_shard_bytes: a shard is at most this long, unless it is one tensor.
+      max_shard_bytes: the largest size of a shard, unless it is a single tensor.
 
     Raises:
-      WeightsError: tensors that `specs` does not have, that are missing, or misshapen.
+      WeightsError: tensors that are unknown to `specs`, missing or misshapen.
     """
     _check(flat, specs)
     directory = Path(directory)
@@ -77,19 +77,19 @@ def _check(flat: Mapping[str, np.ndarray], specs: Sequence[TensorSpec]) -> None:
             "these tensors cannot be exported as this model:\n  "
             + "\n  ".join(problems[:40])
             + more
-            + "\nGive exactly the tensors of the model that the specs belong to."
+            + "\nGive exactly the tensors of the model of these specs."
         )
 
 
 def _shards(
-    flat: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], most: int
+    flat: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], max_bytes: int
 ) -> Iterator[list[TensorSpec]]:
-    """Splits the specs, in their order, into runs of at most `most` bytes."""
+    """Split the specs, in their order, into runs of at most `max_bytes`."""
     run: list[TensorSpec] = []
     size = 0
     for spec in specs:
         n_bytes = _n_bytes(flat[spec.path])
-        if run and size + n_bytes > most:
+        if run and size + n_bytes > max_bytes:
             yield run
             run, size = [], 0
         run.append(spec)

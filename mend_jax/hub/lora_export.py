@@ -1,8 +1,9 @@
-"""An edit as a PEFT LoRA adapter, which `peft` loads onto the base in torch transformers."""
+"""Exports an edit as a LoRA adapter, which `peft` applies to the base in torch transformers."""
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 from safetensors.numpy import save as serialise
 
 from mend_jax.core.recompress import recompress
@@ -36,12 +38,12 @@ base = edited.unload()  # the base again, bit for bit
 
 
 class Adapter(NamedTuple):
-    """What an adapter holds.
+    """A summary of an adapter.
 
     Attributes:
       ranks: weight -> rank of its pair.
-      errors: weight -> relative Frobenius error that recompressing made.
-      notes: what a user should be told.
+      errors: weight -> relative Frobenius error of the recompression.
+      notes: remarks for the user.
     """
 
     ranks: dict[str, int]
@@ -50,26 +52,26 @@ class Adapter(NamedTuple):
 
 
 def save_peft(directory: str | Path, edit: Edit, model: LanguageModel) -> Adapter:
-    """Writes adapter_model.safetensors, adapter_config.json and README.md.
+    """Write adapter_model.safetensors, adapter_config.json and README.md.
 
     Each delta W' = W + a^T b becomes lora_A = a and lora_B = b^T at its numerical rank, in float32
     and with a scale of exactly 1; a dense delta is decomposed. A delta of a part of a fused weight
-    (the queries of GPT-2's c_attn) is zero elsewhere, and so is its pair. All that can be edited
-    are matmuls of blocks, none of which is tied to another tensor, so every edit has an adapter.
+    (the queries of GPT-2's c_attn) is zero elsewhere, and so is its pair. Only matmuls of blocks
+    can be edited, and none of them is tied to another tensor, so every edit has an adapter.
 
     Args:
-      directory: made if it is not there; an older adapter in it is replaced.
+      directory: created if it is missing; an older adapter in it is replaced.
       edit: one edit, without a leading axis.
-      model: the base that it was made for; its blocks need not be unrolled.
+      model: its base; the edited blocks need not be unrolled.
 
     Raises:
       CheckpointError: an edit of another base, of no weight, or several edits.
     """
     check_single_edit(edit, model)
     if not edit.deltas:
-        raise CheckpointError("the edit changes no weight: there is nothing to make an adapter of")
-    low_rank = {name: _low_rank(delta) for name, delta in edit.deltas.items()}
-    compact, errors = recompress(edit.replace(deltas=low_rank))
+        raise CheckpointError("the edit changes no weight: an adapter needs at least one")
+    low_rank: dict[str, Delta] = {name: _low_rank(delta) for name, delta in edit.deltas.items()}
+    compact, errors = recompress(dataclasses.replace(edit, deltas=low_rank))
     pairs = {name: _pair(delta) for name, delta in compact.deltas.items()}
     kernels = {
         name: spec
@@ -99,18 +101,19 @@ def save_peft(directory: str | Path, edit: Edit, model: LanguageModel) -> Adapte
 
 
 def _low_rank(delta: Delta) -> LowRank:
-    """A dense delta as the product of itself and the smaller identity, to be recompressed."""
+    """Write a dense delta as the product of itself and the smaller identity."""
     if isinstance(delta, LowRank):
         return delta
-    w = np.asarray(jax.device_get(delta.w), np.float32)
-    d_in, d_out = w.shape
-    if d_in <= d_out:
-        return LowRank(np.eye(d_in, dtype=np.float32), w)
-    return LowRank(w.T, np.eye(d_out, dtype=np.float32))
+    w: Any = np.asarray(jax.device_get(delta.w), np.float32)
+    identity: Any = np.eye(min(w.shape), dtype=np.float32)
+    return LowRank(identity, w) if w.shape[0] <= w.shape[1] else LowRank(w.T, identity)
 
 
-def _pair(delta: LowRank) -> tuple[np.ndarray, np.ndarray]:
-    """(lora_A [r, d_in], lora_B [d_out, r]) in float32; a delta of rank 0 has one row of zeros."""
+def _pair(
+    delta: Delta,
+) -> tuple[Float[np.ndarray, "r d_in"], Float[np.ndarray, "d_out r"]]:
+    """Return (lora_A, lora_B) in float32; a delta of rank 0 becomes one row of zeros."""
+    assert isinstance(delta, LowRank)
     a, b = (np.asarray(jax.device_get(leaf), np.float32) for leaf in (delta.a, delta.b))
     if not len(a):
         a, b = (np.zeros((1, x.shape[1]), np.float32) for x in (a, b))
@@ -122,20 +125,20 @@ def _module(spec: TensorSpec) -> str:
 
 
 def _head(model: LanguageModel) -> dict[str, np.ndarray]:
-    """The head's tensors under the names and in the orientation of transformers."""
+    """Return the head's tensors under the names and in the orientation of transformers."""
     flat = flatten(model.params[_HEAD], f"{_HEAD}/")
-    found = {}
+    tensors = {}
     for spec in model.family.tensor_specs(model.config):
         if spec.path in flat:
             array = np.asarray(jax.device_get(flat[spec.path]))
-            found[spec.hf] = np.ascontiguousarray(array.T if spec.transpose else array)
-    return found
+            tensors[spec.hf] = np.ascontiguousarray(array.T if spec.transpose else array)
+    return tensors
 
 
 def _config(
     model: LanguageModel, kernels: Mapping[str, TensorSpec], ranks: Mapping[str, int]
 ) -> dict[str, Any]:
-    """adapter_config.json: the commonest rank, and others by module; alpha = rank scales by 1."""
+    """Return adapter_config.json: the most common rank, others by module; alpha = rank: scale 1."""
     usual = collections.Counter(ranks.values()).most_common(1)[0][0]
     others = {_module(kernels[name]): r for name, r in ranks.items() if r != usual}
     return {
@@ -157,7 +160,7 @@ def _config(
 
 
 def _base(spec: str) -> dict[str, str | None]:
-    """Where transformers finds the base, if it can read what ours was loaded from."""
+    """Return where transformers finds the base, if it supports that source."""
     if spec.startswith("pypi:") or spec.endswith(".gguf"):
         return {"base_model_name_or_path": None}
     if Path(spec).expanduser().exists():
@@ -167,7 +170,7 @@ def _base(spec: str) -> dict[str, str | None]:
 
 
 def _notes(kernels: Mapping[str, TensorSpec], ranks: Mapping[str, int]) -> tuple[str, ...]:
-    """Pairs that hold as many numbers as the weight itself, or more."""
+    """Return a remark on pairs that hold at least as many numbers as the weight itself."""
     large = []
     for name, rank in ranks.items():
         d_in, d_out = kernels[name].shape
@@ -177,5 +180,5 @@ def _notes(kernels: Mapping[str, TensorSpec], ranks: Mapping[str, int]) -> tuple
         return ()
     return (
         f"the pair of {', '.join(large)} is no smaller than the weight: a merged checkpoint "
-        "(save_merged) takes no more room",
+        "(save_merged) is no larger",
     )

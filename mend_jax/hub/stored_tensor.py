@@ -1,4 +1,4 @@
-"""A tensor that lies in a file and has not been read yet."""
+"""A tensor of a weights file that has not been read yet, and boxes of tensors."""
 
 from __future__ import annotations
 
@@ -10,23 +10,28 @@ from pathlib import Path
 
 import numpy as np
 
-MOST_ELEMENTS = 1 << 20  # of a piece that is read at once, where a row is not longer
+MAX_BOX_ELEMENTS = 1 << 20
+"""The most elements that are read at once, unless a row is longer."""
+
+Box = tuple[slice, ...]
+"""Start and stop along every axis, without steps."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor of a weights file.
 
     Attributes:
       name: its name in the file.
       shape: its shape in the file, in row-major order (a torch Linear weight is [d_out, d_in]).
-      dtype: the file's own name of its type, such as `F32`, `BF16` or `Q4_1`.
+      dtype: the file's name of its type, such as `F32`, `BF16` or `Q4_1`.
       is_float: whether it can be read as floating-point numbers.
       file: the file that holds it.
-      read: reads it from the file, as an array of `shape`; safe to call from several threads.
-      read_slice: reads the box between the start and stop of one slice per axis (stops within
-        `shape`, no steps); from safetensors only the bytes of the box, from GGUF all of it.
-      listed: False where the index of its shard does not name it.
+      read: reads it from the file, as an array of `shape`; thread-safe.
+      read_slice: reads a box of it.
+      has_slices: whether `read_slice` reads the bytes of the box alone (safetensors), or decodes
+        the whole tensor (GGUF).
+      listed: False if the index of its shard does not name it.
     """
 
     name: str
@@ -35,16 +40,17 @@ class Stored:
     is_float: bool
     file: Path
     read: Callable[[], np.ndarray]
-    read_slice: Callable[[tuple[slice, ...]], np.ndarray]
+    read_slice: Callable[[Box], np.ndarray]
+    has_slices: bool = True
     listed: bool = True
 
     def describe(self) -> str:
-        """`name  F32[4, 12]  in model.safetensors`, for error messages."""
+        """Return `name F32[4, 12] in model.safetensors`, for error messages."""
         return f"{self.name} {self.dtype}{list(self.shape)} in {self.file.name}"
 
 
-def made_up(name: str, shape: tuple[int, ...], std: float = 0.0) -> Stored:
-    """A tensor that no file holds: from N(0, std^2), by its name the same each time; or zeros."""
+def initial_tensor(name: str, shape: tuple[int, ...], std: float = 0.0) -> StoredTensor:
+    """Return a tensor that no file holds: zeros, or N(0, std^2) seeded by its name."""
 
     def read() -> np.ndarray:
         if not std:
@@ -52,21 +58,21 @@ def made_up(name: str, shape: tuple[int, ...], std: float = 0.0) -> Stored:
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
         return np.random.default_rng(seed).normal(0.0, std, shape).astype(np.float32)
 
-    return Stored(name, shape, "F32", True, Path("no file"), read, lambda box: read()[box])
+    return StoredTensor(name, shape, "F32", True, Path("no file"), read, lambda box: read()[box])
 
 
-def whole(shape: Sequence[int]) -> tuple[slice, ...]:
-    """The box that is all of an array of `shape`."""
+def full_box(shape: Sequence[int]) -> Box:
+    """Return the box that is all of an array of `shape`."""
     return tuple(slice(0, size) for size in shape)
 
 
-def chunks(box: tuple[slice, ...], most: int = MOST_ELEMENTS) -> Iterator[tuple[slice, ...]]:
-    """Splits a box along its first axis into boxes of at most `most` elements, or of one row."""
+def split_box(box: Box, max_elements: int = MAX_BOX_ELEMENTS) -> Iterator[Box]:
+    """Split a box along its first axis into boxes of at most `max_elements`, or of one row."""
     if not box:
         yield box
         return
     first, *rest = box
     row = math.prod(s.stop - s.start for s in rest)
-    step = max(1, most // max(1, row))
+    step = max(1, max_elements // max(1, row))
     for start in range(first.start, first.stop, step):
         yield (slice(start, min(start + step, first.stop)), *rest)

@@ -1,4 +1,4 @@
-"""Matches the tensors of a model's files with the specs, and says all that does not fit at once."""
+"""Matches the tensors of a model's files with the specs; one error names all mismatches."""
 
 from __future__ import annotations
 
@@ -6,54 +6,74 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from mend_jax.errors import WeightsError
-from mend_jax.hub.gguf_files import open_gguf
+from mend_jax.hub.gguf_files import open_gguf, unpermute
 from mend_jax.hub.safetensors_folder import list_safetensors
 from mend_jax.hub.source import Source
-from mend_jax.hub.stored_tensor import Stored, chunks, made_up, whole
+from mend_jax.hub.stored_tensor import StoredTensor, full_box, initial_tensor, split_box
 from mend_jax.models.tensor_spec import TensorSpec
 
-MOST_PROBLEMS = 40
+MAX_PROBLEMS = 40  # that one error lists
 _BASE_PREFIXES = ("transformer.", "model.", "bert.", "roberta.", "distilbert.", "gpt_neox.")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """Which stored tensor fills which spec, which must be equal, and what does not fit."""
-
-    reads: list[tuple[TensorSpec, Stored]]
-    equal: list[tuple[Stored, Stored]]
-    problems: list[tuple[str, str]]  # (kind, one line)
+class _Problem(NamedTuple):
+    kind: str
+    line: str
 
 
-def match(
+class _Matches(NamedTuple):
+    """Which stored tensor fills which spec, which pairs must be equal, and all mismatches."""
+
+    pairs: list[tuple[TensorSpec, StoredTensor]]
+    equal: list[tuple[StoredTensor, StoredTensor]]
+    problems: list[_Problem]
+
+
+def match_tensors(
     source: Source,
     specs: Sequence[TensorSpec],
     tied: Mapping[str, str] | None = None,
     ignore: Sequence[str] = (),
-) -> list[tuple[TensorSpec, Stored]]:
-    """Finds the stored tensor of every spec; `read_tensors` documents the arguments.
+) -> list[tuple[TensorSpec, StoredTensor]]:
+    """Return the stored tensor of every spec, in their order, rows in Hugging Face order.
 
-    Returns:
-      A pair for each spec, in their order.
+    See `read_tensors` for the arguments.
 
     Raises:
-      WeightsError: damaged files; or, in one error, every tensor that does not fit.
-      ValueError: two specs ask for the same tensor.
+      WeightsError: damaged files; or, in one error, every tensor that does not match.
+      ValueError: two specs name the same tensor.
     """
-    if source.kind == "gguf":
+    is_gguf = source.kind == "gguf"
+    if is_gguf:
         stored = dict(open_gguf(source.path).tensors)
         names = {_gguf_name(spec, source): spec for spec in specs}
-        plan = _plan(stored, names, {}, (), len(specs))
+        matches = _match_names(stored, names, {}, (), len(specs))
     else:
         stored = list_safetensors(source.path)
         names = {spec.hf: spec for spec in specs}
-        plan = _plan(stored, names, tied or {}, ignore, len(specs))
-    problems = plan.problems + [p for pair in plan.equal for p in _unequal(*pair)]
+        matches = _match_names(stored, names, tied or {}, ignore, len(specs))
+    problems = matches.problems + [p for pair in matches.equal for p in _compare_tied(*pair)]
     if problems:
         raise WeightsError(_report(source, problems))
-    return plan.reads
+    if not is_gguf:
+        return matches.pairs
+    return [(spec, _in_hf_order(tensor, spec.gguf_rope_heads)) for spec, tensor in matches.pairs]
+
+
+def _in_hf_order(tensor: StoredTensor, rope_heads: int) -> StoredTensor:
+    """Return the tensor with the rows of rotary heads in Hugging Face order."""
+    if not rope_heads:
+        return tensor
+
+    def read() -> np.ndarray:
+        return unpermute(tensor.read(), rope_heads)
+
+    return dataclasses.replace(tensor, read=read, read_slice=lambda box: read()[box])
 
 
 def _gguf_name(spec: TensorSpec, source: Source) -> str:
@@ -65,29 +85,31 @@ def _gguf_name(spec: TensorSpec, source: Source) -> str:
     return spec.gguf
 
 
-def _plan(
-    stored: Mapping[str, Stored],
+def _match_names(
+    stored: Mapping[str, StoredTensor],
     names: Mapping[str, TensorSpec],
     tied: Mapping[str, str],
     ignore: Sequence[str],
     n_specs: int,
-) -> _Plan:
-    """Matches the names of the file with the names that are asked for."""
+) -> _Matches:
+    """Match the names in the file with the names of the specs."""
     canonical = {_canonical(name): name for name in names}
     if len(canonical) != n_specs:
-        raise ValueError("two tensor specs ask for the same tensor")
+        raise ValueError("two tensor specs name the same tensor")
     copies = {_canonical(copy): _canonical(original) for copy, original in tied.items()}
     prefixes = {name[: len(name) - len(_canonical(name))] for name in (*names, *tied)} | {""}
-    problems: list[tuple[str, str]] = []
-    found: dict[str, Stored] = {}  # canonical name -> tensor
+    problems: list[_Problem] = []
+    found: dict[str, StoredTensor] = {}  # canonical name -> tensor
     for name, tensor in stored.items():
         key = _canonical(name)
         if key in found:
-            problems.append(("twice", f"{tensor.describe()} is also there as {found[key].name}"))
+            problems.append(
+                _Problem("twice", f"{tensor.describe()} is also there as {found[key].name}")
+            )
         elif key in canonical or key in copies:
             found[key] = tensor
         elif not _ignored(name, key, prefixes, ignore):
-            problems.append(("unknown", tensor.describe()))
+            problems.append(_Problem("unknown", tensor.describe()))
     equal = []
     for copy, original in copies.items():
         if copy in found and copy not in canonical:
@@ -96,22 +118,23 @@ def _plan(
                 equal.append((tensor, found[original]))
             else:
                 found[original] = tensor
-    reads = []
+    pairs = []
     for key, name in canonical.items():
         spec = names[name]
         if key not in found and spec.optional:
-            reads.append((spec, made_up(name, _file_shape(spec), spec.std)))
+            pairs.append((spec, initial_tensor(name, _file_shape(spec), spec.std)))
         elif key not in found:
             hint = spec.missing_hint and f": {spec.missing_hint}"
-            problems.append(("missing", f"{name}, expected {list(_file_shape(spec))}{hint}"))
+            expected = f"{name}, expected {list(_file_shape(spec))}{hint}"
+            problems.append(_Problem("missing", expected))
         else:
-            reads.append((spec, found[key]))
-            problems += _misfit(spec, found[key])
-    return _Plan(reads, equal, problems)
+            pairs.append((spec, found[key]))
+            problems += _mismatches(spec, found[key])
+    return _Matches(pairs, equal, problems)
 
 
 def _canonical(name: str) -> str:
-    """The name without the prefix of the base model."""
+    """Return the name without the prefix of the base model."""
     prefix = next((p for p in _BASE_PREFIXES if name.startswith(p)), "")
     return name[len(prefix) :]
 
@@ -125,36 +148,38 @@ def _file_shape(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(reversed(spec.shape)) if spec.transpose else tuple(spec.shape)
 
 
-def _misfit(spec: TensorSpec, tensor: Stored) -> list[tuple[str, str]]:
+def _mismatches(spec: TensorSpec, tensor: StoredTensor) -> list[_Problem]:
+    target = f"{tensor.describe()}, for {spec.path}"
     problems = []
     if tensor.shape != _file_shape(spec):
         expected = f"expected {list(_file_shape(spec))} for {spec.path}"
-        problems.append(("misshapen", f"{tensor.describe()}, {expected}"))
+        problems.append(_Problem("misshapen", f"{tensor.describe()}, {expected}"))
     if not tensor.is_float:
-        problems.append(("not floating-point", f"{tensor.describe()}, for {spec.path}"))
+        problems.append(_Problem("not floating-point", target))
     if not tensor.listed:
-        problems.append(("not in the index", f"{tensor.describe()}, for {spec.path}"))
+        problems.append(_Problem("not in the index", target))
     return problems
 
 
-def _unequal(copy: Stored, original: Stored) -> list[tuple[str, str]]:
-    """Compares the bytes of two tensors piece by piece, so that equal NaNs are equal."""
+def _compare_tied(copy: StoredTensor, original: StoredTensor) -> list[_Problem]:
+    """Compare the bytes of two tensors piece by piece, so that equal NaNs are equal."""
     if copy.shape == original.shape and copy.dtype == original.dtype:
-        pieces = chunks(whole(copy.shape))
-        if all(copy.read_slice(p).tobytes() == original.read_slice(p).tobytes() for p in pieces):
+        boxes = split_box(full_box(copy.shape))
+        if all(copy.read_slice(b).tobytes() == original.read_slice(b).tobytes() for b in boxes):
             return []
-    return [("untied", f"{copy.describe()} differs from {original.describe()}, its original")]
+    line = f"{copy.describe()} differs from {original.describe()}, its original"
+    return [_Problem("untied", line)]
 
 
-def _report(source: Source, problems: Sequence[tuple[str, str]]) -> str:
-    counts = collections.Counter(kind for kind, _ in problems)
-    lines = [f"  {kind}: {line}" for kind, line in problems[:MOST_PROBLEMS]]
-    if len(problems) > MOST_PROBLEMS:
-        lines.append(f"  and {len(problems) - MOST_PROBLEMS} more")
+def _report(source: Source, problems: Sequence[_Problem]) -> str:
+    counts = collections.Counter(problem.kind for problem in problems)
+    lines = [f"  {kind}: {line}" for kind, line in problems[:MAX_PROBLEMS]]
+    if len(problems) > MAX_PROBLEMS:
+        lines.append(f"  and {len(problems) - MAX_PROBLEMS} more")
     summary = ", ".join(f"{n} {kind}" for kind, n in counts.items())
     return (
         f"the tensors in {source.path} do not fit this model ({summary}):\n"
         + "\n".join(lines)
-        + "\nShapes are as in the file. Check that the config is the one these weights were saved "
-        "with and that the model family is right; if the files are incomplete, fetch them again."
+        + "\nShapes are as in the file. Check that config.json belongs to these weights; if files "
+        "are incomplete, fetch them again."
     )

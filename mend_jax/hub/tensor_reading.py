@@ -1,4 +1,4 @@
-"""Reads the tensors that a model family asks for into host memory."""
+"""Reads the tensors of a model into host memory."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mend_jax.hub.gguf_files import unpermute
 from mend_jax.hub.source import Source
-from mend_jax.hub.stored_tensor import Stored
-from mend_jax.hub.tensor_matching import match
+from mend_jax.hub.stored_tensor import StoredTensor
+from mend_jax.hub.tensor_matching import match_tensors
 from mend_jax.models.tensor_spec import TensorSpec
 
 
@@ -22,7 +21,7 @@ def read_tensors(
     tied: Mapping[str, str] | None = None,
     ignore: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """Reads every tensor in `specs` and nothing else, tensor by tensor.
+    """Read every tensor in `specs` and nothing else.
 
     Names in a file may have or lack the prefix of the base model (`transformer.h.0...` or
     `h.0...`, `model.layers.0...` or `layers.0...`), whichever the specs have.
@@ -30,33 +29,28 @@ def read_tensors(
     Args:
       source: where to read.
       specs: what to read; for a GGUF file each must have its `gguf` name.
-      dtype: type of the arrays that are returned, such as np.float32 or jnp.bfloat16.
+      dtype: type of the returned arrays, such as np.float32 or jnp.bfloat16.
       tied: Hugging Face name of a copy -> name of its original, such as
-        {"lm_head.weight": "model.embed_tokens.weight"}. Where the copy is in the file it must
-        equal the original and is dropped; where only the copy is there it is the original.
+        {"lm_head.weight": "model.embed_tokens.weight"}. If both are in the file they must be
+        equal; if only the copy is there, it is used as the original.
       ignore: regular expressions of whole Hugging Face names that are harmless buffers.
 
     Returns:
-      `spec.path` -> array of `spec.shape`, contiguous and not tied to the file.
+      `spec.path` -> array of `spec.shape`, contiguous and independent of the file.
 
     Raises:
       WeightsError: damaged files; or, in one error, every tensor that is unknown, missing,
-        misshapen, not floating-point, or unequal to the original it is tied to.
-      ValueError: two specs ask for the same tensor.
+        misshapen, not floating-point, or different from the original it is tied to.
+      ValueError: two specs name the same tensor.
     """
-    reads = match(source, specs, tied, ignore)
-    is_gguf, dtype = source.kind == "gguf", np.dtype(dtype)
+    pairs, as_type = match_tensors(source, specs, tied, ignore), np.dtype(dtype)
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        arrays = pool.map(lambda pair: read_whole(*pair, dtype, is_gguf), reads)
-        return {spec.path: a for (spec, _), a in zip(reads, arrays, strict=True)}
+        arrays = pool.map(lambda pair: read_tensor(pair[0], pair[1], as_type), pairs)
+        return {spec.path: array for (spec, _), array in zip(pairs, arrays, strict=True)}
 
 
-def read_whole(spec: TensorSpec, tensor: Stored, dtype: np.dtype, is_gguf: bool) -> np.ndarray:
-    """Reads one tensor as an array of `spec.shape`, contiguous and not tied to the file."""
+def read_tensor(spec: TensorSpec, tensor: StoredTensor, dtype: np.dtype) -> np.ndarray:
+    """Read one tensor as an array of `spec.shape`, contiguous and independent of the file."""
     array = tensor.read()
-    if is_gguf and spec.gguf_rope_heads:
-        array = unpermute(array, spec.gguf_rope_heads)
-    if spec.transpose:
-        array = array.T
-    array = np.asarray(array, dtype, order="C")
+    array = np.asarray(array.T if spec.transpose else array, dtype, order="C")
     return array if array.flags.writeable else array.copy()

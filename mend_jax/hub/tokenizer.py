@@ -20,9 +20,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from mend_jax.errors import ConfigError, DataError, WeightsError
 from mend_jax.hub.gguf_files import GgufFile, open_gguf
+from mend_jax.hub.hf_config import read_json
 from mend_jax.hub.source import Source
 from mend_jax.io.files import write_text
-from mend_jax.io.json_values import parse_json
 
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 _MAX_GAPS = 1000  # ids without a token, beyond one per token: the library iterates over them
@@ -152,7 +152,9 @@ class Tokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         ids = {"eos_token": self.eos_id, "bos_token": self.bos_id, "pad_token": self.pad_id}
-        config = {k: self.inner.id_to_token(i) for k, i in ids.items() if i is not None}
+        config: dict[str, Any] = {
+            k: self.inner.id_to_token(i) for k, i in ids.items() if i is not None
+        }
         config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
         config |= {"clean_up_tokenization_spaces": False}
         self.inner.save(str(directory / "tokenizer.json"))
@@ -179,12 +181,14 @@ class Tokenizer:
                 "this tokenizer has no chat template: use a chat model, or give plain prompts"
             )
         # Takes seconds, and only chats need it. The template runs in a Jinja sandbox.
-        from transformers.utils.chat_template_utils import render_jinja_template
+        from transformers.utils import chat_template_utils
+
+        render: Any = chat_template_utils.render_jinja_template
 
         special = {"eos_token": self.eos_id, "bos_token": self.bos_id, "pad_token": self.pad_id}
         names = {k: "" if i is None else self.inner.id_to_token(i) for k, i in special.items()}
         try:
-            rendered, _ = render_jinja_template(
+            rendered, _ = render(
                 [[dict(message) for message in messages]],
                 chat_template=self.chat_template,
                 add_generation_prompt=add_generation_prompt,
@@ -236,8 +240,8 @@ def _from_folder(folder: Path) -> Tokenizer:
             "AutoTokenizer.from_pretrained(...).save_pretrained(folder) in transformers."
         )
     inner = _open(path)
-    names = _read_json(folder / "tokenizer_config.json")
-    config = _read_json(folder / "config.json")
+    names = _read_object(folder / "tokenizer_config.json")
+    config = _read_object(folder / "config.json")
 
     def special_id(*roles: str) -> int | None:
         for role in roles:
@@ -311,13 +315,8 @@ def _check_id(value: Any, inner: tokenizers.Tokenizer, what: str) -> int:
     return value
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {path} as JSON ({error}): fetch it again.") from error
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path) if path.is_file() else None
     return value if isinstance(value, dict) else {}
 
 
@@ -340,7 +339,7 @@ def _from_gguf(file: GgufFile) -> Tokenizer:
             f"them different, {len(types)} token types, eos_token_id {eos!r}. Convert the model "
             "again."
         )
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    pairs: Any = [tuple(merge.split(" ", 1)) for merge in merges]
     try:
         inner = _byte_level_bpe(vocab, pairs, _PRE_TOKENIZERS[pre]())
     except Exception as error:  # tokenizers raises bare Exception
@@ -375,7 +374,7 @@ def _strings(file: GgufFile, key: str) -> list[str]:
 
 def _byte_level_bpe(
     vocab: dict[str, int],
-    merges: list[tuple[str, ...]],
+    merges: list[tuple[str, str]],
     pre_tokenizer: pre_tokenizers.PreTokenizer,
 ) -> tokenizers.Tokenizer:
     inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))

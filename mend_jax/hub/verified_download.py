@@ -1,8 +1,8 @@
-"""Files of the Hugging Face hub, checked against the hashes that the hub names them by.
+"""Checks downloads from the Hugging Face hub against the hashes in their names.
 
-The hub's cache keeps a file as `blobs/HASH`, to which the snapshot of a revision links: HASH is the
-sha256 of a large file, and what git calls a small one (the sha1 of a header and the file). Where a
-file system has no links there is no such name, and nothing to check against.
+The hub's cache stores a file as `blobs/HASH`, and the snapshot of a revision links to it: HASH is
+the sha256 of a large file, or the git hash of a small one (the sha1 of a header and the file). On a
+file system without links there is no such name, and nothing to check.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def check_snapshot(folder: Path) -> None:
-    """Checks every file of a snapshot; one that was checked before is known by size and time.
+    """Check every file of a snapshot; one that was checked before is recognised by size and time.
 
     Raises:
-      WeightsError: a file is not the one that the hub has, or a link leads out of the cache.
+      WeightsError: a file differs from the hub's, or a link points outside the cache.
     """
     blobs = (folder.parent.parent / "blobs").resolve()
     unnamed = []
@@ -33,7 +33,7 @@ def check_snapshot(folder: Path) -> None:
         blob = path.resolve()
         if blob.parent != blobs:
             if path.is_symlink():
-                raise WeightsError(f"{path} leads out of the hub's cache to {blob}: delete it.")
+                raise WeightsError(f"{path} links outside the hub's cache to {blob}: delete it.")
             unnamed.append(path.name)
         elif not _HASH.fullmatch(blob.name):
             unnamed.append(path.name)
@@ -41,14 +41,14 @@ def check_snapshot(folder: Path) -> None:
             digest = _digest(blob, len(blob.name))
             if digest != blob.name:
                 raise WeightsError(
-                    f"{path} is not the file that the hub has: its hash is {digest}, expected "
-                    f"{blob.name}. Delete {blob} and start again: it will be fetched anew."
+                    f"{path} is not the file of the hub: its hash is {digest}, expected "
+                    f"{blob.name}. Delete {blob} and start again: it will be downloaded again."
                 )
-            with contextlib.suppress(OSError):  # a cache that cannot be written: hashed each time
+            with contextlib.suppress(OSError):  # a read-only cache: hashed each time
                 mark_verified(_marker(blob), blob, blob.name)
     if unnamed:
         logging.getLogger(__name__).warning(
-            "%s: %s cannot be checked, since this cache does not name files by their hashes",
+            "%s: %s cannot be checked, because this cache does not name files by their hashes",
             folder, ", ".join(unnamed),
         )  # fmt: skip
 

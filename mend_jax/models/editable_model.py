@@ -32,6 +32,11 @@ class Inputs:
     source_mask: Bool[Array, "B M"] | None = None
 
 
+def make_inputs(*arrays: Any) -> Inputs:
+    """Return `Inputs` of numpy arrays, which a jitted function accepts like JAX arrays."""
+    return Inputs(*arrays)
+
+
 class ModelConfig(Protocol):
     """What the config of every family has; each is a frozen dataclass."""
 

@@ -59,7 +59,7 @@ def test_the_editor_comes_back_and_edits(ran):
             model.with_edit(edit.scale(50.0)).score_claims(claims),
         )
         assert all(0 <= p <= 1 for p in before + after) and before != after
-        with pytest.raises(ConfigError, match="is a classifier and writes no text"):
+        with pytest.raises(ConfigError, match="is a classifier and generates no text"):
             model.generate("Rome", 3)
     else:
         edit = editor.edit([("The capital of France is", "Lyon")])

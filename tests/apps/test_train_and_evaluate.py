@@ -175,7 +175,7 @@ def test_editing_refuses_what_cannot_be_edited(finished):
         editor.edit([])
     with pytest.raises(DataError, match="'target' is empty"):
         editor.edit([("The capital of France is", " ")])
-    with pytest.raises(DataError, match="the model.s context of 160.*takes 502 tokens"):
+    with pytest.raises(DataError, match="the model.s context of 160.*has 502 tokens"):
         editor.edit([("x" * 500, "y")])
     for bad in (["ab"], ("The capital of France is", "Lyon"), [("a", "b", "c")]):
         with pytest.raises(DataError, match="pair 1"):

@@ -200,7 +200,7 @@ def test_a_file_cut_anywhere_is_named(tmp_path):
     whole = source.path.read_bytes()
     for keep in [*range(0, len(whole) - 31, 97), 0, 4, 8, 24, len(whole) - 32]:
         source.path.write_bytes(whole[:keep])
-        with pytest.raises(WeightsError, match="not a whole GGUF file.*fetch it again") as error:
+        with pytest.raises(WeightsError, match="not a complete GGUF file.*fetch it again") as error:
             hub.read_tensors(source, SPECS)
         assert str(source.path) in str(error.value)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mend_jax.errors import DataError
-from mend_jax.hub.input_formats import CLASSIFIER, LABELS, claim, seq2seq
+from mend_jax.hub.input_formats import CLASSIFIER, LABELS, claim_and_label, seq2seq
 from mend_jax.hub.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.tiny()
@@ -18,7 +18,7 @@ def real(ids, mask):
 @pytest.mark.parametrize("append_eos", [True, False])
 @pytest.mark.parametrize("start", [(7,), (7, 8)])
 def test_the_decoder_reads_its_start_and_all_but_the_last_token(append_eos, start):
-    seqs = seq2seq(start).qa(TOKENIZER, "Who? ", " Ann ", 8, 5, append_eos=append_eos)
+    seqs = seq2seq(start).fact(TOKENIZER, "Who? ", " Ann ", 8, 5, append_eos=append_eos)
     answer = TOKENIZER.encode("Ann") + [EOS] * append_eos
     assert real(seqs.source, seqs.source_mask) == TOKENIZER.encode("Who?")
     assert real(seqs.tokens, seqs.mask) == [*start, *answer[:-1]]
@@ -30,9 +30,9 @@ def test_the_decoder_reads_its_start_and_all_but_the_last_token(append_eos, star
 
 def test_an_answer_and_a_prompt_that_do_not_fit_are_named():
     form = seq2seq((7,))
-    with pytest.raises(DataError, match="target longer than the maximum: 'Anna' takes 5"):
+    with pytest.raises(DataError, match="target longer than the maximum: 'Anna' has 5"):
         form.fact(TOKENIZER, "Who?", "Anna", 8, 4)
-    with pytest.raises(DataError, match="prompt and target longer .* takes 9 tokens"):
+    with pytest.raises(DataError, match="prompt and target longer .* has 9 tokens"):
         form.fact(TOKENIZER, "Who is it", "A", 8, 4)
     with pytest.raises(DataError, match="empty target"):
         form.near(TOKENIZER, "Who?", "  ", 8, 4)
@@ -52,12 +52,12 @@ def test_a_claim_is_judged_at_its_first_token():
         ("The sky is blue.", "true", "The sky is blue.", 1),
         ("The sky is", "blue", "The sky is blue", 1),
     ):
-        assert claim(prompt, target) == (text, label)
+        assert claim_and_label(prompt, target) == (text, label)
         seqs = CLASSIFIER.fact(TOKENIZER, prompt, target, 20, 5, append_eos=True)
         assert real(seqs.tokens, seqs.mask) == TOKENIZER.encode(text)
         assert seqs.score_pos.tolist() == [0] and seqs.score_mask.tolist() == [True]
         assert seqs.target.tolist() == [label] and LABELS[label] in ("true", "false")
-    with pytest.raises(DataError, match="takes 15 tokens, the maximum is 9"):
+    with pytest.raises(DataError, match="has 15 tokens, the maximum is 9"):
         CLASSIFIER.near(TOKENIZER, "The sky is", "blue", 9, 1)
 
 

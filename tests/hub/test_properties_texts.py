@@ -13,7 +13,7 @@ from support.properties import few, many
 from mend_jax.data import length_buckets
 from mend_jax.data.encoded_rows import Lengths, encode_rows
 from mend_jax.data.rows import make_row
-from mend_jax.hub.stored_tensor import chunks, whole
+from mend_jax.hub.stored_tensor import full_box, split_box
 from mend_jax.hub.tokenizer import Tokenizer
 
 
@@ -67,7 +67,7 @@ def scored(seqs, i):
 @given(st.lists(st.integers(1, 7), max_size=3), st.integers(1, 40))
 def test_pieces_cover_an_array_once(shape, most):
     seen = np.zeros(shape, int)
-    for box in chunks(whole(shape), most):
+    for box in split_box(full_box(shape), most):
         seen[box] += 1
         row = int(np.prod(shape[1:]))
         assert seen[box].size <= max(most, row)

@@ -146,7 +146,7 @@ def test_one_device_and_not_the_first(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 7, 16, 40])
 def test_reading_in_pieces_changes_nothing(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(stored_tensor.chunks, "__defaults__", (size,))
+    monkeypatch.setattr(stored_tensor.split_box, "__defaults__", (size,))
     flat, tensors = as_files(SPECS)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
     placements = {
@@ -267,7 +267,7 @@ def traced(source, placements):
 
     tracemalloc sees the memory of numpy and the bytes that safetensors returns, not XLA's own nor
     the mapped file. It does not see the buffer that safetensors fills before it copies it to what
-    it returns either: at most one piece of `stored.MOST_ELEMENTS`, which is added to the peak.
+    it returns either: at most one piece of `stored.MAX_BOX_ELEMENTS`, which is added to the peak.
     """
     read_sharded(source, BIG_SPECS, placements, tied=TIED)  # compiles
     gc.collect()
@@ -279,7 +279,7 @@ def traced(source, placements):
     finally:
         tracemalloc.stop()
     assert set(arrays) == set(placements)
-    return kept / BIG_BYTES, (peak + 4 * stored_tensor.MOST_ELEMENTS) / BIG_BYTES
+    return kept / BIG_BYTES, (peak + 4 * stored_tensor.MAX_BOX_ELEMENTS) / BIG_BYTES
 
 
 BIG_AXES = [(), ("fsdp", "tensor"), ("tensor",), (None, ("tensor", "fsdp"))]
@@ -417,7 +417,7 @@ def test_all_damaged_and_missing_shards_are_named_at_once(tmp_path):
     message = both_errors(source)
     for shard in shards[:3]:
         size = shard.stat().st_size
-        assert f"{shard} ({size} bytes) is not a whole safetensors file" in message
+        assert f"{shard} ({size} bytes) is not a complete safetensors file" in message
     assert f"names 1 of {len(shards)} files that are not in {tmp_path}: {shards[3].name}" in message
     assert f"names {len(held)} tensors that their files do not hold" in message
     assert all(f"{name} (in {shards[4].name})" in message for name in held)
@@ -430,8 +430,8 @@ def test_damage_to_very_many_shards_is_counted(tmp_path):
     for shard in tmp_path.glob("model-*.safetensors"):
         shard.write_bytes(b"")
     message = both_errors(hub.resolve(tmp_path))
-    assert message.count("is not a whole safetensors file") == 20
-    assert "5 more of its files are not whole either" in message
+    assert message.count("is not a complete safetensors file") == 20
+    assert "5 more of its files are incomplete too" in message
 
 
 @pytest.mark.parametrize("most,others", [(2000, True), (600, False)])

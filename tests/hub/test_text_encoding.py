@@ -124,8 +124,8 @@ def test_a_text_is_encoded_whole_or_refused(prompt, target, max_len, max_target)
         ("", "x", "empty prompt"),
         ("  \n", "x", "empty prompt"),
         ("x", " ", "empty target"),
-        ("x", "long answer", "target longer than the maximum: 'long answer' takes 13 .* 8; raise"),
-        ("a very long prompt", "x", "'a very long prompt' with 'x' takes 21 .* 20; raise data.max"),
+        ("x", "long answer", "target longer than the maximum: 'long answer' has 13 .* 8; raise"),
+        ("a very long prompt", "x", "'a very long prompt' with 'x' has 21 .* 20; raise data.max"),
     ],
 )
 def test_limits_are_named(prompt, target, message):

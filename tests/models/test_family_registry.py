@@ -16,6 +16,7 @@ from mend_jax.io import registry
 from mend_jax.io.registry import Registry
 from mend_jax.models import family as families
 from mend_jax.models import gpt2
+from mend_jax.models.layers import broadcast_last
 from mend_jax.models.params import random_params
 from mend_jax.models.tensor_spec import TensorSpec
 from mend_jax.parallel.mesh import make_mesh
@@ -30,7 +31,8 @@ class Scaled(gpt2.GPT2):
         self.logits_scale = self.param("logits_scale", jax.nn.initializers.ones, (300,))
 
     def head(self, h):
-        return super().head(h) * self.logits_scale
+        logits = super().head(h)
+        return logits * broadcast_last(self.logits_scale, logits)
 
 
 def tensor_specs(config):

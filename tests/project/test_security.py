@@ -153,7 +153,7 @@ def test_what_was_checked_is_not_hashed_again(snapshot, monkeypatch):
 def test_a_link_out_of_the_hubs_cache_is_refused(snapshot, tmp_path):
     outside = put(tmp_path / "elsewhere/secret", b"x")
     (snapshot / "tokenizer.json").symlink_to(outside)
-    with pytest.raises(WeightsError, match="tokenizer.json leads out of the hub's cache"):
+    with pytest.raises(WeightsError, match="tokenizer.json links outside the hub's cache"):
         hub.resolve("org/name")
 
 
