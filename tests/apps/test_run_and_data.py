@@ -1,4 +1,4 @@
-"""Runs and their data: the checkpoint knows what it was trained on, wherever that lies."""
+"""Runs and their data: a checkpoint identifies its data by content, not by place."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def settings(root, **more):
             "eval.baselines.fine_tune.edits": 2, **more}  # fmt: skip
 
 
-def test_a_mutated_data_file_is_another_data_set_to_a_checkpoint(base, tmp_path):
+def test_a_changed_data_file_is_another_data_set_to_a_checkpoint(base, tmp_path):
     file = write_facts(tmp_path / "data/facts/towns.jsonl")
     results = run(base, tmp_path / "run", **settings(tmp_path / "data"))
     manager = checkpoints.open_manager(tmp_path / "run/checkpoints", read_only=True)
@@ -60,8 +60,8 @@ def test_a_mutated_data_file_is_another_data_set_to_a_checkpoint(base, tmp_path)
 
 
 @pytest.mark.parametrize("together", [1, 2])
-def test_edits_are_counted_once_those_that_do_not_fit_are_left_out(base, tmp_path, together):
-    """A third of the answers is too long; the data has 11 test facts that fit."""
+def test_edits_that_do_not_fit_are_not_counted(base, tmp_path, together):
+    """A third of the targets is too long; the data has 11 test facts that fit."""
     file = write_facts(tmp_path / "data/facts/towns.jsonl", n=200)
     file.write_text(file.read_text().replace("land 3", "land " * 9).replace("land 4", "l" * 40))
     for wanted in (10, 10_000):
@@ -80,13 +80,13 @@ def test_edits_are_counted_once_those_that_do_not_fit_are_left_out(base, tmp_pat
             assert few < {experiment.test.rows[i]["key"] for i in experiment.test.encoded.index}
 
 
-def test_too_few_facts_to_train_on_are_told_before_anything_is_computed(base, tmp_path):
+def test_too_few_training_facts_are_refused_before_compute(base, tmp_path):
     write_facts(tmp_path / "data/facts/towns.jsonl", n=8)
     with pytest.raises(DataError, match="has no split 'train'"):
         run(base, tmp_path / "run", **settings(tmp_path / "data"))
 
 
-def test_raw_data_that_is_not_there_is_told(base, tmp_path):
+def test_missing_raw_data_is_named(base, tmp_path):
     with pytest.raises(DataError, match="set --config.data.dir .or MEND_DATA_DIR"):
         run(base, tmp_path / "run", **settings(tmp_path, **{"data.name": "zsre"}))
     with pytest.raises(DataError, match="zsre is made from .*no data root is known"):

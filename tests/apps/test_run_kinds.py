@@ -10,7 +10,7 @@ from mend_jax.apps.run_command import parse
 from mend_jax.errors import ConfigError
 
 PREDICTORS = {"t5": ("cache", "in_context"), "bert": ("cache",)}
-"""Baselines that change no weight, by the models that they are for."""
+"""Baselines that change no weight, by kind of model."""
 
 
 @pytest.fixture(scope="module", params=sorted(PREDICTORS))
@@ -27,7 +27,7 @@ def ran(request, tmp_path_factory):
     return request.param, workdir, mend_jax.train_and_evaluate(config, workdir)
 
 
-def test_it_trains_evaluates_and_reports(ran):
+def test_a_run_trains_evaluates_and_reports(ran):
     kind, workdir, results = ran
     assert results["training"]["steps"] == 2
     found = results["eval"]
@@ -47,7 +47,7 @@ def test_it_trains_evaluates_and_reports(ran):
     assert "success" in page
 
 
-def test_the_editor_comes_back_and_edits(ran):
+def test_the_restored_editor_edits(ran):
     kind, workdir, _ = ran
     editor = mend_jax.Editor.restore(workdir)
     model = editor.model

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny random base: the contract of files, resume, and what is refused.
+"""Whole runs on a tiny random base: their files, resuming, and what is refused.
 
 That a run which was killed ends as one that was not is in test_preemption_soak.py.
 """
@@ -58,14 +58,14 @@ def finished(base, tmp_path_factory):
 
 
 def steady(results):
-    """What must be equal between two equal runs: everything but times and memory."""
+    """Return what is equal between two equal runs: all but times and memory."""
     drop = {"seconds_per_edit", "peak_memory_bytes", "seconds_total", "seconds", "input_seconds"}
     if isinstance(results, dict):
         return {k: steady(v) for k, v in results.items() if k not in drop}
     return results
 
 
-def test_a_run_leaves_the_files_of_the_contract(finished):
+def test_a_run_writes_the_documented_files(finished):
     names = {p.name for p in finished.iterdir()}
     assert {"config.json", "metrics.jsonl", "results.json", "report.html", "checkpoints"} <= names
     assert {"summary.png", "training.png", "tradeoff.png", "success.png"} <= names
@@ -94,7 +94,7 @@ def test_training_lowers_the_meta_loss(finished):
     assert last < first
 
 
-def test_a_finished_run_only_reports(base, finished, capsys):
+def test_a_finished_run_only_writes_its_report(base, finished, capsys):
     before = (finished / "results.json").read_bytes()
     (finished / "report.html").unlink()
     run(base, finished)
@@ -103,7 +103,7 @@ def test_a_finished_run_only_reports(base, finished, capsys):
     assert "is finished" in capsys.readouterr().err
 
 
-def test_an_evaluation_that_was_stopped_goes_on(base, finished, tmp_path, monkeypatch):
+def test_a_stopped_evaluation_continues(base, finished, tmp_path, monkeypatch):
     calls = []
 
     def stop_at_the_second(stop, steps, workdir):
@@ -137,7 +137,9 @@ def test_an_evaluation_that_was_stopped_goes_on(base, finished, tmp_path, monkey
 
 
 @pytest.mark.parametrize("changed", ["", "code", "base", "learned"])
-def test_scores_are_those_of_this_editor_and_code(base, finished, tmp_path, monkeypatch, changed):
+def test_saved_scores_of_another_editor_or_code_are_not_used(
+    base, finished, tmp_path, monkeypatch, changed
+):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / "results.json").unlink()
     for path in tmp_path.glob("edits*.jsonl"):
@@ -154,7 +156,7 @@ def test_scores_are_those_of_this_editor_and_code(base, finished, tmp_path, monk
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_an_editor_comes_back_with_its_base(finished, base):
+def test_an_editor_is_restored_with_its_base(finished, base):
     editor = mend_jax.Editor.restore(finished)
     edit = editor.edit([("The capital of France is", "Lyon"), ("One and one is", "three")])
     assert edit.base == editor.model.fingerprint
@@ -169,7 +171,7 @@ def test_an_editor_comes_back_with_its_base(finished, base):
     )
 
 
-def test_editing_refuses_what_cannot_be_edited(finished):
+def test_invalid_facts_are_refused(finished):
     editor = mend_jax.Editor.restore(finished)
     with pytest.raises(DataError, match="no facts"):
         editor.edit([])
@@ -205,8 +207,8 @@ def test_another_config_is_refused(base, finished):
         run(base, finished, seed=1)
 
 
-def test_a_trained_editor_is_judged_again_in_another_folder(base, finished, tmp_path):
-    """`editor.init_from` with no steps: another evaluation of what another run learned."""
+def test_a_trained_editor_is_evaluated_again_in_another_folder(base, finished, tmp_path):
+    """`editor.init_from` without steps evaluates the editor of another run."""
     again = {"editor.init_from": finished, "train.steps": 0, "eval.edits_per_step": 3}
     results = run(base, tmp_path / "again", **again)
     before = json.loads((finished / "results.json").read_text())["eval"]
@@ -219,8 +221,8 @@ def test_a_trained_editor_is_judged_again_in_another_folder(base, finished, tmp_
         np.testing.assert_array_equal(mine, old)
 
 
-def test_a_run_begins_with_the_editor_of_another(base, finished, tmp_path):
-    """A step at no rate to speak of stays at what was learned; statistics take in its rows."""
+def test_a_run_starts_from_the_editor_of_another(base, finished, tmp_path):
+    """A step at a tiny learning rate keeps the parameters; statistics include its rows."""
     more = {"editor.init_from": finished, "train.steps": 1, "train.val_every": 1}
     run(base, tmp_path, **more, **{"train.lr": 1e-12, "train.step_size_lr": 1e-12})
     mine, theirs = (mend_jax.Editor.restore(d) for d in (tmp_path, finished))
@@ -230,7 +232,7 @@ def test_a_run_begins_with_the_editor_of_another(base, finished, tmp_path):
     assert 0 < counts[0] < counts[1]
 
 
-def test_statistics_begin_anew_where_edits_have_another_number_of_facts(base, finished, tmp_path):
+def test_statistics_restart_if_the_number_of_facts_changes(base, finished, tmp_path):
     more = {"editor.init_from": finished, "train.steps": 1, "train.val_every": 1}
     run(base, tmp_path, **more, **{"data.edits_per_batch": 2, "train.lr": 1e-12})
     mine, theirs = (mend_jax.Editor.restore(d) for d in (tmp_path, finished))
@@ -242,7 +244,7 @@ def test_statistics_begin_anew_where_edits_have_another_number_of_facts(base, fi
     assert min(m.count for m in _moments(same.state)) == counts[0]
 
 
-def test_a_run_begins_with_scaled_step_sizes(base, finished, tmp_path):
+def test_a_run_starts_with_scaled_step_sizes(base, finished, tmp_path):
     more = {"editor.init_from": finished, "editor.init_step_size_scale": 0.5, "train.steps": 0}
     run(base, tmp_path, **more)
     mine, theirs = (mend_jax.Editor.restore(d) for d in (tmp_path, finished))
@@ -252,14 +254,14 @@ def test_a_run_begins_with_scaled_step_sizes(base, finished, tmp_path):
         np.testing.assert_allclose(new, old, rtol=1e-6)
 
 
-def test_a_scale_needs_an_editor_to_begin_with(base, tmp_path):
+def test_a_scale_needs_an_editor_to_start_from(base, tmp_path):
     with pytest.raises(
         ConfigError, match="editor.init_step_size_scale is 0.5 and editor.init_from is empty"
     ):
         run(base, tmp_path, **{"editor.init_step_size_scale": 0.5})
 
 
-def test_kept_trunk_states_change_nothing(base, tmp_path, monkeypatch, capsys):
+def test_the_trunk_cache_changes_no_result(base, tmp_path, monkeypatch, capsys):
     """Five epochs of eight rows, without a trunk from the second on."""
     monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path / "cache"))
     few = {"data.train_edits": 8, "train.steps": 10, "train.val_every": 10}
@@ -285,7 +287,7 @@ def test_a_folder_without_a_run_is_named(tmp_path):
         mend_jax.Editor.restore(tmp_path)
 
 
-def test_a_workdir_that_cannot_be_written_is_refused_first(base, tmp_path):
+def test_an_unwritable_workdir_is_refused(base, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         run("nowhere", tmp_path / "file" / "sub")
@@ -302,7 +304,7 @@ def test_a_damaged_checkpoint_is_named(base, finished, tmp_path):
         mend_jax.Editor.restore(tmp_path / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(base, tmp_path):
+def test_a_non_finite_loss_ends_training_with_the_last_good_state(base, tmp_path):
     with pytest.raises(TrainingError, match=r"step 1: loss nan.*rows of that batch: \[\d+, .*kept"):
         run(base, tmp_path, **{"editor.options.step_size": 1e30, "train.max_non_finite_steps": 1})
     manager = checkpoints.open_manager(tmp_path / "checkpoints", read_only=True)
@@ -311,7 +313,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(base, tmp
     assert not (tmp_path / "results.json").exists()
 
 
-def test_a_validation_loss_that_is_not_finite_never_ranks_a_checkpoint(tmp_path):
+def test_a_non_finite_validation_loss_never_ranks_a_checkpoint(tmp_path):
     manager = checkpoints.open_manager(tmp_path / "c")
     checkpoints.save(manager, 1, {"x": jnp.ones(2)}, {}, 1.0)
     with pytest.raises(ValueError, match="cannot rank step 2"):
@@ -322,7 +324,7 @@ def test_a_validation_loss_that_is_not_finite_never_ranks_a_checkpoint(tmp_path)
     assert sorted(manager.all_steps()) == [1, 4, 5]
 
 
-def test_the_step_that_train_keep_asks_for_is_evaluated_and_restored(base, tmp_path, monkeypatch):
+def test_the_kept_checkpoint_is_evaluated_and_restored(base, tmp_path, monkeypatch):
     kept = {}
     for keep, step in (("best", 3), ("last", 6)):
         losses = iter([1.0, 2.0])  # the first validation is the best
@@ -356,7 +358,7 @@ def test_a_mesh_that_does_not_fit_is_refused(base, tmp_path):
         run(base, tmp_path, **{"mesh.data": 8})
 
 
-def test_config_is_kept_with_the_run(finished):
+def test_the_config_is_saved_with_the_run(finished):
     kept = json.loads((finished / "config.json").read_text())
     assert kept["train"]["steps"] == 6
     assert kept == configs.to_json_dict(parse(arguments(Path(kept["model"]["spec"]), finished))[0])

@@ -1,4 +1,4 @@
-"""Checkpoints are written while training goes on, and hold what they were given."""
+"""Checkpoints are written in the background, and contain what was saved."""
 
 import asyncio
 import errno
@@ -39,7 +39,7 @@ def manager(tmp_path):
 
 @pytest.mark.parametrize("axes", [P(), P("data", "tensor")])
 def test_a_state_may_be_donated_as_soon_as_save_returns(manager, axes):
-    """What is saved is the state at that time, whatever becomes of its buffers."""
+    """The saved state is that at the call, even if its buffers change later."""
     sharding = NamedSharding(make_mesh(dict(data=2, fsdp=2, tensor=2)), axes)
     step = jax.jit(lambda x: {"x": x["x"] * 1.5 + 1}, donate_argnums=0)
     state = {
@@ -91,7 +91,7 @@ def full(monkeypatch):
 
 
 @pytest.mark.parametrize("later", ["save", "finish"])
-def test_an_error_of_the_background_is_raised_by_name(manager, full, later):
+def test_a_background_error_names_itself(manager, full, later):
     checkpoints.save(manager, 1, {"x": jnp.ones(3)}, {}, None)
     with pytest.raises(CheckpointError, match=r"checkpoints .*No space left.*make room there"):
         if later == "save":
@@ -140,7 +140,7 @@ def add(state, base, texts, number):
 
 
 class Stop(StopRequest):
-    """Asked to stop after a step, or from the n-th validation on."""
+    """A stop request after a step."""
 
     def __init__(self, after=0):
         super().__init__()
@@ -155,7 +155,7 @@ def place(batch):
 
 
 def go(folder, stop=None, validate=None, steps=7, sizes=lambda state: {}):
-    """Trains, or resumes, to the end or to what stops it; (final state, lines)."""
+    """Train or resume, to the end or an error; return (final weights, lines, run state)."""
     log = JsonLines(folder / "metrics.jsonl")
     batches = Numbers()
     settings = LoopSettings(steps=steps, log_every=1, val_every=3, checkpoint_every=2, patience=0)
@@ -180,7 +180,7 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 7])
-def test_a_run_asked_to_stop_saves_that_step_and_goes_on_equally(tmp_path, step):
+def test_a_stopped_run_saves_its_step_and_resumes_identically(tmp_path, step):
     whole = go(tmp_path / "whole")
     with pytest.raises(Preempted, match=f"state after step {step} of 7 is saved"):
         go(tmp_path / "cut", Stop(after=step))
@@ -189,7 +189,7 @@ def test_a_run_asked_to_stop_saves_that_step_and_goes_on_equally(tmp_path, step)
 
 
 @pytest.mark.parametrize("which", [3, 6, 7])
-def test_a_validation_that_was_cut_short_is_done_by_the_resume(tmp_path, which):
+def test_a_resume_does_the_interrupted_validation(tmp_path, which):
     whole = go(tmp_path / "whole")
 
     def cut(state):
@@ -207,8 +207,8 @@ def test_a_validation_that_was_cut_short_is_done_by_the_resume(tmp_path, which):
         assert manager.best_step() == whole[2].best_step
 
 
-def test_all_is_on_disk_when_training_ends(tmp_path, monkeypatch):
-    """However it ends, and however slow the disk is."""
+def test_checkpoints_are_on_disk_when_training_ends(tmp_path, monkeypatch):
+    """For every way to end, on a slow disk."""
     finalize = atomicity.AtomicRenameTemporaryPath.finalize
 
     async def slowly(self, *args, **kwargs):
@@ -223,12 +223,12 @@ def test_all_is_on_disk_when_training_ends(tmp_path, monkeypatch):
         go(tmp_path / "bad", validate=lambda state: {"loss": float("nan")})
 
 
-def test_a_full_disk_ends_training_by_name(tmp_path, full):
+def test_a_full_disk_ends_training_with_a_named_error(tmp_path, full):
     with pytest.raises(CheckpointError, match="could not be written"):
         go(tmp_path)
 
 
-def test_records_of_older_runs_are_read():
+def test_run_states_of_older_runs_are_read():
     old = {"best": 1.0, "best_step": 2, "stopped": "", "seconds": 3.0, "watch": {}}
     assert (
         RunState.from_stored(old).pending_validation == 0
@@ -237,7 +237,7 @@ def test_records_of_older_runs_are_read():
 
 
 def fails_at(monkeypatch, owner, name, nth, chosen=lambda *args: True):
-    """The nth chosen call of a function fails as on a full disk, the ones before it do not."""
+    """Let the nth chosen call of a function fail as on a full disk."""
     plain, calls = getattr(owner, name), []
 
     def call(*args, **options):
@@ -264,7 +264,7 @@ FILE_CALLS = {
     ("completing a checkpoint", 3), ("completing a checkpoint", 4),
 ])  # fmt: skip
 def test_a_disk_that_fills_up_at_any_write_loses_nothing(tmp_path, whole, monkeypatch, what, nth):
-    """The run ends by name, and goes on to the same end once there is room."""
+    """The run ends with a named error, and resumes to the same end once there is space."""
     owner, name, chosen = FILE_CALLS[what]
     with monkeypatch.context() as patch:
         fails_at(patch, owner, name, nth, chosen)
@@ -274,7 +274,7 @@ def test_a_disk_that_fills_up_at_any_write_loses_nothing(tmp_path, whole, monkey
 
 
 def test_a_file_system_that_takes_no_more_bytes_loses_nothing(tmp_path):
-    """A real limit on the size of files, which stops what is written outside of Python as well."""
+    """A real limit on file sizes, which also stops writes outside of Python."""
     big = {"x": jax.random.normal(jax.random.key(0), (1 << 18,))}
     with checkpoints.open_manager(tmp_path / "checkpoints") as manager:
         checkpoints.save(manager, 1, big, {}, 1.0)
@@ -295,12 +295,12 @@ def test_a_file_system_that_takes_no_more_bytes_loses_nothing(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What an undisturbed run gives."""
+    """The results of an uninterrupted run."""
     return go(tmp_path_factory.mktemp("whole"))
 
 
 def test_the_best_step_is_never_lost(tmp_path):
-    """Whatever comes after it, with and without scores, validated later, in other processes."""
+    """With later steps with and without scores, validated later, in other processes."""
     rng, best = np.random.default_rng(0), (math.inf, 0)
     step = 0
     for _ in range(4):

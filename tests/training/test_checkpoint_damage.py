@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged, changed, or written by other versions: what becomes of a run."""
+"""Runs whose checkpoints are damaged, changed, or written by other versions."""
 
 import gc
 import json
@@ -31,7 +31,7 @@ def arrays_of(step):
 
 @pytest.fixture(autouse=True)
 def tidied():
-    """It is thrown away within the test that left it."""
+    """Collect garbage within the test that left it."""
     yield
     gc.collect()
 
@@ -73,10 +73,10 @@ HARMS = {
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_any_damaged_file_of_the_newest_step_gives_it_whole_or_the_one_before(
+def test_a_damaged_file_of_the_newest_step_is_repaired_or_the_previous_step_used(
     saved, tmp_path, capsys, harm
 ):
-    """Never other numbers, never an error from inside; what is damaged is moved, not deleted."""
+    """Never other numbers or an internal error; damaged files are moved, not deleted."""
     files = sorted(p.relative_to(saved) for p in (saved / "checkpoints/7").rglob("*"))
     files = [f for f in files if (saved / f).is_file()]
     assert len(files) > 10
@@ -99,8 +99,8 @@ def test_any_damaged_file_of_the_newest_step_gives_it_whole_or_the_one_before(
     assert fell_back >= 3  # some files are not needed to read a step
 
 
-def test_arrays_and_meta_of_another_step_are_known(saved, tmp_path):
-    """Each file is sound, but not of this step: only the checksums tell."""
+def test_arrays_and_meta_of_another_step_are_detected(saved, tmp_path):
+    """Each file is intact, but of another step: only the checksums show it."""
     for number, item in enumerate(("state", "meta")):
         folder = copy(saved, tmp_path / str(number))
         shutil.rmtree(folder / "7" / item)
@@ -113,7 +113,7 @@ def test_arrays_and_meta_of_another_step_are_known(saved, tmp_path):
 
 
 @pytest.mark.parametrize("change", [('next_index": 7', 'next_index": 8'), ('"b1"', '"b2"')])
-def test_a_changed_meta_is_known(saved, tmp_path, change):
+def test_a_changed_meta_is_detected(saved, tmp_path, change):
     folder = copy(saved, tmp_path)
     path = folder / "7/meta/metadata"
     text = path.read_text()
@@ -123,7 +123,7 @@ def test_a_changed_meta_is_known(saved, tmp_path, change):
 
 
 def test_another_run_is_refused_and_nothing_is_moved(saved, tmp_path):
-    """Also where the newest step is damaged: another base is no reason to look for older ones."""
+    """Also if the newest step is damaged: another base is no reason to try older ones."""
     folder = copy(saved, tmp_path)
     for mine, told in (
         (MINE | {"base": "b2"}, "another base model: its fingerprint is b1, this run's is b2"),
@@ -137,7 +137,7 @@ def test_another_run_is_refused_and_nothing_is_moved(saved, tmp_path):
     assert not (tmp_path / damage.FOLDER).exists() and (folder / "7").is_dir()
 
 
-def test_where_no_step_is_whole_all_are_named_and_left(saved, tmp_path):
+def test_if_no_step_is_intact_all_are_named_and_kept(saved, tmp_path):
     folder = copy(saved, tmp_path)
     for path in folder.glob("*/state/manifest.ocdbt"):
         path.unlink()
@@ -162,7 +162,7 @@ class Batches:
 
 
 @pytest.mark.parametrize("harm", ["missing", "another number"])
-def test_a_lost_best_step_is_told_and_the_record_goes_on_without(saved, tmp_path, capsys, harm):
+def test_a_lost_best_step_is_reported_and_replaced_by_the_next_best(saved, tmp_path, capsys, harm):
     folder = copy(saved, tmp_path)
     path = folder / "2/metrics/metrics"
     if harm == "another number":
@@ -199,8 +199,8 @@ def write_first(folder, step, state, next_index):
         manager.save(step, args=ocp.args.Composite(**items))
 
 
-def test_a_checkpoint_of_the_first_version_goes_on(tmp_path):
-    """What was trained by it so far, and then by this one, ends as what was trained by this one."""
+def test_a_checkpoint_of_the_first_version_is_resumed(tmp_path):
+    """Trained first by that version and then by this one, it ends like a run of this one."""
     whole = go(tmp_path / "whole")
     w = np.ones(4, np.float32)
     for n in (1, 2, 3, 4):  # what its first four steps learn
@@ -230,8 +230,8 @@ def test_a_setting_of_the_first_version_that_differs_is_still_refused(tmp_path):
                 resume(manager, fresh(), Numbers(), mine)
 
 
-def test_results_of_older_versions_are_those_of_the_same_config():
-    """Of runs that edit; other jobs have no such key."""
+def test_results_of_older_versions_match_the_same_config():
+    """For editing runs; other jobs have no such key."""
     new = {"job": "edit", "train": {"lr": 1.0, "max_non_finite_steps": 3}}
     old = {"job": "edit", "train": {"lr": 1.0}}
     checkpoints.refuse_other_run({"config": old}, {"config": new}, "here")
@@ -251,7 +251,7 @@ def test_a_later_format_is_refused(saved, tmp_path):
     assert (folder / "7").is_dir()
 
 
-def test_checksums_know_every_bit_and_no_mesh():
+def test_checksums_depend_on_every_bit_and_not_on_the_mesh():
     x = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
     [plain] = checksums.array_checksums({"x": jnp.asarray(x)}).values()
     bits = x.view(np.uint32).reshape(-1)

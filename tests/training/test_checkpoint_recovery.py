@@ -1,4 +1,4 @@
-"""What a run finds when it is started again: its own scores, its lock, its steps, its config."""
+"""A run that is started again: its scores, lock, steps and config."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ def damage_scores(folder):
         path.write_text("")
 
 
-def test_a_damaged_score_is_that_of_the_meta(saved, tmp_path, capsys):  # noqa: F811
+def test_a_damaged_score_is_restored_from_the_meta(saved, tmp_path, capsys):  # noqa: F811
     folder = copy(saved, tmp_path)
     damage_scores(folder)
     step, _, _, steps = newest(folder)
@@ -35,7 +35,7 @@ def test_a_damaged_score_is_that_of_the_meta(saved, tmp_path, capsys):  # noqa: 
         assert manager.best_step() == 2 and manager.metrics(2) == {checkpoints.SCORE: 0.5}
 
 
-def test_a_run_all_of_whose_steps_were_damaged_does_not_begin_anew(saved, tmp_path):  # noqa: F811
+def test_a_run_with_only_damaged_steps_does_not_start_again(saved, tmp_path):  # noqa: F811
     folder = copy(saved, tmp_path)
     for step in (6, 7):
         shutil.rmtree(folder / str(step))
@@ -50,7 +50,7 @@ def test_a_run_all_of_whose_steps_were_damaged_does_not_begin_anew(saved, tmp_pa
         assert recovery.newest_intact(manager, LIKE, MINE) is None
 
 
-def test_a_step_that_could_not_be_replaced_is_there_again(tmp_path, monkeypatch):
+def test_a_step_that_was_not_replaced_is_moved_back(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints"
     with checkpoints.open_manager(folder) as manager:
         checkpoints.save(manager, 3, arrays_of(3), {"a": 1}, None)
@@ -70,7 +70,7 @@ def test_a_step_that_could_not_be_replaced_is_there_again(tmp_path, monkeypatch)
     assert not (tmp_path / checkpoints.REPLACED).exists()
 
 
-def test_of_equal_validations_the_first_is_kept_as_the_best(tmp_path):
+def test_of_equal_validations_the_first_is_the_best(tmp_path):
     *_, record = go(tmp_path, validate=lambda state: {"loss": 1.0})
     assert record.best_step == 3
     with checkpoints.open_manager(tmp_path / "checkpoints", read_only=True) as manager:
@@ -78,7 +78,7 @@ def test_of_equal_validations_the_first_is_kept_as_the_best(tmp_path):
         checkpoints.restore_state(manager, record.best_step, fresh())
 
 
-def test_a_validation_that_is_not_finite_ends_every_start(tmp_path):
+def test_a_non_finite_validation_ends_every_start(tmp_path):
     for _ in range(2):
         with pytest.raises(TrainingError, match="validation after step 3: the loss is nan"):
             go(tmp_path, validate=lambda state: {"loss": float("nan")})
@@ -102,7 +102,7 @@ def test_an_error_of_the_machine_moves_no_step(saved, tmp_path, monkeypatch, err
 
 
 @pytest.mark.parametrize("key", ADDED_KEYS)
-def test_a_run_of_a_version_without_a_key_goes_on(key):
+def test_a_run_whose_config_lacks_a_key_is_resumed(key):
     config = configs.load_config("quickstart.py")
     ours = configs.to_json_dict(config)
     ours["train"]["doctor"] = False
@@ -120,7 +120,7 @@ def test_a_run_of_a_version_without_a_key_goes_on(key):
             checkpoints.refuse_other_run(meta, {"config": ours}, "here")
 
 
-def test_a_folder_is_one_run_s_alone(tmp_path):
+def test_a_folder_is_locked_against_a_second_run(tmp_path):
     with locked_folder(tmp_path):
         with pytest.raises(ConfigError, match="in use by another run"):
             with locked_folder(tmp_path):
@@ -129,7 +129,7 @@ def test_a_folder_is_one_run_s_alone(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_prepared_data_that_cannot_be_made_again_is_not_used(tmp_path, monkeypatch):
+def test_damaged_prepared_data_that_cannot_be_rebuilt_is_not_used(tmp_path, monkeypatch):
     folder = prepared.prepare(recipe(), tmp_path) / "tiny/default/1.0.0"
     change_a_bit(folder / "features.json")
 
@@ -141,8 +141,8 @@ def test_prepared_data_that_cannot_be_made_again_is_not_used(tmp_path, monkeypat
         prepared.prepare(recipe(), tmp_path)
 
 
-def test_step_sizes_are_held_against_those_at_the_start(tmp_path):
-    """Also those that ran off before the first validation."""
+def test_step_sizes_are_compared_with_the_initial_ones(tmp_path):
+    """Also those that diverged before the first validation."""
     size = iter([0.1, 50.0, 50.0, 50.0])
     _, lines, record = go(tmp_path, sizes=lambda state: {"a": next(size)})
     assert record.watch.sizes == {"a": 0.1}
@@ -150,7 +150,7 @@ def test_step_sizes_are_held_against_those_at_the_start(tmp_path):
 
 
 @pytest.mark.parametrize("at, kept", [(1, True), (2, False)])
-def test_a_log_damaged_before_its_end_is_kept_aside(tmp_path, capsys, at, kept):
+def test_a_log_damaged_before_its_end_is_moved_aside(tmp_path, capsys, at, kept):
     log = JsonLines(tmp_path / "metrics.jsonl")
     for step in (1, 2, 3):
         log.append({"step": step})

@@ -43,14 +43,14 @@ def test_every_config_loads_checks_and_builds(name, variant):
     [("bart_base", "zsre/mend", ""), ("t5_xl", "zsre/mend", ""), ("bert_base", "fever", ""),
      ("gptj", "wikitext_gen", "wikitext"), ("distilgpt2", "wikitext_gen", "wikitext")],
 )  # fmt: skip
-def test_the_papers_models_take_the_papers_data(name, task, far):
+def test_the_papers_models_use_the_papers_data(name, task, far):
     config = configs.load_config(f"{name}.py:paper")
     check(config)
     assert (config.data.name, config.data.far_source) == (task, far)
     assert config.data.name.partition("/")[0] in DATA_SETS and config.train.near_share == 0
 
 
-def test_a_path_works_too(tmp_path):
+def test_a_config_is_found_by_path(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text((FOLDER / "quickstart.py").read_text())
     config, workdir, name = parse([f"--config={path}:smoke", "--config.train.steps=7"])
@@ -179,7 +179,7 @@ def test_a_stored_config_under_old_names_is_the_same_config():
     assert with_added_keys(stored) == configs.to_json_dict(default_config())
 
 
-def test_a_config_file_with_an_old_key_is_told_the_new_one(tmp_path):
+def test_the_error_for_an_old_key_in_a_config_file_names_the_new_one(tmp_path):
     path = tmp_path / "mine.py"
     text = "from mend_jax.training.config import load_config\n\n\ndef get_config(variant):\n"
     path.write_text(text + "    c = load_config('quickstart.py')\n    c.data.far = 'x'\n")

@@ -1,7 +1,7 @@
-"""Guards of training: what is left out, what is told, what ends a run, and that a resume is equal.
+"""Guards of training: skipped steps, alerts, errors that end a run, and identical resumes.
 
-Steps are played by a toy that keeps the contract of the real one (`step.skip_non_finite`); the real
-step is tested in test_train_step.py.
+A toy step keeps the contract of the real one (`step.skip_non_finite`), which is tested in
+test_train_step.py.
 """
 
 import functools
@@ -30,7 +30,7 @@ LIMIT = 3
 
 @functools.cache
 def toy(bad=(), dead=(), spikes=()):
-    """A step that adds the batch's number to half of w; batches of `bad` numbers are not finite."""
+    """Return a step that adds the batch's number to half of w; `bad` numbers are not finite."""
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, base, texts, number):
@@ -46,7 +46,7 @@ def toy(bad=(), dead=(), spikes=()):
 
 
 def go(folder, step, stop=None, steps=8, checkpoint_every=2, validate=None):
-    """Trains, or resumes, to the end or to what stops it; (final weights, lines, record)."""
+    """Train or resume, to the end or an error; return (final weights, lines, run state)."""
     log = JsonLines(folder / "metrics.jsonl")
     batches = Numbers()
     settings = LoopSettings(
@@ -75,7 +75,7 @@ def lines_of(lines, guard):
     return [x for x in lines if x["kind"] == "guard" and x["guard"] == guard]
 
 
-def test_steps_that_are_not_finite_are_left_out_and_told(tmp_path, capsys):
+def test_non_finite_steps_are_skipped_and_reported(tmp_path, capsys):
     weights, lines, record = go(tmp_path, toy(bad=(2, 4, 5)))
     np.testing.assert_array_equal(weights, weights_after([1, 3, 6, 7, 8]))
     told = lines_of(lines, "non_finite")
@@ -89,8 +89,8 @@ def test_steps_that_are_not_finite_are_left_out_and_told(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 5, 7])
-def test_a_run_with_steps_left_out_goes_on_equally(tmp_path, step):
-    """Whether it was stopped before, at, or between the steps that were left out."""
+def test_a_run_with_skipped_steps_resumes_identically(tmp_path, step):
+    """Stopped before, at, or between the skipped steps."""
     whole = go(tmp_path / "whole", toy(bad=(2, 4, 5)))
     with pytest.raises(Preempted):
         go(tmp_path / "cut", toy(bad=(2, 4, 5)), Stop(after=step))
@@ -98,8 +98,10 @@ def test_a_run_with_steps_left_out_goes_on_equally(tmp_path, step):
 
 
 @pytest.mark.parametrize("checkpoint_every", [1, 2, 100])
-def test_too_many_in_a_row_end_training_with_the_last_good_state(tmp_path, checkpoint_every):
-    """Batch 7 is good: its step was dispatched ahead, and must have changed nothing."""
+def test_too_many_non_finite_steps_end_training_with_the_last_good_state(
+    tmp_path, checkpoint_every
+):
+    """Batch 7 is finite: its step was dispatched early, and must change nothing."""
     bad = toy(bad=(2, 4, 5, 6))
     told = (
         r"step 6: .*rows of that batch: \[6\].*each of the 3 last steps.*mend_jax.apps.replay .*/6"
@@ -121,7 +123,7 @@ def test_too_many_in_a_row_end_training_with_the_last_good_state(tmp_path, check
     assert batch["edit"].tolist() == [6.0]
 
 
-def test_a_part_without_a_gradient_from_the_first_step_on_ends_training(tmp_path):
+def test_parameters_without_any_gradient_end_training(tmp_path):
     steps = DEAD_AFTER + 5
     for _ in range(2):  # nor does a resume train on
         with pytest.raises(TrainingError, match=r"of net/a, net/b was exactly zero.*ReLU at zero"):
@@ -130,8 +132,8 @@ def test_a_part_without_a_gradient_from_the_first_step_on_ends_training(tmp_path
     assert max(trained) == DEAD_AFTER - 1
 
 
-def test_a_part_behind_one_that_starts_at_zero_has_time_for_updates():
-    """Where ten steps make one update it has seen no gradient after ten steps, and may well."""
+def test_dead_gradients_are_counted_in_updates_not_steps():
+    """With ten steps an update, a part may lack a gradient for the first ten steps."""
     watch = Guards(finite_steps=DEAD_AFTER, groups_with_gradient=["a"])
     assert watch.dead_groups({"a": 0.0, "b": 0.0}) == ["b"]
     assert watch.dead_groups({"a": 0.0, "b": 0.0}, accumulate=10) == []
@@ -139,8 +141,8 @@ def test_a_part_behind_one_that_starts_at_zero_has_time_for_updates():
     assert watch.dead_groups({"a": 0.0, "b": 0.0}, accumulate=10) == ["b"]
 
 
-def test_a_gradient_far_above_the_median_is_told_once(tmp_path):
-    """Of batches 25 and 26, both far above; the resumed run tells no more and no less."""
+def test_a_gradient_far_above_the_median_is_reported_once(tmp_path):
+    """Batches 25 and 26 are both far above; a resumed run reports the same."""
     spiky = toy(spikes=(25.0, 26.0))
     weights, lines, record = go(tmp_path / "whole", spiky, steps=30, checkpoint_every=100)
     told = lines_of(lines, "gradient_norm")
@@ -159,7 +161,7 @@ SOUND = {"loss": 1.0, "kl": 0.05, "agree_near": 0.8, "agree_far": 0.9, "edit_nor
     ({"kl": 2.5}, "locality_kl"), ({"agree_far": 0.2}, "locality_agree_far"),
     ({"edit_norm": 1.5}, "edit_norm"), ({"edit_norm": 1e-8}, "edit_norm"),
 ])  # fmt: skip
-def test_validation_numbers_out_of_bounds_are_told(change, guard):
+def test_validation_scores_out_of_bounds_are_reported(change, guard):
     watch = Guards()
     assert watch.after_validation(1, SOUND, {"a": 0.1}) == []
     found = watch.after_validation(2, SOUND | {"loss": 0.5} | change, {"a": 0.1})
@@ -169,7 +171,7 @@ def test_validation_numbers_out_of_bounds_are_told(change, guard):
 @pytest.mark.parametrize("size, told", [
     (0.1, False), (9.0, False), (11.0, True), (2e-4, False), (0.9e-4, True), (-0.1, True),
 ])  # fmt: skip
-def test_step_sizes_that_run_off_are_told(size, told):
+def test_diverging_step_sizes_are_reported(size, told):
     watch = Guards()
     watch.after_validation(1, SOUND, {"a": 0.1, "b": 0.1})
     watch = Guards.from_stored(
@@ -179,20 +181,20 @@ def test_step_sizes_that_run_off_are_told(size, told):
     assert [f.guard for f in found] == ["step_size"] * told
 
 
-def test_a_loss_that_stands_still_is_told():
+def test_a_constant_loss_is_reported():
     watch, steps = Guards(), range(QUIET, QUIET * (SAME_TIMES + 1), QUIET)
     found = [watch.after_validation(s, SOUND, {}) for s in steps]
     assert [[f.guard for f in one] for one in found] == [[]] * (SAME_TIMES - 1) + [["stalled"]]
     assert watch.after_validation(10**6, SOUND | {"loss": 1.0001}, {}) == []
 
 
-def test_a_warning_is_not_repeated_at_once():
+def test_a_warning_is_not_repeated_soon():
     watch = Guards(recent_norms=[1.0] * FEWEST)
     told = [s for s in range(1, 3 * QUIET) if watch.after_step(s, 100.0 * 100.0**s, {"net": 1.0})]
     assert told == [1, QUIET + 2, 2 * QUIET + 3]
 
 
-def test_groups_of_the_gradient_make_up_its_norm():
+def test_group_norms_of_a_gradient():
     grads = {"net": {"32x48": [{"u": jnp.full((2, 3), 2.0)}, {"v": jnp.zeros(2)}]},
              "scale": {"a": jnp.zeros(()), "b": jnp.full((), 3.0)}}  # fmt: skip
     found = {k: float(v) for k, v in guards.group_norms(grads).items()}
@@ -201,7 +203,7 @@ def test_groups_of_the_gradient_make_up_its_norm():
     })  # fmt: skip
 
 
-def test_the_norm_of_edits_is_relative_to_all_weights_that_they_change():
+def test_the_norm_of_edits_is_relative_to_the_weights_they_change():
     """Against the dense deltas in float64; sums of 20 terms are known to 1e-6 in float32."""
     rng = np.random.default_rng(0)
     a, b, w = (rng.normal(size=s).astype(np.float32) for s in ((3, 2, 4), (3, 2, 5), (3, 5, 4)))
@@ -221,14 +223,14 @@ def texts(numbers):
 
 
 def row_step(state, base, batch, number):
-    """A played step: edits of token 13 have no finite KL, and gradient of a part."""
+    """A fake step: edits of token 13 have a non-finite KL, and gradient of one part."""
     bad = bool((batch["edit"].tokens == 13).any())
     value = float("nan") if bad else 1.0
     metrics = {"loss": value, "kl": value, "nll_rephrase": 1.0, "finite": float(not bad)}
     return state, metrics | {"grad_norm": value, "grad_norm/net": value, "grad_norm/rate": 1.0}
 
 
-def test_a_saved_batch_says_which_row_is_not_finite(made, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_replaying_a_saved_batch_names_the_non_finite_row(made, tmp_path, monkeypatch, capsys):  # noqa: F811
     _, _, experiment = made
     batch = {"edit": texts([7, 13]), "far": texts([1, 2]), "index": np.asarray([[70], [130]])}
     batch_files.save(tmp_path / "non_finite/2", batch, {"step": 2})
@@ -252,8 +254,8 @@ def test_a_saved_batch_says_which_row_is_not_finite(made, tmp_path, monkeypatch,
     assert "has no step 8" in capsys.readouterr().err
 
 
-def test_a_batch_of_several_processes_comes_back_whole(tmp_path, monkeypatch):
-    """Two processes of one part each, and a third that made the same edits as the second."""
+def test_the_batch_of_several_processes_is_joined(tmp_path, monkeypatch):
+    """Two processes with one part each, and a third with the same edits as the second."""
     rows = [[1, 2], [3, 4], [3, 4]]
     for process, part in enumerate(rows):
         monkeypatch.setattr(jax, "process_index", lambda n=process: n)

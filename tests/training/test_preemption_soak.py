@@ -1,4 +1,4 @@
-"""The soak in short: a run that is stopped twice, once each way, ends as one that never was."""
+"""A short soak: a run stopped twice, once each way, ends like an uninterrupted one."""
 
 import shutil
 
@@ -7,7 +7,7 @@ from tests.soak import differences, soak, tiny_command
 STEPS, SEED = 12, 0  # SIGKILL at step 9, SIGTERM at 10
 
 
-def test_a_run_preempted_again_and_again_ends_as_one_that_never_was(tmp_path):
+def test_a_repeatedly_preempted_run_ends_like_an_uninterrupted_one(tmp_path):
     done = soak(tmp_path, tiny_command(tmp_path, STEPS), STEPS, preemptions=2, seed=SEED)
     assert done["preemptions"] == 2 and done["by_signal"] == {"SIGTERM": 1, "SIGKILL": 1}
     disturbed = tmp_path / "disturbed"

@@ -1,4 +1,4 @@
-"""Editors that ship with the package: from a finished run to a file, and back."""
+"""Pretrained editors of the package: from a finished run to a file, and back."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def same(one, other, **tolerance):
         np.testing.assert_allclose(delta.dense(), other.deltas[name].dense(), **tolerance)
 
 
-def test_in_float32_it_is_the_editor_of_the_run(run, model, folder):
+def test_a_float32_file_has_exactly_the_run_s_editor(run, model, folder):
     told = pretrained.write(run, folder / "tiny.safetensors", "float32")
     assert pretrained.names() == {model.fingerprint: "tiny"}
     assert pretrained.describe("tiny") == told
@@ -74,7 +74,7 @@ def test_in_float32_it_is_the_editor_of_the_run(run, model, folder):
     same(choose_editor(model, "", 0.5).edit([FACT]), loaded.edit([FACT]).scale(0.5), rtol=1e-5)
 
 
-def test_it_says_how_it_was_made(run, model, folder):
+def test_a_file_describes_its_training(run, model, folder):
     told = pretrained.write(run, folder / "tiny.safetensors")
     results = json.loads((run / "results.json").read_text())
     assert (told["base"], told["spec"], told["seed"]) == (model.fingerprint, model.spec, 0)
@@ -120,7 +120,7 @@ def test_in_int8_rows_keep_their_largest_number(run, model, folder):
         assert (np.abs(got - wanted) <= 0.5001 * step).all()
 
 
-def test_the_command_writes_it(run, tmp_path, capsys):
+def test_the_command_writes_a_file(run, tmp_path, capsys):
     path = tmp_path / "tiny.safetensors"
     argv = [f"--workdir={run}", f"--out={path}"]
     assert pretrained.main(argv) == 0 and path.exists()
@@ -129,7 +129,7 @@ def test_the_command_writes_it(run, tmp_path, capsys):
     assert "CheckpointError" in capsys.readouterr().err
 
 
-def test_what_cannot_ship_is_refused(run, tmp_path, monkeypatch):
+def test_a_run_or_file_that_cannot_ship_is_refused(run, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="dtype is 'int4'"):
         pretrained.write(run, tmp_path / "x.safetensors", "int4")
     with pytest.raises(ConfigError, match="a file NAME.safetensors"):
@@ -185,7 +185,7 @@ def test_damaged_files_are_named(run, model, folder):
         pretrained.load(model)
 
 
-def test_what_ships_here_is_whole_and_small():
+def test_shipped_files_are_intact_and_small():
     for path in pretrained.FOLDER.glob("*.safetensors"):
         told, _ = pretrained._read(path)
         assert path.stat().st_size <= 10_000_000 and told["name"] == path.stem

@@ -1,4 +1,4 @@
-"""What holds of any setting, and of any value that comes from outside."""
+"""Properties of all settings, and of any value from outside."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def quickstart():
 
 
 def values_like(old):
-    """Any value of the type of another."""
+    """Return a strategy for values of the type of another."""
     if isinstance(old, bool):
         return st.booleans()
     if isinstance(old, int):
@@ -37,8 +37,8 @@ def values_like(old):
 
 @settings(many, max_examples=200)
 @given(st.data())
-def test_what_is_set_is_what_is_read_back(data):
-    """Every key, by the flag of the command line; and nothing else changes."""
+def test_a_set_value_is_read_back(data):
+    """For every key, by its command-line flag; nothing else changes."""
     before = quickstart()
     known = {key: config_keys.key_value(before, key) for key in configs.flat_keys(before)}
     kind = data.draw(st.sampled_from((bool, int, float, str, tuple)))
@@ -59,7 +59,7 @@ NAMES = st.text(string.ascii_lowercase + "_", min_size=1, max_size=8)
 @many
 @given(st.dictionaries(NAMES, st.integers() | st.booleans() | st.text(max_size=8)
                        | st.floats(allow_nan=False, allow_infinity=False), max_size=4))  # fmt: skip
-def test_a_group_that_is_set_is_what_is_read_back(group):
+def test_a_set_group_is_read_back(group):
     config = quickstart()
     configs.apply_overrides(config, configs.as_overrides({"editor.options": group}))
     assert config.editor.options.to_dict() == group
@@ -88,7 +88,7 @@ JSON = st.recursive(
 
 @many
 @given(JSON)
-def test_json_comes_back_as_it_was(value):
+def test_json_round_trips(value):
     text = json.dumps(value)
     for given_ in (text, text.encode()):
         assert repr(json_values.parse_json(given_)) == repr(value)
@@ -96,7 +96,7 @@ def test_json_comes_back_as_it_was(value):
 
 @many
 @given(st.binary(max_size=40) | st.text(max_size=40), st.integers(0, 5000))
-def test_what_is_no_json_has_one_kind_of_error(text, depth):
+def test_invalid_json_raises_value_error(text, depth):
     opened = "[" * depth + "]" * depth if depth else text
     for given_ in (text, opened):
         try:

@@ -1,4 +1,4 @@
-"""What results.json says of the code, the packages and the machine."""
+"""The description of code, packages and machine in results.json."""
 
 import jax
 
@@ -6,7 +6,7 @@ from mend_jax.parallel import distributed
 from mend_jax.training import provenance
 
 
-def test_the_code_has_one_fingerprint_and_each_file_counts(monkeypatch):
+def test_the_code_fingerprint_depends_on_each_file(monkeypatch):
     mine = provenance.code_fingerprint()
     assert mine == provenance.code_fingerprint() and len(mine) == 16 and int(mine, 16) >= 0
     lines = distributed.source_digests()
@@ -24,13 +24,13 @@ def test_one_byte_of_a_source_file_changes_its_line(tmp_path, monkeypatch):
     assert len(before) == 1 and before != distributed.source_digests()
 
 
-def test_versions_are_of_all_packages_that_compute():
+def test_versions_cover_all_packages_that_compute():
     found = provenance.versions()
     assert {"jax", "jaxlib", "flax", "optax", "tokenizers", "python"} <= found.keys()
     assert found["jax"] == jax.__version__ and all(found.values())
 
 
-def test_a_processor_is_told_by_name(tmp_path, monkeypatch):
+def test_the_processor_is_named(tmp_path, monkeypatch):
     path = tmp_path / "cpuinfo"
     monkeypatch.setattr(provenance, "_CPUINFO", path)
     assert provenance.processor_name() == "" and " x cpu, " in provenance.hardware()

@@ -1,4 +1,4 @@
-"""Where runs live: a folder, an object store (played by a folder), and models on a mesh."""
+"""Run folders, object stores (faked by a folder), and editors on a mesh."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ FACTS = [("The capital of France is", "Lyon"), ("One and one is", "three")]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(run folder, config): an editor as it begins, saved as a run saves it."""
+    """(run folder, config, experiment) with an untrained editor, saved as by a run."""
     base = save_tiny(tmp_path_factory.mktemp("base"))
     settings = {"model.spec": base, "model.last_n_blocks": 2} | SETTINGS
     settings |= {"editor.options.step_size": 1.0, "editor.options.rank": 8}
@@ -55,7 +55,7 @@ def save_run(workdir, experiment):
     (workdir / "config.json").write_text(configs.to_json(experiment.config))
 
 
-def test_an_editor_lies_on_the_mesh_of_its_model(made):
+def test_an_editor_is_placed_on_its_models_mesh(made):
     workdir, config, _ = made
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
     plain = mend_jax.Editor.restore(workdir)
@@ -79,7 +79,7 @@ def test_an_editor_lies_on_the_mesh_of_its_model(made):
     assert with_one.generate("The capital of", 4) == with_two.generate("The capital of", 4)
 
 
-def test_a_trained_run_that_is_asked_to_stop_evaluates_when_it_goes_on(made, monkeypatch, tmp_path):
+def test_a_stop_in_evaluation_keeps_the_trained_editor(made, monkeypatch, tmp_path):
     _, config, _ = made
     polls = []
 
@@ -100,7 +100,7 @@ def test_a_trained_run_that_is_asked_to_stop_evaluates_when_it_goes_on(made, mon
     assert (tmp_path / "checkpoints/0").exists()
 
 
-def test_only_the_writer_shows_progress(capsys):
+def test_only_the_writer_prints_progress(capsys):
     Progress("train", 2, writer=False).update(2, force=True)
     assert capsys.readouterr().err == ""
     Progress("train", 2).update(2, force=True)
@@ -108,7 +108,7 @@ def test_only_the_writer_shows_progress(capsys):
 
 
 class Store(backend._OsPathBackend):
-    """gs:// as a folder, in which nothing can be appended to or renamed."""
+    """A fake gs://: a folder in which nothing can be appended to or renamed."""
 
     def __init__(self, root):
         super().__init__()
@@ -151,7 +151,7 @@ def store(tmp_path):
         yield store
 
 
-def test_the_played_store_is_the_one_that_paths_use(store):
+def test_paths_use_the_fake_store(store):
     as_path("gs://bucket/a").mkdir(parents=True)
     write_bytes(as_path("gs://bucket/a/b"), b"c")
     assert (store.root / "bucket/a/b").read_bytes() == b"c" and store.written == ["b"]
@@ -189,8 +189,8 @@ def test_only_the_writer_writes_lines(store):
     assert store.written == []
 
 
-def test_an_editor_comes_back_from_a_store(made, store, monkeypatch):
-    """Our own files; the checkpoint is read from a folder, as no store can be played for Orbax."""
+def test_an_editor_is_restored_from_a_store(made, store, monkeypatch):
+    """Our own files; the checkpoint is in a folder, because Orbax has no fake store."""
     workdir, _, _ = made
     with pytest.raises(CheckpointError, match="gs://bucket/run holds no run"):
         mend_jax.Editor.restore("gs://bucket/run")
@@ -206,8 +206,8 @@ def test_an_editor_comes_back_from_a_store(made, store, monkeypatch):
     assert asked == ["gs://bucket/run/checkpoints"]
 
 
-def test_a_disk_without_room_for_the_checkpoints_is_refused_first(made, tmp_path, monkeypatch):
-    """Four steps at once, less those that are there, and 16 MiB of what else is written."""
+def test_a_disk_too_small_for_the_checkpoints_is_refused(made, tmp_path, monkeypatch):
+    """Space for four steps, minus those that exist, and 16 MiB for the other files."""
     state = made[2].fresh_state()
     each = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert each > 5e4
@@ -220,7 +220,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused_first(made, tmp_path
                 workdir_of_run.require_disk_space(tmp_path, state, there)
 
 
-def test_a_run_looks_for_room_before_it_trains(made, tmp_path, monkeypatch):
+def test_a_run_checks_disk_space_before_training(made, tmp_path, monkeypatch):
     _, config, _ = made
     monkeypatch.setattr(shutil, "disk_usage", lambda path: mock.Mock(free=10**6))
     monkeypatch.setattr(train_and_evaluate, "train", lambda *_, **__: pytest.fail("it trained"))
@@ -228,7 +228,7 @@ def test_a_run_looks_for_room_before_it_trains(made, tmp_path, monkeypatch):
         mend_jax.train_and_evaluate(config, tmp_path)
 
 
-def test_a_workdir_on_a_disk_that_is_read_only_is_refused_first(tmp_path, monkeypatch):
+def test_a_read_only_workdir_is_refused(tmp_path, monkeypatch):
     def refuse(path, *_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
@@ -239,12 +239,12 @@ def test_a_workdir_on_a_disk_that_is_read_only_is_refused_first(tmp_path, monkey
 
 @contextlib.contextmanager
 def without(name):
-    """As if this package were not installed."""
+    """Act as if a package were not installed."""
     with mock.patch.dict("sys.modules", {name: None}):
         yield
 
 
-def test_a_store_whose_library_is_missing_says_what_to_install():
+def test_the_error_for_a_missing_store_library_says_what_to_install():
     with without("gcsfs"), pytest.raises(ConfigError, match="library.*missing.*pip install gcsfs"):
         workdir_of_run.prepare_folder("gs://bucket/run")
     with (
@@ -271,7 +271,7 @@ def test_damaged_results_are_named(tmp_path, text):
         workdir_of_run.read_results(tmp_path)
 
 
-def test_the_config_of_an_earlier_version_has_what_such_a_run_did(tmp_path):
+def test_an_older_config_is_completed_with_the_behaviour_of_its_version(tmp_path):
     config = configs.load_config("quickstart.py")
     held = configs.to_json_dict(config)
     for key in ADDED_KEYS:

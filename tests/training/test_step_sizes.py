@@ -1,4 +1,4 @@
-"""The learned step sizes of an editor: read, and scaled."""
+"""The learned step sizes of an editor: reading and scaling."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def test_a_ridge_is_always_a_logarithm():
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("name", ["mend", "meta_curvature", "malmen", "rledit", "enn"])
 def test_scaled_step_sizes_are_multiplied_and_nothing_else_changes(name, log):
-    """A ridge does not change either."""
+    """A ridge does not change."""
     editor = make_editor(name, {"log_step_size": log})
     params = editor.init(jax.random.key(0), tiny("gpt2")[2])[0]
     scaled = scale_step_sizes(params, 0.2, editor.step_sizes)

@@ -1,4 +1,4 @@
-"""Single training steps: the optimiser, the mesh, the schedule, what a failure leaves behind."""
+"""Single training steps: optimiser, mesh, schedule, and the state after a failure."""
 
 import json
 
@@ -17,9 +17,9 @@ from mend_jax.training.run_state import RunState
 from mend_jax.training.step import init_state, make_train_step, success_weight
 
 
-def test_steps_that_are_not_finite_are_left_out_until_too_many_in_a_row():
-    """Step 2 is left out; 4 and 5 are two in a row, so 5 and what was dispatched after it change
-    nothing at all."""
+def test_non_finite_steps_are_skipped_until_too_many_in_a_row():
+    """Step 2 is skipped; 4 and 5 are two in a row, so 5 and the steps dispatched after it change
+    nothing."""
     module, base, weights = tiny("gpt2")
     editor = make_editor("mend", dict(rank=4, step_size=1e-2))
     tx = optimizer(step_sizes=editor.step_sizes)
@@ -57,8 +57,8 @@ def test_steps_that_are_not_finite_are_left_out_until_too_many_in_a_row():
     assert not np.isfinite([told[1][k] for k in groups]).any()
 
 
-def test_step_sizes_have_their_own_rate():
-    """Adam's first step is the rate itself: 1e-3 on the nets, 1e-2 on log(alpha)."""
+def test_step_sizes_have_their_own_learning_rate():
+    """Adam's first step is the learning rate: 1e-3 on the nets, 1e-2 on log(alpha)."""
     before, after, *_ = step_of(dict(data=1))
     for a, b in zip(
         before.params["scale_by_layer_lr"].values(), after.params["scale_by_layer_lr"].values(),
@@ -81,7 +81,7 @@ PARAMS = {"scale_by_layer_lr": {"w": np.float32(0)}, "net": np.zeros(3, np.float
 
 
 def updates(tx, *gradients):
-    """The update after each of the gradients, given as one number for every parameter."""
+    """Return the update after each gradient, given as one number for all parameters."""
     found, params = [], PARAMS
     with jax.numpy_dtype_promotion("standard"):
         state = tx.init(params)
@@ -92,7 +92,7 @@ def updates(tx, *gradients):
     return found, state
 
 
-def test_accumulated_gradients_step_once_with_their_mean():
+def test_accumulated_gradients_make_one_update_with_their_mean():
     found, state = updates(optimizer(accumulate=2), 1.0, 3.0)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(found[0]))
     _, once = updates(optimizer(), 2.0)
@@ -102,14 +102,14 @@ def test_accumulated_gradients_step_once_with_their_mean():
         assert any(np.array_equal(moment, leaf) for leaf in jax.tree.leaves(state))
 
 
-def test_clipping_bounds_the_gradient_that_adam_sees():
+def test_clipping_bounds_the_gradient_before_adam():
     """The first moment is (1 - beta1) = 0.1 of the gradient, whose norm is cut to 1."""
     _, state = updates(optimizer(clip=1.0), 40.0)
     mu = [leaf for leaf in jax.tree.leaves(state) if np.ndim(leaf) == 1][0]
     np.testing.assert_allclose(mu, 0.1 * np.full(3, 0.5), rtol=1e-5)
 
 
-def test_rates_decay_to_a_tenth():
+def test_learning_rates_decay_to_a_tenth():
     found, _ = updates(optimizer(decay=True, steps=5), *[1.0] * 6)
     sizes = [float(np.abs(u["net"]).max()) for u in found]
     assert sizes[0] == pytest.approx(1e-3, rel=1e-3)
@@ -122,8 +122,8 @@ def test_the_weight_of_success_goes_from_start_to_end():
     np.testing.assert_allclose(values, [0.5, 0.05**0.5, 0.1, 0.1], rtol=1e-6)
 
 
-def test_editing_both_ways_is_editing_twice():
-    """Both ways is the mean of the two directions; `far` is asked of one of them, in turn.
+def test_edit_from_paraphrase_is_the_mean_of_both_directions():
+    """The loss is the mean of the two directions; `far` uses them alternately.
 
     A KL here is 1e-4 made of differences of logarithms of order 5: known to 1e-6 in float32.
     """

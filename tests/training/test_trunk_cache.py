@@ -1,4 +1,4 @@
-"""Trunk states that are kept: the same numbers, no trunk in the step, and what is refused."""
+"""The trunk cache: the same numbers, no trunk in the step, and what is refused."""
 
 import functools
 import os
@@ -28,7 +28,7 @@ def base(kind):
 
 
 def parts_of(kind):
-    """Rows in two parts of different lengths, numbered in turn."""
+    """Return rows in two parts of different lengths, numbered alternately."""
     found, numbers = [], np.random.default_rng(0).permutation(sum(n for n, _ in SIZES))
     for i, (n, T) in enumerate(SIZES):
         texts = {
@@ -63,7 +63,7 @@ def trunk(kind):
 @pytest.mark.parametrize("kind, where, facts", [
     ("gpt2", "host", 1), ("llama", "device", 2), ("t5", "disk", 1), ("bert", "host", 1),
 ])  # fmt: skip
-def test_states_are_those_of_the_trunk_and_are_kept(kind, where, facts, tmp_path):
+def test_cached_states_equal_those_of_the_trunk(kind, where, facts, tmp_path):
     cache = open_cache(kind, where, folder=tmp_path)
     for batch in steps(kind, 14, facts):
         placed = cache.place(batch)
@@ -84,7 +84,7 @@ def loss_of(module, weights):
     )  # fmt: skip
 
 
-def test_a_step_is_the_same_with_kept_states_and_has_no_trunk():
+def test_a_step_with_cached_states_is_the_same_without_a_trunk():
     module, params, weights = base("llama")
     learned, state = make_editor("mend", dict(rank=4)).init(jax.random.key(0), weights)
     loss, cache = loss_of(module, weights), open_cache("llama")
@@ -103,7 +103,7 @@ def test_a_step_is_the_same_with_kept_states_and_has_no_trunk():
     assert counts[1] - counts[0] == of_trunk > 0
 
 
-def test_tables_on_disk_are_found_again(tmp_path):
+def test_tables_on_disk_are_reused(tmp_path):
     first = open_cache(where="disk", folder=tmp_path)
     for batch in steps("gpt2", 20):
         placed = first.place(batch)
@@ -120,7 +120,7 @@ def test_tables_on_disk_are_found_again(tmp_path):
     assert other.hits == 0
 
 
-def test_what_was_not_finished_or_is_damaged_is_computed_again(tmp_path):
+def test_unfinished_or_damaged_tables_are_computed_again(tmp_path):
     batch = steps("gpt2", 1)[0]
     open_cache(where="disk", folder=tmp_path).place(batch)  # killed before it could finish
     second = open_cache(where="disk", folder=tmp_path)
@@ -137,7 +137,7 @@ def test_what_was_not_finished_or_is_damaged_is_computed_again(tmp_path):
         np.testing.assert_allclose(found[name], theirs, atol=2e-6)
 
 
-def test_tables_that_are_too_large_are_refused_before_they_are_made():
+def test_tables_that_are_too_large_are_refused_before_allocation():
     with pytest.raises(ConfigError, match="take 0.0 GiB, train.trunk_cache_gib allows 1e-06"):
         open_cache(limit=1e-6)
 
@@ -149,7 +149,7 @@ def test_device_tables_need_one_device():
         open_cache(where="ram")
 
 
-def test_a_mesh_takes_states_from_the_host():
+def test_a_mesh_uses_states_from_the_host():
     cache = open_cache(mesh=make_mesh({"data": 2}))
     batch = steps("gpt2", 1)[0]
     first, second = cache.place(batch)["states"], cache.place(batch)["states"]
@@ -157,7 +157,7 @@ def test_a_mesh_takes_states_from_the_host():
     np.testing.assert_array_equal(first["far"], second["far"])
 
 
-def test_a_disk_that_is_full_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
