@@ -20,8 +20,8 @@ from mend_jax.apps import join_grids
 from mend_jax.apps import run_command as command
 from mend_jax.apps.run_processes import Run, refuse_failures, run_all, say, stand_aside
 from mend_jax.errors import ConfigError, MendError, did_you_mean
-from mend_jax.evaluation.reports.formatting import format_value
 from mend_jax.evaluation.reports.grid_rows import make_grid_row
+from mend_jax.evaluation.reports.text_tables import grid_table
 from mend_jax.evaluation.reports.values import value_at
 from mend_jax.io.files import as_path
 from mend_jax.training import config as configs
@@ -218,24 +218,7 @@ def run_grid(
 
     failed = run_all(runs, after=keep)
     found = keep()
-    say(lines_of(found))
+    say(grid_table(found))
     say(f"report: {workdir / 'report.html'}")
     refuse_failures(failed, len(runs))
     return found
-
-
-def lines_of(found: Mapping[str, Any]) -> str:
-    """The rows as lines of text."""
-    lines = [found["title"]]
-    for row in found["rows"]:
-        means = {name: score["mean"] for name, score in row["scores"].items()}
-        parts = [
-            f"{name} {format_value(means.get(name), kind)}"
-            for name, kind in (
-                ("success", "percent"),
-                ("kl", "plain"),
-                ("argmax_agreement", "percent"),
-            )
-        ]
-        lines.append(f"  {row['cell']}: {', '.join(parts)}; n = {format_value(row['n'], 'count')}")
-    return "\n".join(lines)

@@ -15,6 +15,7 @@ from typing import Any
 from mend_jax.apps import run_command as command
 from mend_jax.apps.run_processes import Run, refuse_failures, run_all, say, stand_aside
 from mend_jax.errors import ConfigError, MendError, report_error
+from mend_jax.evaluation.reports.text_tables import seeds_table
 from mend_jax.evaluation.statistics import summarise_runs
 from mend_jax.io.files import as_path, write_json
 
@@ -33,17 +34,11 @@ ALSO = (
 
 
 def table(summary: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:
-    """The headline numbers as lines of text."""
-    lines = [f"seeds {', '.join(map(str, seeds))}: mean (sd; 95% interval of the mean)"]
+    """Return the headline numbers as text."""
     names = {path.split(".")[1] for path in summary if path.startswith("extra_data_sets.")}
-    further = [
-        path for n in sorted(names) for k in ALSO if (path := f"extra_data_sets.{n}.{k}") in summary
-    ]
-    for path in (*(path for path in HEADLINE if path in summary), *further):
-        s = summary[path]
-        low, high = s["ci95"]
-        lines.append(f"  {path}: {s['mean']:.4f} ({s['sd']:.4f}; {low:.4f} to {high:.4f})")
-    return "\n".join(lines)
+    paths = [*HEADLINE, *(f"extra_data_sets.{name}.{k}" for name in sorted(names) for k in ALSO)]
+    paths += [p for p in summary if p.startswith("metrics.") and p.endswith(".value")]
+    return seeds_table({path: summary[path] for path in paths if path in summary}, seeds)
 
 
 def parse(argv: Sequence[str]) -> tuple[list[int], list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mend_jax.data import DataSet
 from mend_jax.errors import Preempted
 from mend_jax.evaluation.edit_costs import peak_memory_bytes
 from mend_jax.evaluation.reports import run_report
+from mend_jax.evaluation.reports.text_tables import run_table
 from mend_jax.io.files import write_json
 from mend_jax.models.params import count_params
 from mend_jax.parallel import distributed
@@ -88,7 +89,7 @@ def _run(config: ConfigDict, workdir: Any, config_name: str, started: float) -> 
         write_json(workdir / "examples.json", examples)
         write_json(workdir / "results.json", results)
         page = run_report.write(workdir)
-        print_once(headline(results))
+        print_once(run_table(results))
         print_once(f"report: {page}")
     return results
 
@@ -193,18 +194,3 @@ def _describe_data_set(dataset: DataSet) -> dict[str, Any]:
         "license": dataset.license,
         "notes": dict(dataset.notes),
     }
-
-
-def headline(results: Mapping[str, Any]) -> str:
-    """Return the final scores in a few lines."""
-    own, lines = results["config"]["editor"]["name"], []
-    also = {f"{own} on {name}": e for name, e in results["extra_data_sets"].items()}
-    for name, e in {own: results["eval"], **also, **results["baselines"]}.items():
-        lines.append(
-            f"{name}: success {e['success']:.3f} (edit {e['edit']['success_exact']:.3f}, "
-            f"paraphrase {e['paraphrase']['success_exact']:.3f}, generated "
-            f"{e['edit']['success_generated']:.3f}/{e['paraphrase']['success_generated']:.3f}), "
-            f"locality KL {e['locality']['kl']:.4f}, arg max kept "
-            f"{e['locality']['argmax_agreement']:.3f}; n = {e['n']}"
-        )
-    return "\n".join(lines)

@@ -41,7 +41,7 @@ def test_the_command_runs_each_seed_once(tmp_path, monkeypatch, capsys):
     assert written["eval"]["success"]["mean"] == 4 and written["seeds"] == [3, 5]
     assert written["eval"]["baselines.ft.success"]["sd"] == 0
     assert written["eval"]["extra_data_sets.x/y.n"]["values"] == [2, 2]
-    assert "success: 4.0000" in capsys.readouterr().err
+    assert "success  4.0000" in capsys.readouterr().err
     assert multi_seed.main(flags) == 0 and len(started) == 2  # both are finished
     assert multi_seed.main([*flags, "--config.train.lr=9"]) == 2
     assert "train.lr was 0.001, is 9.0" in capsys.readouterr().err

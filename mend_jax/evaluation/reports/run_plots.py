@@ -105,7 +105,7 @@ def success_png(results: Results) -> bytes | None:
 def summary_png(results: Results, lines: Lines) -> bytes | None:
     """Draw the run in one wide picture: what an edit does, what it costs, how it was learned."""
     texts = {
-        "the edit": "edit", "paraphrases": "paraphrase", "new paraphrases": "paraphrase_unseen"
+        "the edit": "edit", "paraphrases": "paraphrase", "unseen forms": "paraphrase_unseen"
     }  # fmt: skip
     scores = {k: f"{v}.success_exact" for k, v in texts.items() if value_at(results, f"eval.{v}")}
     does = ("What an edit does", "right answers in %, before → after one edit")
