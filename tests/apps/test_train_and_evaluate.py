@@ -274,7 +274,7 @@ def test_the_trunk_cache_changes_no_result(base, tmp_path, monkeypatch, capsys):
         assert kept.pop("kind") == plain.pop("kind")
         # A KL of 1e-3 is a difference of log-probabilities of about 6, whose float32 have 5e-7.
         assert kept == pytest.approx(plain, rel=1e-6, abs=1e-7)
-    assert "128 of 160 that training asked for were kept" in capsys.readouterr().err
+    assert "trunk cache: 128 of 160 rows were found in it" in capsys.readouterr().err
 
 
 def test_a_start_with_other_options_is_refused(base, finished, tmp_path):
