@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mend_jax.core.forward import shared_trunk_states
 from mend_jax.core.meta_loss import token_batches
@@ -28,6 +29,7 @@ from mend_jax.errors import ConfigError
 from mend_jax.io.files import write_bytes
 from mend_jax.io.package_cache import cache_dir
 from mend_jax.models.editable_model import EditableModel
+from mend_jax.models.params import Params
 from mend_jax.parallel.mesh import shard_batch
 from mend_jax.training.config_keys import TRUNK_CACHES
 
@@ -41,15 +43,15 @@ class TrunkCache:
     """A table of states for each part of the training rows; see `place`.
 
     Attributes:
-      rows, hits: how many rows were asked for so far, and how many of them were there.
+      rows, hits: rows requested so far, and those of them that were cached.
     """
 
     def __init__(
         self,
         kind: str,
         model: EditableModel,
-        base: Any,
-        mesh: Any,
+        base: Params,
+        mesh: Mesh,
         parts: Sequence[EncodedRows],
         names: Sequence[str],
         *,
@@ -60,14 +62,14 @@ class TrunkCache:
         """Args:
           kind: "device", "host" or "disk".
           model, base: the module and its nested parameters, placed.
-          parts: the training rows as `train_batches` has them.
+          parts: the training rows, as in `Experiment.train_batches`.
           names: the sets of texts whose states a step needs.
-          limit_gib: the most that the tables may take.
+          limit_gib: the largest size of the tables.
           fingerprint: of the base.
           folder: of tables on disk; default `<cache>/trunks`.
 
         Raises:
-          ConfigError: they would take more, or there are several devices or processes.
+          ConfigError: the tables are too large, or there are several devices or processes.
         """
         self._check(kind, mesh)
         self._model, self._base, self._mesh, self._kind = model, base, mesh, kind
@@ -85,28 +87,28 @@ class TrunkCache:
         self.rows = self.hits = 0
         self._folder = None
         if kind == "disk":
-            self._folder = (folder or cache_dir() / "trunks") / self._key(fingerprint)
+            self._folder = (folder or cache_dir() / "trunks") / self._digest(fingerprint)
         self._open(shapes, size)
 
     def place(self, batch: Batch) -> dict[str, Any]:
-        """The texts of a batch on the mesh, with `states` [E, n, ...] of those that need them."""
+        """Return the texts of a batch on the mesh, with the `states` [E, n, ...] a step needs."""
         texts = shard_batch(self._mesh, token_batches(batch))
-        part, at = self._find(batch)
-        there = all(self._filled[part][name][rows].all() for name, rows in at.items())
+        part, at = self._locate(batch)
+        cached = all(self._filled[part][name][rows].all() for name, rows in at.items())
         n_rows = sum(rows.size for rows in at.values())
-        self.rows, self.hits = self.rows + n_rows, self.hits + n_rows * there
-        if there:
+        self.rows, self.hits = self.rows + n_rows, self.hits + n_rows * cached
+        if cached:
             states = {n: jax.tree.map(lambda t, r=r: t[r], self._tables[part][n])
                       for n, r in at.items()}  # fmt: skip
             if self._kind != "device":
                 states = shard_batch(self._mesh, states)
             return texts | {"states": states}
         states = self._trunk(self._base, {name: texts[name] for name in self._names})
-        self._keep(part, at, states)
+        self._store(part, at, states)
         return texts | {"states": states}
 
     def finish(self) -> None:
-        """Writes what is not on disk yet, where the tables lie there."""
+        """Write tables on disk to the end; nothing for tables in memory."""
         if self._folder is None:
             return
         for table in jax.tree.leaves(self._tables):
@@ -124,7 +126,7 @@ class TrunkCache:
             raise ConfigError(f"train.trunk_cache is {kind!r}, not one of {TRUNK_CACHES}")
         if jax.process_count() > 1:
             raise ConfigError(
-                "train.trunk_cache: the rows of a step lie in the memory of one process; with "
+                "train.trunk_cache: the rows of a step are in the memory of one process; with "
                 f"{jax.process_count()} processes leave it empty"
             )
         if kind == "device" and mesh.size > 1:
@@ -134,7 +136,7 @@ class TrunkCache:
             )
 
     def _shapes(self, part: EncodedRows) -> dict[str, Any]:
-        """The tables of a part, as shapes."""
+        """Return the shapes of a part's tables."""
         one = {n: jax.tree.map(lambda a: np.asarray(a[:1, None]), part.texts[n])
                for n in self._names}  # fmt: skip
         states = jax.eval_shape(self._states_of, self._base, one)
@@ -143,7 +145,7 @@ class TrunkCache:
         )
 
     def _open(self, shapes: Sequence[Any], size: int) -> None:
-        """Empty tables, or those on disk with what is filled in them."""
+        """Open empty tables, or those on disk with their filled rows."""
         self._filled = [
             {name: np.zeros(len(part), bool) for name in self._names} for part in self._parts
         ]
@@ -153,37 +155,37 @@ class TrunkCache:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._folder).free
-        known = sum(512 * f.stat().st_blocks for f in self._folder.glob("*.bin"))
-        if size - known > free:
+        existing = sum(512 * f.stat().st_blocks for f in self._folder.glob("*.bin"))
+        if size - existing > free:
             raise ConfigError(
                 f"train.trunk_cache: the states take {size / _GIB:.1f} GiB and {self._folder} has "
                 f"{free / _GIB:.1f} GiB left: make room, or set MEND_CACHE_DIR to another disk"
             )
         leaves, tree = jax.tree.flatten(list(shapes))
         files = [self._folder / f"{i}.bin" for i in range(len(leaves))]
-        whole = all(map(_is_whole, files, leaves))
+        complete = all(map(_has_size, files, leaves))
         try:
-            self._tables = jax.tree.unflatten(tree, [*map(_mapped, files, leaves)])
+            self._tables = jax.tree.unflatten(tree, [*map(_memory_map, files, leaves)])
         except OSError as e:
             raise ConfigError(
                 f"train.trunk_cache: {self._folder} cannot be written ({e}): make room, or set "
                 "MEND_CACHE_DIR to another disk"
             ) from e
         count = sum(map(len, self._parts)) * len(self._names)
-        flags = _read_flags(self._folder / _FILLED, count) & whole
+        flags = _read_flags(self._folder / _FILLED, count) & complete
         for filled in self._filled:
             for name in self._names:
                 filled[name][:], flags = flags[: len(filled[name])], flags[len(filled[name]) :]
 
-    def _find(self, batch: Batch) -> tuple[int, dict[str, np.ndarray]]:
-        """The part of a batch and, for each set of texts, its rows there, int[E, n]."""
+    def _locate(self, batch: Batch) -> tuple[int, dict[str, np.ndarray]]:
+        """Return the part of a batch and, by set of texts, its rows there, int[E, n]."""
         own = np.asarray(batch["index"])
         part = int(self._where[own.flat[0], 0])
         rows = {n: np.asarray(batch.get("near_index", own)) if n == "near" else own
                 for n in self._names}  # fmt: skip
         return part, {name: self._where[index, 1] for name, index in rows.items()}
 
-    def _keep(self, part: int, at: Mapping[str, np.ndarray], states: Mapping[str, Any]) -> None:
+    def _store(self, part: int, at: Mapping[str, np.ndarray], states: Mapping[str, Any]) -> None:
         for name, rows in at.items():
             table = self._tables[part][name]
             if self._kind == "device":
@@ -193,8 +195,8 @@ class TrunkCache:
                              states[name])  # fmt: skip
             self._filled[part][name][rows] = True
 
-    def _key(self, fingerprint: str) -> str:
-        """Tells tables of other bases, trunks or texts apart."""
+    def _digest(self, fingerprint: str) -> str:
+        """Return a digest of base, trunk and texts, the name of the tables' folder."""
         about = {
             "base": fingerprint, "names": self._names, "dtype": np.dtype(self._model.dtype).name,
             "stacks": [[s.name, s.n_trunk] for s in self._model.stacks],
@@ -213,26 +215,26 @@ def _put(table: Any, rows: jax.Array, states: Any) -> Any:
 
 
 def _places(parts: Sequence[EncodedRows]) -> np.ndarray:
-    """int[rows, 2]: the part of each row number, and the place in it; -1 where it is in none."""
+    """Return int[rows, 2]: the part of each row number and the row in it; -1: in no part."""
     where = np.full((1 + max(int(part.index.max()) for part in parts), 2), -1)
     for number, part in enumerate(parts):
         where[part.index, 0], where[part.index, 1] = number, np.arange(len(part))
     return where
 
 
-def _is_whole(path: Path, like: Any) -> bool:
+def _has_size(path: Path, like: Any) -> bool:
     size = math.prod(like.shape) * np.dtype(like.dtype).itemsize
     return path.exists() and path.stat().st_size == size
 
 
-def _mapped(path: Path, like: Any) -> np.memmap:
-    """The file as an array; made anew where it is not whole.
+def _memory_map(path: Path, like: Any) -> np.memmap:
+    """Return the file as an array; a file of another size is created again.
 
-    Its room is taken at once: a page of a file with holes that finds the disk full later would end
-    the process by a signal.
+    Its space is allocated at once: with a sparse file, a disk that is full later would kill the
+    process by a signal.
     """
     dtype = np.dtype(like.dtype)
-    if not _is_whole(path, like):
+    if not _has_size(path, like):
         path.unlink(missing_ok=True)
     with path.open("ab") as file:
         size = math.prod(like.shape) * dtype.itemsize
@@ -244,7 +246,7 @@ def _mapped(path: Path, like: Any) -> np.memmap:
 
 
 def _read_flags(path: Path, count: int) -> np.ndarray:
-    """What is filled, as `finish` wrote it; nothing where it did not, or not for so many rows."""
+    """Return the flags that `finish` wrote; none are set if their number is not `count`."""
     try:
         packed = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError:
