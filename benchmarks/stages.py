@@ -18,7 +18,7 @@ from mend_jax.core.forward import scored_logits, shared_trunk_states
 from mend_jax.core.meta_loss import meta_loss
 from mend_jax.core.problem import Problem, make_problem
 from mend_jax.evaluation.scoring import edit_and_score
-from mend_jax.tpu.memory import bytes_of
+from mend_jax.tpu.memory import program_bytes
 from mend_jax.training.step import make_train_step, success_weight
 
 Timed = Callable[[], Any]
@@ -35,7 +35,7 @@ def programs(b: Built) -> dict[str, Timed]:
     gradient. Of their own: `edit alone` (from the tokens of the facts), `forward` (the unedited
     model on all texts), `evaluation` (edit, and score all texts before and after).
     """
-    module, weights = b.abstract_model.module, b.abstract_model.weights
+    module, weights = b.model.module, b.model.weights
     names = list(b.batch)
 
     def trunk(base, batch):
@@ -90,7 +90,7 @@ def with_states(b: Built) -> Built:
     names = list(b.batch)
 
     def states(base, batch):
-        return shared_trunk_states(b.abstract_model.module, base, [batch[name] for name in names])
+        return shared_trunk_states(b.model.module, base, [batch[name] for name in names])
 
     abstract = isinstance(jax.tree.leaves(b.base)[0], jax.ShapeDtypeStruct)
     found = (jax.eval_shape if abstract else lambda f, *x: jax.jit(f)(*x))(states, b.base, b.batch)
@@ -100,7 +100,7 @@ def with_states(b: Built) -> Built:
 def train_step(b: Built) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The jitted training step and what it takes; it reuses (donates) the state."""
     step = make_train_step(
-        b.editor, b.tx, model=b.abstract_model.module, weights=b.abstract_model.weights,
+        b.editor, b.tx, model=b.model.module, weights=b.model.weights,
         c_edit=success_weight(0.1, 0.1, 1), c_loc=1.0,
     )  # fmt: skip
     return step, (b.state, b.base, b.batch, np.int32(1))
@@ -133,7 +133,7 @@ def time_training(b: Built, repeats: int) -> tuple[dict[str, float], Built]:
     began = time.perf_counter()
     once = Steps(b)
     compiling = time.perf_counter() - began
-    parts = bytes_of(once.compiled)
+    parts = program_bytes(once.compiled)
     figures = {
         "seconds": statistics.median(seconds_of(once, repeats)),
         "compiling": compiling,

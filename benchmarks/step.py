@@ -48,7 +48,7 @@ def measure(w: Workload, repeats: int, names: Sequence[str] = BESIDE) -> dict[st
     peak = peak_memory_bytes()
     step, arguments = train_step(b)
     counted = matmul_flops(jax.make_jaxpr(step)(*arguments))
-    parts = needed.training_step(w, b.abstract_model)
+    parts = needed.training_step(w, b.model)
     seconds = {STEP: training["seconds"]}
     if CACHED in names:
         cached, kept = time_training(with_states(b), repeats)
@@ -57,8 +57,8 @@ def measure(w: Workload, repeats: int, names: Sequence[str] = BESIDE) -> dict[st
     operations = {
         STEP: sum(parts.values()),
         CACHED: sum(parts.values()) - parts["trunk"],
-        "edit alone": needed.edit_alone(w, b.abstract_model),
-        "forward": needed.forward(w, b.abstract_model),
+        "edit alone": needed.edit_alone(w, b.model),
+        "forward": needed.forward(w, b.model),
     }
     return {
         "model": w.model, "edits": w.edits, "independent": w.independent, "dtype": w.dtype,

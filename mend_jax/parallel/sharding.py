@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mend_jax.errors import ConfigError
@@ -62,7 +62,9 @@ def key_path_name(keys: Sequence[Any]) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
 
 
-def partition_spec(path: str, shape: Sequence[int], rules: Sequence[Rule], mesh: Mesh) -> P:
+def partition_spec(
+    path: str, shape: Sequence[int], rules: Sequence[Rule], mesh: Mesh | AbstractMesh
+) -> P:
     """The PartitionSpec of one array.
 
     An axis that a rule would split but that does not divide stays whole (GPT-2's 50257 words).

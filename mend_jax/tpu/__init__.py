@@ -1,1 +1,1 @@
-"""TPU pods without a TPU: how a model lies on a slice, and compiling its steps for one."""
+"""TPU slices without a TPU: the mesh of a run, its shardings, and compiling its steps."""

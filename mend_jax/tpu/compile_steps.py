@@ -1,7 +1,7 @@
-"""Compiles a config's steps for a TPU slice by name, without having one, and says what they take.
+"""Compile the steps of a config for a TPU slice on any machine; report memory and collectives.
 
-`libtpu` holds the TPU compiler and runs on any Linux machine. It gives memory, collectives and
-operations of a chip; it gives no times.
+The package `libtpu` contains the TPU compiler and runs on any Linux machine. The compiler reports
+memory, collectives and operations for each chip, but no times.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from mend_jax.models.params import flatten
 from mend_jax.parallel.mesh import batch_sharding, mesh_over, round_up_edits, use_mesh
 from mend_jax.parallel.sharding import abstract_arrays, make_shardings
 from mend_jax.tpu import hlo
-from mend_jax.tpu.blueprint import Blueprint, draw
+from mend_jax.tpu.abstract_run import AbstractRun, abstract_run
 from mend_jax.tpu.flops import matmul_flops
-from mend_jax.tpu.memory import bytes_of
-from mend_jax.tpu.plan import Plan, choose, cost, needs_of
+from mend_jax.tpu.memory import program_bytes
+from mend_jax.tpu.mesh_plan import MeshPlan, choose_plan, cost, step_needs
 from mend_jax.tpu.slices import GIB, Slice
 from mend_jax.training.assembly import build_train_step
 
 STEPS = ("train", "edit", "eval")
-_NO_TPU = {  # there is no TPU to ask, and libtpu need not complain of it
+_NO_TPU = {  # there is no TPU to query, and libtpu should not warn about that
     "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_STDERR_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several may compile at once
@@ -48,23 +48,23 @@ def compile_for(
     config: ml_collections.ConfigDict, where: Slice, say: Callable[[str], None] = print,
     steps: tuple[str, ...] = STEPS,
 ) -> Report:  # fmt: skip
-    """Compiles the steps of a config for a slice; what `compile_<topology>.json` holds.
+    """Compile the steps of a config for a slice; return the content of compile_<topology>.json.
 
-    `train` is one training step; `edit` makes one edit; `eval` edits and scores one batch of the
-    evaluation. `bytes_per_chip` is arguments + temporaries + outputs that are not donated +
-    program. `flops` are those of the matmuls, divided evenly over the chips (the compiler's own
-    count takes the body of a loop once). Collectives in a loop whose length the compiler does not
-    tell count once; how many such loops there are is said. The mesh is the config's, or, where that
-    leaves axes open (0), the one that `plan.choose` recommends.
+    `train` is one training step, `edit` makes one edit, `eval` edits and scores one batch of the
+    evaluation. `bytes_per_chip` is the sum of arguments, temporaries, outputs that are not
+    donated, and the program. `flops` counts matmuls, divided evenly over the chips (the compiler's
+    own count takes the body of a loop once). Collectives in a loop of unknown length count once;
+    `loops_of_unknown_length` says how many such loops there are. The mesh is the config's, or,
+    where that leaves axes open (0), the one that `mesh_plan.choose_plan` recommends.
 
     Args:
-      say: told about each step as it is done; compiling takes minutes.
+      say: called with a line after each step; compiling takes minutes.
 
     Raises:
       ConfigError: no libtpu, or a mesh that does not fit the slice or the step.
     """
-    blueprint = draw(config)
-    plan = plan_for(blueprint, where)
+    run = abstract_run(config)
+    plan = plan_of_run(run, where)
     say(plan.why)
     mesh = topology_mesh(where, plan)
     report: Report = {
@@ -73,39 +73,43 @@ def compile_for(
         "edits_per_step": config.train.edits_per_step,
     }  # fmt: skip
     with use_mesh(mesh):
-        traced = tracers(blueprint, mesh)
+        traced = step_tracers(run, mesh)
         for name in steps:
-            report[name] = compile_step(traced[name], blueprint, where)
-            say(f"{name}: {sentence(report[name])}")
+            report[name] = compile_step(traced[name], run, where)
+            say(f"{name}: {step_summary(report[name])}")
     report["verdict"] = verdict(report, where, steps)
     say(report["verdict"])
     return report
 
 
-def plan_for(blueprint: Blueprint, where: Slice) -> Plan:
-    """The config's mesh if it says one for this slice, else the recommended one."""
-    needs, sizes = needs_of(blueprint), dict(blueprint.config.mesh)
-    what = f"{blueprint.config.model.spec} on {where.name}"
+def plan_of_run(run: AbstractRun, where: Slice) -> MeshPlan:
+    """Return the mesh of the config if it fits this slice, else the recommended one.
+
+    Raises:
+      ConfigError: the config's mesh has another number of chips, or cannot split the edits.
+    """
+    needs, sizes = step_needs(run), dict(run.config.mesh)
+    what = f"{run.config.model.spec} on {where.name}"
     if min(sizes.values()) == 0 or math.prod(sizes.values()) == 1:
-        return choose(needs, where.n_chips, where.chip.hbm_bytes, what)
+        return choose_plan(needs, where.n_chips, where.chip.hbm_bytes, what)
     if sizes["data"] == -1:
         sizes["data"] = where.n_chips // (sizes["fsdp"] * sizes["tensor"])
     if math.prod(sizes.values()) != where.n_chips:
         raise ConfigError(
             f"mesh {sizes} does not have the {where.n_chips} chips of {where.name}: give sizes "
-            "whose product that is, or leave them at 0 to have them chosen"
+            f"with the product {where.n_chips}, or set them to 0 to have them chosen"
         )
     ways = sizes["data"] * sizes["fsdp"]
-    if blueprint.config.train.edits_per_step % ways:
+    if run.config.train.edits_per_step % ways:
         raise ConfigError(
-            f"train.edits_per_step is {blueprint.config.train.edits_per_step}, not a multiple of "
+            f"train.edits_per_step is {run.config.train.edits_per_step}, not a multiple of "
             f"the {ways} ways that mesh {sizes} splits edits"
         )
     return cost(needs, sizes)._replace(why=f"{what}: the mesh of the config, {sizes}")
 
 
-def topology_mesh(where: Slice, plan: Plan) -> Mesh:
-    """A mesh over the described chips of a slice, none of which is here.
+def topology_mesh(where: Slice, plan: MeshPlan) -> Mesh:
+    """Return a mesh over the chips of a slice, described by libtpu alone.
 
     Raises:
       ConfigError: libtpu is not installed, or does not know the slice.
@@ -131,32 +135,32 @@ def topology_mesh(where: Slice, plan: Plan) -> Mesh:
     return mesh_over(devices)
 
 
-def tracers(blueprint: Blueprint, mesh: Mesh) -> dict[str, Traced]:
-    """For each of `STEPS` a function that traces it, with all arguments where they will lie."""
-    c, sketch = blueprint.config, blueprint.abstract_model
+def step_tracers(run: AbstractRun, mesh: Mesh) -> dict[str, Traced]:
+    """Return a function for each of `STEPS` that traces it with sharded abstract arguments."""
+    c, model = run.config, run.model
     whole = NamedSharding(mesh, P())
 
     def batch(edits: int, training: bool) -> Any:
-        texts = blueprint.batch(edits, training)
+        texts = run.batch(edits, training)
         return abstract_arrays(texts, jax.tree.map(lambda _: batch_sharding(mesh), texts))
 
-    rules = sketch.family.sharding_rules
-    base = abstract_arrays(blueprint.base, make_shardings(mesh, blueprint.base, rules))
-    rules = blueprint.editor.sharding_rules
-    state = abstract_arrays(blueprint.state, make_shardings(mesh, blueprint.state, rules))
-    same = dict(editor=blueprint.editor, model=sketch.module, weights=sketch.weights)
+    rules = model.family.sharding_rules
+    base = abstract_arrays(run.base, make_shardings(mesh, run.base, rules))
+    rules = run.editor.sharding_rules
+    state = abstract_arrays(run.state, make_shardings(mesh, run.state, rules))
+    same: dict[str, Any] = dict(editor=run.editor, model=model.module, weights=model.weights)
 
     def train() -> Any:
         step = build_train_step(
-            c, blueprint.editor, blueprint.tx, sketch, jax.tree.map(lambda x: x.sharding, state)
+            c, run.editor, run.tx, model, jax.tree.map(lambda x: x.sharding, state)
         )
         number = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
         return step.trace(state, base, batch(c.train.edits_per_step, True), number)
 
     def edit() -> Any:
-        texts = blueprint.batch(1, False)["edit"]
+        texts = run.batch(1, False)["edit"]
         texts = abstract_arrays(texts, jax.tree.map(lambda _: whole, texts))
-        arguments = (blueprint.editor, sketch.module, sketch.weights)
+        arguments = (run.editor, model.module, model.weights)
         return make_edit.trace(*arguments, state.params, state.editor_state, base, texts)
 
     def evaluate() -> Any:
@@ -167,8 +171,8 @@ def tracers(blueprint: Blueprint, mesh: Mesh) -> dict[str, Traced]:
     return {"train": train, "edit": edit, "eval": evaluate}
 
 
-def compile_step(trace: Traced, blueprint: Blueprint, where: Slice) -> Report:
-    """Traces and compiles one step; its entry of the report."""
+def compile_step(trace: Traced, run: AbstractRun, where: Slice) -> Report:
+    """Trace and compile one step; return its entry of the report."""
     hbm = where.chip.hbm_bytes
     began = time.monotonic()
     traced = trace()
@@ -176,14 +180,14 @@ def compile_step(trace: Traced, blueprint: Blueprint, where: Slice) -> Report:
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as e:
-        size = bytes_needed(str(e))
+        size = bytes_in_error(str(e))
         if size is None:
             raise
         return entry | {
             "bytes_per_chip": size, "fits": False, "collectives": {},
             "compile_seconds": round(time.monotonic() - began, 1),
         }  # fmt: skip
-    parts = bytes_of(compiled)
+    parts = program_bytes(compiled)
     total = sum(parts.values())
     text = compiled.as_text()
     found = hlo.collectives(text)
@@ -192,16 +196,16 @@ def compile_step(trace: Traced, blueprint: Blueprint, where: Slice) -> Report:
         "bytes": parts,
         "fits": total <= hbm,
         "collectives": hlo.by_kind(found),
-        "gathered_weights": gathered_weights(found, blueprint.base),
+        "gathered_weights": gathered_weights(found, run.base),
         "loops_of_unknown_length": hlo.loops(text).count(None),
         "compile_seconds": round(time.monotonic() - began, 1),
     }
 
 
-def bytes_needed(message: str) -> int | None:
-    """What a program that does not fit takes at least, by the compiler's message, else None.
+def bytes_in_error(message: str) -> int | None:
+    """Return the bytes that a program needs, from the compiler's out-of-memory message, or None.
 
-    It gives up in one of two places, with a message of its own each.
+    The compiler gives up in one of two places, each with its own message.
     """
     found = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
     if "RESOURCE_EXHAUSTED" not in message or not found:
@@ -210,7 +214,7 @@ def bytes_needed(message: str) -> int | None:
 
 
 def gathered_weights(found: list[hlo.Collective], base: Any) -> list[str]:
-    """Base matrices of a block, or of the vocabulary, that an all-gather makes whole."""
+    """Return the base matrices, of a block or of the vocabulary, that an all-gather assembles."""
     whole: dict[tuple[int, ...], str] = {}
     for path, leaf in flatten(base).items():
         stacked = "trunk/" in path
@@ -224,8 +228,8 @@ def gathered_weights(found: list[hlo.Collective], base: Any) -> list[str]:
     return sorted(whole[s] for s in shapes if s in whole)
 
 
-def sentence(entry: Report) -> str:
-    """One step's entry for people."""
+def step_summary(entry: Report) -> str:
+    """Describe the entry of one step in a line."""
     moved = sum(kind["bytes"] for kind in entry["collectives"].values())
     text = f"{entry['bytes_per_chip'] / GIB:.2f} of {entry['hbm_bytes'] / GIB:.0f} GiB a chip"
     text += f", {'fits' if entry['fits'] else 'DOES NOT FIT'}"
@@ -234,7 +238,7 @@ def sentence(entry: Report) -> str:
 
 
 def verdict(report: Report, where: Slice, steps: tuple[str, ...] = STEPS) -> str:
-    """Whether all steps fit, and what to change where one does not."""
+    """Say whether all steps fit, and what to change if one does not."""
     over = [name for name in steps if not report[name]["fits"]]
     if not over:
         return f"{report['model']} fits {where.name}"

@@ -1,4 +1,4 @@
-"""Counts the multiplications and additions of a traced program's matmuls."""
+"""Count the floating-point operations of the matmuls of a traced program."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def matmul_flops(jaxpr: Any) -> int:
-    """2 x the multiplications of every `dot_general` in a (closed) jaxpr, all devices together.
+    """Return the FLOPs of every `dot_general` in a (closed) jaxpr, over all devices.
 
-    The body of a scan counts as often as it runs; that of a `while`, whose length is not known,
-    once. Of branches the dearest counts.
+    The body of a scan counts once for each iteration; that of a `while`, whose length is unknown,
+    counts once. Of the branches of a `cond` the most expensive one counts.
     """
     total = 0
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -32,7 +32,7 @@ def _dot(eqn: Any) -> int:
 
 
 def _jaxprs(param: Any) -> list[Any]:
-    """The jaxprs that a parameter of an equation is or holds."""
+    """Return the jaxprs in a parameter of an equation."""
     if hasattr(param, "eqns") or hasattr(param, "jaxpr"):
         return [param]
     if isinstance(param, (tuple, list)):

@@ -1,4 +1,4 @@
-"""Reads a compiled program's text: which collectives it has, how often they run, what they move."""
+"""Read the text of a compiled program: its collectives, how often they run, what they move."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: one of `KINDS`.
-      shapes: dtype and shape of each of its results, on one chip.
+      shapes: dtype and shape of each result, on one chip.
       runs: how often it runs in one call of the program.
-      bytes: of its results in one run, on one chip.
+      bytes: bytes of its results in one run, on one chip.
     """
 
     kind: str
@@ -40,9 +40,9 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """Every collective of an optimised program (`compiled.as_text()`).
+    """Return every collective of an optimised program (`compiled.as_text()`).
 
-    Those in the body of a loop count as often as the loop runs, where the compiler knows that.
+    One in the body of a loop counts once for each iteration, if the compiler knows the number.
     """
     bodies = _computations(text)
     runs = _runs(text, bodies)
@@ -51,14 +51,14 @@ def collectives(text: str) -> list[Collective]:
         for line in lines:
             if runs[name] and (match := _OP.search(line)):
                 shapes = tuple(_shapes(match[1]))
-                if match[3]:  # a start gives its operands and its results: the second half
+                if match[3]:  # a start lists its operands before its results
                     shapes = _results_of_start(match[2], shapes)
                 found.append(Collective(match[2], shapes, runs[name], sum(map(_size, shapes))))
     return found
 
 
 def by_kind(found: list[Collective]) -> dict[str, dict[str, int]]:
-    """kind -> how many run in a call, and the bytes of their results on one chip."""
+    """Return, for each kind, how many run in a call and the bytes of their results on one chip."""
     totals: dict[str, dict[str, int]] = {}
     for one in found:
         entry = totals.setdefault(one.kind, {"count": 0, "bytes": 0})
@@ -68,13 +68,13 @@ def by_kind(found: list[Collective]) -> dict[str, dict[str, int]]:
 
 
 def loops(text: str) -> list[int | None]:
-    """How often each loop runs in each call of its computation; None where that is not known."""
+    """Return the number of iterations of each loop; None if it is unknown."""
     bodies = _computations(text)
     return [_trips(line, bodies) for line in text.splitlines() if " while(" in line]
 
 
 def _trips(line: str, bodies: Mapping[str, list[str]]) -> int | None:
-    """How often a loop runs: as the compiler notes, or the one limit that its condition has.
+    """Return the iterations of a loop: the compiler's note, or the one limit in its condition.
 
     Loops here are scans, which count up from 0 by 1.
     """
@@ -88,7 +88,7 @@ def _trips(line: str, bodies: Mapping[str, list[str]]) -> int | None:
 
 
 def _computations(text: str) -> dict[str, list[str]]:
-    """Name of each computation -> its lines."""
+    """Return the lines of each computation."""
     bodies: dict[str, list[str]] = {}
     current: list[str] | None = None
     for line in text.splitlines():
@@ -102,7 +102,7 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _runs(text: str, bodies: Mapping[str, list[str]]) -> collections.Counter[str]:
-    """How often each computation runs in one call of the program."""
+    """Return how often each computation runs in one call of the program."""
     entry = re.search(r"^ENTRY %?([\w.-]+)", text, re.MULTILINE)
     runs: collections.Counter[str] = collections.Counter()
     todo = [(entry[1], 1)] if entry else []
@@ -127,8 +127,13 @@ def _shapes(text: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield dtype, tuple(int(d) for d in dims.split(",") if d)
 
 
-def _results_of_start(kind, shapes):
-    """Of (operands..., results..., contexts): all-reduce-start gives results alone."""
+def _results_of_start(
+    kind: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return the results of a `-start`, whose shapes are operands, results, contexts.
+
+    An all-reduce-start has results alone.
+    """
     real = [s for s in shapes if not (s[0] in ("u32", "s32") and not s[1])]
     if kind == "all-reduce":
         return tuple(real)

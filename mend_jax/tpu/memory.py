@@ -1,12 +1,12 @@
-"""What a compiled program takes, as the compiler plans it."""
+"""The memory of a compiled program, as planned by the compiler."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def bytes_of(program: Any) -> dict[str, int]:
-    """Bytes on each device by kind; outputs that take the place of arguments count once."""
+def program_bytes(program: Any) -> dict[str, int]:
+    """Return the bytes on each device by kind; outputs that reuse arguments' memory count once."""
     m = program.memory_analysis()
     return {
         "arguments": m.argument_size_in_bytes,

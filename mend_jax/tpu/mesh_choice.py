@@ -1,4 +1,4 @@
-"""The mesh of a run: as its config says, or chosen for the devices that are there."""
+"""The mesh of a run: the config's, or one chosen for the available devices."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import jax
 import ml_collections
 
 from mend_jax.parallel import distributed
-from mend_jax.tpu.blueprint import draw
-from mend_jax.tpu.plan import choose, needs_of
-from mend_jax.tpu.slices import hbm_of_kind
+from mend_jax.tpu.abstract_run import abstract_run
+from mend_jax.tpu.mesh_plan import choose_plan, step_needs
+from mend_jax.tpu.slices import hbm_bytes_of
 from mend_jax.training.config_schema import check
 
 
 def mesh_sizes(config: ml_collections.ConfigDict) -> Mapping[str, int]:
-    """The mesh of a config; where it leaves an axis open (0), the recommended one for what is here.
+    """Return the size of each mesh axis; where the config leaves one open (0), the best mesh.
 
-    Virtual devices of one CPU share its cores, so there a single one is taken.
+    Virtual devices of one CPU share its cores, so a CPU gets a mesh of one device.
 
     Raises:
       ConfigError: the config cannot work, or no mesh fits the devices.
@@ -31,9 +31,9 @@ def mesh_sizes(config: ml_collections.ConfigDict) -> Mapping[str, int]:
     device = jax.local_devices()[0]
     known = device.memory_stats() or {}
     what = f"{config.model.spec} on {jax.device_count()} x {device.device_kind}"
-    plan = choose(
-        needs_of(draw(config)), jax.device_count(),
-        known.get("bytes_limit") or hbm_of_kind(device.device_kind), what,
+    plan = choose_plan(
+        step_needs(abstract_run(config)), jax.device_count(),
+        known.get("bytes_limit") or hbm_bytes_of(device.device_kind), what,
     )  # fmt: skip
     if distributed.is_writer():
         print(f"mesh: {plan.why}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""How every array of a config lies on a slice, as a small report that tests can compare.
+"""Report how every array of a config is sharded on a slice; tests compare these reports.
 
-`python -m mend_jax.tpu.shardings DIR` writes DIR/NAME.json for every paper config; without DIR it
-prints the chosen meshes.
+`python -m mend_jax.tpu.shardings DIR` writes DIR/NAME.json for every config that leaves its mesh
+open; without DIR it prints the chosen meshes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from mend_jax.errors import ConfigError
 from mend_jax.io.files import write_json
 from mend_jax.parallel.mesh import AXES
 from mend_jax.parallel.sharding import key_path_name, partition_spec
-from mend_jax.tpu.blueprint import draw
-from mend_jax.tpu.plan import choose, needs_of
+from mend_jax.tpu.abstract_run import abstract_run
+from mend_jax.tpu.mesh_plan import choose_plan, step_needs
 from mend_jax.tpu.slices import Slice, parse_slice
 from mend_jax.training.config import config_names, load_config
 
@@ -27,28 +27,28 @@ SLICES = ("v4-8", "v5e-8", "v5e-16", "v5p-8", "v6e-8", "v5e-256")
 
 
 def sharding_report(config: ml_collections.ConfigDict, where: Slice) -> dict[str, Any]:
-    """The recommended mesh of a config on a slice, and what it does to every array.
+    """Return the recommended mesh of a config on a slice, and the sharding of every array.
 
-    Returns:
-      mesh, why, estimated bytes a chip, and for `base` and `editor` the paths of the arrays by how
-      they are split, such as "fsdp,tensor" (the last axes; "" is whole on every chip).
+    The report has the mesh, the reason for it, the estimated bytes a chip, and for `base` and
+    `editor` the paths of the arrays by sharding, such as "fsdp,tensor" (of the last axes; ""
+    means replicated).
     """
-    blueprint = draw(config)
+    run = abstract_run(config)
     name = config.model.spec
-    plan = choose(
-        needs_of(blueprint), where.n_chips, where.chip.hbm_bytes, f"{name} on {where.name}"
+    plan = choose_plan(
+        step_needs(run), where.n_chips, where.chip.hbm_bytes, f"{name} on {where.name}"
     )
     return {
         "mesh": dict(plan.sizes),
         "why": plan.why,
         "bytes": {"base": plan.base, "editor": plan.editor, "work": plan.work},
-        "base": split(blueprint.base, blueprint.abstract_model.family.sharding_rules, plan.sizes),
-        "editor": split(blueprint.state.params, blueprint.editor.sharding_rules, plan.sizes),
+        "base": paths_by_sharding(run.base, run.model.family.sharding_rules, plan.sizes),
+        "editor": paths_by_sharding(run.state.params, run.editor.sharding_rules, plan.sizes),
     }
 
 
-def split(tree: Any, rules: Any, sizes: Mapping[str, int]) -> dict[str, list[str]]:
-    """How it is split -> the paths of the arrays that are split so."""
+def paths_by_sharding(tree: Any, rules: Any, sizes: Mapping[str, int]) -> dict[str, list[str]]:
+    """Return the paths of a tree's arrays by their sharding."""
     mesh = jax.sharding.AbstractMesh(tuple(sizes[a] for a in AXES), AXES)
     found: dict[str, list[str]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -58,33 +58,35 @@ def split(tree: Any, rules: Any, sizes: Mapping[str, int]) -> dict[str, list[str
     return {how: sorted(paths) for how, paths in sorted(found.items())}
 
 
-def one_edit_a_chip(config: ml_collections.ConfigDict, where: Slice) -> ml_collections.ConfigDict:
-    """The config with as many edits a step as the slice has chips, and no accumulation."""
+def with_one_edit_per_chip(
+    config: ml_collections.ConfigDict, where: Slice
+) -> ml_collections.ConfigDict:
+    """Return the config with one edit a chip in each step, and no accumulation."""
     config = config.copy_and_resolve_references()
     config.train.edits_per_step, config.train.accumulate = where.n_chips, 1
     return config
 
 
 def all_reports(name: str) -> dict[str, Any]:
-    """The reports of a config on each of `SLICES`, one edit a chip; or why there is none."""
+    """Return the report of a config on each of `SLICES`, with one edit a chip, or the refusal."""
     found: dict[str, Any] = {}
     for text in SLICES:
         where = parse_slice(text)
         try:
-            found[text] = sharding_report(one_edit_a_chip(load_config(name), where), where)
+            found[text] = sharding_report(with_one_edit_per_chip(load_config(name), where), where)
         except ConfigError as e:
             found[text] = {"refused": str(e)}
     return found
 
 
-def paper_configs() -> list[str]:
-    """The configs that leave their mesh to the slice, by file name: the paper's and today's."""
+def configs_without_mesh() -> list[str]:
+    """Return the file names of the configs that leave axes of their mesh open."""
     found = {name: load_config(name) for name in config_names()}
     return [name for name, config in found.items() if 0 in config.get("mesh", {}).values()]
 
 
 def main(argv: list[str]) -> None:
-    for name in paper_configs():
+    for name in configs_without_mesh():
         reports = all_reports(name)
         if argv:
             write_json(Path(argv[0]) / f"{Path(name).stem}.json", reports)

@@ -1,4 +1,4 @@
-"""TPU slices by name: how many chips, in which shape, with how much memory."""
+"""TPU slices by name: number of chips, shape and memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Chip(NamedTuple):
 
     Attributes:
       hbm_bytes: memory of a chip.
-      peak_flops: bfloat16 operations a second of a chip.
-      cores: TensorCores a chip, which the names of v4 and v5p slices count.
-      axes: of its torus.
-      kind: what JAX calls the device.
+      peak_flops: bfloat16 operations per second of a chip.
+      cores: TensorCores of a chip; the names of v4 and v5p slices count them.
+      axes: number of axes of the torus.
+      kind: `device_kind` in JAX.
     """
 
     hbm_bytes: int
@@ -77,10 +77,10 @@ class Slice(NamedTuple):
 
 
 def parse_slice(text: str) -> Slice:
-    """`v5e:4x4`, or by size `v5e-16`, `v5litepod-16`, `v4-8` (8 TensorCores: 4 chips).
+    """Parse the name of a slice: `v5e:4x4`, or `v5e-16`, `v5litepod-16`, `v4-8` (4 chips).
 
     Raises:
-      ConfigError: an unknown generation, a malformed name, a size that is not sold.
+      ConfigError: an unknown generation, a malformed name, or a size that does not exist.
     """
     match = re.fullmatch(r"(\w+?)(?::(\d+(?:x\d+){1,2})|-(\d+))", text.strip().lower())
     if not match:
@@ -106,16 +106,16 @@ def parse_slice(text: str) -> Slice:
     size = int(match[3])
     if size % chip.cores or size // chip.cores not in shapes:
         sizes = ", ".join(f"{generation}-{n * chip.cores}" for n in shapes)
-        raise ConfigError(f"{text!r} is no size of slice: give one of {sizes}, or a shape")
+        raise ConfigError(f"{text!r} is not a size of a slice: give one of {sizes}, or a shape")
     return Slice(generation, shapes[size // chip.cores])
 
 
-def slices_of(generation: str) -> list[Slice]:
-    """All slices of a generation by size, smallest first."""
+def slices_of_generation(generation: str) -> list[Slice]:
+    """Return all slices of a generation, smallest first."""
     shapes = _SHAPES_2D if CHIPS[generation].axes == 2 else _SHAPES_3D
     return [Slice(generation, shape) for shape in shapes.values()]
 
 
-def hbm_of_kind(kind: str) -> int | None:
-    """Memory of a device that JAX calls `kind`; None for what is no TPU known here."""
+def hbm_bytes_of(kind: str) -> int | None:
+    """Return the memory of a device by its `device_kind`; None if it is not a known TPU."""
     return next((c.hbm_bytes for c in CHIPS.values() if c.kind == kind), None)

@@ -51,6 +51,14 @@ class TrainStep(Protocol):
         self, state: TrainState, base: Params, batch: Batch, number: Any, /
     ) -> tuple[TrainState, Metrics]: ...
 
+    def trace(self, *arguments: Any) -> Any:
+        """Return the program for abstract arguments; see `jax.jit`."""
+        ...
+
+    def lower(self, *arguments: Any) -> Any:
+        """Return the lowered program for these arguments; see `jax.jit`."""
+        ...
+
 
 class BatchIterator(Iterator[Batch], Protocol):
     """Batches with a position that checkpoints keep."""

@@ -11,8 +11,8 @@ import pytest
 from support.tiny import save_tiny
 
 from mend_jax.errors import ConfigError
-from mend_jax.tpu.blueprint import draw
-from mend_jax.tpu.compile_steps import bytes_needed, plan_for, verdict
+from mend_jax.tpu.abstract_run import abstract_run
+from mend_jax.tpu.compile_steps import bytes_in_error, plan_of_run, verdict
 from mend_jax.tpu.slices import parse_slice
 from mend_jax.training.config import load_config
 
@@ -67,20 +67,20 @@ def test_the_mesh_of_the_config_must_fit_the_slice():
     config = load_config("gptj.py")
     config.mesh.update(dict(data=2, fsdp=1, tensor=2))
     with pytest.raises(ConfigError, match="does not have the 8 chips of v5e-8"):
-        plan_for(draw(config), parse_slice("v5e-8"))
+        plan_of_run(abstract_run(config), parse_slice("v5e-8"))
     config.mesh.update(dict(data=-1, fsdp=1, tensor=2))
     with pytest.raises(ConfigError, match="edits_per_step is 1, not a multiple of the 4 ways"):
-        plan_for(draw(config), parse_slice("v5e-8"))
+        plan_of_run(abstract_run(config), parse_slice("v5e-8"))
     config.train.edits_per_step = 4
-    plan = plan_for(draw(config), parse_slice("v5e-8"))
+    plan = plan_of_run(abstract_run(config), parse_slice("v5e-8"))
     assert plan.sizes == dict(data=4, fsdp=1, tensor=2) and "of the config" in plan.why
 
 
 def test_what_the_compiler_says_of_too_large_programs():
     late = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
     early = "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (26.57G) exceeds"
-    assert bytes_needed(late) == int(20.5 * 2**30) and bytes_needed(early) == int(26.57 * 2**30)
-    assert bytes_needed("INTERNAL: Used 20.50G of nothing") is None
+    assert bytes_in_error(late) == int(20.5 * 2**30) and bytes_in_error(early) == int(26.57 * 2**30)
+    assert bytes_in_error("INTERNAL: Used 20.50G of nothing") is None
 
 
 def test_the_verdict_names_the_steps_that_do_not_fit():

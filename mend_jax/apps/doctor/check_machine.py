@@ -9,7 +9,7 @@ import jax
 
 from mend_jax.apps.doctor.findings import OK, Finding, judged, skipped
 from mend_jax.io.files import as_path, is_remote
-from mend_jax.tpu.memory import bytes_of
+from mend_jax.tpu.memory import program_bytes
 from mend_jax.tpu.slices import GIB
 from mend_jax.training.run_folder import prepare_folder, require_disk_space
 
@@ -22,7 +22,7 @@ def check_memory(what: str, lowered: Any) -> Finding:
 
     It is compiled here, once: the run that calls the same program finds it so.
     """
-    parts, free = bytes_of(lowered.compile()), free_memory()
+    parts, free = program_bytes(lowered.compile()), free_memory()
     needed = sum(parts.values()) - parts["arguments"]
     if free is None:
         return skipped("memory", "this machine does not tell how much memory is free")

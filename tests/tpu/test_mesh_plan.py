@@ -12,11 +12,11 @@ from mend_jax.editors import make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.parallel.mesh import make_mesh
 from mend_jax.parallel.sharding import bytes_per_device, place
-from mend_jax.tpu.blueprint import draw
+from mend_jax.tpu.abstract_run import abstract_run
 from mend_jax.tpu.mesh_choice import mesh_sizes
-from mend_jax.tpu.plan import bytes_a_chip, choose, needs_of, plans
-from mend_jax.tpu.shardings import SLICES, all_reports, paper_configs
-from mend_jax.tpu.slices import GIB, hbm_of_kind, parse_slice
+from mend_jax.tpu.mesh_plan import bytes_per_chip_of, choose_plan, possible_plans, step_needs
+from mend_jax.tpu.shardings import SLICES, all_reports, configs_without_mesh
+from mend_jax.tpu.slices import GIB, hbm_bytes_of, parse_slice
 from mend_jax.training.config import load_config
 
 GOLDEN = Path(__file__).parent / "golden_shardings"
@@ -25,7 +25,7 @@ GOLDEN = Path(__file__).parent / "golden_shardings"
 def needs(name, **train):
     config = load_config(name)
     config.train.update(train)
-    return needs_of(draw(config))
+    return step_needs(abstract_run(config))
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_what_is_no_slice_is_named(text, message):
 
 
 def test_a_device_is_known_by_its_kind():
-    assert hbm_of_kind("TPU v5 lite") == 16 * GIB and hbm_of_kind("cpu") is None
+    assert hbm_bytes_of("TPU v5 lite") == 16 * GIB and hbm_bytes_of("cpu") is None
 
 
 def test_one_edit_of_gptj_is_split_over_the_heads_and_says_so():
-    plan = choose(needs("gptj.py"), 8, 16 * GIB, "GPT-J on v5e-8")
+    plan = choose_plan(needs("gptj.py"), 8, 16 * GIB, "GPT-J on v5e-8")
     assert plan.sizes == dict(data=1, fsdp=1, tensor=8)
     assert 2.0 < plan.total / GIB < 2.6  # the compiler says 2.5
     assert plan.why.startswith("GPT-J on v5e-8: tensor 8, 2.2 GiB a chip (base 1.4, editor")
@@ -73,25 +73,25 @@ def test_one_edit_of_gptj_is_split_over_the_heads_and_says_so():
 
 def test_many_edits_are_split_over_data_as_far_as_memory_allows():
     many = needs("gptj.py", edits_per_step=64, accumulate=1)
-    roomy, tight = choose(many, 8, 64 * GIB), choose(many, 8, 8 * GIB)
+    roomy, tight = choose_plan(many, 8, 64 * GIB), choose_plan(many, 8, 8 * GIB)
     assert roomy.sizes["data"] > tight.sizes["data"]
     assert tight.total < 0.9 * 8 * GIB
     assert tight.moved > roomy.moved and "would send" in tight.why
-    assert {p.sizes["tensor"] for p in plans(many, 8)} == {1, 2, 4, 8}
+    assert {p.sizes["tensor"] for p in possible_plans(many, 8)} == {1, 2, 4, 8}
 
 
 def test_fsdp_is_the_last_resort():
     """Gathering the base in every step costs most: only what fits in no other way does it."""
     small = needs("llama3_8b.py", edits_per_step=8, accumulate=1)._replace(heads=1)
-    assert choose(small, 8, 95 * GIB).sizes == dict(data=8, fsdp=1, tensor=1)
-    assert choose(small, 8, 16 * GIB).sizes["fsdp"] > 1
+    assert choose_plan(small, 8, 95 * GIB).sizes == dict(data=8, fsdp=1, tensor=1)
+    assert choose_plan(small, 8, 16 * GIB).sizes["fsdp"] > 1
 
 
 def test_what_cannot_be_split_or_does_not_fit_says_what_to_change():
     with pytest.raises(ConfigError, match=r"20 heads go over .*set train.edits_per_step to 2"):
-        choose(needs("gpt_neo_2b7.py"), 8, 16 * GIB, "GPT-Neo")
+        choose_plan(needs("gpt_neo_2b7.py"), 8, 16 * GIB, "GPT-Neo")
     with pytest.raises(ConfigError, match="does not fit; with tensor 4 .* use a larger slice"):
-        choose(needs("t5_xxl.py"), 4, 4 * GIB, "T5-XXL on a small slice")
+        choose_plan(needs("t5_xxl.py"), 4, 4 * GIB, "T5-XXL on a small slice")
 
 
 def test_estimated_bytes_are_those_of_placed_arrays():
@@ -99,17 +99,17 @@ def test_estimated_bytes_are_those_of_placed_arrays():
     for kind in ("gpt2", "t5"):
         _, params, weights = tiny(kind)
         placed = place(make_mesh(sizes), params, sharding_rules(kind))
-        assert bytes_a_chip(params, sharding_rules(kind), sizes) == bytes_per_device(placed)
+        assert bytes_per_chip_of(params, sharding_rules(kind), sizes) == bytes_per_device(placed)
         editor = make_editor("mend", dict(rank=8, step_size=1e-2))
         nets, _ = editor.init(jax.random.key(0), weights)
-        assert bytes_a_chip(nets, editor.sharding_rules, sizes) == bytes_per_device(
+        assert bytes_per_chip_of(nets, editor.sharding_rules, sizes) == bytes_per_device(
             place(make_mesh(sizes), nets, editor.sharding_rules)
         )
 
 
 def test_the_blueprint_has_the_shapes_of_a_run():
     """What is planned and compiled is what runs: texts, thinned passages, parameters."""
-    blueprint = draw(load_config("quickstart.py"))
+    blueprint = abstract_run(load_config("quickstart.py"))
     batch = blueprint.batch(4, training=True)
     assert batch["edit"].tokens.shape == (4, 1, 24) and batch["edit"].target.shape == (4, 1, 5)
     assert batch["far"].score_pos.shape == (4, 1, 8)
@@ -117,7 +117,7 @@ def test_the_blueprint_has_the_shapes_of_a_run():
     assert blueprint.base["embedding"].shape == (49152, 576)
     sizes = [leaf.size for leaf in jax.tree.leaves(blueprint.state.params)]
     assert sum(sizes) == 8_735_241  # as results.json of the main job says
-    source = draw(load_config("t5_xl.py")).batch(2, training=True)["edit"]
+    source = abstract_run(load_config("t5_xl.py")).batch(2, training=True)["edit"]
     assert source.source.shape == (2, 1, 32) and source.tokens.shape == (2, 1, 10)
 
 
@@ -129,7 +129,7 @@ def test_an_open_mesh_is_one_device_on_a_cpu():
     assert mesh_sizes(config) == dict(data=2, fsdp=2, tensor=2)
 
 
-@pytest.mark.parametrize("name", paper_configs())
+@pytest.mark.parametrize("name", configs_without_mesh())
 def test_shardings_are_those_that_were_reviewed(name):
     """All six slices; `python -m mend_jax.tpu.shardings tests/tpu/golden_shardings` writes them."""
     golden = json.loads((GOLDEN / f"{Path(name).stem}.json").read_text())
@@ -138,7 +138,7 @@ def test_shardings_are_those_that_were_reviewed(name):
 
 
 def test_every_golden_report_belongs_to_a_config():
-    assert {p.stem for p in GOLDEN.glob("*.json")} == {Path(n).stem for n in paper_configs()}
+    assert {p.stem for p in GOLDEN.glob("*.json")} == {Path(n).stem for n in configs_without_mesh()}
 
 
 def test_states_lie_whole_along_their_width_only_on_a_mesh():

@@ -1,8 +1,8 @@
-"""Which axes a mesh should have: what fits the chips and moves the fewest bytes, and why.
+"""Choose a mesh: among those that fit the chips, the one that moves the fewest bytes.
 
-Splitting over `data` needs several edits a step and moves the editor's gradients; over `tensor` it
-moves activations; over `fsdp` base weights are gathered in every step, so it is the last resort.
-All numbers are estimates from shapes; `compile_for` has the compiler's own.
+The axis `data` splits the edits of a step and moves the editor's gradients; `tensor` moves
+activations; `fsdp` gathers base weights in every step, so it is the last resort. All numbers are
+estimates from shapes; `compile_steps.compile_for` reports the compiler's own.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from jax.sharding import AbstractMesh
 from mend_jax.errors import ConfigError
 from mend_jax.parallel.mesh import AXES
 from mend_jax.parallel.sharding import Rule, key_path_name, partition_spec
-from mend_jax.tpu.blueprint import Blueprint
+from mend_jax.tpu.abstract_run import AbstractRun
 from mend_jax.tpu.slices import GIB
 
 USABLE = 0.9
-"""The share of a chip's memory that a plan fills; programs and fragmentation take the rest."""
+"""The share of a chip's memory that a plan may fill; programs and fragmentation use the rest."""
 
 
-class Needs(NamedTuple):
-    """What a step is made of.
+class StepNeeds(NamedTuple):
+    """The sizes of a training step.
 
     Attributes:
       base, state: trees of ShapeDtypeStructs.
-      heads: attention heads of the model; `tensor` must divide them.
-      edits: independent edits a step; `data` x `fsdp` must divide them.
-      tokens: that one edit's texts have together.
-      scored: positions of one edit's texts that the vocabulary is computed for.
-      width, inner, vocab, blocks: of the model; `top` blocks of them are differentiated.
-      item: bytes of an activation.
-      base_rules: the sharding rules of the base.
+      heads: number of attention heads; `tensor` must divide it.
+      edits: number of independent edits in a step; `data` x `fsdp` must divide it.
+      tokens: number of tokens in the texts of one edit.
+      scored: number of scored positions in the texts of one edit.
+      width, inner, vocab: sizes of the model.
+      blocks, top: number of blocks, and of those that are differentiated.
+      item: bytes of one activation.
+      base_rules: sharding rules of the base.
       editor_rules: sharding rules of the editor's state.
     """
 
@@ -55,15 +56,15 @@ class Needs(NamedTuple):
     editor_rules: Sequence[Rule]
 
 
-class Plan(NamedTuple):
-    """A mesh and what it costs.
+class MeshPlan(NamedTuple):
+    """A mesh and its estimated costs.
 
     Attributes:
-      sizes: axis -> size.
-      base, editor, work: estimated bytes a chip: weights; the editor's parameters with gradients
-        and optimiser state; activations and logits.
-      moved: estimated bytes that a chip sends in a training step.
-      why: the choice in a sentence.
+      sizes: size of each axis.
+      base, editor, work: bytes a chip holds of base weights; of the editor's parameters, gradients
+        and optimizer state; of activations and logits.
+      moved: bytes that a chip sends in a training step.
+      why: the reason for the choice, in one sentence.
     """
 
     sizes: Mapping[str, int]
@@ -75,32 +76,32 @@ class Plan(NamedTuple):
 
     @property
     def total(self) -> int:
+        """Bytes that a chip holds."""
         return self.base + self.editor + self.work
 
 
-def needs_of(blueprint: Blueprint) -> Needs:
-    """The needs of a config's training step."""
-    c, sketch = blueprint.config, blueprint.abstract_model
-    model = sketch.config
-    batch = blueprint.batch(1, training=True)
+def step_needs(run: AbstractRun) -> StepNeeds:
+    """Return the sizes of a run's training step."""
+    c, model = run.config, run.model.config
+    batch = run.batch(1, training=True)
     sizes = [math.prod(t.tokens.shape) for t in batch.values()]
     sizes += [math.prod(t.source.shape) for t in batch.values() if t.source is not None]
     scored = sum(math.prod(t.score_pos.shape) for t in batch.values())
-    stacks = sketch.module.stacks
-    vocab = 2 if sketch.module.kind == "classifier" else model.vocab_size
-    return Needs(
-        blueprint.base, blueprint.state, model.n_heads,
+    stacks = run.model.module.stacks
+    vocab = 2 if run.model.module.kind == "classifier" else model.vocab_size
+    return StepNeeds(
+        run.base, run.state, model.n_heads,
         c.train.edits_per_step * (2 if c.train.edit_from_paraphrase else 1),
         sum(sizes), scored, model.d_model,
-        max(max(w.d_in, w.d_out) for w in sketch.weights), vocab,
+        max(max(w.d_in, w.d_out) for w in run.model.weights), vocab,
         sum(s.n_layer for s in stacks), sum(s.n_top for s in stacks),
-        jax.tree.leaves(blueprint.base)[0].dtype.itemsize,
-        sketch.family.sharding_rules, blueprint.editor.sharding_rules,
+        jax.tree.leaves(run.base)[0].dtype.itemsize,
+        run.model.family.sharding_rules, run.editor.sharding_rules,
     )  # fmt: skip
 
 
-def bytes_a_chip(tree: Any, rules: Sequence[Rule], sizes: Mapping[str, int]) -> int:
-    """What one chip holds of a tree of shapes that lies on a mesh as the rules say."""
+def bytes_per_chip_of(tree: Any, rules: Sequence[Rule], sizes: Mapping[str, int]) -> int:
+    """Return the bytes that one chip holds of a tree of shapes, sharded by the rules."""
     mesh = AbstractMesh(tuple(sizes[a] for a in AXES), AXES)
     total = 0
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -109,34 +110,34 @@ def bytes_a_chip(tree: Any, rules: Sequence[Rule], sizes: Mapping[str, int]) -> 
     return total
 
 
-def cost(needs: Needs, sizes: Mapping[str, int]) -> Plan:
-    """What a mesh costs, as a plan without its reason."""
+def cost(needs: StepNeeds, sizes: Mapping[str, int]) -> MeshPlan:
+    """Return the costs of a mesh, as a plan without a reason."""
     data, fsdp, tensor = (sizes[a] for a in AXES)
     ways = data * fsdp
-    base = bytes_a_chip(needs.base, needs.base_rules, sizes)
-    grads = bytes_a_chip(needs.state.params, needs.editor_rules, sizes)
-    editor = bytes_a_chip(needs.state, needs.editor_rules, sizes) + grads
+    base = bytes_per_chip_of(needs.base, needs.base_rules, sizes)
+    grads = bytes_per_chip_of(needs.state.params, needs.editor_rules, sizes)
+    editor = bytes_per_chip_of(needs.state, needs.editor_rules, sizes) + grads
     edits = -(-needs.edits // ways)
     tokens, scored = edits * needs.tokens, edits * needs.scored
-    # Forward only: a few copies of the states and one inner layer. Top: every block's are kept.
+    # Trunk: a few copies of the states and one inner layer. Top: those of every block are kept.
     one_block = tokens * (8 * needs.width + 3 * needs.inner // tensor) * needs.item
     logits = 4 * 4 * scored * needs.vocab // tensor
     work = one_block * (1 + needs.top) + logits
-    if fsdp > 1:  # one block's weights at a time are whole over `fsdp`
+    if fsdp > 1:  # one block at a time is gathered over `fsdp`
         work += base * (fsdp - 1) // needs.blocks
-    passes = needs.blocks + 3 * needs.top  # forwards; then two forwards and backwards of the top
+    passes = needs.blocks + 3 * needs.top  # forward; then twice forward and backward of the top
     moved = 0
-    if tensor > 1:  # two all-reduces of the states a block
+    if tensor > 1:  # two all-reduces of the states in each block
         moved += 2 * 2 * passes * tokens * needs.width * needs.item * (tensor - 1) // tensor
     if ways > 1:  # the editor's gradients
         moved += 2 * grads * (ways - 1) // ways
     if fsdp > 1:
         moved += base * (fsdp - 1)
-    return Plan(dict(sizes), base, editor, work, moved, "")
+    return MeshPlan(dict(sizes), base, editor, work, moved, "")
 
 
-def plans(needs: Needs, n_chips: int) -> list[Plan]:
-    """Every mesh of `n_chips` that the edits and the heads can be split over."""
+def possible_plans(needs: StepNeeds, n_chips: int) -> list[MeshPlan]:
+    """Return every mesh of `n_chips` chips over which edits and heads can be split."""
     found = []
     for tensor in _divisors(n_chips):
         for fsdp in _divisors(n_chips // tensor):
@@ -146,22 +147,22 @@ def plans(needs: Needs, n_chips: int) -> list[Plan]:
     return found
 
 
-def choose(needs: Needs, n_chips: int, hbm_bytes: int | None, what: str = "") -> Plan:
-    """The mesh that fits and moves the fewest bytes; of equals, the one that takes least memory.
+def choose_plan(needs: StepNeeds, n_chips: int, hbm_bytes: int | None, what: str = "") -> MeshPlan:
+    """Return the plan that fits and moves the fewest bytes; among equals, the smallest.
 
     Args:
-      n_chips: how many chips there are; the mesh uses all.
-      hbm_bytes: memory of a chip; None where it is not known (everything then fits).
-      what: names the model and the slice in the explanation.
+      n_chips: number of chips; the mesh uses all of them.
+      hbm_bytes: memory of a chip; None if unknown (then everything fits).
+      what: the model and the slice, for the explanation.
 
     Raises:
-      ConfigError: no mesh splits the step over that many chips, or none fits; names the mend.
+      ConfigError: no mesh splits the step over these chips, or none fits; says what to change.
     """
-    possible = plans(needs, n_chips)
+    possible = possible_plans(needs, n_chips)
     if not possible:
         step = next(
             e for e in range(needs.edits, needs.edits + n_chips + 1)
-            if plans(needs._replace(edits=e), n_chips)
+            if possible_plans(needs._replace(edits=e), n_chips)
         )  # fmt: skip
         raise ConfigError(
             f"{what}: a step of {needs.edits} edits cannot be split over {n_chips} chips (the "
@@ -173,7 +174,7 @@ def choose(needs: Needs, n_chips: int, hbm_bytes: int | None, what: str = "") ->
     if not fitting:
         least = min(possible, key=lambda p: p.total)
         raise ConfigError(
-            f"{what}: does not fit; with {words(least.sizes)} a chip would hold about "
+            f"{what}: does not fit; with {mesh_text(least.sizes)} a chip would hold about "
             f"{least.total / GIB:.1f} GiB of {room / GIB:.1f} ({_parts(least)}): use a larger "
             "slice, fewer edits a chip (train.edits_per_step), or a lower editor.options.rank"
         )
@@ -181,25 +182,26 @@ def choose(needs: Needs, n_chips: int, hbm_bytes: int | None, what: str = "") ->
     return best._replace(why=_why(best, possible, room, what))
 
 
-def _why(best: Plan, possible: Sequence[Plan], room: float, what: str) -> str:
-    text = f"{what}: {words(best.sizes)}, {best.total / GIB:.1f} GiB a chip ({_parts(best)})"
+def _why(best: MeshPlan, possible: Sequence[MeshPlan], room: float, what: str) -> str:
+    text = f"{what}: {mesh_text(best.sizes)}, {best.total / GIB:.1f} GiB a chip ({_parts(best)})"
     text += f", about {best.moved / 1e6:.0f} MB sent a step and chip"
     easier = [p for p in possible if p.total > room and p.moved < best.moved]
     if easier:
         other = min(easier, key=lambda p: p.moved)
-        text += f"; {words(other.sizes)} would send {other.moved / 1e6:.0f} MB but take "
+        text += f"; {mesh_text(other.sizes)} would send {other.moved / 1e6:.0f} MB but take "
         text += f"{other.total / GIB:.1f} GiB"
     return text
 
 
-def _parts(plan: Plan) -> str:
+def _parts(plan: MeshPlan) -> str:
     return (
         f"base {plan.base / GIB:.1f}, editor {plan.editor / GIB:.1f}, "
         f"work {plan.work / GIB:.1f}"
     )  # fmt: skip
 
 
-def words(sizes: Mapping[str, int]) -> str:
+def mesh_text(sizes: Mapping[str, int]) -> str:
+    """Return the axes of a mesh as text, such as "data 4 x tensor 2"."""
     return " x ".join(f"{axis} {sizes[axis]}" for axis in AXES if sizes[axis] > 1) or "one chip"
 
 

@@ -1,4 +1,4 @@
-"""What a config will run, as shapes: nothing is downloaded, loaded or computed."""
+"""A run as shapes: everything that its programs take, with nothing downloaded or computed."""
 
 from __future__ import annotations
 
@@ -24,30 +24,33 @@ from mend_jax.training.step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class Blueprint:
-    """Everything that a config's programs are made of, as shapes.
+class AbstractRun:
+    """The arguments of a run's programs, as shapes.
 
     Attributes:
-      abstract_model: the base.
-      editor, tx: as the run builds them.
+      config: the checked config.
+      model: the base model without its weights.
+      editor, tx: the editor and the meta-optimizer of the config.
       base: nested base parameters, ShapeDtypeStructs.
-      state: the training state, likewise.
+      state: the training state, ShapeDtypeStructs.
     """
 
     config: ml_collections.ConfigDict
-    abstract_model: AbstractModel
+    model: AbstractModel
     editor: EditTransform
     tx: optax.GradientTransformation
     base: Any
     state: TrainState
 
     def batch(self, edits: int, training: bool) -> dict[str, Any]:
-        """The texts of a step of `edits` edits, ShapeDtypeStructs with leading axes [E, n]."""
+        """Return the texts of a step of E edits: ShapeDtypeStructs with leading axes [E, n].
+
+        Args:
+          edits: E.
+          training: limit the scored positions of far texts, as training does.
+        """
         c, lengths = self.config.data, text_lengths(self.config)
-        form, words = (
-            input_format(self.abstract_model.module),
-            _Words(self.abstract_model.module.kind),
-        )
+        form, words = input_format(self.model.module), _Words(self.model.module.kind)
         qa = form.fact(words, "a", "b", lengths.max_len, lengths.max_target, append_eos=False)
         near = form.near(words, "a", "b", lengths.max_len, lengths.max_target)
         far = stack_batches([form.text(words, "a b c", lengths.far_len)])
@@ -64,7 +67,7 @@ class Blueprint:
 
 
 class _Words:
-    """A tokenizer of single ids, with the boundary tokens of a kind of model."""
+    """A tokenizer that gives each word the id 0, with the boundary tokens of a kind of model."""
 
     eos_id = pad_id = 0
 
@@ -77,23 +80,24 @@ class _Words:
         return [0] * len(text.split())
 
 
-def draw(config: ml_collections.ConfigDict) -> Blueprint:
-    """The blueprint of a checked config.
+def abstract_run(config: ml_collections.ConfigDict) -> AbstractRun:
+    """Return the run of a config, as shapes.
 
-    The sizes of models that configs/ names are known; others are read from their config.json.
+    The sizes of the models in configs/ are stored in the package; others are read from the
+    model's config.json.
 
     Raises:
-      ConfigError, WeightsError: bad keys, or a base whose config cannot be read.
+      ConfigError, WeightsError: a bad key, or a base model whose config cannot be read.
     """
     check(config)
     c = config.model
     published = PUBLISHED.get(c.spec)
     hf_config = published if published is not None else hub.read_config(hub.resolve(c.spec))
-    sketch = abstract_model(
+    model = abstract_model(
         hf_config, c.last_n_blocks, c.edit_roles, c.dtype, c.remat, c.text_chunk, c.logits_chunk
     )
     dtype = DTYPES[c.dtype]
-    base = nest({p: jax.ShapeDtypeStruct(s, dtype) for p, s in sketch.shapes().items()})
+    base = nest({p: jax.ShapeDtypeStruct(s, dtype) for p, s in model.shapes().items()})
     editor, tx = build_editor(config), build_optimizer(config)
-    state = abstract_state(config, editor, tx, sketch.weights)
-    return Blueprint(config, sketch, editor, tx, base, state)
+    state = abstract_state(config, editor, tx, model.weights)
+    return AbstractRun(config, model, editor, tx, base, state)
