@@ -51,11 +51,11 @@ def test_slices_by_shape_and_by_size(text, topology, chips, name):
         ("v7:2x2", "TPU 'v7' is not known.*known: v4, v5e, v5p, v6e"),
         ("v5e", "names no TPU slice: give a shape, such as v5e:4x4"),
         ("v5e:2x2x2", "a v5e slice has 2 axes, e.g. v5e:2x4"),
-        ("v5e-12", "is no size of slice: give one of v5e-1, v5e-4, v5e-8"),
-        ("v4-9", "is no size of slice: give one of v4-8, v4-16"),
+        ("v5e-12", "is not a size of a slice: give one of v5e-1, v5e-4, v5e-8"),
+        ("v4-9", "is not a size of a slice: give one of v4-8, v4-16"),
     ],
 )
-def test_what_is_no_slice_is_named(text, message):
+def test_names_that_are_not_slices_are_refused(text, message):
     with pytest.raises(ConfigError, match=message):
         parse_slice(text)
 
@@ -107,8 +107,8 @@ def test_estimated_bytes_are_those_of_placed_arrays():
         )
 
 
-def test_the_blueprint_has_the_shapes_of_a_run():
-    """What is planned and compiled is what runs: texts, thinned passages, parameters."""
+def test_an_abstract_run_has_the_shapes_of_a_run():
+    """Plans and compiled programs have the shapes of a run: texts, far passages, parameters."""
     blueprint = abstract_run(load_config("quickstart.py"))
     batch = blueprint.batch(4, training=True)
     assert batch["edit"].tokens.shape == (4, 1, 24) and batch["edit"].target.shape == (4, 1, 5)
@@ -141,7 +141,7 @@ def test_every_golden_report_belongs_to_a_config():
     assert {p.stem for p in GOLDEN.glob("*.json")} == {Path(n).stem for n in configs_without_mesh()}
 
 
-def test_states_lie_whole_along_their_width_only_on_a_mesh():
+def test_states_are_whole_along_their_width_only_on_a_mesh():
     from mend_jax.parallel.layout import keep_last_axis_whole
     from mend_jax.parallel.mesh import use_mesh
 
