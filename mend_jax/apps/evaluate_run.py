@@ -57,7 +57,7 @@ def evaluate_run(
     """Return the entries `eval`, `extra_data_sets` and `baselines` of results.json, and examples.
 
     Every pass keeps its scores in WORKDIR/edits*.jsonl (sequences of edits: sequential*.jsonl, and
-    the edits so far in sequential*.npz), from which an interrupted evaluation continues.
+    the edits so far in sequential*.safetensors), from which an interrupted evaluation continues.
 
     Args:
       between: called before each batch; it may raise to end the pass.
@@ -159,7 +159,7 @@ class RunEvaluation:
             transform, params, state, e.model, e.sequential_rows.encoded, checkpoints=lengths,
             facts_per_edit=facts, between=self.between,
             log=ScoredBatches(self._file("sequential", name, ".jsonl"), mark),
-            saved=SequentialState(self._file("sequential", name, ".npz"), mark),
+            saved=SequentialState(self._file("sequential", name, ".safetensors"), mark),
             what=f"sequential edits, {name or e.config.editor.name}",
         )  # fmt: skip
         return {"sequential": scores}

@@ -1,105 +1,102 @@
-"""Edits as safetensors files: the deltas as tensors, what they belong to as metadata."""
+"""Edits as files: the deltas as arrays, what they belong to as metadata."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as serialise
 
 from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
 from mend_jax.errors import CheckpointError
+from mend_jax.io import array_files
 from mend_jax.io.files import write_bytes
 from mend_jax.io.json_values import parse_json
 
-FORMAT = "mend_jax_edit/2"
-_READ = ("mend_jax_edit/1", FORMAT)  # version 1 says neither what made the edit nor when
-_KINDS: dict[str, type[Delta]] = {"low_rank": LowRank, "dense": Dense}
-_LEAVES = {"low_rank": ("a", "b"), "dense": ("w",)}
+FORMAT = "mend_jax_edit/3"
+# Metadata of the old formats are strings, `facts` is JSON and `created` is called `made`; version 1
+# has neither `editor` nor `made`.
+_OLD_FORMATS = ("mend_jax_edit/1", "mend_jax_edit/2")
 
 
 def save(path: str | Path, edit: Edit) -> None:
-    """Writes one edit atomically; `to_bytes` says what."""
+    """Write one edit atomically; see `to_bytes`."""
     write_bytes(Path(path), to_bytes(edit))
 
 
 def to_bytes(edit: Edit) -> bytes:
-    """The file of one edit (without a leading axis E).
+    """Return the file of one edit (without a leading axis E).
 
-    Tensors are `WEIGHT.a` [N, d_in] and `WEIGHT.b` [N, d_out] of a low-rank delta, W' = W + a^T b,
-    or `WEIGHT.w` [d_in, d_out] of a dense one. Rows of a low-rank pair that are zero add nothing
-    and are left out.
+    Arrays are `WEIGHT.a` [N, d_in] and `WEIGHT.b` [N, d_out] of a low-rank delta, W' = W + a^T b,
+    or `WEIGHT.w` [d_in, d_out] of a dense one. Zero rows of a low-rank pair are left out.
 
     Raises:
       CheckpointError: the edit still has a leading axis of several edits.
     """
-    tensors: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, delta in edit.deltas.items():
-        kind = "low_rank" if isinstance(delta, LowRank) else "dense"
-        arrays = {leaf: np.asarray(jax.device_get(getattr(delta, leaf))) for leaf in _LEAVES[kind]}
-        if any(a.ndim != 2 for a in arrays.values()):
+        leaves = {leaf: np.asarray(jax.device_get(x)) for leaf, x in vars(delta).items()}
+        if any(a.ndim != 2 for a in leaves.values()):
             raise CheckpointError(
-                f"{name} holds several edits (shapes { {k: a.shape for k, a in arrays.items()} }): "
+                f"{name} holds several edits (shapes { {k: a.shape for k, a in leaves.items()} }): "
                 "save them one by one, edit.at(i).save(path)"
             )
-        if kind == "low_rank":
-            rows = (arrays["a"] != 0).any(-1) & (arrays["b"] != 0).any(-1)
-            arrays = {leaf: a[rows] for leaf, a in arrays.items()}
-        tensors |= {f"{name}.{leaf}": np.ascontiguousarray(a) for leaf, a in arrays.items()}
+        if isinstance(delta, LowRank):
+            rows = (leaves["a"] != 0).any(-1) & (leaves["b"] != 0).any(-1)
+            leaves = {leaf: a[rows] for leaf, a in leaves.items()}
+        arrays |= {f"{name}.{leaf}": a for leaf, a in leaves.items()}
     metadata = {
-        "format": FORMAT,
-        "base": edit.base,
-        "facts": json.dumps(edit.facts),
-        "editor": edit.editor,
-        "made": edit.created,
-    }
-    return serialise(tensors, metadata)
+        "base": edit.base, "facts": edit.facts, "editor": edit.editor, "created": edit.created,
+    }  # fmt: skip
+    return array_files.encode(FORMAT, arrays, metadata)
 
 
 def load(path: str | Path) -> Edit:
-    """Reads what `save` wrote.
+    """Read an edit that `save` wrote, in this format or an old one.
 
     Raises:
-      CheckpointError: no such file, a damaged or truncated one, one of another format, or tensors
+      CheckpointError: no such file, a damaged or truncated one, one of another format, or arrays
         that do not make up deltas.
     """
-    try:
-        with safe_open(str(path), framework="numpy") as f:
-            metadata = f.metadata() or {}
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as e:
-        raise CheckpointError(f"{path}: not a readable edit file ({e}); save the edit again") from e
-    if metadata.get("format") not in _READ:
-        raise CheckpointError(
-            f"{path}: format {metadata.get('format')!r} is none of {', '.join(_READ)}; it was "
-            "written by another program or a later version: read it with that"
-        )
+    file = array_files.read(Path(path), FORMAT, kind="edit file", old_formats=_OLD_FORMATS)
+    metadata = file.metadata
+    if file.format in _OLD_FORMATS:
+        metadata = metadata | {"created": metadata.get("made", "")}
     by_weight: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in tensors.items():
+    for name, array in file.arrays.items():
         weight, _, leaf = name.rpartition(".")
         by_weight.setdefault(weight, {})[leaf] = array
     deltas = {w: _delta(path, w, leaves) for w, leaves in sorted(by_weight.items())}
+    base, editor, created = (_text(path, metadata, key) for key in ("base", "editor", "created"))
+    return Edit(deltas, base, _facts(path, metadata.get("facts", [])), editor, created)
+
+
+def _text(path: str | Path, metadata: Mapping[str, Any], key: str) -> str:
+    text = metadata.get(key, "")
+    if not isinstance(text, str):
+        raise CheckpointError(f"{path}: metadata `{key}` is not a text; save the edit again")
+    return text
+
+
+def _facts(path: str | Path, facts: Any) -> tuple[tuple[str, str], ...]:
     try:
-        facts = tuple((str(p), str(t)) for p, t in parse_json(metadata.get("facts", "[]")))
+        pairs = parse_json(facts) if isinstance(facts, str) else facts
+        return tuple((str(prompt), str(target)) for prompt, target in pairs)
     except (ValueError, TypeError) as e:
-        raise CheckpointError(f"{path}: metadata `facts` is not a list of pairs ({e})") from e
-    return Edit(
-        deltas=deltas,
-        base=metadata.get("base", ""),
-        facts=facts,
-        editor=metadata.get("editor", ""),
-        created=metadata.get("made", ""),
-    )
+        raise CheckpointError(
+            f"{path}: metadata `facts` is not a list of pairs ({e}); save the edit again"
+        ) from e
 
 
-def _delta(path: str | Path, weight: str, leaves: dict[str, np.ndarray]) -> Delta:
-    for kind, names in _LEAVES.items():
-        if set(leaves) == set(names) and all(a.ndim == 2 for a in leaves.values()):
-            if kind == "low_rank" and leaves["a"].shape[0] != leaves["b"].shape[0]:
-                break
-            return _KINDS[kind](**leaves)
+def _delta(path: str | Path, weight: str, leaves: Mapping[str, Any]) -> Delta:
+    if all(a.ndim == 2 for a in leaves.values()):
+        if set(leaves) == {"a", "b"} and len(leaves["a"]) == len(leaves["b"]):
+            return LowRank(a=leaves["a"], b=leaves["b"])
+        if set(leaves) == {"w"}:
+            return Dense(w=leaves["w"])
     shapes = {leaf: a.shape for leaf, a in leaves.items()}
-    raise CheckpointError(f"{path}: tensors {shapes} of {weight} do not make up a delta")
+    raise CheckpointError(
+        f"{path}: arrays {shapes} of {weight} do not make up a delta; save the edit again"
+    )

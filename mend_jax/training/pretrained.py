@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from mend_jax.errors import CheckpointError, ConfigError, MendError, report_error
+from mend_jax.io import array_files
 from mend_jax.io.files import as_path, replace_non_finite, write_bytes
 from mend_jax.io.json_values import parse_json
 
-FORMAT = "mend_jax_shipped_editor/1"
+FORMAT = "mend_jax_shipped_editor/2"
+_OLD_FORMAT = "mend_jax_shipped_editor/1"
 FOLDER = Path(__file__).parent / "pretrained_editors"
 MOST_BYTES = 10_000_000
 DTYPES = ("int8", "bfloat16", "float32")
 _SCALE = "/int8_scale"
-_JSON = ("append_eos", "config", "numbers", "seed", "weights")  # metadata that is JSON
 _PARTS = ("params", "state")
-_FIELDS = ("base", "command", "dtype", "name", "sha256", "spec", "tokenizer", *_JSON)
+_TEXTS = ("base", "command", "dtype", "name", "spec", "tokenizer")
+_VALUES = ("append_eos", "config", "numbers", "seed", "weights")  # JSON texts in the old format
 
 
 def names() -> dict[str, str]:
@@ -52,7 +54,7 @@ def describe(name: str) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(p.stem for p in FOLDER.glob("*.safetensors"))
         raise ConfigError(f"no editor {name!r} is shipped; known: {known}")
-    return _read(path, tensors=False)[0]
+    return _read(path, verify=False)[0]
 
 
 def load(model: Any) -> Any:
@@ -127,7 +129,6 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[st
     """
     import jax
     import numpy as np
-    from safetensors.numpy import save as serialise
 
     from mend_jax.parallel.sharding import key_path_name
     from mend_jax.training.assembly import base_identity
@@ -163,16 +164,14 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[st
         "seed": config["seed"],
         "numbers": replace_non_finite(_numbers(results)),
     }
-    told["sha256"] = _digest(tensors, told["config"])
-    metadata = {k: json.dumps(v) if k in _JSON else v for k, v in told.items()}
-    data = serialise(tensors, {"format": FORMAT, **metadata})
+    data = array_files.encode(FORMAT, tensors, told)
     if len(data) > MOST_BYTES:
         raise ConfigError(
             f"{path} would be {len(data):,} bytes, more than the {MOST_BYTES:,} that a shipped "
             "editor may be: train one of a smaller editor.options.rank, or take int8"
         )
     write_bytes(path, data)
-    return told
+    return _read(path)[0]
 
 
 def _stored(name: str, matrix: Any, dtype: str) -> dict[str, Any]:
@@ -205,7 +204,8 @@ def _numbers(results: Mapping[str, Any]) -> dict[str, Any]:
     return {"eval": judged, "training": results.get("training", {})}
 
 
-def _digest(tensors: Mapping[str, Any], config: Any) -> str:
+def _old_digest(tensors: Mapping[str, Any], config: Any) -> str:
+    """Return the checksum of the old format, of tensors and config."""
     total = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in sorted(tensors):
         array = tensors[name]
@@ -214,27 +214,23 @@ def _digest(tensors: Mapping[str, Any], config: Any) -> str:
     return total.hexdigest()
 
 
-def _read(path: str | Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(metadata, tensors) of a file, checked; without `tensors` only what it says of itself."""
-    from safetensors import SafetensorError, safe_open
+def _read(path: str | Path, verify: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (metadata, tensors) of a file in this format or the old one.
 
+    Without `verify` the tensors are not compared with the checksum.
+    """
+    file = array_files.read(
+        path, FORMAT, kind="editor file", old_formats=[_OLD_FORMAT], verify=verify
+    )
+    old = file.format == _OLD_FORMAT
     try:
-        with safe_open(str(path), framework="numpy") as f:
-            raw = f.metadata() or {}
-            flat = {name: f.get_tensor(name) for name in (f.keys() if tensors else ())}
-    except (OSError, SafetensorError) as e:
-        raise CheckpointError(f"{path}: not a readable editor file ({e}); get it again") from e
-    if raw.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: format {raw.get('format')!r} is not {FORMAT}: get the file of this version"
-        )
-    try:
-        meta = {k: parse_json(raw[k]) if k in _JSON else raw[k] for k in _FIELDS}
+        values = {k: parse_json(file.metadata[k]) if old else file.metadata[k] for k in _VALUES}
+        meta = {k: file.metadata[k] for k in _TEXTS} | values | {"sha256": file.sha256}
     except (KeyError, ValueError) as e:
         raise CheckpointError(f"{path}: its metadata is damaged ({e!r}); get it again") from e
-    if tensors and _digest(flat, meta["config"]) != meta["sha256"]:
+    if verify and old and _old_digest(file.arrays, meta["config"]) != file.sha256:
         raise CheckpointError(f"{path}: its tensors are not those that were written; get it again")
-    return meta, flat
+    return meta, file.arrays
 
 
 def main(argv: Sequence[str] | None = None) -> int:

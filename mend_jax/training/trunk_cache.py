@@ -1,9 +1,12 @@
-"""Keeps the trunk states of training texts, so that later epochs need no trunk.
+"""A cache of the trunk states of training texts, so that later epochs need no trunk.
 
-The trunk is frozen and a text's states never change; what a step asks of it is a table row. States
+The trunk is frozen and a text's states never change, so a step only needs rows of a table. States
 are computed when a row is first used and kept where `train.trunk_cache` says: in the memory of the
-device, of the host, or in a folder on disk that later runs of the same base and texts find filled.
-A run of less than one epoch gains nothing. Shape letters: E edits, n texts an edit, N rows.
+device, of the host, or in a folder on disk that later runs of the same base and texts reuse.
+A run of less than one epoch gains nothing. Shape letters: E edits, n texts per edit, N rows.
+
+Tables on disk are memory-mapped, gigabytes large and filled row by row, so they are raw files and
+not `io.array_files`, which writes whole files with a checksum.
 """
 
 from __future__ import annotations

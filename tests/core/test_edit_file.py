@@ -16,6 +16,7 @@ from mend_jax.core import edit_file
 from mend_jax.core.weight_edit import Dense, Edit, LowRank
 from mend_jax.editors import make_editor
 from mend_jax.errors import CheckpointError
+from mend_jax.io import array_files
 
 MADE = "2026-01-02T03:04:05+00:00"
 
@@ -23,6 +24,14 @@ MADE = "2026-01-02T03:04:05+00:00"
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "edit.safetensors"
+
+
+def write_old(path, arrays, metadata):
+    path.write_bytes(serialise(arrays, {"format": "mend_jax_edit/2"} | metadata))
+
+
+def write_new(path, arrays, metadata):
+    path.write_bytes(array_files.encode(edit_file.FORMAT, arrays, metadata))
 
 
 @pytest.mark.parametrize("rows", [2, 0, None])
@@ -51,6 +60,24 @@ def test_files_of_the_first_format_are_read(path):
     np.testing.assert_array_equal(edit.deltas[UP].dense(), a.T @ b)
 
 
+def test_files_of_the_second_format_are_read(path):
+    metadata = {"base": FINGERPRINT, "facts": '[["Who?", "x"]]', "editor": "mend@1", "made": MADE}
+    write_old(path, {f"{UP}.w": np.full((2, 3), 0.5, np.float32)}, metadata)
+    edit = Edit.load(path)
+    assert (edit.base, edit.facts) == (FINGERPRINT, (("Who?", "x"),))
+    assert (edit.editor, edit.created) == ("mend@1", MADE)
+    np.testing.assert_array_equal(edit.deltas[UP].dense(), np.full((2, 3), 0.5))
+
+
+def test_a_changed_edit_file_is_named(path):
+    small_edit().save(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole.replace(b"mlp/up.a", b"mlp/up.z")):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="contents of this edit file are not those"):
+            Edit.load(path)
+
+
 def test_rows_that_add_nothing_are_not_saved(path):
     delta = LowRank(jnp.eye(4, 3), jnp.concatenate([jnp.ones((2, 5)), jnp.zeros((2, 5))]))
     Edit({UP: delta}).save(path)
@@ -70,23 +97,29 @@ def test_truncated_files_are_named(path):
         Edit.load(path.with_name("nowhere"))
 
 
-@pytest.mark.parametrize("form", ["mend_jax_edit/3", "mend_jax_edit/", "lora", None])
+@pytest.mark.parametrize("form", ["mend_jax_edit/4", "mend_jax_edit/", "lora", None])
 def test_files_of_other_formats_are_named(path, form):
     metadata = {"base": "x"} | ({} if form is None else {"format": form})
     path.write_bytes(serialise({f"{UP}.w": np.ones((2, 3))}, metadata))
-    with pytest.raises(CheckpointError, match=f"format {form!r} is none of mend_jax_edit/1, .*2;"):
+    with pytest.raises(CheckpointError, match=f"format {form!r} is none of mend_jax_edit/1, .*3;"):
         Edit.load(path)
 
 
 def test_tensors_and_facts_that_make_no_sense_are_named(path):
-    small_edit().save(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole.replace(b"mlp/up.a", b"mlp/up.z"))
-    with pytest.raises(CheckpointError, match="edit.safetensors: .* of block_1/mlp/up do not make"):
-        Edit.load(path)
-    metadata = {"format": edit_file.FORMAT, "facts": json.dumps(["Who?"])}
-    path.write_bytes(serialise({f"{UP}.w": np.ones((2, 3))}, metadata))
+    ones = np.ones((2, 3))
+    for write in (write_old, write_new):
+        write(path, {f"{UP}.a": ones, f"{UP}.z": ones}, {})
+        message = "edit.safetensors: .* of block_1/mlp/up do not make"
+        with pytest.raises(CheckpointError, match=message):
+            Edit.load(path)
+    write_old(path, {f"{UP}.w": ones}, {"facts": json.dumps(["Who?"])})
     with pytest.raises(CheckpointError, match="metadata `facts` is not a list of pairs"):
+        Edit.load(path)
+    write_new(path, {f"{UP}.w": ones}, {"facts": ["Who?"]})
+    with pytest.raises(CheckpointError, match="metadata `facts` is not a list of pairs"):
+        Edit.load(path)
+    write_new(path, {f"{UP}.w": ones}, {"editor": 3})
+    with pytest.raises(CheckpointError, match="metadata `editor` is not a text"):
         Edit.load(path)
     several = Edit({UP: LowRank(jnp.ones((2, 2, 3)), jnp.ones((2, 2, 4)))})
     with pytest.raises(CheckpointError, match="block_1/mlp/up holds several edits"):

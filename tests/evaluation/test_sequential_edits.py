@@ -57,7 +57,7 @@ def mend():
 
 def pass_of(editor, tmp_path=None, turns=(1, 3, 8), n=1, **options):
     of = {"turns": list(turns)}
-    files = [tmp_path and tmp_path / name for name in ("s.jsonl", "s.npz")]
+    files = [tmp_path and tmp_path / name for name in ("s.jsonl", "s.safetensors")]
     return evaluate_sequential_edits(
         *editor, MODEL, encoded(), checkpoints=turns, facts_per_edit=n,
         log=ScoredBatches(files[0], of), saved=SequentialState(files[1], of), **options,
@@ -136,7 +136,7 @@ def test_an_interrupted_pass_goes_on_from_what_was_kept(whole, tmp_path, monkeyp
     with pytest.raises(InterruptedError):  # goes on from checkpoint 3: edits 4 and 5
         pass_of(mend(), tmp_path, between=stop_after(2))
     assert pass_of(mend(), tmp_path, between=stop_after(3)) == whole  # 6, 7 and 8
-    assert not (tmp_path / "s.npz").exists()
+    assert not (tmp_path / "s.safetensors").exists()
     assert pass_of(mend(), tmp_path, between=stop_after(0)) == whole  # nothing is left to do
 
 
@@ -149,8 +149,24 @@ def test_what_is_kept_for_another_pass_is_not_used(tmp_path):
     for other, latest in (({"a": 2}, 3), ({"a": 1}, 2)):
         k, _, kept = SequentialState(tmp_path / "s", other).load(edit, state, latest)
         assert k == 0 and kept["x"].tolist() == [0, 0]
-    (tmp_path / "s").write_bytes(b"PK\x03\x04cut off")
-    assert SequentialState(tmp_path / "s", {"a": 1}).load(edit, state, 3)[0] == 0
+    whole = (tmp_path / "s").read_bytes()
+    for damaged in (b"PK\x03\x04cut off", whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
+        (tmp_path / "s").write_bytes(damaged)
+        assert SequentialState(tmp_path / "s", {"a": 1}).load(edit, state, 3)[0] == 0
+
+
+def test_edits_so_far_of_an_older_run_are_read_and_forgotten(tmp_path):
+    edit, state = no_edits(WEIGHTS), {"x": jnp.zeros(2)}
+    leaves = [np.ones_like(leaf) for leaf in jax.tree.leaves((edit, state))]
+    np.savez(tmp_path / "s.npz", *leaves, k=np.asarray(3), of=np.asarray('{"a": 1}'))
+    saved = SequentialState(tmp_path / "s.safetensors", {"a": 1})
+    k, so_far, kept = saved.load(edit, state, 3)
+    assert k == 3 and kept["x"].tolist() == [1, 1]
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(so_far))
+    other = SequentialState(tmp_path / "s.safetensors", {"a": 2})
+    assert other.load(edit, state, 3)[0] == 0
+    saved.forget()
+    assert not list(tmp_path.iterdir())
 
 
 def counting(reader=None):

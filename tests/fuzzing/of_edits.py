@@ -20,6 +20,7 @@ from fuzzing.mutations import damage_bytes, damage_document, damage_json, damage
 from fuzzing.reader import Reader, put
 from mend_jax.core import edit_file
 from mend_jax.core.weight_edit import Edit
+from mend_jax.io import array_files
 from mend_jax.ledger import html_view, journal, text_view
 from mend_jax.ledger.store import Base, Ledger
 from mend_jax.training import pretrained
@@ -34,7 +35,9 @@ def _edit_seeds() -> list[bytes]:
     rng = np.random.default_rng(1)
     dense = {UP: small_delta(rng, UP, rows=None)}
     edits = [small_edit(1, editor="mend@01234567"), Edit(dense, base=FINGERPRINT), small_edit(2)]
-    return [edit_file.to_bytes(edit) for edit in edits]
+    old = {"format": "mend_jax_edit/2", "base": FINGERPRINT, "facts": '[["Who?", "x"]]'}
+    arrays = {f"{UP}.w": np.ones((6, 5), np.float32)}
+    return [*(edit_file.to_bytes(edit) for edit in edits), serialise(arrays, old)]
 
 
 def _read_edit(folder: Path, data: bytes) -> None:
@@ -53,10 +56,14 @@ def _read_edit(folder: Path, data: bytes) -> None:
 def _shipped_seeds() -> list[bytes]:
     tensors = {"params/w": np.ones((3, 4), np.int8), "params/w/int8_scale": np.ones((3, 1), "f4"),
                "state/count": np.ones((2,), np.float32)}  # fmt: skip
-    told = {name: "x" for name in pretrained._FIELDS} | {"config": {"name": "mend"}}
-    told["sha256"] = pretrained._digest(tensors, told["config"])
-    meta = {k: json.dumps(v) if k in pretrained._JSON else v for k, v in told.items()}
-    return [serialise(tensors, {"format": pretrained.FORMAT, **meta})]
+    told = dict.fromkeys((*pretrained._TEXTS, *pretrained._VALUES), "x")
+    told |= {"config": {"name": "mend"}}
+    old = {k: json.dumps(v) if k in pretrained._VALUES else v for k, v in told.items()}
+    old["sha256"] = pretrained._old_digest(tensors, told["config"])
+    return [
+        array_files.encode(pretrained.FORMAT, tensors, told),
+        serialise(tensors, {"format": pretrained._OLD_FORMAT, **old}),
+    ]
 
 
 def _read_shipped(folder: Path, data: bytes) -> None:
@@ -64,7 +71,7 @@ def _read_shipped(folder: Path, data: bytes) -> None:
     json.dumps(meta)
     for array in pretrained._whole(flat).values():
         assert array.dtype != np.int8
-    pretrained._read(folder / "editor.safetensors", tensors=False)
+    pretrained._read(folder / "editor.safetensors", verify=False)
 
 
 # --- ledgers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import tempfile
@@ -10,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from safetensors.numpy import load as deserialise
 from safetensors.numpy import save as serialise
 from test_run_report import fake_examples, fake_in_turn, fake_metrics, fake_results
 
@@ -22,6 +24,7 @@ from mend_jax.evaluation import sequential_state
 from mend_jax.evaluation.reports import grid_markdown, grid_report, run_report
 from mend_jax.evaluation.reports.grid_rows import make_grid_row
 from mend_jax.evaluation.scored_batches import ScoredBatches
+from mend_jax.io import array_files
 from mend_jax.io.files import replace_non_finite, write_json
 from mend_jax.io.json_lines import JsonLines
 from mend_jax.training import batch_files, run_folder
@@ -121,7 +124,11 @@ def _batch() -> bytes:
     for field, kind in (("tokens", "i4"), ("mask", "?"), ("score_pos", "i4"), ("target", "i4"),
                         ("score_mask", "?")):  # fmt: skip
         arrays[f"edit/{field}"] = np.ones((2, 1, 4), kind)
-    return serialise(arrays)
+    return array_files.encode(batch_files.FORMAT, arrays, {"step": 4})
+
+
+def _old_batch() -> bytes:
+    return serialise(deserialise(_batch()))
 
 
 def _told() -> bytes:
@@ -165,16 +172,27 @@ def _read_judged(folder: Path, data: bytes) -> None:
         assert json.dumps(judged.batches) in (json.dumps(b) for b in (_BATCHES[:1], _BATCHES))
 
 
+def _so_far() -> list[np.ndarray]:
+    return [np.ones((2, 3), np.float32), np.zeros((4,), np.float32)]
+
+
 def _so_far_seed() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "so_far.safetensors")
+        sequential_state.SequentialState(path, _OF).save(3, *_so_far())
+        return path.read_bytes()
+
+
+def _old_so_far_seed() -> bytes:
     out = io.BytesIO()
-    leaves = [np.ones((2, 3), np.float32), np.zeros((4,), np.float32)]
-    np.savez(out, *leaves, k=np.asarray(3), of=np.asarray(json.dumps(_OF, sort_keys=True)))
+    np.savez(out, *_so_far(), k=np.asarray(3), of=np.asarray(json.dumps(_OF, sort_keys=True)))
     return out.getvalue()
 
 
-def _read_so_far(folder: Path, data: bytes) -> None:
+def _read_so_far(folder: Path, data: bytes, ending: str = "safetensors") -> None:
     """The edits so far are used where they are whole, and else begun anew: never an error."""
-    kept = sequential_state.SequentialState(put(folder / "so_far.npz", data), _OF)
+    put(folder / f"so_far.{ending}", data)
+    kept = sequential_state.SequentialState(folder / "so_far.safetensors", _OF)
     fresh, state = np.full((2, 3), 7, np.float32), np.full((4,), 7, np.float32)
     k, found, after = kept.load(fresh, state, latest=5)
     assert 0 <= k <= 5
@@ -190,10 +208,15 @@ READERS = {
     "grid pictures": Reader(_grid_seeds, _read_grid_pictures, share=0.02),
     "part of a grid": Reader(_grid_file_seed, _read_grid_file, share=0.5),
     "metrics.jsonl": Reader(lambda: [_metrics_seed()], _read_metrics),
-    "batch of a step": Reader(lambda: [_batch()], _read_batch, damage_safetensors, 0.5),
+    "batch of a step": Reader(
+        lambda: [_batch(), _old_batch()], _read_batch, damage_safetensors, 0.5
+    ),
     "step of a batch": Reader(
         lambda: [_told()], lambda folder, data: _read_batch(folder, _batch(), data), share=0.5
     ),
     "judged.jsonl": Reader(lambda: [_judged_seed()], _read_judged),
-    "edits so far": Reader(lambda: [_so_far_seed()], _read_so_far, damage_bytes),
+    "edits so far": Reader(lambda: [_so_far_seed()], _read_so_far, damage_safetensors, 0.5),
+    "edits so far of an older run": Reader(
+        lambda: [_old_so_far_seed()], functools.partial(_read_so_far, ending="npz"), damage_bytes
+    ),
 }  # fmt: skip

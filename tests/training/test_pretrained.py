@@ -14,6 +14,7 @@ from support.tiny import save_tiny
 import mend_jax
 from mend_jax.apps.run_command import parse
 from mend_jax.errors import CheckpointError, ConfigError
+from mend_jax.io import array_files
 from mend_jax.ledger.editor_choice import choose_editor
 from mend_jax.training import pretrained
 from mend_jax.training.assembly import build_editor
@@ -170,19 +171,47 @@ def test_damaged_files_are_named(run, model, folder):
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="not those that were written"):
         pretrained.load(model)
+    rank_5 = metadata["metadata"].replace('"rank": 4', '"rank": 5')
     for change, says in (
         ({"format": "another/1"}, "format 'another/1'"),
-        ({"seed": "{"}, "metadata is damaged"),
-        ({"config": metadata["config"].replace('"rank": 4', '"rank": 5')}, "not those that were"),
+        ({"metadata": "{"}, "not those that were written"),
+        ({"metadata": rank_5}, "not those that were"),
     ):
+        assert change.items() - metadata.items()
         save_file(arrays, path, metadata | change)
         with pytest.raises(CheckpointError, match=says):
             pretrained.load(model)
-    fewer = dict(list(arrays.items())[1:])
-    digest = pretrained._digest(fewer, json.loads(metadata["config"]))
-    save_file(fewer, path, metadata | {"sha256": digest})
+    told, fewer = json.loads(metadata["metadata"]), dict(list(arrays.items())[1:])
+    array_files.write(
+        path, pretrained.FORMAT, arrays, {k: v for k, v in told.items() if k != "seed"}
+    )
+    with pytest.raises(CheckpointError, match="metadata is damaged"):
+        pretrained.load(model)
+    array_files.write(path, pretrained.FORMAT, fewer, told)
     with pytest.raises(CheckpointError, match="are not what editor 'mend' is made of"):
         pretrained.load(model)
+
+
+def test_files_of_the_first_format_are_read(run, model, folder):
+    """Metadata by field, values as JSON, and a checksum of tensors and config."""
+    path = folder / "tiny.safetensors"
+    told = pretrained.write(run, path)
+    arrays = array_files.read(path, pretrained.FORMAT, kind="editor file").arrays
+    texts = {k: json.dumps(v) if k in pretrained._VALUES else v for k, v in told.items()}
+    old = {"format": "mend_jax_shipped_editor/1"} | texts
+    right = pretrained._old_digest(arrays, told["config"])
+    new_editor = pretrained.load(model)
+    save_file(arrays, path, old | {"sha256": right})
+    assert pretrained.describe("tiny") == told | {"sha256": right}
+    same(pretrained.load(model).edit([FACT]), new_editor.edit([FACT]), rtol=0)
+    for change, says in (
+        ({"seed": "{"}, "metadata is damaged"),
+        ({"config": texts["config"].replace('"rank": 4', '"rank": 5')}, "not those that were"),
+        ({"sha256": "0"}, "not those that were"),
+    ):
+        save_file(arrays, path, old | {"sha256": right} | change)
+        with pytest.raises(CheckpointError, match=says):
+            pretrained.load(model)
 
 
 def test_shipped_files_are_intact_and_small():
