@@ -148,7 +148,7 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[st
             "told"
         )
     tree = dict(zip(_PARTS, (editor.params, editor.state), strict=True))
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for keys, leaf in jax.tree.leaves_with_path(jax.device_get(tree)):
         array, name = np.asarray(leaf), key_path_name(keys)
         tensors |= _stored(name, array, dtype) if array.ndim > 1 else {name: array}
