@@ -83,7 +83,7 @@ class TrainLoop:
 
     state: TrainState = dataclasses.field(init=False)
     _dispatched: DispatchedStep | None = dataclasses.field(init=False, default=None)
-    _resumed_timer: float = dataclasses.field(init=False, default=0.0)
+    _timer_start: float = dataclasses.field(init=False, default=0.0)
     _progress: Progress = dataclasses.field(init=False)
 
     def run(self, state: TrainState) -> TrainState:
@@ -101,7 +101,7 @@ class TrainLoop:
           CheckpointError, OutputError: a checkpoint or the log could not be written.
         """
         self.state, start = state, int(state.step)
-        self._resumed_timer = time.monotonic()
+        self._timer_start = time.monotonic()
         self._progress = Progress("train", self.settings.steps, start, writer=is_writer())
         if not start:
             self.run_state.guards.initial_step_sizes = dict(self.step_sizes(state))
@@ -225,8 +225,8 @@ class TrainLoop:
         """Save a checkpoint; `position`: in the data, the current one by default."""
         self.log.flush()
         now = time.monotonic()
-        self.run_state.seconds += now - self._resumed_timer
-        self._resumed_timer = now
+        self.run_state.seconds += now - self._timer_start
+        self._timer_start = now
         position = self._position() if position is None else position
         meta = {**self.meta, "data_state": position, "record": self.run_state.to_stored()}
         checkpoints.save(self.manager, number, self.state, meta, val_loss, replace)

@@ -1,4 +1,4 @@
-"""The meta-optimiser: Adam on the editor, with a rate of its own for the learned step sizes."""
+"""The meta-optimiser: Adam on the editor, with another learning rate for the step sizes."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ def label_parameters(params: Any, step_sizes: Sequence[StepSizes]) -> Any:
     return jax.tree.map_with_path(label, params)
 
 
-@functools.cache  # one object for the same numbers: what is compiled for it is shared
+@functools.cache  # one object for the same arguments, so that compiled steps are shared
 def make_optimizer(
     *, lr: float, step_size_lr: float, clip: float, accumulate: int, warmup: int, steps: int,
     decay: bool, step_sizes: tuple[StepSizes, ...],
 ) -> optax.GradientTransformation:  # fmt: skip
-    """Clip by the global norm, then Adam, over `accumulate` averaged gradients.
+    """Return the optimiser: clipping by the global norm, then Adam, on averaged gradients.
 
-    In the original code the step sizes also stood in the main optimiser and their own one never saw
-    a gradient (zero_grad came first), so they moved at the networks' rate; here `step_size_lr` is
-    their rate, as the paper means it.
+    Deviation: in the original code the step sizes were also parameters of the main optimiser, and
+    their own optimiser never received a gradient (zero_grad came first), so their learning rate was
+    that of the networks. Here it is `step_size_lr`, as in the paper.
 
     Args:
-      lr: rate of the networks.
-      step_size_lr: rate of the step sizes.
+      lr: learning rate of the networks.
+      step_size_lr: learning rate of the step sizes.
       clip: largest global gradient norm.
-      accumulate: gradients averaged before one step is taken.
-      warmup: updates over which both rates rise from zero.
-      steps: updates in all, for the decay.
-      decay: whether both rates fall to a tenth along a cosine; the paper keeps them constant.
+      accumulate: gradients averaged for one update.
+      warmup: updates over which both learning rates rise from 0.
+      steps: total number of updates, for the decay.
+      decay: whether both learning rates fall to a tenth along a cosine; in the paper they are
+        constant.
       step_sizes: `EditTransform.step_sizes` of the editor.
     """
 

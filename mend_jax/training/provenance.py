@@ -26,8 +26,8 @@ def code_fingerprint() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that compute."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return found | {"python": platform.python_version()}
+    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return installed | {"python": platform.python_version()}
 
 
 def hardware() -> str:

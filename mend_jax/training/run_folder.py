@@ -115,10 +115,10 @@ def read_config(workdir: Any) -> ml_collections.ConfigDict:
     """
     path = workdir / "config.json"
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
+        stored = parse_json(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
             raise ValueError("it is no object")
-        config = ml_collections.ConfigDict(_with_tuples(with_added_keys(found)))
+        config = ml_collections.ConfigDict(_with_tuples(with_added_keys(stored)))
         config_schema.check(config)
         return config
     except (OSError, ImportError) as e:
@@ -149,9 +149,9 @@ def read_results(workdir: Any) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+        results = parse_json(path.read_text(encoding="utf-8"))
+        if not isinstance(results, dict) or not isinstance(results.get("config"), dict):
             raise ValueError("it holds no config")
-        return migrate_results(found)
+        return migrate_results(results)
     except ValueError as e:
         raise CheckpointError(f"{path} is damaged ({e}); delete it to evaluate again") from e

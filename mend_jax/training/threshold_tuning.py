@@ -45,9 +45,9 @@ def tune_threshold(
     for batch in experiment.eval_batches(experiment.validation, per_step):
         batch = shard_batch(experiment.mesh, batch)
         texts = {name: batch[name] for name in (*EDIT_SETS, *locality_set_names(batch))}
-        seen = gather(observe(placed_params, model.params, texts))
+        outcome = gather(observe(placed_params, model.params, texts))
         valid = gather(batch["valid"])
-        observed.append(jax.tree.map(lambda x, at=valid: np.asarray(x)[at], seen))
+        observed.append(jax.tree.map(lambda x, at=valid: np.asarray(x)[at], outcome))
         done += int(valid.sum())
         progress.update(done, force=done == n_rows)
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *observed)

@@ -161,17 +161,17 @@ def go(folder, stop=None, validate=None, steps=7, sizes=lambda state: {}):
     settings = LoopSettings(steps=steps, log_every=1, val_every=3, checkpoint_every=2, patience=0)
     loss = validate or (lambda state: {"loss": float(state.params["w"].sum())})
     with checkpoints.open_manager(folder / "checkpoints") as manager:
-        state, record = resume(manager, fresh(), batches, {})
+        state, run_state = resume(manager, fresh(), batches, {})
         log.rewind(int(state.step))
         try:
             state = TrainLoop(
-                settings, add, None, batches, place, loss, manager, {}, record, log,
+                settings, add, None, batches, place, loss, manager, {}, run_state, log,
                 stop or Stop(), sizes,
             ).run(state)  # fmt: skip
         finally:
             assert not manager.is_saving_in_progress()
-    record.seconds = record.input_seconds = 0.0
-    return np.asarray(state.params["w"]), log.read(), record
+    run_state.seconds = run_state.input_seconds = 0.0
+    return np.asarray(state.params["w"]), log.read(), run_state
 
 
 def assert_same(ours, theirs):

@@ -42,8 +42,8 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     with checkpoints.open_manager(folder / "checkpoints") as manager:
         for step, loss in ((2, 0.5), (4, 0.9), (6, None), (7, None)):
-            record = RunState(best_loss=0.5, best_step=2).to_stored()
-            meta = MINE | {"data_state": {"next_index": step}, "record": record}
+            run_state = RunState(best_loss=0.5, best_step=2).to_stored()
+            meta = MINE | {"data_state": {"next_index": step}, "record": run_state}
             checkpoints.save(manager, step, arrays_of(step), meta, loss)
         checkpoints.finish(manager)
         assert sorted(manager.all_steps()) == [2, 6, 7]
@@ -170,8 +170,8 @@ def test_a_lost_best_step_is_reported_and_replaced_by_the_next_best(saved, tmp_p
     else:
         path.unlink()
     with checkpoints.open_manager(folder) as manager:
-        _, record = resume(manager, LIKE, Batches(), MINE)
-        assert (record.best_step, record.best_loss) == (0, float("inf"))
+        _, run_state = resume(manager, LIKE, Batches(), MINE)
+        assert (run_state.best_step, run_state.best_loss) == (0, float("inf"))
         assert sorted(manager.all_steps()) == [6, 7]
     assert "of the best validation, of step 2, is lost" in capsys.readouterr().err
     assert harm == "missing" or (tmp_path / damage.FOLDER / "2").is_dir()
@@ -189,10 +189,10 @@ class FirstState:
 
 def write_first(folder, step, state, next_index):
     """A checkpoint as the first version wrote it: no format, no checksums, no guards."""
-    record = dict(best=9.5, best_step=step, stopped="", seconds=1.0, input_seconds=0.1, owed=0)
+    run_state = dict(best=9.5, best_step=step, stopped="", seconds=1.0, input_seconds=0.1, owed=0)
     config = {"job": "edit", "train": {"lr": 0.1}}
     meta = {"base": "b", "config": config, "data_state": {"next_index": next_index},
-            "record": record}  # fmt: skip
+            "record": run_state}  # fmt: skip
     first = FirstState(state.step, state.params, (), ())
     items = dict(state=ocp.args.StandardSave(first), meta=ocp.args.JsonSave(meta))
     with ocp.CheckpointManager(folder / "checkpoints") as manager:
@@ -210,9 +210,13 @@ def test_a_checkpoint_of_the_first_version_is_resumed(tmp_path):
     mine = {"base": "b", "config": {"job": "edit", "train": {"lr": 0.1, "max_non_finite_steps": 3}}}
     batches = Numbers()
     with checkpoints.open_manager(tmp_path / "old/checkpoints") as manager:
-        state, record = resume(manager, fresh(), batches, mine)
+        state, run_state = resume(manager, fresh(), batches, mine)
     assert int(state.skipped) == 0 and int(state.step) == 4 and batches.next == 4
-    assert (record.best_loss, record.best_step, record.summary()["warnings"]) == (9.5, 4, {})
+    assert (run_state.best_loss, run_state.best_step, run_state.summary()["warnings"]) == (
+        9.5,
+        4,
+        {},
+    )
     np.testing.assert_array_equal(go(tmp_path / "old")[0], whole[0])
     with checkpoints.open_manager(tmp_path / "old/checkpoints", read_only=True) as manager:
         assert checkpoints.restore_meta(manager, 7)["format"] == migration.FORMAT == 2

@@ -71,11 +71,11 @@ def test_a_step_that_was_not_replaced_is_moved_back(tmp_path, monkeypatch):
 
 
 def test_of_equal_validations_the_first_is_the_best(tmp_path):
-    *_, record = go(tmp_path, validate=lambda state: {"loss": 1.0})
-    assert record.best_step == 3
+    *_, run_state = go(tmp_path, validate=lambda state: {"loss": 1.0})
+    assert run_state.best_step == 3
     with checkpoints.open_manager(tmp_path / "checkpoints", read_only=True) as manager:
         assert manager.best_step() == 3
-        checkpoints.restore_state(manager, record.best_step, fresh())
+        checkpoints.restore_state(manager, run_state.best_step, fresh())
 
 
 def test_a_non_finite_validation_ends_every_start(tmp_path):
@@ -144,8 +144,8 @@ def test_damaged_prepared_data_that_cannot_be_rebuilt_is_not_used(tmp_path, monk
 def test_step_sizes_are_compared_with_the_initial_ones(tmp_path):
     """Also those that diverged before the first validation."""
     size = iter([0.1, 50.0, 50.0, 50.0])
-    _, lines, record = go(tmp_path, sizes=lambda state: {"a": next(size)})
-    assert record.watch.sizes == {"a": 0.1}
+    _, lines, run_state = go(tmp_path, sizes=lambda state: {"a": next(size)})
+    assert run_state.guards.initial_step_sizes == {"a": 0.1}
     assert [x["guard"] for x in lines if x["kind"] == "guard"] == ["step_size"]
 
 

@@ -54,14 +54,14 @@ def go(folder, step, stop=None, steps=8, checkpoint_every=2, validate=None):
         max_non_finite_steps=LIMIT,
     )  # fmt: skip
     with checkpoints.open_manager(folder / "checkpoints") as manager:
-        state, record = resume(manager, fresh(), batches, {})
+        state, run_state = resume(manager, fresh(), batches, {})
         log.rewind(int(state.step))
         state = TrainLoop(
             settings, step, None, batches, place, validate or (lambda state: {"loss": 1.0}),
-            manager, {}, record, log, stop or Stop(),
+            manager, {}, run_state, log, stop or Stop(),
         ).run(state)  # fmt: skip
-    record.seconds = record.input_seconds = 0.0
-    return np.asarray(state.params["w"]), log.read(), record
+    run_state.seconds = run_state.input_seconds = 0.0
+    return np.asarray(state.params["w"]), log.read(), run_state
 
 
 def weights_after(numbers):
@@ -76,7 +76,7 @@ def lines_of(lines, guard):
 
 
 def test_non_finite_steps_are_skipped_and_reported(tmp_path, capsys):
-    weights, lines, record = go(tmp_path, toy(bad=(2, 4, 5)))
+    weights, lines, run_state = go(tmp_path, toy(bad=(2, 4, 5)))
     np.testing.assert_array_equal(weights, weights_after([1, 3, 6, 7, 8]))
     told = lines_of(lines, "non_finite")
     assert [(x["step"], x["rows"], x["in_a_row"]) for x in told] == [
@@ -84,7 +84,7 @@ def test_non_finite_steps_are_skipped_and_reported(tmp_path, capsys):
     ]  # fmt: skip
     assert told[0]["gradient_of"] == ["net"] and told[0]["terms"] == ["grad_norm", "kl", "loss"]
     assert [x["step"] for x in lines if x["kind"] == "train"] == [1, 3, 6, 7, 8]
-    assert record.summary()["warnings"] == {"non_finite": 3}
+    assert run_state.summary()["warnings"] == {"non_finite": 3}
     assert capsys.readouterr().err.count("warning: step ") == 3
 
 
@@ -144,14 +144,14 @@ def test_dead_gradients_are_counted_in_updates_not_steps():
 def test_a_gradient_far_above_the_median_is_reported_once(tmp_path):
     """Batches 25 and 26 are both far above; a resumed run reports the same."""
     spiky = toy(spikes=(25.0, 26.0))
-    weights, lines, record = go(tmp_path / "whole", spiky, steps=30, checkpoint_every=100)
+    weights, lines, run_state = go(tmp_path / "whole", spiky, steps=30, checkpoint_every=100)
     told = lines_of(lines, "gradient_norm")
     assert [x["step"] for x in told] == [25]
     assert told[0]["value"] == 25e6 and told[0]["bound"] == guards.NORM_TIMES * 12.5
     with pytest.raises(Preempted):
         go(tmp_path / "cut", spiky, Stop(after=25), steps=30, checkpoint_every=100)
     again = go(tmp_path / "cut", spiky, steps=30, checkpoint_every=100)
-    assert_same(again, (weights, lines, record))
+    assert_same(again, (weights, lines, run_state))
 
 
 SOUND = {"loss": 1.0, "kl": 0.05, "agree_near": 0.8, "agree_far": 0.9, "edit_norm": 1e-3}

@@ -161,9 +161,9 @@ def test_edit_from_paraphrase_is_the_mean_of_both_directions():
 
 
 def test_early_stopping_counts_steps_since_the_best():
-    record = RunState()
+    run_state = RunState()
     for step, loss in ((10, 2.0), (20, 1.0), (30, 1.5), (40, 1.2)):
-        record.record_validation(step, loss, patience=20)
-    assert (record.best_loss, record.best_step) == (1.0, 20)
-    assert record.stopped == "no better validation loss for 20 steps"
-    assert RunState.from_stored(json.loads(json.dumps(record.to_stored()))) == record
+        run_state.record_validation(step, loss, patience=20)
+    assert (run_state.best_loss, run_state.best_step) == (1.0, 20)
+    assert run_state.stopped == "no better validation loss for 20 steps"
+    assert RunState.from_stored(json.loads(json.dumps(run_state.to_stored()))) == run_state

@@ -200,8 +200,8 @@ def restore_state(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
     stored = migration.as_stored(abstract, number)
     state = _restored(manager, step, state=ocp.args.StandardRestore(stored))
     if (wanted := meta.get("arrays")) is not None:
-        found = checksums.array_checksums(state)
-        others = sorted(k for k in {*wanted, *found} if wanted.get(k) != found.get(k))
+        actual = checksums.array_checksums(state)
+        others = sorted(k for k in {*wanted, *actual} if wanted.get(k) != actual.get(k))
         if others:
             raise _damage(manager, step, f"{len(others)} arrays are not those saved: {others[:3]}")
     return migration.upgraded_state(state, like, number)

@@ -58,8 +58,8 @@ def _differences(theirs: Any, ours: Any, name: str = "") -> dict[str, str]:
     """Return, by dotted key, how two configs differ."""
     if not (isinstance(theirs, Mapping) and isinstance(ours, Mapping)):
         return {} if theirs == ours else {name: f"was {theirs!r}, is {ours!r}"}
-    found: dict[str, str] = {}
+    differences: dict[str, str] = {}
     for key in {*theirs, *ours}:
         inner = f"{name}.{key}" if name else key
-        found |= _differences(theirs.get(key), ours.get(key), inner)
-    return found
+        differences |= _differences(theirs.get(key), ours.get(key), inner)
+    return differences
