@@ -17,7 +17,7 @@ from mend_jax.models.layers import EditableDense
 CLASSIFIER_HEAD = ("classifier/kernel", "classifier/bias")
 """The parameters that the files of a plain encoder lack."""
 NO_HEAD = (
-    "these are the weights of an encoder without a classification head; train one with the "
+    "these are the weights of an encoder without a head that scores claims; train one with the "
     "fine-tuning job (--config=fever_finetune.py) and give the folder that it writes"
 )
 

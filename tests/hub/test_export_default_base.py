@@ -1,4 +1,4 @@
-"""A real edit of the default base leaves for torch: as an adapter, and merged into a checkpoint."""
+"""A real edit of the default base is exported to torch, as an adapter and as a checkpoint."""
 
 import functools
 import json
@@ -52,7 +52,7 @@ def inputs(model):
 
 @pytest.fixture(scope="module")
 def merged(model, edit):
-    """The merged checkpoint; half a gigabyte, not kept."""
+    """The merged checkpoint; half a gigabyte, deleted afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         save_merged(folder, model, edit, max_shard_bytes=200_000_000)
         yield Path(folder)
@@ -74,7 +74,7 @@ def logits_of(model, inputs, edit=None):
 
 
 def written(torch_model, tokenizer):
-    """The token that torch writes after the prompt, as text."""
+    """Return the token that torch generates after the prompt, as text."""
     ids = torch.tensor([tokenizer.encode(PROMPT)])
     out = torch_model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False,
@@ -83,9 +83,7 @@ def written(torch_model, tokenizer):
     return tokenizer.decode(out[0, ids.shape[1] :].tolist())
 
 
-def test_peft_loads_the_adapter_and_gives_the_base_back(
-    model, edit, inputs, merged_torch, tmp_path
-):
+def test_peft_loads_the_adapter_and_restores_the_base(model, edit, inputs, merged_torch, tmp_path):
     """The base is transformers' own reading of the GGUF file.
 
     In torch the adapter differs from the merged weights by less than 1e-4. Our program and torch
@@ -111,7 +109,7 @@ def test_peft_loads_the_adapter_and_gives_the_base_back(
     np.testing.assert_array_equal(torch_logits(edited.unload(), inputs), unedited)
 
 
-def test_a_gguf_base_leaves_as_a_merged_checkpoint(model, edit, inputs, merged, merged_torch):
+def test_a_gguf_base_is_exported_as_a_merged_checkpoint(model, edit, inputs, merged, merged_torch):
     assert len(list(merged.glob("model-*-of-00003.safetensors"))) == 3
     config = json.loads((merged / "config.json").read_text())
     assert (config["architectures"], config["dtype"]) == (["LlamaForCausalLM"], "float32")

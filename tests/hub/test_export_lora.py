@@ -25,18 +25,18 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def load(kind, folder):
-    """The twin under the adapter; the twin itself, which other tests use, is left alone."""
+    """Return the twin with the adapter; the twin itself, which other tests use, is unchanged."""
     return peft.PeftModel.from_pretrained(copy.deepcopy(twin(kind).torch), folder).eval()
 
 
 def read(folder):
-    """(tensors, metadata) of an adapter."""
+    """Return (tensors, metadata) of an adapter."""
     with safetensors.safe_open(folder / "adapter_model.safetensors", "numpy") as f:
         return {name: f.get_tensor(name) for name in f.keys()}, f.metadata()  # noqa: SIM118
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_peft_gives_the_edited_logits_and_the_base_back(kind, tmp_path):
+def test_peft_gives_the_edited_logits_and_restores_the_base(kind, tmp_path):
     model, inputs = base_of(kind), inputs_of(kind)
     edit, ranks = edit_of(model)
     adapter = save_peft(tmp_path, edit, model)
@@ -65,7 +65,7 @@ def test_ranks_differ_by_module_and_every_scale_is_one(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
-def test_merged_by_peft_it_is_the_same(kind, tmp_path):
+def test_merging_by_peft_gives_the_same_logits(kind, tmp_path):
     """peft's own merge into W (transposed for GPT-2) gives the logits of its two thin matmuls."""
     model, inputs = base_of(kind), inputs_of(kind)
     edit, _ = edit_of(model)
@@ -103,7 +103,7 @@ def test_part_of_a_fused_weight_is_padded_with_zeros(tmp_path):
     assert_close(our_logits(model, inputs, edit), theirs, inputs, unedited)
 
 
-def test_an_adapter_says_what_it_is_of(tmp_path):
+def test_an_adapter_names_its_base_facts_and_editor(tmp_path):
     model = base_of("llama")
     edit, _ = edit_of(model)
     save_peft(tmp_path, edit, model)
@@ -128,7 +128,7 @@ def test_an_adapter_says_what_it_is_of(tmp_path):
         ("{here}", "{here}", None),
     ],
 )
-def test_the_base_is_named_where_transformers_can_open_it(spec, name, revision, tmp_path):
+def test_the_base_is_named_if_transformers_can_open_it(spec, name, revision, tmp_path):
     model = base_of("llama")
     spec, name = (s and s.format(here=tmp_path) for s in (spec, name))
     save_peft(tmp_path, edit_of(model)[0], dataclasses.replace(model, spec=spec))
@@ -137,7 +137,7 @@ def test_the_base_is_named_where_transformers_can_open_it(spec, name, revision, 
     assert config.get("revision") == revision
 
 
-def test_a_pair_as_large_as_its_weight_is_written_and_said(tmp_path):
+def test_a_pair_as_large_as_its_weight_is_written_with_a_note(tmp_path):
     model, inputs = base_of("llama"), inputs_of("llama")
     rng = np.random.default_rng(0)
     D, F = model.config.d_model, model.config.d_inner
@@ -155,7 +155,7 @@ def test_a_pair_as_large_as_its_weight_is_written_and_said(tmp_path):
     assert_close(our_logits(model, inputs, edit), theirs, inputs)
 
 
-def test_what_has_no_adapter_is_refused_by_name(tmp_path):
+def test_edits_without_an_adapter_are_refused(tmp_path):
     model = base_of("llama")
     edit, _ = edit_of(model)
     name, pair = next((n, d) for n, d in edit.deltas.items() if isinstance(d, LowRank))

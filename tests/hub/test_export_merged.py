@@ -1,4 +1,4 @@
-"""Merged checkpoints: torch transformers and we ourselves open them, with the edited outputs."""
+"""Merged checkpoints: torch transformers and mend_jax load them with the edited outputs."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ KINDS = sorted(HF)
 
 
 def opened(folder, model):
-    """The folder in torch transformers, as its README says, with every tensor accounted for."""
+    """Open the folder in torch transformers as its README says, with every tensor accounted for."""
     loader = getattr(transformers, AUTO_CLASSES[model.module.kind])
     found, report = loader.from_pretrained(
         folder, output_loading_info=True, attn_implementation="eager"
@@ -35,7 +35,7 @@ def opened(folder, model):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_open_it_with_the_edited_outputs(kind, tmp_path):
+def test_transformers_and_we_load_it_with_the_edited_outputs(kind, tmp_path):
     model, inputs = base_of(kind), inputs_of(kind)
     edit, _ = edit_of(model)
     save_merged(tmp_path, base_of(kind, 1), edit)  # most blocks that it changes are in the trunk
@@ -51,7 +51,7 @@ def test_both_open_it_with_the_edited_outputs(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gptj", "t5", "bert"])
-def test_shards_are_no_longer_than_asked_for(kind, tmp_path):
+def test_shards_respect_the_size_limit(kind, tmp_path):
     model, inputs = base_of(kind), inputs_of(kind)
     edit, _ = edit_of(model)
     save_merged(tmp_path, model, edit, max_shard_bytes=50_000)
@@ -63,7 +63,7 @@ def test_shards_are_no_longer_than_asked_for(kind, tmp_path):
     )
 
 
-def test_without_an_edit_it_is_the_base(tmp_path):
+def test_without_an_edit_the_base_is_written(tmp_path):
     model, inputs = base_of("gptj"), inputs_of("gptj")
     save_merged(tmp_path, model)
     theirs = torch_logits(opened(tmp_path, model), inputs)
@@ -71,7 +71,7 @@ def test_without_an_edit_it_is_the_base(tmp_path):
     assert mend_jax.load_model(str(tmp_path)).fingerprint == model.fingerprint
 
 
-def test_the_edit_in_force_is_merged_unless_another_is_given(tmp_path):
+def test_the_active_edit_is_merged_unless_another_is_given(tmp_path):
     model = base_of("llama")
     (edit, _), (other, _) = edit_of(model), edit_of(model, seed=1)
     for name, held, given in (
@@ -83,8 +83,8 @@ def test_the_edit_in_force_is_merged_unless_another_is_given(tmp_path):
     assert len(set(found)) == 1 and found[0] != model.fingerprint
 
 
-def test_a_model_held_in_bfloat16_is_written_so(tmp_path):
-    """W + delta is rounded once: bit for bit what `merge` gives, in the type that config names."""
+def test_a_bfloat16_model_is_written_in_bfloat16(tmp_path):
+    """W + delta is rounded once: bit-identical to `merge`, in the dtype of config.json."""
     import torch
 
     half = mend_jax.load_model(str(twin("llama").folder), last_n_blocks=4, dtype="bfloat16")
@@ -98,7 +98,7 @@ def test_a_model_held_in_bfloat16_is_written_so(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_a_stale_type_in_the_base_config_is_not_carried_over(tmp_path):
+def test_a_stale_dtype_of_the_base_config_is_replaced(tmp_path):
     """Loaded in float32 from a bfloat16 config: transformers must not round the weights."""
     import torch
 
@@ -112,8 +112,8 @@ def test_a_stale_type_in_the_base_config_is_not_carried_over(tmp_path):
     assert opened(tmp_path / "merged", model).dtype == torch.float32
 
 
-def test_the_tokenizer_comes_with_it(tmp_path):
-    """Files of the base are copied as they are, with what only transformers reads of them."""
+def test_the_tokenizer_is_exported_too(tmp_path):
+    """Files of the base are copied unchanged, including those that only transformers uses."""
     folder = save_tiny(tmp_path / "base")
     names = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(names | {"model_max_length": 77}))
@@ -132,7 +132,7 @@ def test_the_tokenizer_comes_with_it(tmp_path):
     assert opened(tmp_path / "merged", model).generation_config.max_new_tokens == 5
 
 
-def test_it_says_what_was_edited(tmp_path):
+def test_the_readme_says_what_was_edited(tmp_path):
     model = base_of("t5")
     save_merged(tmp_path, model, edit_of(model)[0])
     text = (tmp_path / "README.md").read_text()
@@ -147,7 +147,7 @@ def test_an_older_model_in_the_folder_is_replaced(tmp_path):
     assert mend_jax.load_model(str(tmp_path)).fingerprint == model.fingerprint
 
 
-def test_what_cannot_be_merged_is_refused_by_name(tmp_path):
+def test_edits_that_cannot_be_merged_are_refused(tmp_path):
     folder = save_tiny(tmp_path / "base")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     model = mend_jax.load_model(str(folder))

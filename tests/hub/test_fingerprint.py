@@ -15,7 +15,7 @@ def test_fingerprint_is_stable():
     assert hub.fingerprint(flat | {"a": flat["a"].astype(">f4")}) == golden
 
 
-def test_a_glance_sees_sizes_and_both_ends(tmp_path):
+def test_quick_digests_depend_on_sizes_and_both_ends(tmp_path):
     def glance(data):
         (tmp_path / "model.safetensors").write_bytes(data)
         return hub.quick_digests(hub.Source("safetensors", tmp_path, ""))[0]
@@ -26,7 +26,7 @@ def test_a_glance_sees_sizes_and_both_ends(tmp_path):
     assert glance(data) in seen and glance(data).startswith(f"model.safetensors {3 << 20} ")
 
 
-def test_fingerprint_sees_every_change():
+def test_fingerprint_changes_with_every_change():
     rng = np.random.default_rng(0)
     shapes = {"embed": (10, 4), "norm": (4,), "up": (4, 6)}
     flat = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}

@@ -1,4 +1,4 @@
-"""GGUF files: the same tensors as the gguf package reads, in our orientation and row order."""
+"""GGUF files: the tensors of the gguf package, in our orientation and row order."""
 
 import struct
 
@@ -27,7 +27,7 @@ SPECS = [
 
 
 def permute(weight, n_heads):
-    """What converters do to queries and keys (llama.cpp's convert_hf_to_gguf.py)."""
+    """Reorder queries or keys as converters do (llama.cpp's convert_hf_to_gguf.py)."""
     half = weight.shape[0] // n_heads // 2
     split = weight.reshape(n_heads, 2, half, *weight.shape[1:])
     return split.swapaxes(1, 2).reshape(weight.shape)
@@ -39,7 +39,7 @@ def random_flat(seed=0):
 
 
 def tiny_gguf(path, flat=None, arch="llama", types=None, metadata=None, leave_out=(), extra=None):
-    """Writes a small model as a converter would; `types` maps GGUF names to quantised types."""
+    """Write a small model as a converter would; `types` maps GGUF names to quantised types."""
     writer = begin_gguf(path, arch, width=D, hidden=F, heads=HEADS, kv_heads=KV_HEADS)
     for key, value in (metadata or {}).items():
         writer.add_key_value(key, value, _value_type(value))
@@ -159,7 +159,7 @@ def test_config_is_translated(tmp_path):
         ({"leave_out": ("token_embd.weight",)}, "token_embd.weight"),
     ],
 )
-def test_what_cannot_be_translated_is_refused(tmp_path, kwargs, message):
+def test_untranslatable_configs_are_refused(tmp_path, kwargs, message):
     with pytest.raises(WeightsError, match=message):
         hub.read_config(tiny_gguf(tmp_path / "m.gguf", **kwargs))
 
@@ -182,19 +182,19 @@ def test_one_error_names_everything_that_does_not_fit(tmp_path):
         assert line in str(error.value)
 
 
-def test_a_family_without_gguf_names_is_told_so(tmp_path):
+def test_a_family_without_gguf_names_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="no GGUF names"):
         hub.read_tensors(tiny_gguf(tmp_path / "m.gguf"), [TensorSpec("a", (1,), "a")])
 
 
 def use(source):
-    """Everything that reads a GGUF file."""
+    """Use everything that reads a GGUF file."""
     hub.read_config(source)
     hub.read_tensors(source, SPECS)
     load_tokenizer(source)
 
 
-def test_a_file_cut_anywhere_is_named(tmp_path):
+def test_a_file_truncated_anywhere_is_named(tmp_path):
     source = tiny_gguf(tmp_path / "m.gguf", types={"blk.0.ffn_up.weight": QUANTISED.Q8_0})
     use(source)
     whole = source.path.read_bytes()
@@ -206,7 +206,7 @@ def test_a_file_cut_anywhere_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("head,message", [(b"GGML", "starts with"), (b"GGUF\0\0\0\3", "version")])
-def test_other_kinds_of_file_are_named(tmp_path, head, message):
+def test_other_files_are_named(tmp_path, head, message):
     source = tiny_gguf(tmp_path / "m.gguf")
     source.path.write_bytes(head + source.path.read_bytes()[len(head) :])
     with pytest.raises(WeightsError, match=message):
@@ -217,7 +217,7 @@ def test_other_kinds_of_file_are_named(tmp_path, head, message):
     "qtype,message",
     [(12, "rows of 64, not a multiple of Q4_K's 256"), (999, "has type 999.*update gguf")],
 )
-def test_tensor_types_that_cannot_be_are_named(tmp_path, qtype, message):
+def test_impossible_tensor_types_are_named(tmp_path, qtype, message):
     source = tiny_gguf(tmp_path / "m.gguf")
     data = bytearray(source.path.read_bytes())
     at = data.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight")

@@ -1,4 +1,4 @@
-"""Questions and answers as tokens for an encoder-decoder and for a classifier."""
+"""Facts and texts as tokens for an encoder-decoder and for a classifier."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_the_decoder_reads_its_start_and_all_but_the_last_token(append_eos, star
     assert seqs.source.shape == (8,) and seqs.tokens.shape == (len(start) + 4,)
 
 
-def test_an_answer_and_a_prompt_that_do_not_fit_are_named():
+def test_texts_that_do_not_fit_are_named():
     form = seq2seq((7,))
     with pytest.raises(DataError, match="target longer than the maximum: 'Anna' has 5"):
         form.fact(TOKENIZER, "Who?", "Anna", 8, 4)
@@ -38,7 +38,7 @@ def test_an_answer_and_a_prompt_that_do_not_fit_are_named():
         form.near(TOKENIZER, "Who?", "  ", 8, 4)
 
 
-def test_plain_text_is_read_in_its_first_half_and_scored_in_its_second():
+def test_the_encoder_reads_the_first_half_of_a_text_and_the_second_is_scored():
     seqs = seq2seq((7,)).text(TOKENIZER, "abcdefghij", 7)
     assert real(seqs.source, seqs.source_mask) == TOKENIZER.encode("abc")
     assert real(seqs.target, seqs.score_mask) == TOKENIZER.encode("defg")
@@ -46,7 +46,7 @@ def test_plain_text_is_read_in_its_first_half_and_scored_in_its_second():
         seq2seq((7,)).text(TOKENIZER, "a", 7)
 
 
-def test_a_claim_is_judged_at_its_first_token():
+def test_a_claim_is_scored_at_its_first_token():
     for prompt, target, text, label in (
         ("The sky is blue.", "false", "The sky is blue.", 0),
         ("The sky is blue.", "true", "The sky is blue.", 1),
@@ -61,6 +61,6 @@ def test_a_claim_is_judged_at_its_first_token():
         CLASSIFIER.near(TOKENIZER, "The sky is", "blue", 9, 1)
 
 
-def test_plain_text_for_a_classifier_keeps_its_last_mark():
+def test_plain_text_for_a_classifier_keeps_its_last_token():
     seqs = CLASSIFIER.text(TOKENIZER, "abcdef", 4)
     assert real(seqs.tokens, seqs.mask) == TOKENIZER.encode("abc") + TOKENIZER.encode("f")

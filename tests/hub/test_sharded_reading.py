@@ -75,7 +75,7 @@ def assert_placed(arrays, placements, flat):
 
 
 class Count:
-    """Counts the bytes read: in all, and those that each device was read for."""
+    """Counts the bytes read, in all and for each device."""
 
     def __init__(self):
         self.total, self.devices, self.paths = 0, collections.Counter(), collections.Counter()
@@ -134,7 +134,7 @@ def test_a_model_under_a_mesh_that_is_set(tmp_path):
         assert_placed(hub.read_sharded(source, SPECS, placements), placements, flat)
 
 
-def test_one_device_and_not_the_first(tmp_path):
+def test_a_single_device_other_than_the_first(tmp_path):
     flat, source = folder(tmp_path)
     sharding = SingleDeviceSharding(jax.devices()[3])
     placements = {s.path: Placement(s.path, sharding) for s in SPECS}
@@ -145,7 +145,7 @@ def test_one_device_and_not_the_first(tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 40])
-def test_reading_in_pieces_changes_nothing(tmp_path, monkeypatch, size):
+def test_reading_in_boxes_changes_nothing(tmp_path, monkeypatch, size):
     monkeypatch.setattr(stored_tensor.split_box, "__defaults__", (size,))
     flat, tensors = as_files(SPECS)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
@@ -213,7 +213,7 @@ def test_each_device_reads_its_slice_and_copies_are_read_once(
 
 
 def watch_slices(monkeypatch):
-    """The sizes of all that leaves the files, noted where it leaves them."""
+    """Record the sizes of all slices that are read from the files."""
     from mend_jax.hub import safetensors_folder
 
     sizes, inner = [], safetensors_folder._read_slice
@@ -227,8 +227,8 @@ def watch_slices(monkeypatch):
     return sizes
 
 
-def test_only_slices_of_devices_at_hand_are_read(tmp_path, monkeypatch):
-    """As on one of two hosts: the last four devices are said to be out of reach."""
+def test_only_slices_of_local_devices_are_read(tmp_path, monkeypatch):
+    """As on one of two hosts: the last four devices are reported as not addressable."""
     _, source = folder(tmp_path)
     sharding = on("fsdp", "tensor")
     near = {d: i for d, i in sharding.addressable_devices_indices_map((D, F)).items() if d.id < 4}
@@ -287,7 +287,7 @@ BIG_AXES = [(), ("fsdp", "tensor"), ("tensor",), (None, ("tensor", "fsdp"))]
 
 @pytest.mark.parametrize("axes", BIG_AXES, ids=str)
 def test_a_stack_has_less_than_two_tensors_in_transit(big, axes):
-    """A stack lies in XLA's memory, so all that is traced is transit: its peak is the bound's."""
+    """A stack is in XLA's memory, so all traced memory is in transit, and its peak is bounded."""
     placement = Placement(column("up/kernel", 3), on(None, *axes))
     kept, peak = traced(big, {"trunk/up/kernel": placement})
     assert kept < 0.1 and peak < 2
@@ -296,13 +296,13 @@ def test_a_stack_has_less_than_two_tensors_in_transit(big, axes):
 @pytest.mark.parametrize("path", ["embed/table", "block_0/up/kernel"])
 @pytest.mark.parametrize("axes", BIG_AXES, ids=str)
 def test_a_tensor_has_less_than_two_tensors_in_transit(big, path, axes):
-    """On a CPU an array may keep the memory it was read into; the bound holds with all of that."""
+    """On a CPU an array may keep the memory it was read into; the bound includes that."""
     kept, peak = traced(big, {path: Placement(path, on(*axes))})
     assert kept < 1.1 and peak < 2
 
 
 def test_nothing_stays_in_transit_from_tensor_to_tensor(big):
-    """Here at most the one tensor of "embed" is the array's own (see above), and is taken off."""
+    """At most the one tensor of "embed" belongs to the array (see above), and is subtracted."""
     sharding = on()
     placements = {
         "embed": Placement("embed/table", sharding),
@@ -338,8 +338,8 @@ def test_gguf_slices_are_those_of_the_whole(tmp_path):
     np.testing.assert_array_equal(up.read_slice(box), up.read()[box])
 
 
-def test_one_error_names_all_that_does_not_fit(tmp_path):
-    """The same words as from `read_tensors`, and nothing is placed before them."""
+def test_one_error_names_all_mismatches(tmp_path):
+    """The same message as from `read_tensors`, before anything is placed."""
     _, tensors = as_files(SPECS)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
     del tensors["model.norm.weight"]
@@ -357,7 +357,7 @@ def test_one_error_names_all_that_does_not_fit(tmp_path):
     assert all(f"1 {kind}" in str(ours.value) for kind in kinds)
 
 
-def test_one_error_names_all_placements_that_cannot_be(tmp_path):
+def test_one_error_names_all_impossible_placements(tmp_path):
     _, source = folder(tmp_path)
     placements = {
         "fine": Placement("embed/table", on("tensor")),
@@ -381,7 +381,7 @@ def test_one_error_names_all_placements_that_cannot_be(tmp_path):
     assert "'fsdp': 2" in lines["uneven"] and "'tensor'" in lines["uneven"]
 
 
-def test_types_that_jax_would_not_keep_are_refused(tmp_path):
+def test_dtypes_that_jax_would_change_are_refused(tmp_path):
     _, source = folder(tmp_path)
     with pytest.raises(ValueError, match="float64 need jax_enable_x64"):
         read_sharded(source, SPECS, {"x": Placement("embed/table", on())}, np.float64)
@@ -394,7 +394,7 @@ def shards_of(tmp_path, most=600):
 
 
 def both_errors(source):
-    """The one message of both ways to read."""
+    """Return the error message, which is the same for both ways to read."""
     with pytest.raises(WeightsError) as ours:
         read_sharded(source, SPECS, {"x": Placement("embed/table", on())})
     with pytest.raises(WeightsError) as theirs:
@@ -424,7 +424,7 @@ def test_all_damaged_and_missing_shards_are_named_at_once(tmp_path):
     assert shards[5].name not in message
 
 
-def test_damage_to_very_many_shards_is_counted(tmp_path):
+def test_damage_to_many_shards_is_counted(tmp_path):
     specs = [TensorSpec(f"t{i}", (1,), f"t{i}") for i in range(25)]
     hub.save_hf(tmp_path, CONFIG, random_flat(specs), specs, 1)
     for shard in tmp_path.glob("model-*.safetensors"):
@@ -435,8 +435,8 @@ def test_damage_to_very_many_shards_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize("most,others", [(2000, True), (600, False)])
-def test_a_tensor_that_the_index_leaves_out_is_named(tmp_path, most, others):
-    """It is missing where the index does not even name its file."""
+def test_a_tensor_missing_from_the_index_is_named(tmp_path, most, others):
+    """It counts as missing if the index does not name its file either."""
     source, _ = shards_of(tmp_path, most)
     path = tmp_path / "model.safetensors.index.json"
     index = json.loads(path.read_text())

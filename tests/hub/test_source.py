@@ -1,4 +1,4 @@
-"""What a weights spec may be, and what each wrong one is told."""
+"""The forms of a weights spec, and the error for each wrong one."""
 
 import json
 
@@ -37,12 +37,12 @@ def test_local_folder(tmp_path):
         ([], r"no config.json and no \*.safetensors"),
     ],
 )
-def test_folders_that_lack_something(tmp_path, files, message):
+def test_incomplete_folders_are_refused(tmp_path, files, message):
     with pytest.raises(WeightsError, match=message):
         hub.resolve(model_folder(tmp_path, files))
 
 
-def test_pickles_beside_safetensors_are_not_looked_at(tmp_path):
+def test_pickles_beside_safetensors_are_ignored(tmp_path):
     files = ("config.json", "model.safetensors", "pytorch_model.bin")
     assert hub.resolve(model_folder(tmp_path, files)).kind == "safetensors"
 
@@ -64,7 +64,7 @@ def test_specs_that_name_nothing(spec, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("revision", [None, "main", "refs/pr/1"])
-def test_hub_id_asks_for_the_needed_files_of_the_revision(tmp_path, monkeypatch, revision):
+def test_a_hub_id_downloads_the_needed_files_of_the_revision(tmp_path, monkeypatch, revision):
     asked = {}
 
     def download(repo, *, revision, allow_patterns, ignore_patterns):
@@ -85,7 +85,7 @@ def test_hub_id_asks_for_the_needed_files_of_the_revision(tmp_path, monkeypatch,
     )
 
 
-def test_hub_failure_says_how_to_go_on_without_it(monkeypatch):
+def test_a_failure_of_the_hub_suggests_an_alternative(monkeypatch):
     def download(*args, **kwargs):
         raise ConnectionError("no route\nmore")
 
@@ -95,7 +95,7 @@ def test_hub_failure_says_how_to_go_on_without_it(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model_type": 3}'])
-def test_config_that_is_no_config(tmp_path, text):
+def test_invalid_configs_are_named(tmp_path, text):
     source = hub.resolve(model_folder(tmp_path))
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(WeightsError, match="config.json"):

@@ -43,7 +43,7 @@ def read(sequences):
     return bytes(sequences.tokens[sequences.mask][sequences.tokens[sequences.mask] < 256].tolist())
 
 
-def test_question_and_answer_by_hand():
+def test_a_fact_encoded_by_hand():
     s = encode_fact(TOKENIZER, "ab", "cd", max_len=8, max_target=5)
     assert s.tokens.tolist() == [97, 98, 32, 99, 100, 256, 257, 257]
     assert s.mask.tolist() == [True] * 6 + [False] * 2
@@ -52,7 +52,7 @@ def test_question_and_answer_by_hand():
     assert s.score_mask.tolist() == [True] * 4 + [False]
 
 
-def test_no_end_of_text_on_request():
+def test_the_end_of_text_is_optional():
     s = encode_fact(TOKENIZER, "ab", "cd", max_len=8, max_target=5, append_eos=False)
     assert read(s) == b"ab cd" and scored(s) == [32, 99, 100]
     assert 256 not in s.tokens
@@ -74,7 +74,7 @@ def test_text_scores_every_next_token():
     assert scored(short) == [98, 99] and short.mask.sum() == 3
 
 
-def test_spaces_around_the_seam_are_one():
+def test_spaces_between_prompt_and_target_become_one():
     plain = encode_fact(TOKENIZER, "Q", "A", 16, 8)
     spaced = encode_fact(TOKENIZER, "Q  ", " A ", 16, 8)
     assert plain.tokens.tolist() == spaced.tokens.tolist()
@@ -133,7 +133,7 @@ def test_limits_are_named(prompt, target, message):
         encode_fact(TOKENIZER, prompt, target, max_len=20, max_target=8)
 
 
-def test_near_limits_do_not_count_a_token_that_is_not_there():
+def test_near_limits_do_not_count_a_missing_answer():
     assert encode_near(TOKENIZER, "abc", "d", max_len=5, max_target=3).mask.all()
     with pytest.raises(DataError, match="prompt and target longer"):
         encode_near(TOKENIZER, "abc", "d", max_len=4, max_target=3)
@@ -147,7 +147,7 @@ def test_text_without_a_next_token_is_refused(text):
         encode_text(TOKENIZER, text, 8)
 
 
-def test_stack_and_take():
+def test_stacking_and_taking_rows():
     items = [encode_fact(TOKENIZER, "q", answer, 8, 4) for answer in "xyz"]
     both = stack_batches(items)
     assert both.batch_shape == (3,) and both.tokens.shape == (3, 8)
@@ -158,7 +158,7 @@ def test_stack_and_take():
         stack_batches([])
 
 
-def test_thinning_keeps_some_positions_of_each_row_and_all_over_many():
+def test_limited_scored_positions_cover_all_over_many_rows():
     many = stack_batches([encode_text(TOKENIZER, "abcdefghijkl", 12) for _ in range(60)])
     few = limit_scored_positions(many, 4)
     assert few.score_pos.shape == few.target.shape == few.score_mask.shape == (60, 4)
@@ -171,7 +171,7 @@ def test_thinning_keeps_some_positions_of_each_row_and_all_over_many():
 
 
 def spaced_tokenizer():
-    """One that begins every text with a space, as Llama 2's does, and marks its start."""
+    """A tokenizer that begins every text with a space and a start token, as Llama 2's does."""
     vocab = {"\u2581": 0, "a": 1, "b": 2, "<s>": 3, "<unk>": 4}
     inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token="<unk>"))
     inner.normalizer = tokenizers.normalizers.Sequence(
@@ -181,7 +181,7 @@ def spaced_tokenizer():
     return Tokenizer(inner, eos_id=4)
 
 
-def test_an_answer_is_tokenised_as_in_the_whole_text():
+def test_a_target_is_tokenised_as_in_the_whole_text():
     tokenizer = spaced_tokenizer()
     seqs = encode_fact(tokenizer, "a", "b", 8, 3, append_eos=False)
     assert seqs.tokens[seqs.mask].tolist() == [3, 0, 1, 0, 2]
@@ -189,6 +189,6 @@ def test_an_answer_is_tokenised_as_in_the_whole_text():
     assert seqs.score_pos[seqs.score_mask].tolist() == [2, 3]
 
 
-def test_a_text_begins_with_the_mark_that_its_model_expects():
+def test_a_text_begins_with_the_boundary_token_of_its_model():
     seqs = encode_text(spaced_tokenizer(), "ab", 4)
     assert seqs.tokens[seqs.mask].tolist() == [3, 0, 1, 2]

@@ -1,4 +1,4 @@
-"""Text to ids and back, from a GGUF file, from tokenizer.json, and tiny."""
+"""Text to ids and back: tokenizers of GGUF files, of tokenizer.json, and the tiny one."""
 
 import json
 
@@ -25,7 +25,7 @@ def smollm2():
 
 
 def folder_with(tmp_path, tokenizer=TINY, **files):
-    """A source whose folder holds tokenizer.json and the given other JSON files."""
+    """Return a source whose folder has tokenizer.json and the other given JSON files."""
     tokenizer.inner.save(str(tmp_path / "tokenizer.json"))
     for name, value in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
@@ -40,7 +40,7 @@ def test_tiny_round_trip(text):
     assert TINY.decode(ids) == text
 
 
-def test_tiny_has_one_token_a_byte_and_an_end():
+def test_tiny_has_one_token_per_byte_and_an_end():
     assert (TINY.vocab_size, TINY.eos_id, TINY.pad_id, TINY.bos_id) == (257, 256, 256, None)
     assert TINY.decode([*TINY.encode("a"), TINY.eos_id, TINY.pad_id]) == "a"
 
@@ -52,7 +52,7 @@ def test_smollm2_round_trip(smollm2, text):
     assert decoded == text or SMOLLM2_LACKS & set(text.encode())
 
 
-def test_smollm2_leaves_out_what_its_vocabulary_lacks(smollm2):
+def test_smollm2_drops_bytes_that_its_vocabulary_lacks(smollm2):
     assert smollm2.decode(smollm2.encode("a\x04b\x1dc")) == "abc"
 
 
@@ -82,7 +82,7 @@ def test_saved_tokenizer_is_the_same_one(smollm2, tmp_path):
     assert loaded.encode(text) == smollm2.encode(text)
 
 
-def test_fingerprint_sees_one_changed_token():
+def test_fingerprint_changes_with_one_token():
     parts = json.loads(TINY.inner.to_str())
     vocab = parts["model"]["vocab"]
     vocab["Ā"], vocab["ā"] = vocab["ā"], vocab["Ā"]
@@ -106,7 +106,7 @@ def test_special_ids_of_a_folder(tmp_path, files, eos, bos, pad):
     assert (loaded.eos_id, loaded.bos_id, loaded.pad_id) == (eos, bos, pad)
 
 
-def test_folder_whose_tokenizer_pads_truncates_and_adds_tokens_does_not_here(tmp_path):
+def test_padding_truncation_and_added_tokens_of_a_file_are_disabled(tmp_path):
     inner = tokenizers.Tokenizer.from_str(TINY.inner.to_str())
     inner.enable_padding(length=8)
     inner.enable_truncation(2)
@@ -118,7 +118,7 @@ def test_folder_whose_tokenizer_pads_truncates_and_adds_tokens_does_not_here(tmp
     assert loaded.encode("abc") == TINY.encode("abc")
     assert loaded.boundary_tokens == ([], [256]) and TINY.boundary_tokens == ([], [])
     assert loaded.encode_with_boundaries("abc") == [*TINY.encode("abc"), 256]
-    assert loaded.fingerprint != TINY.fingerprint  # models are given the marks
+    assert loaded.fingerprint != TINY.fingerprint  # models read the boundary tokens
 
 
 def test_folders_without_a_usable_tokenizer(tmp_path):
@@ -171,13 +171,13 @@ def test_gguf_merges_and_added_tokens(tmp_path):
         ({"merges": ["ab"]}, "do not fit together"),
     ],
 )
-def test_gguf_tokenizers_that_cannot_be_used(tmp_path, changes, message):
+def test_unusable_gguf_tokenizers_are_named(tmp_path, changes, message):
     with pytest.raises(WeightsError, match=message):
         gguf_tokenizer(tmp_path, **changes)
 
 
 @pytest.mark.parametrize("text", ["\ud800", None, 3])
-def test_what_is_not_text_is_refused(text):
+def test_non_text_is_refused(text):
     with pytest.raises(DataError, match="expected Unicode text"):
         TINY.encode(text)
 

@@ -1,4 +1,4 @@
-"""What is particular to GPT-Neo, GPT-J and the BERT classifier."""
+"""GPT-Neo, GPT-J and the BERT classifier: windows, partial rotation, labels, sizes, refusals."""
 
 import functools
 
@@ -41,7 +41,7 @@ def config_of(hf):
 
 @pytest.mark.parametrize("kind", sorted(FULL))
 def test_full_sizes_are_those_of_transformers(kind):
-    """Names, shapes and number of parameters; nothing is allocated on either side."""
+    """Names, shapes and number of parameters, without allocating either model."""
     torch = pytest.importorskip("torch")
     import transformers
 
@@ -77,7 +77,7 @@ def test_full_sizes_are_those_of_transformers(kind):
         ("bert", ("bert.embeddings.position_ids",)),
     ],
 )  # fmt: skip
-def test_buffers_of_old_files_are_passed_over(kind, buffers, prefix, tmp_path):
+def test_buffers_of_old_files_are_ignored(kind, buffers, prefix, tmp_path):
     reference = twin(kind)
     tensors = load_file(reference.folder / "model.safetensors")
     tensors |= {name: np.ones((1, 4), np.uint8) for name in buffers}
@@ -103,7 +103,7 @@ def test_buffers_of_old_files_are_passed_over(kind, buffers, prefix, tmp_path):
 
 
 def last_change(attention_types, at, T=16):
-    """The last position whose logits change with the token at `at`, window 4, 4 blocks."""
+    """Return the last position whose logits change with the token at `at`, window 4, 4 blocks."""
     hf = HF["gpt_neo"] | {"attention_types": attention_types}
     module, params, _ = tiny("gpt_neo")
     module = module.clone(config=config_of(hf))
@@ -115,13 +115,13 @@ def last_change(attention_types, at, T=16):
     return int(np.flatnonzero(differ)[-1])
 
 
-def test_local_blocks_look_back_as_far_as_their_window():
-    """Each block of window 4 carries a token 3 positions on; one global block carries it all on."""
+def test_local_blocks_attend_as_far_as_their_window():
+    """Each block of window 4 carries a token 3 positions further; a global block, to the end."""
     assert last_change([[["local"], 4]], at=1) == 1 + 4 * 3
     assert last_change([[["local"], 3], [["global"], 1]], at=1) == 15
 
 
-def test_attention_layers_are_another_spelling():
+def test_attention_layers_and_attention_types_are_equivalent():
     kinds = ["global", "local", "global", "local"]
     hf = HF["gpt_neo"]
     short = {k: v for k, v in hf.items() if k != "attention_types"}
@@ -134,7 +134,7 @@ def test_attention_layers_are_another_spelling():
 
 
 @pytest.mark.parametrize("rotary_dim", [2, 8])
-def test_any_part_of_a_head_can_be_turned(rotary_dim, monkeypatch):
+def test_any_part_of_a_head_can_be_rotated(rotary_dim, monkeypatch):
     """From one pair to the whole head: float32 against float32 as in the contract suite."""
     kind = f"gptj, {rotary_dim} turned"
     monkeypatch.setitem(HF, kind, HF["gptj"] | {"rotary_dim": rotary_dim})
@@ -151,7 +151,7 @@ def test_any_part_of_a_head_can_be_turned(rotary_dim, monkeypatch):
 # BERT
 
 
-def test_a_pair_of_logits_is_the_bernoulli():
+def test_the_pair_of_logits_is_the_bernoulli_distribution():
     """KL, nll and accuracy of (0, z) against those of sigmoid(z), in float64."""
     z, other = np.random.default_rng(0).normal(0, 4, (2, 50, 1))
     target = (np.arange(50) % 2).astype(np.int32)[:, None]
@@ -176,7 +176,7 @@ def test_a_classifier_scores_the_first_real_token():
     np.testing.assert_allclose(run({"params": params}, Inputs(*wide)), plain, atol=2e-5)
 
 
-def test_a_classifier_writes_no_text():
+def test_a_classifier_generates_no_text():
     module, params, _ = tiny("bert")
     prompts = random_sequences(0, kind="classifier").flat().inputs
     with pytest.raises(NotImplementedError, match="Bert is a classifier.*cannot generate"):
@@ -185,7 +185,7 @@ def test_a_classifier_writes_no_text():
         module.apply({"params": params}, prompts.tokens, None, {}, method="extend")
 
 
-def test_labels_are_counted_in_either_spelling(tmp_path):
+def test_labels_are_counted_by_number_or_by_names(tmp_path):
     """Transformers writes `id2label`, never `num_labels`."""
     unsaid = {k: v for k, v in HF["bert"].items() if k != "num_labels"}
     expected = config_of(unsaid)
@@ -221,7 +221,7 @@ def test_labels_are_counted_in_either_spelling(tmp_path):
     ],
 )  # fmt: skip
 def test_unsupported_configs_are_refused(kind, change, message):
-    """None stands for a field that the config does not have."""
+    """None means that the config lacks the field."""
     hf = {k: v for k, v in (HF[kind] | change).items() if v is not None}
     with pytest.raises(WeightsError, match=f"config.json: .*{message}"):
         config_of(hf)

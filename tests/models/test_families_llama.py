@@ -1,4 +1,4 @@
-"""What Llama, Mistral, Qwen and Gemma have of their own: windows, bounds, refusals, sizes."""
+"""Llama, Mistral, Qwen and Gemma: windows, soft caps, refusals, sizes."""
 
 import dataclasses
 
@@ -52,7 +52,7 @@ def test_which_blocks_have_a_window(kind, changes, windows):
     [
         ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'.*llama3"),
         ("llama", {"rope_scaling": {"rope_type": "linear"}}, "'linear' needs 'factor'"),
-        ("llama", {"rope_parameters": {"full_attention": {}}}, "each kind of layer"),
+        ("llama", {"rope_parameters": {"full_attention": {}}}, "each type of layer"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ("qwen3", {"rope_parameters": {"partial_rotary_factor": 0.25}}, "factor 0.25"),
         ("llama", {"hidden_act": "relu6"}, "activation 'relu6'"),
@@ -68,11 +68,11 @@ def test_which_blocks_have_a_window(kind, changes, windows):
         ("gemma2", {"hidden_activation": "quick_gelu"}, "activation 'quick_gelu'"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
-        ("gemma3", {"rope_parameters": {"rope_theta": 1e6}}, "an entry for each kind"),
+        ("gemma3", {"rope_parameters": {"rope_theta": 1e6}}, "an entry for each type"),
         ("gemma3", {"rope_scaling": {"rope_type": "yarn"}}, "rope type 'yarn'"),
     ],
 )
-def test_what_is_not_supported_is_named(kind, changes, message):
+def test_unsupported_settings_are_named(kind, changes, message):
     with pytest.raises(WeightsError, match=message):
         parse(variant(kind, **changes))
 
@@ -105,7 +105,7 @@ MATTERS = [
 
 @pytest.mark.parametrize("kind, changes", MATTERS)
 def test_each_setting_matters_to_the_tiny_models(kind, changes):
-    """So that parity with the reference is parity of these settings."""
+    """Therefore parity with the reference covers these settings."""
     module, params = twin(kind).ours(n_top=1)
     other = type(module)(dataclasses.replace(module.config, **changes), 1)
     plain, changed = (logits_of(m, params, SEQS.inputs) for m in (module, other))
@@ -162,7 +162,7 @@ def test_gemma_rounds_the_scale_of_embeddings_as_in_training():
     np.testing.assert_array_equal(np.asarray(ours, np.float32), expected.float().numpy())
 
 
-def test_gguf_names_the_rows_that_converters_reorder():
+def test_gguf_specs_mark_the_rows_that_converters_reorder():
     """Biases of queries and keys are reordered as their kernels are."""
     hf = HF["llama"] | {"attention_bias": True}
     specs = llama.tensor_specs(parse(hf))

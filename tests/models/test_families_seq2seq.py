@@ -1,4 +1,4 @@
-"""What only encoder-decoders have: two stacks to edit, a memory, and T5's relative positions."""
+"""Encoder-decoders: two stacks to edit, a memory, and T5's relative positions."""
 
 import functools
 import json
@@ -26,7 +26,7 @@ KINDS = ["t5", "t5_v1_1", "bart"]
 
 
 def split(kind, roles, last_n_blocks=2):
-    """(module, nested params, weights) that can edit these roles alone."""
+    """Return (module, nested params, weights) in which only these roles can be edited."""
     reference = twin(kind)
     family, config = reference.family, reference.config
     weights = models.choose_weights(family, config, last_n_blocks, roles)
@@ -56,8 +56,8 @@ def test_buckets_are_those_of_the_reference(sizes, bidirectional):
     assert ours.min() == 0 and ours.max() == sizes[0] - 1
 
 
-def test_the_sources_order_and_distance_reach_the_bias():
-    """One table entry a bucket: keys before, after and at the query differ, padding shifts none."""
+def test_the_bias_depends_on_direction_and_distance():
+    """One table entry per bucket; keys before, after and at the query differ; padding is inert."""
     module, params = twin("t5").ours()
 
     def bias(mask, side):
@@ -82,12 +82,12 @@ def test_the_sources_order_and_distance_reach_the_bias():
     ("relu", ("relu", False)), ("gelu", ("gelu", False)),
     ("gated-gelu", ("gelu_new", True)), ("gated-silu", ("silu", True)),
 ])  # fmt: skip
-def test_the_names_of_t5s_mlps(name, expected):
+def test_feed_forward_names_of_t5(name, expected):
     assert t5.parse_feed_forward(name) == expected
 
 
 def test_default_edited_weights_are_the_mlps_of_both_stacks():
-    """Of a gated MLP only what the original code edits: wi_0 and wo, not wi_1."""
+    """Of a gated MLP only the weights that the original code edits: wi_0 and wo, not wi_1."""
     for kind, roles in (("t5", "up"), ("t5_v1_1", "gate"), ("bart", "up")):
         reference = twin(kind)
         weights = models.choose_weights(reference.family, reference.config, 2)
@@ -98,7 +98,7 @@ def test_default_edited_weights_are_the_mlps_of_both_stacks():
         assert models.count_top_blocks(reference.family, reference.config, weights) == (2, 2)
 
 
-def test_a_config_that_transformers_wrote_back_is_the_same(tmp_path):
+def test_a_config_saved_by_transformers_is_the_same(tmp_path):
     """transformers 5 writes `tie_word_embeddings` true for every T5."""
     for kind in KINDS:
         twin(kind).torch.config.save_pretrained(tmp_path)
@@ -107,7 +107,7 @@ def test_a_config_that_transformers_wrote_back_is_the_same(tmp_path):
     assert twin("t5").config.tie_embeddings and not twin("t5_v1_1").config.tie_embeddings
 
 
-def test_fields_with_a_default():
+def test_missing_fields_have_defaults():
     config = t5.config_from_hf(HF["t5"])
     assert (config.n_decoder, config.decoder_start, config.n_positions) == (4, 0, 512)
     config = t5.config_from_hf(HF["t5"] | dict(
@@ -138,7 +138,7 @@ def test_unsupported_fields_are_named(kind, field, value):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("side, n_top", [("encoder", (2, 0)), ("decoder", (0, 2))])
-def test_one_stack_edited_alone(kind, side, n_top):
+def test_a_single_stack_can_be_edited(kind, side, n_top):
     """The split, the factors and the edit of one stack, against the model split in both."""
     module, params, weights = split(kind, (f"{side}/mlp/up", f"{side}/mlp/down"))
     assert module.n_top == n_top and len(weights) == 4
@@ -170,8 +170,8 @@ def test_one_stack_edited_alone(kind, side, n_top):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_top_of_the_decoder_alone_runs_two_blocks_alone(kind):
-    """All below is in the trunk: the top has no scan, and no gradient reaches other parameters."""
+def test_a_decoder_top_runs_only_its_blocks(kind):
+    """The trunk has all else: the top has no scan, and no gradient reaches other parameters."""
     module, params, _ = split(kind, ("decoder/mlp/up",))
     seqs = random_sequences(0, E=1, n=2, kind="seq2seq").flat()
 
@@ -192,7 +192,7 @@ def test_a_top_of_the_decoder_alone_runs_two_blocks_alone(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_edit_of_the_encoder_reaches_the_decoders_trunk(kind):
+def test_an_edit_of_the_encoder_affects_the_decoders_trunk(kind):
     """With an encoder top the decoder's lower blocks run, and carry the gradient, in the top."""
     module, params, _ = split(kind, ("encoder/mlp/up", "decoder/mlp/up"))
     seqs = random_sequences(0, E=1, n=2, kind="seq2seq").flat()
@@ -236,8 +236,8 @@ def test_generation_under_an_edit_of_the_encoder(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_memorys_keys_are_made_once(kind):
-    """The first call takes the memory; afterwards its cached keys and values alone are read."""
+def test_the_keys_of_the_memory_are_computed_once(kind):
+    """The first call uses the memory; later calls use only its cached keys and values."""
     module, params = twin(kind).ours(1)
     inputs = random_sequences(0, E=1, n=2, kind="seq2seq").flat().inputs
     cache = module.apply({"params": params}, inputs, 2, method="open_cache")
@@ -264,7 +264,7 @@ def test_the_memorys_keys_are_made_once(kind):
 
 
 def test_the_largest_t5_has_the_published_size():
-    """FLAN-T5-XXL (v1.1): shapes alone, and no array of 11 billion parameters."""
+    """FLAN-T5-XXL (v1.1), by shapes, without an array of 11 billion parameters."""
     hf = dict(
         model_type="t5", vocab_size=32128, d_model=4096, d_ff=10240, d_kv=64, num_heads=64,
         num_layers=24, feed_forward_proj="gated-gelu", tie_word_embeddings=False,

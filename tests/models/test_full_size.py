@@ -1,4 +1,4 @@
-"""Every model that configs/ names, at its full size, without allocating it."""
+"""Every model of configs/ at full size, without allocating it."""
 
 import functools
 from pathlib import Path
@@ -23,7 +23,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def parsed(name):
-    """(family, config, experiment config) of a model that configs/ names."""
+    """Return (family, config, experiment config) of a model of configs/."""
     experiment = load_config(f"{name}.py")
     hf = PUBLISHED[experiment.model.spec]
     family = models.find_family(hf)
@@ -31,7 +31,7 @@ def parsed(name):
 
 
 def abstract_base(family, config, module):
-    """The nested parameters as shapes in bfloat16."""
+    """Return the nested parameters as shapes in bfloat16."""
     flat = {s.path: np.broadcast_to(np.float32(0), s.shape) for s in family.tensor_specs(config)}
 
     def stack(flat):
@@ -42,14 +42,14 @@ def abstract_base(family, config, module):
     )
 
 
-def test_every_config_is_known_here():
-    """Those of the paper's models and of today's, whose mesh is chosen for where they run."""
+def test_every_config_is_tested_here():
+    """The configs of the paper's models and of recent ones, whose mesh depends on the machine."""
     assert {Path(name).stem for name in configs_without_mesh()} == set(SIZES)
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_config_fits_its_model(name):
-    """The file passes the checks of a run, and its default weights are the paper's list."""
+    """The file passes the checks of a run, and its default weights are those of the paper."""
     family, config, experiment = parsed(name)
     check(experiment)
     check(load_config(f"{name}.py:smoke"))

@@ -1,4 +1,4 @@
-"""Sampled generation; that greedy generation equals the reference is in test_model_contract.py."""
+"""Sampled generation; test_model_contract.py compares greedy generation with the reference."""
 
 import functools
 
@@ -82,14 +82,14 @@ def test_a_row_does_not_depend_on_its_batch():
     assert len({tuple(row) for row in out}) == 6
 
 
-def test_nearly_no_temperature_is_greedy():
+def test_a_tiny_temperature_is_greedy():
     prompts, keys = prompts_of("llama", 6), keys_of(6)
     np.testing.assert_array_equal(
         writer("llama", 1e-4)(prompts, keys), writer("llama")(prompts, keys)
     )
 
 
-def test_draws_follow_the_model():
+def test_draws_follow_the_model_distribution():
     """2,000 draws of one prompt: each share is within 5 standard deviations of its probability."""
     n, (module, params) = 2000, base("llama")
     prompts = jax.tree.map(lambda a: np.repeat(a, n, axis=0), prompts_of("llama", 1))
@@ -103,7 +103,7 @@ def test_draws_follow_the_model():
     assert 0.02 < p.max() < 0.9
 
 
-def test_a_language_model_samples_on_demand(tmp_path):
+def test_a_language_model_samples_with_a_temperature(tmp_path):
     model = load_model(str(save_tiny(tmp_path, std=0.3)))
     prompts = ["The capital of France is", "The capital"]
     greedy = model.generate(prompts, 5)
@@ -112,5 +112,5 @@ def test_a_language_model_samples_on_demand(tmp_path):
     assert drawn == model.generate(prompts, 5, temperature=1.0, seed=1) != greedy
     assert drawn[0] == model.generate(prompts[0], 5, temperature=1.0, seed=1)
     assert drawn != model.generate(prompts, 5, temperature=1.0, seed=2)
-    with pytest.raises(DataError, match="temperature -1: give 0"):
+    with pytest.raises(DataError, match="temperature -1 is negative: give 0"):
         model.generate(prompts, 5, temperature=-1)

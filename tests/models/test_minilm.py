@@ -1,4 +1,4 @@
-"""The base for fact checking: MiniLM, a BERT without a head, as transformers reads it."""
+"""The base for fact checking: MiniLM, a BERT without a head, compared with transformers."""
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ def folder():
     return hub.resolve(SPEC).path
 
 
-def test_without_a_head_it_is_refused_and_the_mend_named(folder):
+def test_an_encoder_without_a_head_is_refused_with_advice(folder):
     message = (
         r"do not fit this model \(2 missing\)(.|\n)*classifier.weight, expected \[1, 384\]: "
         r"these are the weights of an encoder without a head.*--config=fever_finetune.py"
@@ -38,7 +38,7 @@ def test_without_a_head_it_is_refused_and_the_mend_named(folder):
         mend_jax.load_model(SPEC, new_parameters=CLASSIFIER_HEAD[:1])
 
 
-def test_a_fresh_head_is_the_same_each_time(model):
+def test_a_new_head_is_the_same_each_time(model):
     head = model.params["classifier"]
     assert not np.asarray(head["bias"]).any()
     assert np.asarray(head["kernel"]).std() == pytest.approx(0.02, rel=0.1)
@@ -76,7 +76,7 @@ def test_pooled_states_equal_the_reference(model, folder):
 
 
 def test_tokens_equal_the_reference(folder):
-    """Uncased, marked at both ends, and neither cut nor padded as the file's own settings say."""
+    """Uncased, with both boundary tokens, ignoring the file's settings to truncate and pad."""
     transformers = pytest.importorskip("transformers")
     reference = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer = load_tokenizer(hub.resolve(SPEC))

@@ -91,7 +91,7 @@ def test_padding_on_either_side_changes_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_where_the_model_is_split_changes_nothing(kind):
+def test_the_split_into_trunk_and_top_changes_nothing(kind):
     seqs = texts(kind)
     logits = []
     for n_top in (1, 2, 4):
@@ -132,7 +132,7 @@ def test_no_output_depends_on_later_tokens(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_stays_close_to_float32(kind):
-    """bf16 keeps 8 bits (0.4% a rounding); a few blocks of it stay below 4% of the rms logit."""
+    """bf16 keeps 8 bits (0.4% per rounding); a few blocks stay below 4% of the rms logit."""
     module, params = twin(kind).ours()
     inputs = texts(kind).inputs
     full = np.asarray(jax.jit(module.apply)({"params": params}, inputs))
@@ -158,7 +158,7 @@ def test_stacking_round_trip(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_parameters_are_what_the_module_declares(kind):
+def test_parameters_match_the_module(kind):
     """The tensor list of a family and its module agree on every path and shape."""
     module, params = twin(kind).ours()
     inputs = texts(kind).inputs
@@ -199,8 +199,8 @@ DEFAULTS = {
 }
 
 
-def test_single_weights_are_chosen_by_name():
-    """Of any block, beside roles or alone; in the model's order, each once."""
+def test_single_weights_can_be_chosen_by_name():
+    """In any block, with or without roles; in the model's order, each once."""
     family = models.find_family({"model_type": "llama"})
     config = models.parse_config(family, HF["llama"])
 

@@ -23,7 +23,7 @@ OWN_BLOCKS = ("gpt2", "gptj", "t5")  # what else recomputes does so by the same 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_factors_sum_to_the_weight_gradient(kind):
-    """sum u delta^T equals jax.grad by a dense delta of W, for every matmul of the top blocks."""
+    """sum u delta^T equals jax.grad for a dense delta of W, for every matmul of the top blocks."""
     module, params = twin(kind).ours()
     known = models.editable_weights(twin(kind).specs).values()
     first = {stack.name: stack.n_trunk for stack in module.stacks}
@@ -76,7 +76,7 @@ def test_an_edit_is_the_model_with_merged_weights(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_editor_trains_and_recomputation_changes_nothing(kind):
+def test_an_editor_trains_and_remat_changes_nothing(kind):
     """The meta-gradient of MEND is finite, non-zero in every array, and the same under remat."""
     reference = twin(kind)
     weights = models.choose_weights(reference.family, reference.config, 2)

@@ -22,12 +22,12 @@ def parse(hf):
 
 
 def variant(kind, **changes):
-    """A tiny config without the fields that are None in `changes`, and with the others."""
+    """Return a tiny config with `changes`, where None removes a field."""
     return {k: v for k, v in (HF[kind] | changes).items() if v is not None}
 
 
 def theirs(hf):
-    """The config of transformers, which writes into what it is given."""
+    """Return the config of transformers, made from a copy because it modifies its argument."""
     transformers = pytest.importorskip("transformers")
     fields = {k: copy.deepcopy(v) for k, v in hf.items() if k != "model_type"}
     return transformers.AutoConfig.for_model(hf["model_type"], **fields)
@@ -81,7 +81,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma2"])
 @pytest.mark.parametrize("case", sorted(SPELLINGS))
-def test_both_spellings_of_rotary_settings_mean_the_same(kind, case):
+def test_both_spellings_of_rotary_settings_are_equivalent(kind, case):
     spellings = [
         variant(kind, **{"rope_theta": None, "rope_scaling": None, **spelling})
         for spelling in SPELLINGS[case]
@@ -106,7 +106,7 @@ GEMMA3_BARE = dict.fromkeys(("rope_theta", "rope_local_base_freq", "rope_scaling
 
 
 @pytest.mark.parametrize("spelling", [*GEMMA3_SPELLINGS, GEMMA3_BARE])
-def test_gemma3_turns_local_blocks_by_their_own_frequencies(spelling):
+def test_gemma3_rotates_local_blocks_by_separate_frequencies(spelling):
     hf = variant("gemma3", **spelling)
     config = parse(hf)
     from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
