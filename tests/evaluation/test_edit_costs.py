@@ -1,4 +1,4 @@
-"""How long an edit takes: compiled before, warmed up, and a slow one made once."""
+"""The time of an edit: compiled, warmed up, and measured once if it is slow."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from mend_jax.evaluation import edit_costs
 
 
 class Clock:
-    """Stands for `make_edit` and for the clock that it moves, by the next of its `durations`."""
+    """A fake `make_edit` and clock; each edit advances the clock by the next of `durations`."""
 
     def __init__(self, durations):
         self.now, self.left, self.made, self.compiled = 0.0, list(durations), [], 0
@@ -32,14 +32,14 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    "durations, told, made",
+    "durations, expected, made",
     [
         ([9.0, 1.0, 5.0, 2.0, 3.0, 4.0], 3.0, 6),  # the first warms up; the median of the others
         ([9.0, 20.0, 11.0], 15.5, 3),  # no more than go into the time
         ([31.0], 31.0, 1),  # slow: what it took to warm up does not count
     ],
 )
-def test_the_median_of_what_goes_into_the_time(monkeypatch, durations, told, made):
+def test_the_time_of_an_edit_is_the_median_after_a_warm_up(monkeypatch, durations, expected, made):
     clock = Clock(durations)
     monkeypatch.setattr(edit_costs, "make_edit", clock)
     monkeypatch.setattr(edit_costs, "time", clock)
@@ -49,4 +49,4 @@ def test_the_median_of_what_goes_into_the_time(monkeypatch, durations, told, mad
     batch = {"edit": TokenBatch(target, ones, target, target, ones)}
     model = SimpleNamespace(module=None, weights=(), params={})
     found = edit_costs.time_edits(SimpleNamespace(), {}, {}, model, batch, repeats=5, within=30.0)
-    assert found == told and clock.made == [i % 3 for i in range(made)]
+    assert found == expected and clock.made == [i % 3 for i in range(made)]

@@ -1,4 +1,4 @@
-"""Cards of edits: faults, the gallery, what counts as saying an answer."""
+"""Examples of edits: their faults, which are chosen, and matching answers."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from mend_jax.evaluation.metric_registry import EvaluatedEdits
 
 
 def cards():
-    """Five edits: good, no edit, no paraphrase, near and far moved, far moved."""
+    """Five edits: good, both answers wrong, paraphrase wrong, near and far changed, far changed."""
     rows = [{"relation": "r", "prompt": f"p{i}", "target": "T", "far": "f"} for i in range(5)]
     answers = [
         {
@@ -34,7 +34,7 @@ def cards():
     return make_examples(EvaluatedEdits(scores, rows, answers, ["near", "far"]))
 
 
-def test_faults_are_named():
+def test_each_example_lists_its_faults():
     found = cards()
     assert [c["faults"] for c in found] == [
         [], ["edit", "paraphrase"], ["paraphrase"], ["near", "far"], ["far"],
@@ -56,7 +56,7 @@ def test_a_score_that_is_not_a_number_is_a_fault():
     assert card["faults"] == ["far"] and "near_before" not in card and "paraphrase_before" in card
 
 
-def test_the_gallery_has_the_worst_of_each_fault(monkeypatch):
+def test_the_worst_examples_of_each_fault_are_chosen(monkeypatch):
     chosen = choose_examples(cards(), 4)
     assert [(c["prompt"], c.get("fault")) for c in chosen] == [
         ("p0", None), ("p1", "edit"), ("p2", "paraphrase"), ("p3", "near"), ("p4", "far"),
@@ -67,12 +67,12 @@ def test_the_gallery_has_the_worst_of_each_fault(monkeypatch):
     assert [c["nll"] for c in choose_examples(worse, 1)] == [7.0]
 
 
-def test_relations_take_turns():
+def test_examples_alternate_between_relations():
     held = [{"relation": r, "n": i} for i, r in enumerate("aaab")]
     assert [c["n"] for c in examples.alternate_relations(held, 3)] == [0, 3, 1]
 
 
-def test_what_counts_as_saying_the_answer():
+def test_which_generated_texts_match_the_answer():
     for text in (" Niger", " Niger.", "Niger, a country", " Niger\nQ: What", " Niger ("):
         assert answer_matches(text, "Niger"), text
     for text in (" Nigeria", " Niger-Congo", " the Niger", "", " niger", "\n Nige"):

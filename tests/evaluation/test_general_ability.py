@@ -1,4 +1,4 @@
-"""General ability under edits: against a plain computation, and the probes themselves."""
+"""General ability under edits, against a direct computation; and its texts and facts."""
 
 import functools
 import json
@@ -38,13 +38,13 @@ def flat(seed, n, kind, **options):
     return found.replace(score_mask=found.score_mask & keep)
 
 
-def probes_of(kind):
-    """5 texts and 7 facts, some of which the base recalls: their answers are what it says."""
+def ability_inputs(kind):
+    """Return 5 texts and 7 facts, of which the base recalls at least the first four."""
     params = base(kind)[1]
     texts, facts = flat(0, 5, kind, T=9, S=6), flat(1, 7, kind, S=2)
     logits = runner(kind)({"params": params}, facts.inputs)
-    said = np.asarray(jnp.argmax(logits, -1))[np.arange(7)[:, None], facts.score_pos]
-    target = np.where(np.arange(7)[:, None] < 4, said, facts.target).astype(np.int32)
+    answered = np.asarray(jnp.argmax(logits, -1))[np.arange(7)[:, None], facts.score_pos]
+    target = np.where(np.arange(7)[:, None] < 4, answered, facts.target).astype(np.int32)
     return general_ability.AbilityTexts(texts, facts.replace(target=target))
 
 
@@ -59,7 +59,7 @@ def edits_of(kind, size, n=E):
 
 @functools.cache
 def programs(kind, chunk, most=general_ability._MAX_LOGITS):
-    """`base_ability` and `score_ability`, compiled; `most` only tells programs apart."""
+    """`base_ability` and `score_ability`, compiled; `most` only distinguishes programs."""
     options = dict(model=base(kind)[0], chunk=chunk)
     return [
         jax.jit(functools.partial(f, **options))
@@ -69,17 +69,17 @@ def programs(kind, chunk, most=general_ability._MAX_LOGITS):
 
 def measured(kind, size, *how):
     base_ability, score_ability = programs(kind, *how)
-    params, probes = base(kind)[1], probes_of(kind)
-    known = base_ability(params, probes)
-    scores = score_ability(params, edits_of(kind, size), probes, known)
+    params, inputs = base(kind)[1], ability_inputs(kind)
+    known = base_ability(params, inputs)
+    scores = score_ability(params, edits_of(kind, size), inputs, known)
     return known, jax.tree.map(np.asarray, scores)
 
 
 def plainly(kind, params):
-    """One probe at a time through the whole model: (nll, best tokens, recalled)."""
-    run, probes, nll, best, recalled = runner(kind), probes_of(kind), 0.0, [], []
+    """Run one text at a time through the whole model: (nll, best tokens, recalled)."""
+    run, inputs, nll, best, recalled = runner(kind), ability_inputs(kind), 0.0, [], []
     for name in ("texts", "facts"):
-        seqs = getattr(probes, name)
+        seqs = getattr(inputs, name)
         for i in range(len(seqs.tokens)):
             one = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], seqs)
             logits = np.asarray(run({"params": params}, one.inputs))[0, one.score_pos[0]]
@@ -95,7 +95,7 @@ def plainly(kind, params):
 
 @pytest.mark.parametrize("kind, chunk", [("llama", 2), ("t5", 100)])
 def test_scores_equal_a_plain_computation(kind, chunk):
-    """Float32 against float32 on some 30 tokens: sums of nll agree to 1e-3."""
+    """Float32 against float32 on about 30 tokens: sums of nll agree to 1e-3."""
     _, params, _ = base(kind)
     known, scores = measured(kind, 0.25, chunk)
     nll, best, recalled = plainly(kind, params)
@@ -119,32 +119,32 @@ def test_no_edit_changes_nothing():
     assert (scores["agree"] == int(known.n_tokens)).all()
     assert (scores["recalled"] == np.asarray(known.recalled).sum()).all()
     assert (scores["kept"] == scores["recalled"]).all()
-    found = general_ability.summarise_ability(scores, probes_of("llama"), known)
+    found = general_ability.summarise_ability(scores, ability_inputs("llama"), known)
     assert found["perplexity"] == pytest.approx(found["before"]["perplexity"], rel=1e-5)
     assert found["recall"] == found["before"]["recall"] and found["recall_kept"] == 1
     assert found["argmax_agreement"] == 1 and found["ci95"]["argmax_agreement"] == [1, 1]
 
 
-def test_a_reader_that_reads_under_edits_scores_as_they_do(monkeypatch):
-    """Two probes at a time of the 5 texts, 6 of the 7 facts."""
+def test_a_predictor_that_applies_the_edits_scores_as_they_do(monkeypatch):
+    """Two of the 5 texts at a time, 6 of the 7 facts."""
     module, params, _ = base("llama")
     known, expected = measured("llama", 0.25, 2)
     monkeypatch.setattr(general_ability, "_MAX_LOGITS", 2 * E * 6 * 300)
 
     @jax.jit
-    def run(params, edits, probes, known):
+    def run(params, edits, inputs, known):
         def read(texts, h):
             return scored_logits(module, params, h, texts, edits)
 
-        return general_ability.score_predictor_ability(read, E, probes, known, model=module)
+        return general_ability.score_predictor_ability(read, E, inputs, known, model=module)
 
-    scores = run(params, edits_of("llama", 0.25), probes_of("llama"), known)
+    scores = run(params, edits_of("llama", 0.25), ability_inputs("llama"), known)
     for name, values in expected.items():
         np.testing.assert_allclose(scores[name], values, rtol=1e-5, err_msg=name)
 
 
-def test_pieces_change_nothing(monkeypatch):
-    """Chunks of 3 of 5 and 7 probes, the head at 4 of 6 positions and at 2 of 2."""
+def test_chunk_sizes_change_no_score(monkeypatch):
+    """Chunks of 3 of 5 texts and 7 facts, the head at 4 of 6 positions and at 2 of 2."""
     expected = measured("llama", 0.25, 2)[1]
     monkeypatch.setattr(general_ability, "_MAX_LOGITS", 4 * E * 3 * 300)
     _, scores = measured("llama", 0.25, 3, general_ability._MAX_LOGITS)
@@ -152,32 +152,32 @@ def test_pieces_change_nothing(monkeypatch):
         np.testing.assert_allclose(scores[name], values, rtol=1e-5, err_msg=name)
 
 
-def test_the_logits_held_at_once_are_few(monkeypatch):
-    """2 chunks of 3 under 3 edits: pieces of 2 positions, 6 of 6 where there is room."""
-    seen = []
+def test_the_number_of_logits_held_at_once_is_limited(monkeypatch):
+    """Two texts under 3 edits: 1, 2 or all 6 positions at a time."""
+    shapes = []
     module, params, _ = base("llama")
     states = jnp.zeros((3, 2, 6, module.config.d_model)), jnp.zeros((3, 2, 6), jnp.int32)
     plain = type(module).head
     monkeypatch.setattr(
-        type(module), "head", lambda self, h: seen.append(h.shape[:-1]) or plain(self, h)
+        type(module), "head", lambda self, h: shapes.append(h.shape[:-1]) or plain(self, h)
     )
     for most in (1, 5000, 2**25):
         monkeypatch.setattr(general_ability, "_MAX_LOGITS", most)
         jax.eval_shape(
             functools.partial(general_ability._score_states, params, model=module), *states
         )
-    assert seen == [(3, 2, 1), (3, 2, 2), (3, 2, 6)]
+    assert shapes == [(3, 2, 1), (3, 2, 2), (3, 2, 6)]
 
 
 def test_summary_over_edits():
-    probes = probes_of("llama")
+    inputs = ability_inputs("llama")
     known = general_ability.BaseAbility(
         None, None, nll=np.float32(20), n_tokens=np.int32(10), best=None,
         recalled=np.asarray([True] * 4 + [False] * 3),
     )  # fmt: skip
     scores = {"nll": [20, 30], "agree": [10, 5], "recalled": [5, 4], "kept": [4, 3]}
     scores = {name: np.asarray(values, np.float32) for name, values in scores.items()}
-    found = general_ability.summarise_ability(scores, probes, known)
+    found = general_ability.summarise_ability(scores, inputs, known)
     assert found["before"]["perplexity"] == pytest.approx(np.exp(2))
     assert found["perplexity"] == pytest.approx(np.exp(2.5))
     low, high = found["ci95"]["perplexity"]
@@ -187,22 +187,22 @@ def test_summary_over_edits():
     assert (found["n_edits"], found["n_texts"], found["n_facts"]) == (2, 5, 7)
     assert found["n_recalled_before"] == 4
     unknown = known.replace(recalled=np.zeros(7, bool))
-    assert np.isnan(general_ability.summarise_ability(scores, probes, unknown)["recall_kept"])
-    ruined = general_ability.summarise_ability(scores | {"nll": scores["nll"] * 1e4}, probes, known)
+    assert np.isnan(general_ability.summarise_ability(scores, inputs, unknown)["recall_kept"])
+    ruined = general_ability.summarise_ability(scores | {"nll": scores["nll"] * 1e4}, inputs, known)
     assert ruined["perplexity"] == np.inf
 
 
-def test_of_a_pool_the_known_facts_are_taken_first():
-    probes = probes_of("llama")
-    known = programs("llama", 2)[0](base("llama")[1], probes)
+def test_facts_that_the_base_recalls_are_preferred():
+    inputs = ability_inputs("llama")
+    known = programs("llama", 2)[0](base("llama")[1], inputs)
     mixed = known.replace(recalled=jnp.asarray([False, True, False, False, True, True, False]))
     for count, numbers in ((5, [0, 1, 2, 4, 5]), (2, [1, 4]), (9, range(7))):
-        fewer, less = general_ability.prefer_recalled_facts(probes, mixed, count)
-        np.testing.assert_array_equal(fewer.facts.tokens, probes.facts.tokens[np.asarray(numbers)])
+        fewer, less = general_ability.prefer_recalled_facts(inputs, mixed, count)
+        np.testing.assert_array_equal(fewer.facts.tokens, inputs.facts.tokens[np.asarray(numbers)])
         h = zip(*map(jax.tree.leaves, (less.facts, mixed.facts)), strict=True)
         assert all((a == b[np.asarray(numbers)]).all() for a, b in h)
         assert less.recalled.tolist() == [bool(mixed.recalled[i]) for i in numbers]
-        assert fewer.texts is probes.texts and less.nll == known.nll
+        assert fewer.texts is inputs.texts and less.nll == known.nll
 
 
 def write_root(root):
@@ -223,7 +223,7 @@ def write_root(root):
     return root
 
 
-def test_facts_are_worded_and_take_turns(tmp_path):
+def test_statements_use_all_patterns_and_alternate_between_relations(tmp_path):
     found = pararel.statements(write_root(tmp_path))
     assert [s.relation for s in found] == ["P1", "P2", "P1", "P1", "P1", "P1"]
     assert found[1] == ("P2", "So T likes", "U")
@@ -233,7 +233,7 @@ def test_facts_are_worded_and_take_turns(tmp_path):
     assert pararel.statements(tmp_path, 1) != found == pararel.statements(tmp_path)
 
 
-def test_probes_are_made_of_files(tmp_path):
+def test_ability_texts_are_loaded_from_files(tmp_path):
     write_root(tmp_path / "root")
     load = functools.partial(
         general_ability.load_ability_texts,
@@ -245,8 +245,8 @@ def test_probes_are_made_of_files(tmp_path):
     found = load(module, n_texts=2, text_len=150, n_facts=6)
     assert found.texts.tokens.shape == (2, 150) and found.texts.score_mask.sum() == 2 * 149
     assert found.facts.tokens.shape == (6, 32) and (found.facts.score_mask.sum(-1) >= 2).all()
-    said = bytes(found.facts.target[1][found.facts.score_mask[1]].astype(np.uint8))
-    assert len(said) == 2  # " U", and no end of text
+    answered = bytes(found.facts.target[1][found.facts.score_mask[1]].astype(np.uint8))
+    assert len(answered) == 2  # " U", and no end of text
     other = load(base("t5")[0], n_texts=1, text_len=100, n_facts=2)
     assert other.texts.score_mask.sum() == 50 and other.facts.source.shape == (2, 32)
     with pytest.raises(DataError, match="9 passages of 150 tokens are required, and there are"):
@@ -261,7 +261,7 @@ def test_probes_are_made_of_files(tmp_path):
 
 
 @pytest.mark.skipif(not (ROOT / "pararel").is_dir(), reason=f"no ParaRel files below {ROOT}")
-def test_the_published_facts():
+def test_the_published_pararel_facts():
     found = pararel.statements(ROOT)
     assert len(found) > 10_000 and len({s.relation for s in found[:39]}) == 39
     assert not any("[" in s.prompt or s.prompt.endswith(" ") for s in found)

