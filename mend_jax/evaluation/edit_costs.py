@@ -11,14 +11,14 @@ from typing import Any
 
 import jax
 
-from mend_jax.core.transform import EditTransform
+from mend_jax.core.transform import EditorParams, EditorState, EditTransform
 from mend_jax.evaluation.scoring import make_edit
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.parallel.distributed import gather
 
 
 def time_edits(
-    editor: EditTransform, params: Any, state: Any, model: LanguageModel,
+    editor: EditTransform, params: EditorParams, state: EditorState, model: LanguageModel,
     batch: Mapping[str, Any], repeats: int = 10, within: float = 30.0,
 ) -> float:  # fmt: skip
     """Return the median seconds to make one edit of all its facts from tokens, once compiled.

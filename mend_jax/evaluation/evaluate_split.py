@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, locality_weights, token_batches
-from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Edit, relative_norms
 from mend_jax.data.encoded_rows import EVALUATION_SETS
 from mend_jax.evaluation import metrics
@@ -81,7 +81,7 @@ def _join(parts: Sequence[Mapping[tuple[str, str], np.ndarray]]) -> dict[Any, np
 
 
 def validate(
-    scorer: Callable[..., Any], params: Any, state: Any, model: LanguageModel,
+    scorer: Callable[..., Any], params: EditorParams, state: EditorState, model: LanguageModel,
     batches: Iterator[Batch], mesh: Mesh, *, c_edit: float, c_loc: float,
     near_share: float = 0.5,
     between: Callable[[], None] = lambda: None,
@@ -127,8 +127,8 @@ def _validation_numbers(
 
 def evaluate(
     editor: EditTransform,
-    params: Any,
-    state: Any,
+    params: EditorParams,
+    state: EditorState,
     model: LanguageModel,
     batches: Iterator[Batch],
     rows: Sequence[Row],
@@ -184,7 +184,7 @@ def evaluate(
 
 
 def _answer_generator(
-    editor: EditTransform, params: Any, model: LanguageModel, max_new: int
+    editor: EditTransform, params: EditorParams, model: LanguageModel, max_new: int
 ) -> Callable[[Edit, Batch, Sequence[str], np.ndarray], dict[str, list[str]]]:
     """Return what writes the answers of the named sets of texts, under the edit and before it."""
     lengths = (max_new, model.tokenizer.eos_id)

@@ -20,7 +20,7 @@ from mend_jax.core.losses import all_tokens_correct, correct_tokens, token_kl, t
 from mend_jax.core.meta_loss import EDIT_SETS, with_trunk_states
 from mend_jax.core.problem import Problem, make_problem
 from mend_jax.core.token_batch import NO_TARGET, TokenBatch
-from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Edit, densify_once, variables
 from mend_jax.models.editable_model import EditableModel, Inputs
 from mend_jax.models.generation import generate
@@ -35,7 +35,7 @@ ANSWER_SETS = (*EDIT_SETS, "more_rephrases", "hops")
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def make_edit(
     editor: EditTransform, model: EditableModel, weights: Weights,
-    params: Any, state: Any, base: Params, corrections: TokenBatch,
+    params: EditorParams, state: EditorState, base: Params, corrections: TokenBatch,
 ) -> Edit:  # fmt: skip
     """Return the E edits of corrections [E, n]; the first three arguments are static."""
     problem = make_problem(model, base, weights, corrections)
@@ -43,8 +43,8 @@ def make_edit(
 
 
 def edit_and_score(
-    params: Any,
-    state: Any,
+    params: EditorParams,
+    state: EditorState,
     base: Params,
     batch: Mapping[str, Any],
     *,
@@ -175,7 +175,7 @@ def generate_answers(
 
 
 def generate_with_predictor(
-    params: Any,
+    params: EditorParams,
     base: Params,
     corrections: TokenBatch,
     texts: Sequence[TokenBatch],

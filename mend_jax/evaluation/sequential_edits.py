@@ -22,7 +22,7 @@ from mend_jax.core.forward import scored_logits, trunk_states
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_states
 from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit, squared_norms
 from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.data.sequential_rows import near_texts_outside_edits
@@ -81,9 +81,9 @@ def no_edits(weights: Weights) -> Edit:
 
 
 def next_edit(
-    params: Any, state: Any, applied: Edit, base: Params, corrections: TokenBatch,
+    params: EditorParams, state: EditorState, applied: Edit, base: Params, corrections: TokenBatch,
     *, editor: EditTransform, model: EditableModel, weights: Weights,
-) -> tuple[Edit, Any]:  # fmt: skip
+) -> tuple[Edit, EditorState]:  # fmt: skip
     """Make one more edit, of the facts `corrections` [1, n], on the model as edited so far.
 
     Args:
@@ -104,7 +104,7 @@ def next_edit(
 
 
 def score_texts(
-    params: Any, applied: Edit, base: Params, facts: tuple[TokenBatch, Any] | None,
+    params: EditorParams, applied: Edit, base: Params, facts: tuple[TokenBatch, Any] | None,
     batch: Mapping[str, TokenBatch],
     *, editor: EditTransform, model: EditableModel, weights: Weights,
 ) -> dict[str, TextScores]:  # fmt: skip
@@ -170,7 +170,7 @@ class _Pass:
     """
 
     editor: EditTransform
-    params: Any
+    params: EditorParams
     model: LanguageModel
     texts: Mapping[str, TokenBatch]
     facts_per_edit: int
@@ -180,7 +180,7 @@ class _Pass:
     def programs(self) -> _Programs:
         return _programs(self.editor, self.model.module, self.model.weights)
 
-    def edit(self, k: int, applied: Edit, state: Any) -> tuple[Edit, Any]:
+    def edit(self, k: int, applied: Edit, state: EditorState) -> tuple[Edit, EditorState]:
         """Return the first k edits together, and the editor's state after them."""
         rows = np.arange((k - 1) * self.facts_per_edit, k * self.facts_per_edit)
         corrections = take_rows(self.texts["edit"], rows[None])
@@ -221,8 +221,8 @@ class _Pass:
 
 def evaluate_sequential_edits(
     editor: EditTransform,
-    params: Any,
-    state: Any,
+    params: EditorParams,
+    state: EditorState,
     model: LanguageModel,
     encoded: EncodedRows,
     *,

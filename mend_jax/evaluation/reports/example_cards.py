@@ -27,7 +27,7 @@ _QUESTIONS = (
 
 def example_card(example: Mapping[str, Any]) -> dict[str, Any]:
     """Return one edit as three questions, each with its target and the outputs before and after."""
-    keys = ("name", "prompt", "wanted", "before", "after")
+    keys = ("name", "prompt", "answer", "before", "after")
     rows = [(name, *(example.get(k) for k in paths)) for name, *paths in _QUESTIONS]
     card = {k: format_value(example.get(k)) for k in ("target", "truth", "kl_near", "kl_far")}
     good, fault, faults = example.get("good") is True, example.get("fault"), example.get("faults")
