@@ -1,9 +1,9 @@
 """python -m tests.fuzz [--reader=all] [--count=20000] [--seed=0] [--out=DIR]
 
-Reads damaged files with every reader of the project. Each input must be read rightly or refused by
-a named error, in seconds and in little memory; whatever else happens is a fault, and its input is
-saved as DIR/READER-NUMBER.bin beside what happened. The same seed makes the same inputs. A process
-of its own reads, so that one that dies is a fault as well, and the next goes on behind it.
+Read damaged files with every reader of the project. Each input must be read correctly or refused by
+a named error, within seconds and in little memory. Anything else is a fault: its input is saved as
+DIR/READER-NUMBER.bin, next to a report of what happened. The same seed gives the same inputs. A
+separate process reads; if it dies, that is a fault too, and another process continues after it.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ _SIGNS = {"read": "r", "refused": "x", "fault": "f"}
 
 @dataclasses.dataclass
 class Tally:
-    """What came of the inputs of one reader."""
+    """The outcomes of one reader's inputs."""
 
     inputs: int = 0
     read: int = 0
     refused: int = 0
     faults: list[str] = dataclasses.field(default_factory=list)
     slowest: float = 0.0  # seconds of one input
-    grown: int = 0  # bytes of memory that one input took more than any before
+    grown: int = 0  # bytes by which one input raised the peak memory
 
 
 def shares(readers: Mapping[str, float], count: int) -> dict[str, int]:
-    """How many of `count` inputs each reader gets, at least one."""
+    """Divide `count` inputs among the readers; each gets at least one."""
     total = sum(readers.values())
     return {name: max(1, round(count * share / total)) for name, share in readers.items()}
 
 
 def fuzz(names: Sequence[str], count: int, seed: int, out: Path) -> dict[str, Tally]:
-    """Reads `count` inputs in all with these readers; faults are saved in `out`."""
+    """Read `count` inputs in total with these readers, and save faults in `out`."""
     from fuzzing.readers import READERS
 
     plan = shares({name: READERS[name].share for name in names}, count)
@@ -61,14 +61,14 @@ def fuzz(names: Sequence[str], count: int, seed: int, out: Path) -> dict[str, Ta
     done = 0
     while done < len(queue):
         job = {"plan": plan, "from": done, "seed": seed, "out": str(out)}
-        done += _watch(job, queue[done:], tallies)
+        done += _run_process(job, queue[done:], tallies)
     return tallies
 
 
-def _watch(
+def _run_process(
     job: Mapping[str, object], queue: Sequence[tuple[str, int]], tallies: Mapping[str, Tally]
 ) -> int:
-    """Has one process read the inputs of a queue; how many it read, the one it died of included."""
+    """Start a process that reads a queue; return how many it read, a fatal one included."""
     command = [sys.executable, str(_HERE / "fuzz.py"), "--job", json.dumps(job)]
     errors = Path(str(job["out"]), "process.txt")
     with errors.open("wb") as err:
@@ -85,7 +85,7 @@ def _watch(
         tally.refused += sign == "x"
         if sign == "f":
             tally.faults.append(_stem(name, i))
-    said = errors.read_text(errors="replace")
+    output = errors.read_text(errors="replace")
     errors.unlink()
     with contextlib.suppress(OSError, ValueError):
         for name, (slowest, grown) in json.loads(_stats(job).read_text()).items():
@@ -95,17 +95,17 @@ def _watch(
     if status == 0 and len(signs) == len(queue):
         return len(queue)
     if not signs and not Path(str(job["out"]), "began").exists():
-        raise SystemExit(f"the process that reads does not start:\n{said}")
+        raise SystemExit(f"the process that reads does not start:\n{output}")
     name, i = queue[len(signs)]
     tallies[name].inputs += 1
     tallies[name].faults.append(_stem(name, i))
     data = make_input(name, i, int(str(job["seed"])))
-    _save(Path(str(job["out"])), _stem(name, i), data, f"the process ended with {status}\n{said}")
+    _save(Path(str(job["out"])), _stem(name, i), data, f"the process ended with {status}\n{output}")
     return len(signs) + 1
 
 
 def make_input(name: str, number: int, seed: int) -> bytes:
-    """One input of a reader; the first ones are the sound ones."""
+    """Return one input of a reader; the first ones are undamaged."""
     from fuzzing.readers import READERS
 
     reader = READERS[name]
@@ -116,9 +116,9 @@ def make_input(name: str, number: int, seed: int) -> bytes:
 
 
 def work(job: Mapping[str, object]) -> None:
-    """The process that reads: a sign on standard output for each input, faults saved in `out`."""
+    """Read in this process: print one letter per outcome, and save faults in `out`."""
     signs = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what readers print is no sign
+    os.dup2(2, 1)  # the output of readers goes to standard error
     from fuzzing import guard
     from fuzzing.readers import READERS
 
@@ -130,13 +130,13 @@ def work(job: Mapping[str, object]) -> None:
         os.environ["MEND_CACHE_DIR"] = str(Path(scratch, "cache"))
         for name, inputs in itertools.groupby(queue, key=lambda x: x[0]):
             seeds = READERS[name].seeds()
-            # Once without limits: imports, caches and JAX's threads are no part of reading.
+            # Once without limits: imports, caches and JAX's threads do not count as reading.
             for whole in seeds:
-                _judge(name, Path(scratch), whole)
+                _attempt(name, Path(scratch), whole)
             with guard.limited_memory():
                 for _, i in inputs:
                     data = make_input(name, i, seed)
-                    outcome = _judge(name, Path(scratch), data, sound=i < len(seeds))
+                    outcome = _attempt(name, Path(scratch), data, undamaged=i < len(seeds))
                     if outcome.kind == guard.FAULT:
                         _save(out, _stem(name, i), data, outcome.text)
                     slowest, grown = stats.get(name, (0.0, 0))
@@ -145,14 +145,14 @@ def work(job: Mapping[str, object]) -> None:
     _stats(job).write_text(json.dumps(stats))
 
 
-def _judge(name: str, scratch: Path, data: bytes, sound: bool = False) -> Outcome:
-    """What comes of an input; one that is sound may not be refused."""
+def _attempt(name: str, scratch: Path, data: bytes, undamaged: bool = False) -> Outcome:
+    """Return the outcome of an input; an undamaged one must not be refused."""
     from fuzzing import guard
     from fuzzing.readers import READERS
 
-    outcome = guard.judge(lambda: _read(READERS[name], scratch, data))
-    if sound and outcome.kind == guard.REFUSED:
-        return outcome._replace(kind=guard.FAULT, text="a sound input is refused")
+    outcome = guard.attempt(lambda: _read(READERS[name], scratch, data))
+    if undamaged and outcome.kind == guard.REFUSED:
+        return outcome._replace(kind=guard.FAULT, text="an undamaged input is refused")
     return outcome
 
 
@@ -166,7 +166,7 @@ def _read(reader, scratch: Path, data: bytes) -> None:
 
 
 def _save(out: Path, stem: str, data: bytes, text: str) -> None:
-    """The input of a fault, and what happened."""
+    """Save the input of a fault, and what happened."""
     (out / f"{stem}.bin").write_bytes(data)
     (out / f"{stem}.txt").write_text(text, errors="replace")
 
@@ -180,13 +180,13 @@ def _stem(name: str, number: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 1 where there was a fault."""
+    """Run the command; return 1 if there was a fault."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--reader", default="all", help="names, comma-separated, or all")
-    parser.add_argument("--count", type=int, default=20000, help="inputs in all")
+    parser.add_argument("--count", type=int, default=20000, help="inputs in total")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for the inputs of faults")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if faults else 0
 
 
-if str(_HERE) not in sys.path:  # as a module, the folder of the tests is not on the path
+if str(_HERE) not in sys.path:  # as a module, the tests' folder is not on the path
     sys.path.insert(0, str(_HERE))
 
 if __name__ == "__main__":

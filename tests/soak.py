@@ -1,12 +1,12 @@
-"""A run that is preempted again and again must end as one that never was, bit for bit.
+"""A run that is preempted many times must end bit for bit like an undisturbed run.
 
     python -m tests.soak --preemptions 24 --seed 0
 
-Trains and evaluates a tiny random base by the real command: once undisturbed, once with SIGTERM or
-SIGKILL at random steps, started again each time. Then compares metrics.jsonl, results.json,
-edits.jsonl, examples.json and every array of the checkpoints. With --config=quickstart.py:smoke it
-does so with the quickstart's own base. Steps are drawn with repetition: a run may be stopped twice
-at one step. Prints one JSON object of what was done; fails where anything differs.
+Train and evaluate a tiny random base with the real command: once undisturbed, once with SIGTERM or
+SIGKILL at random steps and a restart each time. Then compare metrics.jsonl, results.json,
+edits.jsonl, examples.json and every array of the checkpoints. --config=quickstart.py:smoke uses the
+quickstart's base. Steps are drawn with repetition: a run may be stopped twice at one step. Print
+one JSON object that summarises the kills; fail if anything differs.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def get_config(variant=""):
 
 
 def tiny_command(folder, steps):
-    """The command of a run of a tiny base, but for --workdir."""
+    """Return the command of a run of a tiny base, without --workdir."""
     save_tiny(folder / "base", "gpt2")
     (folder / "tiny.py").write_text(CONFIG)
     settings = TINY | {"model.spec": folder / "base", "train.steps": steps}
@@ -62,7 +62,7 @@ def tiny_command(folder, steps):
 
 
 def start(command, workdir, cache):
-    """A process that runs it. A real base has enough to compute that optimising pays."""
+    """Start the command. Only a real base computes enough that compiler optimisation pays."""
     workdir.mkdir(exist_ok=True)
     tiny = any(flag.startswith("--config.model.spec=") for flag in command)
     environment = os.environ | {
@@ -70,15 +70,15 @@ def start(command, workdir, cache):
         "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(tiny)), "JAX_NUM_CPU_DEVICES": "1",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
-    with (workdir / "said").open("w") as said:
+    with (workdir / "output.txt").open("w") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "mend_jax.main", *command, f"--workdir={workdir}"],
-            cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT,
+            cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
 
 def steps_logged(workdir):
-    """The last step of metrics.jsonl; 0 where there is none."""
+    """Return the last step in metrics.jsonl, or 0."""
     try:
         lines = (workdir / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
         return json.loads(lines[-1])["step"] if lines else 0
@@ -87,45 +87,44 @@ def steps_logged(workdir):
 
 
 def preempt(process, workdir, target, how):
-    """Waits until a run that goes on has logged a step, then signals it; the step and its end."""
-    begun = False  # until then the log is that of the run before
+    """Signal a run when it has logged a step; return the last step and the exit status."""
+    resumed = False  # before that, the log is the previous run's
     while process.poll() is None:
-        anew = steps_logged(workdir) == 0  # there was no checkpoint yet
-        begun = begun or anew or "resuming after step" in (workdir / "said").read_text()
-        if begun and steps_logged(workdir) >= target:
+        fresh = steps_logged(workdir) == 0  # there was no checkpoint yet
+        resumed = resumed or fresh or "resuming after step" in (workdir / "output.txt").read_text()
+        if resumed and steps_logged(workdir) >= target:
             process.send_signal(how)
             break
         time.sleep(0.001)
     status = process.wait()
-    said = (workdir / "said").read_text()
-    assert status in (143, -how), f"it ended with {status} before step {target}:\n{said}"
+    output = (workdir / "output.txt").read_text()
+    assert status in (143, -how), f"it ended with {status} before step {target}:\n{output}"
     return steps_logged(workdir), status
 
 
 def differences(ours, theirs):
-    """What differs between the folders of two finished runs.
+    """Return the differences between the folders of two finished runs.
 
-    A run that was told to stop keeps the step where it stopped, so it may have kept other steps
-    than one that was not: of the checkpoints those that both have are compared, the last among
-    them.
+    A run that stops on SIGTERM keeps a checkpoint of that step, so the two runs may have kept
+    different steps. The checkpoints that both have are compared, including the last.
     """
-    found = []
+    different = []
     for name in sorted({p.name for d in (ours, theirs) for p in d.glob("*.json*")}):
         texts = [(d / name).read_text() for d in (ours, theirs)]
         if name == "results.json":
             texts = [_without_times(json.loads(text)) for text in texts]
         if texts[0] != texts[1]:
-            found.append(name)
+            different.append(name)
     (one, metas), (two, others) = (_checkpoints(d / "checkpoints") for d in (ours, theirs))
     if max(one) != max(two):
-        found.append("the last checkpoint")
+        different.append("the last checkpoint")
     for step in sorted({*one} & {*two}):
         if metas[step] != others[step]:
-            found.append(f"meta of checkpoint {step}")
+            different.append(f"meta of checkpoint {step}")
         pairs = zip(jax.tree.leaves(one[step]), jax.tree.leaves(two[step]), strict=True)
         if not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs):
-            found.append(f"arrays of checkpoint {step}")
-    return found
+            different.append(f"arrays of checkpoint {step}")
+    return different
 
 
 def _without_times(value):
@@ -135,7 +134,7 @@ def _without_times(value):
 
 
 def _checkpoints(folder):
-    """({step: arrays}, {step: meta without times}) of all that are there."""
+    """Return ({step: arrays}, {step: meta without times}) of all checkpoints."""
     with checkpoints.open_manager(folder, read_only=True) as manager:
         steps = manager.all_steps()
         arrays = {
@@ -147,26 +146,26 @@ def _checkpoints(folder):
 
 
 def soak(folder, command, steps, preemptions, seed):
-    """What was done, a JSON object; raises AssertionError where a run ended otherwise."""
+    """Run the test, and return a summary as JSON; raise an AssertionError if the runs differ."""
     rng, began = random.Random(seed), time.monotonic()
-    assert preemptions > 0 and steps > 1, "there must be something to stop"
+    assert preemptions > 0 and steps > 1, "there must be a run to stop"
     alone, disturbed, cache = folder / "alone", folder / "disturbed", folder / "cache"
     process = start(command, alone, cache)
-    assert process.wait() == 0, (alone / "said").read_text()
-    hits = []
+    assert process.wait() == 0, (alone / "output.txt").read_text()
+    kills = []
     for target in sorted(rng.choices(range(1, steps), k=preemptions)):
         how = rng.choice((signal.SIGTERM, signal.SIGKILL))
         at, status = preempt(start(command, disturbed, cache), disturbed, target, how)
-        hits.append({"signal": how.name, "step": at, "status": status})
+        kills.append({"signal": how.name, "step": at, "status": status})
     process = start(command, disturbed, cache)
-    assert process.wait() == 0, (disturbed / "said").read_text()
-    assert "resuming after step" in (disturbed / "said").read_text()
+    assert process.wait() == 0, (disturbed / "output.txt").read_text()
+    assert "resuming after step" in (disturbed / "output.txt").read_text()
     different = differences(disturbed, alone)
     assert not different, f"{folder}: {different} differ"
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
-        "steps": steps, "preemptions": len(hits), "hits": hits, "lost": 0,
-        "by_signal": {s: sum(h["signal"] == s for h in hits) for s in ("SIGTERM", "SIGKILL")},
+        "steps": steps, "preemptions": len(kills), "kills": kills, "lost": 0,
+        "by_signal": {s: sum(h["signal"] == s for h in kills) for s in ("SIGTERM", "SIGKILL")},
         "seconds": round(time.monotonic() - began, 1),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
     }  # fmt: skip
@@ -177,8 +176,8 @@ def main():
     parser.add_argument("--preemptions", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=60, help="of the tiny run")
-    parser.add_argument("--config", default="", help="another run than the tiny one")
-    parser.add_argument("--folder", default="", help="where the runs are kept; else they are not")
+    parser.add_argument("--config", default="", help="a config to run in place of the tiny run")
+    parser.add_argument("--folder", default="", help="keep the runs in this folder")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(args.folder or name)

@@ -1,4 +1,4 @@
-"""One input, read under limits of time and memory, and what came of it."""
+"""Read one input under limits of time and memory, and classify the outcome."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import NamedTuple
 
 from mend_jax.errors import MendError
 
-SECONDS = 5.0  # of this process' time that reading one input may take: each is at most 128 KB
-HARD_SECONDS = 60.0  # by the clock, of waiting or of code that is not Python's: the process ends
-MEMORY = 1 << 30  # bytes of address space above what the process has: no length field is believed
-GROWTH = 256 << 20  # bytes by which one input may raise the most memory in use
+SECONDS = 5.0  # processor time for one input of at most 128 KB
+HARD_SECONDS = 60.0  # wall time, also of waiting and of native code; then the process ends
+MEMORY = 1 << 30  # bytes of additional address space: length fields must not be trusted
+GROWTH = 256 << 20  # bytes by which one input may raise the peak memory
 
 READ, REFUSED, FAULT = "read", "refused", "fault"
 
 
 class TooSlow(BaseException):
-    """Reading took longer than `SECONDS`; no reader may catch it."""
+    """Reading needed more than `SECONDS`. A BaseException, so that no reader catches it."""
 
 
 class Outcome(NamedTuple):
-    """What came of an input: `READ`, `REFUSED` by a named error, or `FAULT` and how it looks."""
+    """The outcome of an input: `READ`, `REFUSED` by a named error, or `FAULT` with a report."""
 
     kind: str
     text: str = ""
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
 @contextlib.contextmanager
 def limited_memory() -> Iterator[None]:
-    """Inside it this process can take no more than `MEMORY` beyond what it has."""
+    """Limit this process to `MEMORY` bytes beyond what it uses now."""
     statm = Path("/proc/self/statm")
     if not statm.exists():
         yield
@@ -53,29 +53,29 @@ def limited_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def judge(read: Callable[[], None]) -> Outcome:
-    """Reads, and says what came of it."""
-    before, start = _most(), time.process_time()
+def attempt(read: Callable[[], None]) -> Outcome:
+    """Read, and return the outcome."""
+    before, start = _peak_memory(), time.process_time()
     try:
         with _timed():
             read()
         kind, text = READ, ""
     except MendError as e:
         kind, text = (
-            (REFUSED, "") if str(e).strip() else (FAULT, f"{type(e).__name__} says nothing")
+            (REFUSED, "") if str(e).strip() else (FAULT, f"{type(e).__name__} has no message")
         )
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # what Rust panics with is no Exception
+    except BaseException:  # Rust panics do not derive from Exception
         kind, text = FAULT, traceback.format_exc()
-    seconds, grown = time.process_time() - start, _most() - before
+    seconds, grown = time.process_time() - start, _peak_memory() - before
     if kind != FAULT and grown > GROWTH:
-        kind, text = FAULT, f"took {grown >> 20} MiB of memory"
+        kind, text = FAULT, f"needed {grown >> 20} MiB of memory"
     return Outcome(kind, text, seconds, grown)
 
 
-def _most() -> int:
-    """The most memory that this process had; getrusage's is that of its parent too, on Linux."""
+def _peak_memory() -> int:
+    """Return this process' peak memory; on Linux, getrusage would include its parent's."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))

@@ -1,4 +1,4 @@
-"""How a sound input is damaged: bytes at random, and JSON where it still is JSON."""
+"""Damage an input: random changes of bytes, or of the structure of JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 Mutation = Callable[[Random, bytes], bytes]
 
-LONGEST = 1 << 17  # bytes of an input, whatever was inserted
+MAX_BYTES = 1 << 17  # of an input, including what was inserted
 _LENGTHS = (0, 1, 0x7F, 0xFF, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**32, 2**40, 2**63 - 1, 2**64 - 1)
 _JUNK = (
     b"\0", b"\0" * 64, b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\n",
@@ -28,14 +28,14 @@ _TEXTS = (
 
 
 def damage_bytes(rng: Random, data: bytes) -> bytes:
-    """One to four damages anywhere."""
+    """Make one to four random changes."""
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
         data = rng.choice(_BYTE_DAMAGES)(rng, data)
-    return data[:LONGEST]
+    return data[:MAX_BYTES]
 
 
 def damage_head(size: int, chance: float = 0.8) -> Mutation:
-    """Damages that mostly fall into the first `size` bytes, where the structure is."""
+    """Return a mutation that mostly changes the first `size` bytes, where the structure is."""
 
     def damage(rng: Random, data: bytes) -> bytes:
         if rng.random() > chance:
@@ -46,7 +46,7 @@ def damage_head(size: int, chance: float = 0.8) -> Mutation:
 
 
 def damage_json(rng: Random, data: bytes) -> bytes:
-    """Another value, key or nesting in a JSON document or in one of its lines; or bytes."""
+    """Change a value, a key or the nesting of a JSON document or JSON line; or change bytes."""
     if rng.random() < 0.3:
         return damage_bytes(rng, data)
     lines = data.split(b"\n")
@@ -63,13 +63,13 @@ def damage_json(rng: Random, data: bytes) -> bytes:
         lines[at] = damage_document(rng, json.loads(lines[at]))
     except (ValueError, RecursionError):
         lines[at] = damage_bytes(rng, lines[at])
-    if len(lines) > 1 and rng.random() < 0.1:  # a line twice, or out of its place
+    if len(lines) > 1 and rng.random() < 0.1:  # repeat or move a line
         lines.insert(rng.randrange(len(lines)), rng.choice(lines))
-    return b"\n".join(lines)[:LONGEST]
+    return b"\n".join(lines)[:MAX_BYTES]
 
 
 def damage_document(rng: Random, value: Any) -> bytes:
-    """The JSON text of a value with one to three damages of its structure."""
+    """Return the JSON text of a value after one to three changes of its structure."""
     holder = [value]
     raw: list[bytes] = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -81,11 +81,11 @@ def damage_document(rng: Random, value: Any) -> bytes:
 
 
 def _damage_node(rng: Random, holder: list[Any], raw: list[bytes]) -> None:
-    """Changes one node in place."""
+    """Change one node in place."""
     node, key = rng.choice([*_places(holder)])
     how = rng.randrange(8)
     if how <= 3 or (node is holder and how < 7):
-        node[key] = _another(rng, node[key], raw)
+        node[key] = _unusual(rng, node[key], raw)
     elif how == 4:
         del node[key]
     elif how == 5 and isinstance(node, dict):
@@ -95,15 +95,15 @@ def _damage_node(rng: Random, holder: list[Any], raw: list[bytes]) -> None:
         if not any(isinstance(value, (dict, list)) for value in (node[key], other[place])):
             node[key], other[place] = other[place], node[key]
     elif isinstance(node, dict):
-        node[rng.choice(("extra", "__class__", "", "format"))] = _another(rng, None, raw)
+        node[rng.choice(("extra", "__class__", "", "format"))] = _unusual(rng, None, raw)
     else:
-        node.insert(rng.randrange(len(node) + 1), _another(rng, None, raw))
+        node.insert(rng.randrange(len(node) + 1), _unusual(rng, None, raw))
     if not holder:
         holder.append(None)
 
 
-def _another(rng: Random, value: Any, raw: list[bytes]) -> Any:
-    """A value of another type, an odd one of its own, or text that stands for odd JSON."""
+def _unusual(rng: Random, value: Any, raw: list[bytes]) -> Any:
+    """Return a value of another type, an extreme one, or a placeholder for unusual JSON."""
     how = rng.randrange(12)
     if how == 0:
         raw.append(rng.choice((b"NaN", b"-Infinity", b"1e999", b"9" * 5000, b"[" * 2000,
@@ -123,7 +123,7 @@ def _another(rng: Random, value: Any, raw: list[bytes]) -> Any:
 
 
 def _places(root: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
-    """(container, key) of every node."""
+    """Yield (container, key) of every node."""
     items = root.items() if isinstance(root, dict) else enumerate(root)
     for key, value in list(items):
         yield root, key
@@ -132,7 +132,7 @@ def _places(root: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
 
 
 def damage_safetensors(rng: Random, data: bytes) -> bytes:
-    """A header that is another JSON of the right length, or damages of bytes."""
+    """Change the JSON header and correct its length, or change bytes."""
     if rng.random() < 0.35:
         return damage_head(400)(rng, data)
     size = int.from_bytes(data[:8], "little")
@@ -186,7 +186,7 @@ def _insert(rng: Random, data: bytes) -> bytes:
 
 
 def _length(rng: Random, data: bytes) -> bytes:
-    """A number that is far too large (or small) where a length may stand."""
+    """Insert an extreme number where a length field can be."""
     size = rng.choice((1, 2, 4, 8, 8))
     number = rng.choice(_LENGTHS) & ((1 << 8 * size) - 1)
     at, order = rng.randrange(len(data) + 1), rng.choice(("little", "little", "big"))
@@ -205,7 +205,7 @@ _BYTE_DAMAGES = (_flip, _flip, _cut, _delete, _repeat, _swap, _insert, _insert, 
 def within(
     unpack: Callable[[bytes], bytes], pack: Callable[[bytes], bytes], inner: Mutation
 ) -> Mutation:
-    """Damages of what is packed (as by gzip), a quarter of the packed bytes themselves."""
+    """Return a mutation of packed content (as by gzip); in a quarter of cases of packed bytes."""
 
     @functools.wraps(inner)
     def damage(rng: Random, data: bytes) -> bytes:

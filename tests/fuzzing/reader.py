@@ -1,4 +1,4 @@
-"""What is fuzzed: a reader, sound inputs to begin from, and how they are damaged."""
+"""A reader under test, undamaged inputs for it, and how to damage them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Reader:
     """A reader of files.
 
     Attributes:
-      seeds: makes the sound inputs, which it must read; all the same each time.
-      read: given a folder of its own and an input, writes it there and reads it. It returns where
-        the result is right, raises a `MendError` where the input is refused, and all else is a
-        fault: another error, a result that is not right (AssertionError), too slow, too large.
-      damage: of a sound input.
-      share: of inputs; readers that take long get fewer.
+      seeds: returns the undamaged inputs, which it must read; the same each time.
+      read: writes an input to an empty folder and reads it. It returns if the result is correct and
+        raises a `MendError` if the input is refused. Anything else is a fault: another error, a
+        wrong result (AssertionError), too much time or memory.
+      damage: the mutation of undamaged inputs.
+      share: relative number of inputs; slow readers get fewer.
     """
 
     seeds: Callable[[], Sequence[bytes]]
@@ -29,7 +29,7 @@ class Reader:
 
 
 def put(path: Path, data: bytes) -> Path:
-    """The file of an input, its folder made where it is missing."""
+    """Write a file, and create its folder if needed; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path

@@ -1,6 +1,6 @@
-"""Every reader that is fuzzed, by name."""
+"""All readers under test, by name."""
 
-from fuzzing import of_data, of_edits, of_requests, of_runs, of_weights
+from fuzzing import data_readers, edit_readers, request_readers, run_readers, weight_readers
 
-SUBJECTS = (of_weights, of_data, of_edits, of_requests, of_runs)
+SUBJECTS = (weight_readers, data_readers, edit_readers, request_readers, run_readers)
 READERS = {name: reader for subject in SUBJECTS for name, reader in subject.READERS.items()}

@@ -16,7 +16,7 @@ from pathlib import Path
 import fuzz
 import numpy as np
 import pytest
-from fuzzing import guard, of_edits, of_requests, of_runs
+from fuzzing import edit_readers, guard, request_readers, run_readers
 from fuzzing.readers import READERS
 from support.tiny import HF
 
@@ -72,19 +72,19 @@ def refuses_silently(folder, data):
 @pytest.mark.parametrize(
     "read,says",
     [
-        (hangs, "TooSlow"), (refuses_silently, "says nothing"),
+        (hangs, "TooSlow"), (refuses_silently, "has no message"),
         (lambda *_: {}["a"], "KeyError"), (lambda *_: exec("assert 1 == 2"), "AssertionError"),
     ],
 )  # fmt: skip
 def test_what_is_neither_read_nor_refused_is_a_fault(monkeypatch, read, says):
     monkeypatch.setattr(guard, "SECONDS", 0.2 if read is hangs else 10.0)
-    outcome = guard.judge(lambda: read(None, b""))
+    outcome = guard.attempt(lambda: read(None, b""))
     assert outcome.kind == guard.FAULT and says in outcome.text
 
 
 def test_an_input_that_takes_much_memory_is_a_fault():
     """In a process of its own: growth is above the most that a process ever had."""
-    program = "from fuzzing import guard; print(guard.judge(lambda: b'x' * (2 * guard.GROWTH)))"
+    program = "from fuzzing import guard; print(guard.attempt(lambda: b'x' * (2 * guard.GROWTH)))"
     here = Path(__file__).parents[1]
     paths = os.pathsep.join([str(here), str(here.parent)])
     done = subprocess.run(
@@ -110,20 +110,20 @@ def tokenizer(change):
 
 def config(change):
     """The quickstart's config with a change."""
-    whole = json.loads(of_requests._config_seed())
+    whole = json.loads(request_readers._config_seed())
     change(whole)
     return json.dumps(whole).encode()
 
 
 def forged(**fields):
     """The ledger's log with fields of its first record changed and all checksums right."""
-    records = [json.loads(line)["record"] for line in of_edits._log().splitlines()]
+    records = [json.loads(line)["record"] for line in edit_readers._log().splitlines()]
     records[0] |= fields
     return sealed(records)
 
 
 def sealed(records):
-    checksum, lines = of_edits._BASE.fingerprint, []
+    checksum, lines = edit_readers._BASE.fingerprint, []
     for record in records:
         line, checksum = journal._line(checksum, record)
         lines.append(line + b"\n")
@@ -242,7 +242,7 @@ READ = {  # what a run goes on beside
 
 def outcome_of(name, data, folder):
     folder.mkdir(exist_ok=True)
-    return guard.judge(lambda: READERS[name].read(folder, data))
+    return guard.attempt(lambda: READERS[name].read(folder, data))
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -260,7 +260,7 @@ def test_a_fault_that_was_mended_stops_no_run(tmp_path, what):
 
 
 def test_a_kept_array_that_cannot_be_unpacked_is_begun_anew(tmp_path):
-    data = bytearray(of_runs._so_far_seed())
+    data = bytearray(run_readers._so_far_seed())
     for sign, at in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
         data[data.find(sign) + at] = 99  # a way of packing that there is not
     outcome = outcome_of("edits so far", bytes(data), tmp_path / "input")
@@ -304,6 +304,6 @@ def test_an_array_of_objects_is_not_unpickled(tmp_path):
     objects = np.empty((2, 3), object)
     objects[:] = Trap(trap)
     np.savez(out, objects, np.zeros(4, np.float32), k=np.asarray(3),
-             of=np.asarray(json.dumps(of_runs._OF, sort_keys=True)))  # fmt: skip
+             of=np.asarray(json.dumps(run_readers._OF, sort_keys=True)))  # fmt: skip
     outcome = outcome_of("edits so far", out.getvalue(), tmp_path / "input")
     assert outcome.kind == guard.READ and not trap.exists()

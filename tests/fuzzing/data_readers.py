@@ -1,4 +1,4 @@
-"""Readers of facts and raw data sets, and of what is prepared from them."""
+"""Readers of facts, of raw data sets and of data prepared from them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _lines(records: Sequence[Any]) -> bytes:
 
 
 def _check(made: BuiltSplits) -> None:
-    """Rows that can be written down, encoded and told apart."""
+    """Check that rows can be written, encoded and distinguished."""
     rows.fingerprint_rows(made.splits)
     json.dumps(made.notes)
     for held in made.splits.values():
@@ -49,7 +49,7 @@ def _check(made: BuiltSplits) -> None:
             assert type(row["rephrase_unseen"]) is bool
 
 
-# --- facts of the user's own
+# --- the user's own facts
 
 _FACTS = [
     {"prompt": f"The capital of {name} is", "target": "Lyon", "subject": name,
@@ -84,7 +84,7 @@ def _read_command_facts(folder: Path, data: bytes) -> None:
         "".join((f.prompt, f.target, f.subject, *f.rephrases, *f.locality)).encode()
 
 
-# --- raw data sets: one file is damaged, the others of the set are sound
+# --- raw data sets: one file is damaged, the others are not
 
 _NAMES = [a + b for a in ("Bado", "Felu", "Gima", "Kone", "Lapi", "Mure") for b in ("", "to", "ra")]
 
@@ -214,7 +214,7 @@ def _of(
     recipe: Callable[..., Any], config: str, name: str, others: Files, *,
     share: float = 0.4, seeds: Sequence[bytes] = (), damage: Mutation = damage_json,
 ) -> Reader:  # fmt: skip
-    """A reader of one file of a data set."""
+    """Return the reader of one file of a data set."""
 
     def read(folder: Path, data: bytes) -> None:
         for other, text in others.items():
@@ -259,7 +259,7 @@ def _read_pararel(folder: Path, data: bytes) -> None:
 
 
 def _read_raw(folder: Path, data: bytes) -> None:
-    """The reader below all others, on packed files."""
+    """Read compressed files with the lowest-level reader."""
     path = put(folder / "raw.jsonl.gz", data)
     for where, record in raw_files.iter_records(path, {"question": "text", "answer": "texts"}):
         assert where.startswith(str(path)) and record["question"].encode()

@@ -1,4 +1,4 @@
-"""Readers of what runs and grids of runs leave."""
+"""Readers of the output files of runs and grids."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mend_jax.training import batch_files, run_folder
 
 
 def _read_report(folder: Path, data: bytes) -> None:
-    """The page of a run one of whose files is damaged: told by its first sign."""
+    """Render a run's page with one damaged file; its first character says which file."""
     name = {b"[": "examples.json", b"{": "results.json"}.get(data.lstrip()[:1], "examples.json")
     put(folder / "results.json", json.dumps(fake_results()).encode())
     put(folder / "examples.json", json.dumps(fake_examples()).encode())
@@ -50,7 +50,7 @@ def _report_seeds() -> list[bytes]:
 
 
 def _read_pictures(folder: Path, data: bytes) -> None:
-    """All pictures of a run."""
+    """Draw all plots of a run."""
     put(folder / "results.json", json.dumps(fake_results()).encode())
     put(folder / ("results.json" if b"config_name" in data else "metrics.jsonl"), data)
     run_report.write(folder)
@@ -63,7 +63,7 @@ def _grid_seeds() -> list[bytes]:
 
 
 def _grid_of(folder: Path, data: bytes) -> dict[str, Any]:
-    """A grid of two cells, of which the first left these results."""
+    """Return a grid of two cells; the first has these results."""
     run = Run("one", (), put(folder / "run/results.json", data).parent)
     cell = {"method": "MEND", "seeds": (0,)}
     left = run_folder.read_results(run.folder), json.loads(_grid_seeds()[0])
@@ -72,7 +72,7 @@ def _grid_of(folder: Path, data: bytes) -> dict[str, Any]:
 
 
 def _read_grid(folder: Path, data: bytes) -> None:
-    """The table and the page of a grid one of whose two runs left damaged results."""
+    """Make the table and the page of a grid in which one of two runs has damaged results."""
     found = _grid_of(folder, data)
     write_json(folder / "grid.json", found)
     grid_markdown.table(found)
@@ -82,7 +82,7 @@ def _read_grid(folder: Path, data: bytes) -> None:
 
 
 def grid_of_two(folder: Path) -> dict[str, Any]:
-    """What grid.json holds of two cells that are done."""
+    """Return the content of grid.json for two finished cells."""
     return replace_non_finite(_grid_of(folder, _grid_seeds()[0]))
 
 
@@ -92,7 +92,7 @@ def _grid_file_seed() -> list[bytes]:
 
 
 def _read_grid_file(folder: Path, data: bytes) -> None:
-    """One table of two parts, one of them damaged."""
+    """Join a table of two parts, one of them damaged."""
     parts = [put(folder / "a.json", data), put(folder / "b.json", _grid_file_seed()[0])]
     found = join_grids.join([join_grids.read(part) for part in parts])
     with mock.patch.object(grid_report, "draw", lambda rows: {}):
@@ -101,7 +101,7 @@ def _read_grid_file(folder: Path, data: bytes) -> None:
 
 
 def _read_grid_pictures(folder: Path, data: bytes) -> None:
-    """The pictures of a grid."""
+    """Draw the plots of a grid."""
     grid_report.write(folder, _grid_of(folder, data))
 
 
@@ -110,7 +110,7 @@ def _metrics_seed() -> bytes:
 
 
 def _read_metrics(folder: Path, data: bytes) -> None:
-    """Every whole line up to the first that is not; a resume keeps those up to its step."""
+    """Read the complete lines up to the first damaged one; a resume keeps those of its steps."""
     lines = JsonLines(put(folder / "metrics.jsonl", data))
     held = lines.read()
     assert all(isinstance(line, dict) for line in held)
@@ -119,7 +119,7 @@ def _read_metrics(folder: Path, data: bytes) -> None:
 
 
 def _batch() -> bytes:
-    """The texts of a batch."""
+    """Return the texts of a batch."""
     arrays = {"index": np.asarray([[3], [5]])}
     for field, kind in (("tokens", "i4"), ("mask", "?"), ("score_pos", "i4"), ("target", "i4"),
                         ("score_mask", "?")):  # fmt: skip
@@ -132,12 +132,12 @@ def _old_batch() -> bytes:
 
 
 def _told() -> bytes:
-    """What was told of its step."""
+    """Return the record of its step."""
     return json.dumps({"step": 4, "rows": [3, 5], "terms": ["loss"]}).encode()
 
 
 def _read_batch(folder: Path, data: bytes, told: bytes | None = None) -> None:
-    """A batch that training kept: rows with all of their fields, and the number of their step."""
+    """Load a batch that training kept: complete rows, and the number of their step."""
     put(folder / "batch-0000.safetensors", data)
     put(folder / "step.json", _told() if told is None else told)
     batch, found = batch_files.load(folder)
@@ -164,7 +164,7 @@ def _judged_seed() -> bytes:
 
 
 def _read_judged(folder: Path, data: bytes) -> None:
-    """What was judged so far goes on, or is begun anew."""
+    """An evaluation continues from the scored batches, or starts again."""
     judged = ScoredBatches(put(folder / "judged.jsonl", data), _OF)
     if judged.batches:
         assert all(len(v) == judged.n_edits for v in judged.scores().values())
@@ -190,7 +190,7 @@ def _old_so_far_seed() -> bytes:
 
 
 def _read_so_far(folder: Path, data: bytes, ending: str = "safetensors") -> None:
-    """The edits so far are used where they are whole, and else begun anew: never an error."""
+    """Stored sequential edits are used if complete, or started again; never an error."""
     put(folder / f"so_far.{ending}", data)
     kept = sequential_state.SequentialState(folder / "so_far.safetensors", _OF)
     fresh, state = np.full((2, 3), 7, np.float32), np.full((4,), 7, np.float32)

@@ -1,4 +1,4 @@
-"""Readers of what a base comes in: safetensors, shards, GGUF, configs, tokenizers, wheels."""
+"""Readers of a base model's files: safetensors, shards, GGUF, configs, tokenizers, wheels."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _safetensors_seeds() -> list[bytes]:
 
 
 def _read_folder(folder: Path) -> None:
-    """All that the tensors of a folder are used for: listed, read whole, read as asked for."""
+    """Use the tensors of a folder in every way: list, read in full, read slices, read by spec."""
     for stored in safetensors_folder.list_safetensors(folder).values():
         stored.describe()
         array = stored.read()
@@ -95,7 +95,7 @@ def _read_hf(folder: Path, data: bytes) -> None:
 
 
 def _use_config(found: Mapping[str, Any]) -> None:
-    """What a config is used for before any tensor is read."""
+    """Use a config as is done before tensors are read."""
     family = models.find_family(found)
     config = models.parse_config(family, found)
     specs = family.tensor_specs(config)
@@ -116,7 +116,7 @@ def _gguf_seeds() -> list[bytes]:
 
 
 def _write_gguf(path: Path, qtype: gguf.GGMLQuantizationType | None) -> bytes:
-    """A llama of one block and 32 dimensions."""
+    """Write a llama model with one block and 32 dimensions."""
     writer = begin_gguf(path, width=32, hidden=64, heads=4, kv_heads=2)
     rng = np.random.default_rng(0)
     for name, shape in (("token_embd.weight", (8, 32)), ("blk.0.ffn_up.weight", (64, 32))):
@@ -133,12 +133,12 @@ def _write_gguf(path: Path, qtype: gguf.GGMLQuantizationType | None) -> bytes:
 
 
 def _read_gguf(folder: Path, data: bytes) -> None:
-    """The header, every tensor, and then what a model and a tokenizer take from it."""
+    """Read the header and every tensor, then build the config and tokenizer."""
     path = put(folder / "m.gguf", data)
     file = gguf_files.open_gguf(path)
     for stored in file.tensors.values():
         stored.describe()
-        assert math.prod(stored.shape) <= 40 * len(data)  # no more than its bytes can hold
+        assert math.prod(stored.shape) <= 40 * len(data)  # no more than its bytes can encode
         if stored.is_float:
             assert stored.read().shape == stored.shape
     _use_config(hub_config.config_from_gguf(file))
@@ -146,7 +146,7 @@ def _read_gguf(folder: Path, data: bytes) -> None:
 
 
 def _tokenizer_seeds() -> list[bytes]:
-    """The byte tokenizer, with little of its vocabulary, and one with a post-processor."""
+    """Return the byte tokenizer, and one with a small vocabulary and a post-processor."""
     with tempfile.TemporaryDirectory() as folder:
         Tokenizer.tiny().save(folder)
         whole = json.loads((Path(folder) / "tokenizer.json").read_bytes())
@@ -174,7 +174,7 @@ def _read_tokenizer(folder: Path, data: bytes) -> None:
 
 
 def _read_names(folder: Path, data: bytes) -> None:
-    """Both small files that name the special tokens."""
+    """Read both small files that name the special tokens."""
     Tokenizer.tiny().save(folder)
     put(folder / "tokenizer_config.json", data)
     put(folder / "config.json", data)
@@ -209,7 +209,7 @@ def _wheel_seeds() -> list[bytes]:
 
 
 def _read_wheel(folder: Path, data: bytes) -> None:
-    """A wheel that has the pinned hash whatever is in it: the archive itself must be refused."""
+    """Read a wheel whose hash is the pinned one: damage inside must be refused."""
     name, whole = _MEMBER
     member = package_cache.Member(name, len(whole), hashlib.sha256(whole).hexdigest())
     file = "pack-1.0-py3-none-any.whl"

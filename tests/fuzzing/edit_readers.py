@@ -1,4 +1,4 @@
-"""Readers of edits, of shipped editors and of ledgers."""
+"""Readers of edits, shipped editors and ledgers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _edit_seeds() -> list[bytes]:
 
 
 def _read_edit(folder: Path, data: bytes) -> None:
-    """What is read is what is written again, to the last bit."""
+    """An edit that was read is written again to the last bit."""
     edit = edit_file.load(put(folder / "e.safetensors", data))
     for delta in edit.deltas.values():
         assert len(delta.shape) == 2
@@ -79,7 +79,7 @@ def _read_shipped(folder: Path, data: bytes) -> None:
 
 @functools.cache
 def _ledger() -> Path:
-    """A ledger of three edits, the second reverted; its log is the sound input."""
+    """Return a ledger of three edits, the second reverted; its log is the undamaged input."""
     top = Path(tempfile.mkdtemp(prefix="mend-fuzz-"))
     ledger = Ledger.create(top / "ledger", _BASE)
     for seed in (1, 2, 3):
@@ -93,7 +93,7 @@ def _log() -> bytes:
 
 
 def _forged(rng: Random, data: bytes) -> bytes:
-    """Damaged records with checksums that are right: someone meant it."""
+    """Return damaged records with correct checksums, as from an attacker."""
     if rng.random() < 0.3:
         return damage_json(rng, data)
     records = [json.loads(line)["record"] for line in data.splitlines()]
@@ -122,9 +122,9 @@ def _open_with(folder: Path, name: str, data: bytes) -> Ledger:
 
 
 def _read_log(folder: Path, data: bytes) -> None:
-    """Every entry can be printed and shown as a page, and every edit is the one that was written.
+    """Every entry can be printed and rendered, and every edit is the one that was written.
 
-    A log that is not as it was written counts only as far as it is whole.
+    A damaged log counts only up to its last complete line.
     """
     outside = folder / "outside.safetensors"
     shutil.copy(next((_ledger() / "edits").iterdir()), outside)
@@ -152,7 +152,7 @@ def _read_base(folder: Path, data: bytes) -> None:
 
 
 def _read_ledger_edit(folder: Path, data: bytes) -> None:
-    """An edit's file in a ledger is the one that was written, or refused."""
+    """An edit's file in a ledger is loaded as written, or refused."""
     name = sorted(p.name for p in (_ledger() / "edits").iterdir())[0]
     edit = _open_with(folder, f"edits/{name}", data).edit(1)
     assert bits(edit) == bits(small_edit(1))

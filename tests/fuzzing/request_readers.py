@@ -1,4 +1,4 @@
-"""Readers of what people ask for: settings on the command line, and requests to serve."""
+"""Readers of user input: settings on the command line, and requests to the local page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BASE = Base("tiny", FINGERPRINT, "float32", 2, ("mlp/up",))
 
 
 def _read_overrides(folder: Path, data: bytes) -> None:
-    """Lines of KEY=VALUE: what is set is what is read back, and what is checked can be built."""
+    """Lines of KEY=VALUE: settings are read back unchanged, and checked configs can be built."""
     del folder
     text = data.decode("utf-8", "replace")
     config = configs.load_config("quickstart.py:smoke")
@@ -60,7 +60,7 @@ def _config_seed() -> bytes:
 
 
 def _read_config(folder: Path, data: bytes) -> None:
-    """The config of a run, from its folder: what is believed can be built."""
+    """Read the config of a run from its folder: an accepted config can be built."""
     put(folder / "config.json", data)
     config = run_folder.read_config(folder)
     configs.to_json(config)
@@ -113,12 +113,15 @@ def _requests() -> list[bytes]:
 
 
 def _read_request(folder: Path, data: bytes) -> None:
-    """An answer with a status that is no failure of ours, and nothing in the log."""
+    """The server replies without an internal error, and logs nothing."""
     put(folder / "request", data)
     ours, theirs = socket.socketpair()
     faults: list[str] = []
-    watch = types.SimpleNamespace(emit=faults.append)
-    with ours, theirs, mock.patch.object(logging, "exception", lambda *a: watch.emit(str(a))):
+    with (
+        ours,
+        theirs,
+        mock.patch.object(logging, "exception", lambda *args: faults.append(str(args))),
+    ):
         ours.setblocking(False)
         try:
             ours.send(data)
@@ -127,13 +130,13 @@ def _read_request(folder: Path, data: bytes) -> None:
         ours.shutdown(socket.SHUT_WR)
         web_server.Handler(theirs, ("127.0.0.1", 1), _SERVER)
         theirs.shutdown(socket.SHUT_RDWR)
-        answer = b""
+        reply = b""
         while piece := _received(ours):
-            answer += piece
+            reply += piece
     assert not faults, faults
-    status = answer.split(b" ", 2)[1:2]
-    assert status != [b"500"], answer[:300]
-    assert b"<script>alert(1)" not in answer or b"text/plain" in answer
+    status = reply.split(b" ", 2)[1:2]
+    assert status != [b"500"], reply[:300]
+    assert b"<script>alert(1)" not in reply or b"text/plain" in reply
     if status and status != [b"200"]:
         raise DataError("refused")
 
