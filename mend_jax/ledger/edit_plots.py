@@ -38,7 +38,7 @@ def edits_png(measured: Mapping[str, Measured]) -> bytes | None:
     One edit is plotted with a mark per text and per weight, several with a mark per edit.
 
     Args:
-      measured: measurements by the edit's name; see `measure`.
+      measured: measurements by the edit's name.
 
     Returns:
       None if there is nothing to plot.

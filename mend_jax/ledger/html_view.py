@@ -13,7 +13,7 @@ from mend_jax.evaluation.reports.values import finite_number
 from mend_jax.ledger.edit_plots import edits_png
 from mend_jax.ledger.measurement_schema import is_known
 from mend_jax.ledger.text_view import describe_entry
-from mend_jax.ledger.verdict import leaks
+from mend_jax.ledger.verdict import EDIT_KINDS, leaks
 
 View = Mapping[str, Any]
 
@@ -40,7 +40,7 @@ def render_ledger(view: View) -> str:
       view: of a ledger (`text_view.describe_ledger`), or of one edit (`measure.measure_edit`).
     """
     if "entries" not in view:
-        facts = [(fact["prompt"], fact["target"]) for fact in view["facts"]]
+        facts = [[fact["prompt"], fact["target"]] for fact in view["facts"]]
         view = {"entries": [unrecorded_entry(view, facts)]}
     view = printable(view)
     entries, base = view["entries"], view.get("base") or {}
@@ -154,36 +154,24 @@ def _outcome(entry: View) -> str:
 
 def _group(fact: View, named: bool) -> dict[str, Any]:
     """Return the rows of one fact, and its name if there are several facts."""
-    rows = [
-        _row(
-            line,
-            f"NLL of the target {_nats(line['nll_before'])} → {_nats(line['nll'])} nats",
-            {
-                "before": "hit" if line["says_before"] else "",
-                "after": "hit" if line["says"] else "",
-            },
-        )
-        for line in fact["asked"]
-    ] + [
-        _row(
-            line,
-            f"{'same answer' if line['same'] else 'another answer'}, KL {_nats(line['kl'])}",
-            {"before": "", "after": _tint(line)},
-        )
-        for line in fact["still"]
-    ]
+    rows = [_row(line) for line in (*fact["asked"], *fact["still"])]
     return {"name": f"{fact['prompt']} {fact['target']}" if named else "", "rows": rows}
 
 
-def _row(line: View, note: str, tint: Mapping[str, str]) -> dict[str, Any]:
-    name = _KINDS[line["kind"]] + (" (generated)" if line["rule"] else "")
-    texts = {key: line[key] for key in ("prompt", "before", "after")}
-    return texts | {"name": name, "note": note, "tint": tint}
-
-
-def _tint(line: View) -> str:
-    """Return the CSS classes of a text whose answer should not change."""
-    return "moved hit" if leaks(line) else "" if line["same"] else "moved"
+def _row(line: View) -> dict[str, Any]:
+    """Return a text before and after, with a note and CSS classes of the two boxes."""
+    if line["kind"] in EDIT_KINDS:
+        note = f"NLL of the target {_nats(line['nll_before'])} → {_nats(line['nll'])} nats"
+        tint = ["hit" if line[key] else "" for key in ("says_before", "says")]
+    else:
+        note = f"{'same answer' if line['same'] else 'another answer'}, KL {_nats(line['kl'])}"
+        tint = ["", "moved hit" if leaks(line) else "" if line["same"] else "moved"]
+    return {
+        "name": _KINDS[line["kind"]] + (" (generated)" if line["rule"] else ""),
+        "note": note,
+        "tint": dict(zip(("before", "after"), tint, strict=True)),
+        **{key: line[key] for key in ("prompt", "before", "after")},
+    }
 
 
 def _nats(value: Any) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from mend_jax.core.weight_edit import Edit
 from mend_jax.data.facts import Fact
@@ -14,19 +13,11 @@ from mend_jax.ledger.compare import generate_both
 from mend_jax.ledger.measure import measure_edit
 from mend_jax.ledger.store import Entry, Ledger
 from mend_jax.ledger.test_prompts import TestPrompts, make_test_prompts
+from mend_jax.training.trained_editor import Editor
 
 MAX_RECHECKED = 8
 """The number of facts of active edits, the latest ones, that are measured again with a proposal."""
 ANSWER_TOKENS = 24
-
-
-class EditMaker(Protocol):
-    """The part of an editor that a session uses; `mend_jax.Editor` has it."""
-
-    @property
-    def id(self) -> str: ...
-
-    def edit(self, facts: Sequence[Fact | tuple[str, str]]) -> Edit: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +27,7 @@ class Proposal:
     Attributes:
       number: 1, 2, ... in the order of proposing.
       edit: on the unedited base.
-      measured: this edit alone, see `measure.measure_edit`.
+      measured: this edit alone, see `measurement_schema`.
       together: this edit and all active edits at once, measured on its fact and the latest of
         theirs; None if there are no active edits.
       clashes: the numbers of the active edits of the same prompt. Edits are summed: the proposal
@@ -63,7 +54,7 @@ class Session:
     """
 
     def __init__(
-        self, model: LanguageModel, editor: EditMaker, ledger: Ledger, strength: float = 1.0
+        self, model: LanguageModel, editor: Editor, ledger: Ledger, strength: float = 1.0
     ) -> None:
         self.model, self.editor, self.ledger = model.with_edit(None), editor, ledger
         self.strength = strength

@@ -79,7 +79,7 @@ class Entry:
       facts: the (prompt, target) pairs of the edit.
       editor: the id of the editor that made it.
       created: when, an ISO date and time in UTC.
-      measured: its measurement as JSON values, see `measure`; {} where there is none.
+      measured: its measurement, see `measurement_schema`; {} where there is none.
       reverted: whether it has been reverted, and is no longer active.
       reverted_at: when it was reverted; "" while it is active.
     """

@@ -91,7 +91,7 @@ def make_test_prompts(fact: Fact) -> TestPrompts:
 
 
 def recorded_test_prompts(measured: Mapping[str, Any]) -> TestPrompts:
-    """Return the test prompts of one measured fact; see `measure` for its fields."""
+    """Return the test prompts of one measured fact; see `measurement_schema`."""
     lines = [*measured["asked"], *measured["still"]]
 
     def texts(kind: str) -> tuple[str, ...]:

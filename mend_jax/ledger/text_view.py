@@ -22,7 +22,10 @@ _BAD = "bold red"
 
 
 def describe_ledger(ledger: Ledger, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Return entries of a ledger as JSON values; see `measure` for the fields."""
+    """Return entries of a ledger as JSON values; `show --json` prints them.
+
+    `entries` are the given ones (see `describe_entry`), `in_force` the numbers of all active edits.
+    """
     return {
         "ledger": str(ledger.path),
         "base": dataclasses.asdict(ledger.base) | {"edit_roles": list(ledger.base.edit_roles)},

@@ -48,7 +48,7 @@ def leaks(line: Line) -> bool:
 def evaluate(
     facts: Sequence[MeasuredFact], kl: Mapping[str, float | None]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return (verdict, warnings) for measured facts; see `measure` for their fields.
+    """Return (verdict, warnings) for measured facts; see `measurement_schema`.
 
     Args:
       kl: means in nats of `neighbours`, `unrelated` (None where there are none) and `text`.

@@ -188,7 +188,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise _Refused(HTTPStatus.NOT_FOUND, f"The actions are {', '.join(ACTIONS)}.")
         fields = self._fields()
         with self.server.lock:
-            return action(self.server.session, fields)
+            result = action(self.server.session, fields)
+            if self.path == "/compare":
+                return html_view.render_comparison(result)
+            return html_view.render_workspace(self.server.session.state())
 
     def _fields(self) -> dict[str, Any]:
         """Return the request's JSON object."""
@@ -213,41 +216,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
 Fields = Mapping[str, Any]
 
 
-def _propose(session: Session, fields: Fields) -> str:
-    session.propose(
-        Fact(
-            prompt=_text(fields, "prompt"),
-            target=_text(fields, "target"),
-            rephrases=_lines(fields, "rephrases"),
-            locality=_lines(fields, "locality"),
-        )
+def _propose(session: Session, fields: Fields) -> None:
+    fact = Fact(
+        prompt=_text(fields, "prompt"),
+        target=_text(fields, "target"),
+        rephrases=_lines(fields, "rephrases"),
+        locality=_lines(fields, "locality"),
     )
-    return html_view.render_workspace(session.state())
+    session.propose(fact)
 
 
-def _keep(session: Session, fields: Fields) -> str:
-    session.keep(_number(fields, "proposal"))
-    return html_view.render_workspace(session.state())
-
-
-def _discard(session: Session, fields: Fields) -> str:
-    session.discard(_number(fields, "proposal"))
-    return html_view.render_workspace(session.state())
-
-
-def _revert(session: Session, fields: Fields) -> str:
-    session.revert(_number(fields, "number"))
-    return html_view.render_workspace(session.state())
-
-
-def _compare(session: Session, fields: Fields) -> str:
-    return html_view.render_comparison(session.compare(_text(fields, "prompt")))
-
-
-ACTIONS: dict[str, Callable[[Session, Fields], str]] = {
-    "/propose": _propose, "/keep": _keep, "/discard": _discard, "/revert": _revert,
-    "/compare": _compare,
-}  # fmt: skip
+ACTIONS: dict[str, Callable[[Session, Fields], Any]] = {
+    "/propose": _propose,
+    "/keep": lambda session, fields: session.keep(_number(fields, "proposal")),
+    "/discard": lambda session, fields: session.discard(_number(fields, "proposal")),
+    "/revert": lambda session, fields: session.revert(_number(fields, "number")),
+    "/compare": lambda session, fields: session.compare(_text(fields, "prompt")),
+}
 
 
 def _text(fields: Fields, name: str) -> str:
