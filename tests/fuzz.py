@@ -74,7 +74,7 @@ def _run_process(
     with errors.open("wb") as err:
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=err,
-            env=os.environ | {"PYTHONPATH": str(_HERE.parent)},
+            env=os.environ | {"PYTHONPATH": str(_HERE.parent), "JAX_PLATFORMS": "cpu"},
         ) as process:  # fmt: skip
             signs = process.stdout.read().decode()
     status = process.returncode
@@ -216,8 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if faults else 0
 
 
-if str(_HERE) not in sys.path:  # as a module, the tests' folder is not on the path
-    sys.path.insert(0, str(_HERE))
+# Without pytest, only the folder of the command is on the path.
+sys.path[:0] = [str(p) for p in (_HERE, _HERE / "evaluation") if str(p) not in sys.path]
 
 if __name__ == "__main__":
     sys.exit(main())

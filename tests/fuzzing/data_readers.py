@@ -78,7 +78,7 @@ def _read_facts(folder: Path, data: bytes) -> None:
 
 def _read_command_facts(folder: Path, data: bytes) -> None:
     path = put(folder / "facts.txt", data)
-    facts = edit_facts.gather([], [str(path)])
+    facts = edit_facts.collect_facts([], [str(path)])
     assert facts and all(f.prompt.strip() and f.target.strip() for f in facts)
     for f in facts:
         "".join((f.prompt, f.target, f.subject, *f.rephrases, *f.locality)).encode()

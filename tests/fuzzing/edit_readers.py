@@ -13,8 +13,8 @@ from unittest import mock
 
 import numpy as np
 from safetensors.numpy import save as serialise
+from support.fake_ledger import fake_measurement
 from support.small_edits import FINGERPRINT, UP, bits, small_delta, small_edit
-from test_html_view import fake_measured
 
 from fuzzing.mutations import damage_bytes, damage_document, damage_json, damage_safetensors
 from fuzzing.reader import Reader, put
@@ -83,7 +83,7 @@ def _ledger() -> Path:
     top = Path(tempfile.mkdtemp(prefix="mend-fuzz-"))
     ledger = Ledger.create(top / "ledger", _BASE)
     for seed in (1, 2, 3):
-        ledger.append(small_edit(seed), fake_measured((f"fact {seed}", "x")))
+        ledger.append(small_edit(seed), fake_measurement((f"fact {seed}", "x")))
     ledger.revert(2)
     return ledger.path
 

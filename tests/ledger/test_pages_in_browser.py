@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-from test_html_view import fake_entry, fake_measured, fake_shown
+from support.fake_ledger import fake_entry, fake_measurement, fake_view
 from test_run_report import fake_examples, fake_workdir, put
 from test_web_server import serving, tiny_editor, tiny_session
 
@@ -132,8 +132,8 @@ def test_without_scripts_the_report_shows_everything(browser, run_page):
 
 @pytest.fixture(scope="module")
 def ledger_page(tmp_path_factory) -> Path:
-    shown = fake_shown()
-    shown["entries"].append(fake_entry(5, fake_measured((EVIL, EVIL))))
+    shown = fake_view()
+    shown["entries"].append(fake_entry(5, fake_measurement((EVIL, EVIL))))
     path = tmp_path_factory.mktemp("ledger") / "edits.html"
     path.write_text(html_view.render_ledger(shown), encoding="utf-8")
     return path

@@ -15,8 +15,8 @@ import urllib.request
 from http import HTTPStatus
 
 import pytest
+from support.fake_ledger import EVIL, fake_measurement
 from support.tiny import save_tiny
-from test_html_view import EVIL, fake_measured
 
 from mend_jax import load_model
 from mend_jax.core.weight_edit import Edit
@@ -83,7 +83,7 @@ class FakeSession:
     def propose(self, fact):
         self._use("propose", fact)
         edit = Edit({}, facts=((fact.prompt, fact.target),))
-        self.proposal = Proposal(5, edit, fake_measured((fact.prompt, fact.target)), None, ())
+        self.proposal = Proposal(5, edit, fake_measurement((fact.prompt, fact.target)), None, ())
 
     def keep(self, number):
         self._use("keep", number)

@@ -18,7 +18,7 @@ import huggingface_hub
 import pytest
 from fuzzing import request_readers, weight_readers
 from fuzzing.reader import put
-from test_html_view import fake_entry, fake_measured, fake_shown
+from support.fake_ledger import fake_entry, fake_measurement, fake_view
 from test_pypi_weights import DATA, FakePip, make_wheel
 from test_run_report import fake_examples, fake_results
 
@@ -229,13 +229,13 @@ def report_with(text):
 
 
 def edits_with(text):
-    measured = fake_measured((text, text))
+    measured = fake_measurement((text, text))
     for fact in measured["facts"]:
         for line in fact["asked"] + fact["still"]:
             line |= {"before": text, "after": text}
     measured["warnings"] = [text]
     measured["edit"]["weights"][0]["name"] = text
-    shown = fake_shown(fake_entry(1, measured, editor=text, made=text))
+    shown = fake_view(fake_entry(1, measured, editor=text, made=text))
     with mock.patch.object(html_view, "edits_png", lambda shown: None):
         return html_view.render_ledger(
             shown | {"ledger": text, "base": shown["base"] | {"spec": text}}
