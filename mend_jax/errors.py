@@ -1,4 +1,4 @@
-"""Named errors: each message says what was wrong, where, and how to mend it."""
+"""Named errors: each message says what was wrong, where, and how to fix it."""
 
 import difflib
 import sys
@@ -9,8 +9,8 @@ class MendError(Exception):
     """Base class of every error that mend_jax raises on purpose.
 
     Attributes:
-      exit_status: what a command that ends with it returns.
-      everywhere: whether all processes of the run know of it and end in order.
+      exit_status: the exit status of a command that ends with it.
+      everywhere: whether all processes of the run have the error and end in an orderly way.
     """
 
     exit_status = 2
@@ -18,7 +18,7 @@ class MendError(Exception):
 
 
 def report_error(error: MendError) -> int:
-    """Says why a command ends, and returns the status that it ends with."""
+    """Print the error that ends a command, and return its exit status."""
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     return error.exit_status
 
@@ -44,32 +44,32 @@ class OutputError(MendError, OSError):
 
 
 class LedgerError(MendError):
-    """A ledger of edits that is damaged, cannot be written, or lacks what is asked of it."""
+    """A ledger of edits that is damaged, cannot be written, or lacks what a command requires."""
 
 
 class TrainingError(MendError):
-    """Training that cannot go on, such as a loss that is not finite."""
+    """Training that cannot continue, such as a loss that is not finite."""
 
 
 class PeerError(MendError):
-    """Another process of the run failed at what all must do."""
+    """Another process of the run failed in a step that all must complete."""
 
 
 class Preempted(MendError):
-    """A run was asked to stop and has saved its state; the same command goes on with it."""
+    """A run received a stop request and saved its state; the same command continues it."""
 
     exit_status = 143
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the machine, or a device of it, has no memory left."""
+    """Return whether an error means that the machine, or one of its devices, is out of memory."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """A clause " (did you mean ...?)" for the message about a name that is not known, or nothing.
+    """Return " (did you mean ...?)" for an error about an unknown name, or "".
 
-    Dotted names that end alike are near, wherever their group.
+    Dotted names with the same last part are close, whatever their group.
     """
     last = name.lower().split(".")[-1]
     close = sorted((k for k in known if k.split(".")[-1] == last), key=len)

@@ -1,1 +1,1 @@
-"""Files: atomic writers, checked JSON, checksums, a cache of downloaded packages."""
+"""Files: atomic writing, arrays, JSON, checksums, locks, a cache of packages; registries."""

@@ -1,4 +1,4 @@
-"""Checksums of arrays and of JSON, by which a checkpoint that was damaged is known."""
+"""Checksums of arrays and of JSON, to detect damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def array_checksums(tree: Any) -> dict[str, str]:
-    """A checksum of every array by its path, 16 hex digits.
+    """Return a checksum of every array by its path, 16 hex digits.
 
-    They depend on the bits of the arrays alone: however an array lies on devices or processes, its
-    checksum is the same, and no process needs the whole of it. A change of a single element is
-    always seen, others by all odds. It is against damage, not against forgery.
+    It depends on the array's bits only, not on its placement on devices or processes, and no
+    process needs the whole array. A change of a single element is always detected, other changes
+    almost certainly. It protects against damage, not against forgery.
     """
     leaves = jax.tree.leaves_with_path(tree)
-    found = jax.device_get([_sums(jnp.asarray(leaf)) for _, leaf in leaves])
+    sums = jax.device_get([_word_sums(jnp.asarray(leaf)) for _, leaf in leaves])
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
-    return {n: f"{int(a):08x}{int(b):08x}" for n, (a, b) in zip(names, found, strict=True)}
+    return {n: f"{int(a):08x}{int(b):08x}" for n, (a, b) in zip(names, sums, strict=True)}
 
 
 @jax.jit
-def _sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two sums modulo 2^32 of an array's words, each mixed with its place.
+def _word_sums(x: jax.Array) -> tuple[jax.Array, ...]:
+    """Return two sums modulo 2^32 of an array's words, each mixed with its position.
 
-    Sums of integers do not depend on their order, and mixing is one to one: a word that changes
-    changes the sum.
+    Integer sums do not depend on order, and mixing is one to one: a changed word changes the sum.
     """
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
@@ -46,13 +45,13 @@ def _sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _mixed(x: jax.Array) -> jax.Array:
-    """A number of 32 bits that looks random, of one that does not (MurmurHash3's last step)."""
+    """Return the word with its bits mixed (the finaliser of MurmurHash3)."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = (x ^ (x >> jnp.uint32(shift))) * jnp.uint32(factor)
     return x ^ (x >> jnp.uint32(16))
 
 
 def json_checksum(value: Mapping[str, Any]) -> str:
-    """The SHA-256 of a JSON object, whatever the order of its keys."""
+    """Return the SHA-256 of a JSON object; the order of its keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

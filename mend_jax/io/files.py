@@ -1,7 +1,7 @@
-"""Whole files, written atomically.
+"""Paths of local folders and object stores, and files that are written atomically.
 
-A run may live in a local folder, or in an object store under an address with a scheme (gs://...).
-There a file appears whole when it is written, and cannot be appended to.
+A run folder may be local, or in an object store at an address with a scheme (gs://...). An object
+appears whole when it is written, and cannot be appended to.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mend_jax.errors import ConfigError, OutputError
 
 
 def as_path(where: str | os.PathLike[str]) -> Any:
-    """A pathlib.Path, or for an address with a scheme the same of an object store.
+    """Return a pathlib.Path, or for an address with a scheme an etils path, with the same methods.
 
     Raises:
-      ConfigError: a scheme that is not known.
+      ConfigError: an unknown scheme.
     """
     text = os.fspath(where)
     if "://" not in text:
@@ -39,30 +39,30 @@ def as_path(where: str | os.PathLike[str]) -> Any:
 
 
 def is_remote(path: Any) -> bool:
-    """Whether a path of `as_path` lies in an object store."""
+    """Return whether a path of `as_path` is in an object store."""
     return not isinstance(path, Path)
 
 
 @contextlib.contextmanager
 def named_os_errors(path: Any) -> Iterator[None]:
-    """Inside it what the file system says has a name that tells what to do."""
+    """Turn the file system's errors in this block into an OutputError that says what to do."""
     try:
         yield
     except OSError as e:
         raise OutputError(
-            f"{path} cannot be written ({e}): make room there, or see that it can be written, and "
-            "run the same command again"
+            f"{path} cannot be written ({e}): make room there, or make it writable, and run the "
+            "same command again"
         ) from e
 
 
 def write_bytes(path: Any, data: bytes) -> None:
-    """Writes a whole file or nothing.
+    """Write a whole file or nothing.
 
-    Local: a new file beside it, flushed to disk, renamed over it. Remote: an object, which its
-    store shows only when all of it is there.
+    Local: a new file beside it is flushed to disk and renamed over it. Remote: the store shows an
+    object only when it is complete.
 
     Raises:
-      OutputError: it cannot be written.
+      OutputError: the file cannot be written.
     """
     with named_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,17 +87,17 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Any, text: str) -> None:
-    """`write_bytes` of UTF-8 text."""
+    """Write UTF-8 text; see `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Any, value: Any) -> None:
-    """`write_text` of indented JSON; numbers that are not finite, which JSON lacks, become null."""
+    """Write indented JSON with null for numbers that are not finite; see `write_bytes`."""
     write_text(path, json.dumps(replace_non_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def replace_non_finite(value: Any) -> Any:
-    """The value with None for every number that is not finite, for which JSON has no name."""
+    """Return the value with None for every number that is not finite, which JSON lacks."""
     if isinstance(value, dict):
         return {k: replace_non_finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

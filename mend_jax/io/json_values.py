@@ -1,4 +1,4 @@
-"""Values from outside: JSON with one kind of error, and whether a value is what a hint says."""
+"""Untrusted values: JSON with a single kind of error, and checks against type hints."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-DEEPEST = 64  # lists and objects in one another; what the project writes has fewer than ten
+DEEPEST = 64  # nested lists and objects; the files of the project have fewer than ten levels
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of JSON text, which as bytes is UTF-8.
+    """Return the value of JSON text; bytes are UTF-8.
 
     Raises:
       ValueError: not JSON, not UTF-8, a number of thousands of digits, or nested too deeply.
@@ -29,7 +29,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def is_too_deep(value: Any) -> bool:
-    """Whether a JSON value is nested more than `DEEPEST` deep, which recursion may not survive."""
+    """Return whether a JSON value is nested more than `DEEPEST` levels, too deep for recursion."""
     level = [value]
     for _ in range(DEEPEST):
         level = [child for node in level if isinstance(node, (dict, list))
@@ -40,11 +40,11 @@ def is_too_deep(value: Any) -> bool:
 
 
 def matches_type(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type hint.
+    """Return whether a value has the type of a hint.
 
-    A whole number is a float too, but true is no number, and a float must be finite. A list
-    stands for a tuple, as in JSON. Of a TypedDict the keys must be there, and others may be. Hints
-    that are not known here fit everything.
+    A whole number is also a float, but a bool is not a number, and a float must be finite. A list
+    matches a tuple, as in JSON. A TypedDict needs its keys and may have others. Hints unknown here
+    match everything.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -59,7 +59,7 @@ def matches_type(value: Any, hint: Any) -> bool:
         return type(value) is int or (type(value) is float and math.isfinite(value))
     if origin in (tuple, list):
         kinds = (tuple, list) if origin is tuple else list
-        return isinstance(value, kinds) and _items_fit(value, origin, args)
+        return isinstance(value, kinds) and _items_match(value, origin, args)
     if origin is dict:
         return isinstance(value, dict) and all(
             matches_type(k, args[0]) and matches_type(v, args[1]) for k, v in value.items()
@@ -72,7 +72,7 @@ def matches_type(value: Any, hint: Any) -> bool:
     return True
 
 
-def _items_fit(value: Any, origin: type, args: tuple[Any, ...]) -> bool:
+def _items_match(value: Any, origin: type, args: tuple[Any, ...]) -> bool:
     if origin is list or args[1:] == (...,):
         return all(matches_type(item, args[0]) for item in value)
     return len(value) == len(args) and all(map(matches_type, value, args))

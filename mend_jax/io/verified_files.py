@@ -1,7 +1,7 @@
-"""Files whose hash was right once: known again by size and time stamp, without being read.
+"""Files whose hash was verified once; size and time stamp identify them without another reading.
 
-A marker, a small JSON file, says what was seen. One that is missing, damaged or cannot be written
-only means that the file is hashed once more.
+A marker, a small JSON file, records them. If it is missing, damaged or cannot be written, the file
+is hashed again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mend_jax.io.json_values import parse_json
 
 
 def is_verified(marker: Path, path: Path, digest: str) -> bool:
-    """Whether the marker says that the file, as it is, has this hash.
+    """Return whether the marker records this hash for the file in its present state.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -26,7 +26,7 @@ def is_verified(marker: Path, path: Path, digest: str) -> bool:
 
 
 def mark_verified(marker: Path, path: Path, digest: str) -> None:
-    """Notes that the file was seen to have this hash.
+    """Record that the file has this hash.
 
     Raises:
       OSError: the marker cannot be written.

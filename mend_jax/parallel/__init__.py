@@ -1,1 +1,1 @@
-"""Many devices and many processes: the mesh, where arrays live on it, and how processes agree."""
+"""Many devices and processes: the mesh, the placement of arrays, agreement of processes."""

@@ -1,7 +1,7 @@
 """Many processes as one program: joining, agreeing, gathering, and stopping together.
 
-A run is started by the same command on every host. Process 0 writes logs and reports; checkpoints
-are written by all. With one process everything here costs nothing.
+The same command starts a run on every host. Process 0 writes logs and reports; all processes write
+checkpoints. With a single process everything here costs nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -26,53 +26,57 @@ AUTO = "MEND_DISTRIBUTED"
 COORDINATOR, COUNT, INDEX = "MEND_COORDINATOR", "MEND_NUM_PROCESSES", "MEND_PROCESS_ID"
 LOST_AFTER = "MEND_LOST_AFTER"
 
+E = TypeVar("E", bound=BaseException)
+
 
 def initialize() -> None:
-    """Joins this process to the others, once; must be the first use of JAX.
+    """Join this process to the others, once; must be the first use of JAX.
 
     With MEND_DISTRIBUTED=auto, which the launch scripts set on TPU pod slices, JAX finds the hosts
-    by itself; so it does on GKE without it. Elsewhere the environment tells: MEND_COORDINATOR
-    (host:port of process 0), MEND_NUM_PROCESSES and MEND_PROCESS_ID, as launch/local_pod.sh sets
-    them. Without any of these the program is one process.
+    itself, as it does on GKE. Elsewhere the environment defines them: MEND_COORDINATOR (host:port
+    of process 0), MEND_NUM_PROCESSES and MEND_PROCESS_ID, which launch/local_pod.sh sets. Without
+    any of these the program is one process.
 
-    A process that is not heard of for MEND_LOST_AFTER seconds (default 100) counts as lost, and the
-    others end. Most often they end sooner, when they miss it in a collective.
+    A process that has sent no heartbeat for MEND_LOST_AFTER seconds (default 100) counts as lost,
+    and the others end. Usually they end sooner, when a collective misses it.
 
     Raises:
-      ConfigError: some of the three are missing or are not numbers, or process 0 is not reached.
+      ConfigError: some of the three are missing or not numbers, or process 0 cannot be reached.
     """
     if jax.distributed.is_initialized():
         return
     lost_after = os.environ.get(LOST_AFTER) or "100"
     if not lost_after.isdecimal() or int(lost_after) < 1:
         raise ConfigError(f"{LOST_AFTER} is {lost_after!r}: give a whole number of seconds")
-    patience = {"heartbeat_timeout_seconds": int(lost_after)}
-    found = {name: os.environ.get(name) for name in (COORDINATOR, COUNT, INDEX)}
-    if any(found.values()):
-        missing = [name for name, value in found.items() if not value]
+    timeout = int(lost_after)
+    settings = {name: os.environ.get(name, "") for name in (COORDINATOR, COUNT, INDEX)}
+    if any(settings.values()):
+        missing = [name for name, value in settings.items() if not value]
         if missing:
-            raise ConfigError(f"{missing} not set, though others are: set all of {list(found)}")
+            raise ConfigError(f"{missing} not set, though others are: set all of {list(settings)}")
         try:
-            count, index = int(found[COUNT]), int(found[INDEX])
+            count, index = int(settings[COUNT]), int(settings[INDEX])
         except ValueError as e:
             raise ConfigError(f"{COUNT} and {INDEX} must be whole numbers: {e}") from e
         if not 0 <= index < count:
             raise ConfigError(f"{INDEX} is {index}: give 0 to {count - 1}")
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         try:
-            jax.distributed.initialize(found[COORDINATOR], count, index, **patience)
+            jax.distributed.initialize(
+                settings[COORDINATOR], count, index, heartbeat_timeout_seconds=timeout
+            )
         except RuntimeError as e:
             raise ConfigError(
-                f"process {index} of {count} cannot join at {found[COORDINATOR]}: "
+                f"process {index} of {count} cannot join at {settings[COORDINATOR]}: "
                 f"{_first_line(e)}; start all {count} processes, and give them the address of "
                 f"process 0 in {COORDINATOR}"
             ) from e
     elif os.environ.get(AUTO) == "auto" or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize(**patience)
+        jax.distributed.initialize(heartbeat_timeout_seconds=timeout)
 
 
 def is_writer() -> bool:
-    """Whether this process writes what there is one of: logs, results, the report."""
+    """Return whether this process writes the single files of a run: logs, results, the report."""
     return jax.process_index() == 0
 
 
@@ -83,9 +87,10 @@ def print_once(text: str) -> None:
 
 
 def gather(tree: Any) -> Any:
-    """Global arrays, or each process's part of one, as whole numpy arrays on every process.
+    """Return global arrays as whole numpy arrays on every process.
 
-    numpy arrays are parts (stacked along the first axis in the order of the processes).
+    A numpy array is one process's part; the parts are concatenated along the first axis in the
+    order of the processes.
     """
     if jax.process_count() == 1:
         return jax.device_get(tree)
@@ -95,14 +100,14 @@ def gather(tree: Any) -> Any:
 
 
 def require_agreement(what: str, lines: list[str]) -> None:
-    """Stops every process where one of them has other lines than process 0.
+    """Stop all processes if the lines of one differ from those of process 0.
 
     Args:
       what: what the lines describe, e.g. "config".
       lines: one statement each, compared by position.
 
     Raises:
-      ConfigError: on all processes; names each process that differs, and on those that do, how.
+      ConfigError: on all processes; it names those that differ, and on these also how.
     """
     if jax.process_count() == 1:
         return
@@ -116,25 +121,25 @@ def require_agreement(what: str, lines: list[str]) -> None:
     here = jax.process_index()
     theirs, ours = sorted(set(first) - set(lines)), sorted(set(lines) - set(first))
     how = f": process 0 has {theirs}, process {here} has {ours}" if here in others else ""
-    error = ConfigError(
-        f"the {what} of process {', '.join(map(str, others))} differs from that of process 0{how}; "
-        "start the same code with the same flags on every host"
+    raise _raised_everywhere(
+        ConfigError(
+            f"the {what} of process {', '.join(map(str, others))} differs from that of process "
+            f"0{how}; start the same code with the same flags on every host"
+        )
     )
-    error.everywhere = True
-    raise error
 
 
 @contextlib.contextmanager
 def fail_together(what: str) -> Iterator[None]:
-    """A block that all processes run, or none goes on from: the error of one ends it for all.
+    """Run a block on all processes; an error on one of them ends it on all.
 
-    Inside there must be no communication but further `fail_together` blocks and what uses them.
+    The block must not communicate except by further `fail_together` blocks.
 
     Args:
       what: what the block does, e.g. "loading base and data".
 
     Raises:
-      PeerError: on the processes whose own block was fine; names those that failed, and how.
+      PeerError: on the processes whose own block succeeded; it names those that failed, and how.
     """
     if jax.process_count() == 1:
         yield
@@ -142,35 +147,45 @@ def fail_together(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        if not getattr(e, "everywhere", False):
-            _failures(f"{type(e).__name__}: {e}")
-            e.everywhere = True
+        if not _is_everywhere(e):
+            _exchange_errors(f"{type(e).__name__}: {e}")
+            _raised_everywhere(e)
         raise
-    failures = {i: text for i, text in enumerate(_failures("")) if text}
-    if failures:
-        told = "; ".join(f"process {i}: {text}" for i, text in failures.items())
-        error = PeerError(f"{what} failed on {len(failures)} of {jax.process_count()}: {told}")
-        error.everywhere = True
-        raise error
+    errors = {i: text for i, text in enumerate(_exchange_errors("")) if text}
+    if errors:
+        texts = "; ".join(f"process {i}: {text}" for i, text in errors.items())
+        raise _raised_everywhere(
+            PeerError(f"{what} failed on {len(errors)} of {jax.process_count()}: {texts}")
+        )
 
 
-_LONGEST = 2000  # bytes of an error that the others are told
+def _raised_everywhere(error: E) -> E:
+    """Return the error, marked as one that all processes have."""
+    vars(error)["everywhere"] = True
+    return error
 
 
-def _failures(mine: str) -> list[str]:
-    """Each process's error, or ""."""
-    data = np.zeros(_LONGEST, np.uint8)
-    text = np.frombuffer(mine.encode()[:_LONGEST], np.uint8)
+def _is_everywhere(error: BaseException) -> bool:
+    return getattr(error, "everywhere", False)
+
+
+_MOST_ERROR_BYTES = 2000
+
+
+def _exchange_errors(mine: str) -> list[str]:
+    """Return each process's error, or "" for those without."""
+    data = np.zeros(_MOST_ERROR_BYTES, np.uint8)
+    text = np.frombuffer(mine.encode()[:_MOST_ERROR_BYTES], np.uint8)
     data[: len(text)] = text
     everyone = np.asarray(multihost_utils.process_allgather(data))
     return [bytes(one).rstrip(b"\0").decode(errors="replace") for one in everyone]
 
 
 def broadcast_from_writer(what: str, compute: Callable[[], str]) -> str:
-    """A text that process 0 computes, on every process.
+    """Return, on every process, the text that process 0 computes.
 
     Raises:
-      PeerError: process 0 could not; see `fail_together`.
+      PeerError: process 0 failed; see `fail_together`.
     """
     with fail_together(what):
         text = compute() if is_writer() else ""
@@ -178,21 +193,21 @@ def broadcast_from_writer(what: str, compute: Callable[[], str]) -> str:
 
 
 def exit_if_alone(error: BaseException) -> None:
-    """Ends this process at once where only it knows of the error, so that the others notice.
+    """End this process at once if it alone has the error, so that the others notice.
 
-    An orderly end waits for the others, and they wait for this one in their next collective. With
-    one process, or an error that all have, it returns.
+    An orderly end would wait for the others, which wait for this process in their next collective.
+    Returns if there is one process, or if all have the error.
     """
-    everyones = isinstance(error, (Preempted, TrainingError)) or getattr(error, "everywhere", False)
-    if not jax.distributed.is_initialized() or everyones:
+    shared = isinstance(error, (Preempted, TrainingError)) or _is_everywhere(error)
+    if not jax.distributed.is_initialized() or shared:
         return
     if not isinstance(error, MendError):
         traceback.print_exception(error)
-    why = "the others cannot go on without it"
+    why = "the others cannot continue without it"
     if isinstance(error, jax.errors.JaxRuntimeError):
         why = (
             "perhaps another was lost: see the end of its log. Start all with the same command "
-            "again: the run goes on from its last checkpoint"
+            "again: the run continues from its last checkpoint"
         )
     here = f"process {jax.process_index()} of {jax.process_count()}"
     print(f"{here} ends; {why}", file=sys.stderr, flush=True)
@@ -205,7 +220,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _broadcast_text(text: str) -> str:
-    """The text of process 0, on every process."""
+    """Return the text of process 0 on every process."""
     size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text.encode()), np.int32)))
     data = np.zeros(size, np.uint8)
     if jax.process_index() == 0:
@@ -214,7 +229,7 @@ def _broadcast_text(text: str) -> str:
 
 
 def source_digests() -> list[str]:
-    """`path digest` of every source file of the library."""
+    """Return a line `path digest` for every source file of the library."""
     root = Path(__file__).parents[1]
     return [
         f"{p.relative_to(root)} {hashlib.sha256(p.read_bytes()).hexdigest()[:12]}"

@@ -1,4 +1,4 @@
-"""The device mesh and where arrays live on it; one device is a mesh of one."""
+"""The device mesh, and how batches are split over it; a single device is a mesh of size 1."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Int
 
 from mend_jax.errors import ConfigError
 from mend_jax.parallel.layout import EDIT_AXES
@@ -18,10 +19,13 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """A mesh with axes data, fsdp and tensor; `data` may be -1 for all devices that are left.
+    """Return a mesh with axes data, fsdp and tensor; `data` may be -1 for all remaining devices.
 
-    Axis types are Auto: the compiler propagates shardings (JAX's default has become Explicit, which
-    linen modules do not support).
+    Axis types are Auto: the compiler propagates shardings. (JAX's default has become Explicit,
+    which linen modules do not support.)
+
+    Raises:
+      ConfigError: there are too few devices, or processes without any.
     """
     sizes = {axis: int(sizes.get(axis, 1)) for axis in AXES}
     n_devices = jax.device_count()
@@ -41,62 +45,60 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
 
 
 def mesh_over(devices: np.ndarray) -> Mesh:
-    """A mesh of devices [data, fsdp, tensor]."""
+    """Return the mesh of devices [data, fsdp, tensor]."""
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def use_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
-    """A context in which models and editors know the mesh that they run on; one device needs none.
-
-    See `layout`.
-    """
+    """Return a context that makes the mesh active for `layout`; one device needs none."""
     return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
 
 
 def mesh_of_arrays(tree: Any) -> Mesh:
-    """The mesh that arrays lie on; of arrays on no mesh, one of the first array's device."""
+    """Return the mesh of a tree of arrays; without one, a mesh of the first array's device."""
     sharding = jax.tree.leaves(tree)[0].sharding
-    if isinstance(sharding, NamedSharding):
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
         return sharding.mesh
     devices = np.asarray(sorted(sharding.device_set, key=lambda d: d.id)[:1]).reshape(1, 1, 1)
     return mesh_over(devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """How the edits of a step, the first axis of every text, lie on a mesh."""
+    """Return the sharding of a step's edits, the first axis of every array of texts."""
     return NamedSharding(mesh, P(EDIT_AXES))
 
 
-def local_edit_numbers(mesh: Mesh, n_edits: int) -> np.ndarray:
-    """Which of a step's edits the devices of this process hold, by number, in order.
+def local_edit_numbers(mesh: Mesh, n_edits: int) -> Int[np.ndarray, " local"]:
+    """Return the sorted numbers of a step's edits that the devices of this process hold.
 
-    Where `tensor` spans processes several of them hold, and make, the same edits.
+    If `tensor` spans processes, several of them hold, and make, the same edits.
     """
-    boxes = batch_sharding(mesh).addressable_devices_indices_map((n_edits,))
-    return np.unique(np.concatenate([np.arange(n_edits)[box] for (box,) in boxes.values()]))
+    indices = batch_sharding(mesh).addressable_devices_indices_map((n_edits,)).values()
+    return np.unique(np.concatenate([np.arange(n_edits)[index or ...] for index in indices]))
 
 
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
-    """Return this process's edits (`local_edit_numbers`) as part of global arrays on the mesh."""
+    """Return global arrays on the mesh from the edits of this process (`local_edit_numbers`)."""
     sharding, ways = batch_sharding(mesh), batch_axis_size(mesh)
     n_edits = len(jax.tree.leaves(batch)[0]) // len(local_edit_numbers(mesh, ways)) * ways
     mine = local_edit_numbers(mesh, n_edits)
 
-    def one(part: np.ndarray) -> jax.Array:
-        def of_device(box):
-            return part[np.searchsorted(mine, np.arange(n_edits)[box[0]])]
+    def to_global(part: np.ndarray) -> jax.Array:
+        def device_part(index: tuple[slice, ...] | None) -> np.ndarray:
+            numbers = np.arange(n_edits)[index[0] if index else ...]
+            return part[np.searchsorted(mine, numbers)]
 
-        return jax.make_array_from_callback((n_edits, *part.shape[1:]), sharding, of_device)
+        return jax.make_array_from_callback((n_edits, *part.shape[1:]), sharding, device_part)
 
-    return jax.tree.map(one, batch)
+    return jax.tree.map(to_global, batch)
 
 
 def batch_axis_size(mesh: Mesh) -> int:
-    """How many ways the edits of a step are split."""
+    """Return the number of parts that the edits of a step are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def round_up_edits(mesh: Mesh, n_edits: int) -> int:
-    """The next number of edits that the mesh can split."""
+    """Return the smallest number of edits, at least `n_edits`, that the mesh can split."""
     ways = batch_axis_size(mesh)
     return -(-n_edits // ways) * ways

@@ -1,8 +1,8 @@
-"""Where each array lives on the mesh: regex rules from names to PartitionSpecs.
+"""The placement of arrays on the mesh: rules from path patterns to PartitionSpecs.
 
-Weights are split over `tensor` (Megatron's way: the inner width of an MLP and the heads of
-attention) and over `fsdp` along their other axis. The editor's matrices are split along the rank
-over `tensor` and along the width over `fsdp`; its optimiser state lies as the parameters do.
+Weights are split over `tensor` as in Megatron (the inner width of an MLP and the heads of
+attention) and over `fsdp` along their other axis. An editor declares rules for its own arrays; the
+optimiser state is placed like the parameters it belongs to.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from mend_jax.errors import ConfigError
 
 
 class Rule(NamedTuple):
-    """A whole-path regular expression and the axes of what it matches, from the last axis back.
+    """The mesh axes of the arrays whose whole path matches a regular expression.
 
-    `axes` names the last axes of an array; leading ones (the stack of a trunk) are never split.
+    `axes` belong to the last axes of an array; leading ones (the stack of a trunk) are never split.
     """
 
     pattern: str
@@ -48,43 +48,45 @@ BASE_RULES = (
     Rule(r"(\w+_)?position", (None, "fsdp")),
     Rule(r"(\w+_)?norm(_\w+)?/(scale|bias)"),
 )
-"""For the tensors that families share, by nested path; a family adds rules for its others."""
+"""Rules for the tensors that families share, by nested path; a family adds rules for others."""
 
 OPTIMIZER_RULES = (Rule(r"(.*/)?(count|step|mini_step|gradient_step|skip_state)(/.*)?"),)
-"""For what the optimiser state holds besides mirrors of the editor's parameters.
+"""Rules for the optimiser state, except for mirrors of the editor's parameters.
 
-The rules of an editor's parameters and state are its own: `EditTransform.sharding_rules`.
+An editor declares those of its parameters and state: `EditTransform.sharding_rules`.
 """
 
 
 def key_path_name(keys: Sequence[Any]) -> str:
-    """A key path of `jax.tree_util` as `a/b/0/c`."""
+    """Return a key path of `jax.tree_util` as `a/b/0/c`."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
 
 
 def partition_spec(
     path: str, shape: Sequence[int], rules: Sequence[Rule], mesh: Mesh | AbstractMesh
 ) -> P:
-    """The PartitionSpec of one array.
+    """Return the PartitionSpec of one array.
 
-    An axis that a rule would split but that does not divide stays whole (GPT-2's 50257 words).
+    An axis that the mesh axis does not divide stays whole (GPT-2's 50257 words).
 
     Raises:
       ConfigError: no rule matches, or more than one.
     """
     if not shape:
         return P()
-    found = [rule for rule in rules if re.fullmatch(rule.pattern, path)]
-    if len(found) != 1:
-        patterns = [rule.pattern for rule in found]
+    matches = [rule for rule in rules if re.fullmatch(rule.pattern, path)]
+    if len(matches) != 1:
+        patterns = [rule.pattern for rule in matches]
         raise ConfigError(
             f"sharding: {path} {list(shape)} matches "
-            + (f"{len(found)} rules, {patterns}: make them exclude each other"
-               if found else "no rule: declare one in the editor's `sharding`, or in BASE_RULES")
+            + (f"{len(matches)} rules, {patterns}: make them exclude each other"
+               if matches else "no rule: declare one in the editor's `sharding`, or in BASE_RULES")
         )  # fmt: skip
-    axes = found[0].axes
+    axes = matches[0].axes
     if len(axes) > len(shape):
-        raise ConfigError(f"sharding: {path} {list(shape)} has fewer axes than its rule {axes}")
+        raise ConfigError(
+            f"sharding: {path} {list(shape)} has fewer axes than its rule {axes}: shorten it"
+        )
     names = [None] * (len(shape) - len(axes)) + list(axes)
     kept = [n if n and size % mesh.shape[n] == 0 else None for n, size in zip(names, shape)]  # noqa: B905
     while kept and kept[-1] is None:
@@ -93,40 +95,40 @@ def partition_spec(
 
 
 def make_shardings(mesh: Mesh, tree: Any, rules: Sequence[Rule]) -> Any:
-    """A NamedSharding for every leaf of a tree of arrays (or ShapeDtypeStructs).
+    """Return a NamedSharding for every leaf of a tree of arrays (or ShapeDtypeStructs).
 
     Raises:
-      ConfigError: naming every leaf that no rule, or more than one, matches.
+      ConfigError: a leaf matches no rule, or more than one; every such leaf is named.
     """
     problems = []
 
-    def one(keys, leaf):
+    def sharding_of_leaf(keys: Sequence[Any], leaf: Any) -> NamedSharding | None:
         try:
             return NamedSharding(mesh, partition_spec(key_path_name(keys), leaf.shape, rules, mesh))
         except ConfigError as e:
             problems.append(str(e))
             return None
 
-    found = jax.tree_util.tree_map_with_path(one, tree)
+    shardings = jax.tree_util.tree_map_with_path(sharding_of_leaf, tree)
     if problems:
         raise ConfigError("\n".join(problems))
-    return found
+    return shardings
 
 
 def place(mesh: Mesh, tree: Any, rules: Sequence[Rule]) -> Any:
-    """The tree on the mesh, each leaf as its rule says."""
+    """Return the tree on the mesh, each leaf placed by its rule."""
     return jax.device_put(tree, make_shardings(mesh, tree, rules))
 
 
 def abstract_arrays(tree: Any, shardings: Any) -> Any:
-    """ShapeDtypeStructs of a tree of arrays (or of such) as they would lie by `shardings`."""
+    """Return ShapeDtypeStructs with these shardings for a tree of arrays (or of such structs)."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
     )
 
 
 def bytes_per_device(tree: Any) -> int:
-    """The largest number of bytes that one device holds of a tree of sharded arrays."""
+    """Return the most bytes that any device holds of a tree of sharded arrays."""
     total: dict[Any, int] = {}
     for leaf in jax.tree.leaves(tree):
         shape = leaf.sharding.shard_shape(leaf.shape)

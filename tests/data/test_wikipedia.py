@@ -145,7 +145,7 @@ def test_kept_files_follow_the_umask(monkeypatch, tmp_path):
     [
         (None, "cannot download some-package==1.0 with pip: ERROR: no such package; .* Do this"),
         (b"other", "a/b.txt of .* has 5 bytes and sha256 .*, expected 7 and .*not the .* Do this"),
-        (b"", "cannot take a/b.txt out of some_package-1.0.*: .*a/b.txt.* Do this"),
+        (b"", "cannot extract a/b.txt from some_package-1.0.*: .*a/b.txt.* Do this"),
     ],
 )
 def test_failed_downloads_say_what_to_do(monkeypatch, tmp_path, content, message):
@@ -157,7 +157,9 @@ def test_failed_downloads_say_what_to_do(monkeypatch, tmp_path, content, message
 
 def test_a_wheel_of_another_name_or_content_is_refused(monkeypatch, tmp_path):
     file = fake_pip(monkeypatch, b"content", [])
-    with pytest.raises(DataError, match=r"pip: other-1-py3-none-any.whl did not come; .* Do this"):
+    with pytest.raises(
+        DataError, match=r"pip: it did not write other-1-py3-none-any.whl; .* Do this"
+    ):
         other = dataclasses.replace(file, file="other-1-py3-none-any.whl")
         package_cache.fetch(other, DataError, "Do this.", tmp_path)
     with pytest.raises(DataError, match=r"has sha256 .*, expected 0: it is not .* Do this"):
