@@ -20,7 +20,7 @@ from mend_jax.hub.text_encoding import pad_ids
 from mend_jax.hub.tokenizer import Tokenizer, load_tokenizer
 from mend_jax.models import Family, WeightSpec, editable_weights
 from mend_jax.models.abstract_model import DTYPES, abstract_model
-from mend_jax.models.editable_model import EditableModel, Inputs, make_inputs
+from mend_jax.models.editable_model import EditableModel, Inputs, ModelConfig, make_inputs
 from mend_jax.models.generation import generate, greedy, sampler
 from mend_jax.models.params import Params, nest, stack_trunk, stacked_paths
 from mend_jax.models.tensor_spec import TensorSpec
@@ -47,7 +47,7 @@ class LanguageModel:
 
     spec: str
     family: Family
-    config: Any
+    config: ModelConfig
     module: EditableModel
     params: Params
     weights: tuple[WeightSpec, ...]
@@ -124,7 +124,7 @@ class LanguageModel:
           DataError: an empty prompt, or one that does not fit the model's context.
         """
         self._require_generator()
-        many = [prompts] if isinstance(prompts, str) else list(prompts)
+        many = _as_list(prompts)
         if not many or max_new_tokens < 1:
             raise DataError(
                 f"{len(many)} prompts and {max_new_tokens} new tokens: give at least one of each"
@@ -153,7 +153,7 @@ class LanguageModel:
           DataError: no prompt, an empty one, or one that does not fit the model's context.
         """
         self._require_generator()
-        many = [prompts] if isinstance(prompts, str) else list(prompts)
+        many = _as_list(prompts)
         if not many:
             raise DataError("no prompts: give at least one")
         inputs = self._prompts(many, 1)
@@ -173,7 +173,7 @@ class LanguageModel:
           ConfigError: the model is not a classifier.
           DataError: no claim, an empty one, or one that does not fit the model's context.
         """
-        many = [claims] if isinstance(claims, str) else list(claims)
+        many = _as_list(claims)
         if not many:
             raise DataError("no claims to score: give at least one")
         if not self.is_classifier:
@@ -198,7 +198,7 @@ class LanguageModel:
         tokens, mask = self._encode(many, max_new)
         if self.module.kind != "seq2seq":
             return make_inputs(tokens, mask)
-        start = np.asarray([self.config.decoder_prompt] * len(many), np.int32)
+        start = np.asarray([self.module.config.decoder_prompt] * len(many), np.int32)
         return make_inputs(start, np.ones(start.shape, bool), tokens, mask)
 
     def _require_generator(self) -> None:
@@ -226,6 +226,10 @@ class LanguageModel:
         width = round_up(max(map(len, rows)), _BUCKET)
         padded = [pad_ids(row, width, self.tokenizer.pad_id) for row in rows]
         return np.stack([ids for ids, _ in padded]), np.stack([mask for _, mask in padded])
+
+
+def _as_list(texts: str | Sequence[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def _deltas_only(edit: Edit | None) -> Edit | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from mend_jax.errors import ConfigError
-from mend_jax.models.editable_model import EditableModel
+from mend_jax.models.editable_model import EditableModel, ModelConfig
 from mend_jax.models.editable_weights import WeightSpec, choose_weights, count_top_blocks
 from mend_jax.models.family import Family, HFConfig, find_family, parse_config
 from mend_jax.models.params import stacked_paths
@@ -20,7 +20,7 @@ class AbstractModel(NamedTuple):
     """A model without its weights: see the attributes of `LanguageModel`."""
 
     family: Family
-    config: Any
+    config: ModelConfig
     module: EditableModel
     weights: tuple[WeightSpec, ...]
 

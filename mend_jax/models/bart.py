@@ -10,11 +10,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mend_jax.models.attention import CrossAttention, SelfAttention
-from mend_jax.models.blocks import Block
+from mend_jax.models.blocks import BiasedBlock
 from mend_jax.models.encoder_decoder import DECODER, ENCODER, EncoderDecoder
 from mend_jax.models.family import Family, HFConfig
-from mend_jax.models.layers import MLP, LayerNorm, activation, broadcast_last
+from mend_jax.models.layers import LayerNorm, activation, broadcast_last
 from mend_jax.models.tensor_spec import TensorSpec, linears_specs, norm_specs
 from mend_jax.parallel.sharding import Rule
 
@@ -30,6 +29,7 @@ class Side(NamedTuple):
     d_inner: int
     head_dim: int
     act: str
+    norm_eps: float = NORM_EPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,28 +121,10 @@ def config_from_hf(hf: HFConfig) -> BartConfig:
     )
 
 
-class BartBlock(Block):
+class BartBlock(BiasedBlock):
     """A post-norm block, built from a `Side`."""
 
     pre_norm = False
-
-    def attention(self, name: str) -> SelfAttention:
-        c = self.config
-        return SelfAttention(
-            c.n_heads, c.n_heads, c.head_dim, qkv_bias=True, out_bias=True,
-            dtype=self.dtype, name=name,
-        )  # fmt: skip
-
-    def cross(self, name: str) -> CrossAttention:
-        c = self.config
-        return CrossAttention(c.n_heads, c.head_dim, use_bias=True, dtype=self.dtype, name=name)
-
-    def mlp(self, name: str) -> MLP:
-        c = self.config
-        return MLP(c.d_inner, activation(c.act), dtype=self.dtype, name=name)
-
-    def norm(self, name: str) -> LayerNorm:
-        return LayerNorm(NORM_EPS, self.dtype, name=name)
 
 
 class Bart(EncoderDecoder):

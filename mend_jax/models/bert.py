@@ -13,10 +13,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mend_jax.models.attention import SelfAttention
-from mend_jax.models.blocks import Block
+from mend_jax.models.blocks import BiasedBlock
 from mend_jax.models.family import Family, HFConfig
-from mend_jax.models.layers import MLP, LayerNorm, activation
+from mend_jax.models.layers import LayerNorm, activation
 from mend_jax.models.single_stack import NO_HEAD, TextClassifier
 from mend_jax.models.tensor_spec import TensorSpec, linear_specs, linears_specs, norm_specs
 from mend_jax.parallel.sharding import Rule
@@ -79,23 +78,10 @@ def _count_labels(hf: HFConfig) -> int:
     return 1 if hf.get("id2label") is None else len(hf["id2label"])
 
 
-class BertBlock(Block):
-    """A post-norm block with biases everywhere."""
+class BertBlock(BiasedBlock):
+    """A post-norm block."""
 
     pre_norm = False
-
-    def attention(self, name: str) -> SelfAttention:
-        c = self.config
-        return SelfAttention(
-            c.n_heads, c.n_heads, c.head_dim, qkv_bias=True, out_bias=True,
-            dtype=self.dtype, name=name,
-        )  # fmt: skip
-
-    def mlp(self, name: str) -> MLP:
-        return MLP(self.config.d_inner, activation(self.config.act), dtype=self.dtype, name=name)
-
-    def norm(self, name: str) -> LayerNorm:
-        return LayerNorm(self.config.norm_eps, self.dtype, name=name)
 
 
 class Bert(TextClassifier):

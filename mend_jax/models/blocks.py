@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mend_jax.models.attention import Cache, Context, CrossAttention, Layer
+from mend_jax.models.attention import Cache, Context, CrossAttention, Layer, SelfAttention
+from mend_jax.models.layers import MLP, LayerNorm, activation
 from mend_jax.parallel.layout import keep_last_axis_whole
 
 
@@ -65,6 +66,32 @@ class Block(nn.Module):
     def after(self, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
         """Add a part's output y to the residual x."""
         return keep_last_axis_whole(x + y if self.pre_norm else self.norm(name)(x + y))
+
+
+class BiasedBlock(Block):
+    """A block with LayerNorms and biases everywhere.
+
+    Its config has n_heads, head_dim, d_inner, act and norm_eps.
+    """
+
+    fused: ClassVar[bool] = False
+
+    def attention(self, name: str) -> SelfAttention:
+        c = self.config
+        return SelfAttention(
+            c.n_heads, c.n_heads, c.head_dim, fused=self.fused, qkv_bias=True, out_bias=True,
+            dtype=self.dtype, name=name,
+        )  # fmt: skip
+
+    def cross(self, name: str) -> CrossAttention:
+        c = self.config
+        return CrossAttention(c.n_heads, c.head_dim, use_bias=True, dtype=self.dtype, name=name)
+
+    def mlp(self, name: str) -> MLP:
+        return MLP(self.config.d_inner, activation(self.config.act), dtype=self.dtype, name=name)
+
+    def norm(self, name: str) -> LayerNorm:
+        return LayerNorm(self.config.norm_eps, self.dtype, name=name)
 
 
 class Stack(NamedTuple):

@@ -34,7 +34,6 @@ class EncoderDecoder(EditableModel):
 
     @staticmethod
     def stack_sizes(config: Any) -> dict[str, int]:
-        """Return how many blocks each stack has, by its name."""
         return {f"{ENCODER}_block": config.n_encoder, f"{DECODER}_block": config.n_decoder}
 
     def setup(self) -> None:
@@ -79,7 +78,6 @@ class EncoderDecoder(EditableModel):
     def run_top(
         self, state: TrunkStates, inputs: Inputs, rows: Int[Array, "B R"] | None = None
     ) -> Float[Array, "B R D"]:
-        """Return the decoder's last states at the wanted rows (None: all)."""
         encoder, decoder = self.stacks
         x_BxTxD = state[DECODER]
         memory_BxMxD = self.last_states(state, inputs)
@@ -89,7 +87,6 @@ class EncoderDecoder(EditableModel):
         return decoder.top(self, x_BxTxD, dataclasses.replace(context, rows=rows))[0]
 
     def last_states(self, state: TrunkStates, inputs: Inputs) -> Float[Array, "B M D"]:
-        """Return the memory."""
         encoder, h_BxMxD = self.stacks[0], state[ENCODER]
         if not encoder.n_top:
             return h_BxMxD  # the trunk has finished it

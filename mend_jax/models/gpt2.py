@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mend_jax.models.attention import SelfAttention
-from mend_jax.models.blocks import Block
+from mend_jax.models.blocks import BiasedBlock
 from mend_jax.models.family import Family, HFConfig
-from mend_jax.models.layers import MLP, LayerNorm, gelu_tanh
+from mend_jax.models.layers import LayerNorm
 from mend_jax.models.single_stack import DecoderLM
 from mend_jax.models.tensor_spec import TensorSpec, linears_specs, norm_specs
 
@@ -33,6 +32,8 @@ class GPT2Config:
     d_inner: int
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
+
+    act: ClassVar[str] = "gelu_new"
 
     @property
     def head_dim(self) -> int:
@@ -59,8 +60,8 @@ def common_config(hf: HFConfig, make: type[C], names: Iterable[str], **more: Any
     Raises:
       KeyError, ValueError: a field is missing, or has an unsupported value.
     """
-    if hf.get("activation_function", "gelu_new") != "gelu_new":
-        raise ValueError(f"activation_function {hf['activation_function']!r} is not gelu_new")
+    if hf.get("activation_function", make.act) != make.act:
+        raise ValueError(f"activation_function {hf['activation_function']!r} is not {make.act}")
     n_positions, n_layer, d_model, n_heads, d_inner = names
     return make(
         vocab_size=hf["vocab_size"],
@@ -86,21 +87,10 @@ def config_from_hf(hf: HFConfig) -> GPT2Config:
     return common_config(hf, GPT2Config, NAMES, tie_embeddings=tied)
 
 
-class GPT2Block(Block):
-    """A pre-norm block with biases everywhere."""
+class GPT2Block(BiasedBlock):
+    """A pre-norm block with fused queries, keys and values."""
 
-    def attention(self, name: str) -> SelfAttention:
-        c = self.config
-        return SelfAttention(
-            c.n_heads, c.n_heads, c.head_dim, fused=True, qkv_bias=True, out_bias=True,
-            dtype=self.dtype, name=name,
-        )  # fmt: skip
-
-    def mlp(self, name: str) -> MLP:
-        return MLP(self.config.d_inner, gelu_tanh, dtype=self.dtype, name=name)
-
-    def norm(self, name: str) -> LayerNorm:
-        return LayerNorm(self.config.norm_eps, self.dtype, name=name)
+    fused = True
 
 
 class GPT2(DecoderLM):

@@ -35,7 +35,6 @@ class SingleStack(EditableModel):
         return self.look_up(tokens).astype(self.dtype)
 
     def run_trunk(self, inputs: Inputs) -> Float[Array, "B T D"]:
-        """Return the states that leave the trunk."""
         context = full_context(inputs.mask, self.causal)
         h = self.embed(inputs.tokens, context.positions)
         return self.stacks[0].trunk(self, h, context)[0]
@@ -43,7 +42,6 @@ class SingleStack(EditableModel):
     def run_top(
         self, state: Float[Array, "B T D"], inputs: Inputs, rows: Int[Array, "B R"] | None = None
     ) -> Float[Array, "B R D"]:
-        """Return the last states at the wanted rows (None: all)."""
         context = dataclasses.replace(full_context(inputs.mask, self.causal), rows=rows)
         return self.stacks[0].top(self, state, context)[0]
 
@@ -69,15 +67,12 @@ class DecoderLM(SingleStack):
         raise NotImplementedError
 
     def last_states(self, state: Float[Array, "B T D"], inputs: Inputs) -> Float[Array, "B T D"]:
-        """Return the normed last states."""
         return self.final_norm(self.run_top(state, inputs))
 
     def head(self, h: Float[Array, "*lead D"]) -> Float[Array, "*lead V"]:
-        """Return the float32 logits of last states."""
         return self.unembed(self.final_norm(h))
 
     def open_cache(self, inputs: Inputs, slots: int) -> Cache:
-        """Return an empty key/value cache of `slots` positions."""
         c, batch = self.config, inputs.tokens.shape[0]
         block = empty_block_cache(batch, slots, c.n_kv_heads, c.head_dim, self.dtype)
         return self.stacks[0].empty_cache(block)
@@ -85,7 +80,6 @@ class DecoderLM(SingleStack):
     def extend(
         self, tokens: Int[Array, "B T"], context: Context, cache: Cache
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Return the last states of new tokens, and the cache with them."""
         h = self.embed(tokens, context.positions)
         h, trunk = self.stacks[0].trunk(self, h, context, cache["trunk"])
         h, top = self.stacks[0].top(self, h, context, cache["top"])
@@ -124,11 +118,9 @@ class TextClassifier(SingleStack):
         return self.head(self.run_top(self.run_trunk(inputs), inputs, first_Bx1))
 
     def open_cache(self, inputs: Inputs, slots: int) -> NoReturn:
-        """Raise NotImplementedError: a classifier does not generate text."""
         self._refuse_to_generate()
 
     def extend(self, tokens: jax.Array, context: Context, cache: Cache) -> NoReturn:
-        """Raise NotImplementedError: a classifier does not generate text."""
         self._refuse_to_generate()
 
     def _refuse_to_generate(self) -> NoReturn:
