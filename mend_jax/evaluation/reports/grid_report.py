@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mend_jax.evaluation.reports import grid_plots, sequential_report
 from mend_jax.evaluation.reports.formatting import display_name, format_value, printable
-from mend_jax.evaluation.reports.html_pages import page_environment
+from mend_jax.evaluation.reports.html_pages import render, write_report
 from mend_jax.evaluation.reports.tables import Score, added_metrics, best_of, cell
 from mend_jax.evaluation.reports.values import number_at, value_at
-from mend_jax.io.files import write_bytes, write_text
 
 COLUMNS = (
     Score("percent", "success", "success", higher_is_better=True),
@@ -39,10 +37,7 @@ Rows = Sequence[GridRow]
 def write(workdir: Any, grid: Mapping[str, Any]) -> Any:
     """Write report.html and its pictures from what grid.json holds; return the page's path."""
     pictures = draw(grid["rows"])
-    for name, png in pictures.items():
-        write_bytes(workdir / name, png)
-    write_text(workdir / "report.html", page(grid, pictures))
-    return workdir / "report.html"
+    return write_report(workdir, page(grid, pictures), pictures)
 
 
 def draw(rows: Rows) -> dict[str, bytes]:
@@ -74,9 +69,8 @@ def page(grid: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         "failed": grid["failed"],
         "waiting": {r["cell"]: r["missing"] for r in rows if r["missing"]},
         "config": json.dumps(grid["config"], indent=2, sort_keys=True, ensure_ascii=False),
-        "pictures": {k: base64.b64encode(png).decode("ascii") for k, png in pictures.items()},
     }
-    return page_environment().get_template("grid.html.j2").render(view)
+    return render("grid.html.j2", view, pictures)
 
 
 def columns(rows: Rows) -> list[Score]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from mend_jax.evaluation.reports.formatting import starts_with
+from mend_jax.io.files import write_bytes, write_text
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -35,6 +38,20 @@ def page_environment() -> jinja2.Environment:
     }
     env.filters["starts"] = starts_with
     return env
+
+
+def render(template: str, view: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """Return a page with its pictures inside."""
+    encoded = {name: base64.b64encode(png).decode("ascii") for name, png in pictures.items()}
+    return page_environment().get_template(template).render({**view, "pictures": encoded})
+
+
+def write_report(workdir: Any, html: str, pictures: Mapping[str, bytes]) -> Any:
+    """Write report.html, and its pictures beside it; return the page's path."""
+    for name, png in pictures.items():
+        write_bytes(workdir / name, png)
+    write_text(workdir / "report.html", html)
+    return workdir / "report.html"
 
 
 def inline_script(name: str) -> Markup:

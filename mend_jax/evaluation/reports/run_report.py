@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,11 @@ from mend_jax.errors import DataError
 from mend_jax.evaluation.reports import run_plots, sequential_report
 from mend_jax.evaluation.reports.example_cards import choices, example_card, gallery
 from mend_jax.evaluation.reports.formatting import DASH, display_name, format_value, printable
-from mend_jax.evaluation.reports.html_pages import page_environment
+from mend_jax.evaluation.reports.html_pages import render, write_report
 from mend_jax.evaluation.reports.run_plots import Lines, Method, Results
 from mend_jax.evaluation.reports.tables import Score, added_metrics, best_of, cell
 from mend_jax.evaluation.reports.values import mean_at, number_at, numbers_at, value_at
 from mend_jax.evaluation.results_migration import migrate_examples, migrate_results
-from mend_jax.io.files import write_bytes, write_text
 from mend_jax.io.json_lines import JsonLines
 from mend_jax.io.json_values import parse_json
 
@@ -85,10 +83,7 @@ def write(workdir: Path) -> Path:
     examples = printable(migrate_examples(_read(workdir / "examples.json", list, [])))
     lines = [x for x in JsonLines(workdir / "metrics.jsonl").read() if isinstance(x, dict)]
     pictures = draw(results, lines)
-    for name, png in pictures.items():
-        write_bytes(workdir / name, png)
-    write_text(workdir / "report.html", page(results, examples, pictures))
-    return workdir / "report.html"
+    return write_report(workdir, page(results, examples, pictures), pictures)
 
 
 def draw(results: Results, lines: Lines) -> dict[str, bytes]:
@@ -125,10 +120,9 @@ def page(results: Results, examples: Sequence[Any], pictures: Mapping[str, bytes
             [card for card in cards if not card["good"]], value_at(results, "eval.faults")
         ),
         "config": config and json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False),
-        "pictures": {k: base64.b64encode(png).decode("ascii") for k, png in pictures.items()},
         "DASH": DASH,
     }
-    return page_environment().get_template("report.html.j2").render(view)
+    return render("report.html.j2", view, pictures)
 
 
 def tiles(results: Results) -> list[dict[str, str]]:
