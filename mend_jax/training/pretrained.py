@@ -1,9 +1,9 @@
 """python -m mend_jax.training.pretrained --workdir=DIR --out=FILE.safetensors [--dtype=int8]
 
-Trained editors that come with the package, in mend_jax/shipped/, and how such a file is made of a
-finished run. One file is one editor for one base: its parameters and statistics as tensors by path
-(`params/...`, `state/...`), and as metadata what it is, how it was trained and what it measured.
-In int8 a matrix is whole numbers from -127 to 127 and a float32 `PATH/int8_scale` for each row.
+Shipped editors: trained editors that come with the package, and the command that writes such a file
+from a finished run. One file is one editor for one base: its parameters and statistics as tensors
+by path (`params/...`, `state/...`), and metadata about its training and scores. In int8 a matrix is
+integers from -127 to 127 and a float32 `PATH/int8_scale` for each row.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _VALUES = ("append_eos", "config", "numbers", "seed", "weights")  # JSON texts i
 
 
 def names() -> dict[str, str]:
-    """The shipped editors: fingerprint of the base -> name."""
+    """Return the shipped editors, fingerprint of the base -> name."""
     return {describe(path.stem)["base"]: path.stem for path in sorted(FOLDER.glob("*.safetensors"))}
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What a shipped editor is.
+    """Return the description of a shipped editor.
 
     Returns:
-      `name`, `base` and `tokenizer` (fingerprints), `spec` (of the base), `weights` (that it
-      edits), `config` (the run's editor section), `append_eos`, `command` and `seed` (of the
-      training), `numbers` (of the run's results, measured in float32), `dtype` (of its matrices),
-      `sha256` (of tensors and config).
+      `name`, `base` and `tokenizer` (fingerprints), `spec` (of the base), `weights` (the edited
+      ones), `config` (the run's editor section), `append_eos`, `command` and `seed` (of the
+      training), `numbers` (the run's results, measured in float32), `dtype` (of its matrices),
+      `sha256` (of tensors and metadata).
 
     Raises:
       ConfigError: there is none of that name.
@@ -58,7 +58,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def load(model: Any) -> Any:
-    """The shipped `mend_jax.Editor` of a base.
+    """Return the shipped `mend_jax.Editor` of a base.
 
     Raises:
       ConfigError: none is shipped for this base, or the base was loaded for other edits.
@@ -66,16 +66,16 @@ def load(model: Any) -> Any:
     """
     known = names()
     if model.fingerprint not in known:
-        held = [describe(name)["spec"] for name in known.values()] or "none"
+        specs = [describe(name)["spec"] for name in known.values()] or "none"
         raise ConfigError(
-            f"no editor is shipped for {model.spec} ({model.fingerprint}); there are some for: "
-            f"{held}. Train one with `python -m mend_jax.main`, or use one without training"
+            f"no editor is shipped for {model.spec} ({model.fingerprint}), only for: {specs}. "
+            "Train one with `python -m mend_jax.main`, or use one without training"
         )
     return read(FOLDER / f"{known[model.fingerprint]}.safetensors", model)
 
 
 def read(path: str | Path, model: Any) -> Any:
-    """The `mend_jax.Editor` of a file that `write` made, on the mesh of its base.
+    """Return the `mend_jax.Editor` of a file, placed on the mesh of its base.
 
     Raises:
       CheckpointError: no such file, a damaged one, or one for another base.
@@ -93,35 +93,36 @@ def read(path: str | Path, model: Any) -> Any:
     from mend_jax.training.trained_editor import Editor
 
     meta, stored = _read(path)
-    flat = _whole(stored)
+    flat = _dequantised(stored)
     refuse_other_run(meta, base_identity(model), path)
     config = with_added_keys({"editor": meta["config"]})
     transform = build_editor(ml_collections.ConfigDict(config))
     shapes = jax.eval_shape(lambda key: transform.init(key, model.weights), jax.random.key(0))
     like = dict(zip(_PARTS, shapes, strict=True))
-    wanted = {key_path_name(keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(like)}
-    held = {name: array.shape for name, array in flat.items()}
-    if odd := sorted(n for n in {*held, *wanted} if held.get(n) != wanted.get(n)):
+    needed = {key_path_name(keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(like)}
+    stored_shapes = {name: array.shape for name, array in flat.items()}
+    names = {*needed, *stored_shapes}
+    if wrong := sorted(name for name in names if stored_shapes.get(name) != needed.get(name)):
         raise CheckpointError(
-            f"{path}: {odd} are not what editor {meta['config']['name']!r} is made of: write the "
-            "file again with this version"
+            f"{path}: {wrong} do not match editor {meta['config']['name']!r}: write the file again "
+            "with this version"
         )
-    whole = jax.tree.map_with_path(lambda k, x: np.asarray(flat[key_path_name(k)], x.dtype), like)
-    params, state = place(mesh_of_arrays(model.params), whole, transform.sharding_rules).values()
+    tree = jax.tree.map_with_path(lambda k, x: np.asarray(flat[key_path_name(k)], x.dtype), like)
+    params, state = place(mesh_of_arrays(model.params), tree, transform.sharding_rules).values()
     return Editor(model, transform, params, state, meta["append_eos"], meta["config"]["name"])
 
 
 def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[str, Any]:
-    """Writes the trained editor of a finished run as a file to ship.
+    """Write the trained editor of a finished run as a file to ship.
 
     Args:
-      workdir: of `python -m mend_jax.main`, whose `train.keep_checkpoint` names the step.
+      workdir: of `python -m mend_jax.main`; `train.keep_checkpoint` names the step.
       path: NAME.safetensors; the name is the editor's.
       dtype: of the matrices, "int8", "bfloat16" or "float32". Vectors (statistics, biases, step
-        sizes) are few and stay as they are.
+        sizes) are small and keep their dtype.
 
     Returns:
-      What `about` tells of it.
+      Its description, see `describe`.
 
     Raises:
       ConfigError: an unknown dtype, another ending, or a file above `MOST_BYTES`.
@@ -144,16 +145,15 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[st
     results = read_results(as_path(workdir))
     if results is None:
         raise CheckpointError(
-            f"{workdir} has no results.json: let the run finish, so that what it measured can be "
-            "told"
+            f"{workdir} has no results.json: let the run finish, so that its scores are known"
         )
     tree = dict(zip(_PARTS, (editor.params, editor.state), strict=True))
     tensors: dict[str, Any] = {}
     for keys, leaf in jax.tree.leaves_with_path(jax.device_get(tree)):
         array, name = np.asarray(leaf), key_path_name(keys)
-        tensors |= _stored(name, array, dtype) if array.ndim > 1 else {name: array}
+        tensors |= _quantised(name, array, dtype) if array.ndim > 1 else {name: array}
     config = results["config"]
-    told = {
+    description = {
         **base_identity(editor.model),
         "name": path.stem,
         "spec": editor.model.spec,
@@ -164,18 +164,18 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[st
         "seed": config["seed"],
         "numbers": replace_non_finite(_numbers(results)),
     }
-    data = array_files.encode(FORMAT, tensors, told)
+    data = array_files.encode(FORMAT, tensors, description)
     if len(data) > MOST_BYTES:
         raise ConfigError(
             f"{path} would be {len(data):,} bytes, more than the {MOST_BYTES:,} that a shipped "
-            "editor may be: train one of a smaller editor.options.rank, or take int8"
+            "editor may have: train one of a smaller editor.options.rank, or use int8"
         )
     write_bytes(path, data)
     return _read(path)[0]
 
 
-def _stored(name: str, matrix: Any, dtype: str) -> dict[str, Any]:
-    """The tensors that a float32 matrix [..., rows, columns] becomes."""
+def _quantised(name: str, matrix: Any, dtype: str) -> dict[str, Any]:
+    """Return the stored tensors of a float32 matrix [..., rows, columns]."""
     import ml_dtypes
     import numpy as np
 
@@ -186,8 +186,8 @@ def _stored(name: str, matrix: Any, dtype: str) -> dict[str, Any]:
     return {name: np.rint(matrix / scale).astype(np.int8), name + _SCALE: scale}
 
 
-def _whole(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors under their own names, those of int8 multiplied by the scales of their rows."""
+def _dequantised(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tensors, with int8 matrices multiplied by the scales of their rows."""
     import numpy as np
 
     return {
@@ -198,10 +198,10 @@ def _whole(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run measured, as its results.json has it; details by relation are left out."""
+    """Return the scores of results.json without its larger details."""
     left_out = ("by_relation", "faults", "peak_memory_bytes")
-    judged = {k: v for k, v in results["eval"].items() if k not in left_out}
-    return {"eval": judged, "training": results.get("training", {})}
+    scores = {k: v for k, v in results["eval"].items() if k not in left_out}
+    return {"eval": scores, "training": results.get("training", {})}
 
 
 def _old_digest(tensors: Mapping[str, Any], config: Any) -> str:
@@ -234,7 +234,7 @@ def _read(path: str | Path, verify: bool = True) -> tuple[dict[str, Any], dict[s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0 when the file is written, 2 for an error that the message explains."""
+    """Run the command; return 0 when the file is written, 2 for an error with a message."""
     parser = argparse.ArgumentParser(
         prog="python -m mend_jax.training.pretrained", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
@@ -244,11 +244,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="int8", choices=DTYPES)
     args = parser.parse_args(argv)
     try:
-        told = write(args.workdir, args.out, args.dtype)
+        written = write(args.workdir, args.out, args.dtype)
     except MendError as e:
         return report_error(e)
     size = Path(args.out).stat().st_size
-    print(f"{args.out}: {size:,} bytes, {told['dtype']}, for {told['spec']} ({told['base']})")
+    print(
+        f"{args.out}: {size:,} bytes, {written['dtype']}, for {written['spec']} ({written['base']})"
+    )
     return 0
 
 

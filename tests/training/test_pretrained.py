@@ -188,7 +188,7 @@ def test_damaged_files_are_named(run, model, folder):
     with pytest.raises(CheckpointError, match="metadata is damaged"):
         pretrained.load(model)
     array_files.write(path, pretrained.FORMAT, fewer, told)
-    with pytest.raises(CheckpointError, match="are not what editor 'mend' is made of"):
+    with pytest.raises(CheckpointError, match="do not match editor 'mend'"):
         pretrained.load(model)
 
 
