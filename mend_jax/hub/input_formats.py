@@ -20,12 +20,12 @@ LABELS = ("false", "true")
 
 
 class InputFormat(NamedTuple):
-    """The encoders of a kind of model; arguments as those of `encode`.
+    """The encoders of a kind of model; see `encode_fact` for the arguments.
 
     Attributes:
       fact: (tokenizer, prompt, target, max_len, max_target, append_eos) -> TokenBatch: an edit.
-      near: (tokenizer, prompt, answer, max_len, max_target) -> TokenBatch, a kept fact; where the
-        answer is "" only what the model says next is scored.
+      near: (tokenizer, prompt, answer, max_len, max_target) -> TokenBatch, a fact to keep; if
+        the answer is "", only the next token is scored.
       text: (tokenizer, text, length) -> TokenBatch, plain text.
       far_pair: (tokenizer, prompt, answer, length, max_target) -> TokenBatch, an unrelated question
         and answer. Scored as in the paper (section 3.2): every token for a causal model, the
@@ -49,12 +49,9 @@ def _whole_pair(
 
 
 CAUSAL = InputFormat(
-    text_encoding.encode_fact,
-    text_encoding.encode_near,
-    text_encoding.encode_text,
-    _whole_pair,
-    False,
-)
+    text_encoding.encode_fact, text_encoding.encode_near, text_encoding.encode_text,
+    _whole_pair, far_pair_is_near=False,
+)  # fmt: skip
 
 
 def input_format(module: EditableModel) -> InputFormat:

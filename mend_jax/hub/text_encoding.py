@@ -181,13 +181,7 @@ def pad(
     target, score_mask = pad_ids(scored, max_target, tokenizer.pad_id)
     position = np.zeros(max_target, np.int32)
     position[: len(scored)] = np.arange(first, first + len(scored))
-    return TokenBatch(
-        tokens=ids,
-        mask=mask,
-        score_pos=position,
-        target=target,
-        score_mask=score_mask,
-    )
+    return TokenBatch(ids, mask, score_pos=position, target=target, score_mask=score_mask)
 
 
 def pad_ids(
