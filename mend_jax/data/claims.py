@@ -24,7 +24,7 @@ def encode_claims(
     rows: Sequence[Mapping[str, Any]],
     fields: Sequence[str],
     *,
-    tokenizer: text_encoding.Tokenizer,
+    tokenizer: text_encoding.TokenizerLike,
     max_len: int,
 ) -> TokenBatch:
     """Encode claims with their true labels; drop those longer than `max_len`, with a warning.

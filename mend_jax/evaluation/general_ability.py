@@ -76,7 +76,7 @@ class BaseAbility:
 
 def load_ability_texts(
     root: str | os.PathLike[str] | None,
-    tokenizer: text_encoding.Tokenizer,
+    tokenizer: text_encoding.TokenizerLike,
     module: EditableModel,
     *,
     n_texts: int = 32,
@@ -115,7 +115,7 @@ def load_ability_texts(
 
 
 def _passages(
-    form: InputFormat, tokenizer: text_encoding.Tokenizer, root: Any, folder: Any,
+    form: InputFormat, tokenizer: text_encoding.TokenizerLike, root: Any, folder: Any,
     n_texts: int, text_len: int, seed: int,
 ) -> list[TokenBatch]:  # fmt: skip
     split = data.load("wikitext", root, folder).split("test")
@@ -128,7 +128,7 @@ def _passages(
 
 
 def _facts(
-    form: InputFormat, tokenizer: text_encoding.Tokenizer, root: Any,
+    form: InputFormat, tokenizer: text_encoding.TokenizerLike, root: Any,
     n_facts: int, fact_len: int, answer_len: int, seed: int,
 ) -> list[TokenBatch]:  # fmt: skip
     facts: list[TokenBatch] = []

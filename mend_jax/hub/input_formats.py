@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
-from mend_jax.hub.text_encoding import Tokenizer
+from mend_jax.hub.text_encoding import TokenizerLike
 from mend_jax.models.editable_model import EditableModel
 
 LABELS = ("false", "true")
@@ -41,7 +41,7 @@ class InputFormat(NamedTuple):
 
 
 def _whole_pair(
-    tokenizer: Tokenizer, prompt: str, answer: str, length: int, max_target: int
+    tokenizer: TokenizerLike, prompt: str, answer: str, length: int, max_target: int
 ) -> TokenBatch:
     del max_target
     text_encoding.check_pair(prompt, answer)
@@ -69,20 +69,20 @@ def seq2seq(start: Sequence[int]) -> InputFormat:
     """
 
     def fact(
-        tokenizer: Tokenizer, prompt: str, target: str, max_len: int, max_target: int,
+        tokenizer: TokenizerLike, prompt: str, target: str, max_len: int, max_target: int,
         append_eos: bool = True,
     ) -> TokenBatch:  # fmt: skip
         text_encoding.check_pair(prompt, target)
         return encode(tokenizer, prompt, target, max_len, max_target, append_eos)
 
     def near(
-        tokenizer: Tokenizer, prompt: str, answer: str, max_len: int, max_target: int
+        tokenizer: TokenizerLike, prompt: str, answer: str, max_len: int, max_target: int
     ) -> TokenBatch:
         text_encoding.check_pair(prompt, answer or "-")
         return encode(tokenizer, prompt, answer, max_len, max_target, True)
 
     def encode(
-        tokenizer: Tokenizer, prompt: str, target: str, max_len: int, max_target: int,
+        tokenizer: TokenizerLike, prompt: str, target: str, max_len: int, max_target: int,
         append_eos: bool,
     ) -> TokenBatch:  # fmt: skip
         source = _with_boundaries(tokenizer, prompt.rstrip(" "))
@@ -94,7 +94,7 @@ def seq2seq(start: Sequence[int]) -> InputFormat:
         )  # fmt: skip
         return _pad_pair(tokenizer, source, scored, start, max_len, max_target)
 
-    def text(tokenizer: Tokenizer, text: str, length: int) -> TokenBatch:
+    def text(tokenizer: TokenizerLike, text: str, length: int) -> TokenBatch:
         ids = tokenizer.encode(text)[:length]
         half = len(ids) // 2
         if half < 1:
@@ -107,7 +107,7 @@ def seq2seq(start: Sequence[int]) -> InputFormat:
 
 
 def _pad_pair(
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerLike,
     source: list[int],
     scored: list[int],
     start: Sequence[int],
@@ -122,7 +122,7 @@ def _pad_pair(
     return dataclasses.replace(padded, source=ids, source_mask=mask)
 
 
-def _with_boundaries(tokenizer: Tokenizer, text: str) -> list[int]:
+def _with_boundaries(tokenizer: TokenizerLike, text: str) -> list[int]:
     before, after = tokenizer.boundary_tokens
     return [*before, *tokenizer.encode(text), *after]
 
@@ -147,7 +147,7 @@ def claim_and_label(prompt: str, target: str) -> tuple[str, int]:
     return f"{prompt} {target}".rstrip(), LABELS.index("true")
 
 
-def _classify(tokenizer: Tokenizer, text: str, label: int, max_len: int) -> TokenBatch:
+def _classify(tokenizer: TokenizerLike, text: str, label: int, max_len: int) -> TokenBatch:
     ids = _with_boundaries(tokenizer, text)
     if len(ids) > max_len:
         raise DataError(
@@ -158,7 +158,7 @@ def _classify(tokenizer: Tokenizer, text: str, label: int, max_len: int) -> Toke
 
 
 def _classify_fact(
-    tokenizer: Tokenizer, prompt: str, target: str, max_len: int, max_target: int,
+    tokenizer: TokenizerLike, prompt: str, target: str, max_len: int, max_target: int,
     append_eos: bool = False,
 ) -> TokenBatch:  # fmt: skip
     del append_eos
@@ -167,14 +167,14 @@ def _classify_fact(
 
 
 def _classify_near(
-    tokenizer: Tokenizer, prompt: str, answer: str, max_len: int, max_target: int
+    tokenizer: TokenizerLike, prompt: str, answer: str, max_len: int, max_target: int
 ) -> TokenBatch:
     del max_target
     text_encoding.check_pair(prompt, answer or "-")
     return _classify(tokenizer, *claim_and_label(prompt, answer), max_len)
 
 
-def _classify_text(tokenizer: Tokenizer, text: str, length: int) -> TokenBatch:
+def _classify_text(tokenizer: TokenizerLike, text: str, length: int) -> TokenBatch:
     """Encode plain text, cut to `length` tokens.
 
     Its label is arbitrary: KL and agreement show whether the prediction changes, but a drawdown is

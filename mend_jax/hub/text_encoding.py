@@ -14,7 +14,7 @@ from mend_jax.core.token_batch import NO_TARGET, TokenBatch
 from mend_jax.errors import DataError
 
 
-class Tokenizer(Protocol):
+class TokenizerLike(Protocol):
     """The part of a tokenizer that encoding uses."""
 
     eos_id: int
@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
 
 
 def encode_fact(
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerLike,
     prompt: str,
     target: str,
     max_len: int,
@@ -63,7 +63,7 @@ def encode_fact(
 
 
 def encode_near(
-    tokenizer: Tokenizer, prompt: str, answer: str, max_len: int, max_target: int
+    tokenizer: TokenizerLike, prompt: str, answer: str, max_len: int, max_target: int
 ) -> TokenBatch:
     """Encode a prompt and its true answer, scored one position further than the answer.
 
@@ -88,7 +88,7 @@ def encode_near(
     return pad(tokenizer, before + after, len(before) - 1, scored, max_len, max_target)
 
 
-def encode_text(tokenizer: Tokenizer, text: str, length: int) -> TokenBatch:
+def encode_text(tokenizer: TokenizerLike, text: str, length: int) -> TokenBatch:
     """Encode plain text, cut to `length` tokens, with every next token scored (S = length - 1).
 
     Raises:
@@ -139,7 +139,7 @@ def check_pair(prompt: str, target: str) -> None:
             raise DataError(f"empty {name}: give the edit some text to work with")
 
 
-def _encode_pair(tokenizer: Tokenizer, prompt: str, target: str) -> tuple[list[int], list[int]]:
+def _encode_pair(tokenizer: TokenizerLike, prompt: str, target: str) -> tuple[list[int], list[int]]:
     prompt, target = prompt.rstrip(" "), target.strip()
     check_pair(prompt, target)
     before, whole = tokenizer.encode(prompt), tokenizer.encode(f"{prompt} {target}")
@@ -169,7 +169,7 @@ def check_lengths(
 
 
 def pad(
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerLike,
     tokens: list[int],
     first: int,
     scored: list[int],
