@@ -131,7 +131,7 @@ def encode_splits(
     """The claims of each split with their true labels, [N, ...].
 
     `learned` is what is trained on; the others are judged: `train` is a part of it, and
-    `test_rephrase` the other wordings of test's claims.
+    `test_paraphrase` the paraphrases of test's claims.
     """
     if dataset.task != "fc":
         raise ConfigError(f"data set {dataset.name} has no claims to judge: use one such as fever")
@@ -145,7 +145,7 @@ def encode_splits(
         "train": encode_rows(choose_rows(train, len(test)), ("prompt",)),
         "validation": encode_rows(validation, ("prompt",)),
         "test": encode_rows(test, ("prompt",)),
-        "test_rephrase": encode_rows(test, ("rephrase",)),
+        "test_paraphrase": encode_rows(test, ("rephrase",)),
     }
 
 

@@ -37,6 +37,7 @@ _EVALUATIONS = ("eval", "extra_data_sets.*", "baselines.*")
 RESULTS: Renames = {
     "also": "extra_data_sets",
     "data.also": "extra_data_sets",
+    "eval.test_rephrase": "test_paraphrase",  # of a fact checker
     **{f"{at}.{path}": name for at in _EVALUATIONS for path, name in EVALUATION.items()},
 }
 """Of results.json."""
@@ -67,11 +68,6 @@ FAULTS: Renames = {"rephrase": "paraphrase"}
 def migrate_results(results: Any) -> Any:
     """Return the content of results.json under today's names."""
     return renamed(results, RESULTS)
-
-
-def migrate_evaluation(scores: Any) -> Any:
-    """Return one evaluation, such as the entry `eval` of results.json, under today's names."""
-    return renamed(scores, EVALUATION)
 
 
 def migrate_grid(grid: Any) -> Any:

@@ -91,8 +91,8 @@ def test_it_learns_and_says_so(ran):
     losses = [line["loss"] for line in lines_of(workdir, "train")]
     assert losses[0] > 0.5 and losses[-1] < 0.1
     assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
-    assert set(results["eval"]) == {"train", "validation", "test", "test_rephrase"}
-    for name, n in (("train", 30), ("validation", 20), ("test", 30), ("test_rephrase", 30)):
+    assert set(results["eval"]) == {"train", "validation", "test", "test_paraphrase"}
+    for name, n in (("train", 30), ("validation", 20), ("test", 30), ("test_paraphrase", 30)):
         found = results["eval"][name]
         low, high = found["accuracy_ci95"]
         assert found["n"] == n and low < found["accuracy"] <= high

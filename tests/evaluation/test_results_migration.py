@@ -46,7 +46,7 @@ def test_old_results_and_examples_get_todays_names():
     assert migration.migrate_results(old(new_results())) == new_results()
     assert migration.migrate_examples(old(fake_examples())) == fake_examples()
     evaluation = new_results()["eval"]
-    assert migration.migrate_evaluation(old(evaluation)) == evaluation
+    assert migration.renamed(old(evaluation), migration.EVALUATION) == evaluation
 
 
 def test_todays_results_are_unchanged():
