@@ -1,4 +1,4 @@
-"""Texts of an edit that pass a few at a time: nothing but memory changes."""
+"""Chunks of texts and of logits: only memory use changes."""
 
 import functools
 
@@ -18,7 +18,7 @@ N = 5
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
-def test_pieces_are_joined_in_order_whatever_is_left_over(size):
+def test_chunks_are_joined_in_order_with_any_remainder(size):
     x = jnp.arange(2.0 * N * 3).reshape(2, N, 3)
     keep = x > 4
 
@@ -33,7 +33,7 @@ def test_pieces_are_joined_in_order_whatever_is_left_over(size):
 
 @functools.cache
 def compiled(chunk, n=64):
-    """The jitted loss, gradient and scores of MALMEN, texts of an edit `chunk` at a time."""
+    """Return the jitted loss, gradient and scores of MALMEN, `chunk` texts of an edit at a time."""
     module, base, weights = tiny("gpt2", n_top=1)
     fixed = dict(
         editor=make_editor("malmen", dict(rank=4, step_size=1e-1)),
@@ -41,7 +41,7 @@ def compiled(chunk, n=64):
     )  # fmt: skip
     start = fixed["editor"].init(jax.random.key(0), weights)
     batch = random_batch(0, E=2, n=n)
-    del batch["far"]  # `near` is a locality set as well, and asked of both ways
+    del batch["far"]  # `near` is the other locality set, and scores both edits of a row
 
     def run(params, state, base, batch):
         loss = functools.partial(meta_loss, edit_from_paraphrase=True, **fixed)
@@ -54,17 +54,17 @@ def compiled(chunk, n=64):
     return jax.jit(run).lower(*arguments).compile(), arguments
 
 
-def test_loss_gradient_and_scores_are_those_of_all_texts_at_once():
-    """Sums in another order: float32 rounding of values up to 10, and of gradients up to 1."""
+def test_loss_gradient_and_scores_do_not_depend_on_the_text_chunk():
+    """Sums are in another order: float32 rounding of values up to 10, and of gradients up to 1."""
     whole, pieces = (program(*given) for program, given in (compiled(0), compiled(3)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), whole, pieces)
     assert all(np.any(g) for g in jax.tree.leaves(whole[2]["ridge_solve"]))
 
 
-def test_activations_and_logits_are_those_of_a_few_texts():
-    """What the program holds beside its arguments, as the compiler counts it.
+def test_memory_holds_activations_and_logits_of_one_chunk_only():
+    """The memory of the program except for its arguments, as the compiler reports it.
 
-    Trunk states and factors of every text stay, and here, with a vocabulary of 300, are most of it.
+    Trunk states and factors of every text stay; with a vocabulary of 300 they are most of it here.
     """
     whole, pieces = (compiled(chunk)[0].memory_analysis().temp_size_in_bytes for chunk in (0, 3))
     assert pieces < 0.7 * whole, (pieces, whole)
@@ -72,7 +72,7 @@ def test_activations_and_logits_are_those_of_a_few_texts():
 
 @functools.cache
 def headed(kind, chunk):
-    """MEND's jitted loss and gradient, the logits of `chunk` positions of a text at a time."""
+    """Return MEND's jitted loss and gradient, `chunk` positions of logits per text at a time."""
     module, base, weights = tiny(kind, n_top=1)
     editor = make_editor("mend", dict(rank=4, step_size=1e-1))
     loss = functools.partial(
@@ -90,23 +90,23 @@ def headed(kind, chunk):
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
-def test_loss_and_gradient_do_not_depend_on_how_many_logits_are_there(kind):
-    """31 positions by 4: seven pieces and a rest. Rounding as above."""
+def test_loss_and_gradient_do_not_depend_on_the_logits_chunk(kind):
+    """31 positions by 4: seven chunks and a remainder. Rounding as above."""
     whole, pieces = (program(*given) for program, given in (headed(kind, 0), headed(kind, 4)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), whole, pieces)
 
 
-def test_logits_are_never_all_there():
+def test_the_program_never_holds_all_logits():
     """The largest arrays of the whole program are the logits of one pass, [2 x 3 x 31, 300]."""
     found = {chunk: headed("llama", chunk)[0].as_text() for chunk in (0, 4)}
     assert "[186,300]" in found[0] and "[186,300]" not in found[4]
     assert "[24,300]" in found[4]
     temporary = {c: headed("llama", c)[0].memory_analysis().temp_size_in_bytes for c in (0, 4)}
-    assert temporary[4] < 0.75 * temporary[0], temporary  # of few and narrow activations
+    assert temporary[4] < 0.75 * temporary[0], temporary  # activations are few and narrow here
 
 
-def test_pieces_do_not_form_an_edit_of_many_facts_anew():
-    """A piece is computed twice, a quarter more here; with a^T b in each it is three fifths."""
+def test_an_edit_of_many_facts_is_made_dense_once_not_per_chunk():
+    """Chunks are computed twice, a quarter more here; with a^T b in each, three fifths more."""
     module, base, weights = tiny("gpt2", n_top=1)
     editor = make_editor("mend", dict(rank=4))
     given = (*editor.init(jax.random.key(0), weights), base, random_batch(0, E=1, n=64))
@@ -120,8 +120,8 @@ def test_pieces_do_not_form_an_edit_of_many_facts_anew():
     assert operations(8) < 1.3 * operations(0)
 
 
-def test_scores_and_answers_in_pieces_do_not_form_an_edit_anew():
-    """Without a backward pass nothing is computed twice: 64 texts are eight pieces of eight."""
+def test_scoring_and_generation_in_chunks_make_an_edit_dense_once():
+    """Without a backward pass nothing is computed twice: 64 texts are eight chunks of eight."""
     module, base, weights = tiny("gpt2", n_top=1)
     editor = make_editor("mend", dict(rank=4))
     given = (*editor.init(jax.random.key(0), weights), base, random_batch(0, E=1, n=64))

@@ -1,4 +1,4 @@
-"""Several edits at once: sums, their lengths, and how far edits get in each other's way."""
+"""Several edits at once: sums, their lengths, and interference."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from mend_jax.errors import CheckpointError, ConfigError
 
 
 def matrix(edit, name):
-    """The delta in float64; zero where the edit leaves the weight alone."""
+    """Return the delta in float64; zero if the edit does not change the weight."""
     if name not in edit.deltas:
         return 0.0
     leaves = {k: np.asarray(v, np.float64) for k, v in vars(edit.deltas[name]).items()}
@@ -18,7 +18,7 @@ def matrix(edit, name):
 
 
 def some_edits():
-    """Low-rank, dense, of one weight only, longer than the others, and once again."""
+    """Return edits: low-rank, dense, of one weight, longer than the others, and a repeated one."""
     rng = np.random.default_rng(0)
     dense = Edit({UP: small_delta(rng, UP, None), DOWN: small_delta(rng, DOWN, 3)})
     return [
@@ -27,7 +27,7 @@ def some_edits():
     ]  # fmt: skip
 
 
-def test_inner_products_are_those_of_the_matrices():
+def test_inner_products_equal_those_of_the_matrices():
     """float64 sums of a few dozen products of float32 numbers: exact to 1e-12 of the lengths."""
     edits = some_edits()
     found = delta_inner_products(edits)
@@ -39,7 +39,7 @@ def test_inner_products_are_those_of_the_matrices():
                 assert products[i, j] == pytest.approx(exact, rel=1e-12, abs=1e-10)
 
 
-def test_interference_is_the_cosine_of_every_two():
+def test_interference_is_the_cosine_of_every_pair():
     edits = some_edits()
     found = interference([*edits, edits[0].negate()])
     for name in (UP, DOWN):
@@ -52,7 +52,7 @@ def test_interference_is_the_cosine_of_every_two():
         exact = (x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y)
         assert cosines[0, 3] == pytest.approx(exact, abs=1e-12) and 0 < abs(exact) < 0.9
     assert found[DOWN].diagonal() == pytest.approx(np.ones(7))
-    assert found[UP].diagonal() == pytest.approx([1, 1, 0, 1, 1, 1, 1])  # one leaves it alone
+    assert found[UP].diagonal() == pytest.approx([1, 1, 0, 1, 1, 1, 1])  # one does not change it
     assert not found[UP][2].any()
 
 
@@ -67,7 +67,7 @@ def test_no_low_rank_delta_is_formed(monkeypatch):
     assert renormalised_sum(edits).deltas[UP].shape == (10**5, 10**5)
 
 
-def test_a_stack_is_the_sum_in_order():
+def test_sum_edits_adds_in_order():
     edits = some_edits()
     total = sum_edits(edits)
     for name in (UP, DOWN):
@@ -82,7 +82,7 @@ def test_a_stack_is_the_sum_in_order():
     assert bits(sum_edits(low[:1])) == bits(low[0])
 
 
-def test_renormalised_has_the_length_of_independent_edits():
+def test_renormalised_sum_has_the_length_of_independent_edits():
     edits = some_edits()
     total, scaled = sum_edits(edits), renormalised_sum(edits)
     for name in (UP, DOWN):
@@ -95,7 +95,7 @@ def test_renormalised_has_the_length_of_independent_edits():
     assert (scaled.facts, scaled.base) == (total.facts, total.base)
 
 
-def test_edits_that_agree_grow_by_the_root_of_their_number():
+def test_equal_edits_grow_by_the_root_of_their_number():
     four = renormalised_sum([small_edit(1)] * 4)
     for name in (UP, DOWN):
         np.testing.assert_allclose(
@@ -103,8 +103,8 @@ def test_edits_that_agree_grow_by_the_root_of_their_number():
         )
 
 
-def test_edits_that_do_not_meet_are_left_alone():
-    """Orthogonal inputs: the cosine is 0 and the sum is what it is, to a rounding of the factor."""
+def test_orthogonal_edits_are_not_rescaled():
+    """Orthogonal inputs: the cosine is 0 and the sum is unchanged, up to rounding of the factor."""
     up = [LowRank(np.eye(1, 6, k, "f"), np.ones((1, 5), "f")) for k in range(3)]
     edits = [Edit({UP: delta}) for delta in up]
     np.testing.assert_allclose(interference(edits)[UP], np.eye(3), atol=1e-15)
@@ -113,12 +113,12 @@ def test_edits_that_do_not_meet_are_left_alone():
     )
 
 
-def test_edits_that_cancel_are_not_blown_up():
+def test_cancelling_edits_are_not_scaled_up():
     edits = [small_edit(1), small_edit(1).negate()]
     for name, delta in renormalised_sum(edits).deltas.items():
         assert np.abs(delta.dense()).max() < 1e-5, name
         assert np.abs(delta.b).max() == np.abs(edits[0].deltas[name].b).max()
-    nearly = [edits[0], edits[1].scale(1 + 2.0**-23)]  # what is left is the last bit
+    nearly = [edits[0], edits[1].scale(1 + 2.0**-23)]  # the remainder is the last bit
     for name, delta in renormalised_sum(nearly).deltas.items():
         assert np.abs(delta.dense()).max() < 1e-5, name
     nothing = Edit({UP: LowRank(np.zeros((1, 6), "f"), np.zeros((1, 5), "f"))})
@@ -126,7 +126,7 @@ def test_edits_that_cancel_are_not_blown_up():
     assert not interference([nothing, nothing])[UP].any()
 
 
-def test_what_cannot_be_stacked_is_named():
+def test_edits_that_cannot_be_combined_are_refused():
     for act in (sum_edits, renormalised_sum):
         with pytest.raises(ConfigError, match="no edits to combine"):
             act([])

@@ -1,4 +1,4 @@
-"""Edit files: written whole, read in both formats, damage and other programs' files named."""
+"""Edit files: written whole, read in all formats; damage and other programs' files are named."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def write_new(path, arrays, metadata):
 
 
 @pytest.mark.parametrize("rows", [2, 0, None])
-def test_an_edit_comes_back_to_the_last_bit(path, rows):
+def test_save_and_load_keep_every_bit(path, rows):
     edit = small_edit(rows=rows, editor="mend@01234567", created=MADE)
     edit = edit.replace(facts=(("Who?", "Ünï"), ("", "\u2028\n")))
     edit.save(path)
@@ -44,7 +44,7 @@ def test_an_edit_comes_back_to_the_last_bit(path, rows):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_what_is_not_known_is_empty(path):
+def test_unknown_metadata_are_empty(path):
     Edit({UP: Dense(jnp.ones((3, 4)))}).save(path)
     loaded = Edit.load(path)
     assert (loaded.base, loaded.facts, loaded.editor, loaded.created) == ("", (), "", "")
@@ -78,7 +78,7 @@ def test_a_changed_edit_file_is_named(path):
             Edit.load(path)
 
 
-def test_rows_that_add_nothing_are_not_saved(path):
+def test_zero_rows_are_not_saved(path):
     delta = LowRank(jnp.eye(4, 3), jnp.concatenate([jnp.ones((2, 5)), jnp.zeros((2, 5))]))
     Edit({UP: delta}).save(path)
     loaded = Edit.load(path).deltas[UP]
@@ -105,7 +105,7 @@ def test_files_of_other_formats_are_named(path, form):
         Edit.load(path)
 
 
-def test_tensors_and_facts_that_make_no_sense_are_named(path):
+def test_invalid_arrays_and_metadata_are_named(path):
     ones = np.ones((2, 3))
     for write in (write_old, write_new):
         write(path, {f"{UP}.a": ones, f"{UP}.z": ones}, {})
@@ -141,7 +141,7 @@ def test_another_base_is_refused_with_both_fingerprints(path, model):
     assert model.with_edit(Edit.load(path)).edit.deltas.keys() == {name}
 
 
-def test_editors_sign_what_they_make(path, model):
+def test_edits_name_their_editor_and_date(path, model):
     ids = set()
     for seed in (0, 0, 1):
         transform = make_editor("mend", {})

@@ -60,7 +60,7 @@ def test_padding_and_zero_rows_are_masked():
     assert narrow[last].mask.sum() == 2 * 3
 
 
-def test_rows_where_one_side_is_zero_do_not_count():
+def test_rows_with_a_zero_side_do_not_count():
     u = np.ones((4, 2), np.float32)
     delta = np.ones((4, 3), np.float32)
     u[0] = 0
@@ -69,7 +69,7 @@ def test_rows_where_one_side_is_zero_do_not_count():
     assert mask.tolist() == [False, False, True, True]
 
 
-def test_factors_take_no_gradient():
+def test_factors_have_no_gradient():
     module, params, weights = tiny("gpt2")
     seqs = random_sequences(0, E=1)
 
@@ -91,7 +91,7 @@ def test_unknown_weights_are_named():
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.floats(-50, 50), st.floats(0.1, 20))
 def test_moments_of_blocks_merge_to_the_moments_of_all_rows(seed, n_blocks, shift, spread):
-    """Chan's merge against numpy in float64, whatever the blocks, some of them empty."""
+    """Chan's merge against numpy in float64, for any blocks, some of them empty."""
     rng = np.random.default_rng(seed)
     moments, kept = zero_moments(3), []
     for _ in range(n_blocks):

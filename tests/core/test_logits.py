@@ -1,4 +1,4 @@
-"""The head's values and derivatives in one forward pass (`core.logits.map_logits`)."""
+"""Functions of logits with their derivatives in one forward pass (`core.logits.map_logits`)."""
 
 import functools
 
@@ -28,13 +28,13 @@ def given(dtype=jnp.float32):
 
 
 def plainly(module, base, fn, states, *aligned):
-    """The same without a derivative of its own."""
+    """Return the same without a custom derivative."""
     logits = [module.apply({"params": base}, h, method="head") for h in states]
     return fn(*logits, *aligned)
 
 
 def weighted(make, fn, chunk, *aligned):
-    """Of the last states: a sum that weighs every position differently."""
+    """Return a function of the last states: a sum that weighs every position differently."""
     module, base, (before, _), _ = given()
 
     def total(after):
@@ -46,15 +46,15 @@ def weighted(make, fn, chunk, *aligned):
 
 
 def close(found, wanted):
-    """Sums of a few hundred products in another order: float32 rounding of the largest."""
+    """Compare sums of a few hundred products in another order: float32 rounding of the largest."""
     scale = float(jnp.abs(wanted).max())
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-6 * scale)
 
 
 @pytest.mark.parametrize("chunk", [0, 3])
 @pytest.mark.parametrize("fn", [token_nll, token_kl])
-def test_value_and_derivatives_are_those_of_the_plain_program(fn, chunk):
-    """Also the second derivative, which ENN and other editors that descend first take."""
+def test_values_and_derivatives_equal_those_of_the_plain_program(fn, chunk):
+    """Also the second derivative, which ENN and other editors with inner descent need."""
     _, _, (_, after), target = given()
     aligned = (target,) if fn is token_nll else ()
     ours, plain = weighted(map_logits, fn, chunk, *aligned), weighted(plainly, fn, 0, *aligned)
@@ -85,7 +85,7 @@ def test_no_logits_are_kept_for_a_backward_pass(chunk):
     assert kept(plainly) >= n_logits
 
 
-def test_fewer_logits_at_a_time_take_no_further_operations():
+def test_a_logits_chunk_needs_no_further_operations():
     module, base, (before, after), _ = given()
 
     def products(chunk):
@@ -100,7 +100,7 @@ def test_fewer_logits_at_a_time_take_no_further_operations():
     assert products(1) == 3 * head
 
 
-def test_of_several_results_the_first_has_the_gradient():
+def test_only_the_first_of_several_results_has_a_gradient():
     module, base, (_, after), target = given()
 
     def judged(logits, target):
@@ -116,7 +116,7 @@ def test_of_several_results_the_first_has_the_gradient():
     assert correct.shape == (E, N, S) and correct.dtype == bool
 
 
-def test_what_states_are_compared_with_and_the_head_are_constants():
+def test_other_states_and_the_head_are_constants():
     module, base, (before, after), _ = given()
 
     def kl(before, base):
@@ -135,7 +135,7 @@ def test_bfloat16_states_have_a_bfloat16_derivative():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_products_in_float32_and_their_gradients(dtype, axis):
-    """As XLA's product; only what flows back is rounded to the operands' dtype."""
+    """Equal to XLA's product; only gradients are rounded to the operands' dtype."""
     x = jax.random.normal(jax.random.key(0), (2, 3, 8), dtype)
     w = jax.random.normal(jax.random.key(1), (8, 5) if axis == 0 else (5, 8), dtype)
     dims = (((2,), (axis,)), ((), ()))
@@ -145,14 +145,14 @@ def test_products_in_float32_and_their_gradients(dtype, axis):
 
     def slope(product, x, w):
         y, pull = jax.vjp(product, x, w)
-        return y, pull(jnp.sin(y).astype(dtype).astype(jnp.float32))  # rounding changes it not
+        return y, pull(jnp.sin(y).astype(dtype).astype(jnp.float32))  # already rounded
 
     (y, expected), (found_y, found) = (
         slope(p, x, w) for p in (plain, lambda x, w: float32_product(x, w, axis))
     )
     assert found_y.dtype == jnp.float32
     np.testing.assert_array_equal(found_y, y)
-    # Of the same numbers, summed up in another order: 2^-7 is one step of bfloat16.
+    # The same numbers are summed in another order: 2^-7 is one step of bfloat16.
     rtol = 1e-6 if dtype == jnp.float32 else 2**-7
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == dtype
@@ -163,7 +163,7 @@ def test_a_16_bit_head_multiplies_16_bits_backward_and_makes_no_gradient_of_froz
     x, w = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((8, 5), jnp.bfloat16)
 
     def backward(wanted):
-        """The operands of the products that jax.grad makes, behind the forward call."""
+        """Return the operands of the products that jax.grad adds after the forward call."""
         made = jax.make_jaxpr(jax.grad(lambda x, w: float32_product(x, w, 0).sum(), wanted))(x, w)
         products = [e for e in made.eqns if e.primitive.name == "dot_general"]
         return [[v.aval.dtype for v in e.invars] for e in products]

@@ -1,4 +1,4 @@
-"""Edits of many facts: what only fills an edit up changes nothing."""
+"""Edits of many facts: padding facts change nothing."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from mend_jax.models.params import random_params, stack_trunk
 
 
 def perturbed(tree, seed=1):
-    """Learned parameters as training might have them, none at an exact zero."""
+    """Return learned parameters like those in training, none exactly zero."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
     pairs = zip(keys, leaves, strict=False)
@@ -29,13 +29,13 @@ def perturbed(tree, seed=1):
         ("ke", dict(init_lr=1e-2, max_scale=1.0, lstm=8, condition=8, hidden=8), True),
         ("meta_curvature", dict(step_size=1e-2), True),
         ("fine_tune", dict(lr=1e-2, max_steps=3), True),
-        # What is asked for twice is there after once.
+        # A fact requested twice is satisfied by one row.
         ("rome", dict(steps=3, clamp=1e3), False),
         ("memit", dict(steps=3, clamp=1e3), False),
     ],
 )
-def test_facts_of_which_nothing_is_scored_change_no_edit(name, options, twice_differs):
-    """Three facts, and the same filled up to five: equal but for the order of sums in float32."""
+def test_facts_without_scored_tokens_do_not_change_the_edit(name, options, twice_differs):
+    """Three facts, and the same padded to five: equal up to the order of sums in float32."""
     module, base, weights = tiny("llama")
     editor = make_editor(name, options)
     params, state = editor.init(jax.random.key(0), weights)
@@ -55,8 +55,8 @@ def test_facts_of_which_nothing_is_scored_change_no_edit(name, options, twice_di
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
-def test_answer_rows_of_a_fact_are_those_of_the_fact_alone(kind):
-    """What a ridge editor asks for a fact does not depend on how many stand beside it."""
+def test_answer_rows_of_a_fact_do_not_depend_on_other_facts(kind):
+    """What a ridge editor requests for a fact does not depend on the number of facts."""
     module, base, weights = tiny(kind)
     three = random_sequences(0, E=1, n=3, kind=module.kind)
     one = jax.tree.map(lambda leaf: leaf[:, 1:2], three)
@@ -75,8 +75,8 @@ def test_answer_rows_of_a_fact_are_those_of_the_fact_alone(kind):
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
-def test_answer_rows_of_what_reads_the_source_are_all_of_its_rows(kind):
-    """The keys and values of cross-attention stand at the encoder's tokens, not at the answer's."""
+def test_weights_that_read_the_source_keep_all_rows(kind):
+    """The keys and values of cross-attention are at the encoder's tokens, not at the target's."""
     family = models.find_family(HF[kind])
     config = models.parse_config(family, HF[kind])
     roles = ("decoder/cross/q", "decoder/cross/k", "decoder/cross/v")

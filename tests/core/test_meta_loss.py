@@ -1,4 +1,4 @@
-"""The meta-loss: how near and far texts count."""
+"""The meta-loss: the weights of near and far texts."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What holds of edits, and of their files and ledgers, of any size, type and content."""
+"""Properties of edits, edit files and ledgers of any size, type and content."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mend_jax.ledger.store import Base, Ledger
 @few
 @given(SEEDS, st.sampled_from(((), (3,))), SIZES, SIZES, SIZES, TYPES)
 def test_a_dense_delta_is_the_sum_of_its_rows(seed, lead, n, d_in, d_out, dtype):
-    """For any leading axes; in the type of the factors, rounded no more than once a row."""
+    """For any leading axes; in the type of the factors, rounded at most once per row."""
     delta = LowRank(
         jnp.asarray(random(seed, *lead, n, d_in, dtype=dtype)),
         jnp.asarray(random(seed + 1, *lead, n, d_out, dtype=dtype)),
@@ -32,15 +32,15 @@ def test_a_dense_delta_is_the_sum_of_its_rows(seed, lead, n, d_in, d_out, dtype)
     dense = delta.dense()
     assert dense.shape == (*lead, d_in, d_out) and dense.dtype == delta.a.dtype
     assert delta.shape == Dense(dense).shape == (d_in, d_out)
-    # n <= 5 products of magnitude below 16, each and their sum rounded by half an eps at the most.
+    # n <= 5 products of magnitude below 16, each and their sum rounded by at most half an eps.
     atol = 16 * 6 * float(ml_dtypes.finfo(dtype).eps)
     np.testing.assert_allclose(np.asarray(dense, np.float64), exact(delta), atol=atol)
 
 
 @few
 @given(SEEDS, SIZES, st.sampled_from((1, 40)), TYPES)
-def test_both_kinds_of_delta_act_alike_in_the_type_of_the_states(seed, n, tokens, dtype):
-    """x W' of a pair and of its matrix, with few tokens (factored) and many (as a matrix)."""
+def test_low_rank_and_dense_deltas_have_the_same_effect(seed, n, tokens, dtype):
+    """x W' of a pair and of its matrix, with few tokens (factored) and many (dense)."""
     delta = LowRank(jnp.asarray(random(seed, n, 5)), jnp.asarray(random(seed + 1, n, 7)))
     x = jnp.asarray(random(seed + 2, tokens, 5, dtype=dtype))
     kernel = jnp.asarray(random(seed + 3, 5, 7, dtype=dtype))
@@ -55,7 +55,7 @@ def test_both_kinds_of_delta_act_alike_in_the_type_of_the_states(seed, n, tokens
 
 @few
 @given(SEEDS, st.floats(-8, 8, width=16), st.floats(-8, 8, width=16))
-def test_scales_multiply_and_the_opposite_of_the_opposite_is_the_edit(seed, s, t):
+def test_scales_multiply_and_negating_twice_restores_the_edit(seed, s, t):
     edit = mixed(seed)
     assert bits(edit.negate().negate()) == bits(edit)
     assert bits(edit.scale(1.0)) == bits(edit)
@@ -66,8 +66,8 @@ def test_scales_multiply_and_the_opposite_of_the_opposite_is_the_edit(seed, s, t
 
 @few
 @given(st.lists(SEEDS, min_size=2, max_size=4))
-def test_edits_add_up_in_any_grouping(seeds):
-    """(x + y) + z and x + (y + z) are one sum; so is any order, but for rounding."""
+def test_composition_is_associative(seeds):
+    """(x + y) + z equals x + (y + z), as does any order, up to rounding."""
     edits = [mixed(seed) for seed in seeds]
     left, right = sum_edits(edits), edits[-1]
     for edit in reversed(edits[:-1]):
@@ -89,7 +89,7 @@ def test_a_renormalised_sum_is_as_long_as_independent_edits(seeds):
     for name, products in delta_inner_products(edits).items():
         apart = sum(np.sum(exact(e.deltas[name]) ** 2) for e in edits if name in e.deltas)
         np.testing.assert_allclose(products.trace(), apart, rtol=1e-9)
-        if products.sum() > 1e-6 * apart:  # else they cancel, and it is left as it is
+        if products.sum() > 1e-6 * apart:  # else they cancel, and the sum is unchanged
             length = np.sum(exact(total.deltas[name]) ** 2)
             np.testing.assert_allclose(length, apart, rtol=1e-4)
 
@@ -97,8 +97,8 @@ def test_a_renormalised_sum_is_as_long_as_independent_edits(seeds):
 @many
 @given(SEEDS, st.integers(1, 12), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4),
        st.sampled_from((1e-6, 1e-3, 0.1, 0.7)))  # fmt: skip
-def test_recompressing_keeps_what_it_promises(seed, n, d_in, d_out, rank, tolerance):
-    """The told error is the true one and within the tolerance; rows are no more than the rank."""
+def test_recompression_meets_its_tolerance(seed, n, d_in, d_out, rank, tolerance):
+    """The reported error is the true one and within the tolerance; rows are at most the rank."""
     a = (random(seed, n, rank, dtype=np.float64) @ random(seed + 1, rank, d_in)).astype(np.float32)
     edit = Edit({UP: LowRank(a, random(seed + 2, n, d_out))}, base="x", facts=(("a", "b"),))
     fewer, errors = recompress(edit, tolerance)
@@ -112,7 +112,7 @@ def test_recompressing_keeps_what_it_promises(seed, n, d_in, d_out, rank, tolera
 
 @st.composite
 def arrays(draw, dtype):
-    """Any bits at all: infinities, quiet and signalling NaNs, negative zeros, denormals."""
+    """Return arrays of any bits: infinities, NaNs of both kinds, negative zeros, denormals."""
     shape = draw(st.tuples(st.integers(0, 4), st.integers(0, 5)))
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
     data = draw(st.binary(min_size=count, max_size=count))
@@ -128,7 +128,7 @@ def test_an_edit_file_holds_every_bit(data, weights, said, base, made):
     for name, is_dense in weights.items():
         w = data.draw(arrays(dtype))
         deltas[name] = Dense(w) if is_dense else LowRank(w, data.draw(arrays(dtype)))
-        if not is_dense:  # rows that are zero on a side are left out, and both have as many
+        if not is_dense:  # rows with a zero side are left out, of both factors
             n = min(len(deltas[name].a), len(deltas[name].b))
             a, b = deltas[name].a[:n], deltas[name].b[:n]
             keep = (a != 0).any(-1) & (b != 0).any(-1)
@@ -143,8 +143,8 @@ def test_an_edit_file_holds_every_bit(data, weights, said, base, made):
 
 @settings(deadline=None, derandomize=True, max_examples=10)
 @given(st.lists(st.tuples(st.booleans(), SEEDS), min_size=1, max_size=6))
-def test_a_ledger_is_what_was_done_to_it(steps):
-    """Any appends and reverts: what is in force is the sum of what was not reverted, bit by bit."""
+def test_a_ledger_holds_the_sum_of_its_active_edits(steps):
+    """After any appends and reverts, the composed edit is the sum of the others, bit by bit."""
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger.create(Path(folder, "l"), Base("tiny", FINGERPRINT, "float32", 2, ()))
         every, gone = [], set()

@@ -1,4 +1,4 @@
-"""What holds of losses and factors of any size, type and content."""
+"""Properties of losses and factors of any size, type and content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def logits(seed, *shape, dtype=np.float32, spread=4.0):
 
 @many
 @given(SEEDS, TYPES, st.floats(0.0, 30.0), st.floats(-50.0, 50.0))
-def test_kl_is_that_of_float64_and_nothing_between_equals(seed, dtype, spread, shift):
+def test_kl_equals_that_of_float64_and_is_zero_between_equals(seed, dtype, spread, shift):
     base = logits(seed, 2, 3, 11, dtype=dtype, spread=spread)
     edited = logits(seed + 1, 2, 3, 11, dtype=dtype, spread=spread)
     assert not np.asarray(losses.token_kl(base, base)).any()
@@ -39,7 +39,7 @@ def test_kl_is_that_of_float64_and_nothing_between_equals(seed, dtype, spread, s
 
 @many
 @given(SEEDS, TYPES, st.floats(0.0, 30.0))
-def test_nll_is_that_of_float64_and_never_below_zero(seed, dtype, spread):
+def test_nll_equals_that_of_float64_and_is_never_negative(seed, dtype, spread):
     given_ = logits(seed, 2, 3, 11, dtype=dtype, spread=spread)
     target = np.random.default_rng(seed).integers(0, 11, (2, 3)).astype(np.int32)
     found = np.asarray(losses.token_nll(given_, jnp.asarray(target)))
@@ -54,8 +54,8 @@ def test_nll_is_that_of_float64_and_never_below_zero(seed, dtype, spread):
 @given(
     SEEDS, st.lists(st.booleans(), min_size=6, max_size=6), st.floats(-(2.0**99), 2.0**99, width=32)
 )
-def test_what_is_masked_changes_no_mean(seed, mask, junk):
-    """To the last bit, whatever finite number stands there; and padding does not either."""
+def test_masked_values_do_not_change_a_mean(seed, mask, junk):
+    """To the last bit, for any finite masked values; nor does padding."""
     mask = jnp.asarray([mask])
     values = random(seed, 1, 6)
     dirty = np.where(np.asarray(mask), values, np.float32(junk))
@@ -71,8 +71,8 @@ def test_what_is_masked_changes_no_mean(seed, mask, junk):
 
 @few
 @given(SEEDS, st.lists(st.sampled_from("uds"), min_size=7, max_size=7), TYPES)
-def test_rows_that_are_zero_on_a_side_are_no_rows(seed, kinds, dtype):
-    """In any order and of any type; factors are float32, and their gradient is that of the rest."""
+def test_rows_with_a_zero_side_are_masked(seed, kinds, dtype):
+    """In any order and of any type; factors are float32, their gradient that of the other rows."""
     u, delta = (random(seed + i, 7, d, dtype=dtype) for i, d in enumerate((4, 3)))
     u[[k == "u" for k in kinds]] = 0
     delta[[k == "d" for k in kinds]] = 0
@@ -90,7 +90,7 @@ def test_rows_that_are_zero_on_a_side_are_no_rows(seed, kinds, dtype):
 @given(
     SEEDS, st.lists(st.booleans(), min_size=6, max_size=6), st.floats(-(2.0**49), 2.0**49, width=32)
 )
-def test_moments_know_the_rows_of_the_mask_alone(seed, mask, junk):
+def test_moments_use_masked_rows_only(seed, mask, junk):
     x, mask = random(seed, 6, 3), np.asarray(mask)
     dirty = np.where(mask[:, None], x, np.float32(junk))
     one, same = (moments_of_rows(jnp.asarray(v), jnp.asarray(mask)) for v in (x, dirty))

@@ -1,4 +1,4 @@
-"""The meta-loss over a stream against its formula, edit by edit."""
+"""The meta-loss over sequential edits against its formula, edit by edit."""
 
 import functools
 
@@ -28,7 +28,7 @@ TERMS = dict(c_edit=0.5, c_loc=2.0, near_share=0.25)
 
 
 def inputs():
-    """(params, state, base, batch) in float64; under the fixture of that name alone."""
+    """Return (params, state, base, batch) in float64; only for the fixture of that name."""
     base = jax.tree.map(lambda leaf: leaf.astype(np.float64), BASE)
     batch = random_batch(0, E=E, n=2)
     batch = jax.tree.map(lambda a: a.astype(np.int64) if a.dtype == np.int32 else a, batch)
@@ -40,7 +40,7 @@ def one(tree, t):
 
 
 def asked(base, batch, edit):
-    """NLL of the rephrase, KL of the near and of the far text, of one edit."""
+    """Return the NLL of the paraphrase, and the KL of the near and the far text, of one edit."""
     found = []
     for name in ("rephrase", "near", "far"):
         texts = batch[name]
@@ -52,7 +52,7 @@ def asked(base, batch, edit):
 
 
 def by_hand(params, state, base, batch):
-    """The loss of each edit, written out."""
+    """Return the loss of each edit, written out."""
     applied = Edit(deltas={w.name: Dense(jnp.zeros((1, w.d_in, w.d_out))) for w in WEIGHTS})
     losses = []
     for t in range(E):
@@ -72,10 +72,10 @@ def by_hand(params, state, base, batch):
     return jnp.stack(losses), applied
 
 
-def test_the_loss_is_that_of_every_edit_on_the_model_that_those_before_left(float64):
-    """And its gradient, so that none flows through the model before an edit.
+def test_the_loss_scores_each_edit_on_the_model_left_by_those_before(float64):
+    """So does its gradient: none flows through the model before an edit.
 
-    In float64: every edit is solved for under the one before, which multiplies what is rounded.
+    In float64: each edit is solved on the model of those before, which amplifies rounding.
     """
     params, state, base, batch = inputs()
     loss_fn = functools.partial(sequential_loss, **SETTINGS, **TERMS)
@@ -102,8 +102,8 @@ def test_the_loss_is_that_of_every_edit_on_the_model_that_those_before_left(floa
     assert all(m["u"].count > 0 for m in after["normalize"].values())
 
 
-def test_texts_pass_a_few_at_a_time(float64):
-    """Of the loss and its gradient nothing changes; logits of a whole window are never there."""
+def test_loss_and_gradient_do_not_depend_on_the_text_chunk_size(float64):
+    """Also, the program never holds the logits of a whole window."""
     params, state, base, batch = inputs()
     batch.pop("far")
     found, shapes = [], []
@@ -117,7 +117,7 @@ def test_texts_pass_a_few_at_a_time(float64):
     close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-10)
     close(whole[0], pieces[0])
     jax.tree.map(close, whole_grads, grads)
-    window = f"[{2 * DEPTH * 3},300]"  # two facts an edit, three scored positions, as rows
+    window = f"[{2 * DEPTH * 3},300]"  # two facts per edit, three scored positions, as rows
     assert window in shapes[0] and window not in shapes[1]
 
 

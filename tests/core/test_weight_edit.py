@@ -1,4 +1,4 @@
-"""Edits: applied without touching W, merged, composed, undone."""
+"""Edits: applied without changing W, merged, composed, undone."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def logits(module, params, seqs, edit=None):
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(2, 20), st.integers(2, 20))
 def test_both_sides_of_the_cost_rule_agree(tokens, rows, d_in, d_out):
-    """Factored and densified application equal x (W + a^T b), whichever the rule picks."""
+    """Factored and dense application equal x (W + a^T b), whichever the rule selects."""
     delta = low_rank(0, d_in, d_out, rows)
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(tokens, d_in)), jnp.float32)
@@ -43,7 +43,7 @@ def test_both_sides_of_the_cost_rule_agree(tokens, rows, d_in, d_out):
 
 
 def test_small_edits_survive_sixteen_bits_on_both_sides_of_the_rule():
-    """A delta below the rounding of W still moves the output as the float32 one does."""
+    """A delta below the rounding of W still changes the output as the float32 one does."""
     delta = low_rank(0, 16, 16, 2).scale(1e-3)
     rng = np.random.default_rng(1)
     kernel = jnp.asarray(rng.normal(size=(16, 16)), jnp.float32)
@@ -68,7 +68,7 @@ def test_the_cost_rule_counts_multiplications():
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("form", ["low_rank", "dense"])
-def test_applying_equals_merging_and_leaves_the_base_alone(kind, form):
+def test_applying_equals_merging_and_does_not_change_the_base(kind, form):
     module, params, weights = tiny(kind)
     before = jax.tree.map(np.array, params)
     edit = random_edit(weights)
@@ -109,7 +109,7 @@ def test_edits_of_different_bases_do_not_compose():
         random_edit(weights, base="aaaa").compose(random_edit(weights, base="bbbb"))
 
 
-def test_a_composition_says_what_made_it_and_when():
+def test_a_composition_names_its_editors_and_the_later_date():
     _, _, weights = tiny("gpt2")
     first = random_edit(weights).replace(
         editor="mend@01", created="2026-01-02", facts=(("a", "b"),)

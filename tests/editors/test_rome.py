@@ -16,14 +16,14 @@ from support.rome_case import (
     at_subjects,
     by_rome,
     by_search,
+    calibrated,
+    calibrated_by,
+    calibrated_with_prefixes,
     dense,
     edit_of,
     known,
     observed,
     problem_of,
-    surveyed,
-    surveyed_by,
-    surveyed_with_prefixes,
     texts,
 )
 from support.tiny import random_sequences, tiny
@@ -40,14 +40,17 @@ from mend_jax.models.layers import gelu_tanh
 
 def test_a_survey_gives_the_second_moment_of_all_real_tokens():
     """Means of some 200 products of numbers of about 1, in float32: off by 1e-6."""
-    assert set(surveyed()["second_moment"]) == {DOWN[1].name, DOWN[2].name}  # not the last block's
+    assert set(calibrated()["second_moment"]) == {
+        DOWN[1].name,
+        DOWN[2].name,
+    }  # not the last block's
     state = make_editor("rome", {}).init(None, WEIGHTS)[1]
     assert set(state["second_moment"]) == {DOWN[1].name}
     seen = [(seqs.mask, observed(seqs, dense())[0]) for seqs in map(texts, range(1, 5))]
     for block in (1, 2):
         k = np.concatenate([np.asarray(by_block[block])[mask] for mask, by_block in seen])
-        assert surveyed()["seen"] == len(k) < 4 * 72
-        moment = surveyed()["second_moment"][DOWN[block].name]
+        assert calibrated()["seen"] == len(k) < 4 * 72
+        moment = calibrated()["second_moment"][DOWN[block].name]
         np.testing.assert_allclose(moment, k.T @ k / len(k), atol=1e-5)
         assert np.abs(moment).max() > 1e-2
 
@@ -124,13 +127,13 @@ def padded(texts, width=2 * PREFIX + 4):
 
 
 def test_keys_are_the_mean_over_the_text_alone_and_behind_each_prefix():
-    """Prefixes are beginnings of the first surveyed texts; a text shorter than one is all of it."""
+    """Prefixes are beginnings of the first calibration texts; a shorter text is used whole."""
     assert (MEMIT_BEHIND.init(None, WEIGHTS)[1]["prefixes"] == -1).all()
     first = texts(1)
     shown = [row[keep][:PREFIX] for row, keep in zip(
         first.flat().tokens[:3], first.flat().mask[:3], strict=True)]  # fmt: skip
     assert len({len(row) for row in shown}) > 1 and max(map(len, shown)) == PREFIX
-    state = surveyed_by(MEMIT_BEHIND, (padded_before(first), texts(2)))
+    state = calibrated_by(MEMIT_BEHIND, (padded_before(first), texts(2)))
     for row, prefix in zip(state["prefixes"], shown, strict=True):
         np.testing.assert_array_equal(row, [-1] * (PREFIX - len(prefix)) + prefix.tolist())
 
@@ -162,7 +165,7 @@ def test_what_is_written_is_found_at_the_mean_key():
         d = ValueSearch(**FREE).shift(behind, DOWN[2], value(problem, DOWN[2].name))
         return keys(problem, behind, DOWN[2]), d
 
-    state = surveyed_with_prefixes()
+    state = calibrated_with_prefixes()
     k, d = found(state)
     assert np.abs(d - by_search()[1]).max() > 0.01
     for name, more in (("rome", dict(block=2)), ("memit", dict(blocks=(2,), preserve=0.0))):
@@ -177,7 +180,7 @@ def test_memit_is_its_algorithm():
 
     lambda C + K^T K is no worse than C, see above.
     """
-    edit = edit_of(MEMIT, surveyed(), SEQS, IN_FORCE)
+    edit = edit_of(MEMIT, calibrated(), SEQS, IN_FORCE)
     assert list(edit.deltas) == [DOWN[1].name, DOWN[2].name]
     k, _, h, loss_before = observed(SEQS, IN_FORCE)
     z, so_far = np.asarray(h) + by_search()[1], Edit(deltas={})
@@ -197,7 +200,7 @@ def test_memit_is_its_algorithm():
 def test_memit_of_one_block_that_preserves_nothing_is_rome():
     """One search, as nothing here hangs on what |d| is measured by."""
     editor = make_editor("memit", ALONE | dict(blocks=(2,), preserve=0.0))
-    edit = edit_of(editor, surveyed(), SEQS, IN_FORCE)
+    edit = edit_of(editor, calibrated(), SEQS, IN_FORCE)
     assert set(edit.deltas) == {DOWN[2].name}
     x, y = (e.deltas[DOWN[2].name].dense() for e in (edit, by_rome()))
     np.testing.assert_allclose(x, y, atol=1e-3 * np.abs(y).max())

@@ -10,11 +10,11 @@ from support.rome_case import (
     FREE,
     IN_FORCE,
     SEQS,
+    calibrated_with_prefixes,
     dense,
     observed,
     problem_of,
     shift,
-    surveyed_with_prefixes,
 )
 
 from mend_jax.core.losses import token_kl, token_nll
@@ -84,7 +84,7 @@ def losses_behind(state, seqs, v, d):
 def test_the_search_asks_behind_every_prefix_and_keeps_what_the_subject_is_alone():
     """The mean nll of four texts; KL and decay as without prefixes."""
     v, d = np.random.default_rng(0).normal(size=(2, 2, 3, 32)).astype(np.float32)
-    found, nlls = map(np.asarray, losses_behind(surveyed_with_prefixes(), SEQS, v, d))
+    found, nlls = map(np.asarray, losses_behind(calibrated_with_prefixes(), SEQS, v, d))
     alone = np.asarray(losses(SEQS, v, d))
     expected = alone - nlls[0] + nlls.mean(0)
     np.testing.assert_allclose(found, expected, atol=1e-5)

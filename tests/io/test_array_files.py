@@ -1,4 +1,4 @@
-"""Files of named arrays: every bit comes back, and every damage has a named error."""
+"""Files of named arrays: every bit is kept, and any damage is a named error."""
 
 import json
 
@@ -102,7 +102,7 @@ def test_damaged_metadata_are_named(path, text):
         read(path)
 
 
-def test_types_of_numbers_that_numpy_lacks_are_named(path):
+def test_types_that_numpy_lacks_are_named(path):
     array_files.write(path, FORMAT, {"a": np.ones(2, np.uint8)}, {})
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")

@@ -1,7 +1,7 @@
-"""Training steps on meshes of 8 virtual devices equal those of one.
+"""Training steps on meshes of 8 virtual devices equal those on one device.
 
-By default three kinds of block on the mesh of all three axes, the hardest; MEND_ALL_MESHES=1 adds
-those of one axis, and two further families (some minutes).
+By default three kinds of block on a mesh with all three axes, the hardest case;
+MEND_ALL_MESHES=1 adds meshes of one axis and two further families (some minutes).
 """
 
 import functools
@@ -27,9 +27,9 @@ def one_device_step(kind):
 
 @pytest.fixture
 def optimised():
-    """Programs as users compile them.
+    """Compile programs as users do.
 
-    Unoptimised ones, as other tests have, gave gradients of T5's KL on a mesh that are 1% off.
+    Unoptimised ones, as in other tests, gave gradients of T5's KL on a mesh with 1% error.
     """
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -44,7 +44,7 @@ def test_a_mesh_of_many_devices_gives_the_same_step(optimised, kind, sizes):
     _, many, metrics, shares = step_of(sizes, kind=kind)
     for name in ("loss", "kl", "nll_rephrase"):
         assert metrics[name] == pytest.approx(metrics_one[name], abs=1e-5)
-    # The sums of squares in the statistics are large: 1e-5 of their size.
+    # The sums of squares in the statistics are large: 1e-5 relative to their size.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
         one.editor_state, many.editor_state,
@@ -54,7 +54,7 @@ def test_a_mesh_of_many_devices_gives_the_same_step(optimised, kind, sizes):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
         one.opt_state, many.opt_state,
     )  # fmt: skip
-    # All but biases and FiLM rows is split over `fsdp` and `tensor`, and so are Adam's moments.
+    # All but biases and FiLM rows are split over `fsdp` and `tensor`, and so are Adam's moments.
     ways = sizes["fsdp"] * sizes["tensor"]
     small = sum(
         leaf.nbytes for path, leaf in jax.tree_util.tree_leaves_with_path(many.params)

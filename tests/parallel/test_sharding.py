@@ -1,4 +1,4 @@
-"""Where arrays live: one rule for every array of every family, editor and optimiser."""
+"""Placement: exactly one rule for every array of every family, editor and optimiser."""
 
 import jax
 import numpy as np
@@ -56,7 +56,7 @@ def test_the_whole_training_state_has_rules_and_is_split(options, accumulate):
     assert bytes_per_device(matrices) == sum(m.nbytes for m in matrices) // 8
 
 
-def test_what_does_not_divide_stays_whole():
+def test_axes_that_do_not_divide_stay_whole():
     mesh = make_mesh(MESH)
     assert partition_spec("embedding", (300, 32), BASE_RULES, mesh) == P("tensor", "fsdp")
     assert partition_spec("embedding", (301, 32), BASE_RULES, mesh) == P(None, "fsdp")
@@ -66,7 +66,7 @@ def test_what_does_not_divide_stays_whole():
     )
 
 
-def test_no_rule_and_two_rules_are_errors_that_name_every_leaf():
+def test_missing_and_ambiguous_rules_are_errors_that_name_every_leaf():
     mesh = make_mesh(MESH)
     with pytest.raises(ConfigError, match=r"surprise \[4\] matches no rule.*\n.*wonder \[2, 2\]"):
         make_shardings(mesh, {"surprise": np.zeros(4), "wonder": np.zeros((2, 2))}, BASE_RULES)
@@ -78,7 +78,7 @@ def test_no_rule_and_two_rules_are_errors_that_name_every_leaf():
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
-def test_a_model_is_read_onto_a_mesh_as_it_is_read_whole(kind, tmp_path):
+def test_a_model_read_onto_a_mesh_equals_one_read_whole(kind, tmp_path):
     base = str(save_tiny(tmp_path, kind))
     whole = mend_jax.load_model(base, last_n_blocks=2)
     split = mend_jax.load_model(base, last_n_blocks=2, mesh=make_mesh(MESH))

@@ -16,15 +16,15 @@ FACTS = (("Who wrote it?", " Ünal"), ('A "quoted"\nprompt', " b"))
 
 @functools.cache
 def base_of(kind, last_n_blocks=4):
-    """Our model of the twin's folder; by default with all of its blocks editable."""
+    """Return our model of the twin's folder; by default with all blocks editable."""
     Tokenizer.tiny().save(twin(kind).folder)
     return mend_jax.load_model(str(twin(kind).folder), last_n_blocks=last_n_blocks)
 
 
 def edit_of(model, seed=0):
-    """(edit, its ranks): of every matmul of each stack's first and last block.
+    """Return an edit of every matmul of each stack's first and last block, and its ranks.
 
-    Low-rank pairs of one to three rows, with a row twice, of zeros; dense of full rank and of two.
+    Low-rank pairs of one to three rows, a repeated row, zeros; dense of full rank and of rank two.
     Each is as large as a third of the weight (std 0.2), or less.
     """
     rng = np.random.default_rng(seed)
@@ -57,7 +57,7 @@ def edit_of(model, seed=0):
 
 
 def our_logits(model, inputs, edit=None):
-    """Logits [B, T, V] of our model, a classifier's score of the label "true" [B, 1]."""
+    """Return our logits [B, T, V]; for a classifier the score of the label "true" [B, 1]."""
     run = jax.jit(model.module.apply)
     logits = np.asarray(run(variables(model.params, edit and Edit(edit.deltas)), inputs))
     return logits[..., 0, 1:] - logits[..., 0, :1] if model.is_classifier else logits
@@ -68,10 +68,10 @@ def inputs_of(kind):
 
 
 def assert_close(ours, theirs, inputs, unedited=None):
-    """Equal at real positions to 1e-4, where the unedited logits are more than 0.05 away.
+    """Check equality to 1e-4 at real positions, where unedited logits differ by more than 0.05.
 
-    Different programs order float32 sums differently: 6e-8 a rounding, logits of a few units, four
-    blocks. Tests of unedited models have the same bound (test_model_contract.py).
+    Different programs order float32 sums differently: 6e-8 per rounding, logits of a few units,
+    four blocks. Tests of unedited models have the same bound (test_model_contract.py).
     """
     real = np.asarray(inputs.mask) if ours.ndim == 3 else slice(None)
     np.testing.assert_allclose(ours[real], theirs[real], atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""Plays gcloud, xpk and kubectl for the tests of launch/: fake_gcloud.py PROGRAM ARGUMENT ...
+"""Fake gcloud, xpk and kubectl for the tests of launch/: fake_gcloud.py PROGRAM ARGUMENT ...
 
 The folder $FAKE_CLOUD has `states`, one line for each answer to `queued-resources describe` (the
 last one stays), `node_state`, and files `fail.WORD`, which make every command with that WORD fail.
@@ -42,14 +42,14 @@ def describe():
 
 
 def delete():
-    """A TPU that goes takes its processes and files along."""
+    """Delete a TPU with its processes and files."""
     for home in HOMES:
         for file in home.glob("mend_jax_run/pid"):
             try:
                 os.kill(int(file.read_text()), signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        while home.exists():  # what was killed may write a last file while the folder is emptied
+        while home.exists():  # a killed process may still write a file while the folder is emptied
             shutil.rmtree(home, ignore_errors=True)
         home.mkdir()
 
@@ -61,7 +61,7 @@ def copy(arguments):
 
 
 def ssh(arguments):
-    """As the shell of a worker would: in its home, with the whole line as one string."""
+    """Run a line as the shell of a worker would, in its home."""
     line = flag(arguments, "--command=")
     codes = [
         subprocess.run(

@@ -1,7 +1,7 @@
-"""What is published of the models that configs/ names.
+"""Published sizes of the models that configs/ names.
 
-Each: how many parameters it has (millions, with tied matrices once), and the shapes of the matrices
-that are edited in every block.
+Each: the number of parameters (millions, tied matrices counted once), and the shapes of the edited
+matrices in every block.
 """
 
 

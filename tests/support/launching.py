@@ -1,4 +1,4 @@
-"""What the tests of launch/ share: a small checkout of it, and a cloud that is played."""
+"""Shared helpers for the tests of launch/: a small checkout, and a fake cloud."""
 
 import json
 import shlex
@@ -13,7 +13,7 @@ PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
 def wait_for(condition, seconds=30):
-    """The first true value of condition(), which is asked again and again."""
+    """Return the first true value of condition(), called repeatedly."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := condition():
@@ -23,7 +23,7 @@ def wait_for(condition, seconds=30):
 
 
 class Machine:
-    """A checkout with launch/ in a git repository, a home, and programs that are played."""
+    """A checkout with launch/ in a git repository, a home, and fake programs."""
 
     def __init__(self, folder: Path):
         self.repo, self.home, self.bin = folder / "checkout", folder / "home", folder / "bin"
@@ -55,7 +55,7 @@ class Machine:
         (self.cloud / "states").write_text("\n".join(states))
 
     def installed(self):
-        """The environment as run_tpu.sh leaves it, without installing anything."""
+        """Create the environment that run_tpu.sh leaves, without installing anything."""
         env = Path(self.env["MEND_ENV_DIR"])
         (env / "bin").mkdir(parents=True)
         shutil.copy(self.repo / "requirements.txt", env / ".ready")
@@ -71,10 +71,10 @@ class Machine:
         )  # fmt: skip
 
     def calls(self):
-        """What the played programs were called with."""
+        """Return the arguments of each call of a fake program."""
         file = self.cloud / "calls"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def steps(self):
-        """The calls in short: create, describe, scp, ssh, delete."""
+        """Return the calls in short: create, describe, scp, ssh, delete."""
         return [call[4] for call in self.calls() if call[:3] == ["gcloud", "compute", "tpus"]]

@@ -7,9 +7,9 @@ from mend_jax.training import config as configs
 
 
 class Played:
-    """Stands for subprocess.Popen: calls play(config, workdir) for the command line's run.
+    """A fake subprocess.Popen that calls play(config, workdir) for the command line's run.
 
-    What it returns is written as the results of the run, with the run's config, after a line of
+    Its return value is written as the results of the run, with the run's config, after a line of
     output; an int is the exit status of a run that fails.
     """
 
@@ -33,7 +33,7 @@ class Played:
 
 
 def play_runs(monkeypatch, play):
-    """From here on runs are played; returns the list of the folders of those that started."""
+    """Replace run processes by `play`; return the list of folders of runs that started."""
     Played.started, Played.environments = [], []
     monkeypatch.setattr(
         run_processes.subprocess, "Popen", lambda line, **k: Played(play, line, **k)

@@ -24,7 +24,7 @@ def random(seed, *shape, dtype=np.float32):
 
 
 def exact(delta):
-    """A delta as a float64 matrix, not by the code that is tested."""
+    """Return a delta as a float64 matrix, without the tested code."""
     if isinstance(delta, Dense):
         return np.asarray(delta.w, np.float64)
     a, b = np.asarray(delta.a, np.float64), np.asarray(delta.b, np.float64)
@@ -32,6 +32,6 @@ def exact(delta):
 
 
 def mixed(seed):
-    """Two weights of one edit, at times dense, at times one of them alone."""
+    """Return an edit of two weights, sometimes dense, sometimes of one only."""
     names = ((UP, DOWN), (UP,), (DOWN,))[seed % 3]
     return small_edit(seed % 1000, names, rows=(1, 2, None)[seed // 3 % 3])

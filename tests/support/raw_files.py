@@ -1,4 +1,4 @@
-"""Raw files for tests: well-formed in each form, and spoilt in each way that a file can be."""
+"""Raw files for tests: valid ones in each form, and ones damaged in each way."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ def lines(records):
 
 
 def write(path, records, form="lines"):
-    """Writes records as `lines`, a `list`, or either of them packed (`lines.gz`, `list.gz`)."""
+    """Write records as `lines`, a `list`, or either compressed (`lines.gz`, `list.gz`)."""
     data = lines(records) if form.startswith("lines") else json.dumps(records).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(data, mtime=0) if form.endswith(".gz") else data)
@@ -22,7 +22,7 @@ def write(path, records, form="lines"):
 
 
 def change(records, number, **fields):
-    """The records with fields of one of them changed; None takes a field out."""
+    """Return the records with fields of one changed; None removes a field."""
     changed = {k: v for k, v in {**records[number], **fields}.items() if v is not None}
     return [*records[:number], changed, *records[number + 1 :]]
 
@@ -31,7 +31,7 @@ def _latin(records, field):
     return lines(change(records, 1, **{field: "Caf@"})).replace(b"Caf@", b"Caf\xe9")
 
 
-# How a file is spoilt in a field of its second record, and what the error says after the path.
+# Damage to a field of the second record, and the error after the path.
 SPOILT = {
     "truncated gzip": (
         lambda r, f: gzip.compress(lines(r))[:-9],
@@ -68,7 +68,7 @@ SPOILT = {
 
 
 def spoil(path, records, how, field):
-    """Writes the records spoilt; gives the pattern that the error must match."""
+    """Write damaged records; return the pattern that the error must match."""
     make, message = SPOILT[how]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(make(records, field))

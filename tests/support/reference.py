@@ -1,4 +1,4 @@
-"""The same small model with us and in torch transformers, and texts for both."""
+"""The same small model here and in torch transformers, and texts for both."""
 
 import functools
 import tempfile
@@ -15,7 +15,7 @@ from mend_jax.models.params import random_params, stack_trunk
 
 
 class Twin:
-    """A random model of ours, exported and opened by transformers.
+    """A random model, exported and opened by transformers.
 
     Attributes:
       family, config, specs, flat: ours.
@@ -65,7 +65,7 @@ class Twin:
 
 
 def torch_logits(model, inputs):
-    """Logits of a transformers model [B, T, V]; a classifier's [B, 1]."""
+    """Return logits of a transformers model [B, T, V]; for a classifier [B, 1]."""
     import torch
 
     def tensor(array):
@@ -86,7 +86,7 @@ def torch_logits(model, inputs):
 
 
 def _scale_queries(flat, factor):
-    """Queries as small as T5 starts them (Raffel et al. 2020): it does not scale its scores.
+    """Scale queries down to T5's initial size (Raffel et al. 2020): it does not scale its scores.
 
     Otherwise the softmax of a random model is nearly one-hot, and rounding the weights to bfloat16
     moves float32 logits by 11% of their rms already.
@@ -98,18 +98,18 @@ def _scale_queries(flat, factor):
 
 @functools.cache
 def twin(kind):
-    """One twin a process and kind: opening it costs more than the tests that use it."""
+    """Return one twin per process and kind: opening it costs more than the tests that use it."""
     return Twin(kind)
 
 
 def texts(kind, seed=0, **options):
-    """Flat sequences [B, T] of what this kind of model reads."""
+    """Return flat sequences [B, T] for this kind of model."""
     options = dict(E=1, n=4) | options
     return random_sequences(seed, kind=models.model_kind(HF[kind]), **options).flat()
 
 
 def widened(seqs, left, right):
-    """The same sequences with padding tokens on both sides of every text."""
+    """Return the same sequences with padding on both sides of every text."""
     pads = ((0, 0), (left, right))
     found = {}
     for name, fill in (("tokens", 7), ("mask", 0), ("source", 7), ("source_mask", 0)):
@@ -119,7 +119,7 @@ def widened(seqs, left, right):
 
 
 def prompts_of(kind, seqs):
-    """What generation starts from: for seq2seq the first token of the decoder."""
+    """Return the prompts of generation: for seq2seq the first token of the decoder."""
     inputs = seqs.inputs
     if models.model_kind(HF[kind]) == "seq2seq":
         start = np.full((len(inputs.tokens), 1), twin(kind).config.decoder_start, np.int32)

@@ -1,4 +1,4 @@
-"""What the tests of ROME and MEMIT share: a tiny model, corrections, an edit in force, a survey."""
+"""Shared by the tests of ROME and MEMIT: a tiny model, corrections, an active edit, calibration."""
 
 import functools
 
@@ -21,13 +21,13 @@ MEMIT_BEHIND = make_editor("memit", FREE | dict(n_prefixes=3))
 
 
 def texts(seed):
-    """Corrections [2, 3] whose subjects end at their second token."""
+    """Return corrections [2, 3] whose subjects end at their second token."""
     seqs = random_sequences(seed, E=2, n=3)
     return seqs.replace(subject=np.ones((2, 3, 1), np.int32))
 
 
 def dense(*edits):
-    """The sum of edits of `DOWN[1]` and `DOWN[2]`, always of one structure."""
+    """Return the sum of edits of `DOWN[1]` and `DOWN[2]`, always with the same structure."""
     zero = {w.name: np.zeros((2, w.d_in, w.d_out), np.float32) for w in (DOWN[1], DOWN[2])}
     return Edit(deltas={
         name: Dense(sum((e.deltas[name].dense() for e in edits if name in e.deltas), z))
@@ -74,36 +74,36 @@ def edit_of(editor, state, seqs, in_force):
     return editor.edit({}, state, problem_of(seqs, in_force), False)[0]
 
 
-def surveyed_by(editor, many):
-    """An editor's state after a survey of these texts."""
+def calibrated_by(editor, many):
+    """Return an editor's state after calibration on these texts."""
     see = jax.jit(lambda state, seqs: editor.calibrate({}, state, problem_of(seqs, None)))
     return functools.reduce(see, many, editor.init(None, WEIGHTS)[1])
 
 
 @functools.cache
-def surveyed():
-    """MEMIT's state after a survey of 24 texts, which holds all that ROME's would."""
-    return surveyed_by(MEMIT, map(texts, range(1, 5)))
+def calibrated():
+    """Return MEMIT's state after calibration on 24 texts, which includes ROME's."""
+    return calibrated_by(MEMIT, map(texts, range(1, 5)))
 
 
 @functools.cache
 def by_rome():
-    return edit_of(make_editor("rome", ALONE | dict(block=2)), surveyed(), SEQS, IN_FORCE)
+    return edit_of(make_editor("rome", ALONE | dict(block=2)), calibrated(), SEQS, IN_FORCE)
 
 
 @functools.cache
 def by_search():
-    """(v, d) of the second block's `down`: what it puts out at subjects, how that is to move."""
+    """Return (v, d) for the second block's `down`: its output at subjects, and the change."""
     v = observed(SEQS, IN_FORCE)[1]
     return v, np.asarray(shift(ValueSearch(**FREE), 2, SEQS, IN_FORCE, v), np.float64)
 
 
 def known(weight):
-    """C as the solve takes it, in float64."""
-    C = np.asarray(surveyed()["second_moment"][weight.name], np.float64)
+    """Return C as used in the solve, in float64."""
+    C = np.asarray(calibrated()["second_moment"][weight.name], np.float64)
     return C + np.finfo(np.float32).eps * np.trace(C) * np.eye(len(C))
 
 
 @functools.cache
-def surveyed_with_prefixes():
-    return surveyed_by(MEMIT_BEHIND, map(texts, range(1, 5)))
+def calibrated_with_prefixes():
+    return calibrated_by(MEMIT_BEHIND, map(texts, range(1, 5)))

@@ -1,5 +1,5 @@
-"""Small edits of no particular model, made by numpy alone: JAX starts threads, beside which no
-process may fork.
+"""Small edits of no particular model, made with numpy: JAX starts threads, and then no process may
+fork.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ SHAPES = {UP: (6, 5), DOWN: (5, 6)}
 
 
 def small_delta(rng, name, rows=2):
-    """A random delta; one without rows (None) is dense."""
+    """Return a random delta; without rows (None) a dense one."""
     d_in, d_out = SHAPES[name]
     if rows is None:
         return Dense(rng.normal(size=(d_in, d_out)).astype(np.float32))
@@ -21,14 +21,14 @@ def small_delta(rng, name, rows=2):
 
 
 def small_edit(seed=0, names=(UP, DOWN), rows=2, base=FINGERPRINT, **fields):
-    """A random edit of these weights, about `fact SEED`."""
+    """Return a random edit of these weights, about `fact SEED`."""
     rng = np.random.default_rng(seed)
     deltas = {name: small_delta(rng, name, rows) for name in names}
     return Edit(deltas, base=base, facts=((f"fact {seed}", "x"),), **fields)
 
 
 def bits(edit):
-    """What an edit is, to the last bit."""
+    """Return an edit's contents, for comparison to the last bit."""
     leaves = {n: {k: (v.dtype.name, v.shape, v.tobytes()) for k, v in vars(d).items()}
               for n, d in _on_host(edit).deltas.items()}  # fmt: skip
     return leaves, edit.base, edit.facts, edit.editor

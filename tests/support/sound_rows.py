@@ -1,4 +1,4 @@
-"""What must hold of the rows of every data set of edits, whatever file they were made from."""
+"""Checks of the rows of every data set of edits, whatever file they were made from."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ def texts_of(splits, name, *parts):
 
 
 def says(text, name):
-    """Whether a name stands in a text, as a word or before an apostrophe."""
+    """Return whether a name occurs in a text, as a word or before an apostrophe."""
     text, name = ("".join(c for c in unicodedata.normalize("NFKD", t.casefold())
                           if not unicodedata.combining(c)) for t in (text, name))  # fmt: skip
     plain = f" {normalise(name)} " in f" {normalise(text)} "
@@ -22,7 +22,7 @@ def says(text, name):
 
 
 def check_rows(splits, *needed):
-    """Checks rows by split; `needed` names further fields that no row may lack."""
+    """Check rows by split; `needed` names further required fields."""
     keys = [row["key"] for held in splits.values() for row in held]
     assert len(set(keys)) == len(keys)
     for name in ("subject", "prompt"):
@@ -52,7 +52,7 @@ def check_rows(splits, *needed):
 
 
 def check_near_apart(splits):
-    """No split trains on the near facts that a later one judges."""
+    """Check that no split trains on near facts that a later one scores."""
     for first, *later in (("train", "validation", "test"), ("validation", "test")):
         near = texts_of(splits, "near_prompt", *later) | {
             normalise(text) for s in later for row in splits[s] for text in row["more_near_prompts"]
@@ -62,7 +62,7 @@ def check_near_apart(splits):
 
 
 def made_and_prepared(recipe, folder):
-    """The rows that a recipe makes, and the notes of the data set that is prepared from them."""
+    """Return the rows of a recipe, and the notes of the data set prepared from them."""
     made = recipe.build()
     loaded = prepared.load(dataclasses.replace(recipe, build=lambda: made), folder)
     assert loaded.fingerprint == fingerprint_rows(made.splits)

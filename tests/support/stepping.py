@@ -12,7 +12,7 @@ from mend_jax.training.step import init_state, make_train_step, success_weight
 
 
 def step_of(mesh_sizes, accumulate=1, clip=100.0, step_size_lr=1e-2, kind="llama"):
-    """State before and after one training step on a mesh, and its metrics."""
+    """Return the state before and after one training step on a mesh, and its metrics."""
     module, base, weights = tiny(kind)
     editor = make_editor("mend", dict(rank=8, step_size=1e-2, log_step_size=True))
     tx = make_optimizer(lr=1e-3, step_size_lr=step_size_lr, clip=clip, accumulate=accumulate,

@@ -55,7 +55,7 @@ HF = {
         model_type="gemma2", head_dim=12, query_pre_attn_scalar=9, sliding_window=4,
         attn_logit_softcapping=2.0, final_logit_softcapping=6.0, **_LLAMA,
     ),
-    # Norms of heads by 1 + weight make queries and keys twice as long as in the others.
+    # Head norms that scale by 1 + weight make queries and keys twice as long as in the others.
     "gemma3": dict(
         model_type="gemma3_text", head_dim=12, query_pre_attn_scalar=144, sliding_window=4,
         sliding_window_pattern=3, rope_theta=1e6, rope_local_base_freq=100.0,
@@ -76,7 +76,7 @@ CAUSAL = [k for k in HF if models.model_kind(HF[k]) == "causal"]
 
 
 def tiny(kind, n_top=2, seed=0, std=0.2):
-    """(module, nested params, default edited weights) of a random model."""
+    """Return (module, nested params, default edited weights) of a random model."""
     family = models.find_family(HF[kind])
     config = models.parse_config(family, HF[kind])
     flat = random_params(family.tensor_specs(config), seed, std)
@@ -91,7 +91,7 @@ def sharding_rules(kind):
 
 
 def save_tiny(folder, kind="llama", seed=0, std=0.2, tokenizer=None, **sizes):
-    """A base folder with config.json, model.safetensors and a tokenizer, by default of bytes."""
+    """Write a base folder: config.json, model.safetensors and a tokenizer, by default of bytes."""
     hf = HF[kind] | sizes
     family = models.find_family(hf)
     specs = family.tensor_specs(models.parse_config(family, hf))
@@ -101,9 +101,9 @@ def save_tiny(folder, kind="llama", seed=0, std=0.2, tokenizer=None, **sizes):
 
 
 def random_sequences(seed, E=3, n=1, T=12, S=3, vocab=V, real=None, kind="causal"):
-    """Right-padded sequences [E, n, T]; the last S next tokens of each are scored.
+    """Return right-padded sequences [E, n, T]; the last S next tokens of each are scored.
 
-    For a seq2seq model these are the decoder's inputs, and there is a source of T + 2 positions;
+    For a seq2seq model these are the decoder's inputs, with a source of T + 2 positions;
     for a classifier the first position is scored and the target is 0 or 1.
     """
     rng = np.random.default_rng(seed)
@@ -126,7 +126,7 @@ def random_sequences(seed, E=3, n=1, T=12, S=3, vocab=V, real=None, kind="causal
 
 
 def random_batch(seed, E=3, n=1, kind="causal"):
-    """A batch of a training step."""
+    """Return a batch of a training step."""
     return {
         "edit": random_sequences(seed, E, n, kind=kind),
         "rephrase": random_sequences(seed + 1, E, n, kind=kind),

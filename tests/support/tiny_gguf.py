@@ -1,10 +1,10 @@
-"""The header of a small GGUF file, as a converter would write it."""
+"""The header of a small GGUF file, as a converter writes it."""
 
 import gguf
 
 
 def begin_gguf(path, arch="llama", *, width, hidden, heads, kv_heads):
-    """A writer with the settings of one block and a tokenizer of eight tokens, no tensor yet."""
+    """Return a writer with settings of one block and a tokenizer of eight tokens, without tensors."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(1)
     writer.add_context_length(64)
