@@ -4,7 +4,7 @@ import gguf
 
 
 def begin_gguf(path, arch="llama", *, width, hidden, heads, kv_heads):
-    """Return a writer with settings of one block and a tokenizer of eight tokens, without tensors."""
+    """Return a writer with settings of one block and a tokenizer of eight tokens, no tensors."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(1)
     writer.add_context_length(64)
