@@ -4,7 +4,10 @@ import importlib.metadata
 
 import numpy as np
 import pytest
+from test_grid_report import fake_grid
+from test_run_report import fake_results
 
+from mend_jax.apps.run_processes import Run
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation import metric_registry
 from mend_jax.evaluation.metric_registry import (
@@ -15,6 +18,8 @@ from mend_jax.evaluation.metric_registry import (
     metric_results,
     register_metric,
 )
+from mend_jax.evaluation.reports import grid_markdown, grid_report, run_plots, run_report
+from mend_jax.evaluation.reports.grid_rows import make_grid_row
 
 EDITS = EvaluatedEdits(
     scores={("edit", "exact"): np.asarray([1, 0, 1, 1], np.float32)},
@@ -90,3 +95,47 @@ def test_a_metric_that_returns_no_number_or_has_an_unknown_unit_is_named(registe
     register("apples", Metric(repetition, unit="apples"))
     with pytest.raises(ConfigError, match="metric 'apples' has the unit 'apples': use one of"):
         metric_results(EDITS)
+
+
+def results_with_metric(value, baseline):
+    """Results of a run in which editor and baseline have a metric."""
+    results = fake_results()
+    for scores, number in ((results["eval"], value), (results["baselines"]["fine_tune"], baseline)):
+        scores["metrics"] = {
+            "repetition": {
+                "value": number, "ci95": [number - 0.1, number + 0.1], "before": 0.125,
+                "label": "repeats", "about": "a word", "unit": "percent", "higher_is_better": False,
+            }
+        }  # fmt: skip
+    return results
+
+
+def test_the_report_of_a_run_shows_the_metric():
+    results = results_with_metric(0.25, 0.5)
+    group = run_report.tables(run_plots.methods(results))[-1]
+    assert group["name"] == "Further metrics"
+    assert group["rows"] == [
+        {
+            "name": "repeats", "about": "a word", "before": "12.5%",
+            "cells": [
+                {"text": "25.0%", "ci": "15.0–35.0", "best": True},
+                {"text": "50.0%", "ci": "40.0–60.0", "best": False},
+            ],
+        }
+    ]  # fmt: skip
+    assert "Further metrics" in run_report.page(results, [], {})
+
+
+def test_the_table_of_a_grid_has_a_column_for_the_metric():
+    runs = [(Run("a", (), "w"), results_with_metric(x, 0.5)) for x in (0.25, 0.75)]
+    rows = [
+        make_grid_row("one", {"method": "One", "seeds": (0,)}, runs[:1]),
+        make_grid_row("two", {"method": "Two", "seeds": (0, 1)}, runs),
+    ]
+    score = rows[1]["scores"]["repetition"]
+    assert score["mean"] == 0.5 and score["values"] == [0.25, 0.75]
+    assert rows[0]["scores"]["repetition"]["ci95_over"] == "facts"
+    (table,) = grid_report.tables_by_size(rows)
+    assert [row["cells"][-1]["text"] for row in table["rows"]] == ["25.0%", "50.0%"]
+    assert [row["cells"][-1]["best"] for row in table["rows"]] == [True, False]
+    assert "| repeats |" in grid_markdown.table(fake_grid(rows))

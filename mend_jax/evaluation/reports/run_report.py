@@ -28,14 +28,14 @@ _ANSWERS = (
 _CHANGES = (
     Score("plain", "KL", "kl", "how far predictions moved, nats a token; 0: not at all", False),
     Score("percent", "same choice", "argmax_agreement", "tokens whose first choice stayed", True),
-    Score("points", "accuracy lost", "accuracy_drawdown", "right before minus after, in %", False),
+    Score("points", "accuracy lost", "accuracy_drawdown", "before minus after, in %", False),
     Score("plain", "perplexity added", "perplexity_drawdown", "after minus before", False),
 )
 _ABILITY = (
     Score("plain", "perplexity", "perplexity", "of held-out prose", False),
-    Score("percent", "facts recalled", "recall", "first of those that the base recalls", True),
+    Score("percent", "facts recalled", "recall", "preferably facts that the base recalls", True),
     Score("percent", "of them kept", "recall_kept", "of those recalled before the edit", True),
-    Score("percent", "same choice", "argmax_agreement", "tokens of prose, first choice kept", True),
+    Score("percent", "same choice", "argmax_agreement", "tokens of prose", True),
 )
 _COSTS = (
     Score("percent", "success", "success", "mean of the edit and its paraphrases", True),
@@ -64,8 +64,8 @@ _GROUPS = (
 _TILES = (
     Score("percent", "of edits succeed", "edit.success_exact", "the edited question is right"),
     Score("percent", "of paraphrases follow", "paraphrase.success_exact", "asked in other words"),
-    Score("percent", "near stays", "locality.near.argmax_agreement", "choices, similar questions"),
-    Score("percent", "far stays", "locality.far.argmax_agreement", "choices, unrelated prose"),
+    Score("percent", "near texts kept", "locality.near.argmax_agreement", "similar questions"),
+    Score("percent", "far texts kept", "locality.far.argmax_agreement", "unrelated prose"),
     Score("time", "an edit", "seconds_per_edit", "to make one"),
 )
 
