@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fuzzing.of_runs import grid_of_two
+from fuzzing.run_readers import grid_of_two
 
 from mend_jax.apps import join_grids
 from mend_jax.errors import DataError
