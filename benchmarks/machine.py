@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 
-def seconds_of(run: Callable[[], Any], repeats: int, warm: int = 1) -> list[float]:
+def time_calls(run: Callable[[], Any], repeats: int, warm: int = 1) -> list[float]:
     """Seconds of each of `repeats` calls, waited for, after `warm` that do not count."""
     for _ in range(warm):
         jax.block_until_ready(run())
@@ -34,7 +34,7 @@ def matmul_rate(dtype: Any, size: int = 0, repeats: int = 10) -> float:
     size = size or (2048 if on_cpu() else 8192)
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)  # of ones it can be faster
     product = functools.partial(jax.jit(jnp.matmul), x, x)
-    return 2.0 * size**3 / statistics.median(seconds_of(product, repeats))
+    return 2.0 * size**3 / statistics.median(time_calls(product, repeats))
 
 
 def bandwidth(megabytes: int = 0, repeats: int = 10) -> float:
@@ -46,7 +46,7 @@ def bandwidth(megabytes: int = 0, repeats: int = 10) -> float:
     megabytes = megabytes or (256 if on_cpu() else 2048)
     x = jnp.zeros((megabytes * 2**20 // 4,), jnp.float32)
     add = functools.partial(jax.jit(lambda x: x + 1.0), x)
-    return 2.0 * x.nbytes / statistics.median(seconds_of(add, repeats))
+    return 2.0 * x.nbytes / statistics.median(time_calls(add, repeats))
 
 
 def on_cpu() -> bool:

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.stages import Steps, with_states
-from benchmarks.step import parser_of, workload_of
+from benchmarks.stages import Steps, with_trunk_states
+from benchmarks.step import make_parser, parse_workload
 from benchmarks.workload import Built, build
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)\(")
@@ -145,7 +145,7 @@ def summary(
     }  # fmt: skip
 
 
-def sentence(found: Mapping[str, Any]) -> str:
+def describe(found: Mapping[str, Any]) -> str:
     """The sums in lines for a person."""
     total = found["seconds"]
     lines = [f"{total:.3f} s of instructions a step"]
@@ -158,12 +158,12 @@ def sentence(found: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = parser_of("benchmarks.profile", __doc__)
+    parser = make_parser("benchmarks.profile", __doc__)
     parser.add_argument("--cached", action="store_true", help="with a trunk cache")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    b = build(workload_of(args))
-    found = profile(with_states(b) if args.cached else b, args.repeats)
-    print(json.dumps(found) if args.json else sentence(found))
+    b = build(parse_workload(args))
+    found = profile(with_trunk_states(b) if args.cached else b, args.repeats)
+    print(json.dumps(found) if args.json else describe(found))
     return 0
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from benchmarks.step import in_a_process
+from benchmarks.step import measure_in_subprocess
 from benchmarks.workload import MODELS
 from mend_jax.evaluation.reports import plot_style
 from mend_jax.io.files import write_bytes, write_json
@@ -57,7 +57,7 @@ def rows(model: str, folder: Path, repeats: int) -> dict[str, list[dict[str, Any
                 flags = settings_of(name, value)
                 command = [f"--{k}={v}" for k, v in flags.items()]
                 command.append(f"--repeats={1 if flags['edits'] >= CHUNKED else repeats}")
-                figures = in_a_process([f"--model={model}", "--brief", *command])
+                figures = measure_in_subprocess([f"--model={model}", "--brief", *command])
                 found[name].append({"settings": flags, **figures})
                 write_json(path, found)
             progress.update(sum(map(len, found.values())), force=True)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.machine import seconds_of
+from benchmarks.machine import time_calls
 from benchmarks.workload import Built
 from mend_jax.core.forward import scored_logits, shared_trunk_states
 from mend_jax.core.meta_loss import meta_loss
@@ -85,7 +85,7 @@ def programs(b: Built) -> dict[str, Timed]:
     }
 
 
-def with_states(b: Built) -> Built:
+def with_trunk_states(b: Built) -> Built:
     """The same with the trunk states of its texts in the batch, as a trunk cache gives them."""
     names = list(b.batch)
 
@@ -135,7 +135,7 @@ def time_training(b: Built, repeats: int) -> tuple[dict[str, float], Built]:
     compiling = time.perf_counter() - began
     parts = program_bytes(once.compiled)
     figures = {
-        "seconds": statistics.median(seconds_of(once, repeats)),
+        "seconds": statistics.median(time_calls(once, repeats)),
         "compiling": compiling,
         "program_bytes": sum(parts.values()) - parts["program"],
     }
@@ -145,4 +145,4 @@ def time_training(b: Built, repeats: int) -> tuple[dict[str, float], Built]:
 def time_stages(b: Built, repeats: int, names: Sequence[str]) -> dict[str, float]:
     """Median seconds of those `programs`."""
     run = programs(b)
-    return {name: statistics.median(seconds_of(run[name], repeats)) for name in names}
+    return {name: statistics.median(time_calls(run[name], repeats)) for name in names}

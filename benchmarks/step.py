@@ -20,9 +20,9 @@ from typing import Any
 
 import jax
 
-from benchmarks import machine, needed
-from benchmarks.peer import PEERS, RATE, Peer
-from benchmarks.stages import PROGRAMS, time_stages, time_training, train_step, with_states
+from benchmarks import machine, required_flops
+from benchmarks.original_times import ORIGINAL_TIMES, RATE, OriginalTimes
+from benchmarks.stages import PROGRAMS, time_stages, time_training, train_step, with_trunk_states
 from benchmarks.workload import ACCELERATOR, MODELS, Workload, build
 from mend_jax.evaluation.edit_costs import peak_memory_bytes
 from mend_jax.models.abstract_model import DTYPES
@@ -48,17 +48,17 @@ def measure(w: Workload, repeats: int, names: Sequence[str] = BESIDE) -> dict[st
     peak = peak_memory_bytes()
     step, arguments = train_step(b)
     counted = matmul_flops(jax.make_jaxpr(step)(*arguments))
-    parts = needed.training_step(w, b.model)
+    parts = required_flops.training_step(w, b.model)
     seconds = {STEP: training["seconds"]}
     if CACHED in names:
-        cached, kept = time_training(with_states(b), repeats)
+        cached, kept = time_training(with_trunk_states(b), repeats)
         seconds[CACHED], b = cached["seconds"], dataclasses.replace(b, state=kept.state)
     seconds |= time_stages(b, repeats, [name for name in names if name != CACHED])
     operations = {
         STEP: sum(parts.values()),
         CACHED: sum(parts.values()) - parts["trunk"],
-        "edit alone": needed.edit_alone(w, b.model),
-        "forward": needed.forward(w, b.model),
+        "edit alone": required_flops.edit_alone(w, b.model),
+        "forward": required_flops.forward(w, b.model),
     }
     return {
         "model": w.model, "edits": w.edits, "independent": w.independent, "dtype": w.dtype,
@@ -72,14 +72,14 @@ def measure(w: Workload, repeats: int, names: Sequence[str] = BESIDE) -> dict[st
     }  # fmt: skip
 
 
-def in_a_process(flags: Sequence[str]) -> dict[str, Any]:
+def measure_in_subprocess(flags: Sequence[str]) -> dict[str, Any]:
     """The figures of one workload, measured in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.step", "--json", *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
-def flags_of(w: Workload) -> list[str]:
+def workload_flags(w: Workload) -> list[str]:
     """The flags that say so, but for those that are as by default."""
     values = {f.name: (getattr(w, f.name), f.default) for f in dataclasses.fields(w)}
     return [
@@ -89,7 +89,7 @@ def flags_of(w: Workload) -> list[str]:
     ]
 
 
-def beside_peer(found: Mapping[str, Any], peer: Peer) -> dict[str, Any]:
+def compare_with_original(found: Mapping[str, Any], peer: OriginalTimes) -> dict[str, Any]:
     """The original's times and our aims, scaled to this machine."""
     scale = RATE / found["matmul_rate"]
     seconds = found["seconds"]
@@ -105,7 +105,7 @@ def beside_peer(found: Mapping[str, Any], peer: Peer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def sentence(found: Mapping[str, Any]) -> str:
+def describe(found: Mapping[str, Any]) -> str:
     """One workload in lines for a person."""
     seconds, used = found["seconds"], found["utilisation"]
     times = [
@@ -143,7 +143,7 @@ def sentence(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def parser_of(prog: str, doc: str) -> argparse.ArgumentParser:
+def make_parser(prog: str, doc: str) -> argparse.ArgumentParser:
     """A flag for each attribute of `Workload`, repeats, and what the figures are for."""
     parser = argparse.ArgumentParser(prog=prog, description=doc.split("\n")[0])
     choices = {"model": sorted(MODELS), "dtype": sorted(DTYPES)}
@@ -160,12 +160,12 @@ def parser_of(prog: str, doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def workload_of(args: argparse.Namespace) -> Workload:
+def parse_workload(args: argparse.Namespace) -> Workload:
     return Workload(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Workload)})
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = parser_of("benchmarks.step", __doc__)
+    parser = make_parser("benchmarks.step", __doc__)
     parser.add_argument("--suite", choices=SUITES, help="several rows, each in its own process")
     parser.add_argument("--brief", action="store_true", help="the training step alone")
     parser.add_argument("--stages", action="store_true", help="also the parts of a step")
@@ -178,18 +178,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     further += [f"--{name}" for name in ("brief", "stages") if getattr(args, name)]
     if args.suite == "peer":
         found = [
-            beside_peer(in_a_process([f"--model={p.model}", f"--edits={p.edits}", *further]), p)
-            for p in PEERS
+            compare_with_original(
+                measure_in_subprocess([f"--model={p.model}", f"--edits={p.edits}", *further]), p
+            )
+            for p in ORIGINAL_TIMES
         ]
     elif args.suite == "accelerator":
-        found = [in_a_process([*flags_of(w), *further]) for w in ACCELERATOR]
+        found = [measure_in_subprocess([*workload_flags(w), *further]) for w in ACCELERATOR]
     else:
         names = () if args.brief else (CACHED, *(PROGRAMS if args.stages else ALONE))
-        found = [measure(workload_of(args), args.repeats, names)]
+        found = [measure(parse_workload(args), args.repeats, names)]
     if args.json:
         print(json.dumps(found if args.suite else found[0]))
     else:
-        print("\n".join(map(sentence, found)))
+        print("\n".join(map(describe, found)))
     return 0
 
 

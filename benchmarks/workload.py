@@ -42,7 +42,7 @@ class Workload:
       model: one of `MODELS`.
       edits: n, facts that one edit brings in together.
       independent: E, edits of a step, each of n facts.
-      rephrases: texts that an edit is asked with; by default n, and 4 of a single fact.
+      paraphrases: texts that an edit is asked with; by default n, and 4 of a single fact.
       length, scored: tokens of an edit text and of a rephrase, and how many of the last are scored.
       far, far_length: texts that must stay, every next token of them scored.
       rank: of the editor.
@@ -55,7 +55,7 @@ class Workload:
     model: str = "smollm2"
     edits: int = 1
     independent: int = 1
-    rephrases: int = 0
+    paraphrases: int = 0
     length: int = 32
     scored: int = 10
     far: int = 8
@@ -68,8 +68,8 @@ class Workload:
     layers: int = 0
 
     @property
-    def asked(self) -> int:
-        return self.rephrases or (self.edits if self.edits > 1 else 4)
+    def n_paraphrases(self) -> int:
+        return self.paraphrases or (self.edits if self.edits > 1 else 4)
 
 
 ACCELERATOR = tuple(
@@ -92,7 +92,7 @@ class Built:
     batch: dict[str, TokenBatch]
 
 
-def random_base(sketch: AbstractModel, dtype: str, seed: int = 0) -> Any:
+def random_base(model: AbstractModel, dtype: str, seed: int = 0) -> Any:
     """Nested parameters N(0, 0.02), made where they are used; the scales of norms are one."""
 
     def leaf(path: str, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
@@ -100,7 +100,7 @@ def random_base(sketch: AbstractModel, dtype: str, seed: int = 0) -> Any:
             return jnp.ones(shape, DTYPES[dtype])
         return 0.02 * jax.random.normal(key, shape, DTYPES[dtype])
 
-    shapes = sketch.shapes()
+    shapes = model.shapes()
     # What the hardware draws takes no memory beside the array itself, which may be gigabytes.
     keys = jax.random.split(jax.random.key(seed, impl="unsafe_rbg"), len(shapes))
     return nest({p: leaf(p, s, k) for (p, s), k in zip(shapes.items(), keys, strict=True)})
@@ -127,7 +127,7 @@ def _with_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
 def build(w: Workload, shapes_only: bool = False) -> Built:
     """Model, editor, optimiser and one batch; with `shapes_only` no array of them is made."""
     published = _with_layers(PUBLISHED[MODELS[w.model]], w.layers)
-    sketch = abstract_model(
+    model = abstract_model(
         published, dtype=w.dtype, remat=w.remat, text_chunk=w.text_chunk,
         logits_chunk=w.logits_chunk,
     )  # fmt: skip
@@ -138,14 +138,14 @@ def build(w: Workload, shapes_only: bool = False) -> Built:
     )  # fmt: skip
 
     def arrays() -> tuple[Any, TrainState, dict[str, TokenBatch]]:
-        rng, vocab, E = np.random.default_rng(0), sketch.config.vocab_size, w.independent
+        rng, vocab, E = np.random.default_rng(0), model.config.vocab_size, w.independent
         batch = {
             "edit": full_texts(rng, (E, w.edits), w.length, w.scored, vocab),
-            "rephrase": full_texts(rng, (E, w.asked), w.length, w.scored, vocab),
+            "rephrase": full_texts(rng, (E, w.n_paraphrases), w.length, w.scored, vocab),
             "far": full_texts(rng, (E, w.far), w.far_length, w.far_length - 1, vocab),
         }
-        state = init_state(editor, sketch.weights, tx, seed=0)
-        return random_base(sketch, w.dtype), state, jax.device_put(batch)
+        state = init_state(editor, model.weights, tx, seed=0)
+        return random_base(model, w.dtype), state, jax.device_put(batch)
 
     base, state, batch = jax.eval_shape(arrays) if shapes_only else arrays()
-    return Built(w, sketch, base, editor, tx, state, batch)
+    return Built(w, model, base, editor, tx, state, batch)

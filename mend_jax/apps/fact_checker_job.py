@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
+from ml_collections import ConfigDict
 
 from mend_jax import data, hub
 from mend_jax.core.token_batch import TokenBatch
@@ -40,9 +40,7 @@ from mend_jax.training.provenance import code_fingerprint, hardware, versions
 from mend_jax.training.run_folder import locked_folder, prepare_folder, read_results
 
 
-def finetune(
-    config: ml_collections.ConfigDict, workdir: str | Path, config_name: str = ""
-) -> dict[str, Any]:
+def finetune(config: ConfigDict, workdir: str | Path, config_name: str = "") -> dict[str, Any]:
     """Runs a config in a folder and returns what results.json holds; a finished one only tells it.
 
     Raises:
@@ -60,9 +58,7 @@ def finetune(
         return _finetune(config, workdir, config_name, began)
 
 
-def _finetune(
-    config: ml_collections.ConfigDict, workdir: Path, config_name: str, began: float
-) -> dict[str, Any]:
+def _finetune(config: ConfigDict, workdir: Path, config_name: str, began: float) -> dict[str, Any]:
     """`finetune` in a folder that is its own, begun at that time."""
     finished = read_results(workdir)
     if finished is not None:
@@ -71,9 +67,7 @@ def _finetune(
         print_once(f"{workdir} is finished")
         print_once(headline(finished))
         return finished
-    model = load_model(
-        config.model.spec, last_n_blocks=config.model.last_n_blocks, new_parameters=CLASSIFIER_HEAD
-    )  # fmt: skip
+    model = load_base(config)
     dataset = data.load(config.data.name, config.data.dir or None, model=model)
     texts = encode_splits(config, dataset, model)
     print_once(
@@ -120,13 +114,19 @@ def _finetune(
     return results
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def load_base(config: ConfigDict) -> LanguageModel:
+    """Return the encoder to train, with a fresh classifier head."""
+    c = config.model
+    return load_model(c.spec, last_n_blocks=c.last_n_blocks, new_parameters=CLASSIFIER_HEAD)
+
+
+def check(config: ConfigDict) -> None:
     """Raises one ConfigError that names every key that is unknown, missing or out of range."""
     raise_problems(check_keys(config, KEYS))
 
 
 def encode_splits(
-    config: ml_collections.ConfigDict, dataset: data.DataSet, model: LanguageModel
+    config: ConfigDict, dataset: data.DataSet, model: LanguageModel
 ) -> dict[str, TokenBatch]:
     """The claims of each split with their true labels, [N, ...].
 

@@ -16,9 +16,14 @@ from typing import Any
 
 import ml_collections
 
-from mend_jax.apps import join_grids
-from mend_jax.apps import run_command as command
-from mend_jax.apps.run_processes import Run, refuse_failures, run_all, say, stand_aside
+from mend_jax.apps import join_grids, run_command
+from mend_jax.apps.run_processes import (
+    RunProcess,
+    leave_accelerators_to_runs,
+    print_status,
+    raise_failed_runs,
+    run_all,
+)
 from mend_jax.errors import ConfigError, MendError, did_you_mean
 from mend_jax.evaluation.reports.grid_rows import make_grid_row
 from mend_jax.evaluation.reports.text_tables import grid_table
@@ -124,7 +129,7 @@ def _check_starts(cells: Mapping[str, Any]) -> list[str]:
 def _checked(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
     """The config of a cell's first run; a ConfigError if it cannot be run."""
     try:
-        run_config, _, _ = command.parse(flags_of(config, name, config.cells[name].seeds[0]))
+        run_config, _, _ = run_command.parse(run_flags(config, name, config.cells[name].seeds[0]))
         if run_config.job != "edit":
             raise ConfigError(f"its job is {run_config.job!r}, a grid is made of editing runs")
         config_schema.check(run_config)
@@ -138,7 +143,9 @@ def _at(config: ml_collections.ConfigDict, key: str) -> Any:
     return value_at(configs.to_json_dict(config), key)
 
 
-def flags_of(config: ml_collections.ConfigDict, name: str, seed: int, start: Any = "") -> list[str]:
+def run_flags(
+    config: ml_collections.ConfigDict, name: str, seed: int, start: Any = ""
+) -> list[str]:
     """The command line of one run of a cell, which begins with the editor of the folder `start`."""
     one = config.cells[name]
     settings = [*one.settings, *config.settings, f"seed={seed}"]
@@ -146,14 +153,16 @@ def flags_of(config: ml_collections.ConfigDict, name: str, seed: int, start: Any
     return [f"--config={one.config}", *(f"--config.{setting}" for setting in settings)]
 
 
-def runs_of(config: ml_collections.ConfigDict, workdir: Any) -> dict[str, list[Run]]:
+def grid_runs(config: ml_collections.ConfigDict, workdir: Any) -> dict[str, list[RunProcess]]:
     """The runs of every chosen cell."""
 
-    def run(name: str, seed: int) -> Run:
+    def run(name: str, seed: int) -> RunProcess:
         start = config.cells[name].start
         first = run(start, seed) if start else None
-        flags = flags_of(config, name, seed, first.folder if first else "")
-        return Run(f"{name}, seed {seed}", tuple(flags), workdir / name / f"seed_{seed}", first)
+        flags = run_flags(config, name, seed, first.folder if first else "")
+        return RunProcess(
+            f"{name}, seed {seed}", tuple(flags), workdir / name / f"seed_{seed}", first
+        )
 
     return {
         name: [run(name, seed) for seed in config.cells[name].seeds]
@@ -161,7 +170,7 @@ def runs_of(config: ml_collections.ConfigDict, workdir: Any) -> dict[str, list[R
     }
 
 
-def in_order(runs: Sequence[Run]) -> list[Run]:
+def in_start_order(runs: Sequence[RunProcess]) -> list[RunProcess]:
     """The runs, each behind the one that it begins with.
 
     Raises:
@@ -191,11 +200,11 @@ def run_grid(
       ConfigError, CheckpointError: before anything runs.
       MendError: some runs failed, when all others are done; it names them.
     """
-    stand_aside()
+    leave_accelerators_to_runs()
     check(config)
     workdir = as_path(workdir)
-    cells = runs_of(config, workdir)
-    runs = in_order([run for of_cell in cells.values() for run in of_cell])
+    cells = grid_runs(config, workdir)
+    runs = in_start_order([run for of_cell in cells.values() for run in of_cell])
     failed: dict[str, str] = {}
 
     def table() -> dict[str, Any]:
@@ -218,7 +227,7 @@ def run_grid(
 
     failed = run_all(runs, after=keep)
     found = keep()
-    say(grid_table(found))
-    say(f"report: {workdir / 'report.html'}")
-    refuse_failures(failed, len(runs))
+    print_status(grid_table(found))
+    print_status(f"report: {workdir / 'report.html'}")
+    raise_failed_runs(failed, len(runs))
     return found

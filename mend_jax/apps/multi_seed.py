@@ -12,8 +12,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mend_jax.apps import run_command as command
-from mend_jax.apps.run_processes import Run, refuse_failures, run_all, say, stand_aside
+from mend_jax.apps import run_command
+from mend_jax.apps.run_processes import (
+    RunProcess,
+    leave_accelerators_to_runs,
+    print_status,
+    raise_failed_runs,
+    run_all,
+)
 from mend_jax.errors import ConfigError, MendError, report_error
 from mend_jax.evaluation.reports.text_tables import seeds_table
 from mend_jax.evaluation.statistics import summarise_runs
@@ -63,19 +69,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns as `mend_jax.main` does."""
     try:
         seeds, rest = parse(sys.argv[1:] if argv is None else argv)
-        _, workdir, _ = command.parse(rest)
-        stand_aside()
+        _, workdir, _ = run_command.parse(rest)
+        leave_accelerators_to_runs()
         workdir = as_path(workdir)
         runs = [  # of flags given twice the last counts
-            Run(f"seed {seed}", (*rest, f"--config.seed={seed}"), workdir / f"seed_{seed}")
+            RunProcess(f"seed {seed}", (*rest, f"--config.seed={seed}"), workdir / f"seed_{seed}")
             for seed in seeds
         ]
-        refuse_failures(run_all(runs), len(runs))
+        raise_failed_runs(run_all(runs), len(runs))
         summary = summarise_runs([scores(run.results()) for run in runs])
     except MendError as e:
         return report_error(e)
     write_json(workdir / "seeds.json", {"seeds": seeds, "runs": len(runs), "eval": summary})
-    say(table(summary, seeds))
+    print_status(table(summary, seeds))
     return 0
 
 

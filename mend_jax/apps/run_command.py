@@ -17,6 +17,9 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
 
 from mend_jax.errors import ConfigError, MendError, did_you_mean, report_error
 from mend_jax.training import config as configs
@@ -63,8 +66,16 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def parse(argv: Sequence[str]):
-    """(config, workdir, config name) of a command line.
+class RunArguments(NamedTuple):
+    """A parsed command line."""
+
+    config: ConfigDict
+    workdir: str
+    config_name: str
+
+
+def parse(argv: Sequence[str]) -> RunArguments:
+    """Parse a command line.
 
     Raises:
       ConfigError: an unknown config, key or flag.
@@ -75,7 +86,7 @@ def parse(argv: Sequence[str]):
     configs.apply_overrides(config, overrides)
     name, _, variant = args.config.partition(":")
     stem = Path(name).stem + (f"-{variant}" if variant else "")
-    return config, args.workdir or f"runs/{stem}", args.config
+    return RunArguments(config, args.workdir or f"runs/{stem}", args.config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

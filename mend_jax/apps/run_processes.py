@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import jax
 
-from mend_jax.apps import run_command as command
+from mend_jax.apps import run_command
 from mend_jax.errors import ConfigError, MendError, Preempted
 from mend_jax.io.files import is_remote
 from mend_jax.io.package_cache import cache_dir
@@ -35,7 +35,7 @@ _TAIL = 8  # lines of the log of a run that failed
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunProcess:
     """One run of `python -m mend_jax.main`.
 
     Attributes:
@@ -48,7 +48,7 @@ class Run:
     name: str
     flags: tuple[str, ...]
     folder: Any
-    after: Run | None = None
+    after: RunProcess | None = None
 
     def results(self) -> dict[str, Any] | None:
         """What it left, or None where it is not finished.
@@ -58,13 +58,13 @@ class Run:
         """
         found = read_results(self.folder)
         if found is not None:
-            config, _, _ = command.parse(self.flags)
+            config, _, _ = run_command.parse(self.flags)
             mine = {"config": configs.to_json_dict(config)}
             checkpoints.refuse_other_run({"config": found["config"]}, mine, self.folder)
         return found
 
 
-def stand_aside() -> None:
+def leave_accelerators_to_runs() -> None:
     """Leaves the accelerators to the runs; the first thing that a program of several runs does.
 
     Raises:
@@ -79,7 +79,7 @@ def stand_aside() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def run_all(runs: Sequence[Run], after: Callable[[], None] = lambda: None) -> dict[str, str]:
+def run_all(runs: Sequence[RunProcess], after: Callable[[], None] = lambda: None) -> dict[str, str]:
     """Starts every run that is not finished, each when the one before it has ended.
 
     Their output goes to FOLDER/log.txt (to ours where FOLDER is in an object store). A run that
@@ -104,13 +104,13 @@ def run_all(runs: Sequence[Run], after: Callable[[], None] = lambda: None) -> di
         for number, run in enumerate(todo, len(runs) - len(todo) + 1):
             if run.after is not None and run.after.results() is None:
                 failed[run.name] = f"not started: it begins with {run.after.name}, not finished"
-                say(f"{run.name}: {failed[run.name]}")
+                print_status(f"{run.name}: {failed[run.name]}")
                 after()
                 continue
             left = (
                 format_duration(statistics.mean(took) * (len(runs) - number + 1)) if took else "?"
             )
-            say(f"{number}/{len(runs)} {run.name}: {run.folder}; {left} left")
+            print_status(f"{number}/{len(runs)} {run.name}: {run.folder}; {left} left")
             began = time.monotonic()
             status = _run(run, stop)
             if stop.between_steps():
@@ -122,12 +122,12 @@ def run_all(runs: Sequence[Run], after: Callable[[], None] = lambda: None) -> di
                 took.append(time.monotonic() - began)
             else:
                 failed[run.name] = f"exit status {status}\n{_tail(run)}"
-                say(f"{run.name} failed: {failed[run.name]}")
+                print_status(f"{run.name} failed: {failed[run.name]}")
             after()
     return failed
 
 
-def refuse_failures(failed: dict[str, str], n: int) -> None:
+def raise_failed_runs(failed: dict[str, str], n: int) -> None:
     """Raises a MendError that names the runs which failed, if there are any of the n."""
     if failed:
         raise MendError(
@@ -136,7 +136,7 @@ def refuse_failures(failed: dict[str, str], n: int) -> None:
         )
 
 
-def _run(run: Run, stop: distributed.StopRequest) -> int:
+def _run(run: RunProcess, stop: distributed.StopRequest) -> int:
     """The exit status of one run, which a request to stop is passed on to."""
     line = [sys.executable, "-m", "mend_jax.main", *run.flags, f"--workdir={run.folder}"]
     with _log_of(run) as log:
@@ -170,7 +170,7 @@ def _environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _log_of(run: Run) -> Iterator[IO[str] | None]:
+def _log_of(run: RunProcess) -> Iterator[IO[str] | None]:
     """The log to append to; locked as long as it is open here or in the run's process.
 
     So a run whose starter was killed is not started a second time beside itself.
@@ -190,12 +190,12 @@ def _log_of(run: Run) -> Iterator[IO[str] | None]:
         yield log
 
 
-def _tail(run: Run) -> str:
+def _tail(run: RunProcess) -> str:
     if is_remote(run.folder):
         return "its output is above"
     text = (run.folder / LOG).read_text(encoding="utf-8", errors="replace")
     return "\n".join(f"  | {line}" for line in text.splitlines()[-_TAIL:] if line.strip())
 
 
-def say(text: str) -> None:
+def print_status(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

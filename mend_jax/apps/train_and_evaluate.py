@@ -134,10 +134,10 @@ def run_doctor(experiment: Experiment, workdir: Any, state: TrainState) -> None:
       TrainingError, PeerError: a check failed, here or in another process.
     """
     started = time.monotonic()
-    findings = list(doctor.examine(experiment, workdir, state))
+    results = list(doctor.run_checks(experiment, workdir, state))
     with distributed.fail_together("the doctor's checks"):
-        doctor.refuse(findings)
-    print_once(f"doctor: {len(findings)} checks, all well, {time.monotonic() - started:.0f} s")
+        doctor.raise_failures(results)
+    print_once(f"doctor: {len(results)} checks, all well, {time.monotonic() - started:.0f} s")
 
 
 def _describe_run(

@@ -16,11 +16,16 @@ from test_train_and_evaluate import SETTINGS
 import mend_jax
 from mend_jax import data, hub, models
 from mend_jax.apps import doctor, grid
-from mend_jax.apps.doctor import check_base as of_base
-from mend_jax.apps.doctor import check_editing, check_machine, check_splits, jobs
+from mend_jax.apps.doctor import (
+    check_base,
+    check_editing,
+    check_machine,
+    check_splits,
+    job_checks,
+)
 from mend_jax.apps.doctor.check_config import check_config, schedule_problems
+from mend_jax.apps.doctor.check_result import CheckResult
 from mend_jax.apps.doctor.command import main
-from mend_jax.apps.doctor.findings import Finding
 from mend_jax.apps.run_command import parse
 from mend_jax.apps.train_and_evaluate import run_doctor
 from mend_jax.core.forward import scored_states, trunk_states
@@ -55,7 +60,7 @@ def sound_params(*zeroed):
     flat |= {path: np.zeros_like(flat[path]) for path in zeroed}
     module = family.model_class(config, 1)
     params = stack_trunk(flat, module.stacks)
-    seqs = stack_batches([encode_text(Tokenizer.tiny(), of_base.TEXT, of_base.LONGEST)])
+    seqs = stack_batches([encode_text(Tokenizer.tiny(), check_base.TEXT, check_base.MAX_TOKENS)])
 
     @jax.jit
     def states_of(params):
@@ -122,7 +127,7 @@ def only_failure(findings):
     """The one check that failed; it says the mend."""
     bad = [f for f in findings if f.failed]
     assert len(bad) == 1, bad
-    assert bad[0].mend and any(bad[0].mend in line for line in bad[0].lines())
+    assert bad[0].fix and any(bad[0].fix in line for line in bad[0].lines())
     return bad[0]
 
 
@@ -140,7 +145,7 @@ def test_a_sound_run_passes_every_check(base, tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert [c["check"] for c in told["checks"]] == CHECKS
     assert {c["status"] for c in told["checks"]} == {"ok"}, told
-    assert all(c["measured"] and not c["mend"] for c in told["checks"])
+    assert all(c["measured"] and not c["fix"] for c in told["checks"])
     assert status == 0 and told["ok"] and told["config"] == "quickstart.py"
     assert not workdir.parent.exists()
 
@@ -149,21 +154,23 @@ def test_a_base_whose_weights_are_mixed_up_fails_base(flat, tmp_path):
     rng = np.random.default_rng(0)
     mixed = {path: rng.permutation(w.ravel()).reshape(w.shape) for path, w in flat.items()}
     base = write_base(tmp_path / "base", mixed)
-    found = only_failure(jobs.edit(config_of(base), tmp_path))
-    assert found.check == "base" and "check model.spec" in found.mend
+    found = only_failure(job_checks.check_editing_run(config_of(base), tmp_path))
+    assert found.check == "base" and "check model.spec" in found.fix
 
 
 def test_a_base_that_sees_the_next_token_fails_base(sound, monkeypatch):
-    monkeypatch.setattr(of_base, "_nll", lambda module, params, seqs: jnp.asarray([0.1, 9.0]))
-    found = of_base.check_base(sound)
-    assert found.failed and "perplexity 1.105" in found.measured and found.asked.startswith("2 to")
+    monkeypatch.setattr(check_base, "_nll", lambda module, params, texts: jnp.asarray([0.1, 9.0]))
+    found = check_base.check_base(sound)
+    assert (
+        found.failed and "perplexity 1.105" in found.measured and found.required.startswith("2 to")
+    )
 
 
 def test_a_weight_that_is_nan_fails_base_by_name(flat, tmp_path):
     weight = flat["block_3/mlp/up/kernel"].copy()
     weight[3, 5] = np.nan
     base = write_base(tmp_path / "base", flat | {"block_3/mlp/up/kernel": weight})
-    found = only_failure(jobs.edit(config_of(base), tmp_path))
+    found = only_failure(job_checks.check_editing_run(config_of(base), tmp_path))
     assert found.check == "base" and "block_3/mlp/up/kernel" in found.measured
 
 
@@ -171,9 +178,9 @@ def test_a_tokenizer_of_another_vocabulary_fails_tokenizer(flat, tmp_path):
     tokenizer = Tokenizer.tiny()
     tokenizer.inner.add_tokens([f"token-{i}" for i in range(60)])
     base = write_base(tmp_path / "base", flat, tokenizer)
-    found = only_failure(jobs.edit(config_of(base), tmp_path))
+    found = only_failure(job_checks.check_editing_run(config_of(base), tmp_path))
     assert found.check == "tokenizer" and "largest id 316 of 300" in found.measured
-    assert "tokenizer.json" in found.mend
+    assert "tokenizer.json" in found.fix
 
 
 def test_a_tokenizer_that_loses_letters_fails_tokenizer(sound):
@@ -182,7 +189,7 @@ def test_a_tokenizer_that_loses_letters_fails_tokenizer(sound):
             return super().encode(text.replace("q", ""))
 
     tokenizer = Lossy(sound.model.tokenizer.inner, sound.model.tokenizer.eos_id)
-    found = of_base.check_tokenizer(dataclasses.replace(sound.model, tokenizer=tokenizer))
+    found = check_base.check_tokenizer(dataclasses.replace(sound.model, tokenizer=tokenizer))
     assert found.failed and "(not English)" in found.measured
 
 
@@ -193,12 +200,12 @@ def test_a_tokenizer_that_loses_letters_fails_tokenizer(sound):
 def test_weights_that_the_base_lacks_fail_weights(base, tmp_path, key, value, said):
     config = config_of(base)
     config.model[key] = value
-    found = only_failure(jobs.edit(config, tmp_path))
+    found = only_failure(job_checks.check_editing_run(config, tmp_path))
     assert found.check == "weights" and said in found.measured
 
 
 def test_a_base_that_is_not_there_fails_weights(tmp_path):
-    found = only_failure(jobs.edit(config_of(tmp_path / "nowhere"), tmp_path))
+    found = only_failure(job_checks.check_editing_run(config_of(tmp_path / "nowhere"), tmp_path))
     assert found.check == "weights" and "nowhere" in found.measured
 
 
@@ -206,11 +213,11 @@ def test_a_base_that_is_not_there_fails_weights(tmp_path):
     "key, value, said",
     [("train.accumulate", 9, "nothing is learned"), ("train.warmup", 6, "never reaches train.lr"),
      ("train.log_every", 7, "no line is logged"), ("train.patience", 2, "stops at the first"),
-     ("editor.strength", 0.0, "every edit is nothing"),
+     ("editor.strength", 0.0, "every edit is zero"),
      ("eval.baselines", "{'x': {'editor': 'fine_tune', 'rate': 1}}", "has no option")],
 )  # fmt: skip
 def test_a_schedule_without_sense_fails_config(base, tmp_path, key, value, said):
-    found = only_failure(jobs.edit(config_of(base, **{key: value}), tmp_path))
+    found = only_failure(job_checks.check_editing_run(config_of(base, **{key: value}), tmp_path))
     assert found.check == "config" and said in found.measured
 
 
@@ -228,7 +235,7 @@ def test_no_config_of_the_project_has_a_schedule_without_sense():
 
 def test_a_workdir_that_cannot_be_written_fails_workdir(sound, start, tmp_path):
     (tmp_path / "file").write_text("")
-    found = only_failure(doctor.examine(sound, tmp_path / "file/run", start))
+    found = only_failure(doctor.run_checks(sound, tmp_path / "file/run", start))
     assert found.check == "workdir" and "cannot be written" in found.measured
 
 
@@ -237,14 +244,14 @@ def test_a_disk_without_room_for_the_checkpoints_fails_workdir(sound, start, tmp
         "mend_jax.training.run_folder.shutil.disk_usage",
         lambda _: shutil._ntuple_diskusage(9000, 8000, 1000),
     )
-    found = only_failure(doctor.examine(sound, tmp_path / "new/run", start))
+    found = only_failure(doctor.run_checks(sound, tmp_path / "new/run", start))
     assert found.check == "workdir" and "make room there" in found.measured
     assert not (tmp_path / "new").exists()
 
 
 def test_splits_that_share_subjects_fail_data(sound, start, tmp_path):
     mixed = dataclasses.replace(sound, validation=sound.train)
-    found = only_failure(doctor.examine(mixed, tmp_path, start))
+    found = only_failure(doctor.run_checks(mixed, tmp_path, start))
     assert found.check == "data" and "train and validation share" in found.measured
     assert "subjects" in found.measured and "prompts" in found.measured
 
@@ -254,29 +261,31 @@ def test_shared_prompts_and_empty_splits_are_found_whatever_their_case():
         return make_row(key=name, prompt=prompt, target="x", rephrase=rephrase or prompt)
 
     rows = {"train": [row("a", "Who is a?")], "test": [row("b", "b?", "WHO is A?")]}
-    problems, _ = check_splits.shared(rows)
+    problems, _ = check_splits.split_problems(rows)
     assert problems == ["train and test share 1 prompts, such as 'who is a'"]
     rows["test"] = [row("c", "c?", "?c")]
-    assert check_splits.shared(rows) == ([], "apart in subjects and prompts")
-    assert check_splits.shared({**rows, "validation": []})[0] == ["validation is empty"]
+    assert check_splits.split_problems(rows) == ([], "no subject or prompt shared")
+    assert check_splits.split_problems({**rows, "validation": []})[0] == ["validation is empty"]
     for n, good in ((199, False), (200, True)):  # one in 200 is 0.5 %
         many = [row(f"d{i}", f"Is it {i}?", f"Is it {i}?") for i in range(n - 1)]
         train = [row(f"e{i}", f"Was it {i}?") for i in range(300)] + rows["train"]
-        found, told = check_splits.shared({"train": train, "test": many + rows["train"]})
+        found, told = check_splits.split_problems({"train": train, "test": many + rows["train"]})
         assert (not [f for f in found if "prompts" in f]) == good
         assert ("share 1 prompts" in told) == good
 
 
 def test_rows_that_do_not_fit_fail_data(base, tmp_path):
-    found = only_failure(jobs.edit(config_of(base, **{"data.max_len": 60}), tmp_path))
+    found = only_failure(
+        job_checks.check_editing_run(config_of(base, **{"data.max_len": 60}), tmp_path)
+    )
     assert found.check == "data" and "of the train rows do not fit" in found.measured
-    assert "data.max_len" in found.mend
+    assert "data.max_len" in found.fix
 
 
 def test_memory_that_is_too_small_fails_memory(sound, start, tmp_path, monkeypatch):
     monkeypatch.setattr(check_machine, "free_memory", lambda: 1000)
-    found = only_failure(doctor.examine(sound, tmp_path, start))
-    assert found.check == "memory" and "train.edits_per_step" in found.mend
+    found = only_failure(doctor.run_checks(sound, tmp_path, start))
+    assert found.check == "memory" and "train.edits_per_step" in found.fix
 
 
 def test_free_memory_is_that_of_the_machine_or_of_its_container(tmp_path, monkeypatch):
@@ -296,8 +305,8 @@ def test_weights_that_no_loss_reaches_fail_factors(tmp_path):
     """Behind a matrix of zeros nothing has a gradient."""
     flat = sound_params("block_3/mlp/down/kernel")
     base = write_base(tmp_path / "base", flat)
-    found = only_failure(jobs.edit(config_of(base), tmp_path))
-    assert found.check == "factors" and "model.edit_roles" in found.mend
+    found = only_failure(job_checks.check_editing_run(config_of(base), tmp_path))
+    assert found.check == "factors" and "model.edit_roles" in found.fix
     assert "block_3/mlp/gate" in found.measured and "block_3/mlp/down" not in found.measured
 
 
@@ -307,16 +316,20 @@ def test_an_editor_that_is_dead_at_zero_fails_gradients(sound, monkeypatch):
     options = sound.config.editor.options.to_dict() | {"rank": 7}  # not compiled yet
     dead = dataclasses.replace(sound, editor=make_editor("mend", options))
     start = dead.fresh_state()
-    step, batch = check_editing.train_step_of(dead, start), check_editing.longest_batch(dead)
+    step, batch = check_editing.jitted_train_step(dead, start), check_editing.longest_batch(dead)
     found = only_failure(
-        [check_editing.check_gradients(check_editing.few_steps(dead, step, start, batch)[1])]
+        [
+            check_editing.check_gradients(
+                check_editing.train_on_one_batch(dead, step, start, batch)[1]
+            )
+        ]
     )
-    assert found.check == "gradients" and "relu_one_at_zero" in found.mend
+    assert found.check == "gradients" and "relu_one_at_zero" in found.fix
     assert "parts have none: low_rank_mlp" in found.measured
 
 
 def test_a_gradient_that_is_not_finite_fails_gradients(sound, start, tmp_path):
-    found = only_failure(doctor.examine(sound, tmp_path, with_rates(start, 1e30)))
+    found = only_failure(doctor.run_checks(sound, tmp_path, with_rates(start, 1e30)))
     assert found.check == "gradients" and "step 1: loss nan" in found.measured
 
 
@@ -325,15 +338,15 @@ def test_rates_of_nothing_fail_learning(sound, start, tmp_path):
     config = sound.config.copy_and_resolve_references()
     config.train.lr = config.train.step_size_lr = 1e-30
     still = dataclasses.replace(sound, tx=build_optimizer(config))
-    found = only_failure(doctor.examine(still, tmp_path, start))
-    assert found.check == "learning" and "raise train.lr" in found.mend
+    found = only_failure(doctor.run_checks(still, tmp_path, start))
+    assert found.check == "learning" and "raise train.lr" in found.fix
 
 
 def test_an_editor_of_the_wrong_sign_fails_edit(sound, start, tmp_path):
     """It adds where it should subtract, by more than a few updates can turn."""
-    found = only_failure(doctor.examine(sound, tmp_path, with_rates(start, -0.5)))
+    found = only_failure(doctor.run_checks(sound, tmp_path, with_rates(start, -0.5)))
     assert found.check == "edit" and "less likely" in found.measured
-    assert "subtracted" in found.mend
+    assert "subtracted" in found.fix
 
 
 def test_an_edit_of_nothing_fails_edit(sound, start, tmp_path):
@@ -341,7 +354,7 @@ def test_an_edit_of_nothing_fails_edit(sound, start, tmp_path):
         return Edit(deltas={}), state
 
     editor = EditTransform(lambda key, weights: ({}, {}), nothing, trainable=False)
-    findings = list(doctor.examine(dataclasses.replace(sound, editor=editor), tmp_path, start))
+    findings = list(doctor.run_checks(dataclasses.replace(sound, editor=editor), tmp_path, start))
     found = only_failure(findings)
     assert found.check == "edit" and "edits change no weight" in found.measured
     told = {f.check: (f.status, f.measured) for f in findings}
@@ -351,7 +364,7 @@ def test_an_edit_of_nothing_fails_edit(sound, start, tmp_path):
 def test_an_editor_that_does_not_fit_the_texts_fails_config(sound, start, tmp_path):
     """It reads corrections before a text, which together are longer than the tiny context."""
     reads = dataclasses.replace(sound, editor=make_editor("in_context", {}))
-    found = only_failure(doctor.examine(reads, tmp_path, start))
+    found = only_failure(doctor.run_checks(reads, tmp_path, start))
     assert found.check == "config" and "the model's context is 160" in found.measured
 
 
@@ -387,17 +400,17 @@ def test_a_classifier_that_answers_all_alike_fails_base(sound, monkeypatch):
     train = dataclasses.replace(sound.train, encoded=encoded)
     asked = dataclasses.replace(sound, train=train)
     for right, status in ((label == 1, "failed"), (label >= 0, "ok")):
-        monkeypatch.setattr(of_base, "_right", lambda *_, right=right: right)
-        assert of_base._judges(asked).status == status
+        monkeypatch.setattr(check_base, "_correct_claims", lambda *_, right=right: right)
+        assert check_base._check_classifier(asked).status == status
     one = dataclasses.replace(encoded, texts={"near": near.replace(target=np.ones_like(label))})
     train = dataclasses.replace(train, encoded=one)
-    assert of_base._judges(dataclasses.replace(sound, train=train)).status == "skipped"
+    assert check_base._check_classifier(dataclasses.replace(sound, train=train)).status == "skipped"
 
 
 def test_a_run_that_fails_a_check_does_not_begin(base, tmp_path, monkeypatch):
-    bad = Finding("learning", "failed", "a loss of 5", "a loss that falls", "raise train.lr")
-    monkeypatch.setattr(doctor, "examine", lambda *_: [bad])
-    with pytest.raises(TrainingError, match="(?s)1 of the doctor.s 1 checks.*mend: raise train.lr"):
+    bad = CheckResult("learning", "failed", "a loss of 5", "a loss that falls", "raise train.lr")
+    monkeypatch.setattr(doctor, "run_checks", lambda *_: [bad])
+    with pytest.raises(TrainingError, match="(?s)1 of the doctor.s 1 checks.*fix: raise train.lr"):
         mend_jax.train_and_evaluate(config_of(base, **{"train.doctor": True}), tmp_path)
     assert checkpoints.open_manager(tmp_path / "checkpoints", read_only=True).latest_step() is None
     assert not (tmp_path / "results.json").exists()
@@ -410,12 +423,12 @@ def test_memory_that_runs_out_fails_memory(sound, start, tmp_path, monkeypatch, 
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(check_editing, "few_steps", fail)
-    found = only_failure(doctor.examine(sound, tmp_path, start))
-    assert found.check == "memory" and "it ran out" in found.measured
-    monkeypatch.setattr(check_editing, "few_steps", lambda *_: 1 / 0)
+    monkeypatch.setattr(check_editing, "train_on_one_batch", fail)
+    found = only_failure(doctor.run_checks(sound, tmp_path, start))
+    assert found.check == "memory" and "out of memory" in found.measured
+    monkeypatch.setattr(check_editing, "train_on_one_batch", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        list(doctor.examine(sound, tmp_path, start))
+        list(doctor.run_checks(sound, tmp_path, start))
 
 
 def test_each_check_is_told_as_it_is_made(monkeypatch, capsys):
@@ -423,10 +436,10 @@ def test_each_check_is_told_as_it_is_made(monkeypatch, capsys):
 
     def checks(config, workdir):
         for name in ("one", "two"):
-            yield Finding(name, "ok", "fine")
+            yield CheckResult(name, "ok", "fine")
             seen.append(capsys.readouterr().out)
 
-    monkeypatch.setitem(jobs.JOBS, "edit", checks)
+    monkeypatch.setitem(job_checks.JOB_CHECKS, "edit", checks)
     assert main(["--config=quickstart.py"]) == 0
     assert [line.split() for line in seen] == [["one", "ok", "fine"], ["two", "ok", "fine"]]
     assert capsys.readouterr().out.startswith("all well, ")
@@ -450,7 +463,7 @@ def test_a_grid_is_asked_cell_by_cell(base, tmp_path):
         "sound": grid.cell(str(tmp_path / "tiny.py"), "MEND", {}),
         "deep": grid.cell(str(tmp_path / "tiny.py"), "MEND", {"model.last_n_blocks": 9}),
     }
-    findings = list(jobs.grid_of_runs(grid.new_grid("two", cells), str(tmp_path / "run")))
+    findings = list(job_checks.check_grid(grid.new_grid("two", cells), str(tmp_path / "run")))
     assert only_failure(findings).check == "weights, cell deep"
     told = {f.check: f.status for f in findings}
     assert told["config, cell sound"] == told["weights, cell sound"] == told["workdir"] == "ok"
@@ -465,12 +478,12 @@ def test_fine_tuning_is_asked_for_its_base_and_claims(tmp_path, monkeypatch):
     base = save_tiny(tmp_path / "base", "bert", std=0.05)
     flags = [f"--config.{k}={v}" for k, v in CLAIM_SETTINGS.items()]
     config, _, _ = parse(["--config=fever_finetune.py", f"--config.model.spec={base}", *flags])
-    found = list(jobs.fine_tune(config, str(tmp_path / "run")))
+    found = list(job_checks.check_fine_tuning(config, str(tmp_path / "run")))
     assert {f.check: f.status for f in found} == {
         "workdir": "ok", "base": "ok", "tokenizer": "ok", "data": "ok", "edit": "skipped"
     }  # fmt: skip
     apart.splits["test"][:] = apart.splits["train"]
-    assert only_failure(jobs.fine_tune(config, str(tmp_path / "run"))).check == "data"
+    assert only_failure(job_checks.check_fine_tuning(config, str(tmp_path / "run"))).check == "data"
 
 
 def test_the_command_says_what_it_cannot_ask(capsys):

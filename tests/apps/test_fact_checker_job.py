@@ -203,7 +203,7 @@ def test_mistakes_are_named(base, tmp_path, monkeypatch):
     with pytest.raises(data.DataError, match="none of the 64 claims .* maximum is 3"):
         fact_checker_job.finetune(settings(base, **{"data.max_len": 3}), tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(fact_checker_job, "prepare", as_path)
+        patch.setattr(fact_checker_job, "prepare_folder", as_path)
         with pytest.raises(ConfigError, match="gs://x/y: fine-tuning needs a local folder"):
             fact_checker_job.finetune(settings(base), "gs://x/y")
     monkeypatch.setattr(data, "load", lambda *_, **__: claims_set("qa"))

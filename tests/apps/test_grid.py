@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from support.played_runs import Played, play_runs
+from support.fake_runs import FakeProcess, start_fake_runs
 from test_run_report import fake_eval, words
 
 from mend_jax.apps.run_command import main
@@ -54,7 +54,7 @@ def test_every_cell_is_run_with_its_settings_and_its_seeds(flags, tmp_path, monk
         seen[workdir.removeprefix(f"{tmp_path}/out/")] = config
         return results(config, workdir)
 
-    started = play_runs(monkeypatch, play)
+    started = start_fake_runs(monkeypatch, play)
     assert main([*flags, "--config.settings=('train.clip=9.0',)"]) == 0
     assert list(seen) == ["mend/seed_0", "mend/seed_1", "ft/seed_0", "ft_5/seed_0"]
     assert [c.seed for c in seen.values()] == [0, 1, 0, 0]
@@ -91,7 +91,7 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(flags, tmp_path, monkey
     def play(config, workdir):
         return 1 if workdir.split("/")[-2] in broken else results(config, workdir)
 
-    started = play_runs(monkeypatch, play)
+    started = start_fake_runs(monkeypatch, play)
     assert main(flags) == 2
     assert "1 of 4 runs failed: ft, seed 0" in capsys.readouterr().err
     found = table_of(tmp_path)
@@ -136,7 +136,7 @@ def test_a_cell_that_begins_with_another_runs_after_it(chained, tmp_path, monkey
         assert not config.editor.init_from or first.exists()
         return results(config, workdir)
 
-    started = play_runs(monkeypatch, play)
+    started = start_fake_runs(monkeypatch, play)
     assert main(chained) == 0
     cells = [f"{name}/seed_{s}" for s in (0, 1) for name in ("mend_1", "mend_5", "mend_9")]
     assert list(seen) == [*cells, "ft/seed_0"]
@@ -161,7 +161,7 @@ def test_what_begins_with_a_run_that_failed_does_not_start(chained, tmp_path, mo
     def play(config, workdir):
         return 1 if workdir.removeprefix(f"{tmp_path}/out/") in broken else results(config, workdir)
 
-    started = play_runs(monkeypatch, play)
+    started = start_fake_runs(monkeypatch, play)
     assert main(chained) == 2
     assert "3 of 7 runs failed: mend_1, seed 1, mend_5, seed 1, mend_9" in capsys.readouterr().err
     assert f"{tmp_path}/out/mend_5/seed_1" not in started and len(started) == 5
@@ -174,7 +174,7 @@ def test_what_begins_with_a_run_that_failed_does_not_start(chained, tmp_path, mo
 
 
 def test_a_cell_alone_needs_what_it_begins_with(chained, tmp_path, monkeypatch, capsys):
-    started = play_runs(monkeypatch, results)
+    started = start_fake_runs(monkeypatch, results)
     assert main([*chained, "--config.only=mend_9,mend_5"]) == 2
     said = capsys.readouterr().err
     assert "mend_5, seed 0 begins with the editor of mend_1, seed 0, which is neither among" in said
@@ -201,14 +201,14 @@ def test_a_cell_alone_needs_what_it_begins_with(chained, tmp_path, monkeypatch, 
 def test_beginnings_that_cannot_be_are_named(chained, monkeypatch, capsys, flag, message):
     import re
 
-    started = play_runs(monkeypatch, results)
+    started = start_fake_runs(monkeypatch, results)
     assert main([*chained, f"--config.{flag}"]) == (0 if message is None else 2)
     said = capsys.readouterr().err
     assert message is None or (re.search(message, said) and not started), said
 
 
 def test_some_cells_alone(flags, tmp_path, monkeypatch):
-    started = play_runs(monkeypatch, results)
+    started = start_fake_runs(monkeypatch, results)
     assert main([*flags, "--config.only=ft_5,ft"]) == 0
     assert [where.split("/")[-2] for where in started] == ["ft_5", "ft"]
     assert [row["cell"] for row in table_of(tmp_path)["rows"]] == ["ft_5", "ft"]
@@ -230,7 +230,7 @@ def test_some_cells_alone(flags, tmp_path, monkeypatch):
 def test_mistakes_are_named_before_anything_runs(flags, monkeypatch, capsys, flag, message):
     import re
 
-    started = play_runs(monkeypatch, results)
+    started = start_fake_runs(monkeypatch, results)
     assert main([*flags, f"--config.{flag}"]) == 2
     said = capsys.readouterr().err
     assert re.search(message, said), said
@@ -248,10 +248,10 @@ def test_runs_share_what_is_compiled(flags, tmp_path, monkeypatch):
     """Below the cache folder, or where the user says."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path / "cache"))
-    play_runs(monkeypatch, results)
+    start_fake_runs(monkeypatch, results)
     assert main([*flags, "--config.only=('ft',)"]) == 0
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
     assert main([*flags, "--config.only=('ft_5',)"]) == 0
-    places = [env["JAX_COMPILATION_CACHE_DIR"] for env in Played.environments]
+    places = [env["JAX_COMPILATION_CACHE_DIR"] for env in FakeProcess.environments]
     assert places == [str(tmp_path / "cache" / "compiled"), "mine"]
-    assert all(env["MEND_CACHE_DIR"] == str(tmp_path / "cache") for env in Played.environments)
+    assert all(env["MEND_CACHE_DIR"] == str(tmp_path / "cache") for env in FakeProcess.environments)

@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from support.played_runs import play_runs
+from support.fake_runs import start_fake_runs
 from support.tiny import save_tiny
 from test_run_and_data import write_facts
 from test_run_report import fake_eval, words
@@ -53,7 +53,7 @@ def ran(tmp_path, monkeypatch):
         found = fake_eval(random.Random(0), 0.5, 0.5, 0.1) | {"n": len(experiment.test)}
         return {"eval": found, "data": describe_data(experiment), "training": {"steps": 1}}
 
-    play_runs(monkeypatch, play)
+    start_fake_runs(monkeypatch, play)
     assert main([f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/out"]) == 0
     found = json.loads((tmp_path / "out/grid.json").read_text())
     return {row["cell"]: row for row in found["rows"]}, opened, tmp_path

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from support import played_runs
-from support.played_runs import play_runs
+from support import fake_runs
+from support.fake_runs import start_fake_runs
 
 from mend_jax.apps import multi_seed
 from mend_jax.errors import ConfigError
@@ -33,7 +33,7 @@ def test_the_command_runs_each_seed_once(tmp_path, monkeypatch, capsys):
         found = {"eval": {"success": float(config.seed)}}
         return found | {"extra_data_sets": {"x/y": {"n": 2}}, "baselines": {"ft": {"success": 1.0}}}
 
-    started = play_runs(monkeypatch, play)
+    started = start_fake_runs(monkeypatch, play)
     flags = ["--config=quickstart.py", "--workdir", str(tmp_path), "--seeds=3,5", "--config.seed=9"]
     assert multi_seed.main(flags) == 0
     assert started == [f"{tmp_path}/seed_3", f"{tmp_path}/seed_5"]
@@ -66,11 +66,11 @@ def test_seeds_of_a_run_in_a_store(monkeypatch):
         def read_text(self, encoding):
             return json.dumps(objects[self.where])
 
-    for module in (multi_seed, played_runs):
+    for module in (multi_seed, fake_runs):
         monkeypatch.setattr(module, "as_path", Store)
         monkeypatch.setattr(module, "write_json", lambda path, v: objects.update({str(path): v}))
     # a fine-tuning job has no more than that
-    started = play_runs(monkeypatch, lambda config, workdir: {"eval": {"test": {"n": 3}}})
+    started = start_fake_runs(monkeypatch, lambda config, workdir: {"eval": {"test": {"n": 3}}})
     assert multi_seed.main(["--config=fever_finetune.py", "--workdir=gs://b/r", "--seeds=0"]) == 0
     assert started == ["gs://b/r/seed_0"]
     assert set(objects) == {"gs://b/r/seed_0/results.json", "gs://b/r/seeds.json"}
@@ -90,7 +90,7 @@ def test_a_seed_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, 
     def play(config, workdir):
         return 1 if config.seed == 0 else {"eval": {"success": 1.0}}
 
-    started = play_runs(monkeypatch, play)
+    started = start_fake_runs(monkeypatch, play)
     assert multi_seed.main(["--config=quickstart.py", f"--workdir={tmp_path}", "--seeds=0,1"]) == 2
     assert len(started) == 2 and not (tmp_path / "seeds.json").exists()
     said = capsys.readouterr().err

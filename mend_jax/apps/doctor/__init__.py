@@ -1,55 +1,66 @@
-"""Checks of a run before its hours are spent; `python -m mend_jax.doctor` is the command.
+"""Checks of a run before it spends hours; the command is `python -m mend_jax.doctor`.
 
-docs/reliability.md has a table of the checks: what each asks, and what it has caught.
+docs/reliability.md has a table of the checks: what each requires, and what it has caught.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
 import jax
 
 from mend_jax.apps.doctor import check_base, check_editing, check_machine, check_splits
-from mend_jax.apps.doctor.check_config import check_of
-from mend_jax.apps.doctor.findings import Finding, any_failed, attempt, judged, refuse, refused
+from mend_jax.apps.doctor.check_config import failed_check_name
+from mend_jax.apps.doctor.check_result import (
+    CheckResult,
+    any_failed,
+    error_result,
+    make_result,
+    raise_failures,
+    run_check,
+)
 from mend_jax.errors import MendError, is_out_of_memory
 from mend_jax.parallel.mesh import use_mesh
 from mend_jax.training.assembly import Experiment
 from mend_jax.training.step import TrainState
 
-__all__ = ["Finding", "examine", "refuse"]
+__all__ = ["CheckResult", "raise_failures", "run_checks"]
 
 
-def examine(experiment: Experiment, workdir: Any, start: TrainState) -> Iterator[Finding]:
-    """Every check of a run whose base and data are loaded, as it is made; the editor's come last.
+def run_checks(
+    experiment: Experiment, workdir: str | Path, start: TrainState
+) -> Iterator[CheckResult]:
+    """Check a run whose base and data are loaded; yield each result at once.
 
-    Those are left out where a check before them failed: an editor of a damaged base says nothing.
+    The editor is checked last, and only if all other checks pass: a damaged base fails it too.
 
     Args:
-      start: the state that training begins with; it stays as it is.
+      start: the state that training begins with; it is not modified.
     """
-    findings = []
-    for name, ask in (
-        ("workdir", lambda: check_machine.check_workdir(workdir, start)),
-        ("base", lambda: check_base.check_base(experiment)),
-        ("tokenizer", lambda: check_base.check_tokenizer(experiment.model)),
-        ("data", lambda: check_splits.check_splits(experiment)),
+    results = []
+    for name, check in (
+        ("workdir", functools.partial(check_machine.check_workdir, workdir, start)),
+        ("base", functools.partial(check_base.check_base, experiment)),
+        ("tokenizer", functools.partial(check_base.check_tokenizer, experiment.model)),
+        ("data", functools.partial(check_splits.check_splits, experiment)),
     ):
-        findings.append(attempt(name, ask))
-        yield findings[-1]
-    if any_failed(findings):
+        results.append(run_check(name, check))
+        yield results[-1]
+    if any_failed(results):
         return
     try:
         with use_mesh(experiment.mesh):
             yield from check_editing.check_editor(experiment, start)
-    except MendError as e:  # of an editor that looks at texts and model as it is traced
-        yield refused(check_of(e), e)
+    except MendError as e:  # of an editor that examines texts and model while it is traced
+        yield error_result(failed_check_name(e), e)
     except (MemoryError, jax.errors.JaxRuntimeError) as e:
         if not is_out_of_memory(e) or jax.process_count() > 1:
             raise
-        yield judged(
-            "memory", False, f"it ran out: {str(e).splitlines()[0]}", "what a step takes is there",
-            "lower train.edits_per_step or eval.edits_per_step, set model.text_chunk, or take "
-            "model.remat or a smaller model.dtype",
+        yield make_result(
+            "memory", False, f"out of memory: {str(e).splitlines()[0]}",
+            "enough memory for a step",
+            "lower train.edits_per_step or eval.edits_per_step, set model.text_chunk or "
+            "model.remat, or use a smaller model.dtype",
         )  # fmt: skip

@@ -1,185 +1,202 @@
-"""Whether an editor can work and can learn: factors, meta-gradients, a few steps, an edit."""
+"""Check that an editor can work and can learn: factors, meta-gradients, a few steps, an edit."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from mend_jax.apps.doctor.check_machine import check_memory
-from mend_jax.apps.doctor.findings import Finding, any_failed, judged, skipped
+from mend_jax.apps.doctor.check_result import (
+    CheckResult,
+    any_failed,
+    make_result,
+    problems_result,
+    skipped,
+)
 from mend_jax.core.forward import scored_logits
 from mend_jax.core.losses import masked_mean, token_nll
 from mend_jax.core.meta_loss import token_batches
 from mend_jax.core.problem import make_problem
-from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.token_batch import TokenBatch
+from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.data.batches import iterate_batches
 from mend_jax.evaluation.evaluate_split import make_scorer
 from mend_jax.io import checksums
+from mend_jax.models.editable_model import EditableModel
+from mend_jax.models.params import Params
 from mend_jax.parallel.distributed import gather
 from mend_jax.parallel.mesh import local_edit_numbers, shard_batch
 from mend_jax.training.assembly import Experiment, build_train_step
 from mend_jax.training.guards import GROUP_NORM
 from mend_jax.training.step import TrainState
 
-UPDATES = 4  # of the editor, on one batch; the network behind a zero matrix has a gradient at 3
-MOST_UPDATES = 16  # where it has not learned by then
-_FALL = 1e-5  # relative; sums of float32 over a batch are good to 1e-6
+MIN_UPDATES = 4  # on one batch; the network behind a zero matrix has a gradient at 3
+MAX_UPDATES = 16  # if it has not learned by then
+_MIN_FALL = 1e-5  # relative; sums of float32 over a batch are accurate to 1e-6
+_OBJECTIVE = "objective"
 
 
 @functools.partial(jax.jit, static_argnames=("editor", "model", "weights"))
-def _probe(
-    params: Any, state: Any, base: Any, seqs: Any, *, editor: EditTransform, model: Any,
+def _edit_and_measure(
+    params: EditorParams,
+    state: EditorState,
+    base: Params,
+    facts: TokenBatch,
+    *,
+    editor: EditTransform,
+    model: EditableModel,
     weights: Weights,
-) -> dict[str, Any]:  # fmt: skip
-    """What the E edits of corrections are made of, and what they do to their targets.
+) -> dict[str, Any]:
+    """Make E edits, and measure their factors and their effect on the targets.
 
     Returns:
       `before`, `after`: mean nll [E] of the targets; `deltas`: squared norms [E] by weight;
-      `factors`: the largest |u| and |delta| of the rows that count, and how many those are.
+      `factors`: by weight the largest |u| and |delta| of the rows in the mask, and their number.
     """
-    problem = make_problem(model, base, weights, seqs)
+    problem = make_problem(model, base, weights, facts)
     edit, _ = editor.edit(params, state, problem, False)
 
-    def nll(logits: jax.Array) -> jax.Array:
-        return masked_mean(token_nll(logits, seqs.target), seqs.score_mask, axes=(1, 2))
+    def nll(logits: Float[Array, "E n S V"]) -> Float[Array, " E"]:
+        return masked_mean(token_nll(logits, facts.target), facts.score_mask, axes=(1, 2))
 
-    found = {"before": nll(scored_logits(model, base, problem.trunk_states, seqs))}
+    before = nll(scored_logits(model, base, problem.trunk_states, facts))
     if editor.predictor is not None:
-        after = editor.predictor.logits(params, problem, seqs, problem.trunk_states)
-        return found | {"after": nll(after), "deltas": {}, "factors": {}}
-    found["after"] = nll(scored_logits(model, base, problem.trunk_states, seqs, edit))
-    found["deltas"] = {name: delta.squared_norm() for name, delta in edit.deltas.items()}
-    found["factors"] = {
-        name: {
-            "u": jnp.abs(f.u * f.mask[..., None].astype(f.u.dtype)).max(),
-            "delta": jnp.abs(f.delta * f.mask[..., None].astype(f.u.dtype)).max(),
-            "rows": f.mask.sum(),
-        }
-        for name, f in problem.factors().items()
+        after = nll(editor.predictor.logits(params, problem, facts, problem.trunk_states))
+        return {"before": before, "after": after, "deltas": {}, "factors": {}}
+    return {
+        "before": before,
+        "after": nll(scored_logits(model, base, problem.trunk_states, facts, edit)),
+        "deltas": {name: delta.squared_norm() for name, delta in edit.deltas.items()},
+        "factors": {
+            name: {
+                "u": jnp.abs(f.u * f.mask[..., None].astype(f.u.dtype)).max(),
+                "delta": jnp.abs(f.delta * f.mask[..., None].astype(f.u.dtype)).max(),
+                "rows": f.mask.sum(),
+            }
+            for name, f in problem.factors().items()
+        },
     }
-    return found
 
 
-def check_editor(experiment: Experiment, start: TrainState) -> Iterator[Finding]:
-    """`memory`, `factors`, `gradients`, `learning` and `edit`, by the run's own programs.
+def check_editor(experiment: Experiment, start: TrainState) -> Iterator[CheckResult]:
+    """Check `memory`, `factors`, `gradients`, `learning` and `edit`, with the run's own programs.
 
-    Checks behind one that failed are left out: they would fail of the same.
+    A failure ends the sequence: the later checks would fail for the same reason.
 
     Args:
-      start: the state that training begins with; it stays as it is.
+      start: the state that training begins with; it is not modified.
     """
     c, editor, model = experiment.config, experiment.editor, experiment.model
-    before = checksums.array_checksums(model.params)
-    step = None
-    if editor.trainable and c.train.steps > 0 and jax.tree.leaves(start.params):
-        step, batch = train_step_of(experiment, start), longest_batch(experiment)
+    checksums_before = checksums.array_checksums(model.params)
+    trains = editor.trainable and c.train.steps > 0 and bool(jax.tree.leaves(start.params))
+    if trains:
+        step, batch = jitted_train_step(experiment, start), longest_batch(experiment)
         lowered = step.lower(start, model.params, batch, np.int32(1))
     else:
         batch = next(experiment.eval_batches(experiment.validation, c.eval.edits_per_step))
         batch = token_batches(shard_batch(experiment.mesh, batch))
-        scorer = make_scorer(editor, model)
+        scorer = cast(jax.stages.Wrapped, make_scorer(editor, model))
         lowered = scorer.lower(start.params, start.editor_state, model.params, batch)
+    measure = functools.partial(
+        _edit_and_measure, editor=editor, model=model.module, weights=model.weights
+    )
 
-    def probe(state: TrainState) -> dict[str, Any]:
-        same = dict(editor=editor, model=model.module, weights=model.weights)
-        return gather(_probe(state.params, state.editor_state, model.params, batch["edit"], **same))
-
-    memory = check_memory("a training step" if step else "an evaluation step", lowered)
+    memory = check_memory("a training step" if trains else "an evaluation step", lowered)
     yield memory
     if any_failed([memory]):
         return
-    found = probe(start)
-    factors = check_factors(found["factors"], editor)
+    measured = gather(measure(start.params, start.editor_state, model.params, batch["edit"]))
+    factors = check_factors(measured["factors"], editor)
     yield factors
-    if step is None:
-        why = "train.steps is 0" if editor.trainable else f"{c.editor.name} is not trained"
-        yield skipped("gradients", why)
-        yield skipped("learning", why)
+    if not trains:
+        reason = "train.steps is 0" if editor.trainable else f"{c.editor.name} is not trained"
+        yield skipped("gradients", reason)
+        yield skipped("learning", reason)
     if any_failed([factors]):
         return
-    if step is not None:
-        state, seen = few_steps(experiment, step, start, batch)
-        gradients = check_gradients(seen)
-        yield gradients
-        if any_failed([gradients]):
-            return
-        learning = check_learning(seen)
-        yield learning
-        if any_failed([learning]):
-            return
-        found = probe(state)
-    yield check_edit(found, editor, checksums.array_checksums(model.params) == before)
+    if trains:
+        state, metrics = train_on_one_batch(experiment, step, start, batch)
+        for check in (check_gradients, check_learning):
+            result = check(metrics)
+            yield result
+            if any_failed([result]):
+                return
+        measured = gather(measure(state.params, state.editor_state, model.params, batch["edit"]))
+    unchanged = checksums.array_checksums(model.params) == checksums_before
+    yield check_edit(measured, editor, unchanged)
 
 
-def train_step_of(experiment: Experiment, state: TrainState) -> Any:
-    """The run's training step, compiled once for both."""
-    return build_train_step(
+def jitted_train_step(experiment: Experiment, state: TrainState) -> jax.stages.Wrapped:
+    """Return the run's training step; the run reuses its compilation."""
+    step = build_train_step(
         experiment.config, experiment.editor, experiment.tx, experiment.model,
         jax.tree.map(lambda leaf: leaf.sharding, state),
     )  # fmt: skip
+    return cast(jax.stages.Wrapped, step)
 
 
 def longest_batch(experiment: Experiment) -> dict[str, Any]:
-    """Return a training step's texts in the longest bucket, which takes most memory."""
+    """Return a training step's texts in the longest bucket, which needs most memory."""
     c = experiment.config
-    parts = experiment.train_parts
-    longest = max(parts, key=lambda part: part.texts["edit"].tokens.shape[-1])
-    found = iterate_batches(
+    longest = max(experiment.train_parts, key=lambda part: part.texts["edit"].tokens.shape[-1])
+    batches = iterate_batches(
         [longest], edits_per_step=c.train.edits_per_step, edits_per_batch=c.data.edits_per_batch,
         seed=c.seed, edit_numbers=local_edit_numbers(experiment.mesh, c.train.edits_per_step),
     )  # fmt: skip
-    return shard_batch(experiment.mesh, token_batches(next(found)))
+    return shard_batch(experiment.mesh, token_batches(next(batches)))
 
 
-def few_steps(
-    experiment: Experiment, step: Any, start: TrainState, batch: Any
+def train_on_one_batch(
+    experiment: Experiment, step: Any, start: TrainState, batch: Mapping[str, Any]
 ) -> tuple[TrainState, list[dict[str, float]]]:
-    """Trains on one batch until the loss has fallen, for `UPDATES` to `MOST_UPDATES` updates.
+    """Train on one batch until the loss has fallen, for `MIN_UPDATES` to `MAX_UPDATES` updates.
 
-    Running statistics begin anew at each step, so that the loss is a function of the parameters
-    alone. Training that a batch cannot bear ends it, too.
+    Running statistics are reset before each step, so that the loss depends on the parameters
+    alone. A step that is not finite ends the training.
 
     Returns:
-      The state, and the metrics of each step, with the `objective` as "asked".
+      The state, and the metrics of each step with its `objective`.
     """
-    each = experiment.config.train.accumulate
-    seen: list[dict[str, float]] = []
-    state = jax.tree.map(jnp.copy, start)  # a step takes over the arrays that it is given
-    for done in range(1, MOST_UPDATES * each + 2):
-        fresh = jax.tree.map(jnp.copy, start.editor_state)
+    accumulate = experiment.config.train.accumulate
+    history: list[dict[str, float]] = []
+    state = jax.tree.map(jnp.copy, start)  # a step donates its arguments
+    for number in range(1, MAX_UPDATES * accumulate + 2):
+        statistics = jax.tree.map(jnp.copy, start.editor_state)
         state, metrics = step(
-            state.replace(editor_state=fresh), experiment.model.params, batch,
-            np.int32(int(start.step) + done),
+            state.replace(editor_state=statistics), experiment.model.params, batch,
+            np.int32(int(start.step) + number),
         )  # fmt: skip
-        found = {name: float(value) for name, value in gather(metrics).items()}
-        seen.append(found | {"asked": objective(found, experiment.config.train)})
-        if not seen[-1]["finite"] or (done > UPDATES * each and _fell(seen)):
+        values = {name: float(value) for name, value in gather(metrics).items()}
+        history.append(values | {_OBJECTIVE: objective(values, experiment.config.train)})
+        if not values["finite"] or (number > MIN_UPDATES * accumulate and _loss_fell(history)):
             break
-    return state, seen
+    return state, history
 
 
-def objective(metrics: Mapping[str, float], config: Any) -> float:
-    """The meta-loss of a step with the weights of the first, which change along training."""
-    success = config.c_edit_start * metrics["nll_rephrase"]
-    return success + config.c_loc * metrics["kl"] + metrics.get("penalty", 0.0)
+def objective(metrics: Mapping[str, float], train_config: ConfigDict) -> float:
+    """Return a step's meta-loss with the weights of the first step; training changes them."""
+    success = train_config.c_edit_start * metrics["nll_rephrase"]
+    return success + train_config.c_loc * metrics["kl"] + metrics.get("penalty", 0.0)
 
 
-def _fell(seen: list[dict[str, float]]) -> bool:
-    first, last = seen[0]["asked"], seen[-1]["asked"]
-    return first - last > _FALL * abs(first)
+def _loss_fell(history: Sequence[Mapping[str, float]]) -> bool:
+    first, last = history[0][_OBJECTIVE], history[-1][_OBJECTIVE]
+    return first - last > _MIN_FALL * abs(first)
 
 
-def check_factors(factors: Mapping[str, Any], editor: EditTransform) -> Finding:
-    """Whether the inner loss reaches every edited weight."""
+def check_factors(factors: Mapping[str, Any], editor: EditTransform) -> CheckResult:
+    """Check that the inner loss reaches every edited weight."""
     if editor.predictor is not None:
         return skipped("factors", "the editor changes no weight")
-    problems = []
+    problems = [] if factors else ["there are no edited weights"]
     for name, sizes in factors.items():
         u, delta, rows = (float(sizes[k]) for k in ("u", "delta", "rows"))
         if not (math.isfinite(u) and math.isfinite(delta)):
@@ -187,76 +204,73 @@ def check_factors(factors: Mapping[str, Any], editor: EditTransform) -> Finding:
         elif not rows:
             problems.append(f"{name} has no row with both u and delta")
     least = {k: min((float(f[k]) for f in factors.values()), default=0.0) for k in ("u", "delta")}
-    measured = (
+    return problems_result(
+        "factors", problems,
         f"of {len(factors)} weights the largest |u| is at least {least['u']:.3g}, the largest "
-        f"|delta| {least['delta']:.3g}"
-    )
-    return judged(
-        "factors", bool(factors) and not problems, "; ".join(problems) or measured,
+        f"|delta| {least['delta']:.3g}",
         "non-zero and finite for every edited weight",
         "the loss of a correction does not depend on that weight, or the base is damaged: leave "
-        "it out of model.edit_roles, or see `base`",
+        "the weight out of model.edit_roles, or see `base`",
     )  # fmt: skip
 
 
-def check_gradients(seen: list[dict[str, float]]) -> Finding:
-    """Whether the meta-loss moves every part of the editor within a few updates.
+def check_gradients(history: Sequence[Mapping[str, float]]) -> CheckResult:
+    """Check that the meta-loss moves every part of the editor within a few updates.
 
-    What stands behind a matrix that begins at zero, as V and the scales do, has its first gradient
-    once that has moved; so all of them are asked after `UPDATES` updates.
+    A part behind a matrix that starts at zero, such as V and the scales, has no gradient until that
+    matrix has moved; so the check looks at all `MIN_UPDATES` updates.
     """
-    by_step = [
-        {k.removeprefix(GROUP_NORM): v for k, v in one.items() if k.startswith(GROUP_NORM)}
-        for one in seen
+    norms = [
+        {k.removeprefix(GROUP_NORM): v for k, v in metrics.items() if k.startswith(GROUP_NORM)}
+        for metrics in history
     ]
-    last = seen[-1]
+    last = history[-1]
     if not last["finite"]:
-        bad = sorted(name for name, norm in by_step[-1].items() if not math.isfinite(norm))
-        return judged(
+        parts = sorted(name for name, norm in norms[-1].items() if not math.isfinite(norm))
+        return make_result(
             "gradients", False,
-            f"step {len(seen)}: loss {last['loss']:.4g}, gradient norm {last['grad_norm']:.4g}; "
-            f"not finite: {', '.join(bad) or 'the loss alone'}",
+            f"step {len(history)}: loss {last['loss']:.4g}, gradient norm {last['grad_norm']:.4g}; "
+            f"not finite: {', '.join(parts) or 'the loss alone'}",
             "finite",
             "lower the step size that edits start with (editor.options.step_size), train.lr and "
             "train.step_size_lr",
         )  # fmt: skip
-    most = {name: max(one[name] for one in by_step) for name in by_step[0]}
-    dead = sorted(name for name, norm in most.items() if not norm)
-    least = min(most, key=most.__getitem__)
-    return judged(
-        "gradients", not dead,
-        f"{len(dead)} of {len(most)} parts have none: {', '.join(dead)}" if dead else
-        f"norm {seen[0]['grad_norm']:.4g}; of {len(most)} parts the least has {least} "
-        f"({most[least]:.3g})",
+    largest = {name: max(step[name] for step in norms) for name in norms[0]}
+    dead = sorted(name for name, norm in largest.items() if not norm)
+    least = min(largest, key=largest.__getitem__)
+    return problems_result(
+        "gradients",
+        [f"{len(dead)} of {len(largest)} parts have none: {', '.join(dead)}"] if dead else [],
+        f"norm {history[0]['grad_norm']:.4g}; the smallest of {len(largest)} parts is {least} "
+        f"({largest[least]:.3g})",
         "finite and non-zero for every part of the editor",
-        "what stands behind a ReLU whose input is exactly 0 never moves: take "
-        "`low_rank_mlp.relu_one_at_zero`, or begin off zero; leave out parameters that are not "
-        "used",
+        "parameters behind a ReLU whose input is exactly 0 never move: use "
+        "`low_rank_mlp.relu_one_at_zero`, or initialise away from zero; remove unused parameters",
     )  # fmt: skip
 
 
-def check_learning(seen: list[dict[str, float]]) -> Finding:
-    """Whether a few updates lower the meta-loss of one batch."""
-    first, last = seen[0]["asked"], seen[-1]["asked"]
-    return judged(
-        "learning", _fell(seen),
-        f"meta-loss {first:.4g} to {last:.4g} in {len(seen) - 1} steps on one batch",
-        "a loss that falls",
-        "raise train.lr and train.step_size_lr where it stands still, lower them where it rises; "
-        "an editor whose edits are next to nothing needs a larger editor.options.step_size",
+def check_learning(history: Sequence[Mapping[str, float]]) -> CheckResult:
+    """Check that a few updates lower the meta-loss of one batch."""
+    first, last = history[0][_OBJECTIVE], history[-1][_OBJECTIVE]
+    return make_result(
+        "learning", _loss_fell(history),
+        f"meta-loss {first:.4g} to {last:.4g} in {len(history) - 1} steps on one batch",
+        "a falling loss",
+        "raise train.lr and train.step_size_lr if it does not change, lower them if it rises; "
+        "an editor whose edits are almost zero needs a larger editor.options.step_size",
     )  # fmt: skip
 
 
-def check_edit(found: Mapping[str, Any], editor: EditTransform, unchanged: bool) -> Finding:
-    """Whether edits change the model, towards their targets, and leave the base as it was."""
-    before, after = (np.asarray(found[name], np.float64) for name in ("before", "after"))
-    n, moved = len(before), int((after != before).sum())
+def check_edit(measured: Mapping[str, Any], editor: EditTransform, unchanged: bool) -> CheckResult:
+    """Check that edits move the model toward their targets and leave the base unchanged."""
+    before, after = (np.asarray(measured[name], np.float64) for name in ("before", "after"))
+    n, n_finite = len(before), int(np.isfinite(after).sum())
     problems = []
-    if not np.isfinite(after).all():
-        problems.append(f"{n - int(np.isfinite(after).sum())} edited models answer NaN")
-    elif editor.predictor is None and not any(np.any(d) for d in found["deltas"].values()):
+    if n_finite < n:
+        problems.append(f"{n - n_finite} edited models answer NaN")
+    elif editor.predictor is None and not any(np.any(d) for d in measured["deltas"].values()):
         problems.append("edits change no weight")
-    elif not moved:
+    elif not (after != before).any():
         problems.append(f"all {n} edited models answer as the base does")
     elif not after.mean() < before.mean():
         problems.append(
@@ -264,13 +278,11 @@ def check_edit(found: Mapping[str, Any], editor: EditTransform, unchanged: bool)
         )
     if not unchanged:
         problems.append("the base itself was changed")
-    measured = (
+    return problems_result(
+        "edit", problems,
         f"nll of the target {before.mean():.4g} to {after.mean():.4g} nats, likelier in "
-        f"{int((after < before).sum())} of {n} edits; the base is bit for bit as it was"
-    )
-    return judged(
-        "edit", not problems, "; ".join(problems) or measured,
+        f"{int((after < before).sum())} of {n} edits; the base is bitwise unchanged",
         "edited models that find their targets likelier, and an unchanged base",
-        "an edit has to be subtracted along the gradient (compat 'paper', a step size above 0), "
-        "of weights that the model uses, with editor.strength above 0",
+        "subtract the edit along the gradient (compat 'paper', a step size above 0), of weights "
+        "that the model uses, with editor.strength above 0",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Whether the splits of the data are apart, are not empty, and fit the lengths."""
+"""Check that the data splits share no subjects, are not empty, and fit the length limits."""
 
 from __future__ import annotations
 
@@ -6,74 +6,71 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mend_jax.apps.doctor.findings import Finding, judged
+from mend_jax.apps.doctor.check_result import CheckResult, problems_result
 from mend_jax.data.name_matching import canonical_name
 from mend_jax.training.assembly import Experiment, Split
 
-_MOST_LEFT_OUT = 0.5
-_MOST_SHARED = 0.005  # of the smaller split: less does not move a score by its sampling error
+_MAX_LEFT_OUT = 0.5
+_MAX_SHARED = 0.005  # of the smaller split: fewer change a score by less than its sampling error
 Row = Mapping[str, Any]
 
 
-def check_splits(experiment: Experiment) -> Finding:
-    """The splits that a run trains on and is judged by.
+def check_splits(experiment: Experiment) -> CheckResult:
+    """Check the splits that a run trains, validates and tests on.
 
     Raises:
       DataError: the training rows do not fill one step.
     """
     splits = {name: getattr(experiment, name) for name in ("train", "validation", "test")}
     next(experiment.train_batches())
-    problems, told = shared({name: kept_rows(split) for name, split in splits.items()})
+    problems, remark = split_problems({name: kept_rows(split) for name, split in splits.items()})
     left_out = {name: _left_out(split) for name, split in splits.items()}
     problems += [
         f"{share:.0%} of the {name} rows do not fit: {dict(splits[name].encoded.dropped)}"
-        for name, share in left_out.items() if share > _MOST_LEFT_OUT
+        for name, share in left_out.items() if share > _MAX_LEFT_OUT
     ]  # fmt: skip
     counts = " / ".join(f"{len(split):,}" for split in splits.values())
-    measured = (
-        f"{counts} edits to train, validate and test, {told}; "
-        f"{left_out['train']:.1%} of training rows left out"
-    )
-    return judged(
-        "data", not problems, "; ".join(problems) or measured,
-        f"subjects and prompts in one split each, but for {_MOST_SHARED:.1%}; at most "
-        f"{_MOST_LEFT_OUT:.0%} of rows left out",
+    return problems_result(
+        "data", problems,
+        f"{counts} edits to train, validate and test, {remark}; "
+        f"{left_out['train']:.1%} of training rows left out",
+        f"at most {_MAX_SHARED:.1%} of subjects and prompts in two splits; at most "
+        f"{_MAX_LEFT_OUT:.0%} of rows left out",
         "make splits that share no subject, as docs/data.md says; raise data.max_len and "
-        "data.max_target where rows do not fit",
+        "data.max_target if rows do not fit",
     )  # fmt: skip
 
 
 def kept_rows(split: Split) -> list[Row]:
-    """The rows of a split that fit the lengths."""
+    """Return the rows of a split that fit the length limits."""
     return [split.rows[int(i)] for i in split.encoded.index]
 
 
-def shared(splits: Mapping[str, Sequence[Row]]) -> tuple[list[str], str]:
-    """Which splits are empty, or have subjects or prompts (paraphrases too) in common.
+def split_problems(splits: Mapping[str, Sequence[Row]]) -> tuple[list[str], str]:
+    """Find empty splits, and subjects or prompts (with paraphrases) in more than one split.
 
     Returns:
-      What is wrong, and what there is to say where nothing is.
+      The problems, and a remark on overlaps too small to be one.
     """
     problems = [f"{name} is empty" for name, rows in splits.items() if not rows]
-    found = {
-        "subject": {
-            n: {canonical_name(r["subject"]) for r in rows} - {""} for n, rows in splits.items()
-        },
-        "prompt": {
-            n: {canonical_name(r[field]) for r in rows for field in ("prompt", "rephrase")}
-            for n, rows in splits.items()
-        },
+    keys = {
+        "subject": {n: _names(rows, "subject") - {""} for n, rows in splits.items()},
+        "prompt": {n: _names(rows, "prompt", "rephrase") for n, rows in splits.items()},
     }
-    few = []
-    for (what, names), (one, other) in itertools.product(
-        found.items(), itertools.combinations(splits, 2)
+    small: list[str] = []
+    for (kind, names), (one, other) in itertools.product(
+        keys.items(), itertools.combinations(splits, 2)
     ):
         if not (common := sorted(names[one] & names[other])):
             continue
-        text = f"{one} and {other} share {len(common)} {what}s, such as {common[0]!r:.60}"
-        most = _MOST_SHARED * min(len(names[one]), len(names[other]))
-        (problems if len(common) > most else few).append(text)
-    return problems, "; ".join(few) or "apart in subjects and prompts"
+        text = f"{one} and {other} share {len(common)} {kind}s, such as {common[0]!r:.60}"
+        limit = _MAX_SHARED * min(len(names[one]), len(names[other]))
+        (problems if len(common) > limit else small).append(text)
+    return problems, "; ".join(small) or "no subject or prompt shared"
+
+
+def _names(rows: Sequence[Row], *fields: str) -> set[str]:
+    return {canonical_name(row[field]) for row in rows for field in fields}
 
 
 def _left_out(split: Split) -> float:

@@ -58,20 +58,20 @@ class Sizes(NamedTuple):
     weights: tuple[WeightSpec, ...]
 
 
-def sizes_of(sketch: AbstractModel) -> Sizes:
+def decoder_sizes(model: AbstractModel) -> Sizes:
     """The sizes of a model of one stack."""
     trunk, top = 0, {}
-    for path, shape in sketch.shapes().items():
+    for path, shape in model.shapes().items():
         if path.startswith("trunk/") and path.endswith("/kernel"):
             trunk += math.prod(shape)
         elif found := _BLOCK.fullmatch(path):
             top.setdefault(int(found[1]), {})[found[2]] = math.prod(shape)
-    c, (stack,) = sketch.config, sketch.module.stacks
+    c, (stack,) = model.config, model.module.stacks
     width = next(
-        s[-2] for p, s in sketch.shapes().items() if p.endswith("attn/out/kernel")
+        s[-2] for p, s in model.shapes().items() if p.endswith("attn/out/kernel")
     )  # fmt: skip
     blocks = [top[i] for i in sorted(top)]
-    return Sizes(trunk, blocks, stack.n_trunk, width, c.d_model * c.vocab_size, sketch.weights)
+    return Sizes(trunk, blocks, stack.n_trunk, width, c.d_model * c.vocab_size, model.weights)
 
 
 def trunk_pass(s: Sizes, texts: Texts) -> int:
@@ -151,19 +151,19 @@ def edited_products(s: Sizes, edit: Texts, texts: Texts) -> tuple[int, int]:
     return forward, backward
 
 
-def texts_of(w: Workload) -> tuple[Texts, Texts, Texts]:
+def step_texts(w: Workload) -> tuple[Texts, Texts, Texts]:
     """The facts of an edit, what it is asked with, and what must stay."""
     return (
         Texts(w.edits, w.length, w.scored),
-        Texts(w.asked, w.length, w.scored),
+        Texts(w.n_paraphrases, w.length, w.scored),
         Texts(w.far, w.far_length, w.far_length - 1),
     )
 
 
-def training_step(w: Workload, sketch: AbstractModel) -> dict[str, int]:
-    """Operations of one training step by part; their sum is what is needed."""
-    s = sizes_of(sketch)
-    edit, asked, far = texts_of(w)
+def training_step(w: Workload, model: AbstractModel) -> dict[str, int]:
+    """Operations of one training step by part; their sum is what is required_flops."""
+    s = decoder_sizes(model)
+    edit, asked, far = step_texts(w)
     network = editor_network(s, edit, w.rank, n_hidden=1)
     parts = {
         "trunk": sum(trunk_pass(s, t) for t in (edit, asked, far)),
@@ -182,18 +182,18 @@ def _differentiated(s: Sizes, edit: Texts, texts: Texts) -> int:
     return passes + 4 * s.head * texts.places + sum(edited_products(s, edit, texts))
 
 
-def edit_alone(w: Workload, sketch: AbstractModel) -> int:
+def edit_alone(w: Workload, model: AbstractModel) -> int:
     """Operations of making the edits, from tokens."""
-    s, (edit, *_) = sizes_of(sketch), texts_of(w)
+    s, (edit, *_) = decoder_sizes(model), step_texts(w)
     own = trunk_pass(s, edit) + top_forward(s, edit) + top_backward(s, edit)
     return w.independent * (
         own + 4 * s.head * edit.places + editor_network(s, edit, w.rank, n_hidden=1)[0]
     )
 
 
-def forward(w: Workload, sketch: AbstractModel) -> int:
+def forward(w: Workload, model: AbstractModel) -> int:
     """Operations of the unedited model on all texts of a step, once."""
-    s, total = sizes_of(sketch), 0
-    for texts in texts_of(w):
+    s, total = decoder_sizes(model), 0
+    for texts in step_texts(w):
         total += trunk_pass(s, texts) + top_forward(s, texts) + 2 * s.head * texts.places
     return w.independent * total

@@ -11,7 +11,7 @@ from typing import NamedTuple
 RATE = 410e9
 
 
-class Peer(NamedTuple):
+class OriginalTimes(NamedTuple):
     """What the original takes, and what this project aims at.
 
     Attributes:
@@ -31,11 +31,11 @@ class Peer(NamedTuple):
     aim_megabytes: int
 
 
-PEERS = (
-    Peer("distilgpt2", 1, 3.32, 0.46, 2914, 0.90, 0.80, 0.08, 2000),
-    Peer("gpt2", 1, 4.34, 0.58, 3367, 1.05, 0.80, 0.09, 2200),
-    Peer("smollm2", 1, 3.97, 0.54, 3109, 1.00, 0.60, 0.09, 2000),
-    Peer("distilgpt2", 8, 5.31, 1.51, 3309, 1.5, 1.4, 0.30, 2400),
-    Peer("distilgpt2", 32, 13.1, 5.5, 4633, 3.2, 3.0, 1.1, 3000),
-    Peer("smollm2", 32, 13.1, 6.1, 5218, 3.2, 2.0, 1.1, 3000),
+ORIGINAL_TIMES = (
+    OriginalTimes("distilgpt2", 1, 3.32, 0.46, 2914, 0.90, 0.80, 0.08, 2000),
+    OriginalTimes("gpt2", 1, 4.34, 0.58, 3367, 1.05, 0.80, 0.09, 2200),
+    OriginalTimes("smollm2", 1, 3.97, 0.54, 3109, 1.00, 0.60, 0.09, 2000),
+    OriginalTimes("distilgpt2", 8, 5.31, 1.51, 3309, 1.5, 1.4, 0.30, 2400),
+    OriginalTimes("distilgpt2", 32, 13.1, 5.5, 4633, 3.2, 3.0, 1.1, 3000),
+    OriginalTimes("smollm2", 32, 13.1, 6.1, 5218, 3.2, 2.0, 1.1, 3000),
 )

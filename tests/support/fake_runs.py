@@ -6,7 +6,7 @@ from mend_jax.io.files import as_path, write_json
 from mend_jax.training import config as configs
 
 
-class Played:
+class FakeProcess:
     """A fake subprocess.Popen that calls play(config, workdir) for the command line's run.
 
     Its return value is written as the results of the run, with the run's config, after a line of
@@ -18,8 +18,8 @@ class Played:
 
     def __init__(self, play, line, stdout, stderr, env):
         config, workdir, _ = parse(line[3:])
-        Played.started.append(workdir)
-        Played.environments.append(env)
+        FakeProcess.started.append(workdir)
+        FakeProcess.environments.append(env)
         if stdout is not None:
             stdout.write(f"output of {workdir}\n")
         found = play(config, workdir)
@@ -32,10 +32,10 @@ class Played:
         return self.returncode
 
 
-def play_runs(monkeypatch, play):
+def start_fake_runs(monkeypatch, play):
     """Replace run processes by `play`; return the list of folders of runs that started."""
-    Played.started, Played.environments = [], []
+    FakeProcess.started, FakeProcess.environments = [], []
     monkeypatch.setattr(
-        run_processes.subprocess, "Popen", lambda line, **k: Played(play, line, **k)
+        run_processes.subprocess, "Popen", lambda line, **k: FakeProcess(play, line, **k)
     )
-    return Played.started
+    return FakeProcess.started
