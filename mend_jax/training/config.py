@@ -50,6 +50,9 @@ def find_config(name: str) -> Path:
 def load_config(spec: str) -> ml_collections.ConfigDict:
     """Return the locked config of `NAME.py` or `NAME.py:variant`.
 
+    Keys and editor options that the file sets under an old name get the current one, with a
+    warning.
+
     Raises:
       ConfigError: no such file, no `get_config` in it, no such variant, or an unknown key.
     """
@@ -69,8 +72,29 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     except AttributeError as e:  # of a key that a locked config does not have
         renamed = [f"{old} is now {new}" for old, new in RENAMED_KEYS.items() if _sets(path, old)]
         raise ConfigError(f"{path}: {e}; {'; '.join(renamed) or 'correct the key'}") from e
+    config.unlock()
+    for old, new in rename_old_keys(config):
+        print(f"warning: {path}: {old} is now {new}", file=sys.stderr)
     config.lock()
     return config
+
+
+def rename_old_keys(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
+    """Rename keys with old names in place; return the (old, new) names that were renamed.
+
+    A value under the old name replaces one under the new name, which a default gave.
+    """
+    renamed = []
+    for old in list(flat_keys(config)):
+        if (new := current_key(old)) != old:
+            *group, name = old.split(".")
+            node = config
+            for part in group:
+                node = node[part]
+            node[new.split(".")[-1]] = node[name]
+            del node[name]
+            renamed.append((old, new))
+    return renamed
 
 
 def _sets(path: Path, key: str) -> bool:
