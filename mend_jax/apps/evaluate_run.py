@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +14,9 @@ import numpy as np
 
 from mend_jax.core.problem import make_problem
 from mend_jax.core.token_batch import TokenBatch
+from mend_jax.core.transform import EditorParams, EditorState, EditTransform
 from mend_jax.data.rows import fingerprint_rows
-from mend_jax.editors import EditTransform, make_editor
+from mend_jax.editors import make_editor
 from mend_jax.evaluation.edit_costs import time_edits
 from mend_jax.evaluation.evaluate_split import evaluate
 from mend_jax.evaluation.general_ability import (
@@ -46,13 +48,13 @@ class EditorUnderTest(NamedTuple):
     """An editor with its parameters and state; `mark` identifies it in files of scores."""
 
     transform: EditTransform
-    params: Any
-    state: Any
+    params: EditorParams
+    state: EditorState
     mark: dict[str, Any]
 
 
 def evaluate_run(
-    experiment: Experiment, state: TrainState, workdir: Any, between: Callable[[], None]
+    experiment: Experiment, state: TrainState, workdir: Path, between: Callable[[], None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the entries `eval`, `extra_data_sets` and `baselines` of results.json, and examples.
 
@@ -70,7 +72,7 @@ class RunEvaluation:
     """The passes of an evaluation; see `evaluate_run`."""
 
     experiment: Experiment
-    workdir: Any
+    workdir: Path
     between: Callable[[], None]
 
     def run(self, state: TrainState) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -90,7 +92,9 @@ class RunEvaluation:
         }
         return {"extra_data_sets": extra, "baselines": baselines, "eval": evaluation}, examples
 
-    def _editor(self, transform: EditTransform, params: Any, state: Any) -> EditorUnderTest:
+    def _editor(
+        self, transform: EditTransform, params: EditorParams, state: EditorState
+    ) -> EditorUnderTest:
         """Return an editor, placed on the mesh."""
         mark = {
             "config": checksums.json_checksum(configs.to_json_dict(self.experiment.config)),
@@ -210,8 +214,8 @@ def rows_fingerprint(split: Split) -> str:
 def _ability_scores(
     transform: EditTransform,
     model: Any,
-    params: Any,
-    state: Any,
+    params: EditorParams,
+    state: EditorState,
     base: Params,
     facts: TokenBatch,
     texts: Any,

@@ -54,7 +54,7 @@ def train_and_evaluate(
         return finished or _run(config, workdir, config_name, started)
 
 
-def _finished_results(config: ConfigDict, workdir: Any) -> dict[str, Any] | None:
+def _finished_results(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Return the results of a finished run, with its report written again; None: not finished."""
     with distributed.fail_together("reading --workdir"):
         finished = read_results(workdir)
@@ -68,7 +68,7 @@ def _finished_results(config: ConfigDict, workdir: Any) -> dict[str, Any] | None
     return finished
 
 
-def _run(config: ConfigDict, workdir: Any, config_name: str, started: float) -> dict[str, Any]:
+def _run(config: ConfigDict, workdir: Path, config_name: str, started: float) -> dict[str, Any]:
     experiment = _open_together(config)
     manager = checkpoints.open_manager(workdir / "checkpoints")
     with use_mesh(experiment.mesh), distributed.StopRequest() as stop:
@@ -110,7 +110,7 @@ def _open_together(config: ConfigDict) -> Experiment:
     return experiment
 
 
-def stop_check(stop: distributed.StopRequest, steps: int, workdir: Any) -> Callable[[], None]:
+def stop_check(stop: distributed.StopRequest, steps: int, workdir: Path) -> Callable[[], None]:
     """Return what evaluation calls between batches: it raises Preempted when a stop is requested.
 
     Processes agree on a stop by the number of the poll, which continues that of the steps.
@@ -127,7 +127,7 @@ def stop_check(stop: distributed.StopRequest, steps: int, workdir: Any) -> Calla
     return between
 
 
-def run_doctor(experiment: Experiment, workdir: Any, state: TrainState) -> None:
+def run_doctor(experiment: Experiment, workdir: Path, state: TrainState) -> None:
     """Check a new run before it trains.
 
     Raises:

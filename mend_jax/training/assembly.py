@@ -18,14 +18,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mend_jax import data
-from mend_jax.core.transform import Weights, with_strength
+from mend_jax.core.transform import EditTransform, Weights, with_strength
 from mend_jax.data.batches import iterate_batches
 from mend_jax.data.encoded_rows import EncodedRows, Lengths, encode_rows, rows_needed
 from mend_jax.data.far_texts import add_far_texts
 from mend_jax.data.length_buckets import split_by_length
 from mend_jax.data.rows import Row, unseen_rows
 from mend_jax.data.sequential_rows import choose_sequential_rows
-from mend_jax.editors import EditTransform, make_editor
+from mend_jax.editors import make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation.general_ability import AbilityTexts, load_ability_texts
 from mend_jax.hub.input_formats import input_format, positions_needed
@@ -38,6 +38,7 @@ from mend_jax.training import config as configs
 from mend_jax.training.config_schema import check, longest_sequence
 from mend_jax.training.optimizer import make_optimizer
 from mend_jax.training.step import (
+    BatchIterator,
     TrainState,
     TrainStep,
     init_state,
@@ -169,7 +170,7 @@ class Experiment:
         parts = split_by_length(self.train.encoded, c.data.length_buckets, least)
         return [_limit_far_texts(part, c.train.far_scored_tokens) for part in parts]
 
-    def train_batches(self) -> Any:
+    def train_batches(self) -> BatchIterator:
         """Return an endless, shuffled, resumable iterator of this process's part of each batch."""
         c = self.config
         return iterate_batches(
@@ -180,7 +181,7 @@ class Experiment:
             edit_numbers=local_edit_numbers(self.mesh, c.train.edits_per_step),
         )
 
-    def eval_batches(self, split: Split, edits_per_step: int) -> Any:
+    def eval_batches(self, split: Split, edits_per_step: int) -> BatchIterator:
         """Return an iterator of one pass over a split, in order; the last batch is padded.
 
         A batch has `edits_per_step` edits, rounded up to what the mesh can split.

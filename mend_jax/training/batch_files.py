@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ FORMAT = "mend_jax_batch/1"
 REPORT = "step.json"
 
 
-def save(folder: Any, batch: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+def save(folder: Path, batch: Mapping[str, Any], report: Mapping[str, Any]) -> None:
     """Write this process's part of a batch, and on process 0 the report of its step.
 
     FOLDER/batch-PROCESS.safetensors has one array per leaf, such as `edit/tokens`;
@@ -33,7 +34,7 @@ def save(folder: Any, batch: Mapping[str, Any], report: Mapping[str, Any]) -> No
         write_json(folder / REPORT, dict(report))
 
 
-def load(folder: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the whole batch, from the files of all processes, and the report of its step.
 
     Raises:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mend_jax.core.problem import make_problem
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditTransform
+from mend_jax.core.transform import EditorParams, EditorState, EditTransform
 from mend_jax.errors import ConfigError
 from mend_jax.io.progress import Progress
 from mend_jax.models.params import Params
@@ -20,7 +20,9 @@ from mend_jax.training.assembly import Experiment
 MIN_BATCH = 16  # texts a batch, rounded up to what the mesh can split
 
 
-def calibrate(experiment: Experiment, editor: EditTransform, params: Any, state: Any) -> Any:
+def calibrate(
+    experiment: Experiment, editor: EditTransform, params: EditorParams, state: EditorState
+) -> EditorState:
     """Return the editor's state after `train.calibration_texts` texts of training rows.
 
     An editor without `EditTransform.calibrate` keeps its state. The texts are chosen by a fixed
@@ -40,7 +42,7 @@ def calibrate(experiment: Experiment, editor: EditTransform, params: Any, state:
     order = np.random.default_rng(c.seed).permutation(texts.batch_shape[0])
 
     @jax.jit
-    def observe(params: Any, state: Any, base: Params, texts: TokenBatch) -> Any:
+    def observe(params: EditorParams, state: EditorState, base: Params, texts: TokenBatch) -> Any:
         return calibrate_editor(
             params, state, make_problem(model.module, base, model.weights, texts)
         )

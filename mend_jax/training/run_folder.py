@@ -24,11 +24,11 @@ from mend_jax.training.config_keys import with_added_keys
 _BESIDE = 16 * 2**20  # bytes for logs, results, pictures and the report
 
 
-def prepare_folder(workdir: str | Path) -> Any:
+def prepare_folder(workdir: str | Path) -> Path:
     """Create a run's folder, and check that it can be used.
 
     Returns:
-      Its path; see `io.files.as_path`.
+      Its path, of a local folder or an object store; see `io.files.as_path`.
 
     Raises:
       ConfigError: it cannot be written, or processes see different folders.
@@ -60,7 +60,7 @@ def prepare_folder(workdir: str | Path) -> Any:
 
 
 @contextlib.contextmanager
-def locked_folder(workdir: Any) -> Iterator[None]:
+def locked_folder(workdir: Path) -> Iterator[None]:
     """Lock a run's folder against a second run; folders in an object store are not locked.
 
     The lock is on the folder itself: it ends with the process, and leaves no file.
@@ -81,7 +81,7 @@ def locked_folder(workdir: Any) -> Iterator[None]:
         yield
 
 
-def require_disk_space(workdir: Any, state: Any, steps_there: int) -> None:
+def require_disk_space(workdir: Path, state: Any, steps_there: int) -> None:
     """Check, before training, that the disk has space for a run's checkpoints.
 
     The space of an object store is unknown, and not checked.
@@ -107,7 +107,7 @@ def require_disk_space(workdir: Any, state: Any, steps_there: int) -> None:
             )
 
 
-def read_config(workdir: Any) -> ml_collections.ConfigDict:
+def read_config(workdir: Path) -> ml_collections.ConfigDict:
     """Return the checked config of an editing run, from its config.json.
 
     Raises:
@@ -139,7 +139,7 @@ def _with_tuples(value: Any) -> Any:
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
-def read_results(workdir: Any) -> dict[str, Any] | None:
+def read_results(workdir: Path) -> dict[str, Any] | None:
     """Return results.json of a finished run, or None.
 
     Raises:

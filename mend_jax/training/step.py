@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import flax.struct
@@ -16,12 +16,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mend_jax.core.meta_loss import meta_loss
 from mend_jax.core.sequential_loss import sequential_loss
-from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
+from mend_jax.data.batches import Batch
 from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params
 from mend_jax.training import guards
 
-Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
 
 
@@ -38,9 +38,9 @@ class TrainState:
     """
 
     step: Int[Array, ""]
-    params: Any
-    opt_state: Any
-    editor_state: Any
+    params: EditorParams
+    opt_state: optax.OptState
+    editor_state: EditorState
     skipped: Int[Array, ""]
 
 

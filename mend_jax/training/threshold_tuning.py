@@ -9,7 +9,7 @@ import numpy as np
 
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_states
 from mend_jax.core.problem import Problem
-from mend_jax.core.transform import EditTransform
+from mend_jax.core.transform import EditorParams, EditorState, EditTransform
 from mend_jax.io.progress import Progress
 from mend_jax.models.params import Params
 from mend_jax.parallel.distributed import gather, is_writer
@@ -19,8 +19,8 @@ from mend_jax.training.assembly import Experiment
 
 
 def tune_threshold(
-    experiment: Experiment, editor: EditTransform, params: Any, state: Any
-) -> tuple[Any, Any]:
+    experiment: Experiment, editor: EditTransform, params: EditorParams, state: EditorState
+) -> tuple[EditorParams, EditorState]:
     """Return the editor's parameters and state after `EditTransform.tuning`.
 
     An editor without it keeps them. The editor observes all validation rows (`train.val_edits`),
@@ -31,7 +31,7 @@ def tune_threshold(
         return params, state
 
     @jax.jit
-    def observe(params: Any, base: Params, batch: Any) -> Any:
+    def observe(params: EditorParams, base: Params, batch: Any) -> Any:
         texts = with_trunk_states(model.module, base, batch, list(batch))
         problem = Problem(model.module, base, model.weights, *texts["edit"])
         return tuning.observe(params, problem, texts)

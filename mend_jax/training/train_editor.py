@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ from mend_jax.training.trunk_cache import TrunkCache
 
 def train_editor(
     experiment: Experiment,
-    workdir: Any,
+    workdir: Path,
     manager: CheckpointManager,
     stop: StopRequest,
     check: Callable[[TrainState], None] | None = None,

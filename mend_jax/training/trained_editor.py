@@ -6,14 +6,13 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from mend_jax import hub
 from mend_jax.core.chunking import round_up
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditTransform
+from mend_jax.core.transform import EditorParams, EditorState, EditTransform
 from mend_jax.core.weight_edit import Edit, utc_timestamp
 from mend_jax.data.facts import Fact, facts_from_pairs
 from mend_jax.data.subject_positions import add_subject_positions
@@ -46,8 +45,8 @@ class Editor:
 
     model: LanguageModel
     transform: EditTransform
-    params: Any
-    state: Any
+    params: EditorParams
+    state: EditorState
     append_eos: bool = False
     name: str = "editor"
 

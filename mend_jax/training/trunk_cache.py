@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 
 from mend_jax.core.forward import shared_trunk_states
 from mend_jax.core.meta_loss import token_batches
+from mend_jax.data.batches import Batch
 from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.errors import ConfigError
 from mend_jax.io.files import write_bytes
@@ -38,8 +39,6 @@ from mend_jax.training.config_keys import TRUNK_CACHES
 
 _GIB = 2**30
 _FILLED = "filled.npy"
-
-Batch = Mapping[str, Any]
 
 
 class TrunkCache:

@@ -43,7 +43,7 @@ MOST_AT_ONCE = 4  # steps on disk: the newest two, the best, and the one being w
 _OURS = ("format", SCORE, "arrays")  # keys of meta that are written here
 
 
-def open_manager(directory: Any, read_only: bool = False) -> ocp.CheckpointManager:
+def open_manager(directory: Path, read_only: bool = False) -> ocp.CheckpointManager:
     """Return the manager of `DIR/checkpoints`, which keeps the newest two steps and the best.
 
     A step whose score is damaged cannot be ranked: it is reported and moved aside.
