@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,31 +50,47 @@ def list_safetensors(folder: Path) -> dict[str, StoredTensor]:
 def _list_shards(index: Path) -> dict[str, StoredTensor]:
     weight_map = _read_index(index)
     shards = sorted(set(weight_map.values()))
-    bad = [s for s in shards if Path(s).name != s]
-    if bad:
-        raise WeightsError(f"{index} names files outside its folder: {bad[:5]}. Fetch it again.")
-    missing = [s for s in shards if not _is_file(index.parent / s)]
-    found: dict[str, StoredTensor] = {}
-    damages: list[str] = []
-    unread = set(missing)
-    for shard in sorted(set(shards) - unread):
-        try:
-            tensors = _list_file(index.parent / shard)
-        except WeightsError as error:
-            damages.append(str(error))
-            unread.add(shard)
-            continue
-        for name, stored in tensors.items():
+    if outside := [s for s in shards if Path(s).name != s]:
+        raise WeightsError(
+            f"{index} names files outside its folder: {outside[:5]}. Fetch it again."
+        )
+    tensors: dict[str, StoredTensor] = {}
+    missing: list[str] = []
+    damages: dict[str, str] = {}
+    for shard in shards:
+        in_file: dict[str, StoredTensor] = {}
+        if not _is_file(index.parent / shard):
+            missing.append(shard)
+        else:
+            try:
+                in_file = _list_file(index.parent / shard)
+            except WeightsError as error:
+                damages[shard] = str(error)
+        for name, tensor in in_file.items():
             # Skip leftovers that the index places elsewhere.
             if weight_map.get(name, shard) == shard:
-                found[name] = dataclasses.replace(stored, listed=name in weight_map)
-    absent = [n for n in sorted(weight_map) if n not in found and weight_map[n] not in unread]
-    problems = damages[:MAX_FILES]
+                tensors[name] = dataclasses.replace(tensor, listed=name in weight_map)
+    unread = {*missing, *damages}
+    absent = [n for n in sorted(weight_map) if n not in tensors and weight_map[n] not in unread]
+    if missing or damages or absent:
+        raise WeightsError(_shard_problems(index, weight_map, missing, [*damages.values()], absent))
+    return tensors
+
+
+def _shard_problems(
+    index: Path,
+    weight_map: Mapping[str, str],
+    missing: Sequence[str],
+    damages: Sequence[str],
+    absent: Sequence[str],
+) -> str:
+    problems = list(damages[:MAX_FILES])
     if len(damages) > MAX_FILES:
         problems.append(f"{len(damages) - MAX_FILES} more of its files are incomplete too.")
     if missing:
+        n_shards = len(set(weight_map.values()))
         problems.append(
-            f"{index} names {len(missing)} of {len(shards)} files that are not in {index.parent}: "
+            f"{index} names {len(missing)} of {n_shards} files that are not in {index.parent}: "
             f"{_some(missing)}. Fetch these files again, or copy the whole folder."
         )
     if absent:
@@ -83,9 +99,7 @@ def _list_shards(index: Path) -> dict[str, StoredTensor]:
             f"{index} names {len(absent)} tensors that their files do not hold: {_some(where)}. "
             "The index and the shards belong to different models: fetch them again together."
         )
-    if problems:
-        raise WeightsError("\n".join(problems))
-    return found
+    return "\n".join(problems)
 
 
 def _is_file(path: Path) -> bool:

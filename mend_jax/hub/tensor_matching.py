@@ -99,38 +99,45 @@ def _match_names(
     copies = {_canonical(copy): _canonical(original) for copy, original in tied.items()}
     prefixes = {name[: len(name) - len(_canonical(name))] for name in (*names, *tied)} | {""}
     problems: list[_Problem] = []
-    found: dict[str, StoredTensor] = {}  # canonical name -> tensor
+    tensors: dict[str, StoredTensor] = {}  # by canonical name
     for name, tensor in stored.items():
         key = _canonical(name)
-        if key in found:
-            problems.append(
-                _Problem("twice", f"{tensor.describe()} is also there as {found[key].name}")
-            )
+        if key in tensors:
+            twin = f"{tensor.describe()} is also there as {tensors[key].name}"
+            problems.append(_Problem("twice", twin))
         elif key in canonical or key in copies:
-            found[key] = tensor
+            tensors[key] = tensor
         elif not _ignored(name, key, prefixes, ignore):
             problems.append(_Problem("unknown", tensor.describe()))
-    equal = []
-    for copy, original in copies.items():
-        if copy in found and copy not in canonical:
-            tensor = found.pop(copy)
-            if original in found:
-                equal.append((tensor, found[original]))
-            else:
-                found[original] = tensor
+    equal = _replace_copies(tensors, {c: o for c, o in copies.items() if c not in canonical})
     pairs = []
     for key, name in canonical.items():
-        spec = names[name]
-        if key not in found and spec.optional:
+        spec, match = names[name], tensors.get(key)
+        if match is not None:
+            pairs.append((spec, match))
+            problems += _mismatches(spec, match)
+        elif spec.optional:
             pairs.append((spec, initial_tensor(name, _file_shape(spec), spec.std)))
-        elif key not in found:
-            hint = spec.missing_hint and f": {spec.missing_hint}"
-            expected = f"{name}, expected {list(_file_shape(spec))}{hint}"
-            problems.append(_Problem("missing", expected))
         else:
-            pairs.append((spec, found[key]))
-            problems += _mismatches(spec, found[key])
+            hint = spec.missing_hint and f": {spec.missing_hint}"
+            line = f"{name}, expected {list(_file_shape(spec))}{hint}"
+            problems.append(_Problem("missing", line))
     return _Matches(pairs, equal, problems)
+
+
+def _replace_copies(
+    tensors: dict[str, StoredTensor], copies: Mapping[str, str]
+) -> list[tuple[StoredTensor, StoredTensor]]:
+    """Remove tied copies, which replace a missing original; return the pairs that must be equal."""
+    equal = []
+    for copy, original in copies.items():
+        if copy in tensors:
+            tensor = tensors.pop(copy)
+            if original in tensors:
+                equal.append((tensor, tensors[original]))
+            else:
+                tensors[original] = tensor
+    return equal
 
 
 def _canonical(name: str) -> str:

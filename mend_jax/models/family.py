@@ -1,4 +1,4 @@
-"""Model families: what each brings, and the registry that finds one by `model_type`."""
+"""Model families, and the registry that finds one by `model_type`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mend_jax.parallel.sharding import BASE_RULES, Rule
 HFConfig = Mapping[str, Any]
 """A config.json of Hugging Face, parsed."""
 
-MOST_BLOCKS = 1000
-MOST_SIZE = 1 << 26
+MAX_BLOCKS = 1000
+MAX_SIZE = 1 << 26
 _BLOCK_COUNTS = (
     "num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers",
     "num_decoder_layers",
@@ -32,7 +32,7 @@ def mlp_roles(config: ModelConfig) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """All that a model family brings.
+    """The parts of a model family.
 
     Attributes:
       model_class: the linen module.
@@ -124,8 +124,8 @@ def parse_config(family: Family, hf_config: HFConfig) -> Any:
     try:
         for name in _BLOCK_COUNTS:
             count = hf_config.get(name)
-            if count is not None and not (type(count) is int and 0 < count <= MOST_BLOCKS):
-                raise ValueError(f"{name} is {count!r:.80}: it must be 1 to {MOST_BLOCKS}")
+            if count is not None and not (type(count) is int and 0 < count <= MAX_BLOCKS):
+                raise ValueError(f"{name} is {count!r:.80}: it must be 1 to {MAX_BLOCKS}")
         config = family.config_from_hf(hf_config)
         _check_fields(config, get_type_hints(type(config)))
         _check_heads(config)
@@ -149,8 +149,8 @@ def _check_fields(config: Any, hints: Mapping[str, Any]) -> None:
         value = getattr(config, name)
         if not matches_type(value, hint):
             raise ValueError(f"{name} is {value!r:.80}, which is not of type {hint}")
-        if type(value) is int and not 0 <= value <= MOST_SIZE:
-            raise ValueError(f"{name} is {value}: it must be 0 to {MOST_SIZE}")
+        if type(value) is int and not 0 <= value <= MAX_SIZE:
+            raise ValueError(f"{name} is {value}: it must be 0 to {MAX_SIZE}")
         if isinstance(value, tuple) and hasattr(value, "_fields"):  # such as `rotary.Rope`
             _check_fields(value, get_type_hints(type(value)))
 
