@@ -174,7 +174,7 @@ def test_damaged_files_are_named(run, model, folder):
     rank_5 = metadata["metadata"].replace('"rank": 4', '"rank": 5')
     for change, says in (
         ({"format": "another/1"}, "format 'another/1'"),
-        ({"metadata": "{"}, "not those that were written"),
+        ({"metadata": "{"}, "metadata of this editor file are damaged"),
         ({"metadata": rank_5}, "not those that were"),
     ):
         assert change.items() - metadata.items()
