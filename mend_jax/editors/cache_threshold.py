@@ -1,4 +1,4 @@
-"""The look-up cache's threshold, chosen on validation rows: a sweep over what was seen there."""
+"""The look-up cache's threshold, chosen from a table over validation rows."""
 
 from __future__ import annotations
 
@@ -6,76 +6,85 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 N_QUANTILES = 16
-"""Thresholds that are tried: so many quantiles of paraphrases' and of other texts' distances."""
+"""How many quantiles of the distances of paraphrases, and of other texts, are candidates."""
 COLUMNS = ("eps", "success", "changed", "score")
 
-Seen = Mapping[str, Mapping[str, np.ndarray]]
+Observations = Mapping[str, np.ndarray]
+"""Arrays [N, S] by name, from the scored positions of one set of texts."""
+Table = Float[np.ndarray, "K 4"]
+"""A row of `COLUMNS` per threshold."""
 
 
-def no_sweep() -> np.ndarray:
-    """The table of a sweep that was not made."""
+def empty_table() -> Table:
+    """Return the table before tuning."""
     return np.zeros((2 * N_QUANTILES + 1, len(COLUMNS)), np.float32)
 
 
-def swept(asked: Seen, elsewhere: Mapping[str, np.ndarray] | None) -> np.ndarray:
-    """float32[K, 4], a row of `COLUMNS` a threshold, from the smallest, which is 0, to the largest.
+def threshold_table(edit_sets: Mapping[str, Observations], other: Observations | None) -> Table:
+    """Return success and changes for candidate thresholds, from the smallest, 0, to the largest.
 
-    success: the mean over the texts that are asked of whether the whole answer is right. changed:
-    the share of scored tokens elsewhere whose arg max is another one under the cache. score: the
-    first minus the second.
+    success: the mean over the texts of `edit_sets` of whether the whole target is correct. changed:
+    the share of other texts' scored tokens at which the cache changes the arg max. score: the first
+    minus the second.
 
     Args:
-      asked: for each set of texts [N, S] that an answer is wanted of: `distance` of the nearest
-        key, whether the remembered token is the wanted one (`given`) and whether the base's own is
-        (`own`), and which positions count (`keep`).
-      elsewhere: of texts that shall stay: `distance`, `changed`, whether the remembered token is
-        another than the base's own, and `keep`; None where there are none.
+      edit_sets: for each set of texts that edits should change: `distance` of the nearest key,
+        whether the cached token is the target (`given`) and whether the base model's is (`own`),
+        and the mask of real positions (`keep`).
+      other: for texts that should stay unchanged: `distance`, whether the cached token differs from
+        the base model's (`changed`), and `keep`; None if there are none.
     """
-    near = _counted(asked["rephrase"])
-    far = near if elsewhere is None else _counted(elsewhere)
+    near = _scored_distances(edit_sets["rephrase"])
+    far = near if other is None else _scored_distances(other)
     rows = []
-    for eps in _tried(near, far):
-        right = [
+    for eps in _candidates(near, far):
+        correct = [
             (np.where(s["distance"] < eps, s["given"], s["own"]) | ~s["keep"]).all(-1).mean()
-            for s in asked.values()
+            for s in edit_sets.values()
         ]
-        moved = 0.0
-        if elsewhere is not None:
-            keep = elsewhere["keep"]
-            moved = (elsewhere["changed"] & (elsewhere["distance"] < eps))[keep].mean()
-        rows.append((eps, np.mean(right), moved, np.mean(right) - moved))
+        changed = 0.0
+        if other is not None:
+            changed = (other["changed"] & (other["distance"] < eps))[other["keep"]].mean()
+        success = np.mean(correct)
+        rows.append((eps, success, changed, success - changed))
     return np.asarray(rows, np.float32)
 
 
-def chosen(table: np.ndarray) -> np.float32:
-    """The threshold with the highest score; of several the smallest, which changes least."""
-    return table[np.argmax(table[:, COLUMNS.index("score")]), 0]
+def best_threshold(table: Table) -> np.float32:
+    """Return the threshold with the highest score; of several the smallest, which changes least."""
+    return _best_row(table)[0]
 
 
-def told(params: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
-    """What results.json says of the sweep; `tried` is the whole table."""
+def _best_row(table: Table) -> Float[np.ndarray, 4]:
+    return table[np.argmax(table[:, COLUMNS.index("score")])]
+
+
+def summary(params: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entry of results.json; `tried` is the whole table."""
     table = np.asarray(state["sweep"], np.float64)
-    row = table[np.argmax(table[:, COLUMNS.index("score")])]
-    found = dict(zip(COLUMNS, row.tolist(), strict=True)) | {"eps": float(params["eps"])}
-    return found | {"candidates": [dict(zip(COLUMNS, r, strict=True)) for r in table.tolist()]}
+    best = dict(zip(COLUMNS, _best_row(table).tolist(), strict=True))
+    best |= {"eps": float(params["eps"])}
+    return best | {"tried": [dict(zip(COLUMNS, row, strict=True)) for row in table.tolist()]}
 
 
-def _tried(near: np.ndarray, far: np.ndarray) -> np.ndarray:
-    """0 and the quantiles of either, each half way to the next larger distance of all.
+def _candidates(near: np.ndarray, far: np.ndarray) -> Float[np.ndarray, " K"]:
+    """Return 0 and the quantiles of both, each halfway to the next larger of all distances.
 
-    So what rounds off in a distance does not decide on which side of a threshold it is.
+    Rounding of a distance then does not decide on which side of a threshold it is.
     """
-    every = np.unique([*near, *far])
-    above = np.append(every[1:], 1.01 * every[-1] + 1e-6)
+    distances = np.unique([*near, *far])
+    above = np.append(distances[1:], 1.01 * distances[-1] + 1e-6)
     at = np.linspace(0.0, 1.0, N_QUANTILES)
-    lower = [np.quantile(x, at, method="lower") for x in (near, far)]
-    place = np.searchsorted(every, np.sort(np.concatenate(lower)))
-    return np.append(0.0, (every[place] + above[place]) / 2).astype(np.float32)
+    quantiles = [np.quantile(x, at, method="lower") for x in (near, far)]
+    index = np.searchsorted(distances, np.sort(np.concatenate(quantiles)))
+    return np.append(0.0, (distances[index] + above[index]) / 2).astype(np.float32)
 
 
-def _counted(seen: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The finite distances of the positions that count, or 0 alone."""
-    distance = seen["distance"][seen["keep"] & np.isfinite(seen["distance"])]
+def _scored_distances(observations: Observations) -> np.ndarray:
+    """Return the finite distances at real positions, or 0 alone."""
+    keep = observations["keep"] & np.isfinite(observations["distance"])
+    distance = observations["distance"][keep]
     return distance if distance.size else np.zeros(1, np.float32)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mend_jax.core.problem import Problem
-from mend_jax.core.transform import EditTransform, Weights
-from mend_jax.core.weight_edit import Edit, LowRank
+from mend_jax.core.transform import EditorState, EditTransform, Weights
+from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
-from mend_jax.editors.untrained import usable_untrained
+from mend_jax.editors.untrained import parameter_free_editor, usable_untrained
 from mend_jax.parallel.sharding import Rule
 
 
@@ -25,13 +24,13 @@ def fine_tune_lora(
     optimizer: Optimizer = "adam",
     only: Only = None,
 ) -> EditTransform:
-    """W' = W + a^T b with a[r, d_in], b[r, d_out], both descended on (LoRA, Hu et al. 2021, Eq. 3).
+    """W' = W + a^T b, descent on a[r, d_in] and b[r, d_out] (LoRA, Hu et al. 2021, Eq. 3).
 
-    a starts at random, b at zero, so that the edit starts at zero; all corrections start from the
-    same a. The Edit is that pair: it stays small, and so does the optimiser's state.
+    a starts at random, b at zero, so the edit starts at zero; all corrections start from the same
+    a. The Edit is that pair: it stays small, and so does the optimiser's state.
 
     Deviations: a has variance 1 / d_in (the paper: "random Gaussian"), and there is no factor
-    alpha / r beside the step size. The paper adapts attention; here, the weights that are edited.
+    alpha / r beside the learning rate. The paper adapts attention; here, the edited weights.
 
     Args:
       rank: r.
@@ -41,22 +40,22 @@ def fine_tune_lora(
     if rank < 1:
         raise ValueError(f"rank {rank} must be at least 1")
 
-    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
-        chosen = descent.chosen(weights)
-        keys = jax.random.split(key, len(chosen))
+    def init_state(key: jax.Array, weights: Weights) -> EditorState:
+        selected = descent.select(weights)
+        keys = jax.random.split(key, len(selected))
         start = {
             w.name: jax.random.normal(k, (rank, w.d_in)) / math.sqrt(w.d_in)
-            for w, k in zip(chosen, keys, strict=True)
+            for w, k in zip(selected, keys, strict=True)
         }
-        return {}, {"lora_a": start}
+        return {"lora_a": start}
 
-    def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
-        del params, train
-        E, deltas = problem.n_edits, {}
-        for w in descent.chosen(problem.weights):
+    def edit(state: EditorState, problem: Problem) -> Edit:
+        E = problem.n_edits
+        start: dict[str, Delta] = {}
+        for w in descent.select(problem.weights):
             a = jnp.broadcast_to(state["lora_a"][w.name][None], (E, rank, w.d_in))
-            deltas[w.name] = LowRank(a=a, b=jnp.zeros((E, rank, w.d_out)))
-        return descent.run(problem, Edit(deltas=deltas)), state
+            start[w.name] = LowRank(a=a, b=jnp.zeros((E, rank, w.d_out)))
+        return descent.run(problem, Edit(start))
 
     rules = (Rule("lora_a/.*"),)  # thin
-    return EditTransform(init, edit, trainable=False, sharding=rules)
+    return parameter_free_editor(edit, init_state, sharding=rules)

@@ -1,29 +1,34 @@
-"""KnowledgeEditor (De Cao et al. 2021; "EFK" in MEND's program): a reader that gates gradients."""
+"""KnowledgeEditor (De Cao et al. 2021; "EFK" in MEND's program): a network that gates gradients."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from mend_jax.core.factors import Factors
 from mend_jax.core.problem import Problem
-from mend_jax.core.transform import EditTransform, Weights
-from mend_jax.core.weight_edit import Edit, LowRank
+from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
+from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.models import WeightSpec
 from mend_jax.parallel.sharding import Rule
 
+Linear = Mapping[str, jax.Array]
+"""The kernel and bias of a linear layer."""
+
 
 class Gates(NamedTuple):
-    """What a head says of one weight: alpha, beta[E, d_in], gamma, delta[E, d_out], eta[E, 1]."""
+    """A head's output for one weight."""
 
-    alpha: jax.Array
-    beta: jax.Array
-    gamma: jax.Array
-    delta: jax.Array
-    eta: jax.Array
+    alpha: Float[Array, "E d_in"]
+    beta: Float[Array, "E d_in"]
+    gamma: Float[Array, "E d_out"]
+    delta: Float[Array, "E d_out"]
+    eta: Float[Array, "E 1"]
 
 
 def ke(
@@ -36,11 +41,11 @@ def ke(
 ) -> EditTransform:
     """W' = W + m sigma(eta) (softmax(alpha) gamma^T ∘ grad L + softmax(beta) delta^T) (section 4).
 
-    A bidirectional LSTM reads the correction; from its last states a tanh layer makes the
-    condition c, from which a network of one hidden layer a weight makes alpha, ..., eta. With the
-    gradient as rows, sum_n u_n delta_n^T, the Hadamard product with a matrix of rank 1 scales the
-    rows' two sides: sum_n (softmax(alpha) ∘ u_n)(gamma ∘ delta_n)^T. So an edit keeps its low
-    rank, N + 1 rows, and no dense gradient is formed.
+    A bidirectional LSTM reads the correction. A tanh layer maps its last states to the condition c,
+    and a network of one hidden layer per weight maps c to alpha, ..., eta. With the gradient as
+    rows, sum_n u_n delta_n^T, the Hadamard product with a matrix of rank 1 scales the rows' two
+    sides: sum_n (softmax(alpha) ∘ u_n)(gamma ∘ delta_n)^T. So an edit keeps its low rank, N + 1
+    rows, and no dense gradient is formed.
 
     Deviations: the original reads input, old answer and new answer in one text; here the prompt and
     the target are read (see `embed_correction`). Its embeddings are trained; here they are those of
@@ -56,7 +61,7 @@ def ke(
       condition: width of c.
       hidden: width of the heads' hidden layer.
       max_scale: m, the largest step; 1e-3 in the original code, 1 in MEND's.
-      init_lr: rate of the gradient descent that it starts as.
+      init_lr: step size of the gradient descent that it starts as.
     """
     if min(lstm, condition, hidden) < 1:
         raise ValueError(f"lstm {lstm}, condition {condition}, hidden {hidden}: each at least 1")
@@ -72,7 +77,7 @@ def ke(
             "gates": {"kernel": jnp.zeros((hidden, bias.size)), "bias": bias},
         }
 
-    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
+    def init(key: jax.Array, weights: Weights) -> tuple[EditorParams, EditorState]:
         width = embedding_width(weights[0])
         forward, backward, tanh, *heads = jax.random.split(key, 3 + len(weights))
         return {
@@ -84,25 +89,27 @@ def ke(
             "heads": {w.name: init_head(k, w) for w, k in zip(weights, heads, strict=True)},
         }, {}
 
-    def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
+    def edit(
+        params: EditorParams, state: EditorState, problem: Problem, train: bool
+    ) -> tuple[Edit, EditorState]:
         del train
-        x_ExNxTxD, mask_ExNxT = embed_correction(problem)
-        h_ExH = last_states(params["lstm"], x_ExNxTxD, mask_ExNxT)
+        h_ExH = last_states(params["lstm"], *embed_correction(problem))
         c_ExC = jnp.tanh(linear(params["condition"], h_ExH))
-        factors, deltas = problem.factors(), {}
+        factors = problem.factors()
+        deltas: dict[str, Delta] = {}
         for w in problem.weights:
             head = params["heads"][w.name]
             gates_ExG = linear(head["gates"], jnp.tanh(linear(head["hidden"], c_ExC)))
             at = [w.d_in, 2 * w.d_in, 2 * w.d_in + w.d_out, 2 * (w.d_in + w.d_out)]
             gates = Gates(*jnp.split(gates_ExG, at, axis=-1))
-            deltas[w.name] = gated(factors[w.name], gates, max_scale)
-        return Edit(deltas=deltas), state
+            deltas[w.name] = gate(factors[w.name], gates, max_scale)
+        return Edit(deltas), state
 
     return EditTransform(init, edit, sharding=(Rule("(lstm|condition|heads)/.*"),))  # small
 
 
-def gated(f: Factors, gates: Gates, max_scale: float) -> LowRank:
-    """m sigma(eta) (softmax(alpha) gamma^T ∘ sum_n u_n delta_n^T + softmax(beta) delta^T)."""
+def gate(f: Factors, gates: Gates, max_scale: float) -> LowRank:
+    """m sigma(eta) (softmax(alpha) gamma^T ∘ sum_n u_n delta_n^T + softmax(beta) delta^T)"""
     alpha, beta, gamma, delta, eta = (g[:, None] for g in gates)
     u = jnp.where(f.mask[..., None], f.u * jax.nn.softmax(alpha), 0.0)
     return LowRank(
@@ -111,33 +118,36 @@ def gated(f: Factors, gates: Gates, max_scale: float) -> LowRank:
     )
 
 
-def embed_correction(problem: Problem) -> tuple[jax.Array, jax.Array]:
-    """Embeddings [E, n, L, D] of prompt and target, and which of the L positions count.
+def embed_correction(
+    problem: Problem,
+) -> tuple[Float[Array, "E n L D"], Bool[Array, "E n L"]]:
+    """Return the embeddings of prompt and target, and the mask of real tokens.
 
-    The prompt is what an encoder reads, or a decoder up to the first scored position. A
-    classifier's target, 0 or 1, is read as the token of that number.
+    The prompt is the source of an encoder, or a decoder's tokens up to the first scored position. A
+    classifier's target, 0 or 1, is embedded as the token of that number.
     """
-    s, model = problem.corrections, problem.model
-    if s.source is not None:
-        prompt, keep = s.source, s.source_mask
-    elif model.kind == "classifier":
-        prompt, keep = s.tokens, s.mask
-    else:
-        T = s.tokens.shape[-1]
-        first = jnp.where(s.score_mask, s.score_pos, T).min(-1)[..., None]
-        prompt, keep = s.tokens, s.mask & (jnp.arange(T, dtype=first.dtype)[None, None] <= first)
-    tokens = jnp.concatenate([jnp.asarray(prompt), jnp.asarray(s.target)], axis=-1)
-    mask = jnp.concatenate([jnp.asarray(keep), jnp.asarray(s.score_mask)], axis=-1)
-    mask &= jnp.asarray(s.score_mask).any(-1)[..., None]  # others only fill an edit up
-    x = model.apply(
-        {"params": problem.params}, tokens.reshape(-1, tokens.shape[-1]), method="look_up"
-    )
+    texts, model = problem.corrections, problem.model
+    prompt, keep = texts.tokens, texts.mask
+    if texts.source is not None and texts.source_mask is not None:
+        prompt, keep = texts.source, texts.source_mask
+    elif model.kind != "classifier":
+        T = texts.tokens.shape[-1]
+        first = jnp.where(texts.score_mask, texts.score_pos, T).min(-1)[..., None]
+        keep = texts.mask & (jnp.arange(T, dtype=first.dtype)[None, None] <= first)
+    scored = jnp.asarray(texts.score_mask)
+    tokens = jnp.concatenate([jnp.asarray(prompt), jnp.asarray(texts.target)], axis=-1)
+    mask = jnp.concatenate([jnp.asarray(keep), scored], axis=-1)
+    mask &= scored.any(-1)[..., None]  # others only pad an edit
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    x: Any = model.apply({"params": problem.params}, flat, method="look_up")
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
     return x.reshape(*tokens.shape, -1), mask
 
 
-def last_states(params: Any, x_ExNxTxD: jax.Array, mask_ExNxT: jax.Array) -> jax.Array:
-    """Last states [E, 2 H] of a bidirectional LSTM, the mean over the texts that are not empty."""
+def last_states(
+    params: Mapping[str, Linear], x_ExNxTxD: jax.Array, mask_ExNxT: jax.Array
+) -> Float[Array, "E 2H"]:
+    """Return the last states of a bidirectional LSTM, the mean over texts that are not empty."""
     forward = lstm_state(params["forward"], x_ExNxTxD, mask_ExNxT, reverse=False)
     backward = lstm_state(params["backward"], x_ExNxTxD, mask_ExNxT, reverse=True)
     h_ExNxH = jnp.concatenate([forward, backward], axis=-1)
@@ -145,17 +155,25 @@ def last_states(params: Any, x_ExNxTxD: jax.Array, mask_ExNxT: jax.Array) -> jax
     return h_ExNxH.sum(1) / jnp.maximum(count_Ex1, 1.0)
 
 
-def lstm_state(params: Any, x: jax.Array, mask: jax.Array, *, reverse: bool) -> jax.Array:
-    """The last state [..., H] of an LSTM (Hochreiter and Schmidhuber 1997) over x[..., T, D].
+def lstm_state(
+    params: Linear,
+    x: Float[Array, "*batch T D"],
+    mask: Bool[Array, "*batch T"],
+    *,
+    reverse: bool,
+) -> Float[Array, "*batch H"]:
+    """Return the last state of an LSTM (Hochreiter and Schmidhuber 1997).
 
-    Where the mask is False the state passes unchanged: padding does not matter, wherever it stands.
+    Where the mask is False the state does not change, so padding has no effect wherever it is.
     """
     H = params["bias"].size // 4
     zero = jnp.zeros((*x.shape[:-2], H))
 
-    def step(carry, now):
+    def step(
+        carry: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
         h, c = carry
-        x, keep = now
+        x, keep = inputs
         z = linear(params, jnp.concatenate([x, h], axis=-1))
         enter, forget, leave = (jax.nn.sigmoid(z[..., i * H : (i + 1) * H]) for i in range(3))
         c_new = forget * c + enter * jnp.tanh(z[..., 3 * H :])
@@ -167,18 +185,18 @@ def lstm_state(params: Any, x: jax.Array, mask: jax.Array, *, reverse: bool) -> 
     return jax.lax.scan(step, (zero, zero), steps, reverse=reverse)[0][0]
 
 
-def linear(params: Any, x: jax.Array) -> jax.Array:
-    """x K + b"""
+def linear(params: Linear, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+    """Return x K + b."""
     return x @ params["kernel"] + params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def init_linear(key: jax.Array, d_in: int, d_out: int) -> dict[str, jax.Array]:
-    """Uniform within 1 / sqrt(d_in), PyTorch's default for the original's layers."""
+    """Return a layer uniform within 1 / sqrt(d_in), PyTorch's default for the original's layers."""
     bound = 1 / math.sqrt(d_in)
     kernel = jax.random.uniform(key, (d_in, d_out), minval=-bound, maxval=bound)
     return {"kernel": kernel, "bias": jnp.zeros((d_out,))}
 
 
 def embedding_width(w: WeightSpec) -> int:
-    """The model's width, the side of a weight that reads or writes its residual stream."""
+    """Return the model's width: a weight's side that reads or writes the residual stream."""
     return w.d_out if w.role.endswith(("/out", "/down")) else w.d_in

@@ -1,4 +1,4 @@
-"""The look-up cache: no weight changes, an answer is remembered for what looks like its prompt."""
+"""The look-up cache: no weight changes, a stored target is the output for texts like its prompt."""
 
 from __future__ import annotations
 
@@ -7,53 +7,75 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from mend_jax.core.forward import greedy_continuation, last_states, scored_logits, trunk_states
+from mend_jax.core.forward import (
+    TextsWithStates,
+    TrunkStates,
+    greedy_continuation,
+    last_states,
+    scored_logits,
+    trunk_states,
+)
 from mend_jax.core.problem import Problem
-from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditTransform, Predictor, ThresholdTuning, Weights
+from mend_jax.core.token_batch import AnyArray, TokenBatch
+from mend_jax.core.transform import (
+    EditorParams,
+    EditorState,
+    EditTransform,
+    Predictor,
+    ThresholdTuning,
+    Weights,
+)
 from mend_jax.core.weight_edit import Edit
-from mend_jax.editors.cache_threshold import chosen, no_sweep, swept, told
+from mend_jax.editors.cache_threshold import (
+    Observations,
+    best_threshold,
+    empty_table,
+    summary,
+    threshold_table,
+)
 from mend_jax.models.editable_model import EditableModel
+from mend_jax.models.params import Params
 from mend_jax.parallel.sharding import Rule
 
-ASKED = ("edit", "rephrase")
+EDIT_SETS = ("edit", "rephrase")
 
 
 class Nearest(NamedTuple):
-    """Of every scored position of texts [E, n]: how near the nearest key is, and what it is of.
+    """The nearest key of every scored position of texts [E, n].
 
     Attributes:
-      distance: float32[E, n, S], L2; infinite where no answer could be given.
-      of: int32[E, n, S], the correction.
-      token: int32[E, n, S], which of the tokens of its answer comes next there.
+      distance: L2; infinite if the cache has no key.
+      correction: index of the key's correction.
+      token: which token of its target comes next there.
     """
 
-    distance: jax.Array
-    of: jax.Array
-    token: jax.Array
+    distance: Float[Array, "E n S"]
+    correction: Int[Array, "E n S"]
+    token: Int[Array, "E n S"]
 
 
 def cache(
     *, eps: float | None = None, factor: float = 1.0, onehot_logit: float = 20.0
 ) -> EditTransform:
-    """Gives a correction's answer where the mean last state is nearer than factor * eps to its key.
+    """Return a correction's target where the mean last state is within factor * eps of its key.
 
-    MEND's paper, Table 11 and its appendix ("LU" in the authors' later program); see `mean_states`
-    for the keys. Else the base answers.
+    MEND's paper, Table 11 and its appendix ("LU" in the authors' later program); see
+    `mean_last_states` for the keys. Elsewhere the base model's output is returned.
 
-    A causal model looks up anew at every scored position, so plain text can be taken for a prompt
-    anywhere in it. What it freely writes is looked up once, where it begins; if remembered, the
-    answer is written to its end and nothing after.
+    A causal model looks up every scored position, so plain text can match a prompt at any position.
+    Free generation looks up once, at its start; on a match, the target is written to its end and
+    nothing after.
 
     Args:
-      eps: the threshold e*; with 0 nothing is ever remembered. None: chosen on validation rows, by
-        success minus the share of first choices that change on far texts (near ones where there
-        are no far ones); see `threshold.swept`. The paper's is 6.5 for BERT on FEVER, 3 for BART on
-        zsRE, 2.5 for distilGPT-2 on Wikitext, chosen for each by its results.
-      factor: of e*; the paper's table has 1/2 and 2 besides.
-      onehot_logit: the logit of the remembered token, the others have 0. The authors' later
-        program has 1, which leaves a vocabulary's softmax nearly flat; at 20 it is certain.
+      eps: the threshold e*; 0 never matches. None: chosen on validation rows, by success minus the
+        share of first choices that change on far texts (near ones if there are no far ones); see
+        `threshold_table`. The paper's is 6.5 for BERT on FEVER, 3 for BART on zsRE, 2.5 for
+        distilGPT-2 on Wikitext, each chosen by its results.
+      factor: of e*; the paper's table also has 1/2 and 2.
+      onehot_logit: the logit of the cached token; the others have 0. The authors' later program has
+        1, which leaves a vocabulary's softmax nearly flat; at 20 it is certain.
     """
     if (eps is not None and eps < 0) or factor < 0 or onehot_logit <= 0:
         raise ValueError(
@@ -61,115 +83,132 @@ def cache(
             "above 0"
         )
 
-    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
+    def init(key: jax.Array, weights: Weights) -> tuple[EditorParams, EditorState]:
         del key, weights
-        at = jnp.asarray(0.0 if eps is None else eps, jnp.float32)
-        return {"eps": at}, {} if eps is not None else {"sweep": jnp.asarray(no_sweep())}
+        threshold = jnp.asarray(0.0 if eps is None else eps, jnp.float32)
+        return {"eps": threshold}, {} if eps is not None else {"sweep": jnp.asarray(empty_table())}
 
-    def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
+    def edit(
+        params: EditorParams, state: EditorState, problem: Problem, train: bool
+    ) -> tuple[Edit, EditorState]:
         del params, problem, train
-        return Edit(deltas={}), state
+        return Edit({}), state
 
-    def logits(params: Any, problem: Problem, texts: TokenBatch, h: Any) -> jax.Array:
-        found = nearest(problem, texts, h)
+    def choose_output(params: EditorParams, found: Nearest, given: Array, own: Array) -> Array:
+        return jnp.where(found.distance[..., None] < factor * params["eps"], given, own)
+
+    def logits(
+        params: EditorParams, problem: Problem, texts: TokenBatch, h: TrunkStates
+    ) -> Float[Array, "E n S V"]:
+        found = find_nearest(problem, texts, h)
         own = scored_logits(problem.model, problem.params, h, texts)
-        answer = remembered(problem, found, 1, 0)[..., 0]
-        given = onehot_logit * jax.nn.one_hot(answer, own.shape[-1])
-        return jnp.where(found.distance[..., None] < factor * params["eps"], given, own)
+        token = cached_targets(problem, found, 1, 0)[..., 0]
+        return choose_output(
+            params, found, onehot_logit * jax.nn.one_hot(token, own.shape[-1]), own
+        )
 
-    def write(
-        params: Any, problem: Problem, texts: TokenBatch, max_new: int, eos_id: int
-    ) -> jax.Array:
+    def generate(
+        params: EditorParams, problem: Problem, texts: TokenBatch, max_new: int, eos_id: int
+    ) -> Int[Array, "E n max_new"]:
         h = trunk_states(problem.model, problem.params, texts)
-        if problem.model.kind == "classifier":  # its answer is its judgement
+        if problem.model.kind == "classifier":  # its output is its class
             return jnp.argmax(logits(params, problem, texts, h), axis=-1).astype(jnp.int32)
-        found = Nearest(*(x[..., 0] for x in nearest(problem, texts, h)))
+        found = Nearest(*(x[..., 0] for x in find_nearest(problem, texts, h)))
         own = greedy_continuation(problem.model, problem.params, texts, max_new, eos_id)
-        given = remembered(problem, found, max_new, eos_id)
-        return jnp.where(found.distance[..., None] < factor * params["eps"], given, own)
+        return choose_output(params, found, cached_targets(problem, found, max_new, eos_id), own)
 
-    editor = EditTransform(init, edit, trainable=False, predictor=Predictor(logits, write))
+    editor = EditTransform(init, edit, trainable=False, predictor=Predictor(logits, generate))
     if eps is not None:
         return editor
     return editor._replace(
-        tuning=ThresholdTuning(look, choose, told),
+        tuning=ThresholdTuning(observe, choose, summary),
         sharding=(Rule("sweep"),),  # a small table
     )
 
 
-def look(params: Any, problem: Problem, texts: Mapping[str, tuple[TokenBatch, Any]]) -> Any:
-    """What `threshold.swept` counts, of every set of texts; it does not depend on a threshold."""
+def observe(
+    params: EditorParams, problem: Problem, texts: Mapping[str, TextsWithStates]
+) -> dict[str, dict[str, Array]]:
+    """Return the input of `threshold_table` for every set of texts; it depends on no threshold."""
     del params
-    seen = {}
-    for name, (seqs, h) in texts.items():
-        found = nearest(problem, seqs, h)
-        given = remembered(problem, found, 1, 0)[..., 0]
-        own = jnp.argmax(scored_logits(problem.model, problem.params, h, seqs), axis=-1)
-        seen[name] = {"distance": found.distance, "keep": jnp.asarray(seqs.score_mask)}
-        if name in ASKED:
-            seen[name] |= {"given": given == seqs.target, "own": own == seqs.target}
+    observed = {}
+    for name, (batch, h) in texts.items():
+        found = find_nearest(problem, batch, h)
+        given = cached_targets(problem, found, 1, 0)[..., 0]
+        own = jnp.argmax(scored_logits(problem.model, problem.params, h, batch), axis=-1)
+        arrays = {"distance": found.distance, "keep": jnp.asarray(batch.score_mask)}
+        if name in EDIT_SETS:
+            arrays |= {"given": given == batch.target, "own": own == batch.target}
         else:
-            seen[name]["changed"] = given != own
-    return seen
+            arrays["changed"] = given != own
+        observed[name] = arrays
+    return observed
 
 
-def choose(params: Any, state: Any, seen: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The threshold, and the table that it was chosen from."""
+def choose(
+    params: EditorParams, state: EditorState, observed: Mapping[str, Observations]
+) -> tuple[EditorParams, EditorState]:
+    """Return the threshold, and the table that it was chosen from."""
     del params, state
-    elsewhere = seen.get("far", seen.get("near"))
-    table = swept({name: seen[name] for name in ASKED}, elsewhere)
-    return {"eps": jnp.asarray(chosen(table))}, {"sweep": jnp.asarray(table)}
+    other = observed.get("far", observed.get("near"))
+    table = threshold_table({name: observed[name] for name in EDIT_SETS}, other)
+    return {"eps": jnp.asarray(best_threshold(table))}, {"sweep": jnp.asarray(table)}
 
 
-def mean_states(model: EditableModel, params: Any, seqs: TokenBatch, h: Any) -> jax.Array:
-    """The mean last state of what is read before each scored token: float32[E, n, S, D].
+def mean_last_states(
+    model: EditableModel, params: Params, batch: TokenBatch, h: TrunkStates
+) -> Float[Array, "E n S D"]:
+    """Return the mean last state of the tokens before each scored token.
 
-    Of a causal model that is the prompt and the answer so far, so that each token of an answer has
-    a key; an encoder-decoder reads the source, a classifier the text, the same for all.
+    For a causal model these are the prompt and the target so far, so each token of a target has its
+    own key; an encoder-decoder has the source, a classifier the text, for all of them.
     """
-    states = last_states(model, params, h, seqs)
-    mask = seqs.mask if seqs.source is None else seqs.source_mask
+    states = last_states(model, params, h, batch)
+    mask = jnp.asarray(batch.mask if batch.source_mask is None else batch.source_mask)
     total = jnp.cumsum(jnp.where(mask[..., None], states, 0.0), axis=-2)
     count = jnp.cumsum(mask, axis=-1, dtype=jnp.int32)
-    last = jnp.full(seqs.score_pos.shape, mask.shape[-1] - 1)
-    at = jnp.asarray(seqs.score_pos) if model.kind == "causal" else last
-    n_read = jnp.maximum(jnp.take_along_axis(count, at, axis=-1), 1).astype(jnp.float32)
-    return jnp.take_along_axis(total, at[..., None], axis=-2) / n_read[..., None]
+    last = jnp.full(batch.score_pos.shape, mask.shape[-1] - 1)
+    at = jnp.asarray(batch.score_pos) if model.kind == "causal" else last
+    n_tokens = jnp.maximum(jnp.take_along_axis(count, at, axis=-1), 1).astype(jnp.float32)
+    return jnp.take_along_axis(total, at[..., None], axis=-2) / n_tokens[..., None]
 
 
-def nearest(problem: Problem, texts: TokenBatch, h: Any) -> Nearest:
-    """Looks up every scored position of texts [E, n], with trunk states h, in its edit's cache."""
-    model, seqs = problem.model, problem.corrections
-    key_ExKxD = _entries(mean_states(model, problem.params, seqs, problem.trunk_states))
-    asked_ExnxSxD = mean_states(model, problem.params, texts, h)
-    gap = asked_ExnxSxD[:, :, :, None] - key_ExKxD[:, None, None]
+def find_nearest(problem: Problem, texts: TokenBatch, h: TrunkStates) -> Nearest:
+    """Look up every scored position of texts [E, n], with trunk states h, in its edit's cache."""
+    model, corrections = problem.model, problem.corrections
+    keys = mean_last_states(model, problem.params, corrections, problem.trunk_states)
+    key_ExKxD = _flatten_tokens(keys)
+    query_ExnxSxD = mean_last_states(model, problem.params, texts, h)
+    gap = query_ExnxSxD[:, :, :, None] - key_ExKxD[:, None, None]
     distance_ExnxSxK = jnp.sqrt(jnp.square(gap).sum(-1))
-    known = _entries(seqs.score_mask)[:, None, None]
-    m, n_tokens = seqs.score_pos.shape[-2:]
-    token_K = jnp.tile(jnp.arange(n_tokens), m)
-    if model.kind != "causal":  # its positions differ in number alone
+    is_key = _flatten_tokens(corrections.score_mask)[:, None, None]
+    m, n_tokens = corrections.score_pos.shape[-2:]
+    if model.kind != "causal":  # its positions differ in their number alone
+        token_K = jnp.tile(jnp.arange(n_tokens), m)
         number_S = jnp.arange(texts.score_pos.shape[-1])
-        known = known & (token_K[None] == number_S[:, None])[None, None]
-    distance_ExnxSxK = jnp.where(known, distance_ExnxSxK, jnp.inf)
+        is_key = is_key & (token_K[None] == number_S[:, None])[None, None]
+    distance_ExnxSxK = jnp.where(is_key, distance_ExnxSxK, jnp.inf)
     best = jnp.argmin(distance_ExnxSxK, axis=-1)
     return Nearest(distance_ExnxSxK.min(-1), best // n_tokens, best % n_tokens)
 
 
-def remembered(problem: Problem, found: Nearest, length: int, end: int) -> jax.Array:
-    """The answers found, from the token found on: int32[..., length], filled up with `end`."""
-    seqs = problem.corrections
-    answers = jnp.where(seqs.score_mask, seqs.target, end)
-    answers = jnp.pad(answers, ((0, 0), (0, 0), (0, length)), constant_values=end)
+def cached_targets(
+    problem: Problem, found: Nearest, length: int, end: int
+) -> Int[Array, "*positions length"]:
+    """Return the targets from the matched token on, padded with `end`."""
+    corrections = problem.corrections
+    targets = jnp.where(corrections.score_mask, corrections.target, end)
+    targets = jnp.pad(targets, ((0, 0), (0, 0), (0, length)), constant_values=end)
 
-    def one(answers_mxL: jax.Array, of: jax.Array, token: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(answers_mxL, (of, token), (1, length))[0]
+    def slice_target(targets_mxL: Array, correction: Array, token: Array) -> Array:
+        return jax.lax.dynamic_slice(targets_mxL, (correction, token), (1, length))[0]
 
-    of, token = (x.reshape(len(answers), -1) for x in (found.of, found.token))
-    each = jax.vmap(jax.vmap(one, in_axes=(None, 0, 0)))(answers, of, token)
-    return each.reshape(*found.of.shape, length)
+    correction, token = (x.reshape(len(targets), -1) for x in (found.correction, found.token))
+    slices = jax.vmap(jax.vmap(slice_target, in_axes=(None, 0, 0)))(targets, correction, token)
+    return slices.reshape(*found.correction.shape, length)
 
 
-def _entries(x: Any) -> jax.Array:
-    """[E, m, S, ...] as [E, m S, ...], one entry for each token of each answer."""
+def _flatten_tokens(x: AnyArray) -> Any:
+    """Return [E, m, S, ...] as [E, m S, ...], one entry for each token of each target."""
     x = jnp.asarray(x)
     return x.reshape(len(x), -1, *x.shape[3:])

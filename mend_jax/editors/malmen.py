@@ -32,42 +32,41 @@ def malmen(
 ) -> EditTransform:
     """keep_key -> normalize -> low_rank_mlp -> value_shift -> ridge_solve (MALMEN, section 4).
 
-    n corrections that one edit brings in together (`data.edits_per_batch`) are met in least
-    squares instead of summed, so many more fit; see `ridge`. With `model.text_chunk` so many pass
-    at a time, as in section 4.2; see `massive.ridge_editor`.
+    The n corrections of one edit (`data.edits_per_batch`) are combined by least squares instead of
+    a sum, so many more fit into one edit; see `ridge_regression`. With `model.text_chunk` they are
+    computed in chunks, as in section 4.2; see `ridge_editor`.
 
-    Deviations: the step sizes and the ridges have a rate of their own in training
-    (`train.step_size_lr`), the original moves all by one; its statistics also take in the
-    corrections that it is tested on.
+    Deviations: the step sizes and the ridges have their own learning rate in training
+    (`train.step_size_lr`); the original has one for all parameters. The original's statistics also
+    include the corrections that it is tested on.
 
     Args:
       rank, n_hidden, shared, sides, init, v_init, film: see `low_rank_mlp`; the original's two
         blocks are one hidden layer here.
       norm: False leaves u and delta unnormalised.
-      step_size: start of the learned step sizes eta.
+      step_size: initial value of the learned step sizes eta.
       log_step_size: learn log(eta); the original learns eta.
-      ridge: start of the learned lambda.
-      rows: "answer": the tokens before the answer's alone, as the original; "all": every token.
+      ridge: initial value of the learned lambda.
+      rows: "answer": only the tokens before the target's tokens, as in the original; "all": every
+        token.
     """
-    asks, solve = malmen_links(
+    value_links, solve = malmen_links(
         low_rank_mlp(rank, n_hidden, shared, sides, init, v_init, film),
         shared, norm, step_size, log_step_size, ridge,
     )  # fmt: skip
-    return ridge_editor(asks, solve, rows)
+    return ridge_editor(value_links, solve, rows)
 
 
 def malmen_links(
     net: Link, shared: bool, norm: bool, step_size: float, log_step_size: bool, ridge: float
 ) -> tuple[tuple[Link, ...], RidgeSolve]:
-    """MALMEN's links around a network, and its solve."""
-    if log_step_size and step_size <= 0:
-        raise ValueError(f"step_size {step_size} has no logarithm; give one above 0")
+    """Return MALMEN's links around a network, and its solve."""
     if ridge <= 0:
         raise ValueError(f"ridge {ridge} must be above 0: it keeps the solve well posed")
-    asks = (
+    value_links = (
         keep_key(),
         normalize(shared, pass_through=not norm),
         net,
         value_shift(step_size, log_step_size),
     )
-    return asks, ridge_solve(ridge)
+    return value_links, ridge_solve(ridge)

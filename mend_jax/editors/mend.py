@@ -27,16 +27,14 @@ def mend(
     Args:
       rank, n_hidden, shared, sides, init, v_init: see `low_rank_mlp`.
       norm: False leaves u and delta unnormalised (Table 6, "no norm").
-      step_size: start of the learned step sizes alpha.
+      step_size: initial value of the learned step sizes alpha.
       log_step_size: learn log(alpha); a deviation from both paper and code. Learning alpha itself
         with the networks' rate made it swing through zero and diverge on small models.
-      compat: "paper" subtracts the edit, W' = W - alpha sum u~ delta~^T, and takes in all rows of a
-        weight shape before it normalises any. "code" does what the original program does: it adds,
-        and it normalises each weight right after its own rows were taken in. Both draw V from
-        N(0, 1) unless `v_init` says otherwise.
+      compat: "paper" subtracts the edit, W' = W - alpha sum u~ delta~^T, and includes all rows of a
+        weight shape in the statistics before it normalises any. "code" does what the original
+        program does: it adds, and it normalises each weight right after including its own rows.
+        Both draw V from N(0, 1) unless `v_init` says otherwise.
     """
-    if log_step_size and step_size <= 0:
-        raise ValueError(f"step_size {step_size} has no logarithm; give one above 0")
     if compat not in ("paper", "code"):
         raise ValueError(f"compat {compat!r} is not 'paper' or 'code'")
     return factor_editor(

@@ -1,8 +1,8 @@
-"""The original MEND program's editor parameters (a state dict of arrays by name) as ours, and back.
+"""Conversion of editor parameters between the original MEND program and this package.
 
-The original names its networks `mend.(d_in, d_out).…` when shared, else `mend.<weight with # for
-.>.…`; `mlp` is the combined network, `mlp1` the one for u and `mlp2` the one for delta. Statistics
-are called u_* for u (our "u") and v_* for delta.
+The original's state dict names its networks `mend.(d_in, d_out).…` when shared, else `mend.<weight
+with # for .>.…`. `mlp` is the combined network, `mlp1` the one for u and `mlp2` the one for delta.
+Statistics are called u_* for u and v_* for delta.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from mend_jax.core.factors import Moments
-from mend_jax.core.transform import WeightGroup, Weights, group_weights
+from mend_jax.core.factors import Moments, zero_moments
+from mend_jax.core.transform import EditorParams, EditorState, WeightGroup, Weights, group_weights
 from mend_jax.errors import CheckpointError
+from mend_jax.models import WeightSpec
 
 _NETS = {"combined": "mlp", "u": "mlp1", "delta": "mlp2"}
 _LEAVES = {
@@ -27,7 +29,7 @@ _LEAVES = {
 
 
 def original_prefix(group: WeightGroup, shared: bool, names: Mapping[str, str]) -> str:
-    """The original's module name for a group; `names` maps our weight names to Hugging Face's."""
+    """Return the original's module name for a group; `names` maps weights to Hugging Face names."""
     if shared:
         return f"mend.({group.d_in}, {group.d_out})"
     return "mend." + names[group.members[0].name].replace(".", "#")
@@ -35,89 +37,86 @@ def original_prefix(group: WeightGroup, shared: bool, names: Mapping[str, str]) 
 
 def import_state_dict(
     arrays: Mapping[str, Any], weights: Weights, names: Mapping[str, str], *, shared: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(params, state) of `mend(compat="code")` from the original's arrays by name.
+) -> tuple[EditorParams, EditorState]:
+    """Return (params, state) of `mend(compat="code")` from the original's arrays by name.
 
     Args:
-      arrays: the original state dict as numpy arrays: `edit_lrs`, network leaves, and, where
-        present, the statistics u_mean, u_s, v_mean, v_s, k. Anything else is an error.
+      arrays: the original state dict as numpy arrays: `edit_lrs`, network leaves, and optionally
+        the statistics u_mean, u_s, v_mean, v_s, k. Anything else is an error.
       weights: the edited weights in the order of the original's `inner_params`.
       names: our weight name -> Hugging Face parameter name.
       shared: the original's `mend.shared`.
 
     Raises:
-      CheckpointError: naming every array that is missing or left over.
+      CheckpointError: naming every array that is missing or unknown.
     """
-    left = dict(arrays)
+    unused = dict(arrays)
     missing: list[str] = []
 
-    def take(name: str) -> np.ndarray | None:
-        if name not in left:
+    def take(name: str) -> np.ndarray:
+        if name not in unused:
             missing.append(name)
-            return None
-        return np.asarray(left.pop(name), np.float32)
+            return np.zeros(0, np.float32)
+        return np.asarray(unused.pop(name), np.float32)
 
-    lrs = take("edit_lrs")
+    step_sizes = take("edit_lrs")
     params: dict[str, Any] = {"normalize": {}, "low_rank_mlp": {}, "outer_sum": {}}
     state: dict[str, Any] = {"low_rank_mlp": {}, "scale_by_layer_lr": {}, "outer_sum": {}}
     moments = {}
+    leaves = {k: v for k, v in _LEAVES.items() if shared or k not in ("scale", "shift")}
     for group in group_weights(weights, shared):
         prefix = original_prefix(group, shared, names)
         nets: dict[str, Any] = {}
-        for ours, theirs in _NETS.items():
+        for net, original_net in _NETS.items():
             layers: list[dict[str, Any]] = []
-            while f"{prefix}.{theirs}.layers.{len(layers)}.u" in left:
-                stem = f"{prefix}.{theirs}.layers.{len(layers)}"
-                kept = {k: v for k, v in _LEAVES.items() if shared or k not in ("scale", "shift")}
-                layers.append({k: take(f"{stem}.{v}") for k, v in kept.items()})
+            while f"{prefix}.{original_net}.layers.{len(layers)}.u" in unused:
+                stem = f"{prefix}.{original_net}.layers.{len(layers)}"
+                layers.append({k: take(f"{stem}.{v}") for k, v in leaves.items()})
             if layers:
-                nets[ours] = layers
+                nets[net] = layers
         if not nets:
             missing.append(f"{prefix}.mlp*.layers.0.u")
         params["low_rank_mlp"][group.key] = nets
-        moments[group.key] = _import_moments(left, prefix, group)
-    if missing or left:
+        moments[group.key] = _take_moments(unused, prefix, group)
+    if missing or unused:
         raise CheckpointError(
-            f"original editor state: missing {sorted(missing)}, not understood {sorted(left)}"
+            f"original editor state: missing {sorted(missing)}, not understood {sorted(unused)}"
         )
-    if lrs.shape != (len(weights),):
-        raise CheckpointError(f"edit_lrs has shape {lrs.shape} for {len(weights)} edited weights")
-    params["scale_by_layer_lr"] = {w.name: lrs[i] for i, w in enumerate(weights)}
+    if step_sizes.shape != (len(weights),):
+        raise CheckpointError(
+            f"edit_lrs has shape {step_sizes.shape} for {len(weights)} edited weights"
+        )
+    params["scale_by_layer_lr"] = {w.name: step_sizes[i] for i, w in enumerate(weights)}
     return params, {"normalize": moments, **state}
 
 
-def _import_moments(left: dict[str, Any], prefix: str, group: WeightGroup) -> dict[str, Moments]:
-    """Takes a group's statistics out of `left`; absent or never updated (NaN) ones are empty."""
-    count = np.asarray(left.pop(f"{prefix}.k", np.nan), np.float32).reshape(())
+def _take_moments(unused: dict[str, Any], prefix: str, group: WeightGroup) -> dict[str, Moments]:
+    """Remove a group's statistics from `unused`; absent or never updated (NaN) ones are empty."""
+    count = np.asarray(unused.pop(f"{prefix}.k", np.nan), np.float32).reshape(())
     moments = {}
     for side, letter, dim in (("u", "u", group.d_in), ("delta", "v", group.d_out)):
         mean, m2 = (
-            np.asarray(left.pop(f"{prefix}.{letter}_{x}", np.zeros(dim)), np.float32)
+            jnp.asarray(unused.pop(f"{prefix}.{letter}_{x}", np.zeros(dim)), jnp.float32)
             for x in ("mean", "s")
         )
-        left.pop(f"{prefix}.{letter}_std", None)
-        fresh = bool(np.isnan(count))
-        moments[side] = Moments(
-            np.float32(0.0) if fresh else count,
-            np.zeros(dim, np.float32) if fresh else mean,
-            np.zeros(dim, np.float32) if fresh else m2,
-        )
+        unused.pop(f"{prefix}.{letter}_std", None)
+        is_fresh = bool(np.isnan(count))
+        moments[side] = zero_moments(dim) if is_fresh else Moments(jnp.asarray(count), mean, m2)
     return moments
 
 
 def export_state_dict(
-    params: Mapping[str, Any],
-    state: Mapping[str, Any],
-    weights: Sequence[Any],
+    params: EditorParams,
+    state: EditorState,
+    weights: Sequence[WeightSpec],
     names: Mapping[str, str],
     *,
     shared: bool,
 ) -> dict[str, np.ndarray]:
-    """The inverse of `import_state_dict`: arrays under the original's names."""
+    """Return the arrays under the original's names, the inverse of `import_state_dict`."""
     weights = tuple(weights)
-    out = {
-        "edit_lrs": np.asarray([params["scale_by_layer_lr"][w.name] for w in weights], np.float32)
-    }
+    step_sizes = [params["scale_by_layer_lr"][w.name] for w in weights]
+    out = {"edit_lrs": np.asarray(step_sizes, np.float32)}
     for group in group_weights(weights, shared):
         prefix = original_prefix(group, shared, names)
         for net, layers in params["low_rank_mlp"][group.key].items():

@@ -1,134 +1,195 @@
-"""Editors that end in least squares: all rows at once, or, of many facts, some at a time.
+"""Editors that end in ridge regression: over all rows at once, or over chunks of many facts.
 
-The rows of a thousand facts, with what a network makes of each, are gigabytes; the normal equations
-that they add up to are two matrices a weight, however many there are.
+The rows of a thousand facts, with a network's outputs for each, take gigabytes. Their normal
+equations are two matrices per weight, however many rows there are.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from mend_jax.core.chunking import split_into_chunks
+from mend_jax.core.forward import TrunkStates
 from mend_jax.core.problem import Problem, Rows
-from mend_jax.core.transform import EditTransform, Link, LinkContext, chain, factor_editor
-from mend_jax.core.weight_edit import Edit
-from mend_jax.editors.ridge_regression import RidgeSolve, normal_equations, solve_normal
+from mend_jax.core.token_batch import TokenBatch
+from mend_jax.core.transform import (
+    EditorParams,
+    EditorState,
+    EditTransform,
+    Link,
+    LinkContext,
+    chain,
+    factor_editor,
+)
+from mend_jax.core.weight_edit import Delta, Edit
+from mend_jax.editors.links import Signal
+from mend_jax.editors.ridge_regression import (
+    NormalEquations,
+    RidgeSolve,
+    normal_equations,
+    solve_normal,
+)
+
+
+class Chunk(NamedTuple):
+    """Some corrections of every edit.
+
+    Attributes:
+      corrections: [E, c].
+      trunk_states: of the corrections.
+      share: the chunk's share of each edit's scored tokens.
+    """
+
+    corrections: TokenBatch
+    trunk_states: TrunkStates
+    share: Float[Array, " E"]
 
 
 def ridge_editor(
-    asks: Sequence[Link],
+    value_links: Sequence[Link],
     solve: RidgeSolve,
     rows: Rows,
     *,
     lifelong: bool = False,
     remembers: bool = False,
 ) -> EditTransform:
-    """An editor of links that ask each row for a change of its value, and the solve for all.
+    """Return an editor of links that compute each row's change of value, and the solve for all.
 
-    Where an edit has more facts than `model.text_chunk`, so many pass at a time: once through the
-    links for the statistics, where those take in the edit's rows, and once for the normal
-    equations, which are summed up. The result is the same but for the order of sums, and Dense;
-    memory does not grow with the facts but for their tokens and trunk states. Gradients go back
-    through one chunk at a time, which is computed again.
+    An edit with more facts than `model.text_chunk` is computed in chunks of that size: one pass
+    through the links for the statistics, if those include the edit's rows, and one for the normal
+    equations, which are summed. The result is the same up to the order of sums, and Dense; memory
+    grows with the number of facts only by their tokens and trunk states. Gradients go back through
+    one chunk at a time, which is computed again.
 
     Args:
-      asks: from factors to factors with the wanted change as `delta`, and `key`.
+      value_links: from factors to factors with `key` and the requested change as `delta`.
       solve: the last link.
       rows: see `Problem.factors`.
-      lifelong: whether the links normalise an edit with its own rows taken in (`normalize`).
-      remembers: whether statistics go on where edits follow one another.
+      lifelong: whether the links normalise an edit including its own rows (`normalize`).
+      remembers: whether statistics accumulate over sequential edits.
     """
-    whole, before = chain(*asks, solve.link), chain(*asks)
-    names = [link.name for link in asks]
+    whole = chain(*value_links, solve.link)
+    chunks = _ChunkedEdit(chain(*value_links), tuple(value_links), solve, rows, lifelong)
 
-    def chunked(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
-        if lifelong and not train and problem.n_edits > 1:  # each with its own rows alone
-            edits = jax.lax.map(
-                lambda one: chunked(params, state, _alone(problem, *one), False)[0],
-                (problem.corrections, problem.trunk_states, problem.applied),
-            )
-            return jax.tree.map(lambda leaf: leaf[:, 0], edits), state
-        pieces, own = _pieces(problem), {name: state[name] for name in names}
-        seen = own
-        if train or lifelong:
+    def is_chunked(problem: Problem) -> bool:
+        return 0 < problem.model.text_chunk < problem.corrections.batch_shape[1]
 
-            def take_in(state: Any, piece: Any) -> tuple[Any, None]:
-                signal = _factors(problem, piece, rows)
-                return before.apply(params, state, signal, LinkContext(problem.weights, True))[
-                    1
-                ], None
+    def edit(
+        params: EditorParams, state: EditorState, problem: Problem, train: bool
+    ) -> tuple[Edit, EditorState]:
+        if is_chunked(problem):
+            return chunks.edit(params, state, problem, train)
+        context = LinkContext(problem.weights, train)
+        return whole.apply(params, state, problem.factors(rows=rows), context)
 
-            seen = jax.lax.stop_gradient(jax.lax.scan(take_in, own, pieces)[0])
-        context = LinkContext(problem.weights, False, rows_counted=True)
-
-        @jax.checkpoint
-        def normals(piece: Any) -> Any:
-            signal, _ = before.apply(params, seen, _factors(problem, piece, rows), context)
-            return {name: normal_equations(f) for name, f in signal.items()}
-
-        def add(total: Any, piece: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, normals(piece)), None
-
-        shapes = jax.eval_shape(normals, jax.tree.map(lambda leaf: leaf[0], pieces))
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(add, zero, pieces)
-        deltas = {
-            name: solve_normal(
-                normal, solve.strength(params["ridge_solve"], name), solve.relative
-            )
-            for name, normal in total.items()
-        }  # fmt: skip
-        return Edit(deltas=deltas), state | (seen if train else {})
-
-    def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
-        if 0 < problem.model.text_chunk < problem.corrections.batch_shape[1]:
-            return chunked(params, state, problem, train)
-        return whole.apply(
-            params, state, problem.factors(rows=rows), LinkContext(problem.weights, train)
-        )
-
-    def lifelong_edit(params: Any, state: Any, problem: Problem) -> tuple[Edit, Any]:
-        if 0 < problem.model.text_chunk < problem.corrections.batch_shape[1]:
-            found, _ = chunked(params, state, problem, False)
-            return found, chunked(params, state, problem, True)[1]
+    def lifelong_edit(
+        params: EditorParams, state: EditorState, problem: Problem
+    ) -> tuple[Edit, EditorState]:
+        if is_chunked(problem):
+            edit, _ = chunks.edit(params, state, problem, False)
+            return edit, chunks.edit(params, state, problem, True)[1]
         signal = problem.factors(rows=rows)  # once for both
-        found, _ = whole.apply(params, state, signal, LinkContext(problem.weights, False))
-        return found, whole.apply(params, state, signal, LinkContext(problem.weights, True))[1]
+        edit, _ = whole.apply(params, state, signal, LinkContext(problem.weights, False))
+        return edit, whole.apply(params, state, signal, LinkContext(problem.weights, True))[1]
 
     editor = factor_editor(whole, rows)
     return editor._replace(edit=edit, lifelong_edit=lifelong_edit if remembers else None)
 
 
-def _alone(problem: Problem, seqs: Any, h: Any, applied: Any) -> Problem:
-    """The problem of one edit of several."""
-    one = jax.tree.map(lambda leaf: leaf[None], (seqs, h, applied))
-    return dataclasses.replace(problem, **dict(zip(("seqs", "h", "applied"), one, strict=True)))
+class _ChunkedEdit(NamedTuple):
+    """The edit of a `ridge_editor` in chunks of facts."""
+
+    chain: Link
+    links: tuple[Link, ...]
+    solve: RidgeSolve
+    rows: Rows
+    lifelong: bool
+
+    def edit(
+        self, params: EditorParams, state: EditorState, problem: Problem, train: bool
+    ) -> tuple[Edit, EditorState]:
+        if self.lifelong and not train and problem.n_edits > 1:  # each with its own rows alone
+            edits = jax.lax.map(
+                lambda one: self.edit(params, state, _single_edit(problem, *one), False)[0],
+                (problem.corrections, problem.trunk_states, problem.applied),
+            )
+            return jax.tree.map(lambda leaf: leaf[:, 0], edits), state
+        chunks = _split_corrections(problem)
+        own_state = {link.name: state[link.name] for link in self.links}
+        if train or self.lifelong:
+            own_state = self._with_rows(params, own_state, problem, chunks)
+        total = self._sum_normal_equations(params, own_state, problem, chunks)
+        deltas: dict[str, Delta] = {}
+        for name, normal in total.items():
+            strength = self.solve.strength(params[self.solve.link.name], name)
+            deltas[name] = solve_normal(normal, strength, self.solve.relative)
+        return Edit(deltas), state | (own_state if train else {})
+
+    def _with_rows(
+        self, params: EditorParams, state: EditorState, problem: Problem, chunks: Chunk
+    ) -> EditorState:
+        """Return the links' state with the rows of all chunks included."""
+        context = LinkContext(problem.weights, True)
+
+        def include(state: EditorState, chunk: Chunk) -> tuple[EditorState, None]:
+            signal = _chunk_factors(problem, chunk, self.rows)
+            return self.chain.apply(params, state, signal, context)[1], None
+
+        return jax.lax.stop_gradient(jax.lax.scan(include, state, chunks)[0])
+
+    def _sum_normal_equations(
+        self, params: EditorParams, state: EditorState, problem: Problem, chunks: Chunk
+    ) -> dict[str, NormalEquations]:
+        context = LinkContext(problem.weights, False, rows_counted=True)
+
+        @jax.checkpoint
+        def chunk_equations(chunk: Chunk) -> dict[str, NormalEquations]:
+            factors = _chunk_factors(problem, chunk, self.rows)
+            signal, _ = self.chain.apply(params, state, factors, context)
+            return {name: normal_equations(f) for name, f in signal.items()}
+
+        def add(total: Any, chunk: Chunk) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, chunk_equations(chunk)), None
+
+        shapes = jax.eval_shape(chunk_equations, jax.tree.map(lambda leaf: leaf[0], chunks))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zero, chunks)[0]
 
 
-def _pieces(problem: Problem) -> Any:
-    """(corrections, trunk states, share of the edit's scored tokens) of each chunk, [P, E, c, ...].
+def _single_edit(
+    problem: Problem, corrections: TokenBatch, trunk_states: TrunkStates, applied: Edit | None
+) -> Problem:
+    """Return the problem of one edit, from leaves without the axis E."""
+    one = jax.tree.map(lambda leaf: leaf[None], (corrections, trunk_states, applied))
+    return dataclasses.replace(
+        problem, corrections=one[0], trunk_states=one[1], applied=one[2]
+    )  # fmt: skip
 
-    Of what only fills up the last chunk nothing is scored.
-    """
+
+def _split_corrections(problem: Problem) -> Chunk:
+    """Return all chunks, on a new first axis; the padding of the last one is not scored."""
     size, n = problem.model.text_chunk, problem.corrections.batch_shape[1]
-    seqs, h = split_into_chunks(size, (problem.corrections, problem.trunk_states), axis=1)
-    n_pieces = seqs.tokens.shape[0]
-    real = (jnp.arange(n_pieces * size) < n).reshape(n_pieces, 1, size, 1)
-    seqs = seqs.replace(score_mask=seqs.score_mask & real)
-    scored = seqs.score_mask.astype(jnp.float32).sum((2, 3))
-    return seqs, h, scored / jnp.maximum(scored.sum(0, keepdims=True), 1.0)
+    texts, h = split_into_chunks(size, (problem.corrections, problem.trunk_states), axis=1)
+    n_chunks = texts.tokens.shape[0]
+    is_real = (jnp.arange(n_chunks * size) < n).reshape(n_chunks, 1, size, 1)
+    texts = dataclasses.replace(texts, score_mask=texts.score_mask & is_real)
+    n_scored = texts.score_mask.astype(jnp.float32).sum((2, 3))
+    return Chunk(texts, h, n_scored / jnp.maximum(n_scored.sum(0, keepdims=True), 1.0))
 
 
-def _factors(problem: Problem, piece: Any, rows: Rows) -> Any:
-    """The factors of a chunk as they are among those of the whole edit."""
-    seqs, h, share_E = piece
-    found = dataclasses.replace(problem, corrections=seqs, trunk_states=h).factors(rows=rows)
+def _chunk_factors(problem: Problem, chunk: Chunk, rows: Rows) -> Signal:
+    """Return the factors of a chunk, scaled as among those of the whole edit."""
+    part = dataclasses.replace(
+        problem, corrections=chunk.corrections, trunk_states=chunk.trunk_states
+    )
+    factors = part.factors(rows=rows)
     if rows == "answer":  # of each correction's own mean loss
-        return found
-    share = share_E[:, None, None]
-    return {name: f.replace(delta=f.delta * share) for name, f in found.items()}
+        return factors
+    share = chunk.share[:, None, None]
+    return {n: dataclasses.replace(f, delta=f.delta * share) for n, f in factors.items()}

@@ -1,4 +1,4 @@
-"""RLEdit (Li et al. 2025): MALMEN trained on edits that follow one another."""
+"""RLEdit (Li et al. 2025): MALMEN trained on sequential edits."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ def rledit(
     decay: float = 0.95,
     reg: float = 1e-4,
 ) -> EditTransform:
-    """MALMEN's chain and a loss over a stream ("Reinforced Lifelong Editing for Language Models").
+    """MALMEN's chain with a sequential loss ("Reinforced Lifelong Editing for Language Models").
 
-    The model is the state, an edit the action, and what is asked of it the reward: that it and the
-    corrections before it hold ("memory backtracking"), that unrelated texts stay, and that it is
-    small. See `sequential_loss`
-    and the paper's section 3.
+    The model is the state and an edit the action. The reward has three parts: the correction and
+    those before it hold ("memory backtracking"), unrelated texts stay unchanged, and the edit is
+    small. See `sequential_loss` and the paper's section 3.
 
-    Deviations: the original makes one step of Adam after the whole stream; here a step has as many
-    edits as `train.edits_per_step` and training is many such streams. Its locality weight is
-    `train.c_loc`, 0.6 there. Locality is measured from the original base, not from the model before
-    the edit, and statistics go on in evaluation only where edits follow one another.
+    Deviations: the original makes one step of Adam after the whole sequence; here a step has
+    `train.edits_per_step` edits and training is many such sequences. Its locality weight, 0.6, is
+    `train.c_loc`. Locality is relative to the original base model, not to the model before the
+    edit. In evaluation, statistics accumulate only over sequential edits.
 
     Args:
       rank, n_hidden, shared, init, v_init, film: see `low_rank_mlp`; the original's four blocks are
@@ -48,7 +47,6 @@ def rledit(
     if not 0 <= decay <= 1 or reg < 0:
         raise ValueError(f"decay {decay} must be from 0 to 1 and reg {reg} at least 0")
     net = low_rank_mlp(rank, n_hidden, shared, "combined", init, v_init, film)
-    links = malmen_links(net, shared, True, step_size, log_step_size, ridge)
-    return ridge_editor(*links, rows, remembers=True)._replace(
-        sequential_training=SequentialTraining(depth, decay, reg)
-    )
+    value_links, solve = malmen_links(net, shared, True, step_size, log_step_size, ridge)
+    editor = ridge_editor(value_links, solve, rows, remembers=True)
+    return editor._replace(sequential_training=SequentialTraining(depth, decay, reg))

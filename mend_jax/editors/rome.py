@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
 from mend_jax.core.problem import Problem
-from mend_jax.core.transform import EditTransform, Weights
+from mend_jax.core.transform import EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.key_value_memory import (
     SHARDING,
+    add_texts,
     empty_statistics,
-    keys,
     memory_weights,
     require_causal,
-    surveyed,
+    subject_keys,
     with_prefixes,
-    written,
-    zero_fillers,
+    write_pairs,
+    zero_padding_facts,
 )
-from mend_jax.editors.untrained import usable_untrained
-from mend_jax.editors.value_search import ValueSearch, value
+from mend_jax.editors.untrained import parameter_free_editor, usable_untrained
+from mend_jax.editors.value_search import ValueSearch, subject_outputs
+from mend_jax.models import WeightSpec
 
 
 @usable_untrained("one value of one MLP, found by search (decoder-only models)")
@@ -37,42 +36,37 @@ def rome(
 ) -> EditTransform:
     """dW = C^-1 k* (v* - k* W)^T / (k*^T C^-1 k*), at one `mlp/down` (ROME, section 3.1, Eq. 2).
 
-    k* is the matrix's input at the last token of the subject, v* the output there that makes the
-    model answer as it shall, C the second moment of inputs on surveyed texts. No training. Defaults
-    are the original's for GPT-2 XL.
+    k* is the matrix's input at the last token of the subject, v* the output there with which the
+    model predicts the target, C the second moment of inputs on calibration texts. No training.
+    Defaults are the original's for GPT-2 XL.
 
-    Deviations: those of `memory.keys` and `values.Search`; several corrections of one edit are met
-    together, each by its own pair (`memory.written`).
+    Deviations: those of `subject_keys` and `ValueSearch`; several corrections of one edit are
+    solved together, each with its own pair (`write_pairs`).
 
     Args:
       block: whose `mlp/down` is edited, one before the last; None: the first that may be edited,
-        so `model.last_n_blocks` chooses it (the paper edits a middle block).
+        so `model.last_n_blocks` selects it (the paper edits a middle block).
       steps, lr, c_kl, decay, clamp: see `ValueSearch`.
-      n_prefixes: over how many texts besides itself the key and the loss of a correction are
-        averaged. A search takes as many times as long.
+      n_prefixes: the key and the loss of a correction are averaged over the correction alone and
+        after this many texts. The duration of a search grows in proportion.
     """
     search = ValueSearch(steps, lr, c_kl, decay, clamp)
     if n_prefixes < 0:
         raise ValueError(f"n_prefixes {n_prefixes} must be at least 0")
 
-    def chosen(weights: Weights) -> Any:
+    def memory(weights: Weights) -> WeightSpec:
         return memory_weights(weights, () if block is None else (block,))[0]
 
-    def init(key: jax.Array, weights: Weights) -> tuple[Any, Any]:
+    def init_state(key: jax.Array, weights: Weights) -> EditorState:
         del key
-        return {}, empty_statistics((chosen(weights),), n_prefixes)
+        return empty_statistics((memory(weights),), n_prefixes)
 
-    def calibrate(params: Any, state: Any, problem: Problem) -> Any:
-        del params
-        return surveyed(state, problem)
-
-    def edit(params: Any, state: Any, problem: Problem, train: bool) -> tuple[Edit, Any]:
-        del params, train
+    def edit(state: EditorState, problem: Problem) -> Edit:
         require_causal(problem)
-        w = chosen(problem.weights)
-        behind = with_prefixes(state, problem)
-        d = zero_fillers(problem, search.shift(behind, w, value(problem, w.name)))
-        delta = written(state, w, keys(problem, behind, w), d, ridge=0.0)
-        return Edit(deltas={w.name: delta}), state
+        w = memory(problem.weights)
+        prefixed = with_prefixes(state, problem)
+        d = search.find_shift(prefixed, w, subject_outputs(problem, w.name))
+        d = zero_padding_facts(problem, d)
+        return Edit({w.name: write_pairs(state, w, subject_keys(problem, prefixed, w), d, 0.0)})
 
-    return EditTransform(init, edit, trainable=False, calibrate=calibrate, sharding=SHARDING)
+    return parameter_free_editor(edit, init_state, add_texts, sharding=SHARDING)

@@ -1,17 +1,22 @@
-"""The value that makes a model give the wanted answer, by descent on a vector (ROME, section 3.1).
+"""The value with which a model predicts the target, by descent on a vector (ROME, section 3.1).
 
-Only the output of one MLP moves, at the last token of the subject: a vector for each correction.
+Only the output of one MLP changes, at the last token of the subject, by one vector for each
+correction.
+
+Shape letters: E edits, N corrections of each, D the width of the state.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float, Int
 
 from mend_jax.core.losses import masked_mean, token_kl, token_nll
 from mend_jax.core.problem import Problem
@@ -19,49 +24,54 @@ from mend_jax.core.weight_edit import Delta, Edit
 from mend_jax.editors.key_value_memory import rows_at_subject
 from mend_jax.models import WeightSpec
 
+Shift = Float[Array, "E N D"]
+Losses = Float[Array, "E N"]
+
 
 @flax.struct.dataclass
 class ShiftedOutput:
-    """A matmul whose output is moved by a vector at one token of each text.
+    """A matmul whose output is shifted by a vector at one token of each text.
 
     Attributes:
-      at: int32[n], which token.
-      by: float32[n, d_out].
-      under: the delta of the matrix that is in force besides, or None.
+      at: the token.
+      shift: the vector.
+      delta: another delta of the same matrix that is active, or None.
     """
 
-    at: jax.Array
-    by: jax.Array
-    under: Delta | None = None
+    at: Int[Array, " n"]
+    shift: Float[Array, "n d_out"]
+    delta: Delta | None = None
 
-    def __call__(self, x_nTI: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
-        y_nTO = x_nTI @ kernel_IxO if self.under is None else self.under(x_nTI, kernel_IxO)
-        here_nT = jnp.arange(x_nTI.shape[-2])[None] == self.at[:, None]
-        return y_nTO + jnp.where(here_nT[..., None], self.by[:, None], 0.0).astype(y_nTO.dtype)
+    def __call__(
+        self, x: Float[Array, "n T d_in"], kernel: Float[Array, "d_in d_out"]
+    ) -> Float[Array, "n T d_out"]:
+        y = x @ kernel if self.delta is None else self.delta(x, kernel)
+        is_here = jnp.arange(x.shape[-2])[None] == self.at[:, None]
+        return y + jnp.where(is_here[..., None], self.shift[:, None], 0.0).astype(y.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class ValueSearch:
-    """How to descend to the value v* = v + d of each correction, by Adam from d = 0.
+    """Descent to the value v* = v + d of each correction, by Adam from d = 0.
 
-    The loss is -log p(answer), the mean over its tokens, + c_kl KL(moved || base) of what follows
-    the subject (ROME, Eq. 4) + decay |d| / |v|^2, as the original code has it. A correction whose
-    loss is below `enough` stays as it is, as there.
+    The loss is -log p(target), the mean over its tokens, + c_kl KL(shifted || base) at the token
+    after the subject (ROME, Eq. 4) + decay |d| / |v|^2, as in the original code. A correction whose
+    loss is below `enough` stops, as there.
 
-    -log p is the mean over the correction by itself and behind each prefix
-    (`memory.behind_prefixes`), so that d holds wherever the subject stands.
+    -log p is the mean over the correction alone and after each prefix (`with_prefixes`), so that d
+    works wherever the subject is in a text.
 
-    Deviations: the KL, which is to keep what the subject is, is that of the token after the subject
-    in the correction by itself, instead of after "{subject} is a"; where no token stands between
-    subject and answer there is none.
+    Deviations: the KL, which is meant to keep the subject's essence, is at the token after the
+    subject in the correction alone, instead of after "{subject} is a". If no token is between
+    subject and target, there is no KL.
 
     Attributes:
-      steps: at most.
-      lr: of Adam.
-      c_kl: the weight of the KL.
-      decay: the weight of |d|.
-      clamp: the most that |d| may be, as a multiple of |v|.
-      enough: see above.
+      steps: the largest number of steps.
+      lr: learning rate of Adam.
+      c_kl: weight of the KL.
+      decay: weight of |d|.
+      clamp: the largest |d|, as a multiple of |v|.
+      enough: the loss at which a correction stops.
     """
 
     steps: int
@@ -71,7 +81,7 @@ class ValueSearch:
     clamp: float
     enough: float = 5e-2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.steps < 1 or min(self.lr, self.clamp) <= 0:
             raise ValueError(
                 f"steps {self.steps} must be at least 1, lr {self.lr} and clamp {self.clamp} above "
@@ -80,76 +90,79 @@ class ValueSearch:
         if min(self.c_kl, self.decay) < 0:
             raise ValueError(f"c_kl {self.c_kl} and decay {self.decay} must be at least 0")
 
-    def shift(self, behind: Problem, weight: WeightSpec, v_END: jax.Array) -> jax.Array:
-        """d[E, n, D], what the output of `weight` is to be moved by at each subject.
+    def find_shift(self, prefixed: Problem, weight: WeightSpec, v: Shift) -> Shift:
+        """Return d, the shift of the output of `weight` at each subject.
 
         Args:
-          behind: each correction in M texts, [E, n * M], the first of them by itself.
-          v_END: what |d| is measured by.
+          prefixed: each correction in M texts, [E, N * M], of which the first is the correction
+            alone.
+          v: the value that |d| is relative to.
         """
-        losses, tx = self.losses(behind, weight, v_END), optax.adam(self.lr)
-        most_EN = self.clamp * jnp.linalg.norm(v_END, axis=-1)
+        losses, tx = self.losses(prefixed, weight, v), optax.adam(self.lr)
+        max_norm_EN = self.clamp * jnp.linalg.norm(v, axis=-1)
+        Carry = tuple[Int[Array, ""], Shift, Any, Bool[Array, "E N"]]
 
-        def total(d_END: jax.Array) -> tuple[jax.Array, jax.Array]:
-            loss_EN = losses(d_END)
+        def total_loss(d: Shift) -> tuple[Float[Array, ""], Losses]:
+            loss_EN = losses(d)
             return loss_EN.sum(), loss_EN
 
-        def unfinished(carry):
-            number, _, _, done_EN = carry
-            return (number < self.steps) & ~done_EN.all()
+        def is_unfinished(carry: Carry) -> Bool[Array, ""]:
+            number, _, _, is_done = carry
+            return (number < self.steps) & ~is_done.all()
 
-        def step(carry):
-            number, d_END, opt_state, _ = carry
-            gradient, loss_EN = jax.grad(total, has_aux=True)(d_END)
+        def step(carry: Carry) -> Carry:
+            number, d, opt_state, _ = carry
+            gradient, loss_EN = jax.grad(total_loss, has_aux=True)(d)
             with jax.numpy_dtype_promotion("standard"):
                 updates, opt_state = tx.update(gradient, opt_state)
-            moved = d_END + updates
-            moved = moved * jnp.minimum(1.0, most_EN / _length(moved))[..., None]
-            done_EN = loss_EN < self.enough
-            return number + 1, jnp.where(done_EN[..., None], d_END, moved), opt_state, done_EN
+            new = d + updates
+            new = new * jnp.minimum(1.0, max_norm_EN / _norm(new))[..., None]
+            is_done = loss_EN < self.enough
+            return number + 1, jnp.where(is_done[..., None], d, new), opt_state, is_done
 
-        zero = jnp.zeros_like(v_END)
-        fresh = (jnp.zeros((), jnp.int32), zero, tx.init(zero), jnp.zeros(zero.shape[:2], bool))
-        return jax.lax.while_loop(unfinished, step, fresh)[1]
+        zero = jnp.zeros_like(v)
+        first = (jnp.zeros((), jnp.int32), zero, tx.init(zero), jnp.zeros(zero.shape[:2], bool))
+        return jax.lax.while_loop(is_unfinished, step, first)[1]
 
-    def losses(
-        self, behind: Problem, weight: WeightSpec, v_END: jax.Array
-    ) -> Callable[[jax.Array], jax.Array]:
-        """d[E, n, D] -> float32[E, n], the loss of each correction; see `shift`."""
-        seqs, at = behind.corrections, jnp.asarray(behind.corrections.subject_pos)
-        more = {"score_pos": at, "target": at, "score_mask": jnp.zeros(at.shape, bool)}
-        seqs = seqs.replace(
-            **{k: jnp.concatenate([getattr(seqs, k), x[..., None]], -1) for k, x in more.items()}
+    def losses(self, prefixed: Problem, weight: WeightSpec, v: Shift) -> Callable[[Shift], Losses]:
+        """Return the function from d to the loss of each correction; see `find_shift`."""
+        texts, at = prefixed.corrections, jnp.asarray(prefixed.corrections.subject_pos)
+        # One more position is scored, for the KL: the subject's last token.
+        extra = {"score_pos": at, "target": at, "score_mask": jnp.zeros(at.shape, bool)}
+        texts = dataclasses.replace(
+            texts,
+            **{k: jnp.concatenate([getattr(texts, k), x[..., None]], -1) for k, x in extra.items()},
         )
-        asked = dataclasses.replace(behind, corrections=seqs, applied=None)
-        applied = Edit(deltas={}) if behind.applied is None else behind.applied
-        n = v_END.shape[1]
-        every = at.shape[1] // n  # M
-        apart_EN = (at != seqs.score_pos[..., 0])[:, ::every]
-        decay_EN = self.decay / jnp.square(v_END).sum(-1)
+        problem = dataclasses.replace(prefixed, corrections=texts, applied=None)
+        applied = Edit({}) if prefixed.applied is None else prefixed.applied
+        n_facts = v.shape[1]
+        M = at.shape[1] // n_facts
+        has_kl_EN = (at != texts.score_pos[..., 0])[:, ::M]
+        decay_EN = self.decay / jnp.square(v).sum(-1)
 
-        def logits(d_END: jax.Array) -> jax.Array:
-            by = jnp.repeat(d_END, every, axis=1)
-            moved = ShiftedOutput(at, by, applied.deltas.get(weight.name))
-            return asked.logits(applied.replace(deltas={**applied.deltas, weight.name: moved}))
+        def logits(d: Shift) -> Float[Array, "E NxM S V"]:
+            shift = jnp.repeat(d, M, axis=1)
+            shifted: Any = ShiftedOutput(at, shift, applied.deltas.get(weight.name))
+            deltas = {**applied.deltas, weight.name: shifted}
+            return problem.logits(dataclasses.replace(applied, deltas=deltas))
 
-        before = logits(jnp.zeros_like(v_END))[:, ::every, -1]
+        before = logits(jnp.zeros_like(v))[:, ::M, -1]
 
-        def losses(d_END: jax.Array) -> jax.Array:
-            after = logits(d_END)
-            nll = masked_mean(token_nll(after, seqs.target), seqs.score_mask, axes=(2,))
-            nll_EN = nll.reshape(-1, n, every).mean(-1)
-            kl_EN = jnp.where(apart_EN, token_kl(after[:, ::every, -1], before), 0.0)
-            return nll_EN + self.c_kl * kl_EN + decay_EN * _length(d_END)
+        def losses(d: Shift) -> Losses:
+            after = logits(d)
+            nll = masked_mean(token_nll(after, texts.target), texts.score_mask, axes=(2,))
+            nll_EN = nll.reshape(-1, n_facts, M).mean(-1)
+            kl_EN = jnp.where(has_kl_EN, token_kl(after[:, ::M, -1], before), 0.0)
+            return nll_EN + self.c_kl * kl_EN + decay_EN * _norm(d)
 
         return losses
 
 
-def _length(d_END: jax.Array) -> jax.Array:
-    """|d|, whose gradient at zero is zero."""
-    return optax.safe_norm(d_END, 1e-6, axis=-1)
+def _norm(d: Shift) -> Losses:
+    """Return |d|, with gradient zero at zero."""
+    return optax.safe_norm(d, 1e-6, axis=-1)
 
 
-def value(problem: Problem, part: str, edit: Edit | None = None) -> jax.Array:
-    """What a part of the model (`block_3`, or a weight) puts out at each subject: [E, n, D]."""
+def subject_outputs(problem: Problem, part: str, edit: Edit | None = None) -> Shift:
+    """Return the output of a part of the model (`block_3`, or a weight) at each subject."""
     return rows_at_subject(problem, problem.outputs(part, edit))

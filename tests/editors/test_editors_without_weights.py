@@ -166,7 +166,7 @@ def test_in_context_refuses_classifiers_and_short_contexts():
     module, params, weights = base("bert")
     editor = make_editor("in_context", {})
     problem = Problem(module, params, weights, random_sequences(0, kind="classifier"), None)
-    with pytest.raises(ConfigError, match="a classifier judges one claim: give a causal model"):
+    with pytest.raises(ConfigError, match="a classifier scores one claim: give a causal model"):
         editor.edit({}, {}, problem, False)
     corrections, texts = texts_of("gpt2")
     with pytest.raises(ConfigError, match="up to 256 tokens.*context is 160: lower data.max_len"):
@@ -297,10 +297,14 @@ def test_the_smallest_of_equal_thresholds_and_nothing_elsewhere():
     asked = {"edit": seen([0, 0, 0], given=True, own=False),
              "rephrase": seen([1, 2, 50], given=True, own=False)}  # fmt: skip
     far = seen([5, 6, 7], changed=True)
-    assert cache_threshold.chosen(cache_threshold.swept(asked, far)) == 3.5  # between 2 and 5
-    assert 50 < cache_threshold.chosen(cache_threshold.swept(asked, None)) < 51
+    assert (
+        cache_threshold.best_threshold(cache_threshold.threshold_table(asked, far)) == 3.5
+    )  # between 2 and 5
+    assert 50 < cache_threshold.best_threshold(cache_threshold.threshold_table(asked, None)) < 51
     hidden = asked | {"rephrase": seen([np.inf] * 3, given=True, own=False)}
-    assert cache_threshold.chosen(cache_threshold.swept(hidden, far)) == 2.5  # between 0 and 5
+    assert (
+        cache_threshold.best_threshold(cache_threshold.threshold_table(hidden, far)) == 2.5
+    )  # between 0 and 5
 
 
 def test_a_threshold_that_is_given_is_kept_and_a_factor_counts():

@@ -11,7 +11,7 @@ from mend_jax.core.problem import Problem, make_problem
 from mend_jax.core.weight_edit import Dense, Edit, LowRank
 from mend_jax.editors import make_editor
 from mend_jax.editors.fine_tune_constrained import ball_projection, nth_largest
-from mend_jax.editors.fine_tune_kl import cut
+from mend_jax.editors.fine_tune_kl import truncate
 from mend_jax.editors.gradient_descent import GradientDescent
 from mend_jax.errors import ConfigError
 
@@ -84,7 +84,7 @@ ONLY = [
 
 @pytest.mark.parametrize(("only", "chosen"), ONLY)
 def test_only_some_weights_move(only, chosen, problem):
-    zeros = GradientDescent(0.1, 1, "sgd", only).zeros(problem)
+    zeros = GradientDescent(0.1, 1, "sgd", only).zero_edit(problem)
     assert list(zeros.deltas) == [f"block_{name}".replace("/", "/mlp/") for name in chosen]
     for w in problem.weights:
         if w.name in zeros.deltas:
@@ -93,7 +93,7 @@ def test_only_some_weights_move(only, chosen, problem):
 
 def test_only_the_last_block_of_either_stack():
     _, _, weights = tiny("t5")
-    chosen = GradientDescent(0.1, 1, "sgd", 1).chosen(weights)
+    chosen = GradientDescent(0.1, 1, "sgd", 1).select(weights)
     assert {w.name.split("/")[0] for w in chosen} == {"encoder_block_3", "decoder_block_3"}
 
 
@@ -199,9 +199,9 @@ def test_texts_are_kept_in_order_until_there_are_enough(problem):
 
 def test_what_is_scored_behind_the_cut_is_dropped():
     seqs = random_sequences(0, E=2, T=9, S=3, real=9).reshape(2)
-    found = cut(jax.tree.map(jnp.asarray, seqs), 8)  # of positions 5, 6, 7
+    found = truncate(jax.tree.map(jnp.asarray, seqs), 8)  # of positions 5, 6, 7
     assert found.score_mask[:, :3].all() and not found.score_mask[:, 3:].any()
-    found = cut(jax.tree.map(jnp.asarray, seqs), 7)
+    found = truncate(jax.tree.map(jnp.asarray, seqs), 7)
     np.testing.assert_array_equal(found.score_mask[0, :3], [True, True, False])
     assert (found.score_pos < 7).all()
 
@@ -267,7 +267,9 @@ def test_the_fisher_is_the_mean_of_squared_gradients_of_texts(problem):
     @jax.jit
     def gradient(text):
         shown = make_problem(problem.model, problem.params, problem.weights, text)
-        return jax.grad(lambda e: shown.loss(e)[0])(GradientDescent(1, 1, "sgd", None).zeros(shown))
+        return jax.grad(lambda e: shown.loss(e)[0])(
+            GradientDescent(1, 1, "sgd", None).zero_edit(shown)
+        )
 
     found = [
         gradient(jax.tree.map(lambda leaf, e=e: leaf[e : e + 1], seqs))

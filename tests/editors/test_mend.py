@@ -54,7 +54,7 @@ def test_every_option_of_mend_starts_right_and_trains(name):
         bare = chain(
             normalize(options.get("shared", True), one_by_one=code,
                       pass_through=not options.get("norm", True)),
-            scale_by_layer_lr(1e-2, log_space=False),
+            scale_by_layer_lr(1e-2, log=False),
             outer_sum(1.0 if code else -1.0),
         )  # fmt: skip
         zero = bare.init(jax.random.key(0), weights)

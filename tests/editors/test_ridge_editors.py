@@ -168,7 +168,7 @@ def test_value_shift_is_what_mends_edit_of_the_row_does_at_its_key():
     k, d = keys_and_values(5, w.d_in, w.d_out)
     u = k[::-1].copy()
     f = Factors(jnp.asarray(u), jnp.asarray(d), jnp.ones(5, bool), key=jnp.asarray(k))
-    link = value_shift(0.3, log_space=True)
+    link = value_shift(0.3, log=True)
     params, state = link.init(None, WEIGHTS)
     found = link.apply(params, state, {w.name: f}, LinkContext(WEIGHTS, False))[0][w.name].delta
     for i in range(5):

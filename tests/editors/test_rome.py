@@ -31,8 +31,13 @@ from support.tiny import random_sequences, tiny
 from mend_jax.core.problem import make_problem
 from mend_jax.core.weight_edit import Dense, Edit, LowRank
 from mend_jax.editors import make_editor
-from mend_jax.editors.key_value_memory import PREFIX, keys, with_prefixes, written
-from mend_jax.editors.value_search import ValueSearch, value
+from mend_jax.editors.key_value_memory import (
+    PREFIX,
+    subject_keys,
+    with_prefixes,
+    write_pairs,
+)
+from mend_jax.editors.value_search import ValueSearch, subject_outputs
 from mend_jax.errors import ConfigError
 from mend_jax.models import WeightSpec
 from mend_jax.models.layers import gelu_tanh
@@ -68,7 +73,7 @@ def test_what_is_written_is_the_closed_form(n, seen, ridge, kind):
     ordinary *= np.linspace(0.5, 2, d_in)
     C = ordinary.T @ ordinary / 80
     state = {"second_moment": {"w": jnp.float32(C)}, "seen": jnp.float32(seen)}
-    found = written(state, w, jnp.float32(k)[None], jnp.float32(d)[None], ridge)
+    found = write_pairs(state, w, jnp.float32(k)[None], jnp.float32(d)[None], ridge)
     assert isinstance(found, kind)
     if ridge:
         expected = np.linalg.solve(ridge * (C if seen else np.eye(d_in)) + k.T @ k, k.T @ d)
@@ -140,7 +145,7 @@ def test_keys_are_the_mean_over_the_text_alone_and_behind_each_prefix():
     @jax.jit
     def found(seqs):
         problem = problem_of(seqs, IN_FORCE)
-        return keys(problem, with_prefixes(state, problem), DOWN[2])
+        return subject_keys(problem, with_prefixes(state, problem), DOWN[2])
 
     expected = []
     for e in range(2):
@@ -162,8 +167,8 @@ def test_what_is_written_is_found_at_the_mean_key():
     def found(state):
         problem = problem_of(SEQS, IN_FORCE)
         behind = with_prefixes(state, problem)
-        d = ValueSearch(**FREE).shift(behind, DOWN[2], value(problem, DOWN[2].name))
-        return keys(problem, behind, DOWN[2]), d
+        d = ValueSearch(**FREE).find_shift(behind, DOWN[2], subject_outputs(problem, DOWN[2].name))
+        return subject_keys(problem, behind, DOWN[2]), d
 
     state = calibrated_with_prefixes()
     k, d = found(state)

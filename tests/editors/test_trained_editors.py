@@ -15,7 +15,7 @@ from mend_jax.editors.knowledge_editor import (
     Gates,
     embed_correction,
     embedding_width,
-    gated,
+    gate,
     last_states,
 )
 from mend_jax.editors.links import normalize, outer_sum, scale_by_layer_lr
@@ -237,7 +237,7 @@ def test_the_rows_of_ke_are_the_dense_formula(float64):
         jnp.arange(n)[None] < jnp.asarray([[6], [4]]),
     )  # fmt: skip
     gates = Gates(*(jnp.asarray(rng.normal(size=(E, d))) for d in (3, 3, 5, 5, 1)))
-    low_rank = gated(f, gates, max_scale=0.7)
+    low_rank = gate(f, gates, max_scale=0.7)
     assert low_rank.a.shape == (E, n + 1, 3)
     soft = {k: jax.nn.softmax(getattr(gates, k))[..., None] for k in ("alpha", "beta")}
     scaled = soft["alpha"] * gates.gamma[:, None] * f.gradient()

@@ -9,7 +9,7 @@ from support.tiny import random_sequences, tiny
 from mend_jax.core.problem import Problem, make_problem
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors import make_editor
-from mend_jax.editors.value_search import ValueSearch, value
+from mend_jax.editors.value_search import ValueSearch, subject_outputs
 from mend_jax.models.layers import gelu_tanh
 
 MODULE, BASE, WEIGHTS = tiny("gpt2", n_top=3)
@@ -57,7 +57,12 @@ def observed(seqs, edit):
     the second puts out, and the state after it, at the subject; the loss."""
     problem = problem_of(seqs, edit)
     k = {block: gelu_tanh(problem.outputs(f"block_{block}/mlp/up")) for block in (1, 2)}
-    return k, value(problem, DOWN[2].name), value(problem, "block_2"), problem.loss()
+    return (
+        k,
+        subject_outputs(problem, DOWN[2].name),
+        subject_outputs(problem, "block_2"),
+        problem.loss(),
+    )
 
 
 def at_subjects(x_ENTd):
@@ -66,7 +71,7 @@ def at_subjects(x_ENTd):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def shift(search, block, seqs, in_force, v):
-    return search.shift(problem_of(seqs, in_force), DOWN[block], v)
+    return search.find_shift(problem_of(seqs, in_force), DOWN[block], v)
 
 
 @functools.partial(jax.jit, static_argnums=0)
