@@ -22,8 +22,8 @@ def positive(m, *lead, condition=10.0):
 
 @pytest.mark.parametrize("m", [1, 2, 3, 8, 13, 40])
 @pytest.mark.parametrize("lead", [(), (2, 3)])
-def test_it_is_the_inverse_of_the_factor(m, lead):
-    """float32: eps, 6e-8, times the condition 1e3 of what is factored, and a few for its sums."""
+def test_inverse_cholesky_is_the_inverse_of_the_cholesky_factor(m, lead):
+    """float32: eps, 6e-8, times the condition 1e3 of the matrix, and a small factor for sums."""
     gram = positive(m, *lead, condition=1e3).astype(np.float32)
     found = inverse_cholesky(jnp.asarray(gram))
     wanted = np.linalg.inv(np.linalg.cholesky(gram.astype(np.float64)))
@@ -31,7 +31,7 @@ def test_it_is_the_inverse_of_the_factor(m, lead):
     assert found.dtype == jnp.float32 and np.array_equal(found, np.tril(found))
 
 
-def test_the_derivative_is_that_of_finite_differences():
+def test_the_derivative_equals_finite_differences():
     with jax.enable_x64(True):
         gram, weights = jnp.asarray(positive(5, 2)), jnp.asarray(positive(5, 2) ** 2)
 
@@ -59,8 +59,8 @@ print("done")
 """
 
 
-def test_many_solves_at_once_end_on_two_threads():
-    """jaxlib's batched kernels, called by nine weights at once, wait for each other for good."""
+def test_many_simultaneous_solves_finish_on_two_threads():
+    """jaxlib's batched kernels, called by nine weights at once, wait for each other forever."""
     root = Path(__file__).parents[2]
     cores = sorted(os.sched_getaffinity(0))[:2]
     environment = {**os.environ, "PYTHONPATH": str(root), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}

@@ -1,4 +1,4 @@
-"""The contract that every editor keeps."""
+"""The contract that every editor fulfils."""
 
 import functools
 from typing import Any, NamedTuple
@@ -41,8 +41,8 @@ OPTIONS = {
     "point_repair": dict(rivals=4),
 }
 
-# Editors that learn, and what they do before they have: one step of gradient descent at this rate,
-# or, of those that solve for an edit, something else (`test_editors_ridge`).
+# Trained editors and the step size of the gradient descent that they start as; None for those that
+# solve for an edit (`test_ridge_editors`).
 STARTS = {
     "mend": 1e-2, "enn": 1e-2, "ke": 1e-2, "meta_sgd": 1e-2, "meta_curvature": 1e-2,
     "malmen": None, "rledit": None,
@@ -67,7 +67,7 @@ def test_every_editor_is_under_contract():
 class Case(NamedTuple):
     """An editor on a tiny model.
 
-    `run(params, state, base, seqs)` is `apply`, jitted: all tests of an editor ask for few shapes.
+    `run(params, state, base, seqs)` is `apply`, jitted; all tests of an editor use few shapes.
     """
 
     name: str
@@ -84,13 +84,13 @@ class Case(NamedTuple):
         return make_problem(self.module, base, self.weights, seqs)
 
     def apply(self, params, state, base, seqs, train=False):
-        """(edit, state); of an editor that changes no weight, what it reads stands for the edit."""
+        """Return (edit, state), with logits as the edit of an editor that changes no weight."""
         problem = self.problem(base, seqs)
         edit, state = self.editor.edit(params, state, problem, train)
         if self.editor.predictor is not None:
             assert not edit.deltas
             logits = self.editor.predictor.logits(params, problem, seqs, problem.trunk_states)
-            edit = Edit({"read": Dense(logits)})
+            edit = Edit({"logits": Dense(logits)})
         return edit, state
 
     def edit(self, seqs):
@@ -99,7 +99,7 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope="module", params=sorted(OPTIONS))
 def case(request):
-    """Every editor; tests of those that learn ask for `STARTS` instead."""
+    """Every editor; tests of trained editors use `STARTS` instead."""
     editor = make_editor(request.param, OPTIONS[request.param])
     module, base, weights = tiny("llama")
     params, fresh = editor.init(jax.random.key(0), weights)
@@ -118,7 +118,7 @@ def case(request):
 
 
 def same(edit, other, atol=1e-5, rtol=1e-4):
-    """Equal but for float32 rounding, which a solve or some steps of descent multiply by 1e3."""
+    """Equal up to float32 rounding, which a solve or some steps of descent multiply by 1e3."""
     for name, delta in edit.deltas.items():
         np.testing.assert_allclose(delta.dense(), other.deltas[name].dense(), atol=atol, rtol=rtol)
 
@@ -131,8 +131,8 @@ def test_editing_is_pure_and_leaves_the_base_bit_identical(case):
     assert all(np.abs(d.dense()).max() > 0 for d in first.deltas.values())
 
 
-def test_edits_of_one_step_are_each_by_itself_and_padding_changes_nothing(case):
-    """E edits together equal those of one alone under `vmap`, with more padding."""
+def test_edits_of_one_step_are_independent_of_each_other_and_of_padding(case):
+    """E edits together equal single edits under `vmap` with more padding."""
     pad = ((0, 0), (0, 0), (0, 5))
     wide = SEQS.replace(tokens=np.pad(SEQS.tokens, pad), mask=np.pad(SEQS.mask, pad))
     each = jax.jit(jax.vmap(case.apply, in_axes=(None, None, None, 0)))
@@ -143,7 +143,7 @@ def test_edits_of_one_step_are_each_by_itself_and_padding_changes_nothing(case):
 
 @pytest.mark.parametrize("case", sorted(OPTIONS.keys() - PREDICTORS), indirect=True)
 def test_editing_lowers_the_loss_of_the_correction(case):
-    """With the true sign, a small step along any editor's start goes down the inner loss."""
+    """A small step in the direction of any editor's first edit lowers the inner loss."""
 
     @jax.jit
     def losses(base, edit):
@@ -154,14 +154,14 @@ def test_editing_lowers_the_loss_of_the_correction(case):
     assert (after < before).all()
 
 
-def test_state_moves_only_in_training(case):
+def test_state_changes_only_in_training(case):
     _, after = case.run(case.params, case.state, case.base, SEQS)
     jax.tree.map(np.testing.assert_array_equal, case.state, after)
 
 
 @pytest.mark.parametrize("case", sorted(OPTIONS.keys() - ONE_DEVICE), indirect=True)
 def test_a_mesh_changes_nothing(case):
-    """Parameters and base split over 8 devices as their rules say, the edits over 4 of them."""
+    """Parameters and base are split over 8 devices by their rules, the edits over 4 of them."""
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
     rules = case.editor.sharding_rules
     params, state = (place(mesh, tree, rules) for tree in (case.params, case.state))
@@ -189,7 +189,7 @@ def test_editors_that_learn_start_as_gradient_descent(case):
 
 
 @pytest.mark.parametrize("name", sorted(STARTS))
-def test_the_meta_gradient_is_that_of_finite_differences(name, float64):
+def test_the_meta_gradient_equals_finite_differences(name, float64):
     """Of every parameter, along a direction between its gradient and a random one.
 
     Central differences with h = 1e-5 are off by h^2 f''' / 6 and by eps |f| / h: 1e-10 and some
@@ -250,7 +250,7 @@ FAMILIES = [(kind, name) for kind in REFUSED for name in sorted(OPTIONS)]
 
 
 @pytest.mark.parametrize(("kind", "name"), FAMILIES)
-def test_the_contract_of_other_families_and_of_two_facts(kind, name):
+def test_the_contract_holds_for_other_families_and_two_facts(kind, name):
     """Edits of an encoder-decoder and of a classifier, of two facts each, one of which only fills
     the first edit up: finite, the same again, and whatever padding and that fact hold.
 
@@ -289,7 +289,7 @@ def test_the_contract_of_other_families_and_of_two_facts(kind, name):
 
 
 def elsewhere(seqs):
-    """The same corrections with other tokens in padding and in the fact that is not scored."""
+    """Return the corrections with other tokens in padding and in the fact that is not scored."""
     fact = np.zeros(seqs.batch_shape, bool)
     fact[0, 1] = True
     changed = {}

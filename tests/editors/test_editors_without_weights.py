@@ -1,4 +1,4 @@
-"""Editors that change no weight: what they read and write, against plain computations."""
+"""Editors that change no weight: logits and generated text against plain computations."""
 
 import functools
 
@@ -38,8 +38,8 @@ def texts_of(kind):
     return corrections, texts
 
 
-def read_and_written(name, options, kind, corrections, texts, max_new=4, eos=0):
-    """(logits, what is freely written) of an editor, by one program."""
+def logits_and_text(name, options, kind, corrections, texts, max_new=4, eos=0):
+    """Return an editor's logits and generated tokens, by one program."""
     module, params, weights = base(kind)
     editor = make_editor(name, options)
     own, _ = editor.init(jax.random.key(0), weights)
@@ -58,7 +58,7 @@ def read_and_written(name, options, kind, corrections, texts, max_new=4, eos=0):
 
 @functools.cache
 def runner(kind, of):
-    """A whole pass to logits, or to the states that a key is the mean of, before a final norm."""
+    """Return a whole pass to logits, or to the states before a final norm that keys average."""
     module = base(kind)[0]
 
     @jax.jit
@@ -74,7 +74,7 @@ def runner(kind, of):
 
 
 def plain_pass(kind, tokens, source=None, of="logits"):
-    """[T, V] or [T, D] of one text without padding (filled up, to compile less)."""
+    """Return [T, V] or [T, D] of one text (padded to one length, to compile less)."""
 
     def filled(ids, width=100):
         ids, n = np.asarray(ids), len(ids)
@@ -96,12 +96,12 @@ def greedy(kind, tokens, source=None, max_new=4):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
-def test_in_context_reads_the_corrections_then_the_text(kind):
+def test_in_context_reads_the_corrections_before_the_text(kind):
     """As one plain text each; float32 logits of some 60 tokens agree to 1e-4."""
     separator, times, marks = (7, 8), 2, 1
     corrections, texts = texts_of(kind)
     options = dict(separator=separator, times=times, marks=marks)
-    logits, written = read_and_written("in_context", options, kind, corrections, texts)
+    logits, written = logits_and_text("in_context", options, kind, corrections, texts)
     moved = 0
     for e in range(E):
         said = []
@@ -128,8 +128,8 @@ def test_in_context_reads_the_corrections_then_the_text(kind):
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("kind", ["llama", "t5"])
-def test_each_fact_is_said_as_often_as_asked_with_a_separator_after_it(kind, times):
-    """A fact that only fills an edit up is not said; the text itself stands at the end, once."""
+def test_each_fact_is_repeated_with_a_separator_after_it(kind, times):
+    """A fact that only pads an edit is left out; the text itself is at the end, once."""
     corrections, texts = texts_of(kind)
     filled = jax.tree.map(lambda leaf: leaf[:, [0, 1, 0]], corrections)
     filled = filled.replace(score_mask=filled.score_mask & np.asarray([1, 1, 0], bool)[:, None])
@@ -144,19 +144,19 @@ def test_each_fact_is_said_as_often_as_asked_with_a_separator_after_it(kind, tim
 
 
 def plain_ids(seqs, e, i, with_answer=True):
-    """What is read: of a pair of stacks the source, and the answer after it."""
+    """Return the tokens that the model reads: for an encoder-decoder the source and the target."""
     if seqs.source is None:
         return [int(t) for t in np.asarray(seqs.tokens[e, i])[np.asarray(seqs.mask[e, i])]]
     ids = np.asarray(seqs.source[e, i])[np.asarray(seqs.source_mask[e, i])]
     return [int(t) for t in ids] + ([int(t) for t in seqs.target[e, i]] if with_answer else [])
 
 
-def test_in_context_scores_a_marks_position_on_what_stands_before_it():
-    """Plain text, scored from its first token on: the mark is read in the first place alone."""
+def test_in_context_scores_a_marks_position_at_the_token_before_it():
+    """Plain text that is scored from its first token on; only the first mark is read."""
     corrections, texts = texts_of("llama")
     texts = texts.replace(score_pos=np.argmax(texts.mask, -1, keepdims=True) + np.zeros((1, 1, S)))
     texts = texts.replace(score_pos=texts.score_pos.astype(np.int32))
-    logits, _ = read_and_written("in_context", dict(marks=1), "llama", corrections, texts)
+    logits, _ = logits_and_text("in_context", dict(marks=1), "llama", corrections, texts)
     said = [*corrections.tokens[0, 0][corrections.mask[0, 0]]]
     said += [*corrections.tokens[0, 1][corrections.mask[0, 1]]][1:]
     np.testing.assert_allclose(logits[0, 0, 0], plain_logits("llama", said)[-1], atol=1e-4)
@@ -170,13 +170,13 @@ def test_in_context_refuses_classifiers_and_short_contexts():
         editor.edit({}, {}, problem, False)
     corrections, texts = texts_of("gpt2")
     with pytest.raises(ConfigError, match="up to 256 tokens.*context is 160: lower data.max_len"):
-        read_and_written("in_context", dict(times=10), "gpt2", corrections, texts)
+        logits_and_text("in_context", dict(times=10), "gpt2", corrections, texts)
     with pytest.raises(ConfigError, match="times 0 must be at least 1"):
         make_editor("in_context", dict(times=0))
 
 
 def plain_means(kind, seqs, e, i):
-    """By numpy the mean last state read before each scored token, [S, D]."""
+    """Return the mean last state of the tokens before each scored one, by numpy: [S, D]."""
     tokens, skipped = seqs.tokens[e, i][seqs.mask[e, i]], np.argmax(seqs.mask[e, i])
     ends = [len(tokens)] * seqs.score_pos.shape[-1]
     source = None
@@ -192,8 +192,8 @@ def plain_means(kind, seqs, e, i):
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5", "bert"])
-def test_the_cache_answers_for_what_is_near(kind):
-    """Look-ups by hand, float64, at a threshold that half of what is not the correction passes."""
+def test_the_cache_returns_targets_for_texts_near_their_prompt(kind):
+    """Compared with look-ups in float64, at a threshold that half of the other texts are below."""
     corrections, texts = texts_of(kind)
     model_kind, end, max_new = base(kind)[0].kind, 0, 4
     own = corrections
@@ -219,7 +219,7 @@ def test_the_cache_answers_for_what_is_near(kind):
     eps = float(np.median(others)) + 1e-3
     assert np.abs(np.asarray(others) - eps).min() > 1e-4
     options = dict(eps=eps, onehot_logit=5.0)
-    logits, written = read_and_written("cache", options, kind, corrections, texts, max_new, end)
+    logits, written = logits_and_text("cache", options, kind, corrections, texts, max_new, end)
     for (e, n, s), (distance, m, i) in found.items():
         assert n > 0 or (distance == 0 and (m, i) == (1, s))
         tokens, row = texts.tokens[e, n][texts.mask[e, n]], texts.score_pos[e, n, s]
@@ -239,8 +239,8 @@ def test_the_cache_answers_for_what_is_near(kind):
     assert 0 < sum(d < eps for d in others) < len(others)
 
 
-def looked_at(kind="llama", rows=8):
-    """A cache that chooses, and what it sees of random rows whose paraphrases are nearly them."""
+def tuned_cache(kind="llama", rows=8):
+    """Return a tuned cache for random rows whose paraphrases nearly equal them."""
     module, params, weights = base(kind)
     texts = {name: random_sequences(seed, rows, kind=module.kind) for seed, name in
              enumerate(("edit", "rephrase", "near", "far"))}  # fmt: skip
@@ -269,9 +269,9 @@ def looked_at(kind="llama", rows=8):
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5", "bert"])
-def test_the_threshold_is_that_of_the_best_scores_on_validation_rows(kind):
-    """Success and first choices at each threshold tried equal those of an evaluation at it."""
-    editor, (params, state), scores = looked_at(kind)
+def test_the_threshold_has_the_best_score_on_validation_rows(kind):
+    """Success and first choices at each threshold equal those of an evaluation at it."""
+    editor, (params, state), scores = tuned_cache(kind)
     table = np.asarray(state["sweep"])
     assert (np.diff(table[:, 0]) >= 0).all() and table[0, 0] == 0
     differences = []
@@ -288,7 +288,7 @@ def test_the_threshold_is_that_of_the_best_scores_on_validation_rows(kind):
     assert told["eps"] == params["eps"] and len(told["candidates"]) == len(table)
 
 
-def test_the_smallest_of_equal_thresholds_and_nothing_elsewhere():
+def test_the_smallest_of_equally_good_thresholds_is_chosen():
     def seen(distances, **marks):
         distance = np.asarray(distances, np.float32)[:, None]
         ones = np.ones(distance.shape, bool)
@@ -307,13 +307,13 @@ def test_the_smallest_of_equal_thresholds_and_nothing_elsewhere():
     )  # between 0 and 5
 
 
-def test_a_threshold_that_is_given_is_kept_and_a_factor_counts():
+def test_a_given_threshold_is_kept_and_multiplied_by_the_factor():
     corrections, texts = texts_of("llama")
     assert make_editor("cache", dict(eps=3.0)).tuning is None
-    whole, _ = read_and_written("cache", dict(eps=1e3), "llama", corrections, texts)
-    same, _ = read_and_written("cache", dict(eps=2e3, factor=0.5), "llama", corrections, texts)
+    whole, _ = logits_and_text("cache", dict(eps=1e3), "llama", corrections, texts)
+    same, _ = logits_and_text("cache", dict(eps=2e3, factor=0.5), "llama", corrections, texts)
     np.testing.assert_array_equal(whole, same)
-    none, _ = read_and_written("cache", dict(eps=1e3, factor=0.0), "llama", corrections, texts)
+    none, _ = logits_and_text("cache", dict(eps=1e3, factor=0.0), "llama", corrections, texts)
     assert (none != whole).any()
     with pytest.raises(ConfigError, match="factor -1.0 must be at least 0"):
         make_editor("cache", dict(factor=-1.0))

@@ -1,4 +1,4 @@
-"""The editors that descend on the correction itself: where they stop, what holds them back."""
+"""Fine-tuning editors: where they stop, and what constrains them."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def problem(llama):
 
 
 def edit_of(name, options, problem, *states):
-    """The edit from a fresh state, or those from each of these states."""
+    """Return the edit from the initial state, or from each of these states."""
     editor = make_editor(name, options)
     _, fresh = editor.init(jax.random.key(0), problem.weights)
     run = jax.jit(lambda state: editor.edit({}, state, problem, False)[0])
@@ -48,8 +48,8 @@ def same(edit, other, atol=1e-5):
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_fine_tuning_stops_where_the_answer_holds(optimizer, problem):
-    """Against a plain loop that goes on for ever: each edit is frozen where its answer flips."""
+def test_fine_tuning_stops_when_the_correction_holds(optimizer, problem):
+    """Compared with a loop that never stops: each edit is frozen when its target is the arg max."""
     lr, tx = OPTIMIZERS[optimizer]
     final = edit_of("fine_tune", dict(lr=lr, max_steps=60, optimizer=optimizer), problem)
     assert problem.solved(final).all()
@@ -83,7 +83,7 @@ ONLY = [
 
 
 @pytest.mark.parametrize(("only", "chosen"), ONLY)
-def test_only_some_weights_move(only, chosen, problem):
+def test_only_the_selected_weights_change(only, chosen, problem):
     zeros = GradientDescent(0.1, 1, "sgd", only).zero_edit(problem)
     assert list(zeros.deltas) == [f"block_{name}".replace("/", "/mlp/") for name in chosen]
     for w in problem.weights:
@@ -91,13 +91,13 @@ def test_only_some_weights_move(only, chosen, problem):
             assert zeros.deltas[w.name].w.shape == (3, w.d_in, w.d_out)
 
 
-def test_only_the_last_block_of_either_stack():
+def test_only_1_selects_the_last_block_of_either_stack():
     _, _, weights = tiny("t5")
     chosen = GradientDescent(0.1, 1, "sgd", 1).select(weights)
     assert {w.name.split("/")[0] for w in chosen} == {"encoder_block_3", "decoder_block_3"}
 
 
-def test_a_saved_config_has_lists():
+def test_lists_of_a_saved_config_are_accepted():
     as_list = make_editor("fine_tune", dict(only=["mlp/down"]))
     assert as_list is make_editor("fine_tune", dict(only=("mlp/down",)))
 
@@ -109,7 +109,7 @@ def test_unknown_weights_are_refused(problem):
 
 
 def projected(ball, radius, w):
-    """The projection of one matrix, in numpy."""
+    """Return the projection of one matrix, in numpy."""
     if ball == "linf":
         return np.sign(w) * np.minimum(np.abs(w), radius)
     if ball == "l2":
@@ -125,7 +125,7 @@ BALLS = [("l0", 7), ("l0", 0.2), ("l0", 100), ("l2", 1.5), ("l2", 100.0), ("linf
 
 
 @pytest.mark.parametrize(("ball", "radius"), BALLS)
-def test_projections_are_right(ball, radius):
+def test_projections_equal_a_reference(ball, radius):
     w = np.random.default_rng(0).normal(size=(3, 2, 5, 8)).astype("f")
     w[0, 0] = 0.0
     found = np.asarray(ball_projection(ball, radius)(jnp.asarray(w)))
@@ -137,8 +137,8 @@ def test_projections_are_right(ball, radius):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_nth_largest_is_that_of_a_sort(dtype):
-    """Of numbers with ties, zeros, denormals and infinity; every bit."""
+def test_the_nth_largest_equals_that_of_a_sort(dtype):
+    """For numbers with ties, zeros, denormals and infinity, every bit."""
     x = np.abs(np.random.default_rng(0).normal(size=(3, 2, 37)))
     x[0, 0, :20], x[1] = 0.0, np.round(x[1], 1)
     x[2, 0, :3], x[2, 1, 5] = (1e-40, 1e-7, 70.0), np.inf
@@ -149,7 +149,7 @@ def test_the_nth_largest_is_that_of_a_sort(dtype):
 
 
 def test_constrained_fine_tuning_projects_after_every_step(problem):
-    """Against a plain loop of two steps, after which no answer holds yet."""
+    """Compared with a loop of two steps, after which no correction holds yet."""
     options = dict(ball="l2", radius=0.02, lr=0.05, max_steps=2, only=("mlp/down",))
     final = edit_of("fine_tune_constrained", options, problem)
     assert not problem.solved(final).any()
@@ -168,8 +168,8 @@ def test_constrained_fine_tuning_projects_after_every_step(problem):
 TEXTS = random_sequences(5, E=3, T=9, S=8, real=9)
 
 
-def surveyed(name, options, problem, *batches):
-    """The state of an editor that has seen batches of texts."""
+def calibrated(name, options, problem, *batches):
+    """Return the state of an editor after calibration on batches of texts."""
     editor = make_editor(name, options)
     _, state = editor.init(jax.random.key(0), problem.weights)
     for texts in batches:
@@ -178,13 +178,13 @@ def surveyed(name, options, problem, *batches):
     return state
 
 
-def test_texts_are_kept_in_order_until_there_are_enough(problem):
-    """Two surveys of three texts, of which four stay, cut to 7 tokens; padding is not scored."""
+def test_the_first_calibration_texts_are_kept_in_order(problem):
+    """Four of two batches of three texts are kept, cut to 7 tokens; padding is not scored."""
     more = random_sequences(6, E=3, T=6, S=5, real=6)
     options = dict(texts=4, length=7)
-    once = surveyed("fine_tune_kl", options, problem, TEXTS)
+    once = calibrated("fine_tune_kl", options, problem, TEXTS)
     assert once["seen"] == 3 and not once["texts"].score_mask[3].any()
-    state = surveyed("fine_tune_kl", options, problem, TEXTS, more)
+    state = calibrated("fine_tune_kl", options, problem, TEXTS, more)
     assert state["seen"] == 4
     kept = jax.tree.map(np.asarray, state["texts"])
     np.testing.assert_array_equal(kept.tokens[:3], TEXTS.tokens[:, 0, :7])
@@ -197,7 +197,7 @@ def test_texts_are_kept_in_order_until_there_are_enough(problem):
         np.testing.assert_array_equal(kept.target[row, :n], seqs.target[0, 0, :n])
 
 
-def test_what_is_scored_behind_the_cut_is_dropped():
+def test_scored_positions_after_the_cut_are_dropped():
     seqs = random_sequences(0, E=2, T=9, S=3, real=9).reshape(2)
     found = truncate(jax.tree.map(jnp.asarray, seqs), 8)  # of positions 5, 6, 7
     assert found.score_mask[:, :3].all() and not found.score_mask[:, 3:].any()
@@ -206,7 +206,7 @@ def test_what_is_scored_behind_the_cut_is_dropped():
     assert (found.score_pos < 7).all()
 
 
-def test_a_pair_of_stacks_keeps_sources_too():
+def test_sources_of_an_encoder_decoder_are_kept_too():
     _, _, weights = tiny("t5")
     seqs = random_sequences(0, E=2, T=9, kind="seq2seq")
     editor = make_editor("fine_tune_kl", dict(texts=2, length=7))
@@ -217,14 +217,14 @@ def test_a_pair_of_stacks_keeps_sources_too():
     np.testing.assert_array_equal(kept.source_mask, seqs.source_mask[:, 0, :7])
 
 
-def test_ft_kl_descends_on_both_in_turn_and_stays_closer(problem):
-    """Against a plain loop with a KL written out; and fine-tuning moves the texts more.
+def test_ft_kl_descends_on_correction_and_kl_and_stays_closer(problem):
+    """Compared with a loop that computes the KL; fine-tuning changes the texts more.
 
     Without texts it is fine-tuning.
     """
     options = dict(lr=0.1, max_steps=3, only=("mlp/down",))
     ours = dict(c_kl=40.0, texts=2, **options)
-    states = [surveyed("fine_tune_kl", ours, problem, *shown) for shown in ([TEXTS], [])]
+    states = [calibrated("fine_tune_kl", ours, problem, *shown) for shown in ([TEXTS], [])]
     final, without = edit_of("fine_tune_kl", ours, problem, *states)
     assert not problem.solved(final).any()
 
@@ -254,14 +254,14 @@ def test_ft_kl_descends_on_both_in_turn_and_stays_closer(problem):
         assert (kl < 0.9 * plain_kl).all(), (kl, plain_kl)
 
 
-def test_the_fisher_is_the_mean_of_squared_gradients_of_texts(problem):
-    """Of two surveys of three texts; against each text's dense gradient, one by one.
+def test_the_fisher_is_the_mean_of_the_texts_squared_gradients(problem):
+    """For two batches of three texts, compared with each text's dense gradient.
 
     Gradients here are up to 0.1 and right to 1e-7 or better, their squares to twice 1e-8.
     """
     more = random_sequences(6, E=3, T=9, S=8, real=9)
     options = dict(only=("mlp/down",))
-    state = surveyed("fine_tune_ewc", options, problem, TEXTS, more)
+    state = calibrated("fine_tune_ewc", options, problem, TEXTS, more)
     assert state["seen"] == 6
 
     @jax.jit
@@ -282,16 +282,16 @@ def test_the_fisher_is_the_mean_of_squared_gradients_of_texts(problem):
         np.testing.assert_allclose(fisher, expected, rtol=1e-5, atol=2e-8)
 
 
-def made_up_fisher(scale):
+def random_fisher(scale):
     rng = np.random.default_rng(0)
     shape = (48, 32)
     return {f"block_{i}/mlp/down": (scale * rng.uniform(size=shape)).astype("f") for i in (2, 3)}
 
 
 def test_ewc_penalises_by_the_fisher(problem):
-    """Against a plain loop of three steps with a made-up Fisher; nothing holds yet."""
+    """Compared with a loop of three steps with a random Fisher; no correction holds yet."""
     options = dict(lr=0.1, max_steps=3, only=("mlp/down",))
-    fisher = made_up_fisher(1e-7)
+    fisher = random_fisher(1e-7)
     state = {"fisher": fisher, "seen": np.float32(4)}
     (final,) = edit_of("fine_tune_ewc", dict(c_ewc=5.0, **options), problem, state)
     assert not problem.solved(final).any()
@@ -305,13 +305,13 @@ def test_ewc_penalises_by_the_fisher(problem):
     same(final, Edit(deltas={name: Dense(x) for name, x in w.items()}), atol=1e-6)
 
 
-def test_ewc_at_its_default_moves_less_where_texts_depend(problem):
-    """Whatever the Fisher's size, which in language models is 1e-7; without texts it is FT.
+def test_ewc_at_its_default_changes_important_entries_less(problem):
+    """For any magnitude of the Fisher, 1e-7 in language models; without texts it is FT.
 
     Of ten steps of one edit each: the half of the entries that texts depend on most moves less.
     """
     options = dict(lr=0.1, max_steps=10, only=("mlp/down",))
-    small, large = ({"fisher": made_up_fisher(s), "seen": np.float32(4)} for s in (1e-7, 10.0))
+    small, large = ({"fisher": random_fisher(s), "seen": np.float32(4)} for s in (1e-7, 10.0))
     nothing = jax.tree.map(np.zeros_like, small)
     held, as_large, free = edit_of("fine_tune_ewc", options, problem, small, large, nothing)
     same(held, as_large, atol=1e-6)
@@ -324,9 +324,9 @@ def test_ewc_at_its_default_moves_less_where_texts_depend(problem):
 
 
 @pytest.mark.parametrize("c_ewc", [1.0, 1e6])
-def test_ewc_stays_stable_where_some_entries_weigh_a_million_times_the_mean(c_ewc, problem):
-    """Explicit descent would need lr c_ewc F_i < 2; the others move a little more instead."""
-    fisher = {n: np.where(f > 0.99, 1e6 * f, f) for n, f in made_up_fisher(1.0).items()}
+def test_ewc_is_stable_with_entries_of_a_million_times_the_mean(c_ewc, problem):
+    """Explicit descent would need lr c_ewc F_i < 2; the other entries change a little more."""
+    fisher = {n: np.where(f > 0.99, 1e6 * f, f) for n, f in random_fisher(1.0).items()}
     options = dict(lr=0.1, max_steps=10, only=("mlp/down",), c_ewc=c_ewc)
     state = {"fisher": fisher, "seen": np.float32(4)}
     (edit,) = edit_of("fine_tune_ewc", options, problem, state)
@@ -336,7 +336,7 @@ def test_ewc_stays_stable_where_some_entries_weigh_a_million_times_the_mean(c_ew
 
 
 def test_lora_descends_on_both_sides_of_a_pair(problem):
-    """Against a plain loop over (a, b) from a random a and b = 0; the edit has rank r."""
+    """Compared with a loop over (a, b) from a random a and b = 0; the edit has rank r."""
     options = dict(rank=3, lr=0.5, max_steps=2, optimizer="sgd", only=("mlp/down",))
     final = edit_of("fine_tune_lora", options, problem)
     assert not problem.solved(final).any()
@@ -359,7 +359,7 @@ def test_lora_descends_on_both_sides_of_a_pair(problem):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "says"),
+    ("name", "options", "message"),
     [
         ("fine_tune", dict(lr=0.0), "lr 0.0 must be above 0"),
         ("fine_tune", dict(max_steps=0), "max_steps 0 must be at least 1"),
@@ -375,6 +375,6 @@ def test_lora_descends_on_both_sides_of_a_pair(problem):
         ("fine_tune_constrained", dict(ball="l0", radius=2.5), "radius 2.5 of l0 must be a whole"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(name, options, says):
-    with pytest.raises(ConfigError, match=says):
+def test_invalid_options_are_refused(name, options, message):
+    with pytest.raises(ConfigError, match=message):
         make_editor(name, options)

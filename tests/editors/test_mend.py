@@ -1,4 +1,4 @@
-"""The options of MEND: every one starts right and trains; statistics, sharing, signs."""
+"""The options of MEND: start, training, statistics, sharing, signs."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
-def test_every_option_of_mend_starts_right_and_trains(name):
+def test_every_option_of_mend_has_the_right_start_and_trains(name):
     """Identity start equals the bare normalised gradient; every parameter gets a gradient."""
     module, base, weights = tiny("gpt2")
     options = dict(rank=8, step_size=1e-2) | VARIANTS[name]
@@ -75,7 +75,7 @@ def test_every_option_of_mend_starts_right_and_trains(name):
     assert all(np.any(g) for g in jax.tree.leaves(grad))
 
 
-def test_relu_passes_gradient_one_at_zero():
+def test_relu_has_derivative_one_at_zero():
     x = jnp.asarray([-1.0, 0.0, 2.0])
     np.testing.assert_array_equal(relu_one_at_zero(x), [0.0, 0.0, 2.0])
     np.testing.assert_array_equal(jax.vmap(jax.grad(relu_one_at_zero))(x), [0.0, 1.0, 1.0])
@@ -103,7 +103,7 @@ def test_v_starts_normal_or_xavier():
     assert abs(std["xavier"] - np.sqrt(2 / (96 + 64))) < 0.02
 
 
-def test_sharing_is_by_shape_in_edit_order():
+def test_weights_share_by_shape_in_edit_order():
     _, _, weights = tiny("llama")
     shared = group_weights(weights, True)
     assert [(g.key, [w.name for w in g.members]) for g in shared] == [
@@ -113,7 +113,7 @@ def test_sharing_is_by_shape_in_edit_order():
     assert len(group_weights(weights, False)) == 6
 
 
-def test_statistics_of_one_by_one_and_whole_groups_differ_only_inside_a_step():
+def test_one_by_one_and_group_statistics_differ_only_within_a_step():
     """Both take in the same rows; only what the first weight of a group is divided by differs."""
     module, base, weights = tiny("gpt2")
     factors = make_problem(module, base, weights, random_sequences(0)).factors()

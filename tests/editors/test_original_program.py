@@ -124,7 +124,7 @@ class Golden:
 
 @pytest.mark.skipif(not CASES, reason="no golden files at MEND_GOLDEN_DIR")
 @pytest.mark.parametrize("case", CASES)
-def test_every_array_of_the_original(case):
+def test_every_array_equals_the_original_programs(case):
     g = Golden(case)
     params, state = original_checkpoints.import_state_dict(
         g.group("editor/"), g.weights, g.hf_of, shared=g.shared

@@ -1,4 +1,4 @@
-"""Point repair: its programs against SciPy's on the whole, its guarantee, what it refuses."""
+"""Point repair: its programs against one full program, its guarantee, refused inputs."""
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ def size(norm, X):
 
 
 def whole_program(norm, key, row, at, least):
-    """The least norm by one program over all entries X = P - Q, and a bound of them for linf."""
+    """Return the minimum norm by one program over all entries X = P - Q (and their bound, linf)."""
     values = (key[at][:, :, None] * row[:, None, :]).reshape(len(at), -1)
     M, n = values.shape
     if norm == "l1":
@@ -36,8 +36,8 @@ def whole_program(norm, key, row, at, least):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("norm", ["l1", "linf"])
-def test_the_least_matrix_is_that_of_the_whole_program(norm, seed):
-    """To the gap that the search may leave; X is float32, so constraints hold to 1e-5."""
+def test_the_minimum_norm_matrix_equals_the_full_programs(norm, seed):
+    """Up to the gap that the search may leave; X is float32, so constraints hold to 1e-5."""
     rng = np.random.default_rng(seed)
     key, row = rng.normal(size=(3, 6)), rng.normal(size=(9, 5))
     at, least = np.arange(9) % 3, rng.normal(size=9) + 0.5
@@ -48,7 +48,7 @@ def test_the_least_matrix_is_that_of_the_whole_program(norm, seed):
 
 
 @pytest.mark.parametrize("norm", ["l1", "linf"])
-def test_what_cannot_be_met_has_no_matrix_and_what_is_met_the_zero_one(norm):
+def test_infeasible_constraints_have_no_matrix_and_satisfied_ones_zero(norm):
     rng = np.random.default_rng(0)
     key, row = (rng.normal(size=(2, n)).astype(np.float32) for n in (6, 5))
     both_ways = np.stack([row[0], -row[0], row[1]])
@@ -58,7 +58,7 @@ def test_what_cannot_be_met_has_no_matrix_and_what_is_met_the_zero_one(norm):
 
 
 def repaired(kind):
-    """Corrections and, jitted, their edits and logits under them; those of the last contradict."""
+    """Return corrections, their edits and the edited logits; the last edit is contradictory."""
     module, base, weights = tiny(kind, n_top=1)
     seqs = random_sequences(0, E=3, n=2)
     twice = jax.tree.map(np.array, seqs)
@@ -81,7 +81,7 @@ def repaired(kind):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_an_edit_that_is_not_zero_holds_and_is_smaller_than_fine_tunings(kind):
+def test_a_nonzero_edit_holds_and_is_smaller_than_fine_tunings(kind):
     down, seqs, (edit, logits, solved, tuned, tuned_solved) = repaired(kind)
     assert list(edit.deltas) == down
     X, other = (np.asarray(e.deltas[down[0]].w) for e in (edit, tuned))
@@ -92,7 +92,7 @@ def test_an_edit_that_is_not_zero_holds_and_is_smaller_than_fine_tunings(kind):
         assert tuned_solved[e] and size("l1", X[e]) <= size("l1", other[e])
 
 
-def test_a_correction_that_holds_needs_nothing():
+def test_a_correction_that_holds_already_has_the_zero_edit():
     module, base, weights = tiny("llama", n_top=1)
     seqs = random_sequences(0, E=1)
     problem = make_problem(module, base, weights, seqs)
@@ -103,9 +103,12 @@ def test_a_correction_that_holds_needs_nothing():
     assert not edit.deltas["block_3/mlp/down"].w.any()
 
 
-def test_what_cannot_work_is_refused():
-    for options, said in ((dict(norm="l2"), "norm 'l2'"), (dict(margin=0.0), "margin 0.0 must be")):
-        with pytest.raises(ConfigError, match=said):
+def test_invalid_options_weights_and_meshes_are_refused():
+    for options, message in (
+        (dict(norm="l2"), "norm 'l2'"),
+        (dict(margin=0.0), "margin 0.0 must be"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             make_editor("point_repair", options)
     weights = tuple(w for w in tiny("llama")[2] if w.role != "mlp/down")
     with pytest.raises(ConfigError, match="not among the edited weights.*add it to model.edit_ro"):

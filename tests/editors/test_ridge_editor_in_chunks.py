@@ -1,4 +1,4 @@
-"""Least squares of many facts a few at a time: the same edit, and memory that does not grow."""
+"""Ridge regression of many facts in chunks: the same edit, and memory that does not grow."""
 
 import functools
 
@@ -22,7 +22,7 @@ EDITORS = {
 
 
 def edits_of(name, kind, chunk, n):
-    """(params, state) of an editor off its start, and its jitted edit in training and after it."""
+    """Return the jitted edit of a perturbed editor, in training and after it, and its arguments."""
     module, base, weights = tiny(kind, n_top=1)
     module = module.clone(text_chunk=chunk)
     editor = make_editor(name.split(",")[0], EDITORS[name])
@@ -41,8 +41,8 @@ def edits_of(name, kind, chunk, n):
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 @pytest.mark.parametrize("name", sorted(EDITORS))
-def test_facts_in_chunks_give_the_edit_and_the_statistics_of_all_at_once(name, kind):
-    """Five facts by two: the last chunk is filled up, and one fact of the first edit counts not.
+def test_chunks_of_facts_give_the_same_edit_and_statistics(name, kind):
+    """Five facts in chunks of two: the last is padded, and one fact of the first edit is masked.
 
     Keys have |k|^2 up to some 10 and ridges are 0.1 to 2, so a solve multiplies float32's 6e-8 by
     some hundred, more where sums of statistics in another order come in: 1e-4 of the largest entry.
@@ -65,7 +65,7 @@ def test_facts_in_chunks_give_the_edit_and_the_statistics_of_all_at_once(name, k
 
 
 @pytest.mark.parametrize("relative", [False, True])
-def test_normal_equations_of_parts_are_summed_to_those_of_all(relative):
+def test_normal_equations_of_parts_sum_to_those_of_all_rows(relative):
     """Against `least_squares` of all rows, fewer than d_in and so by the dual system; the ridge
     is 0.5, or 0.5 in units of the mean |k|^2. cond < 100, times eps of float32 is 1e-5."""
     rng = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def test_normal_equations_of_parts_are_summed_to_those_of_all(relative):
 
 @functools.cache
 def held(chunk, n):
-    """Bytes that the compiled gradient of a MALMEN edit's size holds beside its arguments."""
+    """Return the temporary bytes of the compiled gradient of a MALMEN edit's norm."""
     module, base, weights = tiny("gpt2", n_top=1)
     module = module.clone(text_chunk=chunk)
     editor = make_editor("malmen", dict(rank=4, step_size=1e-1))
@@ -100,8 +100,8 @@ def held(chunk, n):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def test_memory_does_not_grow_with_the_facts():
-    """Texts and trunk states, which are arguments here, do; and in pieces they are copied once."""
+def test_memory_does_not_grow_with_the_number_of_facts():
+    """Texts and trunk states, which are arguments here, do grow; chunks copy them once."""
     whole, pieces = (held(chunk, 256) - held(chunk, 128) for chunk in (0, 4))
     copies = 128 * 12 * (32 * 4 + 64)  # of a text's states [12, 32] and tokens, generously
     assert pieces < copies, (pieces, copies)

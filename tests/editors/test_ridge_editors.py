@@ -32,7 +32,7 @@ def factors_of(seqs, rows):
 
 
 def edit_of(editor, params, state, seqs, train):
-    """The editor's edit, compiled: op by op it takes longer."""
+    """Return the editor's edit, compiled to save time."""
 
     @jax.jit
     def edit(params, state, seqs):
@@ -47,7 +47,7 @@ def keys_and_values(n_rows, d_in, d_out=6, seed=0):
 
 
 @pytest.mark.parametrize("n_rows, kind", [(9, LowRank), (30, Dense)])
-def test_primal_dual_and_least_squares_agree(n_rows, kind):
+def test_primal_and_dual_solutions_equal_least_squares(n_rows, kind):
     """numpy's least squares of [K; sqrt(ridge) I] X = [D; 0], in float64.
 
     cond(G) <= (max |k|^2 + ridge) / ridge < 100, times eps of float32 is 1e-5 of entries below 1.
@@ -62,7 +62,7 @@ def test_primal_dual_and_least_squares_agree(n_rows, kind):
     np.testing.assert_allclose(found.dense(), expected, atol=1e-5)
 
 
-def test_a_row_that_does_not_count_changes_nothing_whatever_it_holds():
+def test_a_masked_row_changes_nothing_whatever_its_values():
     k, d = keys_and_values(9, 20)
     f = Factors(jnp.asarray(k), jnp.asarray(d), jnp.arange(9) < 7, key=jnp.asarray(k))
     loud = f.replace(key=f.key.at[7:].set(1e6), delta=f.delta.at[7:].set(jnp.nan))
@@ -71,14 +71,14 @@ def test_a_row_that_does_not_count_changes_nothing_whatever_it_holds():
         np.testing.assert_allclose(solve_rows(x, 0.5).dense(), fewer.dense(), atol=1e-6)
 
 
-def test_one_row_and_a_small_ridge_meet_the_wanted_value():
+def test_one_row_with_a_small_ridge_gets_its_requested_value():
     k, d = keys_and_values(1, 20)
     found = least_squares(jnp.asarray(k), jnp.asarray(d), 1e-4)
     np.testing.assert_allclose(k @ found.dense(), d, rtol=1e-4)  # off by ridge / |k|^2
 
 
 def test_keys_that_are_equal_up_to_rounding_are_solved():
-    """A ridge below what rounds off in the Gram matrix: still positive definite, no nan."""
+    """With a ridge below the rounding of the Gram matrix it is still positive definite."""
     k, d = keys_and_values(1, 20)
     keys = np.repeat(k, 15, axis=0) * 100
     found = least_squares(jnp.asarray(keys), jnp.asarray(np.repeat(d, 15, axis=0)), 1e-12)
@@ -89,7 +89,7 @@ def numpy_moments(rows):
     return rows.mean(0), rows.std(0, ddof=1) + 1e-7
 
 
-def test_malmen_starts_as_the_least_squares_of_what_each_row_wants():
+def test_malmen_starts_as_least_squares_of_the_rows_value_changes():
     """K^T (K K^T + ridge I)^-1 D, d_i = -eta (k_i . z(k_i)) z(delta_i), by numpy in float64."""
     seqs = random_sequences(0, E=2, n=3)
     factors = jax.tree.map(lambda leaf: np.asarray(leaf[0]), factors_of(seqs, "answer"))
@@ -111,7 +111,7 @@ def test_malmen_starts_as_the_least_squares_of_what_each_row_wants():
             assert np.abs(expected).max() > 1e-2
 
 
-def test_answer_rows_are_those_of_all_rows_at_scored_positions():
+def test_answer_rows_are_the_rows_at_scored_positions():
     seqs = random_sequences(0, E=2, n=3)
     everything, answers = factors_of(seqs, "all"), factors_of(seqs, "answer")
     n_scored = int(np.asarray(seqs.score_mask).sum())
@@ -125,8 +125,8 @@ def test_answer_rows_are_those_of_all_rows_at_scored_positions():
             np.testing.assert_allclose(f.gradient(), whole, atol=3e-6)
 
 
-def test_ultraedit_counts_its_own_rows_and_remembers_in_turn():
-    """Statistics over two corrections in turn are those over both at once."""
+def test_ultraedit_includes_its_own_rows_and_accumulates_sequential_edits():
+    """Statistics over two sequential corrections equal those over both at once."""
     seqs = random_sequences(0, E=2, n=3)
     first_seqs, second_seqs = (jax.tree.map(lambda a, e=e: a[e : e + 1], seqs) for e in (0, 1))
     editor = make_editor("ultraedit", dict(lr=1e-2, ridge=0.5))
@@ -155,7 +155,7 @@ def test_ultraedit_counts_its_own_rows_and_remembers_in_turn():
 
 
 def test_ultraedits_ridge_is_relative_to_the_length_of_keys():
-    """A row alone gets 1 / (1 + ridge) of what it asks for, however long its key."""
+    """A single row gets 1 / (1 + ridge) of its requested change, however long its key."""
     for length in (1e-2, 1.0, 1e2):
         k, d = keys_and_values(1, 20)
         f = Factors(jnp.asarray(k), jnp.asarray(d), jnp.ones(1, bool), key=jnp.asarray(length * k))
@@ -163,7 +163,7 @@ def test_ultraedits_ridge_is_relative_to_the_length_of_keys():
         np.testing.assert_allclose(length * k @ found, d / 1.25, rtol=1e-4)
 
 
-def test_value_shift_is_what_mends_edit_of_the_row_does_at_its_key():
+def test_value_shift_is_the_change_of_mends_edit_at_the_rows_key():
     w = WEIGHTS[0]
     k, d = keys_and_values(5, w.d_in, w.d_out)
     u = k[::-1].copy()
@@ -176,7 +176,7 @@ def test_value_shift_is_what_mends_edit_of_the_row_does_at_its_key():
 
 
 @pytest.mark.parametrize(
-    "name, options, said",
+    "name, options, message",
     [
         ("malmen", dict(ridge=0.0), "ridge 0.0 must be above 0"),
         ("malmen", dict(step_size=-1.0, log_step_size=True), "no logarithm"),
@@ -184,6 +184,6 @@ def test_value_shift_is_what_mends_edit_of_the_row_does_at_its_key():
         ("ultraedit", dict(lr=0.0), "must be above 0"),
     ],
 )
-def test_options_that_cannot_work_are_refused(name, options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_options_are_refused(name, options, message):
+    with pytest.raises(ConfigError, match=message):
         make_editor(name, options)

@@ -1,4 +1,4 @@
-"""ROME and MEMIT: their closed forms, their keys and covariances, and what they refuse."""
+"""ROME and MEMIT: closed forms, keys, covariances, and refused inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from support.rome_case import (
     ALONE,
+    APPLIED,
     DOWN,
     FREE,
-    IN_FORCE,
     MEMIT,
-    MEMIT_BEHIND,
+    MEMIT_WITH_PREFIXES,
     SEQS,
     WEIGHTS,
     at_subjects,
@@ -43,7 +43,7 @@ from mend_jax.models import WeightSpec
 from mend_jax.models.layers import gelu_tanh
 
 
-def test_a_survey_gives_the_second_moment_of_all_real_tokens():
+def test_calibration_gives_the_second_moment_of_all_real_tokens():
     """Means of some 200 products of numbers of about 1, in float32: off by 1e-6."""
     assert set(calibrated()["second_moment"]) == {
         DOWN[1].name,
@@ -64,7 +64,7 @@ def test_a_survey_gives_the_second_moment_of_all_real_tokens():
     "n, seen, ridge, kind",
     [(5, 1, 3.0, LowRank), (30, 1, 3.0, Dense), (5, 0, 3.0, LowRank), (1, 1, 0.0, LowRank)],
 )
-def test_what_is_written_is_the_closed_form(n, seen, ridge, kind):
+def test_written_pairs_equal_the_closed_form(n, seen, ridge, kind):
     """numpy in float64; cond(C) is about 100, so float32 is good to 1e-5 of entries below 1."""
     rng = np.random.default_rng(0)
     d_in, d_out = 20, 6
@@ -83,16 +83,16 @@ def test_what_is_written_is_the_closed_form(n, seen, ridge, kind):
     assert np.abs(expected).max() > 0.05
 
 
-def test_rome_meets_every_wanted_value_and_is_the_closed_form():
-    """dW = C^-1 K^T (K C^-1 K^T)^-1 D for three corrections an edit, with another edit in force.
+def test_rome_gets_every_requested_value_and_equals_the_closed_form():
+    """dW = C^-1 K^T (K C^-1 K^T)^-1 D for three corrections per edit, with another edit applied.
 
     d = v* - k* W is what the search finds that the editor makes. C has eigenvalues down to 1e-4 of
     the largest, so float32 gives C^-1 k to 1e-3 of its size; the constraint holds by more.
     """
     edit, w = by_rome(), DOWN[2]
     assert set(edit.deltas) == {w.name} and edit.deltas[w.name].a.shape == (2, 3, w.d_in)
-    k, _, _, loss_before = observed(SEQS, IN_FORCE)
-    _, after, _, loss_after = observed(SEQS, dense(IN_FORCE, edit))
+    k, _, _, loss_before = observed(SEQS, APPLIED)
+    _, after, _, loss_after = observed(SEQS, dense(APPLIED, edit))
     before, d = by_search()
     assert np.linalg.norm(d, axis=-1).min() > 0.3
     np.testing.assert_allclose(after - before, d, atol=1e-3)
@@ -105,8 +105,8 @@ def test_rome_meets_every_wanted_value_and_is_the_closed_form():
     assert (loss_after < loss_before - 0.1).all()
 
 
-def padded_before(seqs):
-    """The same texts with all of their padding in front."""
+def padded_on_the_left(seqs):
+    """Return the texts with all padding on the left."""
     shift = seqs.tokens.shape[-1] - seqs.mask.sum(-1, keepdims=True)
     at = (np.arange(seqs.tokens.shape[-1]) - shift) % seqs.tokens.shape[-1]
     moved = {k: np.take_along_axis(getattr(seqs, k), at, -1) for k in ("tokens", "mask")}
@@ -115,15 +115,15 @@ def padded_before(seqs):
 
 
 @jax.jit
-def keys_of_texts(tokens, subject, in_force):
-    """The inputs [N, d] of the second block's `down` at a token of each text, padded by -1."""
+def keys_of_texts(tokens, subject, applied):
+    """Return the inputs [N, d] of the second block's `down` at a token of texts padded by -1."""
     n = len(tokens)
     parts = {k: jnp.zeros((1, n, 1), jnp.int32) for k in ("score_pos", "target")}
     seqs = SEQS.replace(
         tokens=jnp.maximum(tokens, 0)[None], mask=tokens[None] >= 0, subject=subject[None],
         score_mask=jnp.zeros((1, n, 1), bool), **parts,
     )  # fmt: skip
-    u = gelu_tanh(problem_of(seqs, in_force).outputs("block_2/mlp/up"))
+    u = gelu_tanh(problem_of(seqs, applied).outputs("block_2/mlp/up"))
     return jnp.take_along_axis(u, subject[None, ..., None], axis=2)[0, :, 0]
 
 
@@ -131,20 +131,20 @@ def padded(texts, width=2 * PREFIX + 4):
     return np.stack([np.pad(t, (0, width - len(t)), constant_values=-1) for t in texts])
 
 
-def test_keys_are_the_mean_over_the_text_alone_and_behind_each_prefix():
-    """Prefixes are beginnings of the first calibration texts; a shorter text is used whole."""
-    assert (MEMIT_BEHIND.init(None, WEIGHTS)[1]["prefixes"] == -1).all()
+def test_keys_are_the_mean_over_the_text_alone_and_after_each_prefix():
+    """Prefixes are beginnings of the first calibration texts, or the whole of short texts."""
+    assert (MEMIT_WITH_PREFIXES.init(None, WEIGHTS)[1]["prefixes"] == -1).all()
     first = texts(1)
     shown = [row[keep][:PREFIX] for row, keep in zip(
         first.flat().tokens[:3], first.flat().mask[:3], strict=True)]  # fmt: skip
     assert len({len(row) for row in shown}) > 1 and max(map(len, shown)) == PREFIX
-    state = calibrated_by(MEMIT_BEHIND, (padded_before(first), texts(2)))
+    state = calibrated_by(MEMIT_WITH_PREFIXES, (padded_on_the_left(first), texts(2)))
     for row, prefix in zip(state["prefixes"], shown, strict=True):
         np.testing.assert_array_equal(row, [-1] * (PREFIX - len(prefix)) + prefix.tolist())
 
     @jax.jit
     def found(seqs):
-        problem = problem_of(seqs, IN_FORCE)
+        problem = problem_of(seqs, APPLIED)
         return subject_keys(problem, with_prefixes(state, problem), DOWN[2])
 
     expected = []
@@ -152,20 +152,20 @@ def test_keys_are_the_mean_over_the_text_alone_and_behind_each_prefix():
         own = [row[keep] for row, keep in zip(SEQS.tokens[e], SEQS.mask[e], strict=True)]
         many = padded([np.r_[p, row].astype(np.int32) for row in own for p in ([], *shown)])
         subject = np.asarray([[len(p) + 1] for _ in own for p in ([], *shown)], np.int32)
-        in_force = jax.tree.map(lambda leaf, e=e: leaf[e : e + 1], IN_FORCE)
-        expected.append(keys_of_texts(many, subject, in_force).reshape(3, 4, -1).mean(1))
+        applied = jax.tree.map(lambda leaf, e=e: leaf[e : e + 1], APPLIED)
+        expected.append(keys_of_texts(many, subject, applied).reshape(3, 4, -1).mean(1))
     expected = np.stack(expected)
-    for seqs in (SEQS, padded_before(SEQS)):
+    for seqs in (SEQS, padded_on_the_left(SEQS)):
         np.testing.assert_allclose(found(seqs), expected, atol=1e-5)
-    assert np.abs(expected - at_subjects(observed(SEQS, IN_FORCE)[0][2])).max() > 0.1
+    assert np.abs(expected - at_subjects(observed(SEQS, APPLIED)[0][2])).max() > 0.1
 
 
-def test_what_is_written_is_found_at_the_mean_key():
-    """Not at that of the text alone, other than without prefixes."""
+def test_values_are_written_at_the_mean_key():
+    """Not at the key of the text alone, unlike without prefixes."""
 
     @jax.jit
     def found(state):
-        problem = problem_of(SEQS, IN_FORCE)
+        problem = problem_of(SEQS, APPLIED)
         behind = with_prefixes(state, problem)
         d = ValueSearch(**FREE).find_shift(behind, DOWN[2], subject_outputs(problem, DOWN[2].name))
         return subject_keys(problem, behind, DOWN[2]), d
@@ -175,23 +175,23 @@ def test_what_is_written_is_found_at_the_mean_key():
     assert np.abs(d - by_search()[1]).max() > 0.01
     for name, more in (("rome", dict(block=2)), ("memit", dict(blocks=(2,), preserve=0.0))):
         editor = make_editor(name, FREE | dict(n_prefixes=3) | more)
-        delta = edit_of(editor, state, SEQS, IN_FORCE).deltas[DOWN[2].name].dense()
+        delta = edit_of(editor, state, SEQS, APPLIED).deltas[DOWN[2].name].dense()
         np.testing.assert_allclose(k @ delta, d, atol=1e-3)
         assert np.abs(delta - by_rome().deltas[DOWN[2].name].dense()).max() > 1e-3
 
 
-def test_memit_is_its_algorithm():
+def test_memit_equals_its_algorithm():
     """Block by block with numpy in float64, from keys and states under the edits so far.
 
     lambda C + K^T K is no worse than C, see above.
     """
-    edit = edit_of(MEMIT, calibrated(), SEQS, IN_FORCE)
+    edit = edit_of(MEMIT, calibrated(), SEQS, APPLIED)
     assert list(edit.deltas) == [DOWN[1].name, DOWN[2].name]
-    k, _, h, loss_before = observed(SEQS, IN_FORCE)
+    k, _, h, loss_before = observed(SEQS, APPLIED)
     z, so_far = np.asarray(h) + by_search()[1], Edit(deltas={})
     for number, block in enumerate((1, 2)):
         w = DOWN[block]
-        k, _, h, _ = observed(SEQS, dense(IN_FORCE, so_far))
+        k, _, h, _ = observed(SEQS, dense(APPLIED, so_far))
         k, r = at_subjects(k[block]), (z - np.asarray(h)) / (2 - number)
         for e in range(2):
             expected = np.linalg.solve(w.d_in * known(w) + k[e].T @ k[e], k[e].T @ r[e])
@@ -199,20 +199,20 @@ def test_memit_is_its_algorithm():
             np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
             assert np.abs(expected).max() > 1e-3
         so_far = Edit(deltas={**so_far.deltas, w.name: edit.deltas[w.name]})
-    assert (observed(SEQS, dense(IN_FORCE, edit))[3] < loss_before - 0.1).all()
+    assert (observed(SEQS, dense(APPLIED, edit))[3] < loss_before - 0.1).all()
 
 
-def test_memit_of_one_block_that_preserves_nothing_is_rome():
-    """One search, as nothing here hangs on what |d| is measured by."""
+def test_memit_of_one_block_that_preserves_nothing_equals_rome():
+    """One search serves both, as nothing here depends on the reference of |d|."""
     editor = make_editor("memit", ALONE | dict(blocks=(2,), preserve=0.0))
-    edit = edit_of(editor, calibrated(), SEQS, IN_FORCE)
+    edit = edit_of(editor, calibrated(), SEQS, APPLIED)
     assert set(edit.deltas) == {DOWN[2].name}
     x, y = (e.deltas[DOWN[2].name].dense() for e in (edit, by_rome()))
     np.testing.assert_allclose(x, y, atol=1e-3 * np.abs(y).max())
 
 
 @pytest.mark.parametrize(
-    "kind, n_top, name, options, said",
+    "kind, n_top, name, options, message",
     [
         ("t5", 2, "rome", {}, "has an encoder: use another editor"),
         ("bart", 2, "memit", {}, "has an encoder: use another editor"),
@@ -225,15 +225,15 @@ def test_memit_of_one_block_that_preserves_nothing_is_rome():
         ("gpt2", 2, "rome", dict(decay=-1.0), "decay -1.0 must be at least 0"),
     ],
 )
-def test_what_cannot_be_edited_is_refused(kind, n_top, name, options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_weights_and_options_that_cannot_be_edited_are_refused(kind, n_top, name, options, message):
+    with pytest.raises(ConfigError, match=message):
         make_editor(name, options).init(None, tiny(kind, n_top)[2])
 
 
 @pytest.mark.parametrize(
-    "kind, name, said", [("bert", "rome", "is a classifier"), ("gemma2", "memit", "use rome")]
+    "kind, name, message", [("bert", "rome", "is a classifier"), ("gemma2", "memit", "use rome")]
 )
-def test_models_that_only_a_problem_tells_apart_are_refused(kind, name, said):
+def test_models_that_only_the_problem_identifies_are_refused(kind, name, message):
     module, base, weights = tiny(kind)
     editor, seqs = make_editor(name, {}), random_sequences(0, E=1, kind=module.kind)
     start = editor.init(None, weights)
@@ -241,5 +241,5 @@ def test_models_that_only_a_problem_tells_apart_are_refused(kind, name, said):
     def edit(base):
         return editor.edit(*start, make_problem(module, base, weights, seqs), False)[0]
 
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         jax.eval_shape(edit, base)

@@ -1,4 +1,4 @@
-"""The editors that are trained as MEND is: ENN, KnowledgeEditor, Meta-SGD, Meta-Curvature."""
+"""The other trained editors: ENN, KnowledgeEditor, Meta-SGD, Meta-Curvature."""
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,9 @@ UP, DOWN = WeightSpec("block_0/mlp/up", 3, 5), WeightSpec("block_0/mlp/down", 5,
 
 
 class Regression:
-    """E problems of a network of two layers: L = |tanh(x W1) W2 - y|^2 / 2, with hand-made slopes.
+    """E problems of a two-layer network: L = |tanh(x W1) W2 - y|^2 / 2, with manual derivatives.
 
-    It is a `core.problem.Problem` as far as ENN asks for one.
+    It is a `core.problem.Problem` as far as ENN uses one.
     """
 
     weights = (UP, DOWN)
@@ -52,7 +52,7 @@ class Regression:
         return jnp.square(residual).sum((-2, -1)) / 2
 
     def at(self, e, theta):
-        """The parts of problem e at W + theta that slopes are made of."""
+        """Return the parts of the derivatives of problem e at W + theta."""
         w1, w2 = (self.base[w.name] + theta[w.name] for w in self.weights)
         x = self.x[e]
         h = np.tanh(x @ w1)
@@ -63,7 +63,7 @@ class Regression:
         return {UP.name: x.T @ (r @ w2.T * (1 - h**2)), DOWN.name: h.T @ r}
 
     def hessian_times(self, e, theta, v):
-        """The derivative of `gradient` along v (Pearlmutter 1994), by hand."""
+        """The derivative of `gradient` along v (Pearlmutter 1994)."""
         x, h, r, w2 = self.at(e, theta)
         dh = (1 - h**2) * (x @ v[UP.name])
         dr = dh @ w2 + h @ v[DOWN.name]
@@ -71,7 +71,7 @@ class Regression:
         return {UP.name: x.T @ back, DOWN.name: dh.T @ r + h.T @ dr}
 
 
-def meta_gradient_by_hand(inner, outer, shift, alpha, n_steps, first_order):
+def reference_meta_gradient(inner, outer, shift, alpha, n_steps, first_order):
     """d/d(shift, alpha) of sum_e L_outer(theta_K), theta_{k+1} = theta_k - alpha grad L_inner.
 
     Backwards through the steps: v <- v - H(theta_k) (alpha v), d alpha -= <grad, v> (MAML).
@@ -94,7 +94,7 @@ def meta_gradient_by_hand(inner, outer, shift, alpha, n_steps, first_order):
 
 
 def learned(seed=0):
-    """A shift and two rates that are not where training starts."""
+    """Return a shift and two step sizes that differ from their initial values."""
     rng = np.random.default_rng(seed)
     shift = {w.name: 0.1 * rng.normal(size=(w.d_in, w.d_out)) for w in (UP, DOWN)}
     return shift, {UP.name: 0.03, DOWN.name: 0.05}
@@ -103,8 +103,8 @@ def learned(seed=0):
 @pytest.mark.parametrize("n_steps", [1, 2])
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("log", [False, True])
-def test_enn_is_maml_differentiated_by_hand(float64, n_steps, first_order, log):
-    """To 1e-8 in float64: a few dozen products, each right to 1e-16.
+def test_enn_equals_manually_differentiated_maml(float64, n_steps, first_order, log):
+    """To 1e-8 in float64: a few dozen products, each accurate to 1e-16.
 
     The Hessian's part is what first order leaves out, and it is a tenth of the gradient or more.
     """
@@ -118,8 +118,8 @@ def test_enn_is_maml_differentiated_by_hand(float64, n_steps, first_order, log):
     rates = {n: np.log(a) if log else a for n, a in alpha.items()}
     params = {"shift": shift, "inner_lr": rates}
     found = jax.grad(meta_loss)(jax.tree.map(jnp.asarray, params))
-    d_shift, d_alpha = meta_gradient_by_hand(inner, outer, shift, alpha, n_steps, first_order)
-    other, _ = meta_gradient_by_hand(inner, outer, shift, alpha, n_steps, not first_order)
+    d_shift, d_alpha = reference_meta_gradient(inner, outer, shift, alpha, n_steps, first_order)
+    other, _ = reference_meta_gradient(inner, outer, shift, alpha, n_steps, not first_order)
     for name in shift:
         np.testing.assert_allclose(found["shift"][name], d_shift[name], rtol=1e-8, atol=1e-10)
         slope = d_alpha[name] * (alpha[name] if log else 1.0)
@@ -128,8 +128,8 @@ def test_enn_is_maml_differentiated_by_hand(float64, n_steps, first_order, log):
         assert gap > 0.1 * np.linalg.norm(d_shift[name])
 
 
-def test_enn_shifts_an_edited_model_once(float64):
-    """What comes on top of edits in force has no shift; on top of zero edits it has."""
+def test_enn_shifts_an_edited_model_only_once(float64):
+    """An edit on top of applied edits has no shift; on top of zero edits it has one."""
     editor = make_editor("enn", {})
     shift, alpha = learned()
     params = jax.tree.map(jnp.asarray, {"shift": shift, "inner_lr": alpha})
@@ -145,7 +145,7 @@ def test_enn_shifts_an_edited_model_once(float64):
             np.testing.assert_allclose(on_top.deltas[name].w[e], -alpha[name] * g, rtol=1e-8)
 
 
-def test_the_penalty_of_enn_is_the_silence_of_the_shift_alone():
+def test_the_penalty_of_enn_is_the_locality_kl_of_the_shift_alone():
     editor = make_editor("enn", dict(c_base=3.0))
     shift = {name: np.float32(w) for name, w in learned()[0].items()}
     edits = Edit(deltas={w.name: Dense(jnp.ones((4, w.d_in, w.d_out))) for w in (UP, DOWN)})
@@ -162,7 +162,7 @@ def test_the_penalty_of_enn_is_the_silence_of_the_shift_alone():
 
 
 class Rows:
-    """E corrections as factors: a `core.problem.Problem` as far as a factor editor asks for one."""
+    """E corrections as factors: a `core.problem.Problem` as far as a factor editor uses one."""
 
     weights = (UP, DOWN)
     n_edits = 2
@@ -183,7 +183,7 @@ class Rows:
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_meta_sgd_has_a_rate_for_every_parameter(log):
+def test_meta_sgd_has_a_step_size_for_every_parameter(log):
     editor, rows = make_editor("meta_sgd", dict(lr=0.5, log_lr=log)), Rows()
     params, state = editor.init(jax.random.key(0), rows.weights)
     start, _ = editor.edit(params, state, rows, False)
@@ -200,7 +200,7 @@ def test_meta_sgd_has_a_rate_for_every_parameter(log):
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_meta_curvature_turns_the_gradient_from_both_sides(log):
+def test_meta_curvature_multiplies_the_gradient_from_both_sides(log):
     editor = make_editor("meta_curvature", dict(step_size=0.5, log_step_size=log))
     rows = Rows()
     params, state = editor.init(jax.random.key(0), rows.weights)
@@ -228,8 +228,8 @@ def test_meta_curvature_may_normalise_first():
     jax.tree.map(np.testing.assert_array_equal, after["normalize"], moments["normalize"])
 
 
-def test_the_rows_of_ke_are_the_dense_formula(float64):
-    """sigma(eta) (softmax(alpha) gamma^T ∘ grad + softmax(beta) delta^T), masked rows left out."""
+def test_the_rows_of_ke_equal_the_dense_formula(float64):
+    """sigma(eta) (softmax(alpha) gamma^T ∘ grad + softmax(beta) delta^T), without masked rows."""
     rng = np.random.default_rng(0)
     E, n = 2, 6
     f = Factors(
@@ -246,8 +246,8 @@ def test_the_rows_of_ke_are_the_dense_formula(float64):
     np.testing.assert_allclose(low_rank.dense(), dense, rtol=1e-12)
 
 
-def lstm_by_hand(p, x_TxD):
-    """The last state of an LSTM, one token after the other."""
+def reference_lstm(p, x_TxD):
+    """Return the last state of an LSTM, token by token."""
     H = p["bias"].size // 4
     h, c = np.zeros(H), np.zeros(H)
     for x in x_TxD:
@@ -258,7 +258,7 @@ def lstm_by_hand(p, x_TxD):
     return h
 
 
-def test_the_lstm_of_ke_reads_both_ways_and_no_padding(float64):
+def test_the_lstm_of_ke_is_bidirectional_and_ignores_padding(float64):
     rng = np.random.default_rng(0)
     D, H = 3, 4
     params = {
@@ -267,7 +267,7 @@ def test_the_lstm_of_ke_reads_both_ways_and_no_padding(float64):
     }
     texts = [rng.normal(size=(length, D)) for length in (5, 3)]
     ways = [
-        [lstm_by_hand(params["forward"], t), lstm_by_hand(params["backward"], t[::-1])]
+        [reference_lstm(params["forward"], t), reference_lstm(params["backward"], t[::-1])]
         for t in texts
     ]
     # Noise as padding before, between and behind; the third text is all padding.
@@ -297,7 +297,7 @@ def test_ke_reads_prompt_and_target(kind):
 
 
 @pytest.mark.parametrize("kind", sorted(HF))
-def test_ke_knows_the_width_of_embeddings_from_any_weight(kind):
+def test_the_embedding_width_follows_from_any_weight(kind):
     family = models.find_family(HF[kind])
     config = models.parse_config(family, HF[kind])
     for w in models.choose_weights(family, config, 2):
@@ -334,7 +334,7 @@ def test_training_lowers_the_meta_loss(name):
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
-def test_the_whole_training_state_has_rules(name):
+def test_the_whole_training_state_has_sharding_rules(name):
     _, _, weights = tiny("llama")
     editor = make_editor(name, NAMES[name])
     tx = make_optimizer(
@@ -346,7 +346,7 @@ def test_the_whole_training_state_has_rules(name):
     jax.tree.map(np.testing.assert_array_equal, placed, state)
 
 
-def test_step_sizes_have_their_rate():
+def test_step_sizes_have_their_own_learning_rate():
     _, _, weights = tiny("llama")
     found = {}
     for name, options in NAMES.items():
@@ -359,7 +359,7 @@ def test_step_sizes_have_their_rate():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "says"),
+    ("name", "options", "message"),
     [
         ("enn", dict(n_steps=0), "n_steps 0 must be at least 1"),
         ("enn", dict(step_size=0.0, log_step_size=True), "step_size 0.0 has no logarithm"),
@@ -373,6 +373,6 @@ def test_step_sizes_have_their_rate():
         ),
     ],
 )
-def test_options_that_make_no_sense_are_refused(name, options, says):
-    with pytest.raises(ConfigError, match=says):
+def test_invalid_options_are_refused(name, options, message):
+    with pytest.raises(ConfigError, match=message):
         make_editor(name, options)

@@ -1,4 +1,4 @@
-"""Shared by the tests of ROME and MEMIT: a tiny model, corrections, an active edit, calibration."""
+"""Shared by the tests of ROME and MEMIT: model, corrections, an applied edit, calibration."""
 
 import functools
 
@@ -17,7 +17,7 @@ DOWN = {w.block: w for w in WEIGHTS if w.role == "mlp/down"}
 FREE = dict(steps=15, lr=0.1, c_kl=0.0, decay=0.0, clamp=1e3)
 ALONE = FREE | dict(n_prefixes=0)
 MEMIT = make_editor("memit", ALONE)
-MEMIT_BEHIND = make_editor("memit", FREE | dict(n_prefixes=3))
+MEMIT_WITH_PREFIXES = make_editor("memit", FREE | dict(n_prefixes=3))
 
 
 def texts(seed):
@@ -27,7 +27,7 @@ def texts(seed):
 
 
 def dense(*edits):
-    """Return the sum of edits of `DOWN[1]` and `DOWN[2]`, always with the same structure."""
+    """Return the sum of edits of `DOWN[1]` and `DOWN[2]`, always with one structure."""
     zero = {w.name: np.zeros((2, w.d_in, w.d_out), np.float32) for w in (DOWN[1], DOWN[2])}
     return Edit(deltas={
         name: Dense(sum((e.deltas[name].dense() for e in edits if name in e.deltas), z))
@@ -43,18 +43,18 @@ def random_edit(seed):
     }))  # fmt: skip
 
 
-SEQS, IN_FORCE = texts(0), random_edit(0)
+SEQS, APPLIED = texts(0), random_edit(0)
 
 
-def problem_of(seqs, in_force):
+def problem_of(seqs, applied):
     found = make_problem(MODULE, BASE, WEIGHTS, seqs)
-    return Problem(MODULE, BASE, WEIGHTS, seqs, found.trunk_states, in_force)
+    return Problem(MODULE, BASE, WEIGHTS, seqs, found.trunk_states, applied)
 
 
 @jax.jit
 def observed(seqs, edit):
-    """Under an edit: the inputs of `down` by block, by the MLP's first half, at every token; what
-    the second puts out, and the state after it, at the subject; the loss."""
+    """Return, under an edit, the inputs of `down` by block at every token; the output of the second
+    block's `down`, and the state after it, at the subject; the loss."""
     problem = problem_of(seqs, edit)
     k = {block: gelu_tanh(problem.outputs(f"block_{block}/mlp/up")) for block in (1, 2)}
     return (
@@ -70,13 +70,13 @@ def at_subjects(x_ENTd):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def shift(search, block, seqs, in_force, v):
-    return search.find_shift(problem_of(seqs, in_force), DOWN[block], v)
+def shift(search, block, seqs, applied, v):
+    return search.find_shift(problem_of(seqs, applied), DOWN[block], v)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def edit_of(editor, state, seqs, in_force):
-    return editor.edit({}, state, problem_of(seqs, in_force), False)[0]
+def edit_of(editor, state, seqs, applied):
+    return editor.edit({}, state, problem_of(seqs, applied), False)[0]
 
 
 def calibrated_by(editor, many):
@@ -87,28 +87,28 @@ def calibrated_by(editor, many):
 
 @functools.cache
 def calibrated():
-    """Return MEMIT's state after calibration on 24 texts, which includes ROME's."""
+    """Return MEMIT's state after 24 calibration texts, which contains ROME's."""
     return calibrated_by(MEMIT, map(texts, range(1, 5)))
 
 
 @functools.cache
 def by_rome():
-    return edit_of(make_editor("rome", ALONE | dict(block=2)), calibrated(), SEQS, IN_FORCE)
+    return edit_of(make_editor("rome", ALONE | dict(block=2)), calibrated(), SEQS, APPLIED)
 
 
 @functools.cache
 def by_search():
-    """Return (v, d) for the second block's `down`: its output at subjects, and the change."""
-    v = observed(SEQS, IN_FORCE)[1]
-    return v, np.asarray(shift(ValueSearch(**FREE), 2, SEQS, IN_FORCE, v), np.float64)
+    """Return (v, d): the output of the second block's `down` at subjects, and its shift."""
+    v = observed(SEQS, APPLIED)[1]
+    return v, np.asarray(shift(ValueSearch(**FREE), 2, SEQS, APPLIED, v), np.float64)
 
 
 def known(weight):
-    """Return C as used in the solve, in float64."""
+    """Return C as the solve uses it, in float64."""
     C = np.asarray(calibrated()["second_moment"][weight.name], np.float64)
     return C + np.finfo(np.float32).eps * np.trace(C) * np.eye(len(C))
 
 
 @functools.cache
 def calibrated_with_prefixes():
-    return calibrated_by(MEMIT_BEHIND, map(texts, range(1, 5)))
+    return calibrated_by(MEMIT_WITH_PREFIXES, map(texts, range(1, 5)))
