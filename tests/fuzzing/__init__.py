@@ -1,1 +1,1 @@
-"""Damaged and hostile inputs for every reader of files: made, read, and judged."""
+"""Damaged and hostile inputs for every reader of files."""

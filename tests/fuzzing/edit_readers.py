@@ -56,12 +56,12 @@ def _read_edit(folder: Path, data: bytes) -> None:
 def _shipped_seeds() -> list[bytes]:
     tensors = {"params/w": np.ones((3, 4), np.int8), "params/w/int8_scale": np.ones((3, 1), "f4"),
                "state/count": np.ones((2,), np.float32)}  # fmt: skip
-    told = dict.fromkeys((*pretrained._TEXTS, *pretrained._VALUES), "x")
-    told |= {"config": {"name": "mend"}}
-    old = {k: json.dumps(v) if k in pretrained._VALUES else v for k, v in told.items()}
-    old["sha256"] = pretrained._old_digest(tensors, told["config"])
+    fields = dict.fromkeys((*pretrained._TEXTS, *pretrained._VALUES), "x")
+    fields |= {"config": {"name": "mend"}}
+    old = {k: json.dumps(v) if k in pretrained._VALUES else v for k, v in fields.items()}
+    old["sha256"] = pretrained._old_digest(tensors, fields["config"])
     return [
-        array_files.encode(pretrained.FORMAT, tensors, told),
+        array_files.encode(pretrained.FORMAT, tensors, fields),
         serialise(tensors, {"format": pretrained._OLD_FORMAT, **old}),
     ]
 
@@ -139,7 +139,7 @@ def _read_log(folder: Path, data: bytes) -> None:
         assert file.parent == (ledger.path / "edits").resolve()
         edit = ledger.edit(entry.number)
         assert bits(edit) == bits(small_edit(int(edit.facts[0][0].split()[1])))
-    with mock.patch.object(html_view, "edits_png", lambda shown: None):
+    with mock.patch.object(html_view, "edits_png", lambda measured: None):
         text_view.print_ledger(found, io.StringIO())
         html_view.render_ledger(found)
 

@@ -131,15 +131,15 @@ def _old_batch() -> bytes:
     return serialise(deserialise(_batch()))
 
 
-def _told() -> bytes:
+def _step_record() -> bytes:
     """Return the record of its step."""
     return json.dumps({"step": 4, "rows": [3, 5], "terms": ["loss"]}).encode()
 
 
-def _read_batch(folder: Path, data: bytes, told: bytes | None = None) -> None:
+def _read_batch(folder: Path, data: bytes, record: bytes | None = None) -> None:
     """Load a batch that training kept: complete rows, and the number of their step."""
     put(folder / "batch-0000.safetensors", data)
-    put(folder / "step.json", _told() if told is None else told)
+    put(folder / "step.json", _step_record() if record is None else record)
     batch, found = batch_files.load(folder)
     assert type(found["step"]) is int
     token_batches(batch)
@@ -154,22 +154,22 @@ _BATCHES = [
 ]
 
 
-def _judged_seed() -> bytes:
+def _scored_batches_seed() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        judged = ScoredBatches(Path(folder, "judged.jsonl"), _OF)
+        scored = ScoredBatches(Path(folder, "judged.jsonl"), _OF)
         for batch in _BATCHES:
             scores = {("edit", "nll"): np.asarray(batch["scores"]["edit.nll"], np.float32)}
-            judged.add(batch["index"], scores, batch["answers"])
+            scored.add(batch["index"], scores, batch["answers"])
         return Path(folder, "judged.jsonl").read_bytes()
 
 
-def _read_judged(folder: Path, data: bytes) -> None:
+def _read_scored_batches(folder: Path, data: bytes) -> None:
     """An evaluation continues from the scored batches, or starts again."""
-    judged = ScoredBatches(put(folder / "judged.jsonl", data), _OF)
-    if judged.batches:
-        assert all(len(v) == judged.n_edits for v in judged.scores().values())
-        assert len(judged.answers()) == len(judged.index()) == judged.n_edits
-        assert json.dumps(judged.batches) in (json.dumps(b) for b in (_BATCHES[:1], _BATCHES))
+    scored = ScoredBatches(put(folder / "judged.jsonl", data), _OF)
+    if scored.batches:
+        assert all(len(v) == scored.n_edits for v in scored.scores().values())
+        assert len(scored.answers()) == len(scored.index()) == scored.n_edits
+        assert json.dumps(scored.batches) in (json.dumps(b) for b in (_BATCHES[:1], _BATCHES))
 
 
 def _so_far() -> list[np.ndarray]:
@@ -212,9 +212,11 @@ READERS = {
         lambda: [_batch(), _old_batch()], _read_batch, damage_safetensors, 0.5
     ),
     "step of a batch": Reader(
-        lambda: [_told()], lambda folder, data: _read_batch(folder, _batch(), data), share=0.5
+        lambda: [_step_record()],
+        lambda folder, data: _read_batch(folder, _batch(), data),
+        share=0.5,
     ),
-    "judged.jsonl": Reader(lambda: [_judged_seed()], _read_judged),
+    "judged.jsonl": Reader(lambda: [_scored_batches_seed()], _read_scored_batches),
     "edits so far": Reader(lambda: [_so_far_seed()], _read_so_far, damage_safetensors, 0.5),
     "edits so far of an older run": Reader(
         lambda: [_old_so_far_seed()], functools.partial(_read_so_far, ending="npz"), damage_bytes

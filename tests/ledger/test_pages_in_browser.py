@@ -132,10 +132,10 @@ def test_without_scripts_the_report_shows_everything(browser, run_page):
 
 @pytest.fixture(scope="module")
 def ledger_page(tmp_path_factory) -> Path:
-    shown = fake_view()
-    shown["entries"].append(fake_entry(5, fake_measurement((EVIL, EVIL))))
+    view = fake_view()
+    view["entries"].append(fake_entry(5, fake_measurement((EVIL, EVIL))))
     path = tmp_path_factory.mktemp("ledger") / "edits.html"
-    path.write_text(html_view.render_ledger(shown), encoding="utf-8")
+    path.write_text(html_view.render_ledger(view), encoding="utf-8")
     return path
 
 

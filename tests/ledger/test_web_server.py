@@ -140,10 +140,10 @@ def get(address, **headers):
 def test_a_fact_is_proposed_kept_compared_and_reverted(served, session):
     server, ledger, model = served(session), session.ledger, session.model
     assert "None yet:" in get(server.url)
-    shown = post(server, "/propose", FRANCE | {"rephrases": "q ab cd\n\n r ab ", "locality": "ef"})
-    assert "Keep it" in shown and ledger.entries() == []  # nothing is recorded yet
-    asked = [(a["kind"], a["prompt"]) for a in session.proposal.measured["facts"][0]["asked"]]
-    assert asked == [("prompt", "ab cd"), ("paraphrase", "q ab cd"), ("paraphrase", "r ab")]
+    page = post(server, "/propose", FRANCE | {"rephrases": "q ab cd\n\n r ab ", "locality": "ef"})
+    assert "Keep it" in page and ledger.entries() == []  # nothing is recorded yet
+    lines = [(a["kind"], a["prompt"]) for a in session.proposal.measured["facts"][0]["asked"]]
+    assert lines == [("prompt", "ab cd"), ("paraphrase", "q ab cd"), ("paraphrase", "r ab")]
     assert session.proposal.together is None
 
     after = post(server, "/keep", {"proposal": 1})
@@ -159,10 +159,10 @@ def test_a_fact_is_proposed_kept_compared_and_reverted(served, session):
     assert (before == after) == (model.generate("ab cd", 24) == edited)
 
     # The next proposal is measured with the active edits, and warned of its equal prompt.
-    shown = post(server, "/propose", {"prompt": "ab cd", "target": "y"})
-    assert "Active edit 1 has the same prompt" in shown and session.proposal.clashes == (1,)
+    page = post(server, "/propose", {"prompt": "ab cd", "target": "y"})
+    assert "Active edit 1 has the same prompt" in page and session.proposal.clashes == (1,)
     assert [f["target"] for f in session.proposal.together["facts"]] == ["y", "x"]
-    assert "Of the 1 active fact" in shown
+    assert "Of the 1 active fact" in page
     assert "and the proposal" in post(server, "/compare", {"prompt": "ab cd"})
     assert "Keep it" not in post(server, "/discard", {"proposal": 2})
     assert len(ledger.entries()) == 1
@@ -171,8 +171,8 @@ def test_a_fact_is_proposed_kept_compared_and_reverted(served, session):
     assert "None yet:" in undone and "Reverted (1)" in undone
     assert ledger.active() == [] and ledger.entries()[0].reverted
     assert "no active edit" in post(server, "/compare", {"prompt": "ab cd"})
-    status, said = refusal(post, server, "/revert", {"number": 1})
-    assert status == HTTPStatus.UNPROCESSABLE_ENTITY and "reverted already" in said
+    status, text = refusal(post, server, "/revert", {"number": 1})
+    assert status == HTTPStatus.UNPROCESSABLE_ENTITY and "reverted already" in text
 
 
 def test_compare_applies_the_active_edits_and_the_proposal(session):
@@ -230,8 +230,8 @@ def test_the_page_requires_the_token(served):
     assert server.token in get(server.url) and server.token in server.url
     assert server.token != served(FakeSession()).token
     for address in (home, f"{home}?token=", f"{home}?token=x{server.token}", f"{home}?x=1"):
-        status, said = refusal(get, address)
-        assert status == HTTPStatus.FORBIDDEN and server.token not in said
+        status, text = refusal(get, address)
+        assert status == HTTPStatus.FORBIDDEN and server.token not in text
     assert refusal(get, f"{home}etc/passwd?token={server.token}")[0] == HTTPStatus.NOT_FOUND
     assert get(server.url, Host=f"localhost:{server.server_port}")
 
@@ -333,8 +333,8 @@ def test_errors_are_reported_and_leave_the_server_running(served, caplog):
     session.error = LedgerError("the disk is full")
     assert refusal(post, server, "/keep", {"proposal": 1}) == (422, "the disk is full")
     session.error = RuntimeError("a secret")
-    status, said = refusal(post, server, "/keep", {"proposal": 1})
-    assert status == HTTPStatus.INTERNAL_SERVER_ERROR and "secret" not in said
+    status, text = refusal(post, server, "/keep", {"proposal": 1})
+    assert status == HTTPStatus.INTERNAL_SERVER_ERROR and "secret" not in text
     assert "a secret" in caplog.text and server.token not in caplog.text
     session.error = None
     assert "Active edits" in post(server, "/keep", {"proposal": 1})

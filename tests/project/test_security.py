@@ -235,10 +235,10 @@ def edits_with(text):
             line |= {"before": text, "after": text}
     measured["warnings"] = [text]
     measured["edit"]["weights"][0]["name"] = text
-    shown = fake_view(fake_entry(1, measured, editor=text, made=text))
-    with mock.patch.object(html_view, "edits_png", lambda shown: None):
+    view = fake_view(fake_entry(1, measured, editor=text, made=text))
+    with mock.patch.object(html_view, "edits_png", lambda measured: None):
         return html_view.render_ledger(
-            shown | {"ledger": text, "base": shown["base"] | {"spec": text}}
+            view | {"ledger": text, "base": view["base"] | {"spec": text}}
         )
 
 
