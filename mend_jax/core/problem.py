@@ -128,7 +128,7 @@ class Problem:
         """
         texts = self.corrections
         if rows == "answer" and texts.score_pos.shape[-1] == texts.tokens.shape[-1]:
-            # With T == S, rows of scored positions could not be told from rows of all tokens.
+            # With T == S, nothing would distinguish rows of scored positions from all rows.
             padded = dataclasses.replace(self, corrections=_one_more_position(texts))
             return padded.factors(edit, rows)
         captured = self._captured_taps(self._with_applied(edit), rows)

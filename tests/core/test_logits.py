@@ -103,11 +103,11 @@ def test_a_logits_chunk_needs_no_further_operations():
 def test_only_the_first_of_several_results_has_a_gradient():
     module, base, (_, after), target = given()
 
-    def judged(logits, target):
+    def nll_and_correct(logits, target):
         return token_nll(logits, target), correct_tokens(logits, target)
 
     def loss(h):
-        nll, correct = map_logits(module, base, judged, [h], target)
+        nll, correct = map_logits(module, base, nll_and_correct, [h], target)
         return nll.sum(), correct
 
     grad, correct = jax.grad(loss, has_aux=True)(after)

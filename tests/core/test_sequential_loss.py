@@ -39,7 +39,7 @@ def one(tree, t):
     return jax.tree.map(lambda a: a[t : t + 1], tree)
 
 
-def asked(base, batch, edit):
+def scores_of(base, batch, edit):
     """Return the NLL of the paraphrase, and the KL of the near and the far text, of one edit."""
     found = []
     for name in ("rephrase", "near", "far"):
@@ -51,7 +51,7 @@ def asked(base, batch, edit):
     return found
 
 
-def by_hand(params, state, base, batch):
+def expected_losses(params, state, base, batch):
     """Return the loss of each edit, written out."""
     applied = Edit(deltas={w.name: Dense(jnp.zeros((1, w.d_in, w.d_out))) for w in WEIGHTS})
     losses = []
@@ -65,7 +65,7 @@ def by_hand(params, state, base, batch):
         now = Edit(deltas={n: Dense(applied.deltas[n].w + w) for n, w in change.items()})
         loss = REG * sum((w**2).sum() for w in change.values())
         for j in range(min(DEPTH, t + 1)):
-            nll, near, far = asked(base, one(batch, t - j), now)
+            nll, near, far = scores_of(base, one(batch, t - j), now)
             loss += DECAY**j * (0.5 * nll + 2.0 * (0.25 * near + 0.75 * far))
         losses.append(loss)
         applied = jax.lax.stop_gradient(now)
@@ -85,7 +85,7 @@ def test_the_loss_scores_each_edit_on_the_model_left_by_those_before(float64):
         found = jax.value_and_grad(loss_fn, has_aux=True)(params, state, base, batch)
 
         def expected(params):
-            losses, applied = by_hand(params, state, base, batch)
+            losses, applied = expected_losses(params, state, base, batch)
             return losses.mean(), (losses, applied)
 
         (_, (losses, applied)), gradient = jax.value_and_grad(expected, has_aux=True)(params)

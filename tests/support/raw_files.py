@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 ROOT = Path(os.environ.get("MEND_DATA_DIR") or Path(__file__).parents[3] / "shared/data")
-"""Where real raw data lies, if it does."""
+"""The folder of real raw data, if present."""
 
 
 def lines(records):
