@@ -1,9 +1,9 @@
-"""The fine-tuning job: makes a fact checker of an encoder, the base that claim edits start from.
+"""The fine-tuning job: makes a fact checker from an encoder, the base for claim edits.
 
-Trains the head, the pooler and the top blocks on the claims of a data set (task `fc`) with their
-true labels; the trunk is frozen and runs once a batch, without a gradient. Leaves DIR/model, a
-Hugging Face folder that `load_model` reads; DIR/results.json, metrics.jsonl and config.json. A job
-takes minutes, so one that was interrupted starts again from its beginning.
+Trains the head, the pooler and the top blocks on the claims of a data set (task `fc`) and their
+true labels. The trunk is frozen and runs once for each batch, without a gradient. DIR gets model/
+(a Hugging Face folder that `load_model` reads), results.json, metrics.jsonl and config.json. An
+interrupted job starts again from its beginning: it takes only minutes.
 """
 
 from __future__ import annotations
@@ -31,62 +31,62 @@ from mend_jax.models.params import count_params, unstack_trunk
 from mend_jax.models.single_stack import CLASSIFIER_HEAD
 from mend_jax.parallel import distributed
 from mend_jax.parallel.distributed import print_once
-from mend_jax.training import checkpoints
 from mend_jax.training import config as configs
 from mend_jax.training.assembly import choose_rows
 from mend_jax.training.config_schema import check_keys, raise_problems
 from mend_jax.training.fact_checker import KEYS, train
 from mend_jax.training.provenance import code_fingerprint, hardware, versions
-from mend_jax.training.run_folder import locked_folder, prepare_folder, read_results
+from mend_jax.training.run_folder import locked_folder, prepare_folder, read_finished_results
 
 
 def finetune(config: ConfigDict, workdir: str | Path, config_name: str = "") -> dict[str, Any]:
-    """Runs a config in a folder and returns what results.json holds; a finished one only tells it.
+    """Run a config in a folder, and return the content of results.json.
+
+    For a finished folder it only prints the results.
 
     Raises:
-      MendError: a bad config, base or data set, or a folder that another run is in, before
-        anything is computed; or a loss that is not finite.
+      MendError: a bad config, base, data set or folder, before compute starts; or a loss that is
+        not finite.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     check(config)
     if jax.process_count() > 1:
         raise ConfigError("fine-tuning runs in one process: start it on one host")
-    workdir = prepare_folder(workdir)
-    if is_remote(workdir):
-        raise ConfigError(f"--workdir {workdir}: fine-tuning needs a local folder, for its model")
-    with locked_folder(workdir):
-        return _finetune(config, workdir, config_name, began)
+    folder = prepare_folder(workdir)
+    if is_remote(folder):
+        raise ConfigError(f"--workdir {folder}: fine-tuning needs a local folder, for its model")
+    with locked_folder(folder):
+        results = read_finished_results(folder, lambda: config)
+        if results is not None:
+            print_once(f"{folder} is finished")
+        else:
+            results = _finetune(config, folder, config_name, started)
+        print_once(headline(results))
+        print_once(f"model: {folder / 'model'}")
+        return results
 
 
-def _finetune(config: ConfigDict, workdir: Path, config_name: str, began: float) -> dict[str, Any]:
-    """`finetune` in a folder that is its own, begun at that time."""
-    finished = read_results(workdir)
-    if finished is not None:
-        mine = {"config": configs.to_json_dict(config)}
-        checkpoints.refuse_other_run({"config": finished["config"]}, mine, workdir)
-        print_once(f"{workdir} is finished")
-        print_once(headline(finished))
-        return finished
+def _finetune(config: ConfigDict, folder: Path, config_name: str, started: float) -> dict[str, Any]:
     model = load_base(config)
     dataset = data.load(config.data.name, config.data.dir or None, model=model)
     texts = encode_splits(config, dataset, model)
-    print_once(
-        f"base {model.spec} ({model.fingerprint}); {dataset.name}: "
-        + ", ".join(f"{len(seqs.tokens)} {name}" for name, seqs in texts.items())
-    )
-    write_text(workdir / "config.json", configs.to_json(config) + "\n")
-    log = JsonLines(workdir / "metrics.jsonl")
+    counts = ", ".join(f"{len(batch.tokens)} {name}" for name, batch in texts.items())
+    print_once(f"base {model.spec} ({model.fingerprint}); {dataset.name}: {counts}")
+    write_text(folder / "config.json", configs.to_json(config) + "\n")
+    log = JsonLines(folder / "metrics.jsonl")
     log.rewind(-1)
-    started = time.monotonic()
+    training_started = time.monotonic()
     with distributed.StopRequest() as stop:
         best, steps = train(config, model, texts, log, stop)
-    trained_in = time.monotonic() - started
+    training = {
+        "steps": steps, "kept_step": best.step, "trained_parameters": count_params(best.params),
+        "seconds": time.monotonic() - training_started,
+    }  # fmt: skip
     params = {**model.params, **jax.device_get(best.params)}
-    save_parameters(workdir / "model", model, params)
-    per_batch = config.eval.batch_size
-    scored = {
-        name: score_claims(model.module, params, seqs, per_batch)
-        for name, seqs in texts.items()
+    save_parameters(folder / "model", model, params)
+    evaluation = {
+        name: summarise_claims(score_claims(model.module, params, batch, config.eval.batch_size))
+        for name, batch in texts.items()
         if name != "learned"
     }
     results = {
@@ -101,16 +101,11 @@ def _finetune(config: ConfigDict, workdir: Path, config_name: str, began: float)
         "code": code_fingerprint(),
         "hardware": hardware(),
         "versions": versions(),
-        "training": {
-            "steps": steps, "kept_step": best.step, "trained_parameters": count_params(best.params),
-            "seconds": trained_in,
-        },
-        "eval": {name: summarise_claims(scores) for name, scores in scored.items()},
-        "seconds_total": time.monotonic() - began,
+        "training": training,
+        "eval": evaluation,
+        "seconds_total": time.monotonic() - started,
     }  # fmt: skip
-    write_json(workdir / "results.json", results)
-    print_once(headline(results))
-    print_once(f"model: {workdir / 'model'}")
+    write_json(folder / "results.json", results)
     return results
 
 
@@ -121,7 +116,7 @@ def load_base(config: ConfigDict) -> LanguageModel:
 
 
 def check(config: ConfigDict) -> None:
-    """Raises one ConfigError that names every key that is unknown, missing or out of range."""
+    """Raise a ConfigError that names every key that is unknown, missing or out of range."""
     raise_problems(check_keys(config, KEYS))
 
 
@@ -134,7 +129,7 @@ def encode_splits(
     `test_paraphrase` the paraphrases of test's claims.
     """
     if dataset.task != "fc":
-        raise ConfigError(f"data set {dataset.name} has no claims to judge: use one such as fever")
+        raise ConfigError(f"data set {dataset.name} has no claims: use one such as fever")
     c = config.data
     encode_rows = functools.partial(encode_claims, tokenizer=model.tokenizer, max_len=c.max_len)
     train = choose_rows(dataset.split("train"), c.train_rows)
@@ -150,7 +145,7 @@ def encode_splits(
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """The final numbers in a line."""
+    """Return the final scores in a line."""
     return "; ".join(
         f"{name} accuracy {e['accuracy']:.3f} [{e['accuracy_ci95'][0]:.3f}, "
         f"{e['accuracy_ci95'][1]:.3f}] nll {e['nll']:.3f} (n = {e['n']})"

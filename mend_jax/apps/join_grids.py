@@ -1,8 +1,8 @@
 """python -m mend_jax.apps.join_grids DIR GRID.json [GRID.json ...]
 
-One table of parts of a grid that were run apart: on several machines, or on several days. DIR gets
-grid.json, report.html with its pictures, and table.md, as a grid's own folder has them. Of a cell
-that several parts have the last finished row counts.
+Joins parts of a grid, run on several machines or days, into one table. DIR gets the files of a
+grid's folder: grid.json, table.md, and report.html with its pictures. If several parts have a cell,
+its last finished row counts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypedDict
 
 from mend_jax.errors import DataError, MendError, report_error
@@ -21,7 +22,7 @@ from mend_jax.io.json_values import matches_type, parse_json
 
 
 class Grid(TypedDict):
-    """What grid.json holds; see `grid.run_grid`."""
+    """The content of grid.json; see `grid.run_grid`."""
 
     title: str
     config_name: str
@@ -30,34 +31,35 @@ class Grid(TypedDict):
     failed: dict[str, str]
 
 
-def read(path: Any) -> Grid:
-    """What a grid left.
+def read(path: str | Path) -> Grid:
+    """Read a grid.json.
 
     Raises:
       DataError: there is no such file, or it is not the table of a grid.
     """
-    path = as_path(path)
     try:
-        found = migrate_grid(parse_json(path.read_bytes()))
+        grid = migrate_grid(parse_json(as_path(path).read_bytes()))
     except (OSError, ValueError) as e:
         raise DataError(f"{path}: cannot be read as a grid's grid.json ({e})") from e
-    if not matches_type(found, Grid):
+    if not matches_type(grid, Grid):
         keys = ", ".join(Grid.__annotations__)
         raise DataError(
             f"{path}: not a grid's grid.json, which has {keys}, and rows of one cell each"
         )
-    return found
+    return grid
 
 
 def join(parts: Sequence[Grid]) -> Grid:
-    """The rows of all parts, in the order of the last one's config, then as they come.
+    """Join the rows of all parts: first the cells of the last config, then others as they come.
 
     Raises:
       DataError: the parts are of different tables.
     """
     titles = sorted({part["title"] for part in parts})
     if len(titles) > 1:
-        raise DataError(f"these are parts of different tables: {titles}; join those of one")
+        raise DataError(
+            f"these are parts of different tables: {titles}; join the parts of one table"
+        )
     rows: dict[str, GridRow] = {}
     for part in parts:
         for row in part["rows"]:
@@ -66,34 +68,31 @@ def join(parts: Sequence[Grid]) -> Grid:
     last = parts[-1]
     cells = [c for c in last["config"].get("cells", {}) if c in rows]
     order = dict.fromkeys([*cells, *rows])
-    failed = {name: why for part in parts for name, why in part["failed"].items()}
-    done = {name for name, row in rows.items() if not row["missing"]}
-    return {
-        **last,
-        "rows": [rows[name] for name in order],
-        "failed": {k: why for k, why in failed.items() if k.split(",")[0] not in done},
-    }
+    finished = {name for name, row in rows.items() if not row["missing"]}
+    failed = {run: message for part in parts for run, message in part["failed"].items()}
+    failed = {run: text for run, text in failed.items() if run.split(",")[0] not in finished}
+    return {**last, "rows": [rows[name] for name in order], "failed": failed}
 
 
-def write(folder: Any, found: Grid) -> Any:
-    """grid.json, table.md and report.html with its pictures; returns the page's path."""
-    folder = as_path(folder)
-    write_json(folder / "grid.json", found)
-    write_text(folder / "table.md", grid_markdown.table(found))
-    return grid_report.write(folder, found)
+def write(folder: str | Path, grid: Grid) -> Any:
+    """Write grid.json, table.md, and report.html with its pictures; return the report's path."""
+    path = as_path(folder)
+    write_json(path / "grid.json", grid)
+    write_text(path / "table.md", grid_markdown.table(grid))
+    return grid_report.write(path, grid)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0 when it wrote the table, 2 for an error that the message explains."""
+    """Run the command; return 0, or 2 for an error that the message explains."""
     parser = argparse.ArgumentParser(
         prog="python -m mend_jax.apps.join_grids", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("folder", metavar="DIR")
     parser.add_argument("parts", metavar="GRID.json", nargs="+")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        print(write(given.folder, join([read(part) for part in given.parts])))
+        print(write(args.folder, join([read(part) for part in args.parts])))
     except MendError as e:
         return report_error(e)
     return 0

@@ -1,9 +1,9 @@
 """python -m mend_jax.apps.multi_seed --config=NAME.py [--workdir=DIR] [--seeds=0,1,2] [...]
 
-The same run with several seeds, each in DIR/seed_N (which resumes, or is done), and DIR/seeds.json:
-mean, standard deviation and 95% interval of every number over the seeds. The seed decides how the
-editor begins and the order of the training edits; the base, the data and its splits stay. Each is a
-process of its own, one after the other. For several configs at once see `mend_jax.apps.grid`.
+Runs one config with several seeds, as sequential processes in DIR/seed_N, and writes mean, standard
+deviation and 95% interval of every score to DIR/seeds.json. Unfinished runs resume, finished ones
+are only read. The seed changes the editor's initialisation and the order of training edits, not the
+base or the data. For several configs see `mend_jax.apps.grid`.
 """
 
 from __future__ import annotations
@@ -32,30 +32,32 @@ HEADLINE = (
     "locality.accuracy_drawdown", "locality.perplexity_drawdown", "portability.success_exact",
     "ability.perplexity", "ability.recall",
 )  # fmt: skip
-ALSO = (
+EXTRA_HEADLINE = (
     "success", "portability.success_exact", "locality.more_near.argmax_agreement",
     "locality.far.argmax_agreement",
 )  # fmt: skip
-"""Of the further test sets (`eval.extra_data_sets`)."""
+"""For extra data sets (`eval.extra_data_sets`)."""
 
 
 def table(summary: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:
     """Return the headline numbers as text."""
     names = {path.split(".")[1] for path in summary if path.startswith("extra_data_sets.")}
-    paths = [*HEADLINE, *(f"extra_data_sets.{name}.{k}" for name in sorted(names) for k in ALSO)]
+    paths = [
+        *HEADLINE,
+        *(f"extra_data_sets.{name}.{k}" for name in sorted(names) for k in EXTRA_HEADLINE),
+    ]
     paths += [p for p in summary if p.startswith("metrics.") and p.endswith(".value")]
     return seeds_table({path: summary[path] for path in paths if path in summary}, seeds)
 
 
 def parse(argv: Sequence[str]) -> tuple[list[int], list[str]]:
-    """The seeds, and the other arguments.
+    """Return the seeds, and the other arguments.
 
     Raises:
       ConfigError: seeds that are not different whole numbers.
     """
-    given = [a.removeprefix("--seeds=") for a in argv if a.startswith("--seeds=")]
     rest = [a for a in argv if not a.startswith("--seeds=")]
-    text = given[-1] if given else "0,1,2"
+    text = ["0,1,2", *(a.removeprefix("--seeds=") for a in argv if a.startswith("--seeds="))][-1]
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
@@ -66,18 +68,18 @@ def parse(argv: Sequence[str]) -> tuple[list[int], list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns as `mend_jax.main` does."""
+    """Run the command; its exit status is that of `mend_jax.main`."""
     try:
         seeds, rest = parse(sys.argv[1:] if argv is None else argv)
-        _, workdir, _ = run_command.parse(rest)
+        workdir = as_path(run_command.parse(rest).workdir)
         leave_accelerators_to_runs()
-        workdir = as_path(workdir)
-        runs = [  # of flags given twice the last counts
+        runs = [  # the last of two equal flags counts
             RunProcess(f"seed {seed}", (*rest, f"--config.seed={seed}"), workdir / f"seed_{seed}")
             for seed in seeds
         ]
         raise_failed_runs(run_all(runs), len(runs))
-        summary = summarise_runs([scores(run.results()) for run in runs])
+        results = [run.results() for run in runs]
+        summary = summarise_runs([scores(found) for found in results if found is not None])
     except MendError as e:
         return report_error(e)
     write_json(workdir / "seeds.json", {"seeds": seeds, "runs": len(runs), "eval": summary})
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def scores(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What is averaged of one run."""
+    """Return the scores of one run, which are averaged over the seeds."""
     more = {name: results[name] for name in ("extra_data_sets", "baselines") if name in results}
     return results["eval"] | more
 

@@ -1,7 +1,7 @@
-"""Runs as processes of their own, one after the other: what several seeds and grids are made of.
+"""Start runs as processes, one after another: the base of grids and of several seeds.
 
-A process of its own gives a run an honest peak memory, and a run that crashes takes no other with
-it. The program that starts them computes nothing itself and leaves the accelerators to them.
+A process for each run measures its own peak memory, and a crash ends that run alone. The program
+that starts them computes nothing, and leaves the accelerators to them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import jax
@@ -26,12 +27,10 @@ from mend_jax.io.files import is_remote
 from mend_jax.io.package_cache import cache_dir
 from mend_jax.io.progress import format_duration
 from mend_jax.parallel import distributed
-from mend_jax.training import checkpoints
-from mend_jax.training import config as configs
-from mend_jax.training.run_folder import read_results
+from mend_jax.training.run_folder import read_finished_results
 
 LOG = "log.txt"
-_TAIL = 8  # lines of the log of a run that failed
+_TAIL_LINES = 8  # of the log of a failed run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,140 +39,137 @@ class RunProcess:
 
     Attributes:
       name: what messages call it.
-      flags: its command line but for --workdir.
-      folder: where it lives, a path of `io.files.as_path`.
-      after: the run that must be finished before it starts, or None.
+      flags: its command line without --workdir.
+      folder: its --workdir, a path of `io.files.as_path`.
+      after: the run that must finish before it starts, or None.
     """
 
     name: str
     flags: tuple[str, ...]
-    folder: Any
+    folder: Path
     after: RunProcess | None = None
 
     def results(self) -> dict[str, Any] | None:
-        """What it left, or None where it is not finished.
+        """Return its results, or None if it is not finished.
 
         Raises:
-          CheckpointError: the folder holds the results of another config, or damaged ones.
+          CheckpointError: the folder has the results of another config, or damaged ones.
         """
-        found = read_results(self.folder)
-        if found is not None:
-            config, _, _ = run_command.parse(self.flags)
-            mine = {"config": configs.to_json_dict(config)}
-            checkpoints.refuse_other_run({"config": found["config"]}, mine, self.folder)
-        return found
+        return read_finished_results(self.folder, lambda: run_command.parse(self.flags).config)
 
 
 def leave_accelerators_to_runs() -> None:
-    """Leaves the accelerators to the runs; the first thing that a program of several runs does.
+    """Keep jax on the CPU; a program that starts several runs calls this first.
 
     Raises:
-      ConfigError: this is one of several processes, or hosts, that make up one program.
+      ConfigError: this program is one of several processes or hosts.
     """
-    names = (distributed.COORDINATOR, distributed.COUNT, distributed.INDEX)
-    if any(map(os.environ.get, names)) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+    variables = (distributed.COORDINATOR, distributed.COUNT, distributed.INDEX)
+    if any(map(os.environ.get, variables)) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         raise ConfigError(
-            "several runs are started one after the other by one process, and here are several: "
-            "start each run by itself, with a --workdir of its own"
+            "one process starts several runs one after another, but this is one of several "
+            "processes: start each run by itself, with a --workdir of its own"
         )
     jax.config.update("jax_platforms", "cpu")
 
 
-def run_all(runs: Sequence[RunProcess], after: Callable[[], None] = lambda: None) -> dict[str, str]:
-    """Starts every run that is not finished, each when the one before it has ended.
+def run_all(
+    runs: Sequence[RunProcess], after_each: Callable[[], object] = lambda: None
+) -> dict[str, str]:
+    """Run every unfinished run, one after another.
 
-    Their output goes to FOLDER/log.txt (to ours where FOLDER is in an object store). A run that
-    fails is told, and the others go on, but for those that come `after` it. SIGTERM is passed on to
-    the run in progress.
-
-    Args:
-      after: called after each run.
+    Their output goes to FOLDER/log.txt (to ours if FOLDER is in an object store). A failed run is
+    reported, and only the runs that come `after` it are not started. SIGTERM is passed on to the
+    current run.
 
     Returns:
-      The end of the log of each run that failed, by name.
+      The end of the log of each failed run, by name.
 
     Raises:
-      CheckpointError: before anything runs: a folder holds another run.
-      Preempted: SIGTERM came.
+      CheckpointError: before any run starts: a folder has another run.
+      Preempted: SIGTERM arrived.
     """
     results = {run.name: run.results() for run in runs}
-    took = [r["seconds_total"] for r in results.values() if r and "seconds_total" in r]
-    todo = [run for run in runs if results[run.name] is None]
-    failed = {}
+    durations = [r["seconds_total"] for r in results.values() if r and "seconds_total" in r]
+    unfinished = [run for run in runs if results[run.name] is None]
+    failed: dict[str, str] = {}
     with distributed.StopRequest() as stop:
-        for number, run in enumerate(todo, len(runs) - len(todo) + 1):
-            if run.after is not None and run.after.results() is None:
-                failed[run.name] = f"not started: it begins with {run.after.name}, not finished"
-                print_status(f"{run.name}: {failed[run.name]}")
-                after()
-                continue
-            left = (
-                format_duration(statistics.mean(took) * (len(runs) - number + 1)) if took else "?"
-            )
-            print_status(f"{number}/{len(runs)} {run.name}: {run.folder}; {left} left")
-            began = time.monotonic()
-            status = _run(run, stop)
-            if stop.between_steps():
-                raise Preempted(
-                    f"asked to stop in {run.name}, which has saved its state; run the same command "
-                    "again to go on"
-                )
-            if status == 0 and run.results() is not None:
-                took.append(time.monotonic() - began)
+        for number, run in enumerate(unfinished, len(runs) - len(unfinished) + 1):
+            left = "?"
+            if durations:
+                left = format_duration(statistics.mean(durations) * (len(runs) - number + 1))
+            started = time.monotonic()
+            message = f"{number}/{len(runs)} {run.name}: {run.folder}; {left} left"
+            failure = _run_one(run, message, stop)
+            if failure is None:
+                durations.append(time.monotonic() - started)
             else:
-                failed[run.name] = f"exit status {status}\n{_tail(run)}"
-                print_status(f"{run.name} failed: {failed[run.name]}")
-            after()
+                failed[run.name] = failure
+                print_status(f"{run.name} failed: {failure}")
+            after_each()
     return failed
 
 
-def raise_failed_runs(failed: dict[str, str], n: int) -> None:
-    """Raises a MendError that names the runs which failed, if there are any of the n."""
+def _run_one(run: RunProcess, message: str, stop: distributed.StopRequest) -> str | None:
+    """Run a run to its end; return how it failed, or None."""
+    if run.after is not None and run.after.results() is None:
+        return f"not started: it begins with {run.after.name}, not finished"
+    print_status(message)
+    status = _run_process(run, stop)
+    if stop.between_steps():
+        raise Preempted(
+            f"stop requested in {run.name}, which has saved its state; run the same command "
+            "again to continue"
+        )
+    if status == 0 and run.results() is not None:
+        return None
+    return f"exit status {status}\n{_log_tail(run)}"
+
+
+def raise_failed_runs(failed: dict[str, str], n_runs: int) -> None:
+    """Raise a MendError that names the failed runs, if any."""
     if failed:
         raise MendError(
-            f"{len(failed)} of {n} runs failed: {', '.join(failed)} (see above, and their "
+            f"{len(failed)} of {n_runs} runs failed: {', '.join(failed)} (see above, and their "
             f"{LOG}); the same command tries them again"
         )
 
 
-def _run(run: RunProcess, stop: distributed.StopRequest) -> int:
-    """The exit status of one run, which a request to stop is passed on to."""
-    line = [sys.executable, "-m", "mend_jax.main", *run.flags, f"--workdir={run.folder}"]
-    with _log_of(run) as log:
+def _run_process(run: RunProcess, stop: distributed.StopRequest) -> int:
+    """Run a run's command, pass a stop request on, and return the exit status."""
+    command = [sys.executable, "-m", "mend_jax.main", *run.flags, f"--workdir={run.folder}"]
+    with _locked_log(run) as log:
         if log is not None:
-            log.write(f"$ {shlex.join(line)}\n")
+            log.write(f"$ {shlex.join(command)}\n")
             log.flush()
         process = subprocess.Popen(
-            line, stdout=log, stderr=subprocess.STDOUT if log else None, env=_environment()
+            command, stdout=log, stderr=subprocess.STDOUT if log else None, env=_environment()
         )
-        told = False
+        stop_sent = False
         try:
             while process.poll() is None:
-                if stop.between_steps() and not told:
+                if stop.between_steps() and not stop_sent:
                     process.terminate()
-                    told = True
+                    stop_sent = True
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.2)
         finally:
-            if process.poll() is None:  # an exception, such as of Ctrl-C
+            if process.poll() is None:  # after an exception, such as of Ctrl-C
                 process.terminate()
                 process.wait()
         return process.returncode
 
 
 def _environment() -> dict[str, str]:
-    """That of a run: programs that one run compiled are there for those after it.
-
-    They lie below the cache folder, unless JAX_COMPILATION_CACHE_DIR names another place.
-    """
+    """Return the environment of a run; runs share compiled programs in the cache folder."""
     return {"JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled")} | dict(os.environ)
 
 
 @contextlib.contextmanager
-def _log_of(run: RunProcess) -> Iterator[IO[str] | None]:
-    """The log to append to; locked as long as it is open here or in the run's process.
+def _locked_log(run: RunProcess) -> Iterator[IO[str] | None]:
+    """Open the log to append to, locked while it is open here or in the run's process.
 
-    So a run whose starter was killed is not started a second time beside itself.
+    The lock keeps a run whose starter was killed from being started a second time.
     """
     if is_remote(run.folder):
         yield None
@@ -184,18 +180,19 @@ def _log_of(run: RunProcess) -> Iterator[IO[str] | None]:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             raise ConfigError(
-                f"{run.folder} is in use: {run.name} still runs in another process; wait for its "
-                "end, or end it"
+                f"{run.folder} is in use: {run.name} still runs in another process; wait for it, "
+                "or end it"
             ) from e
         yield log
 
 
-def _tail(run: RunProcess) -> str:
+def _log_tail(run: RunProcess) -> str:
     if is_remote(run.folder):
         return "its output is above"
     text = (run.folder / LOG).read_text(encoding="utf-8", errors="replace")
-    return "\n".join(f"  | {line}" for line in text.splitlines()[-_TAIL:] if line.strip())
+    return "\n".join(f"  | {line}" for line in text.splitlines()[-_TAIL_LINES:] if line.strip())
 
 
 def print_status(text: str) -> None:
+    """Print to stderr at once."""
     print(text, file=sys.stderr, flush=True)

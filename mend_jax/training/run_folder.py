@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mend_jax.io.files import as_path, is_remote, write_text
 from mend_jax.io.json_values import parse_json
 from mend_jax.parallel import distributed
 from mend_jax.training import checkpoints, config_schema
+from mend_jax.training import config as configs
 from mend_jax.training.config_keys import with_added_keys
 
 _BESIDE = 16 * 2**20  # bytes for logs, results, pictures and the report
@@ -155,3 +156,18 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
         return migrate_results(results)
     except ValueError as e:
         raise CheckpointError(f"{path} is damaged ({e}); delete it to evaluate again") from e
+
+
+def read_finished_results(
+    workdir: Any, config: Callable[[], ml_collections.ConfigDict]
+) -> dict[str, Any] | None:
+    """Return the results of a finished run of this config, or None if there are none.
+
+    Raises:
+      CheckpointError: the folder has the results of another config, or damaged ones.
+    """
+    results = read_results(workdir)
+    if results is not None:
+        own = {"config": configs.to_json_dict(config())}
+        checkpoints.refuse_other_run({"config": results["config"]}, own, workdir)
+    return results

@@ -207,7 +207,7 @@ def test_mistakes_are_named(base, tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match="gs://x/y: fine-tuning needs a local folder"):
             fact_checker_job.finetune(settings(base), "gs://x/y")
     monkeypatch.setattr(data, "load", lambda *_, **__: claims_set("qa"))
-    with pytest.raises(ConfigError, match="claims has no claims to judge"):
+    with pytest.raises(ConfigError, match="claims has no claims: use one"):
         fact_checker_job.finetune(settings(base), tmp_path)
 
 

@@ -22,7 +22,7 @@ def test_the_tables_of_the_paper_are_grids(number):
 
 
 def run_config(config, name, seed=0):
-    return parse(grid.flags_of(config, name, seed))[0]
+    return parse(grid.run_flags(config, name, seed))[0]
 
 
 def test_every_editor_is_in_table_four():
