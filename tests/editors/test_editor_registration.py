@@ -1,6 +1,7 @@
 """Editors are added in one place: declarations, registration from outside, plug-ins."""
 
 import ast
+import dataclasses
 import importlib.metadata
 from pathlib import Path
 
@@ -37,7 +38,7 @@ GENERIC = [
 
 
 def names_of_editors_and_their_parts():
-    """Editors, what they are offered as, their links, parameters and state."""
+    """Return the names of editors, their links, parameters and state."""
     names = {*EDITORS, *untrained_editors()}
     for name, options in OPTIONS.items():
         editor = make_editor(name, options)
@@ -48,7 +49,7 @@ def names_of_editors_and_their_parts():
 
 
 @pytest.mark.parametrize("path", GENERIC)
-def test_modules_that_serve_every_editor_name_none(path):
+def test_modules_for_all_editors_name_no_editor(path):
     """Neither in strings nor in identifiers."""
     names = names_of_editors_and_their_parts()
     assert {"mend", "ridge", "low_rank_mlp", "value_shift", "fisher", "second_moment"} <= names
@@ -73,14 +74,14 @@ def ast_words(text):
 
 
 def gain(init_gain):
-    """A link of a package outside: delta times a learned gain for each input of each weight."""
+    """A link of another package: u times a learned gain for each input of each weight."""
 
     def init(key, weights):
-        return {w.name: jnp.full((1, w.d_in), jnp.log(init_gain)) for w in weights}, {}
+        return {w.name: jnp.full((w.d_in,), jnp.log(init_gain)) for w in weights}, {}
 
     def apply(params, state, signal, context):
-        scaled = {n: f.replace(u=f.u * jnp.exp(params[n])) for n, f in signal.items()}
-        return scaled, state
+        gains = {n: jnp.exp(p)[None, None] for n, p in params.items()}  # for u[E, N, d_in]
+        return {n: dataclasses.replace(f, u=f.u * gains[n]) for n, f in signal.items()}, state
 
     return Link("gain", init, apply, (Rule(".*", ("tensor",)),), (StepSizes(log=True),))
 
@@ -98,7 +99,7 @@ def registered():
 
 
 def test_an_editor_registered_from_outside_trains_on_a_mesh(registered):
-    """Its arrays are split as it declares, and its step sizes move at their own rate."""
+    """Its arrays are split as declared, and its step sizes have their own learning rate."""
     module, base, weights = tiny("llama", n_top=1)
     editor = make_editor("gained", {"init_gain": 0.125})
     tx = make_optimizer(
@@ -123,7 +124,7 @@ def test_an_editor_registered_from_outside_trains_on_a_mesh(registered):
 def test_an_editor_registered_from_outside_is_offered_untrained(registered):
     name, declared = untrained_editors()["one_step"]
     assert name == "gained" and declared.options == {"init_gain": 0.25}
-    assert "one_step" not in untrained_editors() or EDITORS[name] is gained
+    assert EDITORS[name] is gained
 
 
 def test_a_name_that_is_taken_is_refused(registered):
