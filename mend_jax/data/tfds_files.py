@@ -79,7 +79,10 @@ def _builder_class(title: str, config: str, version: str) -> Any:
         def initialize_from_bucket(self) -> None:
             """Do nothing: TFDS would look for a bucket, and leave an empty folder behind."""
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    # TFDS has no types: mypy does not see the keyword of its base class.
+    class Builder(  # type: ignore[call-arg]
+        tfds.core.GeneratorBasedBuilder, skip_registration=True
+    ):
         name = title
         VERSION = tfds.core.Version(version)
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)]

@@ -184,7 +184,8 @@ def _places() -> dict[str, _Place]:
     """Return places by name; a country precedes a capital, a state and a city of the same name."""
     countries = read_countries()
     places = [
-        _Place("country", c.name, c.said, c.continent, c.population) for c in countries.values()
+        _Place("country", c.name, c.name_in_sentence, c.continent, c.population)
+        for c in countries.values()
     ]
     places += [
         _Place("capital", c.capital, c.capital, c.continent, c.population)

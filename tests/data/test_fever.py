@@ -148,12 +148,12 @@ def test_near_claims_do_not_say_nearly_the_same(tmp_path):
     ]
     drafts = [fever._draft(c) for c in claims]
     other = fever._draft(fever.Claim("k9", "Yy is a town.", "false", ["Yy"]))
-    pool = fever._Pool([*drafts, other])
+    pool = fever._ClaimPool([*drafts, other])
     made = [pool.row(draft, training=True) for draft in drafts]
     assert [row["near_prompt"] for row in made[:3]] == ["Zz eats fish."] * 3
     assert [row["near_scope"] for row in made[:3]] == ["k3"] * 3
     assert made[3]["near_prompt"] != "Zz eats fish." and "k0" in made[3]["near_scope"].split("|")
-    lonely = fever._Pool([*drafts[:3], other]).row(drafts[0], training=True)
+    lonely = fever._ClaimPool([*drafts[:3], other]).row(drafts[0], training=True)
     assert lonely["near_prompt"] == "Yy is a town." and lonely["near_relation"] == ""
     assert all(row["far"] == "Yy is a town." for row in made)
 
@@ -188,8 +188,8 @@ GOOD = folder_form(0, "Zz is dry.", "REFUTES", "Zz")
     (one(label="MAYBE"), r"x.jsonl:2: label 'MAYBE' is not known; it must be one of .'SUPPORTS'"),
     (one(id=None), r"x.jsonl:2: field 'id' is missing"),
     (one(id=0), r"x.jsonl:2: id 0 was used before, in .*x.jsonl:1"),
-    (one(evidence_pages=None), r"x.jsonl:2: neither evidence_pages, evidence nor output is a"),
-    (one(evidence_pages=[]), r"x.jsonl:2: the claim is labelled SUPPORTS and names no page"),
+    (one(evidence_pages=None), r"x.jsonl:2: no field of evidence_pages, evidence, output; it"),
+    (one(evidence_pages=[]), r"x.jsonl:2: the claim has label SUPPORTS and no evidence page"),
     (one(evidence_pages=[3]), r"x.jsonl:2: field 'evidence_pages' is not of FEVER's form"),
     (one(evidence_pages=None, evidence=[[3]]), r"x.jsonl:2: field 'evidence' is not of FEVER's"),
     (one(evidence_pages=None, evidence=[[[1, 2]]]), r"x.jsonl:2: field 'evidence' is not of FEV"),
@@ -235,5 +235,5 @@ def test_missing_files_and_configs_are_named(tmp_path, monkeypatch):
 def test_a_split_about_one_page_is_refused(tmp_path):
     for name in ("train", "eval"):
         write(tmp_path / f"fever/{name}.jsonl", records(folder_form, [name]))
-    with pytest.raises(DataError, match="are about 'Zz.*claims of at least two pages"):
+    with pytest.raises(DataError, match="are about 'Zz.*add claims of another page"):
         fever.recipe("default", tmp_path).build()

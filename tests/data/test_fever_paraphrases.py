@@ -4,7 +4,7 @@ import pytest
 
 from mend_jax.data.sources.fever import paraphrases
 from mend_jax.data.sources.fever.grammar import parse, with_article
-from mend_jax.data.sources.fever.paraphrases import RULES, Rule, paraphrase, wordings
+from mend_jax.data.sources.fever.paraphrases import RULES, Rule, fitting_paraphrases, paraphrase
 
 NAMES = ("Tall Trees", "Tall Trees (film)", "Ann Lee", "The Rooks", "Ada's Way", "Lisk")
 
@@ -55,7 +55,7 @@ MADE = (
 
 def made(claim):
     parsed = parse(claim, NAMES)
-    return {r.name: text for kind in (False, True) for r, text in wordings(parsed, kind)}
+    return {r.name: text for kind in (False, True) for r, text in fitting_paraphrases(parsed, kind)}
 
 
 @pytest.mark.parametrize(("rule", "claim", "wording"), MADE)
@@ -130,7 +130,9 @@ def test_rules_of_training_and_held_out_ones_share_no_form():
     """No claim is worded alike by rules of the two kinds."""
     for _, claim, _ in MADE:
         parsed = parse(claim, NAMES)
-        seen, held_out = ({t for _, t in wordings(parsed, kind)} for kind in (False, True))
+        seen, held_out = (
+            {t for _, t in fitting_paraphrases(parsed, kind)} for kind in (False, True)
+        )
         assert seen and held_out and not seen & held_out
 
 

@@ -57,7 +57,7 @@ def test_documents_are_split_by_what_they_say(tmp_path):
 
 
 def test_a_document_gives_so_many_passages(tmp_path, monkeypatch):
-    monkeypatch.setattr(own_texts, "A_DOCUMENT", 3)
+    monkeypatch.setattr(own_texts, "PASSAGES_PER_DOCUMENT", 3)
     for i in range(60):
         write(tmp_path, f"web/{i}.txt", document(i, 40))
     made = own_texts.recipe("web", tmp_path).build()

@@ -137,7 +137,7 @@ def test_small_holds_the_first_rows_of_default(base, root, tmp_path, monkeypatch
 
 
 def test_samples_do_not_depend_on_the_batch(base, root):
-    some = list(continuations.starts(passages(root), base.tokenizer))[:8]
+    some = list(continuations.cut_passages(passages(root), base.tokenizer))[:8]
     together = continuations.sample(base, some, 8)
     assert together.shape == (8, continuations.NEW) and len({tuple(ids) for ids in together}) == 8
     for order in ([3, 0, 7], [5]):
@@ -148,7 +148,7 @@ def test_samples_do_not_depend_on_the_batch(base, root):
 
 
 def test_another_seed_or_base_samples_something_else(base, root, tmp_path, monkeypatch):
-    some = list(continuations.starts(passages(root), base.tokenizer))[:4]
+    some = list(continuations.cut_passages(passages(root), base.tokenizer))[:4]
     drawn = continuations.sample(base, some, 4)
     stamp = gen.recipe("small", root, base).stamp
     other = load_model(save_base(tmp_path, seed=1))
@@ -164,7 +164,7 @@ def test_samples_that_do_not_survive_are_left_out(base):
     start = a_start("Pine ash", tokenizer)
     ten = [tokenizer.encode(f" {w}")[0] for w in (*WORDS, *WORDS[:3])]
     space, end, letter = (tokenizer.encode(c)[0] for c in (" ", "\n", "q"))
-    assert continuations.target_of(tokenizer, start, ten) == (
+    assert continuations.usable_target(tokenizer, start, ten) == (
         " ".join((*WORDS, *WORDS[:3])),
         "",
     )
@@ -177,12 +177,12 @@ def test_samples_that_do_not_survive_are_left_out(base):
         "other tokens when read again": [space, *split_word, *ten[:6]],
     }
     for why_not, ids in cases.items():
-        assert continuations.target_of(tokenizer, start, ids) == ("", why_not)
-    assert continuations.target_of(tokenizer, start, [*ten[:9], half])[1] == (
+        assert continuations.usable_target(tokenizer, start, ids) == ("", why_not)
+    assert continuations.usable_target(tokenizer, start, [*ten[:9], half])[1] == (
         "holds a line end or half a character"
     )
     assert (
-        continuations.target_of(tokenizer, start, [*ten[:9], space])[1]
+        continuations.usable_target(tokenizer, start, [*ten[:9], space])[1]
         == "other tokens when read again"
     )
 
@@ -215,7 +215,9 @@ def test_nothing_usable_is_an_error(base, root, tmp_path, monkeypatch):
 def test_passages_are_cut_by_the_tokens_of_the_base(base):
     words = ["ash"] * 70
     starts = [
-        continuations.cut({"key": f"k{i}", "subject": "", "far": " ".join(words)}, base.tokenizer)
+        continuations.cut_passage(
+            {"key": f"k{i}", "subject": "", "far": " ".join(words)}, base.tokenizer
+        )
         for i in range(60)
     ]
     sizes = {len(start.ids) for start in starts}
@@ -227,7 +229,7 @@ def test_passages_are_cut_by_the_tokens_of_the_base(base):
     )
     for short in (["ash"] * 25, ["quartz" * 10] * 40):
         row = {"key": "k", "subject": "", "far": " ".join(short)}
-        assert continuations.cut(row, base.tokenizer) is None
+        assert continuations.cut_passage(row, base.tokenizer) is None
 
 
 def test_several_processes_are_told_to_prepare_first(base, root, tmp_path, monkeypatch):

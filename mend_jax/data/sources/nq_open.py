@@ -1,19 +1,20 @@
 """`nq_open`: Natural Questions in open form, a source of unrelated questions.
 
-Source: NQ-open (Kwiatkowski et al. 2019, Lee et al. 2019), as its authors publish it; what MEND's
-zsRE files take their `loc` questions from. A row holds a question and its first answer and no edit.
+Source: NQ-open (Kwiatkowski et al. 2019, Lee et al. 2019), as its authors publish it; MEND's zsRE
+files take their `loc` questions from it. A row has a question and its first answer and no edit.
 Licence: CC BY-SA 3.0.
 
-Splits: train is `NQ-open.train`; where that is missing, the questions of it that AmbigQA (Min et
-al. 2020) annotated anew, lower-cased and without the question mark at the end, so that they read as
-NQ's own do. Their answers stay as they are, with spaces around punctuation. Validation is the
-development set of EfficientQA, test is `NQ-open.dev`. A question that stands in two splits stays in
-the later one of train, validation, test. Each split is what its file holds: whether that is all of
-the published split is not checked. The test set of EfficientQA is not used.
+Splits: train is `NQ-open.train`. If that is missing, it is the questions of it that AmbigQA (Min et
+al. 2020) annotated again, in lower case and without the question mark at the end, so that they read
+like NQ's; their answers stay as they are, with spaces around punctuation. Validation is the
+development set of EfficientQA, test is `NQ-open.dev`. A question in two splits stays in the later
+one of train, validation, test. Whether a file is the complete published one is not checked. The
+test set of EfficientQA is not used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mend_jax.data import raw_files, rows
@@ -26,42 +27,33 @@ DESCRIPTION = (
     "Train: NQ-open.train, else the questions of it in AmbigQA, lower-cased; validation: "
     "EfficientQA's development set; test: NQ-open.dev. No question is in two splits."
 )
-_NAMES = {
+_FILES = {
     "train": ("nq_open/NQ-open.train.jsonl", "nq_open/ambignq_train.jsonl"),
     "validation": ("nq_open/NQ-open.efficientqa.dev.1.1.jsonl",),
     "test": ("nq_open/NQ-open.dev.jsonl",),
 }
+_FIELDS = {"question": "text", "answer": "texts"}
 
 
-def paths(root: Path | None, what: str = "nq_open") -> dict[str, Path]:
-    """The file of each split.
-
-    Raises:
-      DataError: one is missing.
-    """
-    return {split: raw_files.require_file(root, what, *names) for split, names in _NAMES.items()}
+def find_files(root: Path | None) -> dict[str, Path]:
+    """Return the file of each split; {} if one is missing."""
+    found = {split: raw_files.find_file(root, *names) for split, names in _FILES.items()}
+    return {split: path for split, path in found.items() if path} if all(found.values()) else {}
 
 
-def find(root: Path | None) -> dict[str, Path]:
-    """The file of each split where all are there, else none."""
-    found = {split: raw_files.find_file(root, *names) for split, names in _NAMES.items()}
-    return {k: v for k, v in found.items() if v} if all(found.values()) else {}
-
-
-def read(files: dict[str, Path]) -> BuiltSplits:
-    """The rows of each split.
+def read(files: Mapping[str, Path]) -> BuiltSplits:
+    """Return the rows of each split.
 
     Raises:
-      DataError: a file that cannot be used.
+      DataError: a file cannot be used.
     """
-    splits, lost = rows.without_overlap({k: _rows(k, path) for k, path in files.items()}, by="far")
+    splits, lost = rows.without_overlap({k: _rows(k, p) for k, p in files.items()}, by="far")
     return BuiltSplits(splits, {"rows_lost": {"question in a later split": lost}})
 
 
 def _rows(split: str, path: Path) -> list[rows.Row]:
     found = []
-    kinds = {"question": "text", "answer": "texts"}
-    for number, (_, record) in enumerate(raw_files.iter_records(path, kinds), start=1):
+    for number, (_, record) in enumerate(raw_files.iter_records(path, _FIELDS), start=1):
         question, answer = record["question"].strip(), record["answer"][0].strip()
         if path.name.startswith("ambignq"):
             question = question.removesuffix("?").rstrip().lower() or question
@@ -70,13 +62,15 @@ def _rows(split: str, path: Path) -> list[rows.Row]:
 
 
 def recipe(config: str = "default", root: Path | None = None) -> Recipe:
-    """How the rows are made; there is one config.
+    """Return the recipe; there is one config.
 
     Raises:
       DataError: an unknown config, or a file is missing.
     """
     check_config("nq_open", config, ("default",))
-    files = paths(root)
+    files = {
+        split: raw_files.require_file(root, "nq_open", *names) for split, names in _FILES.items()
+    }
     return Recipe(
         name="nq_open",
         config=config,

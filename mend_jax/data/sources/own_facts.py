@@ -1,8 +1,8 @@
 """`facts`: edits from a file of the user's own facts.
 
-`facts/PATH` reads PATH below the folder `facts` of the data root, or else PATH as it stands, so
-`facts/capitals.jsonl`, `facts/here/capitals.jsonl` and (of /home/me/capitals.jsonl, the first slash
-ends the data set's name) `facts//home/me/capitals.jsonl`. Its lines are described in
+`facts/PATH` reads PATH below the folder `facts` of the data root, or else PATH itself: for example
+`facts/capitals.jsonl`, `facts/here/capitals.jsonl`, or `facts//home/me/capitals.jsonl` for
+/home/me/capitals.jsonl (the first slash ends the data set's name). For the lines see
 `facts.read_facts`.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from mend_jax.data import rows
 from mend_jax.data.facts import Fact, read_facts
 from mend_jax.data.keyed_random import key_rng
+from mend_jax.data.name_matching import canonical_name
 from mend_jax.data.recipe import BuiltSplits, Recipe
 from mend_jax.errors import DataError
 
@@ -32,8 +33,8 @@ _SHARES = {"test": 0.1, "validation": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Numbered:
-    """A fact, its number in the file, and what it is about in one spelling."""
+class _NumberedFact:
+    """A fact, its number in the file, and what it is about in canonical spelling."""
 
     number: int
     fact: Fact
@@ -44,31 +45,35 @@ class _Numbered:
 
     @property
     def name(self) -> str:
-        return rows.canonical_name(self.scope)
+        return canonical_name(self.scope)
+
+    def draw(self, count: int) -> int:
+        """Return a number below `count` that depends on the fact alone."""
+        return int(key_rng("near", self.name, self.number).integers(count))
 
 
-def split(facts: Sequence[Fact]) -> dict[str, list[_Numbered]]:
-    """The facts by split; see `DESCRIPTION`."""
-    numbered = [_Numbered(number, fact) for number, fact in enumerate(facts, start=1)]
-    known = [{"key": f.name, "subject": f.name, "fact": f} for f in numbered]
-    parts = rows.split_by_name(known, _SHARES)
+def split(facts: Sequence[Fact]) -> dict[str, list[_NumberedFact]]:
+    """Return the facts by split; see `DESCRIPTION`."""
+    numbered = [_NumberedFact(number, fact) for number, fact in enumerate(facts, start=1)]
+    named = [{"key": f.name, "subject": f.name, "fact": f} for f in numbered]
+    parts = rows.split_by_name(named, _SHARES)
     if len(facts) < FEWEST or not all(parts.values()):
         return {"train": [], "validation": [], "test": numbered}
-    return {name: [held["fact"] for held in parts[name]] for name in rows.SPLITS}
+    return {name: [row["fact"] for row in parts[name]] for name in rows.SPLITS}
 
 
-def make_rows(held: Sequence[_Numbered], every: Sequence[_Numbered]) -> list[rows.Row]:
-    """The edits of one split.
+def make_rows(part: Sequence[_NumberedFact], every: Sequence[_NumberedFact]) -> list[rows.Row]:
+    """Return the edits of one split.
 
     The near text is the fact's first locality prompt, else the prompt of another subject's fact (of
-    the same split if there is one), else another fact's locality prompt. No answer is known for it:
-    what must stay is what the base says.
+    the same split if there is one), else another fact's locality prompt. Its answer is not known:
+    what the base model says must stay.
     """
     found = []
-    for f in held:
+    for f in part:
         fact = f.fact
         own = list(fact.locality)
-        near = {"near_prompt": own[0]} if own else _other(f, held) or _other(f, every)
+        near = {"near_prompt": own[0]} if own else _near_fact(f, part) or _near_fact(f, every)
         row = rows.make_row(
             key=f"{f.number:05d}",
             subject=fact.subject,
@@ -77,51 +82,49 @@ def make_rows(held: Sequence[_Numbered], every: Sequence[_Numbered]) -> list[row
             target=fact.target,
             rephrase=fact.rephrases[0] if fact.rephrases else fact.prompt,
             more_rephrases=list(fact.rephrases[1:]),
-            more_near_prompts=own[1:],
-            more_near_answers=[""] * len(own[1:]),
-            **near or _borrowed(f, every),
+            **rows.near_fields((prompt, "") for prompt in own[1:]),
+            **near or _locality_of_another(f, every),
         )
         found.append(row)
     return found
 
 
-def _other(f: _Numbered, among: Sequence[_Numbered]) -> dict[str, str]:
-    others = [g for g in among if g.name != f.name]
+def _near_fact(f: _NumberedFact, pool: Sequence[_NumberedFact]) -> dict[str, str]:
+    others = [g for g in pool if g.name != f.name]
     if not others:
         return {}
-    chosen = others[int(key_rng("near", f.name, f.number).integers(len(others)))]
-    scope = chosen.scope
-    return {"near_prompt": chosen.fact.prompt, "near_subject": scope, "near_scope": scope}
+    near = others[f.draw(len(others))]
+    return {
+        "near_prompt": near.fact.prompt, "near_subject": near.scope, "near_scope": near.scope
+    }  # fmt: skip
 
 
-def _borrowed(f: _Numbered, among: Sequence[_Numbered]) -> dict[str, str]:
-    prompts = [prompt for g in among for prompt in g.fact.locality]
-    if not prompts:
-        return {}
-    return {"near_prompt": prompts[int(key_rng("near", f.name, f.number).integers(len(prompts)))]}
+def _locality_of_another(f: _NumberedFact, pool: Sequence[_NumberedFact]) -> dict[str, str]:
+    prompts = [prompt for g in pool for prompt in g.fact.locality]
+    return {"near_prompt": prompts[f.draw(len(prompts))]} if prompts else {}
 
 
 def build_splits(path: Path) -> BuiltSplits:
-    """All rows by split, and what was missing in the facts."""
+    """Return all rows by split, with notes on what the facts lack."""
     facts = read_facts(path)
     parts = split(facts)
-    every = [f for held in parts.values() for f in held]
+    every = [f for part in parts.values() for f in part]
     counts = collections.Counter(
         facts=len(facts),
         without_rephrase=sum(not f.rephrases for f in facts),
         without_locality=sum(not f.locality for f in facts),
     )
-    notes = {"counts": dict(counts)}
+    notes: dict[str, object] = {"counts": dict(counts)}
     if counts["without_rephrase"]:
         notes["rephrase"] = (
             f"{counts['without_rephrase']} facts have no rephrase and are asked by their prompt "
             "again: success there says nothing of generality"
         )
-    return BuiltSplits({name: make_rows(held, every) for name, held in parts.items()}, notes)
+    return BuiltSplits({name: make_rows(part, every) for name, part in parts.items()}, notes)
 
 
-def locate(config: str, root: Path | None) -> Path:
-    """The file that a config names.
+def find_facts_file(config: str, root: Path | None) -> Path:
+    """Return the file that a config names.
 
     Raises:
       DataError: there is none.
@@ -141,8 +144,8 @@ def locate(config: str, root: Path | None) -> Path:
 
 
 def recipe(config: str, root: Path | None) -> Recipe:
-    """How the rows of one file are made."""
-    path = locate(config, root)
+    """Return the recipe of one file's facts."""
+    path = find_facts_file(config, root)
     word = re.sub(r"[^A-Za-z0-9]+", "_", path.name.removesuffix(".gz").removesuffix(".jsonl"))
     return Recipe(
         name="facts",

@@ -1,4 +1,4 @@
-"""Facts of ParaRel (Elazar et al. 2021) as statements that a model may know the end of.
+"""Facts of ParaRel (Elazar et al. 2021) as statements whose end a model may know.
 
 Reads `pararel/facts.jsonl` (relation_id, sub_label, obj_label: LAMA's T-REx facts, CC BY-NC 4.0)
 and `pararel/patterns.jsonl` (relation_id, pattern), plain or gzipped.
@@ -17,6 +17,8 @@ from mend_jax.data.keyed_random import key_hash
 from mend_jax.errors import DataError
 
 _OBJECT_LAST = re.compile(r"([^\[\]]*\[X\][^\[\]]*)\[Y\]\s*\.?\s*")
+_PATTERN_FIELDS = {"relation_id": "text", "pattern": "text"}
+_FACT_FIELDS = {"relation_id": "text", "sub_label": "text", "obj_label": "text"}
 
 
 class Statement(NamedTuple):
@@ -28,23 +30,23 @@ class Statement(NamedTuple):
 
 
 def statements(root: Path | None, seed: int = 0) -> list[Statement]:
-    """Every fact whose subject has one answer, worded by its relation's first pattern that fits.
+    """Return every fact whose subject has one answer, in its relation's first usable pattern.
 
-    A pattern fits where it ends in the answer. Relations take turns, so the first few facts are of
-    as many relations as there are; within one the order depends on `seed` and the subject alone.
+    A pattern is usable if it ends in the answer. Relations alternate, so that the first few facts
+    are of as many relations as possible; within a relation the order depends on `seed` and the
+    subject alone.
 
     Raises:
-      DataError: a file that is not there or cannot be used, or no pattern that ends in the answer.
+      DataError: a file is missing or cannot be used, or no pattern ends in the answer.
     """
     fact_file = raw_files.require_file(root, "pararel", "pararel/facts.jsonl")
     pattern_file = raw_files.require_file(root, "pararel", "pararel/patterns.jsonl")
     patterns: dict[str, str] = {}
-    for _, p in raw_files.iter_records(pattern_file, {"relation_id": "text", "pattern": "text"}):
+    for _, p in raw_files.iter_records(pattern_file, _PATTERN_FIELDS):
         if match := _OBJECT_LAST.fullmatch(p["pattern"]):
             patterns.setdefault(p["relation_id"], match[1].rstrip())
-    fields = {"relation_id": "text", "sub_label": "text", "obj_label": "text"}
     answers: dict[str, dict[str, set[str]]] = collections.defaultdict(dict)
-    for _, fact in raw_files.iter_records(fact_file, fields):
+    for _, fact in raw_files.iter_records(fact_file, _FACT_FIELDS):
         of_subject = answers[fact["relation_id"]].setdefault(fact["sub_label"], set())
         of_subject.add(fact["obj_label"])
     by_relation = [
@@ -57,10 +59,11 @@ def statements(root: Path | None, seed: int = 0) -> list[Statement]:
         ]
         for relation in sorted(set(patterns) & set(answers))
     ]
-    turns = itertools.zip_longest(*by_relation)
-    found = [statement for turn in turns for statement in turn if statement is not None]
+    rounds = itertools.zip_longest(*by_relation)
+    found = [statement for one in rounds for statement in one if statement is not None]
     if not found:
         raise DataError(
-            f"{pattern_file}: no pattern in it ends in [Y] and has facts in {fact_file}"
+            f"{pattern_file}: no pattern in it ends in [Y] and has facts in {fact_file}; get the "
+            "files again"
         )
     return found

@@ -2,9 +2,8 @@
 
 Reads the published word-level files, `wikitext-2/train.txt`, `valid.txt` and `test.txt` (or
 `wiki.train.tokens` and so on), each plain or gzipped; the config `103` reads `wikitext-103`. Their
-splits are kept: no article is in two. The tokenisation is undone; a sentence with `<unk>`, whose
-words are not known, is left out, since text with gaps is not text, and a model would have to be
-faithful to `<unk>`.
+splits are kept: no article is in two. The tokenisation is undone. A sentence with `<unk>` is
+dropped: its words are not known, and a model should not be scored on `<unk>`.
 """
 
 from __future__ import annotations
@@ -45,18 +44,18 @@ _ENDS = {".", "!", "?"}
 
 
 def detokenise(tokens: list[str]) -> str:
-    """Wikitext's tokens as they were written: "( 1 @,@ 500 )" is "(1,500)".
+    """Return the text of Wikitext's tokens: "( 1 @,@ 500 )" is "(1,500)".
 
-    Quotes open and close in turn. An apostrophe alone closes a quotation, or ends a genitive
-    ("players ' votes"), or opens a quotation that another one closes. A dash between numbers stands
-    without spaces ("2011–12"), between words with them; slashes have none.
+    Quotes open and close alternately. A single apostrophe closes a quotation, ends a genitive
+    ("players ' votes"), or opens a quotation that another one closes. A dash has no spaces between
+    numbers ("2011–12") and spaces between words; slashes have none.
     """
     text, glue = "", True
     quoted = single = False
     for i, token in enumerate(tokens):
         before = tokens[i - 1] if i else ""
         after = tokens[i + 1] if i + 1 < len(tokens) else ""
-        left, right = glue, False  # whether it stands close to its left, to its right
+        left, right = glue, False  # no space to its left, to its right
         written = token
         if token in _JOINED:
             written, left, right = _JOINED[token], True, True
@@ -88,7 +87,7 @@ def detokenise(tokens: list[str]) -> str:
 
 
 def sentences(line: str) -> list[list[str]]:
-    """The sentences of a tokenised paragraph; the ends of sentences are tokens of their own."""
+    """Return the sentences of a tokenised paragraph, in which . ! ? are separate tokens."""
     found: list[list[str]] = []
     current: list[str] = []
     quoted = False
@@ -110,9 +109,10 @@ def sentences(line: str) -> list[list[str]]:
 
 
 def articles(text: str) -> Iterator[tuple[str, list[str]]]:
-    """(title, paragraphs) of each article, both tokenised; told by ` = Title = ` between blanks."""
+    """Yield each article's (title, paragraphs), tokenised; ` = Title = ` is between blank lines."""
     lines = [line.strip() for line in text.split("\n")]
-    title, paragraphs = "", []
+    title = ""
+    paragraphs: list[str] = []
     for i, line in enumerate(lines):
         alone = not any(lines[max(i - 1, 0) : i] + lines[i + 1 : i + 2])
         if alone and (heading := _HEADING.fullmatch(line)):
@@ -126,31 +126,31 @@ def articles(text: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def text_rows(text: str, split: str, counts: collections.Counter[str]) -> list[rows.Row]:
-    """A row for each passage; counts articles, sentences, those with <unk>, and passages."""
+    """Return a row for each passage; count articles, sentences (with <unk>) and passages."""
     found = []
     for number, (title, paragraphs) in enumerate(articles(text)):
         subject = detokenise(title.split())
-        if "<unk>" in title:  # such titles name no article: several are `<unk>` alone
+        if "<unk>" in title:  # not unique: several titles are `<unk>` alone
             subject += f" ({split} article {number})"
         counts["articles"] += 1
         passages = []
         for paragraph in paragraphs:
-            split_up = sentences(paragraph)
-            counts["sentences"] += len(split_up)
-            counts["sentences_with_unk"] += sum("<unk>" in s for s in split_up)
-            passages += prose.passages(detokenise(s) for s in split_up)
+            in_paragraph = sentences(paragraph)
+            counts["sentences"] += len(in_paragraph)
+            counts["sentences_with_unk"] += sum("<unk>" in s for s in in_paragraph)
+            passages += prose.passages(detokenise(s) for s in in_paragraph)
         counts["passages"] += len(passages)
         for i, passage in enumerate(passages):
-            row = rows.text_row(f"{split}/{number:05d}/{i:03d}", passage)
-            found.append(row | {"subject": subject})
+            key = f"{split}/{number:05d}/{i:03d}"
+            found.append(rows.text_row(key, passage, subject=subject))
     return found
 
 
 def build_splits(files: dict[str, Path]) -> BuiltSplits:
-    """All rows by split.
+    """Return all rows by split.
 
     Raises:
-      DataError: a file without articles, or whose articles have no usable passage.
+      DataError: a file has no articles, or none with a usable passage.
     """
     splits, notes = {}, {}
     for split, path in files.items():
@@ -168,10 +168,10 @@ def build_splits(files: dict[str, Path]) -> BuiltSplits:
 
 
 def recipe(config: str, root: Path | None) -> Recipe:
-    """How one config is made.
+    """Return the recipe of one config.
 
     Raises:
-      DataError: an unknown config, or files that are not there.
+      DataError: an unknown config, or a file is missing.
     """
     check_config("wikitext", config, CONFIGS)
     folder = CONFIGS[config]

@@ -1,4 +1,4 @@
-"""As much grammar as rewording one-sentence claims needs: subject, predicate, verbs, dates."""
+"""The grammar that paraphrases of one-sentence claims need: subject, predicate, verbs, dates."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ VERBS = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
-    """A claim taken apart: what it says is `subject predicate.`, or else both are empty.
+class ParsedClaim:
+    """A claim split into `subject predicate.`; both are empty if that is not possible.
 
     Attributes:
       text: the whole claim without its full stop.
-      subject, predicate: its two parts, the predicate beginning with a verb.
+      subject: the part before the verb.
+      predicate: the rest, which begins with the verb.
       is_name: whether its first word is part of a name and keeps its capital.
     """
 
@@ -44,17 +45,17 @@ class Claim:
 
     @property
     def inner(self) -> str:
-        """The subject as it stands inside a sentence."""
-        return self.subject if self.is_name else lower(self.subject)
+        """The subject as written inside a sentence."""
+        return self.subject if self.is_name else lower_first(self.subject)
 
     @property
     def inner_text(self) -> str:
-        """The whole claim as it stands inside a sentence."""
-        return self.text if self.is_name else lower(self.text)
+        """The whole claim as written inside a sentence."""
+        return self.text if self.is_name else lower_first(self.text)
 
 
-def parse(text: str, names: Iterable[str] = ()) -> Claim:
-    """Takes a claim apart after one of the names that it begins with, or else at its first verb."""
+def parse(text: str, names: Iterable[str] = ()) -> ParsedClaim:
+    """Split a claim after one of the names that it begins with, or else before its first verb."""
     text = _without_stop(" ".join(text.split()))
     folded, first = text.casefold(), text.split(" ", 1)[0]
     names = sorted((n for n in names if n), key=len, reverse=True)
@@ -62,48 +63,50 @@ def parse(text: str, names: Iterable[str] = ()) -> Claim:
     for name in names:
         for start in (name, f"the {name}"):
             if folded.startswith(start.casefold() + " "):
-                subject = text[: len(start)]
-                subject += re.match(r"( \([^)]*\))?", text[len(start) :])[0]
-                rest = text[len(subject) + 1 :]
-                if rest.split(" ")[0] in VERBS:
-                    return Claim(text, subject, rest, is_name)
+                aside = re.match(r" \([^)]*\)", text[len(start) :])
+                subject = text[: len(start)] + (aside[0] if aside else "")
+                predicate = text[len(subject) + 1 :]
+                if predicate.split(" ")[0] in VERBS:
+                    return ParsedClaim(text, subject, predicate, is_name)
     words = text.split(" ")
     at = next((i for i, word in enumerate(words[:9]) if word in VERBS), 0)
     subject = " ".join(words[:at])
     clause = re.search(r",|\b(who|that|which|when|and)\b", subject)
     if not 0 < at < len(words) - 1 or clause or first.casefold() in OPENERS - {"the", "a", "an"}:
-        return Claim(text, is_name=is_name)
-    return Claim(text, subject, " ".join(words[at:]), is_name)
+        return ParsedClaim(text, is_name=is_name)
+    return ParsedClaim(text, subject, " ".join(words[at:]), is_name)
 
 
 def _without_stop(text: str) -> str:
-    """The sentence without its full stop, which may be part of its last word as well (`F.C.`)."""
+    """Return the sentence without its full stop, unless its last word needs it (`F.C.`)."""
     if re.search(r"(\b[A-Z]\.){2,}$|\b(Jr|Sr|Inc|Co|Ltd|Dr|St)\.$", text):
         return text
     return text.rstrip(" .,")
 
 
-def lower(text: str) -> str:
+def lower_first(text: str) -> str:
+    """Return the text with a lower-case first letter."""
     return text[:1].lower() + text[1:]
 
 
-def upper(text: str) -> str:
+def upper_first(text: str) -> str:
+    """Return the text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
-def words(text: str) -> list[str]:
-    """What two wordings are compared by."""
+def comparable_words(text: str) -> list[str]:
+    """Return the words by which two sentences are compared."""
     return re.findall(r"[\w']+", text.casefold())
 
 
 def with_article(noun: str) -> str:
-    """`a song`, `an hour`."""
+    """Return a noun with its indefinite article: `a song`, `an hour`."""
     vowel = re.match(r"hour|honest|heir|[aeiou]", noun, re.I)
     return f"{'an' if vowel and not re.match(r'uni|use|eu|one', noun, re.I) else 'a'} {noun}"
 
 
 def is_plural(phrase: str) -> bool:
-    """Whether a verb after the phrase is in the plural, as far as can be told without a lexicon."""
+    """Return whether a verb after the phrase is in the plural, a guess without a lexicon."""
     return " and " in phrase or bool(re.match(r"(many|several|two|three|four|five)\b", phrase))
 
 
@@ -113,7 +116,7 @@ DATE = (
     rf"\d{{4}}|{_MONTH})|on (?:the )?{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?(?:,? \d{{4}})?"
     rf"|on \d{{1,2}}(?:st|nd|rd|th)? (?:of )?{_MONTH},? \d{{4}})"
 )
-"""A pattern of `in 1994`, `in May 1994`, `on May 2, 1994` and the like."""
+"""A pattern of `in 1994`, `in May 1994`, `on May 2, 1994` and similar dates."""
 
 NEGATIVE = re.compile(
     r"\b(not|never|no|none|nothing|nobody|only|exclusively|solely|just|failed|refused|yet|neither|"
@@ -126,14 +129,14 @@ _CLAUSE = re.compile(
 
 
 def is_plain(predicate: str) -> bool:
-    """Whether a predicate is one short clause that says yes, so that its date is its own."""
-    said = predicate.split()
-    later = any(re.fullmatch(r"[a-z]+(ed|ing)", word) for word in said[2:])
-    no = NEGATIVE.search(predicate) or _CLAUSE.search(" ".join(said[2:]))
-    return len(said) <= 7 and not later and not no
+    """Return whether a predicate is one short, affirmative clause, to which its date belongs."""
+    words = predicate.split()
+    second_verb = any(re.fullmatch(r"[a-z]+(ed|ing)", word) for word in words[2:])
+    excluded = NEGATIVE.search(predicate) or _CLAUSE.search(" ".join(words[2:]))
+    return len(words) <= 7 and not second_verb and not excluded
 
 
-# Participles of what is done once -> past; of what goes on -> present.
+# Participles of single events -> past tense; of lasting states -> present tense.
 PAST = {
     "directed": "directed", "written": "wrote", "produced": "produced", "created": "created",
     "founded": "founded", "developed": "developed", "designed": "designed", "composed": "composed",
@@ -156,7 +159,7 @@ PRESENT = {
 
 
 def active_verb(participle: str, be: str, who: str) -> str:
-    """The verb of `who` for `is done` or `was done`: `is directed` -> `directed`."""
+    """Return the active verb of `who` for a passive: `is directed` -> `directed`."""
     if participle in PAST:
         return PAST[participle]
     if be in ("was", "were"):

@@ -1,10 +1,10 @@
-"""Other wordings of a claim, by rules that keep whether it is true.
+"""Paraphrases of a claim, by rules that do not change its truth.
 
 FEVER has no paraphrases; the paper's were made by back-translation (De Cao et al. 2021). These are
-made by hand-written rules: the sentence is turned round where one of them fits (passive and active,
-dates to the front, `X stars Y` and `Y stars in X`, ...), words are replaced where none does, and
-where that fails too a frame is put round the claim. Some rules are held out: training never uses
-them, so that what they make is in a form that no editor was trained on.
+made by hand-written rules: rules that restructure the sentence (passive and active, dates to the
+front, `X stars Y` and `Y stars in X`, ...), else rules that replace words, else a frame around the
+claim. Some rules are held out: training never uses them, so that no editor was trained on the form
+of their paraphrases.
 """
 
 from __future__ import annotations
@@ -15,31 +15,38 @@ from typing import NamedTuple
 
 from mend_jax.data.keyed_random import key_hash
 from mend_jax.data.sources.fever import grammar
-from mend_jax.data.sources.fever.grammar import COUNTRIES, DATE, PAST, PRESENT, Claim, upper
+from mend_jax.data.sources.fever.grammar import (
+    COUNTRIES,
+    DATE,
+    PAST,
+    PRESENT,
+    ParsedClaim,
+    upper_first,
+)
 from mend_jax.data.sources.fever.vocabulary import NOUNS, SYNONYMS
 
-Maker = Callable[[Claim], str | None]
+RuleFunction = Callable[[ParsedClaim], str | None]
 
 
 class Rule(NamedTuple):
-    """One way to say a claim otherwise.
+    """One way to paraphrase a claim.
 
     Attributes:
       name: one word.
-      tier: rules of a lower tier are taken first: 0 turns sentences of one kind round, 1 those of
-        a common form, 2 replaces words, 3 puts a frame round the claim.
-      held_out: training never uses it.
-      make: gives the new sentence without its full stop, or None where the rule does not fit.
+      tier: rules of a lower tier have priority: 0 restructures sentences of a special form, 1 those
+        of a common form, 2 replaces words, 3 puts a frame around the claim.
+      held_out: whether the rule is never used in training.
+      apply: returns the new sentence without its full stop, or None if the rule does not fit.
     """
 
     name: str
     tier: int
     held_out: bool
-    make: Maker
+    apply: RuleFunction
 
 
 class Paraphrase(NamedTuple):
-    """A claim in other words, the rule that made it, and whether training never uses that rule."""
+    """A paraphrase, the rule that made it, and whether training never uses that rule."""
 
     text: str
     rule: str
@@ -47,43 +54,43 @@ class Paraphrase(NamedTuple):
 
 
 def paraphrase(text: str, names: Iterable[str], key: object, unseen: bool = False) -> Paraphrase:
-    """A claim in other words; the same key gives the same ones.
+    """Return a paraphrase of a claim, always the same for the same key.
 
     Args:
       text: one sentence.
-      names: of the things that the claim may begin with.
-      key: chooses among the rules of the lowest tier that fit.
-      unseen: whether to take a held-out rule.
+      names: names of the things that the claim may begin with.
+      key: chooses among the fitting rules of the lowest tier.
+      unseen: use a held-out rule.
     """
-    made = wordings(grammar.parse(text, names), unseen)
+    made = fitting_paraphrases(grammar.parse(text, names), unseen)
     lowest = min(rule.tier for rule, _ in made)
     fits = [pair for pair in made if pair[0].tier == lowest]
-    rule, said = fits[key_hash("paraphrase", key) % len(fits)]
-    return Paraphrase(said, rule.name, rule.held_out)
+    rule, sentence = fits[key_hash("paraphrase", key) % len(fits)]
+    return Paraphrase(sentence, rule.name, rule.held_out)
 
 
-def wordings(claim: Claim, held_out: bool = False) -> list[tuple[Rule, str]]:
-    """The rules of one kind that fit a claim, with the sentences that they make; never none."""
+def fitting_paraphrases(claim: ParsedClaim, held_out: bool = False) -> list[tuple[Rule, str]]:
+    """Return the fitting rules of one kind with their sentences; there is at least one."""
     found = []
     for rule in RULES:
-        said = rule.make(claim) if rule.held_out == held_out else None
-        if said and grammar.words(said) != grammar.words(claim.text):
-            found.append((rule, _sentence(said, claim)))
+        text = rule.apply(claim) if rule.held_out == held_out else None
+        if text and grammar.comparable_words(text) != grammar.comparable_words(claim.text):
+            found.append((rule, _sentence(text, claim)))
     return found
 
 
-def _sentence(said: str, claim: Claim) -> str:
-    """With a capital, unless it begins with the claim's own subject, and a full stop."""
-    if not said.startswith(claim.subject or claim.text):
-        said = said[0] + upper(said[1:]) if said[0] == '"' else upper(said)
-    return said if re.search(r"[.?!]\"?$", said) else f"{said}."
+def _sentence(text: str, claim: ParsedClaim) -> str:
+    """Add a capital, unless the text begins with the claim's own subject, and a full stop."""
+    if not text.startswith(claim.subject or claim.text):
+        text = text[0] + upper_first(text[1:]) if text[0] == '"' else upper_first(text)
+    return text if re.search(r"[.?!]\"?$", text) else f"{text}."
 
 
-def _predicate(pattern: str, make: Callable[..., str | None]) -> Maker:
-    """A rule for predicates of one pattern; `make` takes the claim and the groups."""
+def _predicate(pattern: str, make: Callable[..., str | None]) -> RuleFunction:
+    """Return a rule for predicates of one pattern; `make` gets the claim and the groups."""
     compiled = re.compile(pattern)
 
-    def apply(claim: Claim) -> str | None:
+    def apply(claim: ParsedClaim) -> str | None:
         found = compiled.fullmatch(claim.predicate) if claim.subject else None
         return None if found is None else make(claim, *found.groups(default=""))
 
@@ -93,28 +100,28 @@ def _predicate(pattern: str, make: Callable[..., str | None]) -> Maker:
 # --- dates
 
 
-def _front(c: Claim, said: str, date: str) -> str | None:
-    stays = re.match(r"(is|are|has|have|was an?|was the)\b", said)
-    return f"{date}, {c.inner} {said}" if grammar.is_plain(said) and not stays else None
+def _front(c: ParsedClaim, event: str, date: str) -> str | None:
+    stays = re.match(r"(is|are|has|have|was an?|was the)\b", event)
+    return f"{date}, {c.inner} {event}" if grammar.is_plain(event) and not stays else None
 
 
-def _cleft(c: Claim, said: str, date: str) -> str | None:
-    return f"it was {date} that {c.inner} {said}" if _front(c, said, date) else None
+def _cleft(c: ParsedClaim, event: str, date: str) -> str | None:
+    return f"it was {date} that {c.inner} {event}" if _front(c, event, date) else None
 
 
-def _to_the_end(c: Claim) -> str | None:
+def _to_the_end(c: ParsedClaim) -> str | None:
     found = re.fullmatch(r"((?:In|On) [^,]*?),? ([A-Z\"].*|the .*)", c.text)
-    if not found or not re.fullmatch(DATE, grammar.lower(found[1])):
+    if not found or not re.fullmatch(DATE, grammar.lower_first(found[1])):
         return None
     simple = not re.search(r",|\b(that|who|which|when|and|but)\b", found[2])
-    return f"{found[2]} {grammar.lower(found[1])}" if simple else None
+    return f"{found[2]} {grammar.lower_first(found[1])}" if simple else None
 
 
-def _birth_year(c: Claim, year: str) -> str:
+def _birth_year(c: ParsedClaim, year: str) -> str:
     return f"the year of birth of {c.inner} is {year}"
 
 
-def _birthplace(c: Claim, place: str) -> str | None:
+def _birthplace(c: ParsedClaim, place: str) -> str | None:
     return None if re.match(DATE, f"in {place}") else f"the birthplace of {c.inner} is {place}"
 
 
@@ -128,17 +135,17 @@ _TRAILING = re.compile(
 )
 
 
-def _active(c: Claim, be: str, first: str, second: str, who: str, date: str) -> str | None:
+def _active(c: ParsedClaim, be: str, first: str, second: str, who: str, date: str) -> str | None:
     if _TRAILING.search(who) or (date and re.search(r" (who|that|which) ", who)):
         return None
     did = " and ".join(grammar.active_verb(verb, be, who) for verb in (first, second) if verb)
     return f"{who} {did} {c.inner}{date and ' ' + date}"
 
 
-def _it_was(c: Claim, be: str, first: str, second: str, who: str, date: str) -> str | None:
-    said = _active(c, be, first, second, who, date)
+def _it_was(c: ParsedClaim, be: str, first: str, second: str, who: str, date: str) -> str | None:
+    active = _active(c, be, first, second, who, date)
     odd = grammar.is_plural(who) or grammar.NEGATIVE.search(who) or not who[:1].isupper()
-    return None if said is None or odd else f"it was {who} that {said[len(who) + 1 :]}"
+    return None if active is None or odd else f"it was {who} that {active[len(who) + 1 :]}"
 
 
 _DID = {past: participle for participle, past in PAST.items()}
@@ -146,7 +153,7 @@ _DID |= {verb: verb for verb in ("hosted", "portrayed", "voiced", "owned")}
 _WHAT = r"((?:[A-Z\"0-9]|the [a-z ]*[A-Z]|an? )[^,]*?)"
 
 
-def _passive(c: Claim, did: str, what: str, date: str) -> str | None:
+def _passive(c: ParsedClaim, did: str, what: str, date: str) -> str | None:
     more = r" (for|as|with|when|while|after|before|during|by|on|at|to|and|that|who|in|from|once|"
     more += r"twice|times)\b"
     two = re.search(r"[A-Z]\w* (a|an|the|his|her|its) ", what)  # `won Ann a prize`
@@ -160,17 +167,17 @@ def _passive(c: Claim, did: str, what: str, date: str) -> str | None:
 _WITH = r"((?!in |on |as |at |alongside |opposite |with |only |no |nobody |zero ).+?)( as .+)?"
 
 
-def _in_it(c: Claim, verb: str, who: str, role: str) -> str:
+def _in_it(c: ParsedClaim, verb: str, who: str, role: str) -> str:
     verb = "star" if verb == "stars" and grammar.is_plural(who) else verb
     return f"{who} {verb}{role} in {c.inner}"
 
 
-def _has_in_cast(c: Claim, verb: str, who: str, role: str) -> str | None:
+def _has_in_cast(c: ParsedClaim, verb: str, who: str, role: str) -> str | None:
     have = "has" if verb == "stars" else "had"
     return None if role else f"{c.subject} {have} {who} in its cast"
 
 
-def _cast_has(c: Claim, verb: str, work: str) -> str:
+def _cast_has(c: ParsedClaim, verb: str, work: str) -> str:
     have = "has" if verb.endswith("s") else "had"
     return f"the cast of {work} {have} {c.inner} in it"
 
@@ -178,68 +185,68 @@ def _cast_has(c: Claim, verb: str, work: str) -> str:
 # --- what it is
 
 
-def _from_country(c: Claim, be: str, demonym: str, noun: str) -> str:
+def _from_country(c: ParsedClaim, be: str, demonym: str, noun: str) -> str:
     return f"{c.subject} {be} {grammar.with_article(noun)} from {COUNTRIES[demonym]}"
 
 
-def _comes_from(c: Claim, be: str, demonym: str) -> str:
+def _comes_from(c: ParsedClaim, be: str, demonym: str) -> str:
     return f"{c.subject} {'comes' if be == 'is' else 'came'} from {COUNTRIES[demonym]}"
 
 
-def _works_as(c: Claim, be: str, what: str) -> str:
+def _works_as(c: ParsedClaim, be: str, what: str) -> str:
     return f"{c.subject} {'works' if be == 'is' else 'worked'} as {what}"
 
 
-def _described(c: Claim, be: str, what: str) -> str:
+def _described(c: ParsedClaim, be: str, what: str) -> str:
     return f"{c.subject} {'can' if be == 'is' else 'could'} be described as {what}"
 
 
-def _fits(c: Claim, be: str, what: str) -> str | None:
+def _fits(c: ParsedClaim, be: str, what: str) -> str | None:
     fits = '"' not in what and len(what.split()) <= 9
     return f'"{what}" {be} a fitting description of {c.inner}' if fits else None
 
 
-def _is_what(c: Claim, be: str, what: str) -> str | None:
+def _is_what(c: ParsedClaim, be: str, what: str) -> str | None:
     fits = len(what.split()) <= 9 and not re.search(r"\b(one|only|lot)\b|,", what)
     return f"{what} is what {c.inner} {be}" if fits else None
 
 
-def _turned(c: Claim, be: str, what: str) -> str | None:
+def _turned(c: ParsedClaim, be: str, what: str) -> str | None:
     fits = len(what.split()) <= 12 and not re.search(r", [a-z]", what)
     return f"{what} {be} {c.inner}" if fits else None
 
 
-def _called(c: Claim) -> str | None:
+def _called(c: ParsedClaim) -> str | None:
     found = re.fullmatch(r"There (is|was) (an? .+?),? (?:called|named|titled) (.+)", c.text)
     if not found or re.search(r" (that|which|who)\b", found[3]):
         return None
     return f"{found[3]} {found[1]} {found[2]}"
 
 
-def _untrue(c: Claim, be: str, what: str) -> str | None:
+def _untrue(c: ParsedClaim, be: str, what: str) -> str | None:
     odd = re.match(r"(only|just|always|all|every|yet|until)\b", what)
     return None if odd else f"it is not true that {c.inner} {be} {what}"
 
 
-def _of(c: Claim) -> str | None:
+def _of(c: ParsedClaim) -> str | None:
     """`Ann's first film was long` -> `The first film of Ann was long`."""
     found = re.fullmatch(r"((?:The )?[A-Z][^,]*?)'s ((?:[a-z-]+ ){0,2}[a-z-]+)", c.subject)
     if not found or re.search(r"'s\b", found[1]) or found[2].startswith("own"):
         return None
-    owner = found[1] if c.is_name else grammar.lower(found[1])
+    owner = found[1] if c.is_name else grammar.lower_first(found[1])
     return f"the {found[2]} of {owner} {c.predicate}"
 
 
-def _subject_cleft(c: Claim) -> str | None:
+def _subject_cleft(c: ParsedClaim) -> str | None:
     fits = c.subject and c.is_name and not grammar.NEGATIVE.search(c.predicate)
     return f"it is {c.subject} that {c.predicate}" if fits else None
 
 
-def _aside(words: str) -> Maker:
+def _aside(words: str) -> RuleFunction:
     return lambda c: f"{c.subject}, {words}, {c.predicate}" if c.subject else None
 
 
-def _basis(c: Claim, be: str, source: str) -> str:
+def _basis(c: ParsedClaim, be: str, source: str) -> str:
     return f"the source of {c.inner} {be} {source}"
 
 
@@ -248,26 +255,26 @@ _JOBS = "|".join(grammar.OCCUPATIONS)
 _DEMONYMS = "|".join(sorted(COUNTRIES, key=len, reverse=True))
 
 
-# --- words for words
+# --- synonyms and frames
 
 
-def _synonym(c: Claim) -> str | None:
+def _synonym(c: ParsedClaim) -> str | None:
     for old, new in SYNONYMS:
         if found := old.match(c.predicate):
             return f"{c.subject} {found.expand(new)}{c.predicate[found.end() :]}"
     return None
 
 
-def _noun(c: Claim) -> str | None:
+def _noun(c: ParsedClaim) -> str | None:
     for old, new in NOUNS:
         whole_word = rf"(?<![\w-])(?<!\bin )(?<!\bfor ){old}(?![\w)-]| [A-Z])"
-        said, n = re.subn(whole_word, new, c.predicate, count=1)
+        predicate, n = re.subn(whole_word, new, c.predicate, count=1)
         if n:
-            return f"{c.subject} {said}"
+            return f"{c.subject} {predicate}"
     return None
 
 
-def _frame(before: str, after: str = "") -> Maker:
+def _frame(before: str, after: str = "") -> RuleFunction:
     return lambda c: f"{before}{c.inner_text}{after}"
 
 

@@ -1,4 +1,4 @@
-"""Words of a claim's predicate and what may stand in their place without changing its truth."""
+"""Synonyms for a claim's predicate that do not change its truth."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ SYNONYMS = tuple(
         (r"worked in", "had work in"),
     )
 )
-"""Beginnings of predicates, the first that fits is taken."""
+"""Replacements for the beginning of a predicate; the first that fits is used."""
 
 NOUNS = (
     (r"film", "movie"), (r"films", "movies"), (r"movie", "film"), (r"movies", "films"),
@@ -148,4 +148,4 @@ NOUNS = (
     (r"multiple", "several"), (r"several", "multiple"), (r"numerous", "many"),
     (r"a number of", "several"),
 )  # fmt: skip
-"""Words anywhere in a predicate."""
+"""Replacements for words anywhere in a predicate."""

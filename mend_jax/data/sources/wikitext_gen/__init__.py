@@ -1,17 +1,17 @@
-"""`wikitext_gen`: edits of how a model goes on with a passage (MEND's Wikitext generation).
+"""`wikitext_gen`: edits of how a model continues a passage (MEND's Wikitext generation).
 
-As in the paper (section 5, appendix C) a row's prompt is the beginning of a Wikipedia passage and
+As in the paper (section 5, appendix C), a row's prompt is the beginning of a Wikipedia passage and
 its target the next 10 tokens; the paraphrase is the prompt without a random part of its beginning,
-up to half of it. As in the original code's `self_sample` data the target is what the base itself
-may write: it is sampled, once, at temperature 1, so rows belong to one base. Ours: whole words are
-dropped and cut, prompts have 20 to 48 tokens of the base's own tokenizer, and a sample is taken
-only if its text gives the same tokens back after the prompt and one space.
+up to half of it. As in the original code's `self_sample` data, the target is a continuation that
+the base model itself samples, once, at temperature 1, so that rows belong to one base model.
+Deviations: whole words are dropped and cut, prompts have 20 to 48 tokens of the base model's
+tokenizer, and a sample is used only if its text after the prompt and one space has the same tokens.
 
-Rows have no `far` text: passages of `wikitext` are to be taken for it.
+Rows have no `far` text: use passages of `wikitext`.
 
     python -m mend_jax.data.sources.wikitext_gen --model=SPEC [--config=default] [--out=FILE.jsonl]
 
-prepares the rows of a base ahead of a run, and writes them down if asked.
+prepares the rows of a base model ahead of a run; --out also writes them to a file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import collections
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -44,14 +43,15 @@ SIZES = {
 LICENSE = "prompts CC BY-SA 3.0 (English Wikipedia); targets: as the base's output"
 DESCRIPTION = (
     "Continuations of Wikipedia passages: the prompt is the first 20 to 48 tokens of a passage of "
-    "Wikitext-2, the target 10 tokens that the base itself sampled after it, the rephrase the "
+    "Wikitext-2, the target 10 tokens that the base itself sampled after it, the paraphrase the "
     "prompt without up to half of its words at the beginning. Splits as published, by article."
 )
+# Modules outside mend_jax.data that decide the rows.
 _CODE = ("mend_jax.hub.text_encoding", "mend_jax.models.generation")
 
 
 def make_row(start: Start, target: str) -> rows.Row:
-    """The edit of one passage."""
+    """Return the edit of one passage."""
     words = start.prompt.split()
     rng = key_rng("drop", continuations.SEED, start.key)
     dropped = int(rng.integers(1, max(len(words) // 2, 1) + 1))
@@ -66,38 +66,44 @@ def make_row(start: Start, target: str) -> rows.Row:
 
 
 def sample_rows(
-    model: LanguageModel, held: Sequence[rows.Row], count: int, size: int = BATCH, what: str = ""
+    model: LanguageModel,
+    passages: Sequence[rows.Row],
+    count: int,
+    size: int = BATCH,
+    what: str = "",
 ) -> tuple[list[rows.Row], dict[str, int]]:
-    """The first `count` rows whose samples can be used, and how many were sampled and left out."""
+    """Return the first `count` rows with usable samples, and counts of all and unusable samples."""
     found: list[rows.Row] = []
     counts: collections.Counter[str] = collections.Counter()
     progress = Progress(f"sample {what}", count)
-    waiting = continuations.starts(held, model.tokenizer)
+    waiting = continuations.cut_passages(passages, model.tokenizer)
     while len(found) < count:
-        wanted = min((count - len(found)) * 4 // 3, 16 * size)  # about a quarter is left out
+        wanted = min((count - len(found)) * 4 // 3, 16 * size)  # about a quarter is unusable
         block = list(itertools.islice(waiting, round_up(wanted, size)))
         if not block:
             break
-        usable, answers = len(found), {}
-        for i, (target, why_not) in continuations.targets(model, block, size):
-            answers[i] = target, why_not
-            usable += not why_not
+        usable, targets = len(found), {}
+        for i, (target, reason) in continuations.sample_targets(model, block, size):
+            targets[i] = target, reason
+            usable += not reason
             progress.update(min(usable, count))
         for i, start in enumerate(block):
-            target, why_not = answers[i]
             if len(found) == count:
                 break
+            target, reason = targets[i]
             counts["sampled"] += 1
-            if why_not:
-                counts[why_not] += 1
+            if reason:
+                counts[reason] += 1
             else:
                 found.append(make_row(start, target))
     progress.update(len(found), force=True)
     return found, dict(counts)
 
 
-def build_splits(model: LanguageModel, config: str, source: Recipe, size: int = BATCH) -> Any:
-    """All rows by split, sampled now.
+def build_splits(
+    model: LanguageModel, config: str, source: Recipe, size: int = BATCH
+) -> BuiltSplits:
+    """Sample all rows and return them by split.
 
     Raises:
       DataError: this is one of several processes, or no sample of a split can be used.
@@ -105,10 +111,10 @@ def build_splits(model: LanguageModel, config: str, source: Recipe, size: int = 
     if jax.process_count() > 1:
         dtype = np.dtype(model.module.dtype).name
         raise DataError(
-            f"wikitext_gen/{config} is not prepared for {model.spec}, and sampling it takes one "
+            f"wikitext_gen/{config} is not prepared for {model.spec}, and sampling it needs one "
             "process. On one host run `python -m mend_jax.data.sources.wikitext_gen "
             f"--model={model.spec} --dtype={dtype} --config={config}`, with MEND_CACHE_DIR set to "
-            "a folder that all hosts see, then start again"
+            "a folder that all hosts share, then start again"
         )
     splits, notes = {}, {}
     texts = source.build().splits
@@ -123,10 +129,10 @@ def build_splits(model: LanguageModel, config: str, source: Recipe, size: int = 
 
 
 def recipe(config: str, root: Path | None, model: LanguageModel) -> Recipe:
-    """How one config is made with one base.
+    """Return the recipe of one config for one base model.
 
     Raises:
-      DataError: an unknown config, files that are not there, or a base that cannot sample.
+      DataError: an unknown config, missing files, or a base model that cannot sample.
     """
     check_config("wikitext_gen", config, SIZES)
     if model.module.kind != "causal":

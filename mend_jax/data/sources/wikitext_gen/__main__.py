@@ -18,12 +18,14 @@ from mend_jax.models.abstract_model import DTYPES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0 when the rows are prepared, 2 for an error that the message explains."""
+    """Run the command; return 0 when the rows are prepared, 2 after an error message."""
     parser = argparse.ArgumentParser(
         prog="python -m mend_jax.data.sources.wikitext_gen", description=wikitext_gen.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("--model", required=True, metavar="SPEC", help="the base, as model.spec")
+    parser.add_argument(
+        "--model", required=True, metavar="SPEC", help="the base model, as model.spec"
+    )
     parser.add_argument("--config", default="default", choices=sorted(SIZES))
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES), help="as model.dtype")
     parser.add_argument(
@@ -33,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         model = load_model(args.model, dtype=args.dtype)
-        found = prepared.load(recipe(args.config, raw_files.data_root(args.data_dir), model))
-        for split, held in found.splits.items():
-            print(f"{split}: {len(held)} rows; left out: {found.notes['left_out'][split]}")
+        dataset = prepared.load(recipe(args.config, raw_files.data_root(args.data_dir), model))
+        for split, part in dataset.splits.items():
+            print(f"{split}: {len(part)} rows; left out: {dataset.notes['left_out'][split]}")
         if args.out:
-            lines = [{"split": s, **row} for s, held in found.splits.items() for row in held]
+            lines = [{"split": s, **row} for s, part in dataset.splits.items() for row in part]
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_text(Path(args.out), text)
             print(f"rows: {args.out}")

@@ -1,4 +1,4 @@
-"""What a base itself writes after the beginnings of passages: cut, sampled, and judged usable."""
+"""Continuations of passages by a base model: cut the passages, sample, keep usable samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import functools
 from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from mend_jax.core.chunking import round_up
 from mend_jax.data import rows
@@ -17,17 +19,18 @@ from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.tokenizer import Tokenizer
-from mend_jax.models.editable_model import Inputs
+from mend_jax.models.editable_model import EditableModel, Inputs
 from mend_jax.models.generation import generate, sampler
+from mend_jax.models.params import Params
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 
 LEAST, MOST = 20, 48  # tokens of a prompt
 NEW = 10  # tokens of a target
-LEFT = 10  # words that a passage must have after the prompt
+LEFT = 10  # words that must follow the prompt in its passage
 TEMPERATURE = 1.0
 SEED = 0
 BATCH = 32
-_BUCKET = 8  # prompts are padded to a multiple of so many tokens
+_BUCKET = 8  # prompts are padded to a multiple of this many tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +38,11 @@ class Start:
     """The beginning of a passage, to be continued.
 
     Attributes:
-      key, subject: of the passage; its article's title.
-      prompt: the words to go on from, and the same as token ids.
-      rest: the words that follow it in the passage.
+      key: the passage's key.
+      subject: the title of its article.
+      prompt: its first words.
+      ids: the prompt's token ids.
+      rest: the words that follow the prompt in the passage.
     """
 
     key: str
@@ -47,8 +52,8 @@ class Start:
     rest: tuple[str, ...]
 
 
-def cut(row: rows.Row, tokenizer: Tokenizer) -> Start | None:
-    """A passage cut at random so that its beginning has `LEAST` to `MOST` tokens, if it can be."""
+def cut_passage(row: rows.Row, tokenizer: Tokenizer) -> Start | None:
+    """Cut a passage at random after `LEAST` to `MOST` tokens; None if that is not possible."""
     words = row["far"].split()
     want = int(key_rng("cut", SEED, row["key"]).integers(LEAST, MOST + 1))
 
@@ -63,50 +68,61 @@ def cut(row: rows.Row, tokenizer: Tokenizer) -> Start | None:
     return Start(row["key"], row["subject"], prompt, tuple(ids), tuple(words[n_words:]))
 
 
-def starts(held: Sequence[rows.Row], tokenizer: Tokenizer) -> Iterator[Start]:
-    """The passages that can be cut, in an order that depends on their keys alone."""
-    for row in sorted(held, key=lambda row: key_hash("order", SEED, row["key"])):
-        if start := cut(row, tokenizer):
+def cut_passages(passages: Sequence[rows.Row], tokenizer: Tokenizer) -> Iterator[Start]:
+    """Yield the passages that can be cut, in an order that depends on their keys alone."""
+    for row in sorted(passages, key=lambda row: key_hash("order", SEED, row["key"])):
+        if start := cut_passage(row, tokenizer):
             yield start
 
 
 @functools.partial(jax.jit, static_argnames=("module", "max_new", "eos_id"))
-def _sample(params, inputs, keys, temperature, *, module, max_new, eos_id):
-    choose = sampler(keys, temperature)
-    return generate(
-        module, {"params": params}, inputs, max_new=max_new, eos_id=eos_id, choose=choose
-    )  # fmt: skip
+def _sample(
+    params: Params,
+    inputs: Inputs,
+    keys: jax.Array,
+    temperature: jax.Array,
+    *,
+    module: EditableModel,
+    max_new: int,
+    eos_id: int,
+) -> jax.Array:
+    choose, variables = sampler(keys, temperature), {"params": params}
+    return generate(module, variables, inputs, max_new=max_new, eos_id=eos_id, choose=choose)
 
 
-def sample(model: LanguageModel, batch: Sequence[Start], size: int = BATCH) -> np.ndarray:
-    """`NEW` tokens int32[n, NEW] after each of up to `size` prompts, in one of few shapes.
+def sample(
+    model: LanguageModel, batch: Sequence[Start], size: int = BATCH
+) -> Int[np.ndarray, "n new"]:
+    """Sample `NEW` tokens after each of up to `size` prompts, in one of few compiled shapes.
 
-    What is drawn depends on the base, `SEED` and the row's key; up to the rounding of the logits,
-    which near a tie may differ between machines.
+    A sample depends on the base model, `SEED` and the row's key, and on the rounding of the logits,
+    which may differ between machines where two tokens are almost tied.
     """
     before = model.tokenizer.boundary_tokens[0]
-    filled = [*batch, *[batch[0]] * (size - len(batch))]
+    padded = [*batch, *[batch[0]] * (size - len(batch))]
     longest = max(len(start.ids) for start in batch)
     width = len(before) + round_up(longest, _BUCKET)
     tokens = np.full((size, width), model.tokenizer.pad_id, np.int32)
     mask = np.zeros(tokens.shape, bool)
-    for i, start in enumerate(filled):
+    for i, start in enumerate(padded):
         ids = [*before, *start.ids]
         tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
-    hashes = [key_hash("sample", SEED, start.key) for start in filled]
+    hashes = [key_hash("sample", SEED, start.key) for start in padded]
     halves = np.asarray([(h >> 32, h & 0xFFFFFFFF) for h in hashes], np.uint32)
-    keys = jax.random.wrap_key_data(halves, impl="threefry2x32")
+    keys = jax.random.wrap_key_data(jnp.asarray(halves), impl="threefry2x32")
     with use_mesh(mesh_of_arrays(model.params)):
         out = _sample(
-            model.params, Inputs(tokens, mask), keys, np.float32(TEMPERATURE),
+            model.params, Inputs(jnp.asarray(tokens), jnp.asarray(mask)), keys,
+            jnp.float32(TEMPERATURE),
             module=model.module, max_new=NEW, eos_id=model.tokenizer.eos_id,
         )  # fmt: skip
     return np.asarray(out)[: len(batch)]
 
 
-def target_of(tokenizer: Tokenizer, start: Start, ids: Sequence[int]) -> tuple[str, str]:
-    """(target, "") of sampled tokens, or ("", why not)."""
+def usable_target(tokenizer: Tokenizer, start: Start, ids: Sequence[int]) -> tuple[str, str]:
+    """Return (target, "") for sampled tokens, or ("", the reason why they are not usable)."""
     ids = [int(i) for i in ids]
+    other_tokens = "", "other tokens when read again"
     if tokenizer.eos_id in ids:
         return "", "ends the text"
     text = tokenizer.decode([*start.ids, *ids])
@@ -124,19 +140,22 @@ def target_of(tokenizer: Tokenizer, start: Start, ids: Sequence[int]) -> tuple[s
             tokenizer, start.prompt, target, size, NEW, append_eos=False
         )
     except DataError:
-        return "", "other tokens when read again"
+        return other_tokens
     if seqs.target[seqs.score_mask].tolist() != ids:
-        return "", "other tokens when read again"
+        return other_tokens
     return target, ""
 
 
-def targets(
+def sample_targets(
     model: LanguageModel, block: Sequence[Start], size: int
 ) -> Iterator[tuple[int, tuple[str, str]]]:
-    """(number in the block, `target_of` its sample), short prompts first: they share a shape."""
+    """Yield (number in the block, `usable_target` of its sample), short prompts first.
+
+    Prompts of similar lengths share a compiled shape.
+    """
     by_length = sorted(range(len(block)), key=lambda i: len(block[i].ids))
     for at in range(0, len(block), size):
         numbers = by_length[at : at + size]
         drawn = sample(model, [block[i] for i in numbers], size)
         for i, ids in zip(numbers, drawn, strict=True):
-            yield i, target_of(model.tokenizer, block[i], ids)
+            yield i, usable_target(model.tokenizer, block[i], ids)

@@ -1,174 +1,177 @@
-"""Rows of `world_facts`: counterfactual targets, rephrased prompts, near facts and far passages."""
+"""Rows of `world_facts`: false targets, paraphrases, near facts and far passages for true facts."""
 
 from __future__ import annotations
 
 import collections
-import dataclasses
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
-from mend_jax.data.keyed_random import key_hash, key_rng
+from mend_jax.data.keyed_random import first_accepted, key_hash, key_rng
 from mend_jax.data.name_matching import names_overlap, normalise
+from mend_jax.data.rows import SPLITS, Row, make_row
 from mend_jax.data.sources.world_facts.facts import ONE_TO_ONE, TrueFact
 from mend_jax.data.sources.world_facts.templates import TEMPLATES, fill_template
 
-SPLITS = ("train", "validation", "test")
-STRINGS = (
-    *("key", "relation", "subject", "prompt", "target", "truth", "rephrase"),
-    *("near_relation", "near_subject", "near_prompt", "near_answer", "far"),
-    *("scope", "near_scope"),
-)
 HELD_OUT_ROWS = 600
 _SEED = "world_facts/1"
 _TRIES = 200
 
-Row = dict[str, str | bool]
 
-
-def split_facts(facts: list[TrueFact]) -> dict[str, list[TrueFact]]:
-    """Facts by split; all facts about one group of names go to the same split."""
+def split_facts(facts: Sequence[TrueFact]) -> dict[str, list[TrueFact]]:
+    """Return facts by split; all facts about one group of names go to the same split."""
     members: dict[str, list[TrueFact]] = collections.defaultdict(list)
     for fact in facts:
         members[fact.group].append(fact)
     kinds: dict[str, list[str]] = collections.defaultdict(list)
-    for group, held in members.items():
-        kinds[_kind(held)].append(group)
+    for group, group_facts in members.items():
+        kinds[_kind(group_facts)].append(group)
     share = 1.1 * HELD_OUT_ROWS / len(facts)
     split: dict[str, list[TrueFact]] = {name: [] for name in SPLITS}
     for _, groups in sorted(kinds.items()):
-        groups.sort(key=lambda g: key_hash(_SEED, "split", g))
+        groups.sort(key=lambda group: key_hash(_SEED, "split", group))
         held_out = round(share * len(groups))
         for rank, group in enumerate(groups):
             part = 1 if rank < held_out else 2 if rank < 2 * held_out else 0
             split[SPLITS[part]].extend(members[group])
-    for name, held in split.items():
-        held.sort(key=lambda f: key_hash(_SEED, "order", f.key))
-        split[name] = held if name == "train" else held[:HELD_OUT_ROWS]
+    for name, part_facts in split.items():
+        part_facts.sort(key=lambda fact: key_hash(_SEED, "order", fact.key))
+        split[name] = part_facts if name == "train" else part_facts[:HELD_OUT_ROWS]
     return split
 
 
-def _kind(facts: list[TrueFact]) -> str:
-    """What a group is about, so that every kind is held out in the same share."""
+def _kind(facts: Sequence[TrueFact]) -> str:
+    """Return what a group is about: the same share of every kind is held out."""
     return min(f.relation.split("_")[0] for f in facts) + str(len(facts) > 5)
 
 
 def make_rows(
-    split: str, facts: list[TrueFact], every: list[TrueFact], passages: list[str]
+    split: str, facts: Sequence[TrueFact], every: Sequence[TrueFact], passages: Sequence[str]
 ) -> list[Row]:
-    """The rows of one split; targets come from `every` fact, near facts from this split alone."""
-    maker = _Maker(split, facts, _Answers(every), passages)
+    """Return the rows of one split.
+
+    Args:
+      facts: the true facts of the split, from which near facts are drawn.
+      every: the true facts of all splits, from whose answers targets are drawn.
+      passages: the far texts of the split.
+    """
+    maker = _RowMaker(split, facts, _Answers(every), passages)
     return [maker.row(number, fact) for number, fact in enumerate(facts)]
 
 
 class _Answers:
     """The answers of each relation with their smoothed frequencies."""
 
-    def __init__(self, facts: list[TrueFact]) -> None:
+    def __init__(self, facts: Sequence[TrueFact]) -> None:
         counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         for fact in facts:
             counts[fact.relation][fact.answer] += 1
-        self.names = {r: sorted(c) for r, c in counts.items()}
+        self.names = {relation: sorted(counter) for relation, counter in counts.items()}
         self.weights = {}
         for relation, counter in counts.items():
             smooth = np.sqrt([counter[name] for name in self.names[relation]])
             self.weights[relation] = smooth / smooth.sum()
 
-    def counterfactual(self, fact: TrueFact, rng: np.random.Generator) -> str:
-        """Another answer of the same relation that is not right for this subject."""
+    def draw_false(self, fact: TrueFact, rng: np.random.Generator) -> str:
+        """Draw another answer of the same relation that is wrong for this subject."""
         names = self.names[fact.relation]
         right = (fact.subject, fact.answer, *fact.also_right)
-        for pick in rng.choice(len(names), size=_TRIES, p=self.weights[fact.relation]):
-            if not any(names_overlap(names[pick], one) for one in right):
-                return names[pick]
-        raise AssertionError(f"no counterfactual answer for {fact}")
+        picks = rng.choice(len(names), size=_TRIES, p=self.weights[fact.relation])
+        target = first_accepted(
+            names, picks, lambda name: not any(names_overlap(name, one) for one in right)
+        )
+        assert target is not None, f"no false answer for {fact}"
+        return target
 
 
-@dataclasses.dataclass
-class _Maker:
-    split: str
-    facts: list[TrueFact]
-    answers: _Answers
-    passages: list[str]
-
-    def __post_init__(self) -> None:
+class _RowMaker:
+    def __init__(
+        self, split: str, facts: Sequence[TrueFact], answers: _Answers, passages: Sequence[str]
+    ) -> None:
+        self.split, self.facts, self.answers = split, facts, answers
+        self.passages = [(passage, f" {normalise(passage)} ") for passage in passages]
         self.by_relation: dict[str, list[TrueFact]] = collections.defaultdict(list)
-        for fact in self.facts:
+        for fact in facts:
             self.by_relation[fact.relation].append(fact)
 
     def row(self, number: int, fact: TrueFact) -> Row:
+        # The order of the draws decides the rows.
         rng = key_rng(_SEED, self.split, fact.key)
-        target = self.answers.counterfactual(fact, rng)
-        prompt, rephrase, unseen = self._prompts(number, fact, rng)
+        target = self.answers.draw_false(fact, rng)
+        prompt, paraphrase, unseen = self._prompts(number, fact, rng)
         near = self._near(number, fact, target, rng)
         near_templates = TEMPLATES[near.relation].training
-        return {
-            "key": fact.key,
-            "relation": fact.relation,
-            "subject": fact.subject,
-            "prompt": prompt,
-            "target": target,
-            "truth": fact.answer,
-            "rephrase": rephrase,
-            "rephrase_unseen": unseen,
-            "near_relation": near.relation,
-            "near_subject": near.subject,
-            "near_prompt": fill_template(
-                near_templates[rng.integers(len(near_templates))], near.subject
-            ),
-            "near_answer": near.answer,
-            "far": self._far(fact, target, rng),
-            "scope": _changed_by(fact),
-            "near_scope": f"name {near.group}|country {near.country}",
-        }
+        near_template = near_templates[rng.integers(len(near_templates))]
+        return make_row(
+            key=fact.key,
+            relation=fact.relation,
+            subject=fact.subject,
+            prompt=prompt,
+            target=target,
+            truth=fact.answer,
+            rephrase=paraphrase,
+            rephrase_unseen=unseen,
+            near_relation=near.relation,
+            near_subject=near.subject,
+            near_prompt=fill_template(near_template, near.subject),
+            near_answer=near.answer,
+            far=self._far(fact, target, rng),
+            scope=_scope(fact),
+            near_scope=f"name {near.group}|country {near.country}",
+        )
 
     def _prompts(
         self, number: int, fact: TrueFact, rng: np.random.Generator
     ) -> tuple[str, str, bool]:
-        seen, held_out = TEMPLATES[fact.relation]
-        first, second = rng.permutation(len(seen))[:2]
+        """Return a prompt, a paraphrase, and whether training never uses its template."""
+        training, held_out = TEMPLATES[fact.relation]
+        first, second = rng.permutation(len(training))[:2]
         unseen = self.split != "train" and number % 3 == 0
-        other = held_out if unseen else seen[second]
-        return fill_template(seen[first], fact.subject), fill_template(other, fact.subject), unseen
+        other = held_out if unseen else training[second]
+        prompt = fill_template(training[first], fact.subject)
+        return prompt, fill_template(other, fact.subject), unseen
 
     def _near(self, number: int, fact: TrueFact, target: str, rng: np.random.Generator) -> TrueFact:
-        """A true fact that the edit must leave alone.
+        """Draw a true fact that the edit must not change.
 
-        In validation and test it is any fact of the split, drawn uniformly, so that its relation is
-        the edit's as often as chance has it. Every second train row has one of the same relation:
-        the hard case, which an editor that is to tell subjects apart must see often.
+        In validation and test it is drawn uniformly from the split. Every second training row has
+        one of the same relation: an editor must see this hard case often to tell subjects apart.
         """
         hard = self.split == "train" and number % 2 == 0
-        for attempt in range(_TRIES):
-            pool = self.by_relation[fact.relation] if hard and attempt < _TRIES // 2 else self.facts
-            near = pool[rng.integers(len(pool))]
-            if not touches(fact, target, near):
-                return near
-        raise AssertionError(f"no fact to stand near {fact}")
+        easy_pool, hard_pool = self.facts, self.by_relation[fact.relation]
+        pools = [hard_pool if hard and i < _TRIES // 2 else easy_pool for i in range(_TRIES)]
+        drawn = (pool[int(rng.integers(len(pool)))] for pool in pools)
+        near = next(itertools.filterfalse(lambda f: may_change(fact, target, f), drawn), None)
+        assert near is not None, f"no near fact for {fact}"
+        return near
 
     def _far(self, fact: TrueFact, target: str, rng: np.random.Generator) -> str:
-        """A passage of plain text that speaks of neither the subject nor the target."""
-        avoid = [f" {normalise(name)} " for name in (fact.subject, target)]
-        for pick in rng.integers(len(self.passages), size=_TRIES):
-            said = f" {normalise(self.passages[pick])} "
-            if not any(name in said for name in avoid):
-                return self.passages[pick]
-        raise AssertionError(f"no passage far from {fact}")
+        """Draw a passage that mentions neither the subject nor the target."""
+        names = [f" {normalise(name)} " for name in (fact.subject, target)]
+        found = first_accepted(
+            self.passages,
+            rng.integers(len(self.passages), size=_TRIES),
+            lambda passage: not any(name in passage[1] for name in names),
+        )
+        assert found is not None, f"no passage far from {fact}"
+        return found[0]
 
 
-def _changed_by(fact: TrueFact) -> str:
-    """What an edit of this fact may rightly change: the facts about a name or a whole country."""
+def _scope(fact: TrueFact) -> str:
+    """Return what an edit of this fact may rightly change: a name's facts, or a whole country's."""
     national = fact.relation.startswith(("country_", "capital_"))
     return f"country {fact.country}" if national else f"name {fact.group}"
 
 
-def touches(fact: TrueFact, target: str, near: TrueFact) -> bool:
-    """Whether an edit of `fact` to `target` might rightly change the `near` fact."""
-    spoken_of = {normalise(name) for name in (fact.subject, fact.answer, target)}
-    if near.group == fact.group or normalise(near.subject) in spoken_of:
+def may_change(fact: TrueFact, target: str, near: TrueFact) -> bool:
+    """Return whether an edit of `fact` to `target` may rightly change the `near` fact."""
+    mentioned = {normalise(name) for name in (fact.subject, fact.answer, target)}
+    if near.group == fact.group or normalise(near.subject) in mentioned:
         return True
     if normalise(fact.subject) in {normalise(near.subject), normalise(near.answer)}:
         return True
-    if _changed_by(fact) == f"country {near.country}":
+    if _scope(fact) == f"country {near.country}":
         return True
     exclusive = fact.relation in ONE_TO_ONE and near.relation in ONE_TO_ONE
-    return exclusive and normalise(near.answer) in spoken_of
+    return exclusive and normalise(near.answer) in mentioned

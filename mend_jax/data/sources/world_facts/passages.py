@@ -1,12 +1,11 @@
-"""Plain English text for far locality: what an edit must leave alone altogether.
+"""Passages of plain English, which an edit must not change at all (far locality).
 
-`wikipedia`: a few long articles of the English Wikipedia (April 2016, titles that start with A),
-which the test data of the package gensim 4.3.3 carries. Text by Wikipedia's authors, licensed CC
-BY-SA 3.0 and GFDL; it is fetched from the package registry when first needed and never shipped.
+`wikipedia`: a few long articles of the English Wikipedia (April 2016, titles that start with A)
+from the test data of the package gensim 4.3.3. Text by Wikipedia's authors, licensed CC BY-SA 3.0
+and GFDL; it is downloaded from the package registry when first needed and never shipped.
 
-`reference`: the reference of the Python language as `pydoc_data` carries it in every CPython (PSF
-licence) and the descriptions of TFDS' datasets (Apache-2.0). It needs no download; its prose is
-technical.
+`reference`: the Python language reference in CPython's `pydoc_data` (PSF licence) and the
+descriptions of TFDS' data sets (Apache-2.0). It needs no download; its prose is technical.
 """
 
 from __future__ import annotations
@@ -39,22 +38,22 @@ LICENSES = {
     "reference": "PSF licence (Python reference), Apache-2.0 (TFDS descriptions)",
 }
 _PAGE = re.compile(r"<title>(.*?)</title>.*?<text[^>]*>(.*?)</text>", re.S)
-_A_DOCUMENT = 150
+_PASSAGES_PER_DOCUMENT = 150
 _HELD_OUT = 0.1
 
 
 def passages(
     source: str = "wikipedia", seed: int = 0, cache: Path | None = None
 ) -> dict[str, list[str]]:
-    """Passages of 25 to 60 words by split; no document gives passages to two splits.
+    """Return passages of 25 to 60 words by split; no document is in two splits.
 
     Args:
       source: `wikipedia` or `reference`.
-      seed: which documents go to which split, and the order of the passages.
-      cache: where downloads are kept.
+      seed: decides the split of each document and the order of the passages.
+      cache: the folder of downloads.
 
     Raises:
-      DataError: an unknown source, or a download that failed.
+      DataError: an unknown source, or a failed download.
     """
     documents = read_documents(source, cache)
     names = sorted(documents, key=lambda name: key_hash("passages", seed, name))
@@ -74,7 +73,7 @@ def passages(
 
 
 def read_documents(source: str, cache: Path | None = None) -> dict[str, list[str]]:
-    """The passages of each document of a source."""
+    """Return the passages of each document of a source."""
     if source == "wikipedia":
         return _wikipedia(cache)
     if source == "reference":
@@ -83,14 +82,14 @@ def read_documents(source: str, cache: Path | None = None) -> dict[str, list[str
 
 
 def _wikipedia(cache: Path | None) -> dict[str, list[str]]:
-    mend = "Or use the data set world_facts/offline, which needs no download."
-    file = package_cache.fetch(WIKIPEDIA, DataError, mend, cache) / WIKIPEDIA.members[0].name
+    fix = "Or use the data set world_facts/offline, which needs no download."
+    file = package_cache.fetch(WIKIPEDIA, DataError, fix, cache) / WIKIPEDIA.members[0].name
     dump = bz2.decompress(file.read_bytes()).decode("utf-8")
     documents = {}
     for title, page in _PAGE.findall(dump):
         found = [p for text in wiki_markup.paragraphs(page) for p in wiki_markup.passages(text)]
         if found:
-            documents[title] = found[:_A_DOCUMENT]
+            documents[title] = found[:_PASSAGES_PER_DOCUMENT]
     return documents
 
 
@@ -104,15 +103,14 @@ def _reference() -> dict[str, list[str]]:
         if found:
             documents[f"python {name}"] = found
     for path in _tfds_descriptions():
-        blocks = " ".join(path.read_text(encoding="utf-8").split())
-        found = wiki_markup.passages(blocks)
+        found = wiki_markup.passages(" ".join(path.read_text(encoding="utf-8").split()))
         if found:
             documents[f"tfds {path.parent.name}"] = found
     return documents
 
 
 def _tfds_descriptions() -> list[Path]:
-    """The README files of TFDS' data sets, found without importing TFDS."""
+    """Return the README files of TFDS' data sets, without importing TFDS."""
     spec = importlib.util.find_spec("tensorflow_datasets")
     folders = spec.submodule_search_locations if spec else ()
     return sorted(p for folder in folders or () for p in Path(folder).glob("datasets/*/README.md"))

@@ -1,8 +1,8 @@
-"""zsRE edits of our own from the relation extraction data that zsRE began as (Levy et al. 2017).
+"""zsRE edits made from the original relation extraction data (Levy et al. 2017).
 
 A record of that data is a relation, a question template with XXX for the subject, a subject, a
-sentence and the answers that stand in the sentence. The facts here are the (relation, subject)
-pairs that have an answer; the questions are all templates that the file has for the relation.
+sentence and the answers that occur in the sentence. The facts are the (relation, subject) pairs
+that have an answer; the questions are all templates of the relation in the file.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from mend_jax.data import raw_files
-from mend_jax.data.keyed_random import key_rng
+from mend_jax.data.keyed_random import first_accepted, key_rng
 from mend_jax.data.name_matching import names_overlap, same_answer, scope_name
 from mend_jax.data.rows import Row, make_row
 from mend_jax.errors import DataError
 
-ROWS_A_FACT = 3
+ROWS_PER_FACT = 3
 _BLANK = "XXX"
 _SEED = "zsre/levy/1"
 _TRIES = 100
@@ -29,7 +31,7 @@ _KINDS = {  # in the order of the tab-separated form
 
 @dataclasses.dataclass
 class _Relation:
-    """All that a file says of one relation; dicts keep the order of the file.
+    """All data of one relation; dicts keep the order of the file.
 
     Attributes:
       templates: its questions.
@@ -41,10 +43,10 @@ class _Relation:
 
 
 def read(path: Path) -> tuple[list[Row], dict[str, int]]:
-    """The rows of a file, JSON lines or the original tab-separated lines, without far texts.
+    """Return the rows of a file, JSON lines or the original tab-separated lines, without far texts.
 
     Returns:
-      The rows, and how many facts were left out, by the reason.
+      The rows, and how many facts were dropped, by the reason.
 
     Raises:
       DataError: the file or a record of it cannot be used.
@@ -57,30 +59,34 @@ def read(path: Path) -> tuple[list[Row], dict[str, int]]:
     if not relations:
         raise DataError(f"{path}: no question with an answer in it; get the file again")
     rows: list[Row] = []
-    left = {"the relation has one template": 0, "no other answer for the relation": 0}
+    dropped = {"the relation has one template": 0, "no other answer for the relation": 0}
     for name, known in relations.items():
         if len(known.templates) < 2:
-            left["the relation has one template"] += len(known.answers)
+            dropped["the relation has one template"] += len(known.answers)
             continue
-        pool = list(known.answers.items())
+        pool = [(subject, next(iter(answers))) for subject, answers in known.answers.items()]
         for subject in known.answers:
-            made = _rows_of_fact(name, subject, known, pool)
-            left["no other answer for the relation"] += not made
-            rows += made
-    return rows, {reason: n for reason, n in left.items() if n}
+            fact_rows = _rows_of_fact(name, subject, known, pool)
+            dropped["no other answer for the relation"] += not fact_rows
+            rows += fact_rows
+    return rows, {reason: n for reason, n in dropped.items() if n}
 
 
 def _rows_of_fact(
-    relation: str, subject: str, known: _Relation, pool: list[tuple[str, dict[str, None]]]
+    relation: str, subject: str, known: _Relation, pool: list[tuple[str, str]]
 ) -> list[Row]:
-    """Up to three rows of one fact: no two have the same prompt, none its prompt as rephrase."""
+    """Return up to three rows of one fact: different prompts, each with another paraphrase.
+
+    Args:
+      pool: each subject of the relation with its first answer.
+    """
     rng = key_rng(_SEED, relation, subject)
     templates = list(known.templates)
     order = rng.permutation(len(templates))
     answers = list(known.answers[subject])
     found = []
-    for number in range(min(ROWS_A_FACT, len(templates))):
-        target = _target(rng, subject, answers, pool)
+    for number in range(min(ROWS_PER_FACT, len(templates))):
+        target = _draw_target(rng, subject, answers, pool)
         other = (number + len(templates) // 2) % len(templates)
         if not target:
             return []
@@ -99,19 +105,24 @@ def _rows_of_fact(
     return found
 
 
-def _target(rng, subject: str, answers: list[str], pool: list[tuple[str, dict[str, None]]]) -> str:
-    """The first answer of another subject of the relation that is not right for this one, or ""."""
+def _draw_target(
+    rng: np.random.Generator, subject: str, answers: list[str], pool: list[tuple[str, str]]
+) -> str:
+    """Draw the answer of another subject of the relation that is wrong for this one; "" if none."""
     right = [subject, *answers]
-    for pick in rng.integers(len(pool), size=_TRIES):
-        other, found = pool[pick]
-        target = next(iter(found))
-        if not same_answer(other, subject) and not any(names_overlap(target, one) for one in right):
-            return target
-    return ""
+    found = first_accepted(
+        pool,
+        rng.integers(len(pool), size=_TRIES),
+        lambda other: (
+            not same_answer(other[0], subject)
+            and not any(names_overlap(other[1], one) for one in right)
+        ),
+    )
+    return found[1] if found else ""
 
 
 def _records(path: Path) -> Iterator[tuple[str, str, str, list[str]]]:
-    """(relation, template, subject, answers) of the records that have an answer."""
+    """Yield (relation, template, subject, answers) of the records that have an answer."""
     text = raw_files.read_text(path)
     is_json = text.lstrip()[:1] in ("[", "{", "")
     for where, record in raw_files.iter_records(path, _KINDS) if is_json else _lines(text, path):
@@ -123,7 +134,7 @@ def _records(path: Path) -> Iterator[tuple[str, str, str, list[str]]]:
 
 
 def _lines(text: str, path: Path) -> Iterator[tuple[str, raw_files.Record]]:
-    """The tab-separated lines: relation, template, subject, sentence, then any answers."""
+    """Yield the tab-separated lines: relation, template, subject, sentence, then any answers."""
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue

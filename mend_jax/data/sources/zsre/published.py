@@ -1,4 +1,4 @@
-"""zsRE's published forms, each read into rows: MEND's, ours after MEND's, and KnowEdit's."""
+"""zsRE's published forms, read into rows: MEND's, the one derived from it, and KnowEdit's."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from mend_jax.data import raw_files
 from mend_jax.data.name_matching import same_answer, scope_name
-from mend_jax.data.rows import Row, make_row
+from mend_jax.data.rows import Row, make_row, near_fields
 from mend_jax.errors import DataError
 
-Left = collections.Counter[str]  # how many records were left out, by the reason
+Dropped = collections.Counter[str]  # records by the reason why they were dropped
 
-# `alt`, `rephrase` and `loc` of some published records are empty: such records are left out.
+# `alt`, `rephrase` and `loc` of some published records are empty: such records are dropped.
 _MEND = {
     **{"subject": "text", "src": "text", "answers": "texts"},
     **{name: "string" for name in ("rephrase", "alt", "loc", "loc_ans")},
@@ -30,8 +30,8 @@ _KNOWEDIT = {
 _PORTABILITY = {"New Question": "text", "New Answer": "text"}
 
 
-def read(form: str, path: Path) -> tuple[list[Row], Left]:
-    """The rows of a file and how many records were left out.
+def read(form: str, path: Path) -> tuple[list[Row], Dropped]:
+    """Return the rows of a file and how many records were dropped.
 
     Args:
       form: `mend`, `derived` or `knowedit`.
@@ -39,13 +39,13 @@ def read(form: str, path: Path) -> tuple[list[Row], Left]:
     Raises:
       DataError: the file or a record of it cannot be used.
     """
-    left: Left = collections.Counter()
+    dropped: Dropped = collections.Counter()
     stem = path.name.split(".")[0]
     found = []
     for number, fields in enumerate(_FORMS[form](path), start=1):
         answers = fields.pop("answers")
         if reason := _unusable(fields, answers):
-            left[reason] += 1
+            dropped[reason] += 1
             continue
         found.append(
             make_row(
@@ -55,11 +55,11 @@ def read(form: str, path: Path) -> tuple[list[Row], Left]:
                 scope=scope_name(fields["subject"]),
             )
         )
-    return found, left
+    return found, dropped
 
 
 def _unusable(fields: dict[str, Any], answers: list[str]) -> str:
-    """Why a record cannot be an edit, or ""."""
+    """Return why a record cannot be an edit, or ""."""
     for name in ("target", "rephrase"):
         if not fields[name].strip():
             return f"the {name} is empty"
@@ -74,17 +74,17 @@ def _mend(path: Path) -> Iterator[dict[str, Any]]:
     for where, record in raw_files.iter_records(path, _MEND, {"portability": "object"}):
         hops = {}
         if record.get("portability"):
-            asked = raw_files.check_fields(record["portability"], where, _PORTABILITY)
-            hops = {"hop_prompts": [asked["New Question"]], "hop_answers": [asked["New Answer"]]}
-        yield _of_mend(record) | hops
+            hop = raw_files.check_fields(record["portability"], where, _PORTABILITY)
+            hops = {"hop_prompts": [hop["New Question"]], "hop_answers": [hop["New Answer"]]}
+        yield _mend_fields(record) | hops
 
 
 def _derived(path: Path) -> Iterator[dict[str, Any]]:
     for _, record in raw_files.iter_records(path, _DERIVED):
-        yield _of_mend(record) | {"relation": record["relation"]}
+        yield _mend_fields(record) | {"relation": record["relation"]}
 
 
-def _of_mend(record: raw_files.Record) -> dict[str, Any]:
+def _mend_fields(record: raw_files.Record) -> dict[str, Any]:
     return {
         "subject": record["subject"],
         "prompt": record["src"],
@@ -107,18 +107,17 @@ def _knowedit(path: Path) -> Iterator[dict[str, Any]]:
             "target": record["target_new"],
             "rephrase": record["rephrase_prompt"],
             "answers": _answers(record["ground_truth"], "ground_truth", where),
-            "more_near_prompts": [prompt for prompt, _ in near],
-            "more_near_answers": [answer for _, answer in near],
+            **near_fields(near),
             "hop_prompts": [prompt for prompt, _ in hops],
             "hop_answers": [answer for _, answer in hops],
         }
 
 
 def _questions(kinds: raw_files.Record, where: str) -> list[tuple[str, str]]:
-    """Prompts with their first answer, of all kinds of questions of a KnowEdit record."""
+    """Return prompts with their first answer, of all kinds of questions of a KnowEdit record."""
     found = []
-    for kind, asked in kinds.items():
-        for item in asked if isinstance(asked, list) else [asked]:
+    for kind, questions in kinds.items():
+        for item in questions if isinstance(questions, list) else [questions]:
             raw_files.check_fields({kind: item}, where, {kind: "object"})
             raw_files.check_fields(item, where, {"prompt": "text", "ground_truth": "any"})
             answer = _answers(item["ground_truth"], "ground_truth", where)[0]
@@ -127,7 +126,7 @@ def _questions(kinds: raw_files.Record, where: str) -> list[tuple[str, str]]:
 
 
 def _answers(value: Any, name: str, where: str) -> list[str]:
-    """The answers in a text or a list of them, lists in it included."""
+    """Return the answers in a text or a (nested) list of texts."""
     if not isinstance(value, list):
         return [raw_files.check_text(value, name, where)]
     if not value:
