@@ -86,7 +86,7 @@ def test_same_seed_same_order_other_seed_other_order():
     assert not np.array_equal(orders[0], orders[2])
 
 
-def test_an_epoch_has_every_row_once_and_the_next_is_shuffled_anew():
+def test_each_epoch_has_every_row_once_in_another_order():
     seen = [b["index"].ravel() for b in iterate_batches(ENCODED, edits_per_step=5, num_epochs=2)]
     first, second = np.concatenate(seen[:6]), np.concatenate(seen[6:])
     assert sorted(first) == sorted(second) == list(range(30))
@@ -100,12 +100,12 @@ def test_without_shuffle_the_rows_keep_their_order():
     assert np.concatenate(seen).ravel().tolist() == list(range(30))
 
 
-def test_it_goes_on_for_ever():
+def test_batches_never_end_by_default():
     assert len(take(iterate_batches(ENCODED, edits_per_step=30), 50)) == 50
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 8])
-def test_a_restored_iterator_goes_on_exactly(after):
+def test_a_restored_iterator_continues_exactly(after):
     whole = iterate_batches(ENCODED, edits_per_step=4, seed=3)
     take(whole, after)
     state = json.loads(json.dumps(whole.get_state()))
@@ -132,7 +132,7 @@ def test_processes_share_the_global_batch(processes, drop):
         assert same(whole, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
 
 
-def test_shards_follow_one_another_after_a_change_of_processes():
+def test_an_iterator_resumes_with_another_number_of_processes():
     alone = iterate_batches(ENCODED, edits_per_step=6, seed=5)
     take(alone, 3)
     state = alone.get_state()
@@ -154,7 +154,7 @@ def test_evaluation_sees_every_row_once_in_one_shape(edits, facts):
     assert index.tolist() == list(range(30))
 
 
-def test_an_edit_is_filled_up_with_its_own_facts():
+def test_an_edit_is_padded_with_its_own_facts():
     options = {"shuffle": False, "num_epochs": 1, "drop_remainder": False}
     last = list(iterate_batches(ENCODED, edits_per_step=4, edits_per_batch=4, **options))[-1]
     assert last["index"][3].tolist() == [28, 29, 28, 29]
@@ -184,7 +184,7 @@ def test_rows_that_do_not_fit_are_counted_and_reported(caplog):
     assert sorted(whole.ravel()) == [0, 1, 2, 3, 4, 6, 7, 8]
 
 
-def test_no_row_fits():
+def test_rows_of_which_none_fits_are_an_error():
     with pytest.raises(DataError, match="none of the 30 rows can be used; the first: target"):
         encode_rows(ROWS, TOKENIZER, Lengths(24, 2, 16))
 

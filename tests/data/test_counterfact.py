@@ -1,4 +1,4 @@
-"""CounterFact in both forms: what a row holds, what no split may share, what a file may not be."""
+"""CounterFact in both forms: fields of a row, disjoint splits, malformed files."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def filled(row):
     return {name: value for name, value in row.items() if value}
 
 
-def test_a_row_holds_what_its_record_says(tmp_path):
+def test_a_row_has_the_fields_of_its_record(tmp_path):
     write_all(tmp_path / "raw")
     loaded = load(tmp_path)
     rows = rows_of(loaded)
@@ -84,7 +84,7 @@ def test_a_row_holds_what_its_record_says(tmp_path):
     assert set(loaded.notes["files"]) == set(RECORDS)
 
 
-def test_a_row_of_romes_form_holds_what_its_record_says(tmp_path):
+def test_a_row_of_romes_form_has_the_fields_of_its_record(tmp_path):
     write_all(tmp_path / "raw")
     rows = rows_of(load(tmp_path, "rome"))
     check_rows(rows)
@@ -100,7 +100,7 @@ def test_a_row_of_romes_form_holds_what_its_record_says(tmp_path):
     }  # fmt: skip
 
 
-def test_the_full_file_is_taken_first_and_its_cases_of_the_edit_file_alone(tmp_path):
+def test_the_full_file_is_preferred_and_only_its_edit_cases_are_used(tmp_path):
     write_all(tmp_path / "raw")
     write(tmp_path / "raw" / FULL, rome(*range(31)), "list")
     loaded = load(tmp_path, "rome")
@@ -110,7 +110,7 @@ def test_the_full_file_is_taken_first_and_its_cases_of_the_edit_file_alone(tmp_p
     assert FULL in loaded.notes["files"] and SUBSET not in loaded.notes["files"]
 
 
-def test_relations_are_left_open_without_romes_form(tmp_path):
+def test_relations_are_empty_without_romes_form(tmp_path):
     (write_all(tmp_path / "raw") / SUBSET).unlink()
     assert not any(row["relation"] for row in load(tmp_path).split("test"))
     with pytest.raises(DataError, match="counterfact/rome is made from .*rome_form_subset"):
@@ -125,7 +125,7 @@ def test_every_form_gives_the_same_rows(tmp_path, form):
     assert load(tmp_path, "rome").fingerprint == usual
 
 
-def test_rows_that_splits_would_share_are_left_out_and_counted(tmp_path):
+def test_rows_shared_by_splits_are_dropped_and_counted(tmp_path):
     train = change(RECORDS[NAMES["train"]], 0, subject="the SUBJECT25", prompt="The subject25 has")
     train = change(train, 1, prompt="Subject26 is a")
     train = change(train, 4, locality_prompt="Other27 is  a")
@@ -159,7 +159,7 @@ def test_near_facts_about_the_subject_are_not_used(tmp_path):
     assert row["near_prompt"] == near[1] and row["more_near_prompts"] == [near[3]]
 
 
-def test_near_facts_tell_whose_edit_may_change_them(tmp_path):
+def test_near_facts_have_the_scopes_of_the_subjects_they_name(tmp_path):
     test = RECORDS[NAMES["test"]]
     for number, said in enumerate(
         ["Subject27 of Subject29's is", "The SUBJECT-26!", "Subject2 is"]
@@ -178,7 +178,7 @@ def test_near_facts_tell_whose_edit_may_change_them(tmp_path):
         (NAMES["test"], "subject"), (NAMES["test"], "locality_prompt"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_file_is_said(tmp_path, name, field, how):
+def test_a_malformed_file_is_described(tmp_path, name, field, how):
     write_all(tmp_path / "raw")
     match = spoil(tmp_path / "raw" / name, RECORDS[name], how, field)
     with pytest.raises(DataError, match=match):
@@ -220,7 +220,7 @@ def test_a_changed_file_is_another_data_set(tmp_path, name):
     assert prints[0] == prints[2] != prints[1]
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"counterfact is made from .*counterfact-train\.json"):
         load(tmp_path)
     with pytest.raises(DataError, match="no config 'full': use one of default, rome"):

@@ -17,8 +17,8 @@ LENGTHS = Lengths(max_len=24, max_target=8, far_len=20, append_eos=False)
 
 
 def row(i, **more):
-    asked = dict(key=f"k{i}", prompt=f"Who {i}?", target=f"no {i}", rephrase=f"Say {i}?")
-    return make_row(**asked, subject=f"s{i}", **more)
+    fields = dict(key=f"k{i}", prompt=f"Who {i}?", target=f"no {i}", rephrase=f"Say {i}?")
+    return make_row(**fields, subject=f"s{i}", **more)
 
 
 def question(i, **more):
@@ -28,7 +28,7 @@ def question(i, **more):
 
 
 def scored(seqs):
-    """The scored target ids of one text as text."""
+    """Return the scored targets of one text as text."""
     return TOKENIZER.decode(np.asarray(seqs.target)[np.asarray(seqs.score_mask)].tolist())
 
 
@@ -69,10 +69,10 @@ def test_a_far_question_is_scored_at_its_answer_elsewhere(form):
     )
 
 
-def test_questions_stand_in_the_template():
+def test_questions_are_put_into_the_template():
     lengths = Lengths(40, 8, 40, False, "Q: {} A:")
-    asked = question(0, hop_prompts=["Hop?"], hop_answers=["h"])
-    encoded = encode_rows([asked], TOKENIZER, lengths, more=True)
+    row_with_hop = question(0, hop_prompts=["Hop?"], hop_answers=["h"])
+    encoded = encode_rows([row_with_hop], TOKENIZER, lengths, more=True)
     for name, text in (("edit", "Q: Who 0? A: no 0"), ("rephrase", "Q: Say 0? A: no 0"),
                        ("near", "Q: Near 0? A: yes"), ("far", "Q: How 0? A: so")):  # fmt: skip
         seqs = at(encoded.texts[name], 0)
@@ -85,7 +85,7 @@ def test_questions_stand_in_the_template():
     )
 
 
-def test_rows_may_have_several_more_texts_or_none():
+def test_rows_may_have_several_evaluation_texts_or_none():
     rows = [
         question(0, more_rephrases=["A?", "Too long a rephrase to fit, by far"], hop_prompts=["H?"],
                  hop_answers=["h"]),
@@ -105,7 +105,7 @@ def test_rows_may_have_several_more_texts_or_none():
     assert set(encode_rows(rows, TOKENIZER, LENGTHS).texts) == {"edit", "rephrase", "near", "far"}
 
 
-def test_a_neighbour_without_an_answer_is_scored_at_what_comes_next():
+def test_a_neighbour_without_an_answer_is_scored_at_its_last_token():
     encoded = encode_rows([question(0) | {"near_answer": ""}], TOKENIZER, LENGTHS)
     near = at(encoded.texts["near"], 0)
     assert near.score_mask.sum() == 1 and near.score_pos[0] == near.mask.sum() - 1
@@ -113,7 +113,7 @@ def test_a_neighbour_without_an_answer_is_scored_at_what_comes_next():
         assert encode_rows([question(0) | {"near_answer": ""}], TOKENIZER, LENGTHS, form)
 
 
-def test_far_texts_of_another_data_set_speak_of_neither_subject_nor_target():
+def test_far_texts_mention_neither_subject_nor_target():
     texts = [text_row(str(i), f"Text of s{i}, and no {i + 1}.", "a" * (i % 2)) for i in range(4)]
     rows = [row(i) for i in range(4)]
     found = add_far_texts(rows, texts)

@@ -1,4 +1,4 @@
-"""Facts of the user's own, and the many ways in which a file of them can be wrong."""
+"""Files of facts, valid and malformed."""
 
 import json
 
@@ -83,7 +83,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_malformed_lines_name_file_line_and_mend(tmp_path, case):
+def test_malformed_lines_name_file_line_and_fix(tmp_path, case):
     line, message = CASES[case]
     path = write(tmp_path / "facts.jsonl", json.dumps(GOOD), line)
     with pytest.raises(DataError, match=r"facts\.jsonl" + message):

@@ -47,7 +47,7 @@ def write(path, lines):
 
 
 def records(form, towns, first=0):
-    """Claims about made-up towns, a third of them without a verdict."""
+    """Return claims about made-up towns, a third of them without a verdict."""
     found = []
     for town in towns:
         for said in SAID:
@@ -80,7 +80,7 @@ def test_every_form_gives_the_same_rows(name, tmp_path):
 
 
 def check(splits):
-    """What must hold of all rows."""
+    """Check what holds for all rows."""
     pages = {name: {normalise(r["subject"]) for r in held} for name, held in splits.items()}
     said = {name: {normalise(r["prompt"]) for r in held} for name, held in splits.items()}
     for parts in (pages, said):
@@ -158,7 +158,7 @@ def test_near_claims_do_not_say_nearly_the_same(tmp_path):
     assert all(row["far"] == "Yy is a town." for row in made)
 
 
-def test_repeated_claims_and_pages_of_later_splits_are_left_out_and_counted(tmp_path):
+def test_repeated_claims_and_pages_of_later_splits_are_dropped_and_counted(tmp_path):
     train = [*records(folder_form, range(40)), folder_form(900, "ZZ0 was built in 1901",
                                                            "REFUTES", "Zz0")]  # fmt: skip
     write(tmp_path / "fever/train.jsonl", train)
@@ -190,11 +190,11 @@ GOOD = folder_form(0, "Zz is dry.", "REFUTES", "Zz")
     (one(id=0), r"x.jsonl:2: id 0 was used before, in .*x.jsonl:1"),
     (one(evidence_pages=None), r"x.jsonl:2: no field of evidence_pages, evidence, output; it"),
     (one(evidence_pages=[]), r"x.jsonl:2: the claim has label SUPPORTS and no evidence page"),
-    (one(evidence_pages=[3]), r"x.jsonl:2: field 'evidence_pages' is not of FEVER's form"),
-    (one(evidence_pages=None, evidence=[[3]]), r"x.jsonl:2: field 'evidence' is not of FEVER's"),
-    (one(evidence_pages=None, evidence=[[[1, 2]]]), r"x.jsonl:2: field 'evidence' is not of FEV"),
-    (one(evidence_pages=None, evidence=[[[1, 2, None, None]]]), r"x.jsonl:2: the claim .* no pa"),
-    ({"id": 1, "input": "Zz is wet.", "output": []}, r"x.jsonl:2: field 'output' is not of FEVE"),
+    (one(evidence_pages=[3]), r"x.jsonl:2: field 'evidence_pages' does not have FEVER's form"),
+    (one(evidence_pages=None, evidence=[[3]]), r"x.jsonl:2: field 'evidence' does not have FEV"),
+    (one(evidence_pages=None, evidence=[[[1, 2]]]), r"x.jsonl:2: field 'evidence' does not have FEV"),
+    (one(evidence_pages=None, evidence=[[[1, 2, None, None]]]), r"x.jsonl:2: the claim .* no evidence page"),
+    ({"id": 1, "input": "Zz is wet.", "output": []}, r"x.jsonl:2: field 'output' does not have FEV"),
     ({"id": 1, "input": "Zz is wet.", "output": [{}]}, r"x.jsonl:2: field 'output' is not of FE"),
     ({"id": 1, "input": " ", "output": [{}]}, r"x.jsonl:2: field 'input' is empty"),
     ("[1]\n", r"x.jsonl:2: a JSON list, not an object"),

@@ -1,4 +1,4 @@
-"""Paraphrases of claims: each rule on made-up claims, and what must hold of all of them."""
+"""Paraphrases of claims: each rule on made-up claims, and properties of all rules."""
 
 import pytest
 
@@ -59,7 +59,7 @@ def made(claim):
 
 
 @pytest.mark.parametrize(("rule", "claim", "wording"), MADE)
-def test_each_rule_rewords(rule, claim, wording):
+def test_each_rule_makes_its_paraphrase(rule, claim, wording):
     assert made(claim)[rule] == wording
 
 
@@ -104,7 +104,7 @@ def test_every_rule_is_tried_here():
     "1994 was the year in which it rained in 1994.", '"', "Ada's Way is Ada's", "'s first is it.",
 ])  # fmt: skip
 @pytest.mark.parametrize("unseen", [False, True])
-def test_any_text_gets_another_wording(claim, unseen):
+def test_any_text_gets_a_paraphrase(claim, unseen):
     for key in range(8):
         found = paraphrase(claim, NAMES, key, unseen)
         assert found.text.strip() and found.text != claim and found.unseen == unseen
@@ -120,14 +120,14 @@ def test_the_key_alone_chooses_and_uses_every_rule_that_fits():
     assert plain == {"described", "fitting"}
 
 
-def test_a_wording_that_is_the_claim_itself_is_none(monkeypatch):
+def test_a_paraphrase_equal_to_the_claim_is_not_used(monkeypatch):
     same = Rule("same", 0, False, lambda claim: claim.text)
     monkeypatch.setattr(paraphrases, "RULES", (same, *RULES))
     assert paraphrase("Lisk is near Ulm.", NAMES, 0).rule != "same"
 
 
-def test_rules_of_training_and_held_out_ones_share_no_form():
-    """No claim is worded alike by rules of the two kinds."""
+def test_training_rules_and_held_out_rules_share_no_form():
+    """No claim gets the same paraphrase by rules of the two kinds."""
     for _, claim, _ in MADE:
         parsed = parse(claim, NAMES)
         seen, held_out = (
@@ -136,7 +136,7 @@ def test_rules_of_training_and_held_out_ones_share_no_form():
         assert seen and held_out and not seen & held_out
 
 
-def test_a_claim_is_taken_apart_at_its_verb():
+def test_a_claim_is_split_at_its_verb():
     parsed = parse("Tall Trees (film) was long.", NAMES)
     assert (parsed.subject, parsed.predicate) == ("Tall Trees (film)", "was long")
     parsed = parse("Rain has come (song) is long.", ["Rain has come"])

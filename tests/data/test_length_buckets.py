@@ -1,4 +1,4 @@
-"""Rows by length: every row once, whole, in a shape that is no longer than it must be."""
+"""Rows by length: every row once, whole, in the shortest shape that holds it."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ ENCODED = encode_rows(ROWS, TOKENIZER, LENGTHS)
 
 
 def real(texts, row):
-    """Tokens, scored places and targets of a text without its padding."""
+    """Return tokens, scored positions and targets of a text without padding."""
     pairs = (("tokens", "mask"), ("score_pos", "score_mask"), ("target", "score_mask"))
     return [getattr(texts, f)[row][getattr(texts, m)[row]].tolist() for f, m in pairs]
 
@@ -35,7 +35,7 @@ def test_each_row_is_in_the_shortest_part_that_holds_it():
             assert far.mask[at].sum() == min(whole.mask[number].sum(), far.tokens.shape[-1])
 
 
-def test_a_far_text_is_cut_and_scored_as_far_as_it_goes():
+def test_a_far_text_is_trimmed_and_all_of_it_is_scored():
     far = split_by_length(ENCODED, (15, 18), 4)[0].texts["far"]
     assert far.tokens.shape[-1] == 15 and far.score_mask.sum(-1).tolist() == [15] * len(far.tokens)
     assert np.array_equal(far.target[:, :-1], far.tokens[:, 1:])
@@ -60,12 +60,12 @@ def test_a_part_that_is_too_small_joins_the_next():
 
 
 @pytest.mark.parametrize("bad", [(18, 15), (15, 15), (1,)])
-def test_lengths_must_rise(bad):
+def test_lengths_must_ascend(bad):
     with pytest.raises(DataError, match="data.length_buckets is .*: give ascending lengths"):
         split_by_length(ENCODED, bad, 1)
 
 
-def test_steps_take_turns_by_the_size_of_the_parts_and_resume():
+def test_steps_alternate_by_the_size_of_the_parts_and_resume():
     parts = split_by_length(ENCODED, (15, 18), 4)
     first = iterate_batches(parts, edits_per_step=4, seed=3)
     seen = [next(first) for _ in range(40)]
@@ -81,7 +81,7 @@ def test_steps_take_turns_by_the_size_of_the_parts_and_resume():
     assert all(same(next(again), b) for b in later)
 
 
-def test_processes_make_parts_of_the_same_steps():
+def test_processes_return_parts_of_the_same_steps():
     parts = split_by_length(ENCODED, (15, 18), 4)
     whole = iterate_batches(parts, edits_per_step=4, seed=3)
     mine = [

@@ -1,4 +1,4 @@
-"""Near facts that are drawn from the rows themselves: whom they may not speak of, how they vary."""
+"""Near facts drawn from the rows: they do not mention the subject, and they vary."""
 
 import pytest
 
@@ -8,9 +8,9 @@ from mend_jax.data.rows import make_row
 
 
 def row(number, subject, prompt="", truth="", relation=""):
-    asked = prompt or f"What is {subject}?"
+    question = prompt or f"What is {subject}?"
     return make_row(
-        key=f"k{number}", subject=subject, prompt=asked, rephrase=asked, target="t",
+        key=f"k{number}", subject=subject, prompt=question, rephrase=question, target="t",
         truth=truth or f"truth{number}", relation=relation, scope=scope_name(subject),
     )  # fmt: skip
 
@@ -32,11 +32,11 @@ def names(n):
         ("Oslo", "Who is in Romeo?", "Ann", False),
     ],
 )
-def test_a_fact_speaks_of_a_subject(subject, prompt, truth, expected):
+def test_a_fact_mentions_a_subject(subject, prompt, truth, expected):
     assert mentions_subject(row(0, subject, prompt, truth), "Rome") is expected
 
 
-def test_a_fact_about_a_part_of_a_name_speaks_of_it():
+def test_a_fact_about_a_part_of_a_name_mentions_it():
     assert mentions_subject(row(0, "Guinea", "Who rules there?"), "Equatorial Guinea")
     assert not mentions_subject(row(0, "Oslo", "Is it in Guinea?"), "Equatorial Guinea")
     assert mentions_subject(row(0, "Осло", "Что?"), "осло") and not mentions_subject(
@@ -44,7 +44,7 @@ def test_a_fact_about_a_part_of_a_name_speaks_of_it():
     )
 
 
-def test_spelling_does_not_tell_answers_apart():
+def test_answers_that_differ_in_spelling_are_the_same():
     assert same_answer("The Côte d'Ivoire.", "cote dIvoire") and not same_answer("5", "50")
     assert same_answer("Рим ", "рим") and not same_answer("Рим", "Осло")
     assert (
@@ -66,7 +66,7 @@ def test_near_facts_are_true_and_about_others():
     assert len({r["near_subject"] for r in found}) > 20
 
 
-def test_a_row_is_not_given_its_own_prompt():
+def test_a_row_never_gets_its_own_prompt():
     rows = [row(i, name, "What is it?" if i else "WHAT is it") for i, name in enumerate(names(70))]
     assert add_near_facts(rows, hard=False) == ([], 70)
     rows.append(row(70, "other"))
@@ -89,7 +89,7 @@ def test_hard_near_facts_are_every_second_one(named):
     assert all(hard[::2]) and sum(hard[1::2]) < 10 and sum(soft) < 15
 
 
-def test_a_relation_of_one_subject_takes_what_there_is():
+def test_a_relation_with_one_subject_uses_other_relations():
     rows = [row(i, "Rome", relation="r") for i in range(4)]
     rows += [row(9, "Oslo", relation="other")]
     found, left = add_near_facts(rows, hard=True)

@@ -1,4 +1,4 @@
-"""Natural Questions as unrelated texts: one look, one answer each, no question in two splits."""
+"""Natural Questions as unrelated texts: one answer each, no question in two splits."""
 
 import pytest
 from support.raw_files import ROOT, SPOILT, change, spoil, write
@@ -14,13 +14,13 @@ NAMES = {
 }
 
 
-def asked(word, n=4):
+def questions(word, n=4):
     return [{"question": f"who is {word} {i}", "answer": [f"{word} {i}", "x"]} for i in range(n)]
 
 
 def write_all(root, **texts):
     for split, name in NAMES.items():
-        write(root / name, texts.get(split, asked(split)))
+        write(root / name, texts.get(split, questions(split)))
     return root
 
 
@@ -29,7 +29,10 @@ def load(tmp_path):
 
 
 def test_rows_are_texts_without_an_edit(tmp_path):
-    train = [{"question": "When Was It Made ?", "answer": [" May 1 , 2000", "2000"]}, *asked("b")]
+    train = [
+        {"question": "When Was It Made ?", "answer": [" May 1 , 2000", "2000"]},
+        *questions("b"),
+    ]
     write_all(tmp_path / "raw", train=train)
     loaded = load(tmp_path)
     assert {name: len(held) for name, held in loaded.splits.items()} == {
@@ -43,17 +46,19 @@ def test_rows_are_texts_without_an_edit(tmp_path):
 
 
 def test_a_question_stays_in_the_last_of_its_splits(tmp_path):
-    train = [{"question": "Who is test 1?", "answer": ["x"]}, *asked("train")]
-    write_all(tmp_path / "raw", train=train, validation=[*asked("train", 1), *asked("test", 2)])
+    train = [{"question": "Who is test 1?", "answer": ["x"]}, *questions("train")]
+    write_all(
+        tmp_path / "raw", train=train, validation=[*questions("train", 1), *questions("test", 2)]
+    )
     loaded = load(tmp_path)
     assert [row["far"] for row in loaded.split("validation")] == ["who is train 0"]
     assert [row["far"] for row in loaded.split("train")] == [f"who is train {i}" for i in (1, 2, 3)]
     assert loaded.notes["rows_lost"] == {"question in a later split": {"train": 2, "validation": 2}}
 
 
-def test_the_full_train_file_comes_first_and_is_left_as_it_is(tmp_path):
+def test_the_full_train_file_is_preferred_and_unchanged(tmp_path):
     root = write_all(tmp_path / "raw")
-    full = change(asked("full"), 0, question="Who is Full?")
+    full = change(questions("full"), 0, question="Who is Full?")
     write(root / "nq_open/NQ-open.train.jsonl.gz", full, "lines.gz")
     loaded = load(tmp_path)
     assert loaded.split("train")[0]["far"] == "Who is Full?"
@@ -62,9 +67,9 @@ def test_the_full_train_file_comes_first_and_is_left_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("how", SPOILT)
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_what_is_wrong_with_a_file_is_said(tmp_path, how, split):
+def test_a_malformed_file_is_described(tmp_path, how, split):
     root = write_all(tmp_path / "raw")
-    match = spoil(root / NAMES[split], asked("x"), how, "question")
+    match = spoil(root / NAMES[split], questions("x"), how, "question")
     with pytest.raises(DataError, match=match):
         load(tmp_path)
 
@@ -73,8 +78,8 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, how, split):
     "answer, message",
     [([], "an empty list"), ("a", "a text; it must be a list"), ([""], "empty"), (None, "missing")],
 )
-def test_answers_that_are_none(tmp_path, answer, message):
-    write_all(tmp_path / "raw", test=change(asked("test"), 1, answer=answer))
+def test_empty_answers_are_refused(tmp_path, answer, message):
+    write_all(tmp_path / "raw", test=change(questions("test"), 1, answer=answer))
     with pytest.raises(DataError, match=rf"NQ-open\.dev\.jsonl:2: field 'answer.* is {message}"):
         load(tmp_path)
 
@@ -82,12 +87,12 @@ def test_answers_that_are_none(tmp_path, answer, message):
 def test_a_changed_file_is_another_data_set(tmp_path):
     prints = []
     for answer in ("a", "b", "a"):
-        write_all(tmp_path / "raw", test=change(asked("test"), 3, answer=[answer]))
+        write_all(tmp_path / "raw", test=change(questions("test"), 3, answer=[answer]))
         prints.append(load(tmp_path).fingerprint)
     assert prints[0] == prints[2] != prints[1]
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"nq_open is made from .*ambignq_train\.jsonl.*docs/data"):
         load(tmp_path)
     with pytest.raises(DataError, match="nq_open has no config 'full': use default"):

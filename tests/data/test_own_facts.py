@@ -1,4 +1,4 @@
-"""Facts of the user's own as a data set: rows, splits, where the file may lie."""
+"""Facts of the user's own as a data set: rows, splits, places of the file."""
 
 import gzip
 import json
@@ -81,7 +81,7 @@ def test_subjects_in_any_script_stay_together():
     assert sum(map(len, parts)) == 40 and all(parts)
 
 
-def test_without_another_subject_the_near_text_is_borrowed():
+def test_without_another_subject_the_near_text_is_another_facts_locality():
     facts = [Fact("A is", "t", subject="s", locality=("L",)), Fact("B is", "t", subject="S")]
     held = own_facts.split(facts)["test"]
     assert [row["near_prompt"] for row in own_facts.make_rows(held, held)] == ["L", "L"]
@@ -96,7 +96,7 @@ def test_rows_can_be_encoded(count):
     assert len(encoded) == count and ("near" in encoded.texts) == (count > 1)
 
 
-def test_the_file_may_lie_anywhere(tmp_path, monkeypatch):
+def test_the_file_may_be_in_any_folder(tmp_path, monkeypatch):
     path = write(tmp_path / "some where/my facts.jsonl.gz", [record(0)], gzip.compress)
     monkeypatch.delenv("MEND_DATA_DIR", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -42,7 +42,7 @@ def test_every_kind_of_file_is_read(tmp_path):
     assert {row["subject"] for row in rows} >= {"a/many.txt 39", "one.txt.gz 0", "b.jsonl 9"}
 
 
-def test_documents_are_split_by_what_they_say(tmp_path):
+def test_documents_are_split_by_their_text(tmp_path):
     for order, name in ((range(80), "one"), (reversed(range(80)), "other")):
         for i in order:
             write(tmp_path, f"{name}/{name}{i}.txt", document(i, 40))
@@ -56,7 +56,7 @@ def test_documents_are_split_by_what_they_say(tmp_path):
     assert not documents["train"] & (documents["test"] | documents["validation"])
 
 
-def test_a_document_gives_so_many_passages(tmp_path, monkeypatch):
+def test_passages_per_document_are_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(own_texts, "PASSAGES_PER_DOCUMENT", 3)
     for i in range(60):
         write(tmp_path, f"web/{i}.txt", document(i, 40))

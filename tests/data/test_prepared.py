@@ -14,8 +14,8 @@ from mend_jax.errors import DataError
 
 
 def row(number, subject="", **more):
-    asked = dict(key=f"k{number}", prompt=f"p{number}", target="t", rephrase="r")
-    return make_row(**asked, subject=subject or f"s{number}", **more)
+    fields = dict(key=f"k{number}", prompt=f"p{number}", target="t", rephrase="r")
+    return make_row(**fields, subject=subject or f"s{number}", **more)
 
 
 def recipe(build=None, files=(), **more):
@@ -36,7 +36,7 @@ def test_every_field_comes_back(tmp_path):
     assert loaded.fingerprint == fingerprint_rows(made.splits)
 
 
-def test_building_at_once_gives_one_set_of_files(tmp_path):
+def test_preparing_at_the_same_time_gives_one_set_of_files(tmp_path):
     roots = []
 
     def build():
@@ -52,7 +52,7 @@ def test_building_at_once_gives_one_set_of_files(tmp_path):
     assert len(prepared.load(recipe(), tmp_path).split("test")) == 3
 
 
-def test_nothing_is_left_in_the_folder_for_scratch_files(tmp_path, monkeypatch):
+def test_no_temporary_files_are_left(tmp_path, monkeypatch):
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     prepared.load(recipe(), tmp_path / "prepared")
@@ -74,7 +74,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         prepared.prepare(recipe(), tmp_path / "file")
 
 
-def test_prepared_files_are_not_made_again(tmp_path):
+def test_prepared_files_are_reused(tmp_path):
     first = prepared.load(recipe(), tmp_path)
     again = prepared.load(recipe(lambda: pytest.fail("made again")), tmp_path)
     assert again.fingerprint == first.fingerprint
@@ -85,7 +85,7 @@ def change_a_bit(path):
     path.write_bytes(data[:40] + bytes([data[40] ^ 4]) + data[41:])
 
 
-def test_damaged_files_are_told_of_and_made_again(tmp_path, caplog):
+def test_damaged_files_are_prepared_again_with_a_warning(tmp_path, caplog):
     first = prepared.load(recipe(), tmp_path)
     folder = prepared.prepare(recipe(), tmp_path) / "tiny/default/1.0.0"
     change_a_bit(next(folder.glob("tiny-test.array_record-0*")))
@@ -135,19 +135,19 @@ def test_a_mutated_raw_file_is_another_data_set(tmp_path):
     assert prints[0] == prints[2] != prints[1]
 
 
-def test_a_file_that_is_not_the_published_one_is_told_of(tmp_path, caplog):
+def test_a_file_that_is_not_the_published_one_gives_a_warning(tmp_path, caplog):
     source = tmp_path / "facts.json"
     source.write_text("x")
     known = raw_files.sha256(source)
     for sha256, same in ((known, True), ("0" * 64, False)):
-        asked = recipe(files=[source], raw_dir=tmp_path, published={"facts.json": sha256})
+        with_hash = recipe(files=[source], raw_dir=tmp_path, published={"facts.json": sha256})
         with caplog.at_level(logging.WARNING):
-            prepared.prepare(asked, tmp_path / str(same))
-        assert asked.file_records()["facts.json"]["published"] is same
+            prepared.prepare(with_hash, tmp_path / str(same))
+        assert with_hash.file_records()["facts.json"]["published"] is same
     assert "facts.json: not the published file" in caplog.text and len(caplog.records) == 1
 
 
-def test_rows_that_cannot_be_are_refused():
+def test_invalid_rows_are_refused():
     with pytest.raises(DataError, match=r"no field \['frm'\]"):
         row(1, frm="x")
     with pytest.raises(DataError, match=r"\['target'\] must not be empty"):
@@ -175,7 +175,7 @@ def test_names_of_any_script_stay_together():
     assert not lost  # rows without a subject are no one's
 
 
-def test_disjoint_splits_lose_what_they_share():
+def test_rows_of_a_shared_subject_are_dropped_from_the_earlier_split():
     splits = {
         "train": [row(1, "Ann"), row(2, "the  ann!"), row(3, "Bob"), row(4, "Cy")],
         "validation": [row(5, "bob"), row(6, "Ann")],

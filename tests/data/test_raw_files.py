@@ -1,4 +1,4 @@
-"""Raw files: every form is read alike, and whatever is wrong with one is said with its place."""
+"""Raw files: every form gives the same records, and every error names its place."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ RECORDS = [{"id": i, "name": f"n{i}", "answers": ["a", "b"], "more": i} for i in
 
 
 @pytest.mark.parametrize("form", ["lines", "lines.gz", "list", "list.gz"])
-def test_every_form_is_read_alike(tmp_path, form):
+def test_every_form_gives_the_same_records(tmp_path, form):
     path = write(tmp_path / "f", RECORDS, form)
     read = list(raw_files.iter_records(path, KINDS, unique="id"))
     assert [record for _, record in read] == RECORDS
@@ -25,7 +25,7 @@ def test_every_form_is_read_alike(tmp_path, form):
 
 
 @pytest.mark.parametrize("how", SPOILT)
-def test_what_is_wrong_is_said_with_its_place(tmp_path, how):
+def test_an_error_names_the_line(tmp_path, how):
     path = tmp_path / "f.jsonl"
     match = spoil(path, RECORDS, how, "name")
     with pytest.raises(DataError, match=match):
@@ -69,7 +69,7 @@ def test_records_come_one_at_a_time(tmp_path):
         next(records)
 
 
-def test_a_name_that_lies_about_gzip(tmp_path):
+def test_a_file_named_gz_that_is_not_gzip(tmp_path):
     path = tmp_path / "f.jsonl.gz"
     path.write_bytes(lines(RECORDS))
     with pytest.raises(DataError, match=r"f\.jsonl\.gz: not a gzip file in spite of its name"):
@@ -79,7 +79,7 @@ def test_a_name_that_lies_about_gzip(tmp_path):
     assert len(list(raw_files.iter_records(path, KINDS))) == 3
 
 
-def test_truncated_gzip_says_how_far_it_goes(tmp_path):
+def test_a_truncated_gzip_file_names_its_whole_lines(tmp_path):
     path = tmp_path / "f.gz"
     path.write_bytes(gzip.compress(lines(RECORDS))[:-1])
     with pytest.raises(DataError, match="after 3 whole lines; get the file again"):
@@ -120,7 +120,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"id": ' + "1" * 5000 + "}", '{"id": 1'])
-def test_json_that_no_reader_takes(tmp_path, text):
+def test_json_that_cannot_be_read(tmp_path, text):
     path = tmp_path / "f"
     path.write_text(text)
     with pytest.raises(DataError, match="f:1: not JSON|f: nested too deeply"):

@@ -1,4 +1,4 @@
-"""Splits that do not teach what later ones judge."""
+"""Splits that do not train on near facts of later splits."""
 
 from mend_jax.data import rows
 
@@ -10,8 +10,10 @@ def row(number, **fields):
     )  # fmt: skip
 
 
-def test_what_a_later_split_judges_is_not_taught():
-    judged = row(0, more_near_prompts=["Where is M?", "Where is O?"], more_near_answers=["m", "o"])
+def test_near_facts_of_a_later_split_are_not_trained_on():
+    test_row = row(
+        0, more_near_prompts=["Where is M?", "Where is O?"], more_near_answers=["m", "o"]
+    )
     train = [
         row(1) | {"near_prompt": "Where is n0"},
         row(2) | {"prompt": "where is M"},
@@ -19,12 +21,12 @@ def test_what_a_later_split_judges_is_not_taught():
         row(4) | {"near_prompt": "Where is S0?"},
         row(5),
     ]
-    kept, lost = rows.without_near_leaks({"train": train, "validation": [], "test": [judged]})
+    kept, lost = rows.without_near_leaks({"train": train, "validation": [], "test": [test_row]})
     assert [r["key"] for r in kept["train"]] == ["5"] and lost == {"train": 4}
-    assert kept["test"] == [judged]
+    assert kept["test"] == [test_row]
 
 
-def test_what_training_knows_is_not_judged():
+def test_rows_known_from_training_are_not_scored():
     train = [row(1), row(2)]
     known = [
         row(3) | {"subject": "s1"},

@@ -1,4 +1,4 @@
-"""Passages of Wikitext: tokenisation undone, articles told apart, files that cannot be used."""
+"""Passages of Wikitext: tokenisation undone, articles separated, unusable files."""
 
 import gzip
 
@@ -50,7 +50,7 @@ def test_tokenisation_is_undone(tokens, text):
     assert wikitext.detokenise(tokens.split()) == text
 
 
-def test_sentences_end_at_their_own_tokens():
+def test_sentences_end_at_tokens_of_punctuation():
     line = 'He met Dr. No. 5 of St. Ives . " It is . " she said . " So ! " ( He left . ) 3 saw it'
     found = [" ".join(s) for s in wikitext.sentences(line)]
     assert found == [
@@ -59,7 +59,7 @@ def test_sentences_end_at_their_own_tokens():
     ]  # fmt: skip
 
 
-def test_articles_are_told_by_headings_between_blank_lines():
+def test_articles_begin_with_a_heading_between_blank_lines():
     text = article("One", "Text a .", "= Not a heading = ", "Text b .") + article(
         "Two @-@ B", "C ."
     )
@@ -83,7 +83,7 @@ def test_passages_hold_whole_sentences_and_no_unknown_words():
     }  # fmt: skip
 
 
-def test_prose_is_split_and_judged():
+def test_prose_is_split_into_usable_sentences():
     text = 'Mr. Hall met J. B. Fry at No. 10 in Jan. 1950. "He left." Was it 3 p.m. by then? Yes.'
     assert prose.sentences(text) == [
         "Mr. Hall met J. B. Fry at No. 10 in Jan. 1950.", '"He left."',

@@ -1,4 +1,4 @@
-"""Targets that a base samples after passages: what is drawn, what is left out, the command."""
+"""Targets that a base model samples after passages: samples, unusable ones, the command."""
 
 import functools
 import json
@@ -29,7 +29,7 @@ SIZES = {
 
 
 def word_tokenizer():
-    """One token a byte, and one for each of WORDS with the space before it."""
+    """Return a tokenizer with one token a byte, and one for each of WORDS with a space before."""
     vocab = dict(Tokenizer.tiny().inner.get_vocab())
     merges = []
     for word in WORDS:
@@ -48,7 +48,7 @@ def word_tokenizer():
 
 
 def save_base(folder, seed=0, liked=9.0):
-    """A tiny GPT-2 that mostly says WORDS: their embeddings lie along the last norm's bias."""
+    """Save a tiny GPT-2 that mostly says WORDS, whose embeddings point along the last norm's bias."""
     tokenizer = word_tokenizer()
     assert tokenizer.vocab_size <= HF["gpt2"]["vocab_size"]
     family = models.find_family(HF["gpt2"])
@@ -63,7 +63,7 @@ def save_base(folder, seed=0, liked=9.0):
 
 
 def save_texts(root):
-    """30 articles of four passages of made-up words for training, 8 for the others."""
+    """Save articles of four passages of made-up words: 15 for training, 4 for each other split."""
     rng = np.random.default_rng(0)
 
     def line():
@@ -159,7 +159,7 @@ def test_another_seed_or_base_samples_something_else(base, root, tmp_path, monke
     assert gen.recipe("small", root, base).stamp != stamp
 
 
-def test_samples_that_do_not_survive_are_left_out(base):
+def test_samples_that_do_not_encode_to_the_same_tokens_are_unusable(base):
     tokenizer = base.tokenizer
     start = a_start("Pine ash", tokenizer)
     ten = [tokenizer.encode(f" {w}")[0] for w in (*WORDS, *WORDS[:3])]
@@ -187,7 +187,7 @@ def test_samples_that_do_not_survive_are_left_out(base):
     )
 
 
-def test_what_is_left_out_is_counted(base, root, monkeypatch):
+def test_unusable_samples_are_counted(base, root, monkeypatch):
     ten = [base.tokenizer.encode(f" {w}")[0] for w in (*WORDS, *WORDS[:3])]
     ended = [*ten[:9], base.tokenizer.eos_id]
 
@@ -202,7 +202,7 @@ def test_what_is_left_out_is_counted(base, root, monkeypatch):
     assert counts["sampled"] == len(passages(root)) == len(everything) + counts["ends the text"]
 
 
-def test_nothing_usable_is_an_error(base, root, tmp_path, monkeypatch):
+def test_a_split_without_usable_samples_is_an_error(base, root, tmp_path, monkeypatch):
     ended = np.full((1, continuations.NEW), base.tokenizer.eos_id, np.int32)
     monkeypatch.setattr(
         continuations, "sample", lambda m, batch, size: np.repeat(ended, len(batch), axis=0)
@@ -232,7 +232,7 @@ def test_passages_are_cut_by_the_tokens_of_the_base(base):
         assert continuations.cut_passage(row, base.tokenizer) is None
 
 
-def test_several_processes_are_told_to_prepare_first(base, root, tmp_path, monkeypatch):
+def test_several_processes_get_an_error_that_names_the_command(base, root, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(
         DataError, match=r"python -m mend_jax.data.sources.wikitext_gen --model=.*small`"

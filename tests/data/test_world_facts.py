@@ -1,4 +1,4 @@
-"""The data set `world_facts`: size, splits, wording, targets, fingerprint."""
+"""The data set `world_facts`: size, splits, templates, targets, fingerprint."""
 
 import collections
 import logging
@@ -50,7 +50,7 @@ def test_enough_edits_over_enough_relations(rows):
     assert len({row["key"] for row in every(rows)}) == len(every(rows))
 
 
-def test_no_subject_stands_in_two_splits(rows):
+def test_no_subject_is_in_two_splits(rows):
     names = {
         split: {normalise(row[field]) for row in held for field in ("subject", "near_subject")}
         for split, held in rows.items()
@@ -73,18 +73,18 @@ def test_a_country_shares_its_split_with_its_capital_and_largest_city(rows, fact
     assert [pair for pair in both if split_of[pair[0]] != split_of[pair[1]]] == []
 
 
-def test_no_passage_stands_in_two_splits(rows):
+def test_no_passage_is_in_two_splits(rows):
     far = {split: {row["far"] for row in held} for split, held in rows.items()}
     assert not far["train"] & (far["validation"] | far["test"])
     assert not far["validation"] & far["test"]
     assert len(far["train"]) >= 2000
 
 
-def test_passages_speak_of_neither_subject_nor_target(rows):
+def test_passages_mention_neither_subject_nor_target(rows):
     for row in every(rows):
-        said = f" {normalise(row['far'])} "
-        assert f" {normalise(row['subject'])} " not in said
-        assert f" {normalise(row['target'])} " not in said
+        passage = f" {normalise(row['far'])} "
+        assert f" {normalise(row['subject'])} " not in passage
+        assert f" {normalise(row['target'])} " not in passage
 
 
 def test_targets_are_wrong_answers_of_the_same_relation(rows, facts):
@@ -130,7 +130,7 @@ def test_near_facts_share_the_relation_often_in_train_and_by_chance_elsewhere(ro
         assert abs(share[split] - chance) < 0.05
 
 
-def test_prompts_are_filled_and_end_where_the_answer_goes_on(rows):
+def test_prompts_are_filled_and_end_where_the_answer_begins(rows):
     for row in every(rows):
         for field in ("prompt", "rephrase", "near_prompt"):
             text = row[field]
@@ -151,7 +151,7 @@ def test_countries_that_need_an_article_have_it(rows):
     assert texts and all(re.search(r"\b[Tt]he Netherlands", text) for text in texts)
 
 
-def test_held_out_wordings_appear_only_as_marked_rephrases(rows):
+def test_held_out_templates_appear_only_in_marked_paraphrases(rows):
     for split, held in rows.items():
         for row in held:
             unseen = fill_template(TEMPLATES[row["relation"]].held_out, row["subject"])
@@ -181,7 +181,7 @@ def test_known_facts_are_right(facts):
     assert facts["capital_country:amsterdam"].answer == "the Netherlands"
     assert facts["us_city_state:houston"].answer == "Texas"
     assert "country_largest_city:netherlands" not in facts  # two cities of about the same size
-    assert "country_capital:singapore" not in facts  # the answer stands in the question
+    assert "country_capital:singapore" not in facts  # the question contains the answer
     assert "Spain" in facts["country_neighbour:france"].also_right
 
 
@@ -214,7 +214,7 @@ def test_a_rebuild_by_another_process_is_the_same(loaded, tmp_path):
     assert done.stdout.split() == [loaded.fingerprint, "False"], done.stderr
 
 
-def test_loading_brings_in_no_tensorflow(loaded):
+def test_loading_does_not_import_tensorflow(loaded):
     assert loaded and "tensorflow" not in sys.modules
 
 
@@ -256,7 +256,7 @@ def test_rows_are_random_access(loaded):
     assert loaded.license and loaded.description
 
 
-def test_names_compare_by_sense():
+def test_names_are_compared_without_their_spelling():
     assert normalise("The Netherlands") == normalise("the netherlands") == "netherlands"
     assert normalise("Saint John's") == normalise("St. Johns")
     assert normalise("São Paulo") == "sao paulo"

@@ -1,4 +1,4 @@
-"""zsRE in each of its forms: what a row holds, what no split may share, what a file may not be."""
+"""zsRE in each of its forms: fields of a row, disjoint splits, malformed files."""
 
 import itertools
 from pathlib import Path
@@ -17,7 +17,7 @@ TRAIN, DEV = "zsre/levy_mend_form_train.jsonl", "zsre/levy_mend_form_dev.jsonl"
 MEND, EVAL = "zsre/mend_train_1k.jsonl", "zsre/mend_eval_portability.jsonl"
 FULL, KNOWEDIT = "zsre/zsre_mend_train.json", "zsre/knowedit_test.jsonl"
 LEVY = "zsre/levy_positive.jsonl"
-WORDINGS = {
+TEMPLATES = {
     "colour": ("What is the colour of XXX?", "Which colour has XXX?", "How is XXX painted?"),
     "maker": ("Who made XXX?", "By whom was XXX built?"),
 }
@@ -26,13 +26,13 @@ NAMES = ["".join(s).capitalize() for s in itertools.product(SYLLABLES, SYLLABLES
 
 
 def mend(first, n, **more):
-    """Records of MEND's form about n names of their own."""
+    """Return records of MEND's form about n different names."""
     found = []
     for i in range(first, first + n):
         relation = ("colour", "maker")[i % 2]
-        asked, again = (text.replace("XXX", NAMES[i]) for text in WORDINGS[relation][:2])
+        prompt, paraphrase = (text.replace("XXX", NAMES[i]) for text in TEMPLATES[relation][:2])
         found.append({
-            "subject": NAMES[i], "src": asked, "rephrase": again, "alt": f"wrong {i % 7}",
+            "subject": NAMES[i], "src": prompt, "rephrase": paraphrase, "alt": f"wrong {i % 7}",
             "answers": [f"right {i % 5}", "also"], "loc": f"nq question: who is {i}",
             "loc_ans": f"nobody {i}", "pred": "", "cond": "",
         } | more)  # fmt: skip
@@ -66,7 +66,7 @@ def levy(n):
     found = []
     for i in range(n):
         relation = ("colour", "maker")[i % 2]
-        for template in WORDINGS[relation][i % 4 // 2 :: 2]:
+        for template in TEMPLATES[relation][i % 4 // 2 :: 2]:
             found.append({
                 "relation": relation, "question_template": template, "subject": NAMES[i],
                 "sentence": "Long ago.", "answers": [f"answer{i % 9}", f"other{i % 9}"],
@@ -112,17 +112,17 @@ def test_rows_are_sound_and_files_are_named(tmp_path, config):
         assert len(rows["test"]) == 9 and 3 <= len(rows["validation"]) <= 25
 
 
-def test_validation_asks_unrelated_questions_that_train_does_not(tmp_path):
+def test_far_questions_of_validation_are_not_in_train(tmp_path):
     records = [r | {"loc": "nq question: who is it"} if i % 2 else r
                for i, r in enumerate(RECORDS[TRAIN])]  # fmt: skip
     write_all(tmp_path / "raw", **{TRAIN: records})
     rows = rows_of(load(tmp_path, "default"))
-    asked = [row["far"] for row in rows["validation"]]
-    assert "who is it" in {row["far"] for row in rows["train"]} and "who is it" not in asked
-    assert len(set(asked)) < len(asked) and all(row["far_answer"] for row in rows["validation"])
+    far = [row["far"] for row in rows["validation"]]
+    assert "who is it" in {row["far"] for row in rows["train"]} and "who is it" not in far
+    assert len(set(far)) < len(far) and all(row["far_answer"] for row in rows["validation"])
 
 
-def test_a_row_holds_what_its_record_says(tmp_path):
+def test_a_row_has_the_fields_of_its_record(tmp_path):
     write_all(tmp_path / "raw")
     row = load(tmp_path, "default").split("test")[2]
     name = NAMES[202]
@@ -165,7 +165,7 @@ def test_every_second_near_fact_of_train_is_of_the_same_relation(tmp_path):
         assert 0 < sum(alike) < len(alike)
 
 
-def test_rows_that_splits_would_share_are_left_out_and_counted(tmp_path):
+def test_rows_shared_by_splits_are_dropped_and_counted(tmp_path):
     train = [*RECORDS[TRAIN], *derived(200, 3)]  # subjects of the test file
     for number in (0, 1):  # a question of the test file, about another subject
         train = change(train, number, src=RECORDS[DEV][5 + number]["src"].upper())
@@ -178,7 +178,7 @@ def test_rows_that_splits_would_share_are_left_out_and_counted(tmp_path):
     assert len(loaded.split("train")) + len(loaded.split("validation")) == 118
 
 
-def test_records_that_are_no_edit_are_left_out_and_counted(tmp_path):
+def test_records_that_are_no_edit_are_dropped_and_counted(tmp_path):
     records = RECORDS[MEND]
     for number, fields in enumerate(
         [{"alt": ""}, {"alt": "Right 1."}, {"alt": "ALSO"}, {"rephrase": " "}, {"loc": ""}]
@@ -195,7 +195,7 @@ def test_records_that_are_no_edit_are_left_out_and_counted(tmp_path):
     assert len(loaded.split("train")) + len(loaded.split("validation")) == 175
 
 
-def test_published_files_come_first(tmp_path):
+def test_published_files_are_preferred(tmp_path):
     root = write_all(tmp_path / "raw")
     write(root / FULL, mend(420, 80), "list")
     write(root / "zsre/zsre_mend_eval.json.gz", mend(500, 7), "list.gz")
@@ -208,9 +208,13 @@ def test_published_files_come_first(tmp_path):
     assert FULL not in load(tmp_path, "default").notes["files"]
 
 
-def test_what_follows_from_an_edit_is_kept(tmp_path):
-    asked = {"Recalled Relation": "", "New Question": "Why wrong 6?", "New Answer": "Because."}
-    write_all(tmp_path / "raw", **{EVAL: change(RECORDS[EVAL], 0, portability=asked)})
+def test_one_hop_questions_are_kept(tmp_path):
+    portability = {
+        "Recalled Relation": "",
+        "New Question": "Why wrong 6?",
+        "New Answer": "Because.",
+    }
+    write_all(tmp_path / "raw", **{EVAL: change(RECORDS[EVAL], 0, portability=portability)})
     first, second = load(tmp_path, "mend").split("test")[:2]
     assert (first["hop_prompts"], first["hop_answers"]) == (["Why wrong 6?"], ["Because."])
     assert second["hop_prompts"] == []
@@ -223,7 +227,7 @@ def test_what_follows_from_an_edit_is_kept(tmp_path):
     assert row["hop_answers"] == ["mine", "wrong"] and row["far"] == ""
 
 
-def test_wordings_that_train_has_not_are_told(tmp_path):
+def test_paraphrases_with_templates_unknown_to_train_are_marked(tmp_path):
     dev = change(RECORDS[DEV], 1, rephrase=f"Says who, {NAMES[201]}?")
     published = change(RECORDS[EVAL], 1, rephrase=f"Says who, {NAMES[301]}?")
     write_all(tmp_path / "raw", **{DEV: dev, EVAL: published})
@@ -242,21 +246,21 @@ def test_levy_rows_are_made_of_all_templates_of_a_relation(tmp_path):
     for row in rows:
         words = {without_subject(row[name], row["subject"]) for name in ("prompt", "rephrase")}
         assert len(words) == 2
-        assert words <= {normalise(text) for text in WORDINGS[row["relation"]]}
+        assert words <= {normalise(text) for text in TEMPLATES[row["relation"]]}
         number = NAMES.index(row["subject"])
         assert row["truth"] == f"answer{number % 9}" and row["far"] == ""
         assert row["target"] in {f"answer{i}" for i in range(9)} - {row["truth"]}
 
 
-def test_levy_rows_take_unrelated_questions_where_there_are_any(tmp_path):
+def test_levy_rows_get_unrelated_questions_if_there_are_any(tmp_path):
     root = write_all(tmp_path / "raw")
     names = {
         "train": "ambignq_train.jsonl.gz", "validation": "NQ-open.efficientqa.dev.1.1.jsonl.gz",
         "test": "NQ-open.dev.jsonl.gz",
     }  # fmt: skip
     for split, name in names.items():
-        asked = [{"question": f"who is {split} {i}", "answer": [f"a{i}"]} for i in range(5)]
-        write(root / "nq_open" / name, asked, "lines.gz")
+        questions = [{"question": f"who is {split} {i}", "answer": [f"a{i}"]} for i in range(5)]
+        write(root / "nq_open" / name, questions, "lines.gz")
     loaded = load(tmp_path, "levy")
     for split, held in rows_of(loaded).items():
         assert {row["far"] for row in held} <= {f"who is {split} {i}" for i in range(5)}
@@ -295,7 +299,7 @@ SOURCES = {
 
 @pytest.mark.parametrize("how", SPOILT)
 @pytest.mark.parametrize("name", SOURCES)
-def test_what_is_wrong_with_a_file_is_said(tmp_path, name, how):
+def test_a_malformed_file_is_described(tmp_path, name, how):
     config, field = SOURCES[name]
     write_all(tmp_path / "raw")
     match = spoil(tmp_path / "raw" / name, RECORDS[name], how, field)
@@ -336,7 +340,7 @@ def test_a_changed_file_is_another_data_set(tmp_path, name):
     assert prints[0] == prints[2] != prints[1]
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"zsre is made from zsre/levy_mend_form_train\.jsonl or"):
         load(tmp_path, "default")
     with pytest.raises(DataError, match="'mnd': use one of default, mend, knowedit, levy"):

@@ -1,14 +1,17 @@
-"""The stamp of a data set covers all code of mend_jax.data that decides its rows."""
+"""Recipes: their stamps cover all code that decides the rows; data sets from outside."""
 
 import functools
+import json
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from mend_jax import data
 from mend_jax.data.recipe import BuiltSplits, Recipe
-from mend_jax.data.rows import make_row
+from mend_jax.data.rows import SPLITS, make_row
 from mend_jax.errors import ConfigError, DataError
 
 HOME = "mend_jax.data"
@@ -128,3 +131,24 @@ def test_a_data_set_can_be_named_by_its_module():
         assert data.DATA_SETS["again"] is data.DATA_SETS["nq_open"]
     finally:
         data.DATA_SETS.unregister("again")
+
+
+def test_the_data_set_of_the_documentation_works(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (code,) = re.findall(r"```python\n# my_package/rivers.py\n(.*?)```", page, re.S)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package/__init__.py").write_text("")
+    (tmp_path / "my_package/rivers.py").write_text(code)
+    (tmp_path / "rivers").mkdir()
+    lines = [{"river": f"River {i}", "mouth": f"Sea {i}", "wrong": "a desert"} for i in range(60)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "rivers/rivers.jsonl").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data.register_data_set("rivers", "my_package.rivers")
+    try:
+        loaded = data.load("rivers", tmp_path, tmp_path / "prepared")
+    finally:
+        data.DATA_SETS.unregister("rivers")
+    assert sum(len(loaded.split(name)) for name in SPLITS) == 60
+    row = loaded.split("train")[0]
+    assert row["near_answer"].startswith("Sea") and row["near_subject"] != row["subject"]

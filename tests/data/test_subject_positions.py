@@ -1,4 +1,4 @@
-"""Where a question's subject stands in its tokens."""
+"""Positions of subjects in the tokens of questions."""
 
 import jax
 import numpy as np
@@ -40,7 +40,7 @@ def test_the_token_of_a_subjects_last_character(prompt, subject, up_to):
     assert found == (None if up_to is None else len(TOKENIZER.encode(up_to)) - 1)
 
 
-def test_a_token_that_goes_on_after_the_subject_counts():
+def test_a_token_that_continues_after_the_subject_counts():
     class Pairs:
         """Two characters a token."""
 
@@ -52,7 +52,7 @@ def test_a_token_that_goes_on_after_the_subject_counts():
     assert subject_token_index(Pairs(), "of Anne is", "Anne") == 3
 
 
-def test_rows_tell_it_in_the_template_and_batches_carry_it():
+def test_encoded_rows_and_batches_have_the_subject_positions():
     rows = [
         make_row(key="a", prompt="Who is Ann?", rephrase="Ann is?", target="x", subject="Ann"),
         make_row(key="b", prompt="Who is she?", rephrase="Bo, who?", target="yy", subject="Bo"),
@@ -62,12 +62,12 @@ def test_rows_tell_it_in_the_template_and_batches_carry_it():
         batch = next(
             iterate_batches(part, edits_per_step=1, edits_per_batch=len(part), shuffle=False)
         )
-        for name, told in (("edit", ["Q: Who is Ann", "Q: Who is she? A:"]),
+        for name, up_to_subject in (("edit", ["Q: Who is Ann", "Q: Who is she? A:"]),
                            ("rephrase", ["Q: Ann", "Q: Bo"])):  # fmt: skip
             seqs = batch[name].flat()
             for row, number in enumerate(part.index):
                 up_to = seqs.tokens[row][: seqs.subject_pos[row] + 1]
-                assert TOKENIZER.decode(up_to) == told[number]
+                assert TOKENIZER.decode(up_to) == up_to_subject[number]
             last = seqs.replace(subject=None).subject_pos  # as where it is not known
             assert [TOKENIZER.decode([t]) for t in np.take_along_axis(
                 seqs.tokens, last[:, None], 1)[:, 0]] == [":"] * len(part)  # fmt: skip
@@ -80,7 +80,7 @@ def test_rows_tell_it_in_the_template_and_batches_carry_it():
     )
 
 
-def test_marks_before_a_text_are_counted():
+def test_boundary_tokens_before_a_text_are_counted():
     row = make_row(key="a", prompt="b a b", rephrase="a b", target="b", subject="a")
     lengths = Lengths(max_len=12, max_target=4, append_eos=False)
     encoded = encode_rows([row], spaced_tokenizer(), lengths)
