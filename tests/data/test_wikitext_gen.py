@@ -48,7 +48,7 @@ def word_tokenizer():
 
 
 def save_base(folder, seed=0, liked=9.0):
-    """Save a tiny GPT-2 that mostly says WORDS, whose embeddings point along the last norm's bias."""
+    """Save a tiny GPT-2 that mostly says WORDS: their embeddings follow the last norm's bias."""
     tokenizer = word_tokenizer()
     assert tokenizer.vocab_size <= HF["gpt2"]["vocab_size"]
     family = models.find_family(HF["gpt2"])

