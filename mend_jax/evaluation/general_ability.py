@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mend_jax import data
-from mend_jax.core.chunking import map_chunks
-from mend_jax.core.forward import trunk_states
+from mend_jax.core.chunking import Tree, map_chunks
+from mend_jax.core.forward import TrunkStates, trunk_states
 from mend_jax.core.losses import all_tokens_correct, token_nll
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit, variables
@@ -39,7 +39,7 @@ _MAX_LOGITS = 32 * 2**20  # numbers in the logits that are held at once
 
 TokenScores = tuple[Float[Array, "E n S"], Int[Array, "E n S"]]
 """The nll of each target, and the most likely token."""
-ReadLogits = Callable[[TokenBatch, Any], Float[Array, "E c S V"]]
+ReadLogits = Callable[[TokenBatch, TrunkStates], Float[Array, "E c S V"]]
 
 
 @flax.struct.dataclass
@@ -66,8 +66,8 @@ class BaseAbility:
       recalled: whether every token of a fact's answer is the most likely one.
     """
 
-    texts: Any
-    facts: Any
+    texts: TrunkStates
+    facts: TrunkStates
     nll: Float[Array, ""]
     n_tokens: Int[Array, ""]
     best: Int[Array, "n S"]
@@ -182,7 +182,7 @@ def prefer_recalled_facts(
     recalled = np.asarray(base.recalled)
     numbers = np.sort(np.argsort(~recalled, stable=True)[:n_facts])
 
-    def chosen(tree: Any) -> Any:
+    def chosen(tree: Tree) -> Tree:
         return jax.tree.map(lambda leaf: leaf[numbers], tree)
 
     return (
@@ -219,7 +219,7 @@ def score_predictor_ability(
       read: (texts [E, c], their trunk states) -> logits; see `core.transform.Predictor`.
     """
 
-    def score(h: Any, seqs: TokenBatch) -> TokenScores:
+    def score(h: TrunkStates, seqs: TokenBatch) -> TokenScores:
         def score_numbers(numbers: Int[Array, " c"]) -> TokenScores:
             texts, states = jax.tree.map(
                 lambda leaf: _repeat(jnp.asarray(leaf)[numbers], n_edits), (seqs, h)
@@ -234,7 +234,7 @@ def score_predictor_ability(
 
 
 def _scores(
-    score: Callable[[Any, TokenBatch], TokenScores], inputs: AbilityTexts, base: BaseAbility
+    score: Callable[[TrunkStates, TokenBatch], TokenScores], inputs: AbilityTexts, base: BaseAbility
 ) -> dict[str, Float[Array, " E"]]:
     nll, best = score(base.texts, inputs.texts)
     _, answers = score(base.facts, inputs.facts)
@@ -256,12 +256,17 @@ def _repeat(x: Any, n_edits: int) -> Array:
 
 
 def _score_texts(
-    params: Params, edit: Edit | None, h: Any, seqs: TokenBatch, model: EditableModel, chunk: int
+    params: Params,
+    edit: Edit | None,
+    h: TrunkStates,
+    seqs: TokenBatch,
+    model: EditableModel,
+    chunk: int,
 ) -> TokenScores:
     """Score texts under each edit, `chunk` texts at a time; E = 1 without an edit."""
     n_edits = 1 if edit is None else len(jax.tree.leaves(edit)[0])
 
-    def top(h: Any, seqs: TokenBatch, edit: Edit | None) -> Float[Array, "c S D"]:
+    def top(h: TrunkStates, seqs: TokenBatch, edit: Edit | None) -> Float[Array, "c S D"]:
         bound = variables(params, edit)
         return jnp.asarray(model.apply(bound, h, seqs.inputs, seqs.score_pos, method="run_top"))
 
@@ -296,7 +301,7 @@ def _score_logits(logits: Array, target: Any) -> TokenScores:
     return token_nll(logits, target), jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def _map_numbers(run: Callable[[Array], Any], n: int, size: int, axis: int) -> Any:
+def _map_numbers(run: Callable[[Array], Tree], n: int, size: int, axis: int) -> Tree:
     """Return run(arange(n)), computed for `size` numbers at a time.
 
     Args:

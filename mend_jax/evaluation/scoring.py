@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mend_jax.core.chunking import map_text_chunks
-from mend_jax.core.forward import scored_logits, trunk_states
+from mend_jax.core.forward import TrunkStates, scored_logits, trunk_states
 from mend_jax.core.losses import all_tokens_correct, correct_tokens, token_kl, token_nll
 from mend_jax.core.meta_loss import EDIT_SETS, with_trunk_states
 from mend_jax.core.problem import Problem, make_problem
@@ -67,7 +67,7 @@ def edit_and_score(
     problem = Problem(model, base, weights, *texts["edit"])
     edit, _ = editor.edit(params, state, problem, False)
 
-    def score(name: str, edit: Edit, pair: tuple[TokenBatch, Any]) -> TextScores:
+    def score(name: str, edit: Edit, pair: tuple[TokenBatch, TrunkStates]) -> TextScores:
         seqs, h = pair
         before = scored_logits(model, base, h, seqs)
         if editor.predictor is None:
@@ -79,7 +79,7 @@ def edit_and_score(
         earlier = {f"{k}_before": v for k, v in answer_scores(before, seqs).items()}
         return answer_scores(after, seqs) | earlier
 
-    def score_in_chunks(name: str, pair: tuple[TokenBatch, Any]) -> TextScores:
+    def score_in_chunks(name: str, pair: tuple[TokenBatch, TrunkStates]) -> TextScores:
         dense = densify_once(edit, jnp.asarray(pair[0].tokens), model.text_chunk)
         return map_text_chunks(functools.partial(score, name, dense), model.text_chunk, pair)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mend_jax.core.forward import scored_logits, trunk_states
+from mend_jax.core.forward import TrunkStates, scored_logits, trunk_states
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_states
 from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
@@ -104,7 +104,7 @@ def next_edit(
 
 
 def score_texts(
-    params: EditorParams, applied: Edit, base: Params, facts: tuple[TokenBatch, Any] | None,
+    params: EditorParams, applied: Edit, base: Params, facts: tuple[TokenBatch, TrunkStates] | None,
     batch: Mapping[str, TokenBatch],
     *, editor: EditTransform, model: EditableModel, weights: Weights,
 ) -> dict[str, TextScores]:  # fmt: skip
@@ -198,7 +198,7 @@ class _Pass:
         scores |= self._score(locality_set_names(self.texts), others, applied, facts)
         log.add(edited.tolist(), scores, {})
 
-    def _facts_so_far(self, k: int) -> tuple[TokenBatch, Any] | None:
+    def _facts_so_far(self, k: int) -> tuple[TokenBatch, TrunkStates] | None:
         if self.editor.predictor is None:
             return None
         facts = take_rows(self.texts["edit"], np.arange(k * self.facts_per_edit)[None])
