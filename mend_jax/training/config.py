@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from mend_jax.errors import ConfigError, did_you_mean
-from mend_jax.training.config_keys import RENAMED_KEYS, current_key, with_current_names
+from mend_jax.training.config_keys import RENAMED_KEYS, current_key, key_value, with_current_names
 
 # Errors of `ast.literal_eval` for text that is not a literal, or one that is nested too deeply.
 _NOT_A_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
@@ -58,6 +58,15 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     """
     name, _, variant = spec.partition(":")
     path = find_config(name)
+    config = _call_get_config(path, variant)
+    config.unlock()
+    for old, new in rename_old_keys(config):
+        print(f"warning: {path}: {old} is now {new}", file=sys.stderr)
+    config.lock()
+    return config
+
+
+def _call_get_config(path: Path, variant: str) -> ml_collections.ConfigDict:
     module = ModuleType(f"mend_jax_config_{path.stem}")
     try:
         exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
@@ -66,17 +75,12 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path} has no function get_config(variant)")
     try:
-        config = module.get_config(variant)
+        return module.get_config(variant)
     except KeyError as e:
         raise ConfigError(f"{path}: unknown variant or key {e}") from e
     except AttributeError as e:  # of a key that a locked config does not have
         renamed = [f"{old} is now {new}" for old, new in RENAMED_KEYS.items() if _sets(path, old)]
         raise ConfigError(f"{path}: {e}; {'; '.join(renamed) or 'correct the key'}") from e
-    config.unlock()
-    for old, new in rename_old_keys(config):
-        print(f"warning: {path}: {old} is now {new}", file=sys.stderr)
-    config.lock()
-    return config
 
 
 def rename_old_keys(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
@@ -87,11 +91,9 @@ def rename_old_keys(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
     renamed = []
     for old in list(flat_keys(config)):
         if (new := current_key(old)) != old:
-            *group, name = old.split(".")
-            node = config
-            for part in group:
-                node = node[part]
-            node[new.split(".")[-1]] = node[name]
+            group, _, name = old.rpartition(".")
+            node = key_value(config, group)
+            node[new.rpartition(".")[2]] = node[name]
             del node[name]
             renamed.append((old, new))
     return renamed
@@ -119,16 +121,14 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str])
         if (current := current_key(key)) != key:
             print(f"warning: --config.{key} is now --config.{current}", file=sys.stderr)
             key = current
-        node, path = config, key.split(".")
-        for depth, part in enumerate(path):
-            if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+        node: Any = config
+        for name in key.split("."):
+            if not isinstance(node, ml_collections.ConfigDict) or name not in node:
                 known = list(flat_keys(config))
                 raise ConfigError(f"config has no key {key!r}{did_you_mean(key, known)}")
-            if depth < len(path) - 1:
-                node = node[part]
-        old = node[path[-1]]
-        is_group = isinstance(old, ml_collections.ConfigDict)
-        node[path[-1]] = parse_group(key, text, old) if is_group else parse_value(key, text, old)
+            parent, node = node, node[name]
+        is_group = isinstance(node, ml_collections.ConfigDict)
+        parent[name] = parse_group(key, text, node) if is_group else parse_value(key, text, node)
 
 
 def parse_group(key: str, text: str, old: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
