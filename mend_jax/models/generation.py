@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mend_jax.models.attention import Cache, Context, token_positions
 from mend_jax.models.editable_model import EditableModel, Inputs
@@ -58,12 +58,7 @@ def generate(
       eos_id: a row stops at this token; the rest of its output is `eos_id`.
       choose: `greedy`, or `sampler(keys, temperature)`.
     """
-    mask_BxT = prompts.mask
-    B, T = prompts.tokens.shape
-    S = T + max_new
-    n_real_B = mask_BxT.sum(-1, dtype=jnp.int32)
-    prompt_slots_BxS = jnp.pad(mask_BxT, ((0, 0), (0, max_new)))
-    slots_S = jnp.arange(S, dtype=jnp.int32)
+    slots = _lay_out(prompts.mask, max_new)
 
     def step(tokens: jax.Array, context: Context, cache: Cache) -> tuple[jax.Array, Cache]:
         return cast(Any, model.apply(variables, tokens, context, cache, method="extend"))
@@ -71,19 +66,10 @@ def generate(
     def next_token(h_BxD: jax.Array, n_generated: int | jax.Array) -> jax.Array:
         return choose(cast(Any, model.apply(variables, h_BxD, method="head")), n_generated)
 
-    causal_TxS = slots_S[None, :] <= slots_S[:T, None]
-    positions_BxT = token_positions(mask_BxT)
-    later_BxN = n_real_B[:, None] + slots_S[None, :max_new]
-    key_positions_BxS = jnp.concatenate([positions_BxT, later_BxN], axis=1)
-    prefill = Context(
-        positions=positions_BxT,
-        key_positions=key_positions_BxS,
-        attend=causal_TxS[None] & prompt_slots_BxS[:, None, :],
-        write_at=jnp.zeros((), jnp.int32),
-    )
-    cache = cast(Any, model.apply(variables, prompts, S, method="open_cache"))
-    h_BxTxD, cache = step(prompts.tokens, prefill, cache)
-    last_B = (T - 1 - jnp.argmax(mask_BxT[:, ::-1], axis=-1)).astype(jnp.int32)
+    B, T = prompts.tokens.shape
+    cache = cast(Any, model.apply(variables, prompts, T + max_new, method="open_cache"))
+    h_BxTxD, cache = step(prompts.tokens, slots.prefill_context(), cache)
+    last_B = (T - 1 - jnp.argmax(prompts.mask[:, ::-1], axis=-1)).astype(jnp.int32)
     h_BxD = jnp.take_along_axis(h_BxTxD, last_B[:, None, None], axis=1)[:, 0]
     first_B = next_token(h_BxD, 0)
 
@@ -93,15 +79,7 @@ def generate(
 
     def decode(carry: Any) -> Any:
         i, token_B, done_B, out_BxN, cache = carry
-        generated_S = (slots_S >= T) & (slots_S < T + i)
-        here = T + i - 1
-        context = Context(
-            positions=(n_real_B + i - 1)[:, None],
-            key_positions=key_positions_BxS,
-            attend=(prompt_slots_BxS | generated_S[None])[:, None, :],
-            write_at=here,
-        )
-        h_Bx1xD, cache = step(token_B[:, None], context, cache)
+        h_Bx1xD, cache = step(token_B[:, None], slots.decode_context(i), cache)
         token_B = jnp.where(done_B, eos_id, next_token(h_Bx1xD[:, 0], i)).astype(jnp.int32)
         out_BxN = jax.lax.dynamic_update_slice_in_dim(out_BxN, token_B[:, None], i, axis=1)
         return i + 1, token_B, done_B | (token_B == eos_id), out_BxN, cache
@@ -109,3 +87,44 @@ def generate(
     out_BxN = jnp.full((B, max_new), eos_id, jnp.int32).at[:, 0].set(first_B)
     start = (jnp.ones((), jnp.int32), first_B, first_B == eos_id, out_BxN, cache)
     return jax.lax.while_loop(unfinished, decode, start)[3]
+
+
+class _CacheSlots(NamedTuple):
+    """The S = T + N slots of a cache: T of the padded prompt, then one per new token."""
+
+    positions: Int[Array, "B T"]
+    key_positions: Int[Array, "B S"]
+    is_prompt: Bool[Array, "B S"]
+    n_real: Int[Array, " B"]
+
+    def prefill_context(self) -> Context:
+        """Return the context of the pass over the prompt."""
+        slots_S = jnp.arange(self.is_prompt.shape[1], dtype=jnp.int32)
+        causal_TxS = slots_S[None, :] <= slots_S[: self.positions.shape[1], None]
+        return Context(
+            positions=self.positions,
+            key_positions=self.key_positions,
+            attend=causal_TxS[None] & self.is_prompt[:, None, :],
+            write_at=jnp.zeros((), jnp.int32),
+        )
+
+    def decode_context(self, i: Int[Array, ""]) -> Context:
+        """Return the context of the pass over the i-th new token."""
+        T, S = self.positions.shape[1], self.is_prompt.shape[1]
+        slots_S = jnp.arange(S, dtype=jnp.int32)
+        generated_S = (slots_S >= T) & (slots_S < T + i)
+        return Context(
+            positions=(self.n_real + i - 1)[:, None],
+            key_positions=self.key_positions,
+            attend=(self.is_prompt | generated_S[None])[:, None, :],
+            write_at=T + i - 1,
+        )
+
+
+def _lay_out(mask: Bool[Array, "B T"], max_new: int) -> _CacheSlots:
+    n_real_B = mask.sum(-1, dtype=jnp.int32)
+    positions_BxT = token_positions(mask)
+    later_BxN = n_real_B[:, None] + jnp.arange(max_new, dtype=jnp.int32)[None]
+    key_positions_BxS = jnp.concatenate([positions_BxT, later_BxN], axis=1)
+    is_prompt_BxS = jnp.pad(mask, ((0, 0), (0, max_new)))
+    return _CacheSlots(positions_BxT, key_positions_BxS, is_prompt_BxS, n_real_B)
