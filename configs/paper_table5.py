@@ -1,7 +1,7 @@
 """Many facts in one edit, trained and evaluated at that size (paper, Table 5; SmolLM2-135M).
 
 1, 5, 25, 75 and 125 facts on zsRE, for MALMEN and UltraEdit 500 as well. Trained editors start
-from their cell of a smaller size (`paper_tables._PACE`), which runs first. Variant "sequential":
+from their cell of a smaller size (`paper_tables._BY_SIZE`), which runs first. Variant "sequential":
 sequences of 1, 10, 100 and 500 edits of one fact on one model.
 Command: python -m mend_jax.main --config=paper_table5.py --config.settings="('data.dir=DATA',)"
 DATA is the folder of raw data (or set MEND_DATA_DIR); see docs/data.md.
