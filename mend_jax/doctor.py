@@ -1,4 +1,4 @@
-"""python -m mend_jax.doctor --config=NAME.py ...: see `mend_jax.apps.doctor.command`."""
+"""The command `python -m mend_jax.doctor`; see `mend_jax.apps.doctor.command`."""
 
 import sys
 

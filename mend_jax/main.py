@@ -1,4 +1,4 @@
-"""python -m mend_jax.main --config=NAME.py ...: see `mend_jax.apps.run_command`."""
+"""The command `python -m mend_jax.main`; see `mend_jax.apps.run_command`."""
 
 import sys
 

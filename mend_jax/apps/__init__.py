@@ -1,1 +1,1 @@
-"""The jobs behind the commands: train and evaluate, grids of runs, fine-tuning, the doctor."""
+"""Commands and jobs: train and evaluate, grids of runs, several seeds, fine-tuning, the doctor."""

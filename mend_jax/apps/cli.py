@@ -33,7 +33,7 @@ COMMANDS = {
     "grid": Command("mend_jax.apps.run_command", "run every cell of a table of runs"),
     "join-grids": Command("mend_jax.apps.join_grids", "join parts of a grid into one table"),
     "seeds": Command("mend_jax.apps.multi_seed", "run one config with several seeds"),
-    "replay": Command("mend_jax.apps.replay", "run a step that was not finite again"),
+    "replay": Command("mend_jax.apps.replay", "repeat a training step that was not finite"),
     "export-editor": Command("mend_jax.training.pretrained", "write a run's editor as one file"),
     "scaling": Command("mend_jax.tpu.scaling", "estimate a training step on any slice"),
     "shardings": Command("mend_jax.tpu.shardings", "report how every array of a config is split"),

