@@ -34,6 +34,13 @@ COMMANDS = {
     "join-grids": Command("mend_jax.apps.join_grids", "join parts of a grid into one table"),
     "seeds": Command("mend_jax.apps.multi_seed", "run one config with several seeds"),
     "replay": Command("mend_jax.apps.replay", "repeat a training step that was not finite"),
+    "config-keys": Command(
+        "mend_jax.training.config_keys", "list every config key: default, range, meaning"
+    ),
+    "prepare-wikitext": Command(
+        "mend_jax.data.sources.wikitext_gen.__main__",
+        "write a base's own continuations of Wikipedia passages",
+    ),
     "export-editor": Command("mend_jax.training.pretrained", "write a run's editor as one file"),
     "scaling": Command("mend_jax.tpu.scaling", "estimate a training step on any slice"),
     "shardings": Command("mend_jax.tpu.shardings", "report how every array of a config is split"),

@@ -6,7 +6,9 @@ The default config, the checks, the migration of stored configs and docs/config.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -288,5 +290,12 @@ def _by_group() -> Iterator[tuple[str, list[Key]]]:
         yield group, [key for key in KEYS if (key.name.rpartition(".")[0] or "general") == group]
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print docs/config.md."""
+    argparse.ArgumentParser(description="Print every config key as Markdown.").parse_args(argv)
     print(markdown(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
