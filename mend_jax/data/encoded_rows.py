@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.data.subject_positions import Tokenizer, add_subject_positions
+from mend_jax.data.subject_positions import TokenizerWithOffsets, add_subject_positions
 from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
 from mend_jax.hub.input_formats import CAUSAL, InputFormat
@@ -72,7 +73,7 @@ class EncodedRows:
 
 def encode_rows(
     rows: Sequence[Row],
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerWithOffsets,
     lengths: Lengths,
     form: InputFormat = CAUSAL,
     more: bool = False,
@@ -128,7 +129,7 @@ def _near_scopes(row: Row) -> frozenset[str]:
 def rows_needed(
     rows: Sequence[Row],
     count: int,
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerWithOffsets,
     lengths: Lengths,
     form: InputFormat = CAUSAL,
 ) -> int:
@@ -161,39 +162,42 @@ def _training_sets(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 _Encoded = TokenBatch | list[TokenBatch] | None
+_FIELDS = {  # encoder method, fields of the prompts and of the targets
+    "edit": ("fact", "prompt", "target"),
+    "rephrase": ("fact", "rephrase", "target"),
+    "near": ("near", "near_prompt", "near_answer"),
+    "more_rephrases": ("fact", "more_rephrases", "target"),
+    "more_near": ("near", "more_near_prompts", "more_near_answers"),
+    "hops": ("fact", "hop_prompts", "hop_answers"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class _RowEncoder:
     """Encodes the texts of a row."""
 
-    tokenizer: Tokenizer
+    tokenizer: TokenizerWithOffsets
     lengths: Lengths
     form: InputFormat
 
     def encode(self, name: str, row: Row) -> _Encoded:
-        """Return one set of texts of a row; DataError if a text does not fit."""
-        match name:
-            case "edit":
-                return self.fact(row["prompt"], row["target"])
-            case "rephrase":
-                return self.fact(row["rephrase"], row["target"])
-            case "near":
-                return self.near(row["near_prompt"], row["near_answer"])
-            case "far":
-                return self.far(row)
-            case "more_rephrases":
-                prompts = row.get("more_rephrases", ())
-                return self.fitting(self.fact, prompts, [row["target"]] * len(prompts))
-            case "more_near":
-                prompts = row.get("more_near_prompts", ())
-                return self.fitting(self.near, prompts, row.get("more_near_answers", ()))
-            case "hops":
-                return self.fitting(
-                    self.fact, row.get("hop_prompts", ()), row.get("hop_answers", ())
-                )
-            case _:
-                return self.far_answer(row)
+        """Return one set of texts of a row; DataError if a text that must fit does not."""
+        if name == "far":
+            return self.far(row)
+        if name == "far_answers":
+            return self.far_answer(row)
+        method, prompt_field, target_field = _FIELDS[name]
+        prompts, targets = row.get(prompt_field, ()), row.get(target_field, ())
+        encode = self.fact if method == "fact" else self.near
+        if isinstance(prompts, str):
+            return encode(prompts, targets)
+        if isinstance(targets, str):
+            targets = [targets] * len(prompts)
+        encoded = []
+        for prompt, target in zip(prompts, targets, strict=True):
+            with contextlib.suppress(DataError):  # this text does not fit
+                encoded.append(encode(prompt, target))
+        return encoded
 
     def question(self, text: str) -> str:
         return self.lengths.template.replace("{}", text)
@@ -232,21 +236,6 @@ class _RowEncoder:
         sizes = (self.lengths.far_len, self.lengths.max_target)
         question = self.question(prompt)
         return self.form.fact(self.tokenizer, question, answer, *sizes, append_eos=False)
-
-    def fitting(
-        self,
-        encode: Callable[[str, str], TokenBatch],
-        prompts: Sequence[str],
-        answers: Sequence[str],
-    ) -> list[TokenBatch]:
-        """Return the encoded pairs that fit the lengths."""
-        encoded = []
-        for prompt, answer in zip(prompts, answers, strict=True):
-            try:
-                encoded.append(encode(prompt, answer))
-            except DataError:
-                continue
-        return encoded
 
 
 def _stack(items: Sequence[Any]) -> TokenBatch | None:

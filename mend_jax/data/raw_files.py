@@ -70,6 +70,13 @@ def require_file(root: Path | None, what: str, *names: str) -> Path:
     raise DataError(f"{what} is made from {wanted}, which is not below {root}: {fix}")
 
 
+def require_files(
+    root: Path | None, what: str, names: Mapping[str, Sequence[str]]
+) -> dict[str, Path]:
+    """Return the file of each split by `require_file`."""
+    return {split: require_file(root, what, *files) for split, files in names.items()}
+
+
 def read_bytes(path: Path) -> bytes:
     """Return a file's bytes, unpacked if it is gzip.
 
@@ -158,18 +165,18 @@ def iter_records(
     Raises:
       DataError: a record that breaks one of these rules, or a file without records.
     """
-    seen: dict[Any, str] = {}
+    first_use: dict[Any, str] = {}
     where = ""
     for where, record in iter_objects(path):
         check_fields(record, where, required, optional)
         if unique:
             value = record[unique]
-            if value in seen:
+            if value in first_use:
                 raise DataError(
-                    f"{where}: {unique} {value!r} was used before, in {seen[value]}; each record "
-                    "must have its own"
+                    f"{where}: {unique} {value!r} was used before, in {first_use[value]}; each "
+                    "record must have its own"
                 )
-            seen[value] = where
+            first_use[value] = where
         yield where, record
     if not where:
         raise DataError(f"{path}: no records in it; get the file again")

@@ -13,7 +13,7 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.hub import text_encoding
 
 
-class Tokenizer(text_encoding.TokenizerLike, Protocol):
+class TokenizerWithOffsets(text_encoding.TokenizerLike, Protocol):
     """A tokenizer that maps tokens to characters."""
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
@@ -21,7 +21,7 @@ class Tokenizer(text_encoding.TokenizerLike, Protocol):
         ...
 
 
-def subject_token_index(tokenizer: Tokenizer, prompt: str, subject: str) -> int | None:
+def subject_token_index(tokenizer: TokenizerWithOffsets, prompt: str, subject: str) -> int | None:
     """Return the index of the prompt's token that holds the subject's last character.
 
     Of several occurrences the last one counts: there the model has read most. Case is ignored,
@@ -40,7 +40,7 @@ def subject_token_index(tokenizer: Tokenizer, prompt: str, subject: str) -> int 
 
 def add_subject_positions(
     texts: Mapping[str, TokenBatch],
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerWithOffsets,
     prompts: Mapping[str, Sequence[str]],
     subjects: Sequence[str],
 ) -> dict[str, TokenBatch]:

@@ -78,10 +78,7 @@ def recipe(config: str = "default", root: Path | None = None) -> Recipe:
       DataError: an unknown config, or a file is missing.
     """
     check_config("counterfact", config, CONFIGS)
-    files = {
-        split: raw_files.require_file(root, "counterfact", *names)
-        for split, names in _FILES.items()
-    }
+    files = raw_files.require_files(root, "counterfact", _FILES)
     rome = raw_files.find_file(root, *_ROME)
     if config == "rome":
         rome = raw_files.require_file(root, "counterfact/rome", *_ROME)

