@@ -110,7 +110,7 @@ def test_a_stopped_evaluation_continues(base, finished, tmp_path, monkeypatch):
         def between():
             calls.append(workdir)
             if len(calls) == 2:
-                raise Preempted("asked to stop in evaluation")
+                raise Preempted("stop requested in evaluation")
 
         return between
 
@@ -238,9 +238,9 @@ def test_statistics_restart_if_the_number_of_facts_changes(base, finished, tmp_p
     mine, theirs = (mend_jax.Editor.restore(d) for d in (tmp_path, finished))
     counts = [min(m.count for m in _moments(editor.state)) for editor in (theirs, mine)]
     assert 0 < counts[1] < counts[0]
-    judged = {"editor.init_from": finished, "train.steps": 0, "data.edits_per_batch": 2}
-    run(base, tmp_path / "judged", **judged)  # as it was trained
-    same = mend_jax.Editor.restore(tmp_path / "judged")
+    evaluated = {"editor.init_from": finished, "train.steps": 0, "data.edits_per_batch": 2}
+    run(base, tmp_path / "evaluated", **evaluated)  # as it was trained
+    same = mend_jax.Editor.restore(tmp_path / "evaluated")
     assert min(m.count for m in _moments(same.state)) == counts[0]
 
 

@@ -194,7 +194,7 @@ def test_a_resume_does_the_interrupted_validation(tmp_path, which):
 
     def cut(state):
         if int(state.step) == which:
-            raise Preempted("asked to stop in validation")
+            raise Preempted("stop requested in validation")
         return {"loss": float(state.params["w"].sum())}
 
     for _ in range(2):  # the second time it is the validation that the first one owed

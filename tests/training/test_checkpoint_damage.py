@@ -88,14 +88,14 @@ def test_a_damaged_file_of_the_newest_step_is_repaired_or_the_previous_step_used
         step, state, meta, steps = newest(folder)
         jax.tree.map(np.testing.assert_array_equal, state, arrays_of(step))
         assert meta["data_state"] == {"next_index": step}
-        said = capsys.readouterr().err
+        printed = capsys.readouterr().err
         if step == 7:
-            assert said == "" and steps == [2, 6, 7]
+            assert printed == "" and steps == [2, 6, 7]
             continue
         fell_back += 1
         assert step == 6 and steps == [2, 6] and (root / damage.FOLDER / "7").is_dir()
-        assert "checkpoints/7 cannot be read" in said and "resuming from step 6" in said
-        assert "checkpoints_damaged/7" in said
+        assert "checkpoints/7 cannot be read" in printed and "resuming from step 6" in printed
+        assert "checkpoints_damaged/7" in printed
     assert fell_back >= 3  # some files are not needed to read a step
 
 
@@ -125,11 +125,11 @@ def test_a_changed_meta_is_detected(saved, tmp_path, change):
 def test_another_run_is_refused_and_nothing_is_moved(saved, tmp_path):
     """Also if the newest step is damaged: another base is no reason to try older ones."""
     folder = copy(saved, tmp_path)
-    for mine, told in (
+    for mine, message in (
         (MINE | {"base": "b2"}, "another base model: its fingerprint is b1, this run's is b2"),
         (MINE | {"config": {"editor": {"name": "ke"}}}, "editor.name was 'mend', is 'ke'"),
     ):
-        with pytest.raises(CheckpointError, match=told):
+        with pytest.raises(CheckpointError, match=message):
             newest(folder, mine)
     (folder / "7/state/manifest.ocdbt").unlink()
     with pytest.raises(CheckpointError, match="another base model"):
@@ -224,13 +224,13 @@ def test_a_checkpoint_of_the_first_version_is_resumed(tmp_path):
 
 def test_a_setting_of_the_first_version_that_differs_is_still_refused(tmp_path):
     write_first(tmp_path, 4, fresh(), next_index=4)
-    for train, told in (
+    for train, message in (
         ({"lr": 0.2, "max_non_finite_steps": 3}, "train.lr was 0.1, is 0.2"),
         ({"lr": 0.1, "max_non_finite_steps": 5}, "max_non_finite_steps was 3, is 5"),
     ):
         with checkpoints.open_manager(tmp_path / "checkpoints") as manager:
             mine = {"base": "b", "config": {"job": "edit", "train": train}}
-            with pytest.raises(CheckpointError, match=told):
+            with pytest.raises(CheckpointError, match=message):
                 resume(manager, fresh(), Numbers(), mine)
 
 

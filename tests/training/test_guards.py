@@ -78,11 +78,11 @@ def lines_of(lines, guard):
 def test_non_finite_steps_are_skipped_and_reported(tmp_path, capsys):
     weights, lines, run_state = go(tmp_path, toy(bad=(2, 4, 5)))
     np.testing.assert_array_equal(weights, weights_after([1, 3, 6, 7, 8]))
-    told = lines_of(lines, "non_finite")
-    assert [(x["step"], x["rows"], x["in_a_row"]) for x in told] == [
+    alerts = lines_of(lines, "non_finite")
+    assert [(x["step"], x["rows"], x["in_a_row"]) for x in alerts] == [
         (2, [2], 1), (4, [4], 1), (5, [5], 2)
     ]  # fmt: skip
-    assert told[0]["gradient_of"] == ["net"] and told[0]["terms"] == ["grad_norm", "kl", "loss"]
+    assert alerts[0]["gradient_of"] == ["net"] and alerts[0]["terms"] == ["grad_norm", "kl", "loss"]
     assert [x["step"] for x in lines if x["kind"] == "train"] == [1, 3, 6, 7, 8]
     assert run_state.summary()["warnings"] == {"non_finite": 3}
     assert capsys.readouterr().err.count("warning: step ") == 3
@@ -103,12 +103,12 @@ def test_too_many_non_finite_steps_end_training_with_the_last_good_state(
 ):
     """Batch 7 is finite: its step was dispatched early, and must change nothing."""
     bad = toy(bad=(2, 4, 5, 6))
-    told = (
+    message = (
         r"step 6: .*rows of that batch: \[6\].*each of the 3 last steps.*mend_jax.apps.replay .*/6"
     )
     lines = []
     for _ in range(2):  # a resume ends alike
-        with pytest.raises(TrainingError, match=told):
+        with pytest.raises(TrainingError, match=message):
             go(tmp_path, bad, checkpoint_every=checkpoint_every)
         lines.append(JsonLines(tmp_path / "metrics.jsonl").read())
     assert lines[0] == lines[1] and lines[0][-1]["in_a_row"] == 3
@@ -118,8 +118,8 @@ def test_too_many_non_finite_steps_end_training_with_the_last_good_state(
         assert checkpoints.restore_meta(manager, 5)["data_state"] == {"next_index": 5}
     np.testing.assert_array_equal(state.params["w"], weights_after([1, 3]))
     assert int(state.skipped) == 2
-    batch, told = batch_files.load(tmp_path / "non_finite/6")
-    assert told == lines[0][-1] and batch["index"].tolist() == [[6]]
+    batch, report = batch_files.load(tmp_path / "non_finite/6")
+    assert report == lines[0][-1] and batch["index"].tolist() == [[6]]
     assert batch["edit"].tolist() == [6.0]
 
 
@@ -145,9 +145,9 @@ def test_a_gradient_far_above_the_median_is_reported_once(tmp_path):
     """Batches 25 and 26 are both far above; a resumed run reports the same."""
     spiky = toy(spikes=(25.0, 26.0))
     weights, lines, run_state = go(tmp_path / "whole", spiky, steps=30, checkpoint_every=100)
-    told = lines_of(lines, "gradient_norm")
-    assert [x["step"] for x in told] == [25]
-    assert told[0]["value"] == 25e6 and told[0]["bound"] == guards.NORM_TIMES * 12.5
+    alerts = lines_of(lines, "gradient_norm")
+    assert [x["step"] for x in alerts] == [25]
+    assert alerts[0]["value"] == 25e6 and alerts[0]["bound"] == guards.NORM_TIMES * 12.5
     with pytest.raises(Preempted):
         go(tmp_path / "cut", spiky, Stop(after=25), steps=30, checkpoint_every=100)
     again = go(tmp_path / "cut", spiky, steps=30, checkpoint_every=100)
@@ -168,17 +168,17 @@ def test_validation_scores_out_of_bounds_are_reported(change, guard):
     assert [f.guard for f in found] == [guard] and watch.warning_counts == {guard: 1}
 
 
-@pytest.mark.parametrize("size, told", [
+@pytest.mark.parametrize("size, reported", [
     (0.1, False), (9.0, False), (11.0, True), (2e-4, False), (0.9e-4, True), (-0.1, True),
 ])  # fmt: skip
-def test_diverging_step_sizes_are_reported(size, told):
+def test_diverging_step_sizes_are_reported(size, reported):
     watch = Guards()
     watch.after_validation(1, SOUND, {"a": 0.1, "b": 0.1})
     watch = Guards.from_stored(
         json.loads(json.dumps(watch.to_stored()))
     )  # as a checkpoint keeps it
     found = watch.after_validation(2, SOUND | {"loss": 2.0}, {"a": 0.1, "b": size})
-    assert [f.guard for f in found] == ["step_size"] * told
+    assert [f.guard for f in found] == ["step_size"] * reported
 
 
 def test_a_constant_loss_is_reported():
@@ -190,8 +190,10 @@ def test_a_constant_loss_is_reported():
 
 def test_a_warning_is_not_repeated_soon():
     watch = Guards(recent_norms=[1.0] * FEWEST)
-    told = [s for s in range(1, 3 * QUIET) if watch.after_step(s, 100.0 * 100.0**s, {"net": 1.0})]
-    assert told == [1, QUIET + 2, 2 * QUIET + 3]
+    reported = [
+        s for s in range(1, 3 * QUIET) if watch.after_step(s, 100.0 * 100.0**s, {"net": 1.0})
+    ]
+    assert reported == [1, QUIET + 2, 2 * QUIET + 3]
 
 
 def test_group_norms_of_a_gradient():
@@ -246,9 +248,9 @@ def test_replaying_a_saved_batch_names_the_non_finite_row(made, tmp_path, monkey
         {"rows": [70], "terms": [], "gradient_of": []}, {"rows": [130]} | bad
     ]  # fmt: skip
     assert replay.main([str(tmp_path / "non_finite/2")]) == 0
-    said = capsys.readouterr().out
-    assert "row [130] alone: not finite: terms kl, loss; gradient of net" in said
-    assert "the other 1 edits alone are finite" in said and "[70]" not in said
+    printed = capsys.readouterr().out
+    assert "row [130] alone: not finite: terms kl, loss; gradient of net" in printed
+    assert "the other 1 edits alone are finite" in printed and "[70]" not in printed
     batch_files.save(tmp_path / "non_finite/9", batch, {"step": 9})
     assert replay.main([str(tmp_path / "non_finite/9")]) == 2
     assert "has no step 8" in capsys.readouterr().err

@@ -63,9 +63,9 @@ def same(one, other, **tolerance):
 
 
 def test_a_float32_file_has_exactly_the_run_s_editor(run, model, folder):
-    told = pretrained.write(run, folder / "tiny.safetensors", "float32")
+    description = pretrained.write(run, folder / "tiny.safetensors", "float32")
     assert pretrained.names() == {model.fingerprint: "tiny"}
-    assert pretrained.describe("tiny") == told
+    assert pretrained.describe("tiny") == description
     restored, loaded = mend_jax.Editor.restore(run, model), pretrained.load(model)
     assert (loaded.id, loaded.name, loaded.append_eos) == (restored.id, "mend", False)
     same(restored.edit([FACT]), loaded.edit([FACT]), rtol=0)
@@ -76,15 +76,19 @@ def test_a_float32_file_has_exactly_the_run_s_editor(run, model, folder):
 
 
 def test_a_file_describes_its_training(run, model, folder):
-    told = pretrained.write(run, folder / "tiny.safetensors")
+    description = pretrained.write(run, folder / "tiny.safetensors")
     results = json.loads((run / "results.json").read_text())
-    assert (told["base"], told["spec"], told["seed"]) == (model.fingerprint, model.spec, 0)
-    assert told["config"]["options"]["rank"] == 4 and told["weights"] == [
+    assert (description["base"], description["spec"], description["seed"]) == (
+        model.fingerprint,
+        model.spec,
+        0,
+    )
+    assert description["config"]["options"]["rank"] == 4 and description["weights"] == [
         w.name for w in model.weights
     ]
-    assert told["command"].startswith("python -m mend_jax.main --config=quickstart.py")
-    assert told["numbers"]["eval"]["success"] == results["eval"]["success"]
-    assert told["numbers"]["training"]["steps"] == 2
+    assert description["command"].startswith("python -m mend_jax.main --config=quickstart.py")
+    assert description["numbers"]["eval"]["success"] == results["eval"]["success"]
+    assert description["numbers"]["training"]["steps"] == 2
 
 
 def test_in_bfloat16_matrices_are_rounded_and_vectors_are_not(run, model, folder):
@@ -181,13 +185,13 @@ def test_damaged_files_are_named(run, model, folder):
         save_file(arrays, path, metadata | change)
         with pytest.raises(CheckpointError, match=says):
             pretrained.load(model)
-    told, fewer = json.loads(metadata["metadata"]), dict(list(arrays.items())[1:])
+    description, fewer = json.loads(metadata["metadata"]), dict(list(arrays.items())[1:])
     array_files.write(
-        path, pretrained.FORMAT, arrays, {k: v for k, v in told.items() if k != "seed"}
+        path, pretrained.FORMAT, arrays, {k: v for k, v in description.items() if k != "seed"}
     )
     with pytest.raises(CheckpointError, match="metadata is damaged"):
         pretrained.load(model)
-    array_files.write(path, pretrained.FORMAT, fewer, told)
+    array_files.write(path, pretrained.FORMAT, fewer, description)
     with pytest.raises(CheckpointError, match="do not match editor 'mend'"):
         pretrained.load(model)
 
@@ -195,14 +199,14 @@ def test_damaged_files_are_named(run, model, folder):
 def test_files_of_the_first_format_are_read(run, model, folder):
     """Metadata by field, values as JSON, and a checksum of tensors and config."""
     path = folder / "tiny.safetensors"
-    told = pretrained.write(run, path)
+    description = pretrained.write(run, path)
     arrays = array_files.read(path, pretrained.FORMAT, kind="editor file").arrays
-    texts = {k: json.dumps(v) if k in pretrained._VALUES else v for k, v in told.items()}
+    texts = {k: json.dumps(v) if k in pretrained._VALUES else v for k, v in description.items()}
     old = {"format": "mend_jax_shipped_editor/1"} | texts
-    right = pretrained._old_digest(arrays, told["config"])
+    right = pretrained._old_digest(arrays, description["config"])
     new_editor = pretrained.load(model)
     save_file(arrays, path, old | {"sha256": right})
-    assert pretrained.describe("tiny") == told | {"sha256": right}
+    assert pretrained.describe("tiny") == description | {"sha256": right}
     same(pretrained.load(model).edit([FACT]), new_editor.edit([FACT]), rtol=0)
     for change, says in (
         ({"seed": "{"}, "metadata is damaged"),
@@ -216,8 +220,8 @@ def test_files_of_the_first_format_are_read(run, model, folder):
 
 def test_shipped_files_are_intact_and_small():
     for path in pretrained.FOLDER.glob("*.safetensors"):
-        told, _ = pretrained._read(path)
-        assert path.stat().st_size <= 10_000_000 and told["name"] == path.stem
-        config = with_added_keys({"editor": told["config"]})
+        description, _ = pretrained._read(path)
+        assert path.stat().st_size <= 10_000_000 and description["name"] == path.stem
+        config = with_added_keys({"editor": description["config"]})
         assert "step_size" in config["editor"]["options"]  # shipped under its old name
         assert build_editor(ml_collections.ConfigDict(config)).trainable

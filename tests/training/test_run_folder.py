@@ -195,15 +195,15 @@ def test_an_editor_is_restored_from_a_store(made, store, monkeypatch):
     with pytest.raises(CheckpointError, match="gs://bucket/run holds no run"):
         mend_jax.Editor.restore("gs://bucket/run")
     write_bytes(as_path("gs://bucket/run/config.json"), (workdir / "config.json").read_bytes())
-    asked, opened = [], checkpoints.open_manager
+    opened_paths, opened = [], checkpoints.open_manager
 
     def open_manager(directory, read_only):
-        asked.append(str(directory))
+        opened_paths.append(str(directory))
         return opened(workdir / "checkpoints", read_only=read_only)
 
     monkeypatch.setattr(checkpoints, "open_manager", open_manager)
     assert mend_jax.Editor.restore("gs://bucket/run").edit(FACTS[:1]).base
-    assert asked == ["gs://bucket/run/checkpoints"]
+    assert opened_paths == ["gs://bucket/run/checkpoints"]
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_refused(made, tmp_path, monkeypatch):
@@ -286,12 +286,12 @@ def test_an_older_config_is_completed_with_the_behaviour_of_its_version(tmp_path
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [("{", "Expecting"), ("[]", "no object"), ('{"job": "edit"}', "train.lr is missing"),
      ('{"__class__": {}}', "cannot be overridden"), ('{"a.b": 1}', "dot"),
      ("[" * 3000, "nested")],
 )  # fmt: skip
-def test_a_damaged_config_of_a_run_is_named(tmp_path, text, told):
+def test_a_damaged_config_of_a_run_is_named(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=f"config.json is damaged .*{told}"):
+    with pytest.raises(CheckpointError, match=f"config.json is damaged .*{message}"):
         workdir_of_run.read_config(tmp_path)

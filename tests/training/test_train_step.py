@@ -31,13 +31,13 @@ def test_non_finite_steps_are_skipped_until_too_many_in_a_row():
     good = random_batch(0)
     nan = jax.tree.map(np.array, base)
     nan["block_3"]["mlp"]["up"]["kernel"][:] = np.nan
-    seen, told = [], []
+    seen, metrics_by_step = [], []
     for number, params in ((1, base), (2, nan), (3, base), (4, nan), (5, nan), (6, base)):
         state, metrics = step(state, params, good, np.int32(number))
         seen.append(jax.tree.map(np.array, state))
-        told.append({k: float(v) for k, v in metrics.items()})
-    assert [m["finite"] for m in told] == [1, 0, 1, 0, 0, 1]
-    assert [m["skipped"] for m in told[:5]] == [0, 1, 0, 1, 2]
+        metrics_by_step.append({k: float(v) for k, v in metrics.items()})
+    assert [m["finite"] for m in metrics_by_step] == [1, 0, 1, 0, 0, 1]
+    assert [m["skipped"] for m in metrics_by_step[:5]] == [0, 1, 0, 1, 2]
     assert [(int(s.step), int(s.skipped)) for s in seen] == [
         (1, 0), (2, 1), (3, 0), (4, 1), (4, 1), (4, 1)
     ]  # fmt: skip
@@ -50,11 +50,12 @@ def test_non_finite_steps_are_skipped_until_too_many_in_a_row():
     changed = [np.any(a != b) for a, b in zip(
         *(jax.tree.leaves(learned(seen[i])) for i in (1, 2)), strict=True)]  # fmt: skip
     assert all(changed[: len(jax.tree.leaves(seen[1].params))])
-    groups = {k: v for k, v in told[0].items() if k.startswith("grad_norm/")}
+    groups = {k: v for k, v in metrics_by_step[0].items() if k.startswith("grad_norm/")}
     assert len(groups) > 2 and min(groups.values()) > 0
     total = sum(v**2 for v in groups.values()) ** 0.5
-    assert told[0]["grad_norm"] == pytest.approx(total, rel=1e-5)  # sums in another order
-    assert not np.isfinite([told[1][k] for k in groups]).any()
+    # The sums are in another order.
+    assert metrics_by_step[0]["grad_norm"] == pytest.approx(total, rel=1e-5)
+    assert not np.isfinite([metrics_by_step[1][k] for k in groups]).any()
 
 
 def test_step_sizes_have_their_own_learning_rate():

@@ -73,8 +73,8 @@ def test_cached_states_equal_those_of_the_trunk(kind, where, facts, tmp_path):
         ):  # fmt: skip
             np.testing.assert_allclose(mine, theirs, atol=2e-6)  # of numbers about 1
     assert 0 < cache.hits < cache.rows == 14 * 2 * facts * 4
-    asked = {name for name in placed if name != "states"}
-    assert asked == set(NAMES)  # no marks go to the devices
+    text_sets = {name for name in placed if name != "states"}
+    assert text_sets == set(NAMES)  # no marks go to the devices
 
 
 def loss_of(module, weights):
