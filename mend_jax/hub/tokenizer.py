@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
@@ -180,7 +179,8 @@ class Tokenizer:
             raise ConfigError(
                 "this tokenizer has no chat template: use a chat model, or give plain prompts"
             )
-        # Takes seconds, and only chats need it. The template runs in a Jinja sandbox.
+        # An import of seconds, which only chats need. The template runs in a Jinja sandbox.
+        import jinja2
         from transformers.utils import chat_template_utils
 
         render: Any = chat_template_utils.render_jinja_template
