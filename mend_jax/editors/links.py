@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -123,13 +124,15 @@ def check_step_size(option: str, value: float, log: bool) -> None:
         raise ValueError(f"{option} {value} has no logarithm; give one above 0")
 
 
-def scale_by_layer_lr(step_size: float, log: bool) -> Link:
-    """delta *= alpha_l, with a learned step size for each weight (paper, section 3.2).
+def step_size_link(
+    name: str, step_size: float, log: bool, apply_to: Callable[[Factors, Array], Factors]
+) -> Link:
+    """Return a link with a learned step size for each weight.
 
     Args:
-      step_size: initial alpha.
-      log: learn log(alpha), so that alpha keeps its sign and changes by a factor per update. The
-        paper and the original code learn alpha itself.
+      step_size: initial value.
+      log: learn the logarithm.
+      apply_to: (a weight's factors, its step size) -> factors.
     """
     check_step_size("step_size", step_size, log)
 
@@ -142,11 +145,24 @@ def scale_by_layer_lr(step_size: float, log: bool) -> Link:
     ) -> tuple[Signal, EditorState]:
         del context
         alpha = read_step_sizes(params, log)
-        return {
-            n: dataclasses.replace(f, delta=f.delta * alpha[n]) for n, f in signal.items()
-        }, state
+        return {n: apply_to(f, alpha[n]) for n, f in signal.items()}, state
 
-    return Link("scale_by_layer_lr", init, apply, step_sizes=(StepSizes(log),))
+    return Link(name, init, apply, step_sizes=(StepSizes(log),))
+
+
+def scale_by_layer_lr(step_size: float, log: bool) -> Link:
+    """delta *= alpha_l, with a learned step size for each weight (paper, section 3.2).
+
+    Args:
+      step_size: initial alpha.
+      log: learn log(alpha), so that alpha keeps its sign and changes by a factor per update. The
+        paper and the original code learn alpha itself.
+    """
+
+    def scale(f: Factors, alpha: Array) -> Factors:
+        return dataclasses.replace(f, delta=f.delta * alpha)
+
+    return step_size_link("scale_by_layer_lr", step_size, log, scale)
 
 
 def outer_sum(sign: float) -> Link:

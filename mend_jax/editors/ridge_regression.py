@@ -28,7 +28,7 @@ from mend_jax.core.transform import (
 )
 from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
 from mend_jax.editors.cholesky import inverse_cholesky, product
-from mend_jax.editors.links import Signal, check_step_size, init_step_sizes, read_step_sizes
+from mend_jax.editors.links import Signal, init_step_sizes, step_size_link
 
 Scalar = Float[Array, ""] | float
 
@@ -47,20 +47,11 @@ def value_shift(step_size: float, log: bool) -> Link:
     MEND's edit -eta_l u~_i delta~_i^T of that row alone makes this change at its key k_i (MALMEN,
     section 4.1). eta_l is learned for each weight; see `links.scale_by_layer_lr`.
     """
-    check_step_size("step_size", step_size, log)
 
-    def init(key: jax.Array, weights: Weights) -> tuple[EditorParams, EditorState]:
-        del key
-        return init_step_sizes(weights, step_size, log), {}
+    def change_value(f: Factors, eta: Array) -> Factors:
+        return value_change(f, key_of(f), eta)
 
-    def apply(
-        params: EditorParams, state: EditorState, signal: Signal, context: LinkContext
-    ) -> tuple[Signal, EditorState]:
-        del context
-        eta = read_step_sizes(params, log)
-        return {n: value_change(f, key_of(f), eta[n]) for n, f in signal.items()}, state
-
-    return Link("value_shift", init, apply, step_sizes=(StepSizes(log),))
+    return step_size_link("value_shift", step_size, log, change_value)
 
 
 def key_of(f: Factors) -> Float[Array, "*batch N d_in"]:
