@@ -1,7 +1,7 @@
-"""The peer suite: one step of the original PyTorch program's sizes, beside its own times.
+"""The peer suite: times of the original PyTorch program, and the aims for the same sizes.
 
-The original was timed on two CPU cores whose 2048^3 float32 product in jax makes 410 GFLOP/s; its
-times, and the aims, are scaled by what this machine makes.
+They were measured on two CPU cores whose 2048^3 float32 product in jax runs at 410 GFLOP/s; times
+and aims are scaled to the speed of this machine.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ RATE = 410e9
 
 
 class OriginalTimes(NamedTuple):
-    """What the original takes, and what this project aims at.
+    """The original's times for one workload, and this project's aims.
 
     Attributes:
       model, edits: of the workload.
-      step, edit, megabytes: the original's training step and edit alone in seconds, peak memory.
-      aim_step, aim_cached, aim_edit, aim_megabytes: ours; cached: with the trunk cache.
+      step, edit, megabytes: the original's training step and edit in seconds, and peak memory.
+      aim_step, aim_cached, aim_edit, aim_megabytes: the aims; cached: with the trunk cache.
     """
 
     model: str

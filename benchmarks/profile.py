@@ -1,10 +1,10 @@
-"""Where the time of a training step goes: by kind of operation and by part of the model.
+"""The time of a training step by kind of operation and by part of the model.
 
     python -m benchmarks.profile --model=smollm2 --edits=8
     python -m benchmarks.profile --model=smollm2 --edits=8 --cached --json
 
-Runs the compiled step under the profiler and adds up what each instruction of the program took.
-Instructions can run side by side, so the shares are of their sum, not of the wall clock.
+Runs the compiled step under the profiler and sums the times of the program's instructions.
+Instructions can run in parallel, so the shares are of their sum, not of the wall clock.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{\s*$")
 _CALLS = re.compile(r"\b(?:calls|to_apply)=%?([\w.-]+)")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 _LIBRARY_PRODUCT = re.compile(r'custom_call_target="__cublas')  # of a GPU
-_HOLDERS = ("while", "call", "conditional")  # their time is that of what they hold
+_CONTAINERS = ("while", "call", "conditional")  # their time is that of their contents
 _PRODUCTS = ("dot", "convolution")
 _MOVES = ("copy", "transpose", "gather", "scatter", "slice", "concatenate", "pad", "reshape")
-_PARTS = (  # the first that stands in the name of the operation's source
+_PARTS = (  # the first whose words are in the name of the operation's source
     ("trunk", ("run_trunk",)),
     ("head", (".head", "unembed")),
     ("top blocks", ("run_top",)),
@@ -48,7 +48,7 @@ class Instruction(NamedTuple):
 
 
 def instructions(text: str) -> dict[str, Instruction]:
-    """The instructions of `compiled.as_text()` by name.
+    """Return the instructions of `compiled.as_text()` by name.
 
     Kinds: "matrix products" (also fused with what follows), "elementwise", "moving data", "other".
     """
@@ -61,18 +61,18 @@ def instructions(text: str) -> dict[str, Instruction]:
             opcode = "dot" if _LIBRARY_PRODUCT.search(line) else match[2]
             opcodes[inside].add(opcode)
             lines.append((match[1], opcode, line))
-    found = {}
+    by_name = {}
     for name, opcode, line in lines:
         called = _CALLS.search(line)
         within = {opcode, *(opcodes[called[1]] if called else ())}
         source = _SOURCE.search(line)
-        found[name] = Instruction(_kind(opcode, within), source[1] if source else "")
-    return found
+        by_name[name] = Instruction(_kind(opcode, within), source[1] if source else "")
+    return by_name
 
 
 def _kind(opcode: str, within: set[str]) -> str:
-    if opcode in _HOLDERS:
-        return "holder"
+    if opcode in _CONTAINERS:
+        return "container"
     if within & set(_PRODUCTS):
         return "matrix products"
     if opcode in ("fusion", "reduce", "broadcast", "select", "exponential", "add", "multiply"):
@@ -83,7 +83,7 @@ def _kind(opcode: str, within: set[str]) -> str:
 
 
 def part_of(source: str) -> str:
-    """The part of a training step that an operation belongs to, by its source's name."""
+    """Return the part of a training step that an operation belongs to, by its source's name."""
     part = next(
         (p for p, words in _PARTS if any(w in source for w in words)), "editor, losses, rest"
     )
@@ -93,16 +93,16 @@ def part_of(source: str) -> str:
 
 
 def seconds_by_instruction(folder: Path, calls: int) -> dict[str, float]:
-    """Seconds that each instruction took in one of `calls` calls, from a profiler's folder."""
+    """Return each instruction's seconds per call, from the folder of a profile of `calls`."""
     (path,) = folder.rglob("*.xplane.pb")
     planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
     devices = [p for p in planes if p.name.startswith("/device:")]  # none where the host computes
     total: collections.Counter[str] = collections.Counter()
     for plane in devices or planes:
         lines = list(plane.lines)
-        # Those of an accelerator say the same in several lines.
-        of_operations = [line for line in lines if line.name == "XLA Ops"]
-        for line in of_operations or lines:
+        # An accelerator lists the same operations in several lines.
+        operations = [line for line in lines if line.name == "XLA Ops"]
+        for line in operations or lines:
             for event in line.events:
                 name = dict(event.stats).get("hlo_op")
                 if name is not None:
@@ -111,42 +111,46 @@ def seconds_by_instruction(folder: Path, calls: int) -> dict[str, float]:
 
 
 def profile(b: Built, calls: int) -> dict[str, Any]:
-    """Seconds of a step by kind of operation and by part, and those operations that take most."""
-    once = Steps(b)
-    known = instructions(once.compiled.as_text())
-    jax.block_until_ready(once())
+    """Return a step's seconds by kind of operation and by part, and its longest operations."""
+    step = Steps(b)
+    known = instructions(step.compiled.as_text() or "")
+    jax.block_until_ready(step())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(calls):
-                jax.block_until_ready(once())
+                jax.block_until_ready(step())
         seconds = seconds_by_instruction(Path(folder), calls)
     return summary(seconds, known)
 
 
 def summary(
-    seconds: Mapping[str, float], known: Mapping[str, Instruction], most: int = 12
+    seconds: Mapping[str, float], known: Mapping[str, Instruction], n_longest: int = 12
 ) -> dict[str, Any]:
-    """The sums of `profile`."""
-    kinds: collections.Counter[str] = collections.Counter()
-    parts: collections.Counter[str] = collections.Counter()
+    """Return the sums for `profile`."""
+    kinds: dict[str, float] = collections.defaultdict(float)
+    parts: dict[str, float] = collections.defaultdict(float)
     single = []
     for name, s in seconds.items():
         one = known.get(name, Instruction("other", ""))
-        if one.kind != "holder":
+        if one.kind != "container":
             kinds[one.kind] += s
             parts[part_of(one.source)] += s
             single.append((s, name, one.kind, one.source))
     single.sort(reverse=True)
     return {
-        "seconds": sum(kinds.values()), "kinds": dict(kinds.most_common()),
-        "parts": dict(parts.most_common()),
+        "seconds": sum(kinds.values()), "kinds": _largest_first(kinds),
+        "parts": _largest_first(parts),
         "longest": [dict(zip(("seconds", "name", "kind", "source"), s, strict=True))
-                    for s in single[:most]],
+                    for s in single[:n_longest]],
     }  # fmt: skip
 
 
+def _largest_first(seconds: Mapping[str, float]) -> dict[str, float]:
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
+
 def describe(found: Mapping[str, Any]) -> str:
-    """The sums in lines for a person."""
+    """Return the sums as lines of text."""
     total = found["seconds"]
     lines = [f"{total:.3f} s of instructions a step"]
     for what in ("kinds", "parts"):
@@ -158,6 +162,7 @@ def describe(found: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
     parser = make_parser("benchmarks.profile", __doc__)
     parser.add_argument("--cached", action="store_true", help="with a trunk cache")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)

@@ -1,10 +1,9 @@
-"""How many floating point operations a training step needs, by formula, from shapes alone.
+"""The floating point operations that a training step requires, by formula, from shapes alone.
 
-Needed are the matrix products of the algorithm, 2 operations a multiplication: the frozen trunk
-forward once; the top forward, and backward to the lowest edited weight and not below; the editor
-network with the gradient of its parameters; the head at scored positions. Nothing is counted that
-could be left out, so recomputation and dense weight gradients would show as lost time. Shape
-letters: N tokens, S scored positions, R rows of factors, r rank.
+Required are the matrix products of the algorithm, 2 operations per multiplication: the frozen trunk
+forward once; the top forward, and backward to the lowest edited weight; the editor network with the
+gradient of its parameters; the head at scored positions. Avoidable work is not counted, so
+recomputation and dense weight gradients appear as lost time.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from mend_jax.models import WeightSpec
 from mend_jax.models.abstract_model import AbstractModel
 
 _BLOCK = re.compile(r"block_(\d+)/(.*)/kernel")
-_BELOW = ("attn/", "mlp/gate", "mlp/up")  # of the lowest edited block: nothing is asked below them
+_BELOW = ("attn/", "mlp/gate", "mlp/up")  # of the lowest edited block: no gradient below them
 _ALL_ROWS = ("attn/k", "attn/v", "attn/qkv")  # of the last block: keys and values of all tokens
 
 
 class Texts(NamedTuple):
-    """Texts that pass together: how many, of how many tokens, of which so many are scored."""
+    """Texts that pass together: their number, their tokens, and how many of these are scored."""
 
     n: int
     length: int
@@ -31,23 +30,25 @@ class Texts(NamedTuple):
 
     @property
     def tokens(self) -> int:
+        """All tokens."""
         return self.n * self.length
 
     @property
-    def places(self) -> int:
+    def positions(self) -> int:
+        """All scored positions."""
         return self.n * self.scored
 
 
 class Sizes(NamedTuple):
-    """What the formulas need of a decoder.
+    """The sizes of a decoder.
 
     Attributes:
-      trunk: multiplications a token in the matrices of all trunk blocks.
-      top: for each top block, the multiplications a token of each matrix by its name.
-      n_trunk: blocks.
+      trunk: multiplications per token in the matrices of all trunk blocks.
+      top: for each top block, the multiplications per token of each matrix by its name.
+      n_trunk: trunk blocks.
       width: of attention, heads x head size.
-      head: multiplications a scored position.
-      weights: the edited ones.
+      head: multiplications per scored position.
+      weights: the edited weights.
     """
 
     trunk: int
@@ -59,8 +60,9 @@ class Sizes(NamedTuple):
 
 
 def decoder_sizes(model: AbstractModel) -> Sizes:
-    """The sizes of a model of one stack."""
-    trunk, top = 0, {}
+    """Return the sizes of a model of one stack."""
+    trunk = 0
+    top: dict[int, dict[str, int]] = {}
     for path, shape in model.shapes().items():
         if path.startswith("trunk/") and path.endswith("/kernel"):
             trunk += math.prod(shape)
@@ -75,36 +77,36 @@ def decoder_sizes(model: AbstractModel) -> Sizes:
 
 
 def trunk_pass(s: Sizes, texts: Texts) -> int:
-    """The trunk, forward."""
+    """Return the operations of the trunk, forward."""
     scores = 2 * s.n_trunk * texts.tokens * texts.length * s.width
     return 2 * (s.trunk * texts.tokens + scores)
 
 
 def _block(s: Sizes, number: int, texts: Texts, below: bool = True) -> tuple[int, int]:
-    """Multiplications of a top block forward: of its matrices, and of attention's two products.
+    """Return a top block's multiplications forward: in matrices, and in attention's two products.
 
     Args:
-      below: with False only of the matrices that stand above the edited ones.
+      below: False: only the matrices above the edited ones.
     """
     last = number == len(s.top) - 1
     matrices = 0
     for name, size in s.top[number].items():
         whole = not last or name.startswith(_ALL_ROWS)
         if below or not name.startswith(_BELOW):
-            matrices += size * (texts.tokens if whole else texts.places)
-    queries = texts.places if last else texts.tokens
+            matrices += size * (texts.tokens if whole else texts.positions)
+    queries = texts.positions if last else texts.tokens
     return matrices, 2 * queries * texts.length * s.width if below else 0
 
 
 def top_forward(s: Sizes, texts: Texts) -> int:
-    """The top blocks, forward; in the last one queries and MLP of scored positions alone."""
+    """Return the operations of the top, forward; the last block has only scored queries."""
     return 2 * sum(sum(_block(s, i, texts)) for i in range(len(s.top)))
 
 
 def top_backward(s: Sizes, texts: Texts) -> int:
-    """From the gradient of the last states to the outputs of every edited weight.
+    """Return the operations from the last states' gradient to the edited weights' outputs.
 
-    Matrices cost as much as forward, attention twice as much (keys and values count as well).
+    Matrices cost as much as forward, attention twice as much (keys and values have gradients too).
     """
     total = 0
     for i in range(len(s.top)):
@@ -114,16 +116,16 @@ def top_backward(s: Sizes, texts: Texts) -> int:
 
 
 def rows_of(s: Sizes, w: WeightSpec, edit: Texts) -> int:
-    """Rows of factors of an edited weight."""
+    """Return the number of rows of an edited weight's factors."""
     block, role = w.name.split("/", 1)
     last = block == f"block_{s.n_trunk + len(s.top) - 1}"
-    return edit.places if last and not role.startswith(_ALL_ROWS) else edit.tokens
+    return edit.positions if last and not role.startswith(_ALL_ROWS) else edit.tokens
 
 
 def editor_network(s: Sizes, edit: Texts, rank: int, n_hidden: int) -> tuple[int, int]:
-    """MEND's shared networks forward, and backward to their parameters.
+    """Return the operations of MEND's shared networks, forward and backward to their parameters.
 
-    A layer is two products of R rows; backward each has two, but nothing is asked below the first.
+    A layer is two products; backward each has two, but the first needs no gradient of its input.
     """
     unit = 0
     for w in s.weights:
@@ -134,9 +136,9 @@ def editor_network(s: Sizes, edit: Texts, rank: int, n_hidden: int) -> tuple[int
 
 
 def edited_products(s: Sizes, edit: Texts, texts: Texts) -> tuple[int, int]:
-    """What an edit adds to a pass of `texts`, forward and backward to its low-rank pair.
+    """Return what an edit adds to a pass of `texts`, forward and backward to its low-rank pair.
 
-    The pair is applied as it is, (x a^T) b, or formed, a^T b, whichever multiplies less.
+    The pair is applied factored, (x a^T) b, or formed, a^T b, whichever multiplies less.
     """
     forward = backward = 0
     for w in s.weights:
@@ -152,7 +154,7 @@ def edited_products(s: Sizes, edit: Texts, texts: Texts) -> tuple[int, int]:
 
 
 def step_texts(w: Workload) -> tuple[Texts, Texts, Texts]:
-    """The facts of an edit, what it is asked with, and what must stay."""
+    """Return an edit's facts, its paraphrases, and its far texts."""
     return (
         Texts(w.edits, w.length, w.scored),
         Texts(w.n_paraphrases, w.length, w.scored),
@@ -161,39 +163,39 @@ def step_texts(w: Workload) -> tuple[Texts, Texts, Texts]:
 
 
 def training_step(w: Workload, model: AbstractModel) -> dict[str, int]:
-    """Operations of one training step by part; their sum is what is required_flops."""
+    """Return the operations of one training step by part."""
     s = decoder_sizes(model)
-    edit, asked, far = step_texts(w)
+    edit, paraphrases, far = step_texts(w)
     network = editor_network(s, edit, w.rank, n_hidden=1)
     parts = {
-        "trunk": sum(trunk_pass(s, t) for t in (edit, asked, far)),
-        "factors": top_forward(s, edit) + top_backward(s, edit) + 4 * s.head * edit.places,
+        "trunk": sum(trunk_pass(s, t) for t in (edit, paraphrases, far)),
+        "factors": top_forward(s, edit) + top_backward(s, edit) + 4 * s.head * edit.positions,
         "editor": sum(network),
-        "success": _differentiated(s, edit, asked),
-        "base on far": top_forward(s, far) + 2 * s.head * far.places,
+        "success": _differentiated(s, edit, paraphrases),
+        "base on far": top_forward(s, far) + 2 * s.head * far.positions,
         "silence": _differentiated(s, edit, far),
     }
     return {name: w.independent * n for name, n in parts.items()}
 
 
 def _differentiated(s: Sizes, edit: Texts, texts: Texts) -> int:
-    """The edited top and head on `texts`, forward and backward to the edit."""
+    """Return the operations of the edited top and head, forward and backward to the edit."""
     passes = top_forward(s, texts) + top_backward(s, texts)
-    return passes + 4 * s.head * texts.places + sum(edited_products(s, edit, texts))
+    return passes + 4 * s.head * texts.positions + sum(edited_products(s, edit, texts))
 
 
 def edit_alone(w: Workload, model: AbstractModel) -> int:
-    """Operations of making the edits, from tokens."""
+    """Return the operations of making the edits from tokens."""
     s, (edit, *_) = decoder_sizes(model), step_texts(w)
     own = trunk_pass(s, edit) + top_forward(s, edit) + top_backward(s, edit)
     return w.independent * (
-        own + 4 * s.head * edit.places + editor_network(s, edit, w.rank, n_hidden=1)[0]
+        own + 4 * s.head * edit.positions + editor_network(s, edit, w.rank, n_hidden=1)[0]
     )
 
 
 def forward(w: Workload, model: AbstractModel) -> int:
-    """Operations of the unedited model on all texts of a step, once."""
+    """Return the operations of one pass of the unedited model on all texts of a step."""
     s, total = decoder_sizes(model), 0
     for texts in step_texts(w):
-        total += trunk_pass(s, texts) + top_forward(s, texts) + 2 * s.head * texts.places
+        total += trunk_pass(s, texts) + top_forward(s, texts) + 2 * s.head * texts.positions
     return w.independent * total

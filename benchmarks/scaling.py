@@ -1,12 +1,12 @@
-"""How time and memory of a training step grow with edits, depth and rank.
+"""Measure how time and memory of a training step grow with edits, depth and rank.
 
     python -m benchmarks.scaling [--model=distilgpt2] [--out=FOLDER]
 
-One quantity changes at a time, the others stay at those of `BASE`; every row runs in a process of
-its own, so that peak memory is that row's. Leaves scaling.json (rows are kept as they come, and a
-second start goes on with those that are missing) and scaling.png. Beside the measured seconds
-stands what the needed operations take at the machine's own rate, scaled to the first row: where the
-measured line does not rise above it, time grows no faster than the arithmetic.
+One quantity changes at a time, the others stay as in `BASE`. Every row runs in a separate process,
+so that peak memory is that row's. Writes scaling.json, row by row (a second start measures only the
+missing rows), and scaling.png. The picture compares the measured seconds with those of the required
+operations at the machine's own rate, scaled to the first row: while the measured line does not rise
+above the other, time grows no faster than the arithmetic.
 """
 
 from __future__ import annotations
@@ -32,52 +32,53 @@ SWEEPS = {
     "layers": (6, 12, 24, 48),
     "rank": (64, 256, 768, 1920),
 }
-CHUNKED = 64  # facts of an edit from which on its texts pass a few at a time
+CHUNKED = 64  # from so many facts per edit on, texts pass in chunks of this size
 NAMES = {"edits": "facts of an edit", "layers": "blocks of the model", "rank": "rank of the editor"}
 
 
-def settings_of(sweep: str, value: int) -> dict[str, int]:
-    """The flags of a row."""
+def row_settings(sweep: str, value: int) -> dict[str, int]:
+    """Return the flags of a row."""
     row = {**BASE, sweep: value}
     if row["edits"] >= CHUNKED:
         row["text_chunk"] = CHUNKED
     return row
 
 
-def rows(model: str, folder: Path, repeats: int) -> dict[str, list[dict[str, Any]]]:
-    """All rows by sweep; those that FOLDER/scaling.json holds are not measured again."""
+def measure_rows(model: str, folder: Path, repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """Return all rows by sweep; only those missing in FOLDER/scaling.json are measured."""
     path = folder / "scaling.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    found = {name: list(known.get(name, [])) for name in SWEEPS}
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    measured = {name: list(stored.get(name, [])) for name in SWEEPS}
     progress = Progress("scaling", sum(map(len, SWEEPS.values())))
     for name, values in SWEEPS.items():
-        there = {row["settings"][name] for row in found[name]}
+        present = {row["settings"][name] for row in measured[name]}
         for value in values:
-            if value not in there:
-                flags = settings_of(name, value)
+            if value not in present:
+                flags = row_settings(name, value)
                 command = [f"--{k}={v}" for k, v in flags.items()]
                 command.append(f"--repeats={1 if flags['edits'] >= CHUNKED else repeats}")
                 figures = measure_in_subprocess([f"--model={model}", "--brief", *command])
-                found[name].append({"settings": flags, **figures})
-                write_json(path, found)
-            progress.update(sum(map(len, found.values())), force=True)
-    return found
+                measured[name].append({"settings": flags, **figures})
+                write_json(path, measured)
+            progress.update(sum(map(len, measured.values())), force=True)
+    return measured
 
 
 def points(sweep: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[float]]:
-    """x, seconds, seconds by arithmetic (of the first row's efficiency), and gigabytes."""
+    """Return x, seconds, seconds by arithmetic (at the first row's rate), and gigabytes."""
     by_value = sorted(sweep, key=lambda row: row["settings"][name])
-    pace = by_value[0]["seconds"]["training step"] / by_value[0]["operations"]["training step"]
+    seconds = [row["seconds"]["training step"] for row in by_value]
+    operations = [row["operations"]["training step"] for row in by_value]
     return {
         "x": [row["settings"][name] for row in by_value],
-        "seconds": [row["seconds"]["training step"] for row in by_value],
-        "arithmetic": [row["operations"]["training step"] * pace for row in by_value],
+        "seconds": seconds,
+        "arithmetic": [n * (seconds[0] / operations[0]) for n in operations],
         "gigabytes": [row["peak_memory_bytes"] / 1e9 for row in by_value],
     }
 
 
 def _panel(p: Mapping[str, list[float]], name: str, memory: bool) -> plot_style.DrawPanel:
-    """Seconds, or gigabytes, against one quantity."""
+    """Return the panel of seconds, or gigabytes, against one quantity."""
 
     def draw(ax: Axes) -> None:
         what = ("Memory", "peak of the process, GB") if memory else ("Time", "seconds a step")
@@ -101,24 +102,25 @@ def _panel(p: Mapping[str, list[float]], name: str, memory: bool) -> plot_style.
     return draw
 
 
-def picture(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
-    """Time and memory of each sweep, side by side, as a PNG."""
+def picture(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+    """Return the plots of time and memory of each sweep as a PNG."""
     panels = [
-        _panel(points(found[name], name), name, memory)
+        _panel(points(rows[name], name), name, memory)
         for memory in (False, True)
         for name in SWEEPS
     ]
-    return plot_style.panels_png(panels, 15, 8.6, rows=2)
+    return plot_style.panels_png(panels, 15, 8.6, rows=2) or b""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="benchmarks.scaling", description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=sorted(MODELS), default="distilgpt2")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    write_bytes(args.out / "scaling.png", picture(rows(args.model, args.out, args.repeats)))
+    write_bytes(args.out / "scaling.png", picture(measure_rows(args.model, args.out, args.repeats)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Times the parts of a training step, each compiled by itself, in the order in which they run."""
+"""Time the parts of a training step, each compiled separately, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -28,12 +28,12 @@ PROGRAMS = (*PARTS, "edit alone", "forward", "evaluation")
 
 
 def programs(b: Built) -> dict[str, Timed]:
-    """Functions without arguments, by what they do; each includes the ones before it up to "loss".
+    """Return functions without arguments by name; up to `gradient` each includes those before it.
 
-    `trunk`: the trunk pass of all texts. `factors`: that, and u and delta of the edit texts.
-    `edit`: that, and the editor network. `loss`: the meta-loss, forward. `gradient`: with its
-    gradient. Of their own: `edit alone` (from the tokens of the facts), `forward` (the unedited
-    model on all texts), `evaluation` (edit, and score all texts before and after).
+    `trunk`: the trunk pass of all texts. `factors`: u and delta of the edit texts. `edit`: the
+    editor network. `loss`: the meta-loss, forward. `gradient`: its gradient. Independent of these:
+    `edit alone` (from the tokens of the facts), `forward` (the unedited model on all texts),
+    `evaluation` (edit, and score all texts before and after).
     """
     module, weights = b.model.module, b.model.weights
     names = list(b.batch)
@@ -86,7 +86,7 @@ def programs(b: Built) -> dict[str, Timed]:
 
 
 def with_trunk_states(b: Built) -> Built:
-    """The same with the trunk states of its texts in the batch, as a trunk cache gives them."""
+    """Return it with the trunk states of its texts in the batch, as from a trunk cache."""
     names = list(b.batch)
 
     def states(base, batch):
@@ -97,17 +97,17 @@ def with_trunk_states(b: Built) -> Built:
     return dataclasses.replace(b, batch=b.batch | {"states": dict(zip(names, found, strict=True))})
 
 
-def train_step(b: Built) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The jitted training step and what it takes; it reuses (donates) the state."""
+def train_step(b: Built) -> tuple[jax.stages.Wrapped, tuple[Any, ...]]:
+    """Return the jitted training step and its arguments; it donates the state."""
     step = make_train_step(
         b.editor, b.tx, model=b.model.module, weights=b.model.weights,
         c_edit=success_weight(0.1, 0.1, 1), c_loc=1.0,
     )  # fmt: skip
-    return step, (b.state, b.base, b.batch, np.int32(1))
+    return cast(jax.stages.Wrapped, step), (b.state, b.base, b.batch, np.int32(1))
 
 
 class Steps:
-    """The compiled training step, called for one step after the other; it takes over b.state.
+    """The compiled training step; each call takes the next step. It donates b.state.
 
     Attributes:
       compiled: the program.
@@ -125,14 +125,14 @@ class Steps:
 
 
 def time_training(b: Built, repeats: int) -> tuple[dict[str, float], Built]:
-    """Figures of the training step, and `b` with the state that it left: the one before is used up.
+    """Return figures of the training step, and `b` with the state after it: the old one is donated.
 
     `seconds` of a step (median), `compiling` seconds, and `program_bytes`: arguments, results and
-    what is held between, as the compiler plans it, a state that is updated in place counted once.
+    temporaries as the compiler plans them; a state that is updated in place counts once.
     """
-    began = time.perf_counter()
+    started = time.perf_counter()
     once = Steps(b)
-    compiling = time.perf_counter() - began
+    compiling = time.perf_counter() - started
     parts = program_bytes(once.compiled)
     figures = {
         "seconds": statistics.median(time_calls(once, repeats)),
@@ -143,6 +143,6 @@ def time_training(b: Built, repeats: int) -> tuple[dict[str, float], Built]:
 
 
 def time_stages(b: Built, repeats: int, names: Sequence[str]) -> dict[str, float]:
-    """Median seconds of those `programs`."""
+    """Return the median seconds of these `programs`."""
     run = programs(b)
     return {name: statistics.median(time_calls(run[name], repeats)) for name in names}

@@ -1,11 +1,11 @@
-"""Times one training step, one edit and an evaluation, and says how far they are from the machine.
+"""Time one training step, one edit and an evaluation, and compare them with the machine's rate.
 
     python -m benchmarks.step --model=smollm2 --edits=32
     python -m benchmarks.step --suite=peer --json
     python -m benchmarks.step --suite=accelerator
 
-In one process: the machine's matrix product and bandwidth, then the step, then (with --stages) its
-parts. A suite runs each of its rows in a process of its own, so that peak memory is that row's.
+One process measures the machine's matrix product and bandwidth, then the step, then (with --stages)
+its parts. A suite runs each row in a separate process, so that peak memory is that row's.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ SUITES = ("peer", "accelerator")
 
 
 def measure(w: Workload, repeats: int, names: Sequence[str] = BESIDE) -> dict[str, Any]:
-    """All figures of one workload on this machine.
+    """Return all figures of one workload on this machine.
 
-    `utilisation` is needed operations over seconds over the machine's own rate.
+    `utilisation` is required operations / seconds / the machine's own rate.
 
     Args:
-      names: what is timed beside the training step, of `CACHED` and `stages.PROGRAMS`.
+      names: what to time beside the training step, of `CACHED` and `stages.PROGRAMS`.
     """
     rate = machine.matmul_rate(DTYPES[w.dtype])
     b = build(w)
@@ -73,14 +73,14 @@ def measure(w: Workload, repeats: int, names: Sequence[str] = BESIDE) -> dict[st
 
 
 def measure_in_subprocess(flags: Sequence[str]) -> dict[str, Any]:
-    """The figures of one workload, measured in a process of its own."""
+    """Return the figures of one workload, measured in a separate process."""
     command = [sys.executable, "-m", "benchmarks.step", "--json", *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
 def workload_flags(w: Workload) -> list[str]:
-    """The flags that say so, but for those that are as by default."""
+    """Return the flags of a workload that differ from the defaults."""
     values = {f.name: (getattr(w, f.name), f.default) for f in dataclasses.fields(w)}
     return [
         f"--{name}" if value is True else f"--{name}={value}"
@@ -89,24 +89,24 @@ def workload_flags(w: Workload) -> list[str]:
     ]
 
 
-def compare_with_original(found: Mapping[str, Any], peer: OriginalTimes) -> dict[str, Any]:
-    """The original's times and our aims, scaled to this machine."""
+def compare_with_original(found: Mapping[str, Any], original: OriginalTimes) -> dict[str, Any]:
+    """Return the figures with the original's times and the aims, scaled to this machine."""
     scale = RATE / found["matmul_rate"]
     seconds = found["seconds"]
     return {
         **found,
-        "original": {STEP: peer.step * scale, "edit alone": peer.edit * scale,
-                     "peak_memory_bytes": peer.megabytes * 1e6},
-        "aim": {STEP: peer.aim_step * scale, CACHED: peer.aim_cached * scale,
-                "edit alone": peer.aim_edit * scale,
-                "peak_memory_bytes": peer.aim_megabytes * 1e6},
-        "times_faster": {STEP: peer.step * scale / seconds[STEP],
-                         "edit alone": peer.edit * scale / seconds["edit alone"]},
+        "original": {STEP: original.step * scale, "edit alone": original.edit * scale,
+                     "peak_memory_bytes": original.megabytes * 1e6},
+        "aim": {STEP: original.aim_step * scale, CACHED: original.aim_cached * scale,
+                "edit alone": original.aim_edit * scale,
+                "peak_memory_bytes": original.aim_megabytes * 1e6},
+        "times_faster": {STEP: original.step * scale / seconds[STEP],
+                         "edit alone": original.edit * scale / seconds["edit alone"]},
     }  # fmt: skip
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """One workload in lines for a person."""
+    """Return the figures of one workload as lines of text."""
     seconds, used = found["seconds"], found["utilisation"]
     times = [
         f"{name} {seconds[name]:.3f} s" + (f" ({used[name]:.0%})" if name in used else "")
@@ -139,12 +139,12 @@ def describe(found: Mapping[str, Any]) -> str:
         if name not in (STEP, *BESIDE):
             lines.append(f"  up to {name}: {value:.3f} s")
     for name, value in found["operations_by_part"].items():
-        lines.append(f"  needed for {name}: {value / 1e9:.1f} GFLOP")
+        lines.append(f"  required for {name}: {value / 1e9:.1f} GFLOP")
     return "\n".join(lines)
 
 
 def make_parser(prog: str, doc: str) -> argparse.ArgumentParser:
-    """A flag for each attribute of `Workload`, repeats, and what the figures are for."""
+    """Return a parser with a flag for each attribute of `Workload`, --repeats and --json."""
     parser = argparse.ArgumentParser(prog=prog, description=doc.split("\n")[0])
     choices = {"model": sorted(MODELS), "dtype": sorted(DTYPES)}
     for f in dataclasses.fields(Workload):
@@ -155,43 +155,46 @@ def make_parser(prog: str, doc: str) -> argparse.ArgumentParser:
             parser.add_argument(
                 f"--{f.name}", type=kind, default=f.default, choices=choices.get(f.name)
             )
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls; the median counts")
-    parser.add_argument("--json", action="store_true", help="figures for a program")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="number of timed calls; the median counts"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser
 
 
 def parse_workload(args: argparse.Namespace) -> Workload:
+    """Return the workload of parsed flags."""
     return Workload(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Workload)})
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
     parser = make_parser("benchmarks.step", __doc__)
-    parser.add_argument("--suite", choices=SUITES, help="several rows, each in its own process")
+    parser.add_argument("--suite", choices=SUITES, help="several rows, each in a separate process")
     parser.add_argument("--brief", action="store_true", help="the training step alone")
     parser.add_argument("--stages", action="store_true", help="also the parts of a step")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
     args = parse(sys.argv[1:] if argv is None else argv)
-    further = [f"--repeats={args.repeats}"]
-    further += [f"--{name}" for name in ("brief", "stages") if getattr(args, name)]
+    flags = [f"--repeats={args.repeats}"]
+    flags += [f"--{name}" for name in ("brief", "stages") if getattr(args, name)]
+    results = []
     if args.suite == "peer":
-        found = [
-            compare_with_original(
-                measure_in_subprocess([f"--model={p.model}", f"--edits={p.edits}", *further]), p
-            )
-            for p in ORIGINAL_TIMES
-        ]
+        for original in ORIGINAL_TIMES:
+            size = [f"--model={original.model}", f"--edits={original.edits}"]
+            results.append(compare_with_original(measure_in_subprocess([*size, *flags]), original))
     elif args.suite == "accelerator":
-        found = [measure_in_subprocess([*workload_flags(w), *further]) for w in ACCELERATOR]
+        results = [measure_in_subprocess([*workload_flags(w), *flags]) for w in ACCELERATOR]
     else:
         names = () if args.brief else (CACHED, *(PROGRAMS if args.stages else ALONE))
-        found = [measure(parse_workload(args), args.repeats, names)]
+        results = [measure(parse_workload(args), args.repeats, names)]
     if args.json:
-        print(json.dumps(found if args.suite else found[0]))
+        print(json.dumps(results if args.suite else results[0]))
     else:
-        print("\n".join(map(describe, found)))
+        print("\n".join(map(describe, results)))
     return 0
 
 

@@ -1,6 +1,6 @@
-"""What is timed: a random model of a published size and a step's texts, all full.
+"""The timed workload: a random model of a published size, and a step's texts without padding.
 
-Speed does not depend on what weights and tokens are, so nothing is downloaded. Shape letters as in
+Speed does not depend on weights and tokens, so nothing is downloaded. Shape letters as in
 `mend_jax.core.forward`: E independent edits of n facts, T tokens, S scored positions.
 """
 
@@ -19,7 +19,7 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.editors import EditTransform, make_editor
 from mend_jax.hub.published_configs import PUBLISHED
 from mend_jax.models.abstract_model import DTYPES, AbstractModel, abstract_model
-from mend_jax.models.params import nest
+from mend_jax.models.params import Params, nest
 from mend_jax.training.optimizer import make_optimizer
 from mend_jax.training.step import TrainState, init_state
 
@@ -31,7 +31,7 @@ MODELS = {
     "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "llama3-8b": "meta-llama/Meta-Llama-3-8B-Instruct",
 }
-"""Short names of sizes that `hub.published` knows."""
+"""Short names of sizes in `hub.published_configs`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Workload:
 
     Attributes:
       model: one of `MODELS`.
-      edits: n, facts that one edit brings in together.
-      independent: E, edits of a step, each of n facts.
-      paraphrases: texts that an edit is asked with; by default n, and 4 of a single fact.
-      length, scored: tokens of an edit text and of a rephrase, and how many of the last are scored.
-      far, far_length: texts that must stay, every next token of them scored.
+      edits: n, facts per edit.
+      independent: E, edits per step, each of n facts.
+      paraphrases: texts that score an edit; 0: n, and 4 for a single fact.
+      length, scored: tokens of an edit text and of a paraphrase; how many of the last are scored.
+      far, far_length: far texts, and their tokens, which are all scored.
       rank: of the editor.
       dtype: of the base.
       remat: see `model.remat`.
@@ -76,24 +76,24 @@ ACCELERATOR = tuple(
     Workload(model, independent=n, dtype="bfloat16", logits_chunk=21)
     for model, n in (("gpt2-xl", 64), ("gpt-j", 32), ("llama3-8b", 32))
 )
-"""Sizes for one accelerator of 80 GB: edits enough to fill it, a third of far logits at once."""
+"""Sizes that fill one accelerator of 80 GB; far logits are computed in thirds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What the timed functions take."""
+    """The arguments of the timed functions."""
 
     workload: Workload
-    abstract_model: AbstractModel
-    base: Any
+    model: AbstractModel
+    base: Params
     editor: EditTransform
     tx: optax.GradientTransformation
     state: TrainState
-    batch: dict[str, TokenBatch]
+    batch: dict[str, Any]
 
 
-def random_base(model: AbstractModel, dtype: str, seed: int = 0) -> Any:
-    """Nested parameters N(0, 0.02), made where they are used; the scales of norms are one."""
+def random_base(model: AbstractModel, dtype: str, seed: int = 0) -> Params:
+    """Return nested parameters N(0, 0.02), made on the device; the scales of norms are one."""
 
     def leaf(path: str, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
         if "scale" in path:
@@ -101,7 +101,7 @@ def random_base(model: AbstractModel, dtype: str, seed: int = 0) -> Any:
         return 0.02 * jax.random.normal(key, shape, DTYPES[dtype])
 
     shapes = model.shapes()
-    # What the hardware draws takes no memory beside the array itself, which may be gigabytes.
+    # The hardware's generator needs no memory beside the array itself, which may be gigabytes.
     keys = jax.random.split(jax.random.key(seed, impl="unsafe_rbg"), len(shapes))
     return nest({p: leaf(p, s, k) for (p, s), k in zip(shapes.items(), keys, strict=True)})
 
@@ -109,7 +109,7 @@ def random_base(model: AbstractModel, dtype: str, seed: int = 0) -> Any:
 def full_texts(
     rng: np.random.Generator, lead: tuple[int, int], length: int, scored: int, vocab: int
 ) -> TokenBatch:
-    """Random texts [E, n, length] without padding; the last `scored` next tokens count."""
+    """Return random texts [E, n, length] without padding; the last `scored` tokens are scored."""
     tokens = rng.integers(0, vocab, (*lead, length)).astype(np.int32)
     at = np.arange(length - 1 - scored, length - 1)
     place = np.broadcast_to(at, (*lead, scored)).astype(np.int32)
@@ -119,13 +119,13 @@ def full_texts(
 
 
 def _with_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """The config.json with so many blocks."""
+    """Return the config.json with another number of blocks."""
     name = next(key for key in ("n_layer", "num_hidden_layers") if key in config)
     return {**config, name: layers or config[name]}
 
 
 def build(w: Workload, shapes_only: bool = False) -> Built:
-    """Model, editor, optimiser and one batch; with `shapes_only` no array of them is made."""
+    """Build model, editor, optimiser and one batch; with `shapes_only`, only their shapes."""
     published = _with_layers(PUBLISHED[MODELS[w.model]], w.layers)
     model = abstract_model(
         published, dtype=w.dtype, remat=w.remat, text_chunk=w.text_chunk,
@@ -137,7 +137,7 @@ def build(w: Workload, shapes_only: bool = False) -> Built:
         step_sizes=editor.step_sizes,
     )  # fmt: skip
 
-    def arrays() -> tuple[Any, TrainState, dict[str, TokenBatch]]:
+    def arrays() -> tuple[Params, TrainState, dict[str, TokenBatch]]:
         rng, vocab, E = np.random.default_rng(0), model.config.vocab_size, w.independent
         batch = {
             "edit": full_texts(rng, (E, w.edits), w.length, w.scored, vocab),

@@ -14,24 +14,24 @@ from mend_jax.tpu.flops import matmul_flops
 
 @pytest.mark.parametrize("model", ["distilgpt2", "smollm2"])
 @pytest.mark.parametrize("edits", [1, 32])
-def test_the_step_does_what_it_needs_and_hardly_more(model, edits):
-    """The algorithmic facts that make a step fast, as a count of its matrix products.
+def test_a_training_step_does_little_more_than_the_required_products(model, edits):
+    """What makes a step fast, checked by counting its matrix products.
 
-    No backward pass in the trunk (it would double the trunk's share), no dense gradient of an
-    edited weight where the pair is thinner, the head at scored positions only, the base's logits
-    once and outside the gradient: any of these undone is more than the 2% that the formulas leave
-    out (products with the rotary table and of the norms' gradients are none).
+    The trunk has no backward pass (which would double its share), an edited weight has no dense
+    gradient where the pair is thinner, the head sees scored positions only, and the base's logits
+    are computed once and outside the gradient. Undoing any of these costs more than the 2% that the
+    formulas leave out (products with the rotary table, and of the norms' gradients).
     """
     w = Workload(model=model, edits=edits)
     b = build(w, shapes_only=True)
     train_step, arguments = stages.train_step(b)
     counted = matmul_flops(jax.make_jaxpr(train_step)(*arguments))
-    parts = required_flops.training_step(w, b.abstract_model)
+    parts = required_flops.training_step(w, b.model)
     assert counted == pytest.approx(sum(parts.values()), rel=0.02)
 
     train_step, arguments = stages.train_step(stages.with_trunk_states(b))
     cached = matmul_flops(jax.make_jaxpr(train_step)(*arguments))
-    assert cached == counted - _matmuls_of_trunk(b)  # not one product of the trunk is left
+    assert cached == counted - _matmuls_of_trunk(b)  # no product of the trunk is left
     assert cached == pytest.approx(sum(parts.values()) - parts["trunk"], rel=0.02)
 
 
@@ -40,7 +40,7 @@ def _matmuls_of_trunk(b):
     return matmul_flops(jax.make_jaxpr(run.func)(*run.args))
 
 
-def test_making_an_edit_and_a_forward_pass_do_what_they_need():
+def test_an_edit_and_a_forward_pass_do_the_required_products():
     w = Workload(model="distilgpt2", edits=8)
     b = build(w, shapes_only=True)
     programs = stages.programs(b)
@@ -50,7 +50,7 @@ def test_making_an_edit_and_a_forward_pass_do_what_they_need():
     ):
         run = programs[name]
         counted = matmul_flops(jax.make_jaxpr(run.func)(*run.args))
-        assert counted == pytest.approx(formula(w, b.abstract_model), rel=0.02), name
+        assert counted == pytest.approx(formula(w, b.model), rel=0.02), name
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def tiny_workload(monkeypatch):
     ))  # fmt: skip
 
 
-def test_the_command_measures_and_tells(capsys, tiny_workload):
+def test_the_command_prints_its_measurements(capsys, tiny_workload):
     flags = ["--model=tiny", "--edits=2", "--rank=8", "--repeats=2"]
     assert step.main([*flags, "--json", "--stages"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -72,58 +72,58 @@ def test_the_command_measures_and_tells(capsys, tiny_workload):
     for name, used in found["utilisation"].items():
         operations, seconds = found["operations"][name], found["seconds"][name]
         assert used == pytest.approx(operations / seconds / found["matmul_rate"])
-    peer = step.ORIGINAL_TIMES[0]
-    told = step.describe(step.compare_with_original(found, peer))
+    original = step.ORIGINAL_TIMES[0]
+    text = step.describe(step.compare_with_original(found, original))
     assert (
-        "tiny, 1 x 2 edits" in told
-        and "with trunk cache" in told
-        and "the original, scaled" in told
-        and "up to trunk" in told
+        "tiny, 1 x 2 edits" in text
+        and "with trunk cache" in text
+        and "the original, scaled" in text
+        and "up to trunk" in text
     )
 
 
-def test_scaling_goes_on_with_the_rows_that_are_missing(tmp_path, monkeypatch):
-    """Rows are kept as they come; the picture says what the arithmetic would be."""
-    asked = []
+def test_scaling_resumes_with_the_missing_rows(tmp_path, monkeypatch):
+    """Rows are stored at once; the picture has a line for the arithmetic."""
+    calls = []
 
-    def played(flags):
-        asked.append(flags)
+    def fake_measurement(flags):
+        calls.append(flags)
         value = int(flags[2].split("=")[1])  # --edits
-        if len(asked) == 4:
+        if len(calls) == 4:
             raise KeyboardInterrupt
         return {
             "seconds": {step.STEP: 0.5 * value}, "operations": {step.STEP: 3 * value},
             "peak_memory_bytes": 10**9 + value,
         }  # fmt: skip
 
-    monkeypatch.setattr(scaling, "measure_in_subprocess", played)
+    monkeypatch.setattr(scaling, "measure_in_subprocess", fake_measurement)
     with pytest.raises(KeyboardInterrupt):
         scaling.main(["--model=distilgpt2", f"--out={tmp_path}"])
     assert len(json.loads((tmp_path / "scaling.json").read_text())["edits"]) == 3
     assert scaling.main(["--model=distilgpt2", f"--out={tmp_path}"]) == 0
     n_rows = sum(map(len, scaling.SWEEPS.values()))
-    assert len(asked) == n_rows + 1  # the one that was cut short is asked for again
-    assert any("--text_chunk=64" in flags and "--edits=1000" in flags for flags in asked)
+    assert len(calls) == n_rows + 1  # the interrupted row is measured again
+    assert any("--text_chunk=64" in flags and "--edits=1000" in flags for flags in calls)
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((tmp_path / "scaling.json").read_text())["edits"]
     p = scaling.points(found[::-1], "edits")
     assert p["x"] == list(scaling.SWEEPS["edits"]) and p["seconds"] == p["arithmetic"]
 
 
-def test_the_accelerator_suite_runs_each_size_by_itself(monkeypatch, capsys):
-    asked = []
+def test_the_accelerator_suite_runs_each_size_in_a_process(monkeypatch, capsys):
+    calls = []
     monkeypatch.setattr(
-        step, "measure_in_subprocess", lambda flags: asked.append(flags) or {"seconds": {}}
+        step, "measure_in_subprocess", lambda flags: calls.append(flags) or {"seconds": {}}
     )
     assert step.main(["--suite=accelerator", "--brief", "--json", "--repeats=3"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == len(asked) == len(ACCELERATOR)
-    for flags, w in zip(asked, ACCELERATOR, strict=True):
+    assert len(json.loads(capsys.readouterr().out)) == len(calls) == len(ACCELERATOR)
+    for flags, w in zip(calls, ACCELERATOR, strict=True):
         args = step.parse([f for f in flags if f != "--brief"])
         assert step.parse_workload(args) == w and args.repeats == 3 and "--brief" in flags
     assert step.workload_flags(Workload(remat=True, edits=2)) == ["--edits=2", "--remat"]
 
 
-def test_random_texts_are_full():
+def test_random_texts_have_no_padding():
     texts = full_texts(np.random.default_rng(0), (1, 2), 8, 3, 50)
     assert (
         texts.mask.all()
@@ -138,7 +138,7 @@ def test_random_texts_are_full():
 def test_a_built_workload_has_all_parts():
     b = build(Workload(model="distilgpt2", edits=1, rank=8, far=1, far_length=4, length=16))
     assert set(b.batch) == {"edit", "rephrase", "far"}
-    assert b.batch["rephrase"].batch_shape == (1, 4)  # of one fact four paraphrases
+    assert b.batch["rephrase"].batch_shape == (1, 4)  # four paraphrases of one fact
 
 
 HLO = """
@@ -160,15 +160,15 @@ ENTRY %main (x: f32[2,3]) -> f32[2,2] {
 """
 
 
-def test_a_profile_adds_up_instructions_by_kind_and_part():
+def test_a_profile_sums_instructions_by_kind_and_part():
     known = profile.instructions(HLO)
     assert known["ynn.1"] == ("matrix products", "jvp(M.run_trunk)/dot")
     assert [known[n].kind for n in ("copy.1", "exp.1", "while.1", "gemm.1", "call.1")] == [
-        "moving data", "elementwise", "holder", "matrix products", "other",
+        "moving data", "elementwise", "container", "matrix products", "other",
     ]  # fmt: skip
     seconds = {"ynn.1": 0.5, "copy.1": 0.25, "while.1": 4.0, "unknown.7": 0.125}
-    found = profile.summary(seconds, known, most=2)
-    assert found["seconds"] == 0.875  # what holds others does not count beside them
+    found = profile.summary(seconds, known, n_longest=2)
+    assert found["seconds"] == 0.875  # containers are not counted
     assert found["kinds"] == {"matrix products": 0.5, "moving data": 0.25, "other": 0.125}
     assert found["parts"] == {"trunk": 0.5, "editor, losses, rest": 0.375}
     assert [one["name"] for one in found["longest"]] == ["ynn.1", "copy.1"]
@@ -186,8 +186,8 @@ class Named:
         self.name, self.planes, self.lines, self.events = name, parts, parts, parts
 
 
-def test_what_an_accelerator_did_counts_once(tmp_path, monkeypatch):
-    """Its host tells of the same operations, and a device may in several lines."""
+def test_an_operation_of_an_accelerator_counts_once(tmp_path, monkeypatch):
+    """The host lists the same operations, and a device may list them in several lines."""
     (tmp_path / "a.xplane.pb").write_bytes(b"")
     host = Named("/host:CPU", Named("thread", Event("dot", 7e9)))
     stream = Named("Stream #1", Event("dot", 2e9), Event("exp", 1e9))
@@ -212,11 +212,11 @@ def test_what_an_accelerator_did_counts_once(tmp_path, monkeypatch):
         ("jit(s)/jvp()/dot", "editor, losses, rest"),
     ],
 )
-def test_the_part_of_an_operation(source, part):
+def test_an_operation_belongs_to_a_part_of_the_model(source, part):
     assert profile.part_of(source) == part
 
 
-def test_the_profile_of_a_tiny_step(capsys, tiny_workload):
+def test_the_profile_command_profiles_a_tiny_step(capsys, tiny_workload):
     assert profile.main(["--model=tiny", "--edits=2", "--rank=8", "--repeats=2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["kinds"]["matrix products"] > 0 and found["parts"]["trunk"] > 0
