@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mend_jax.errors import ConfigError, LedgerError
+from mend_jax.errors import ConfigError
 from mend_jax.evaluation.reports.formatting import printable
 from mend_jax.io.files import write_text
 from mend_jax.ledger import text_view
@@ -16,14 +16,7 @@ from mend_jax.ledger.store import Ledger
 def show(args: argparse.Namespace) -> int:
     """Show the active edits, or any one edit, as they were measured by `apply`."""
     ledger = Ledger.open(args.ledger)
-    entries = ledger.active()
-    if args.entry is not None:
-        entries = [entry for entry in ledger.entries() if entry.number == args.entry]
-        if not entries:
-            raise LedgerError(
-                f"{args.ledger} has no edit {args.entry}: it holds {len(ledger.entries())}; "
-                "`log` lists them"
-            )
+    entries = ledger.active() if args.entry is None else [ledger.entry(args.entry)]
     view = text_view.describe_ledger(ledger, entries)
     if args.html:
         from mend_jax.ledger import html_view

@@ -167,6 +167,10 @@ class Ledger:
         """Return the edits that are not reverted, in order."""
         return [entry for entry in self.entries() if not entry.reverted]
 
+    def entry(self, number: int) -> Entry:
+        """Return the entry of one edit; raise a LedgerError if there is none."""
+        return _find(self.path, self.entries(), number)
+
     def edit(self, number: int) -> Edit:
         """Load one edit, active or reverted, and check it against its recorded hash.
 
@@ -174,7 +178,7 @@ class Ledger:
           LedgerError: no such edit, or its file is missing, damaged or replaced.
           CheckpointError: it is for another base.
         """
-        return self._load(_find(self.path, self.entries(), number))
+        return self._load(self.entry(number))
 
     def composed(self) -> Edit | None:
         """Return the sum of the active edits, in order; None where there are none."""
