@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# What the scripts of this folder share; they source it. Each command that changes something goes
-# through `run`, so that --dry-run can print it instead.
+# Functions that the scripts of this folder source. Commands that change something go through `run`,
+# so that --dry-run can print them instead.
 set -euo pipefail
 
 script=$(basename "$0")
 if ((BASH_VERSINFO[0] < 5)); then
-  echo "$script: needs bash 5, and this is $BASH_VERSION; on macOS: brew install bash" >&2
+  echo "$script: needs bash 5, but this is $BASH_VERSION; on macOS: brew install bash" >&2
   exit 2
 fi
 here=$(cd "$(dirname "$0")" && pwd)
@@ -13,7 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
 dry_run=0
 
-# The comment at the top of the script.
+# Prints the comment at the top of the script.
 usage() { sed -n '2,/^[^#]/{/shellcheck/d; s/^# \{0,1\}//p}' "$here/$script"; }
 
 note() { printf '%s: %s\n' "$script" "$1" >&2; }
@@ -24,7 +24,7 @@ die() {
   exit "${2:-2}"
 }
 
-# The words as one line that bash reads back as the same words.
+# Prints the words as one line, quoted for bash.
 quoted() {
   local line
   printf -v line '%q ' "$@"
@@ -41,8 +41,8 @@ run() {
 }
 
 # parse_options VALUED FLAGS ARGUMENT ...
-# Reads the options that come first. VALUED and FLAGS are their names, such as 'zone|project'.
-# Values are left in `option` by name (1 for a flag), the arguments that follow in `rest`.
+# Parses the leading options. VALUED and FLAGS are their names, such as 'zone|project'. Sets `option`
+# to their values by name (1 for a flag), and `rest` to the arguments after them.
 declare -A option=()
 rest=()
 parse_options() {
@@ -74,15 +74,15 @@ parse_options() {
   rest=("$@")
 }
 
-# number_option OPTION DEFAULT: the option's value, a whole number of zero or more.
+# number_option OPTION DEFAULT: prints the option's value, a whole number of zero or more.
 number_option() {
   local value=${option[$1]:-$2}
   [[ $value =~ ^[0-9]+$ ]] || die "--$1=$value is not a whole number of zero or more"
   echo "$value"
 }
 
-# valid_name NAME: what Google Cloud takes for the name of a resource.
+# valid_name NAME: fails unless Google Cloud accepts it as the name of a resource.
 valid_name() {
   [[ $1 =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
-    die "'$1' is not a valid name; names are of a-z, 0-9 and -, and begin with a letter"
+    die "'$1' is not a valid name; use a-z, 0-9 and -, and begin with a letter"
 }

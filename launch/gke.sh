@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Runs a command on TPUs of a GKE cluster with xpk (pip install xpk; it needs gcloud and Docker).
 #
-#   gke.sh cluster --cluster=CLUSTER --zone=ZONE [--spot]       makes a cluster of TPU slices
-#   gke.sh run NAME --cluster=CLUSTER --zone=ZONE COMMAND ...   as the workload NAME
+#   gke.sh cluster --cluster=CLUSTER --zone=ZONE [--spot]       creates a cluster of TPU slices
+#   gke.sh run NAME --cluster=CLUSTER --zone=ZONE COMMAND ...   runs it as the workload NAME
 #   gke.sh logs NAME --cluster=CLUSTER --zone=ZONE [--worker=0] [--lines=100] [--follow]
-#   gke.sh delete NAME --cluster=CLUSTER --zone=ZONE            the workload: SIGTERM, then it goes
-#   gke.sh delete --with-cluster --cluster=CLUSTER --zone=ZONE  the cluster, which costs the money
+#   gke.sh delete NAME --cluster=CLUSTER --zone=ZONE            the workload, after SIGTERM
+#   gke.sh delete --with-cluster --cluster=CLUSTER --zone=ZONE  the cluster, which costs money
 #
-# The image holds this project's committed files. A preempted or failed command is restarted, up to
-# --retries=10 times; it must find its state again, by a --workdir on a mounted bucket.
+# The image contains this project's committed files. A preempted or failed command is restarted, up
+# to --retries=10 times; it must keep its state in a --workdir on a mounted bucket.
 #
 # All subcommands: --project=PROJECT, --dry-run (prints the commands, runs nothing), --help. cluster
 # and run: --tpu-type=v5litepod-16, --num-slices=1. run: --base-docker-image=python:3.11 and
-# --grace=120, the seconds between SIGTERM and the end.
+# --grace=120, the seconds between SIGTERM and SIGKILL.
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"
 
@@ -22,7 +22,7 @@ cluster() {
   run xpk cluster create --cluster "$cluster" "${flags[@]}" "${where[@]}"
 }
 
-# `exec`, so that the signals that xpk passes on reach the command.
+# `exec` lets the signals that xpk passes on reach the command.
 run_workload() {
   local files="${TMPDIR:-/tmp}/mend_jax-$name"
   git -C "$root" diff --quiet HEAD ||
@@ -80,8 +80,8 @@ case "$subcommand" in
     ;;
   *) [[ -n $name ]] || die "$subcommand: which workload? usage: $script $subcommand NAME ..." ;;
 esac
-for needed in cluster zone; do
-  [[ -n ${option[$needed]:-} ]] || die "$subcommand: which $needed? give --$needed=${needed^^}"
+for required in cluster zone; do
+  [[ -n ${option[$required]:-} ]] || die "$subcommand: which $required? give --$required=${required^^}"
 done
 case "$subcommand" in
   run) ((${#rest[@]})) || die "run $name: no command; give it after the options" ;;

@@ -5,14 +5,14 @@
 #   bash launch/run_tpu.sh python -m mend_jax.main --config=quickstart.py --config.mesh.data=-1
 #
 #   run_tpu.sh [--background] COMMAND [ARGUMENT ...]
-#   run_tpu.sh --follow               the log of the background run until its end; its exit status
-#   run_tpu.sh --status               run: none, running, exit N, or lost (it ended without a trace)
-#   run_tpu.sh --stop [--grace=120]   SIGTERM to it, so that it saves its state; waits for its end
+#   run_tpu.sh --follow               prints the background run's log, and exits with its status
+#   run_tpu.sh --status               run: none, running, exit N, or lost (no exit status is known)
+#   run_tpu.sh --stop [--grace=120]   sends SIGTERM, so that it saves its state, and waits
 #   run_tpu.sh --help
 #
-# The first call makes the environment ~/mend_jax_env (MEND_ENV_DIR); later calls only run, until
-# requirements.txt changes. A background run outlives the connection; its log, process id and exit
-# status are in ~/mend_jax_run (MEND_RUN_DIR). Starting the same command twice runs it once.
+# The first call creates the environment ~/mend_jax_env (MEND_ENV_DIR); later calls reuse it until
+# requirements.txt changes. A background run outlives the connection. Its log, process id and exit
+# status are in ~/mend_jax_run (MEND_RUN_DIR). A command that is running is not started again.
 # --dry-run prints the commands, for the root of the checkout, and runs nothing.
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"
@@ -24,8 +24,8 @@ is_new_enough() {
   command -v "$1" >/dev/null && "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 }
 
-# Python 3.11 is the oldest that JAX and we support. TPU images of Ubuntu 22.04 come with 3.10;
-# there uv fetches a newer one.
+# JAX and this project need Python 3.11 or newer. TPU images of Ubuntu 22.04 have 3.10; there uv
+# installs a newer one.
 make_environment() {
   local python
   for python in python3 python3.12 python3.13 python3.11; do
@@ -38,10 +38,10 @@ make_environment() {
   run python3 -m uv venv --quiet --seed --allow-existing --python 3.12 "$env_dir"
 }
 
-# On a slice of several workers JAX finds the others by itself (mend_jax/parallel/distributed.py).
+# On a slice of several workers JAX finds the others (mend_jax/parallel/distributed.py).
 export MEND_DISTRIBUTED="${MEND_DISTRIBUTED:-auto}"
 
-# The stamp is a copy of the requirements that were installed.
+# .ready is a copy of the installed requirements.
 set_up() {
   if cmp --quiet requirements.txt "$env_dir/.ready"; then return; fi
   [[ -x "$env_dir/bin/pip" ]] || make_environment
@@ -55,7 +55,7 @@ run_here() {
   if ((dry_run)); then run "$@"; else exec "$@"; fi
 }
 
-# The lock is held as long as a background run lives, by the process that supervises it.
+# The supervising process holds the lock while a background run lives.
 in_progress() { [[ -e "$run_dir/lock" ]] && ! flock --nonblock "$run_dir/lock" true; }
 
 start_background() {
@@ -75,12 +75,12 @@ start_background() {
   rm -f "$run_dir/pid" "$run_dir/exit_status"
   if [[ -e "$run_dir/log" ]]; then mv "$run_dir/log" "$run_dir/log.previous"; fi
   quoted "$@" >"$run_dir/command"
-  : >"$run_dir/log" # here, before anyone reads it
+  : >"$run_dir/log" # before anyone reads it
   nohup setsid bash launch/run_tpu.sh --supervise "$@" </dev/null >>"$run_dir/log" 2>&1 &
   note "started; log: $run_dir/log"
 }
 
-# Stays until the command has ended, whatever the signal, and writes down how it ended.
+# Waits for the command's end, whatever the signal, and writes its exit status.
 supervise() {
   local command_pid interrupted status
   trap 'interrupted=1' TERM INT HUP
@@ -117,7 +117,7 @@ follow() {
   flock "$run_dir/lock" true & # ends with the run, and tail with it
   tail -n +1 -s 0.2 --pid=$! -f "$run_dir/log"
   [[ -e "$run_dir/exit_status" ]] ||
-    die "the run is gone without an exit status; was this machine restarted?" 1
+    die "the run ended without an exit status; was this machine restarted?" 1
   exit "$(<"$run_dir/exit_status")"
 }
 

@@ -1,22 +1,20 @@
 #!/usr/bin/env bash
-# Makes a Cloud TPU slice with gcloud, runs a command on all of its workers, and deletes it again.
+# Creates a Cloud TPU slice with gcloud, runs a command on all its workers, and deletes the slice.
 #
-#   tpu_pod.sh create NAME --zone=ZONE [--spot]   asks for it (a queued resource)
-#   tpu_pod.sh wait NAME --zone=ZONE              until it is ACTIVE
-#   tpu_pod.sh push NAME --zone=ZONE              this project's committed files to ~/mend_jax
-#   tpu_pod.sh run NAME --zone=ZONE COMMAND ...   in the background; --attach: follows it to the end
+#   tpu_pod.sh create NAME --zone=ZONE [--spot]   requests the slice (a queued resource)
+#   tpu_pod.sh wait NAME --zone=ZONE              waits until it is ACTIVE
+#   tpu_pod.sh push NAME --zone=ZONE              copies the committed files to ~/mend_jax
+#   tpu_pod.sh run NAME --zone=ZONE COMMAND ...   in the background; --attach follows it to the end
 #   tpu_pod.sh status NAME --zone=ZONE            of the TPU, and of the run on each worker
 #   tpu_pod.sh logs NAME --zone=ZONE [--worker=0] [--lines=100] [--follow]
-#   tpu_pod.sh stop NAME --zone=ZONE              SIGTERM to the run, so that it saves its state
+#   tpu_pod.sh stop NAME --zone=ZONE              sends SIGTERM, so that the run saves its state
 #   tpu_pod.sh delete NAME --zone=ZONE
 #   tpu_pod.sh train NAME --zone=ZONE [--spot] [--retries=10] [--delete] COMMAND ...
 #
-# `train` is create, wait, push and run, and then watches the run. When the TPU is preempted or
-# fails, it deletes it and begins again, at most --retries times. The command must find its state
-# again, by a --workdir on a mounted bucket, and must not exit with 0 when a signal stopped it.
-# Called again,
-# `train` goes on with the TPU and the run that are there. With --delete it deletes the TPU when the
-# command has succeeded.
+# `train` is create, wait, push and run, and then watches the run. If the TPU is preempted or fails,
+# `train` deletes it and starts again, at most --retries times. The command must keep its state in a
+# --workdir on a mounted bucket, and must not exit with 0 after a signal. Called again, `train`
+# continues with the existing TPU and run. --delete deletes the TPU after the command succeeds.
 #
 # All subcommands: --project=PROJECT, --node-id=NODE (default: NAME), --dry-run (prints commands,
 # runs nothing), --help. create, train: --accelerator-type=v5litepod-16, --runtime-version=VERSION
@@ -41,7 +39,7 @@ v5p-N, v6e-N); give --runtime-version=VERSION"
 
 tpus() { run gcloud compute tpus "$@" "${where[@]}"; }
 
-# on_workers WHICH COMMAND_LINE: WHICH is all or a number.
+# on_workers WORKER COMMAND_LINE: WORKER is all or a number.
 on_workers() { tpus tpu-vm ssh "$node" --worker="$1" --command="$2" --quiet; }
 
 create() {
@@ -53,7 +51,7 @@ create() {
 
 delete() { tpus queued-resources delete "$name" --force --quiet; }
 
-# Sets `state`: ACTIVE, SUSPENDED, ... as gcloud has it; MISSING; UNKNOWN if gcloud could not say.
+# Sets `state`: gcloud's ACTIVE, SUSPENDED, ...; MISSING; or UNKNOWN if gcloud failed.
 state=MISSING
 failed_reads=0
 read_state() {
@@ -69,11 +67,11 @@ read_state() {
     state=UNKNOWN failed_reads=$((failed_reads + 1))
     note "cannot read the state of '$name': $(<"$errors")"
     ((failed_reads < 10)) ||
-      die "gave up after $failed_reads tries; a run on '$name', if any, goes on: see its status" 1
+      die "gave up after $failed_reads tries; a run on '$name', if any, continues: see its status" 1
   fi
 }
 
-# 1 when it will never be ACTIVE.
+# Returns 1 if the TPU will never be ACTIVE.
 wait_until_active() {
   local shown=""
   while true; do
@@ -98,10 +96,10 @@ push() {
     run rm -f "$archive"
 }
 
-# Starts the command on all workers, which then do `then`.
-then=""
+# Starts the command on all workers, followed by `after_start`.
+after_start=""
 start_run() {
-  on_workers all "$worker_script --background $(quoted "$@")$then"
+  on_workers all "$worker_script --background $(quoted "$@")$after_start"
 }
 
 logs() {
@@ -110,8 +108,8 @@ logs() {
   on_workers "${option[worker]:-0}" "$line mend_jax_run/log"
 }
 
-# Whether the TPU is gone, or goes now: a preempted run ends a little before the state tells of it.
-is_taken_away() {
+# Returns 0 if the TPU is lost or being lost: a preempted run ends a little before the state changes.
+is_lost() {
   local node_state
   for _ in 1 2 3 4; do
     read_state
@@ -133,7 +131,8 @@ is_taken_away() {
   return 1
 }
 
-# 0: the command succeeded on all workers; 1: the TPU is gone. A failed command ends this script.
+# Returns 0 if the command succeeded on all workers, 1 if the TPU is lost. A failed command ends this
+# script.
 watch_run() {
   local report failure
   if ((dry_run)); then
@@ -150,11 +149,11 @@ watch_run() {
       *) return 1 ;;
     esac
     if ! report=$(on_workers all "$worker_script --status" 2>"$errors"); then
-      if is_taken_away; then return 1; fi
+      if is_lost; then return 1; fi
       note "the workers of '$name' do not answer; trying again. $(tail -n 1 "$errors")"
     elif failure=$(grep -m1 -xE 'run: (exit [1-9][0-9]*|lost|none)' <<<"$report"); then
-      note "a worker of '$name' reports '$failure'; seeing whether the TPU is being taken away"
-      if is_taken_away; then return 1; fi
+      note "a worker of '$name' reports '$failure'; checking whether the TPU is being lost"
+      if is_lost; then return 1; fi
       end_failed "$failure"
     elif ! grep --quiet -x 'run: running' <<<"$report"; then
       return 0
@@ -169,7 +168,7 @@ end_failed() {
   die "'$name' is $state and costs money until: $script delete $name ${where[*]}" "$status"
 }
 
-# Removes what is left of a lost TPU; one that is still going away cannot be deleted at once.
+# Deletes a lost TPU; one that is still shutting down cannot be deleted at once.
 remove() {
   for _ in 1 2 3 4 5 6 7 8 9 10; do
     if delete; then return; fi
@@ -180,26 +179,26 @@ remove() {
   die "cannot delete '$name', which is $state; see gcloud's message above" 1
 }
 
-# An earlier `train` may have left the TPU.
+# Creates the TPU, unless an earlier `train` left it.
 ensure_created() {
   if ((!dry_run)); then read_state; fi
   case "$state" in
     MISSING) ;;
     FAILED | SUSPENDING | SUSPENDED | DELETING) remove ;;
     *)
-      note "'$name' is there already ($state); going on with it"
+      note "'$name' exists already ($state); continuing with it"
       return
       ;;
   esac
   create || die "cannot create '$name'; see gcloud's message above" 1
 }
 
-# As watch_run.
+# Returns as watch_run does.
 try_once() {
   ensure_created
   wait_until_active || return 1
   if ! { push && start_run "$@"; }; then
-    if is_taken_away; then return 1; fi
+    if is_lost; then return 1; fi
     die "cannot start the command on '$name', which is $state; see gcloud's message above. \
 It costs money until: $script delete $name ${where[*]}" 1
   fi
@@ -208,7 +207,7 @@ It costs money until: $script delete $name ${where[*]}" 1
 
 train() {
   local tries=0
-  trap 'die "no longer watching; the TPU and the run on it go on. Call train again to watch again; \
+  trap 'die "no longer watching; the TPU and its run continue. Call train again to watch again; \
 to end it: $script stop $name ${where[*]}, $script delete $name ${where[*]}" 130' INT TERM
   until try_once "$@"; do
     tries=$((tries + 1))
@@ -269,7 +268,7 @@ another zone, with another --accelerator-type or without --spot. Why: gcloud com
 queued-resources describe $name ${where[*]}" 1
     ;;
   run)
-    if [[ -n ${option[attach]:-} ]]; then then=" && $worker_script --follow"; fi
+    if [[ -n ${option[attach]:-} ]]; then after_start=" && $worker_script --follow"; fi
     start_run "${rest[@]}"
     ;;
   status)

@@ -1,4 +1,4 @@
-"""launch/run_tpu.sh on one machine, and what all launch scripts say that they would do."""
+"""launch/run_tpu.sh on one machine, and the --dry-run of all launch scripts."""
 
 import os
 import shutil
@@ -48,7 +48,7 @@ def machine(tmp_path):
 
 
 def dry_run(machine, script, *arguments):
-    """What the script prints for --dry-run, with names for the folders of the test."""
+    """Return what the script prints for --dry-run, with names for the folders of the test."""
     at = 2 if script in ("tpu_pod.sh", "gke.sh") else 1
     arguments = [script, *arguments]
     done = machine.launch(*arguments[:at], "--dry-run", *arguments[at:])
@@ -97,7 +97,7 @@ def lines(machine, *arguments):
     return dry_run(machine, "run_tpu.sh", *arguments).splitlines()
 
 
-def test_later_calls_only_run(machine):
+def test_later_calls_run_the_command_without_setup(machine):
     machine.installed()
     assert lines(machine, "true") == ["true"]
     assert machine.launch("run_tpu.sh", "echo", "a  b").stdout == "a  b\n"
@@ -122,7 +122,7 @@ def test_a_failed_setup_runs_nothing_and_is_tried_again(machine):
         assert done.returncode == 4 and "venv failed" in done.stderr and not done.stdout
 
 
-def test_an_old_python_is_not_taken(machine):
+def test_an_old_python_is_not_used(machine):
     for python in ("python3", "python3.11", "python3.12", "python3.13"):
         machine.program(python, "exit 1")
     text = dry_run(machine, "run_tpu.sh", "true")
@@ -134,7 +134,7 @@ def test_the_command_replaces_the_script_so_that_signals_reach_it(machine):
     assert done.stdout == f"{os.getpid()}\n"
 
 
-def test_no_command_is_refused(machine):
+def test_a_call_without_a_command_is_an_error(machine):
     done = machine.launch("run_tpu.sh")
     assert done.returncode == 2 and "usage" in done.stderr
 
@@ -166,7 +166,7 @@ def test_a_background_run_saves_its_state_when_stopped(machine):
     assert "no run is in progress" in machine.launch("run_tpu.sh", "--stop").stderr
 
 
-def test_a_run_that_does_not_stop_is_told_of(machine):
+def test_a_run_that_does_not_stop_is_reported(machine):
     machine.installed()
     stubborn = "trap '' TERM; echo $$; while [ ! -e end ]; do sleep 0.1; done"
     machine.launch("run_tpu.sh", "--background", "bash", "-c", stubborn)

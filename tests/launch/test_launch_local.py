@@ -1,4 +1,4 @@
-"""launch/local_pod.sh with small commands in place of JAX programs."""
+"""launch/local_pod.sh with small commands instead of JAX programs."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.launching import Machine, wait_for
 
-# Writes "ready" and then waits; what it does on a signal is the rest of the script.
+# Writes "ready" and waits; the rest of the script handles signals.
 WAITS = "echo ready; while true; do sleep 0.1; done"
 
 
@@ -36,7 +36,7 @@ def start(machine, *arguments):
     )  # fmt: skip
 
 
-def test_each_process_gets_its_place_in_one_job(machine):
+def test_each_process_gets_its_index_in_the_job(machine):
     done = local_pod(machine, "--devices=4", 3, "bash", "-c", "env; echo the end")
     assert done.returncode == 0, done.stderr
     environments = [
@@ -54,7 +54,7 @@ def test_each_process_gets_its_place_in_one_job(machine):
     assert done.stdout == log(machine, 0) and done.stdout.endswith("the end\n")
 
 
-def test_what_is_set_already_is_kept(machine):
+def test_variables_that_are_set_already_are_kept(machine):
     machine.env |= {"JAX_PLATFORMS": "tpu", "XLA_FLAGS": "--xla_dump_to=d"}
     shown = 'echo "$JAX_PLATFORMS $XLA_FLAGS"'
     assert local_pod(machine, 1, "bash", "-c", shown).stdout == "tpu --xla_dump_to=d\n"
@@ -62,8 +62,8 @@ def test_what_is_set_already_is_kept(machine):
     assert flags == "tpu --xla_dump_to=d --xla_force_host_platform_device_count=2\n"
 
 
-def test_the_processes_can_talk_through_the_coordinator_port(machine):
-    """Process 0 listens at it, process 1 connects, as in a JAX job."""
+def test_the_processes_communicate_through_the_coordinator_port(machine):
+    """Process 0 listens on it and process 1 connects, as in a JAX job."""
     code = """
 import os, socket, sys, time
 host, port = os.environ["MEND_COORDINATOR"].split(":")
@@ -93,7 +93,7 @@ def test_a_failure_ends_the_others_and_is_the_exit_status(machine):
     assert "process 1 ended with status 7" in done.stderr and "it broke" in done.stderr
 
 
-def test_others_that_end_themselves_within_the_grace_period_are_left_to(machine):
+def test_others_may_end_themselves_within_the_grace_period(machine):
     command = "[[ $MEND_PROCESS_ID == 1 ]] && exit 7; sleep 1; echo saved; exit 8"
     began = time.monotonic()
     done = local_pod(machine, "--grace=60", 2, "bash", "-c", command)
@@ -112,7 +112,7 @@ def test_a_process_killed_by_a_signal_is_a_failure(machine):
     assert local_pod(machine, "--grace=0", 2, "bash", "-c", command).returncode == 137
 
 
-def test_a_command_that_is_not_there(machine):
+def test_an_unknown_command_is_a_failure(machine):
     done = local_pod(machine, "--grace=0", 2, "no-such-command")
     assert done.returncode == 127 and "no-such-command" in done.stderr
 
@@ -142,7 +142,7 @@ def is_gone(process_id):
         return True
 
 
-def test_nothing_is_left_behind(machine):
+def test_no_process_is_left_running(machine):
     """Not even the processes of a process that was killed."""
     command = "sleep 300 & echo $!; [[ $MEND_PROCESS_ID == 1 ]] && exit 7; wait"
     assert local_pod(machine, "--grace=0", 2, "bash", "-c", command).returncode == 7
@@ -155,7 +155,7 @@ def test_nothing_is_left_behind(machine):
     "arguments, message",
     [
         ([], "how many processes?"),
-        (["python"], "'python' is no number"),
+        (["python"], "'python' is not a number"),
         (["0", "true"], "how many processes?"),
         (["2"], "no command"),
         (["--devices=x", "2", "true"], "--devices=x is not a whole number"),

@@ -1,4 +1,4 @@
-"""launch/tpu_pod.sh and launch/gke.sh against a cloud that is played (fake_gcloud.py)."""
+"""launch/tpu_pod.sh and launch/gke.sh against a fake cloud (fake_gcloud.py)."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def worker_log(machine, worker=0):
     return (machine.cloud / f"worker{worker}/mend_jax_run/log").read_text()
 
 
-# ---- one after the other ----
+# ---- single subcommands ----
 
 
 def test_create_wait_push_run_logs_stop_delete(machine):
@@ -97,14 +97,14 @@ def test_an_attached_run_has_the_status_of_the_command(machine):
 
 
 @pytest.mark.parametrize("state", ["FAILED", "SUSPENDED", "MISSING"])
-def test_wait_gives_up(machine, state):
+def test_wait_gives_up_on_a_lost_tpu(machine, state):
     machine.states("PROVISIONING", state)
     done = pod(machine, "wait")
     assert done.returncode == 1
     assert f"'pod' is {state} and will not become ACTIVE; delete it" in done.stderr
 
 
-def test_wait_lives_through_a_short_outage_and_gives_up_after_a_long_one(machine):
+def test_wait_survives_a_short_outage_and_gives_up_after_a_long_one(machine):
     machine.states("PROVISIONING", "OFFLINE", "OFFLINE", "ACTIVE")
     done = pod(machine, "wait")
     assert done.returncode == 0 and "problem connecting" in done.stderr
@@ -149,13 +149,13 @@ def test_wrong_arguments_are_named(machine, arguments, message):
 
 # ---- train ----
 
-# Writes for which TPU it runs into the file $0, which is what a --workdir on a mounted bucket would
-# be, and ends at once on the second. On the first it may be killed before it has written anything.
-NUMBER = """n=$(grep -c 'resources", "create' "$FAKE_CLOUD/calls"); """  # how often it was made
+# Appends the number of its TPU to the file $0, as in a --workdir on a mounted bucket, and ends at once
+# on the second TPU. On the first it may be killed before it has written anything.
+NUMBER = """n=$(grep -c 'resources", "create' "$FAKE_CLOUD/calls"); """  # how many TPUs were created
 RESUMES = NUMBER + 'echo "$n" >> "$0"; ((n > 1)) || sleep 300'
 
 
-def test_train_to_the_end(machine):
+def test_train_creates_runs_and_deletes(machine):
     machine.states("MISSING", "PROVISIONING", "ACTIVE")
     done = pod(machine, "train", "--delete", "sleep", "0.5")
     assert done.returncode == 0, done.stderr
@@ -164,7 +164,7 @@ def test_train_to_the_end(machine):
     assert steps[-1] == "delete" and steps.count("create") == 1
 
 
-def test_train_tells_that_the_tpu_is_left(machine):
+def test_train_reports_that_the_tpu_still_costs_money(machine):
     machine.states("MISSING", "ACTIVE")
     done = pod(machine, "train", "true")
     assert done.returncode == 0 and "delete" not in machine.steps()
@@ -172,7 +172,7 @@ def test_train_tells_that_the_tpu_is_left(machine):
 
 
 @pytest.mark.parametrize("gone", ["SUSPENDED", "SUSPENDING", "FAILED", "MISSING"])
-def test_train_begins_again_after_preemption(machine, tmp_path, gone):
+def test_train_starts_again_after_preemption(machine, tmp_path, gone):
     machine.states("MISSING", "ACTIVE", "ACTIVE", gone, "MISSING", "ACTIVE")
     done = pod(machine, "train", "--spot", "bash", "-c", RESUMES, tmp_path / "state")
     assert done.returncode == 0, done.stderr
@@ -218,14 +218,14 @@ def test_a_failed_command_is_not_tried_again(machine):
 
 
 @pytest.mark.parametrize("word, message", [("create", "cannot create"), ("scp", "cannot start")])
-def test_what_gcloud_refuses_ends_train(machine, word, message):
+def test_an_error_of_gcloud_ends_train(machine, word, message):
     machine.states("MISSING", "ACTIVE")
     (machine.cloud / f"fail.{word}").write_text("quota exceeded")
     done = pod(machine, "train", "true")
     assert done.returncode == 1 and f"{message}" in done.stderr and "quota" in done.stderr
 
 
-def test_train_called_again_goes_on_with_the_same_run(machine, tmp_path):
+def test_train_called_again_continues_with_the_same_run(machine, tmp_path):
     machine.states("MISSING", "ACTIVE")
     command = ["bash", "-c", f'echo >> "$0"; until [ -e {tmp_path}/end ]; do sleep 0.1; done']
     arguments = ["train", "pod", ZONE, "--poll=0", *command, tmp_path / "state"]
@@ -235,12 +235,12 @@ def test_train_called_again_goes_on_with_the_same_run(machine, tmp_path):
     )  # fmt: skip
     wait_for(lambda: (tmp_path / "state").exists() and len((tmp_path / "state").read_text()) == 2)
     first.send_signal(signal.SIGTERM)
-    assert "the TPU and the run on it go on" in first.communicate(timeout=60)[1]
+    assert "the TPU and its run continue" in first.communicate(timeout=60)[1]
     assert first.returncode == 130
     (tmp_path / "end").touch()
     again = machine.launch("tpu_pod.sh", *arguments)
     assert again.returncode == 0, again.stderr
-    assert "'pod' is there already (ACTIVE)" in again.stderr
+    assert "'pod' exists already (ACTIVE)" in again.stderr
     assert machine.steps().count("create") == 1
 
 
@@ -251,7 +251,7 @@ def gke(machine, subcommand, *arguments):
     return machine.launch("gke.sh", subcommand, "--cluster=c", ZONE, *arguments)
 
 
-def test_gke_sequence(machine):
+def test_gke_subcommands_call_the_right_programs(machine):
     for arguments in (["cluster"], ["run", "job", "true"], ["logs", "job"], ["delete", "job"]):
         assert gke(machine, *arguments).returncode == 0
     assert [call[:3] for call in machine.calls()] == [
@@ -268,7 +268,7 @@ def test_gke_arguments_reach_the_container_unchanged(machine):
     assert gke(machine, "run", "job", "--", sys.executable, "-c", TELLS, *ODD).returncode == 0
     (call,) = machine.calls()
     line = call[call.index("--command") + 1]
-    # The wrapper that xpk makes of it, in the folder of the image.
+    # As xpk wraps it, in the folder of the image.
     done = subprocess.run(
         ["bash", "-c", f"({line}) & wait $!"], env=machine.env, cwd=machine.repo,
         capture_output=True, text=True,

@@ -36,7 +36,7 @@ class Machine:
         for line in ("init --quiet", "add .", "commit --quiet -m launch"):
             subprocess.run([*git, *line.split()], check=True)
         for program in ("gcloud", "xpk", "kubectl"):
-            fake = [sys.executable, "-SE", str(ROOT / "tests/fake_gcloud.py"), program]
+            fake = [sys.executable, "-SE", str(Path(__file__).parent / "fake_gcloud.py"), program]
             self.program(program, f'exec {shlex.join(fake)} "$@"')
         for worker in ("worker0", "worker1"):
             (self.cloud / worker).mkdir()
