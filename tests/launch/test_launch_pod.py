@@ -149,9 +149,9 @@ def test_wrong_arguments_are_named(machine, arguments, message):
 
 # ---- train ----
 
-# Appends the number of its TPU to the file $0, as in a --workdir on a mounted bucket, and ends at once
-# on the second TPU. On the first it may be killed before it has written anything.
-NUMBER = """n=$(grep -c 'resources", "create' "$FAKE_CLOUD/calls"); """  # how many TPUs were created
+# Appends the number of its TPU to the file $0, as in a --workdir on a mounted bucket, and ends at
+# once on the second TPU. On the first it may be killed before it has written anything.
+NUMBER = """n=$(grep -c 'resources", "create' "$FAKE_CLOUD/calls"); """  # TPUs created
 RESUMES = NUMBER + 'echo "$n" >> "$0"; ((n > 1)) || sleep 300'
 
 
