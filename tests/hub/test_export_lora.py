@@ -18,7 +18,7 @@ from mend_jax.hub.lora_export import save_peft
 
 peft = pytest.importorskip("peft")
 KINDS = sorted(HF)
-# peft reads an attribute that transformers has renamed; it is theirs to mend.
+# peft uses an attribute that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
@@ -144,7 +144,7 @@ def test_a_pair_as_large_as_its_weight_is_written_with_a_note(tmp_path):
     dense = {"block_3/mlp/up": (D, F), "block_3/mlp/down": (F, D)}
     deltas = {n: Dense(rng.normal(0, 0.1, s).astype(np.float32)) for n, s in dense.items()}
     thin = deltas["block_3/mlp/down"].w.copy()
-    thin[D // 2 :] = 0.0  # rank 16 of 32 x 48 takes fewer numbers
+    thin[D // 2 :] = 0.0  # a pair of rank 16 is smaller than 32 x 48
     edit = Edit(deltas | {"block_3/mlp/down": Dense(thin)})
     adapter = save_peft(tmp_path, edit, model)
     assert adapter.ranks == {"block_3/mlp/up": D, "block_3/mlp/down": D // 2}

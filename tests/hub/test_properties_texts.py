@@ -66,9 +66,9 @@ def scored(seqs, i):
 @many
 @given(st.lists(st.integers(1, 7), max_size=3), st.integers(1, 40))
 def test_pieces_cover_an_array_once(shape, most):
-    seen = np.zeros(shape, int)
+    covered = np.zeros(shape, int)
     for box in split_box(full_box(shape), most):
-        seen[box] += 1
+        covered[box] += 1
         row = int(np.prod(shape[1:]))
-        assert seen[box].size <= max(most, row)
-    assert (seen == 1).all()
+        assert covered[box].size <= max(most, row)
+    assert (covered == 1).all()

@@ -65,7 +65,7 @@ def test_specs_that_name_nothing(spec, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("revision", [None, "main", "refs/pr/1"])
 def test_a_hub_id_downloads_the_needed_files_of_the_revision(tmp_path, monkeypatch, revision):
-    asked = {}
+    requested = {}
 
     def download(repo, *, revision, allow_patterns, ignore_patterns):
         names = ["config.json", "model.safetensors", "pytorch_model.bin", "onnx/m.safetensors"]
@@ -73,14 +73,14 @@ def test_a_hub_id_downloads_the_needed_files_of_the_revision(tmp_path, monkeypat
         filtered = huggingface_hub.utils.filter_repo_objects(
             names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
         )
-        asked.update(repo=repo, revision=revision, files=sorted(filtered))
+        requested.update(repo=repo, revision=revision, files=sorted(filtered))
         return str(model_folder(tmp_path))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     spec = "org/some-model.v1" + (f"@{revision}" if revision else "")
     assert hub.resolve(spec) == hub.Source("safetensors", tmp_path, spec)
-    assert (asked["repo"], asked["revision"]) == ("org/some-model.v1", revision)
-    assert asked["files"] == sorted(
+    assert (requested["repo"], requested["revision"]) == ("org/some-model.v1", revision)
+    assert requested["files"] == sorted(
         ["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"]
     )
 

@@ -23,7 +23,7 @@ S, N = "sliding_attention", "full_attention"
 WINDOWS = [
     ("llama", {}, [0, 0, 0, 0]),
     ("mistral", {}, [4, 4, 4, 4]),
-    ("mistral", {"sliding_window": None}, [4096] * 4),  # what transformers takes where it is absent
+    ("mistral", {"sliding_window": None}, [4096] * 4),  # the default of transformers
     ("qwen2", {}, [0, 0, 4, 4]),
     ("qwen2", {"use_sliding_window": False}, [0, 0, 0, 0]),
     ("qwen2", {"max_window_layers": 9}, [0, 0, 0, 0]),

@@ -95,7 +95,7 @@ def test_an_editor_trains_and_remat_changes_nothing(kind):
         return step(editor_params, state)[0]
 
     plain = gradient(False)
-    # At the identity U is zero: V and the scale of U V z take no gradient, everything else does.
+    # At the identity U is zero: V and the scale of U V z have no gradient, everything else has.
     leaves = jax.tree_util.tree_leaves_with_path(plain)
     still = {path[-1].key for path, gradient in leaves if not np.any(gradient)}
     assert still == {"v", "scale"}
