@@ -1,4 +1,4 @@
-"""The console script `mend-jax`: its list of commands, its errors, and that it starts at once."""
+"""The console script `mend-jax`: its list of commands, its errors, and its quick start."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""The fine-tuning job: a tiny encoder without a head becomes a fact checker, in files."""
+"""The fine-tuning job: a tiny encoder without a head becomes a fact checker."""
 
 import json
 
@@ -31,7 +31,7 @@ SETTINGS = {
 
 
 def claims(count, seed):
-    """Claims that are true where they end in `y`, each with another wording."""
+    """Return claims with paraphrases; those that end in `y` are true."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(count):
@@ -51,7 +51,7 @@ def claims_set(task="fc"):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A folder of an encoder without a head, its tensors named without a prefix."""
+    """Return the folder of an encoder without a head, with tensor names without a prefix."""
     folder = save_tiny(tmp_path_factory.mktemp("base"), "bert", std=0.05)
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     bare = {k.removeprefix("bert."): v for k, v in tensors.items() if "classifier" not in k}
@@ -74,7 +74,7 @@ def made_up_claims(monkeypatch):
 
 @pytest.fixture(scope="module")
 def ran(base, tmp_path_factory):
-    """(run folder, results) of a short run."""
+    """Return (run folder, results) of a short run."""
     workdir = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", lambda *_, **__: claims_set())
@@ -86,7 +86,7 @@ def lines_of(workdir, kind):
     return [line for line in lines if line["kind"] == kind]
 
 
-def test_it_learns_and_says_so(ran):
+def test_a_run_learns_and_reports_its_scores(ran):
     workdir, results = ran
     losses = [line["loss"] for line in lines_of(workdir, "train")]
     assert losses[0] > 0.5 and losses[-1] < 0.1
@@ -105,7 +105,7 @@ def test_it_learns_and_says_so(ran):
     assert results["seconds_total"] > 0 and results["versions"]["jax"] and results["hardware"]
 
 
-def test_the_trunk_stays_bit_for_bit(ran, base):
+def test_the_trunk_does_not_change(ran, base):
     before = unstack_trunk(
         mend_jax.load_model(str(base), last_n_blocks=2, new_parameters=CLASSIFIER_HEAD).params
     )
@@ -138,7 +138,7 @@ def test_the_written_folder_is_the_trained_model(ran, base):
     assert hub.read_config(hub.resolve(workdir / "model"))["num_labels"] == 1
 
 
-def test_a_finished_folder_only_reports(ran, base, monkeypatch, capsys):
+def test_a_finished_run_is_only_reported(ran, base, monkeypatch, capsys):
     workdir, results = ran
     monkeypatch.setattr(fact_checker_job, "load_model", None)
     assert fact_checker_job.finetune(settings(base), workdir) == json.loads(json.dumps(results))
@@ -147,7 +147,7 @@ def test_a_finished_folder_only_reports(ran, base, monkeypatch, capsys):
         fact_checker_job.finetune(settings(base, **{"train.lr": 1.0}), workdir)
 
 
-def test_an_interrupted_run_starts_again_and_does_the_same(ran, base, tmp_path, monkeypatch):
+def test_an_interrupted_run_starts_again_with_equal_results(ran, base, tmp_path, monkeypatch):
     class Stop:
         def __enter__(self):
             return self
@@ -168,14 +168,14 @@ def test_an_interrupted_run_starts_again_and_does_the_same(ran, base, tmp_path, 
     assert (tmp_path / "metrics.jsonl").read_text() == (ran[0] / "metrics.jsonl").read_text()
 
 
-def test_patience_stops_early_and_keeps_the_best(base, tmp_path):
+def test_patience_stops_early_and_keeps_the_best_step(base, tmp_path):
     more = {"train.lr": 1e-9, "train.patience": 20, "data.rephrases": False, "eval.rows": 8}
     results = fact_checker_job.finetune(settings(base, **more), tmp_path)
     assert results["training"]["steps"] == 36 and results["training"]["kept_step"] == 12
     assert {e["n"] for e in results["eval"].values()} == {8}
 
 
-def test_the_command_line_runs_it(base, tmp_path, capsys):
+def test_the_command_line_runs_the_job(base, tmp_path, capsys):
     flags = [f"--config.{k}={v}" for k, v in (SETTINGS | {"model.spec": base}).items()]
     command = ["--config=fever_finetune.py:smoke", f"--workdir={tmp_path}", *flags]
     command += ["--config.train.epochs=1"]
@@ -186,7 +186,7 @@ def test_the_command_line_runs_it(base, tmp_path, capsys):
     assert "only editing runs" in capsys.readouterr().err
 
 
-def test_mistakes_are_named(base, tmp_path, monkeypatch):
+def test_errors_name_the_mistake(base, tmp_path, monkeypatch):
     config = settings(base)
     with config.unlocked():
         config.train.stesp = 1
@@ -211,7 +211,7 @@ def test_mistakes_are_named(base, tmp_path, monkeypatch):
         fact_checker_job.finetune(settings(base), tmp_path)
 
 
-def test_claims_that_do_not_fit_are_told(base, caplog):
+def test_dropped_claims_are_logged(base, caplog):
     rows = claims(4, 0) + [make_row(key="x", prompt="a" * 40, target="true", truth="false",
                                     rephrase="b")]  # fmt: skip
     tokenizer = mend_jax.load_model(str(base), new_parameters=CLASSIFIER_HEAD).tokenizer
@@ -219,7 +219,7 @@ def test_claims_that_do_not_fit_are_told(base, caplog):
     assert len(found.tokens) == 4 and "dropped 1 of 5 claims; the last: " in caplog.text
 
 
-def test_batches_hold_texts_of_one_width_and_every_text_once():
+def test_batches_have_texts_of_one_width_and_every_text_once():
     lengths = np.random.default_rng(0).integers(3, 25, 100)
     mask = np.arange(24) < lengths[:, None]
     seqs = TokenBatch(np.zeros((100, 24), np.int32), mask, *[np.zeros((100, 1))] * 3)

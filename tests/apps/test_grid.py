@@ -1,4 +1,4 @@
-"""Grids of runs: what is started, gone on with and written down."""
+"""Grids of runs: which runs start and resume, and the files they leave."""
 
 import json
 import random
@@ -25,42 +25,45 @@ def get_config(variant=""):
 
 @pytest.fixture
 def flags(tmp_path, monkeypatch):
-    """A grid's command line; no pictures are drawn, which takes longest."""
+    """Return a grid's command line, without pictures, which need most of the time."""
     monkeypatch.setattr(grid_report, "draw", lambda rows: {})
     (tmp_path / "mine.py").write_text(GRID)
     return [f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/out"]
 
 
 def results(config, workdir):
-    """What a run of a cell might have found."""
+    """Return fake results of a cell's run."""
     name, n = config.editor.name, config.data.edits_per_batch
     success = {"mend": 0.9 + 0.02 * config.seed, "fine_tune": 0.7 / n}[name]
     found = fake_eval(random.Random(n), success, success, 0.02 * n)
     found |= {"success": success, "success_ci95": [success - 0.1, success + 0.1], "n": 200}
-    trained = {"seconds": 300.0, "editor_parameters": 1000, "steps": 400}
-    trained = trained if name == "mend" else {}
-    trained = {"seconds": 1.0, "editor_parameters": 0} | trained
-    return {"eval": found, "training": trained, "hardware": "a machine"}
+    training = {"seconds": 300.0, "editor_parameters": 1000, "steps": 400}
+    training = training if name == "mend" else {}
+    training = {"seconds": 1.0, "editor_parameters": 0} | training
+    return {"eval": found, "training": training, "hardware": "a machine"}
 
 
 def table_of(tmp_path):
     return json.loads((tmp_path / "out" / "grid.json").read_text())
 
 
-def test_every_cell_is_run_with_its_settings_and_its_seeds(flags, tmp_path, monkeypatch, capsys):
-    seen = {}
+def test_every_cell_runs_with_its_settings_and_seeds(flags, tmp_path, monkeypatch, capsys):
+    configs_by_run = {}
 
     def play(config, workdir):
-        seen[workdir.removeprefix(f"{tmp_path}/out/")] = config
+        configs_by_run[workdir.removeprefix(f"{tmp_path}/out/")] = config
         return results(config, workdir)
 
     started = start_fake_runs(monkeypatch, play)
     assert main([*flags, "--config.settings=('train.clip=9.0',)"]) == 0
-    assert list(seen) == ["mend/seed_0", "mend/seed_1", "ft/seed_0", "ft_5/seed_0"]
-    assert [c.seed for c in seen.values()] == [0, 1, 0, 0]
-    assert seen["mend/seed_1"].train.lr == 1e-4 and seen["mend/seed_1"].train.steps == 12
-    assert seen["ft_5/seed_0"].editor.options.to_dict() == {"lr": 0.1}
-    assert all(c.train.clip == 9.0 for c in seen.values())
+    assert list(configs_by_run) == ["mend/seed_0", "mend/seed_1", "ft/seed_0", "ft_5/seed_0"]
+    assert [c.seed for c in configs_by_run.values()] == [0, 1, 0, 0]
+    assert (
+        configs_by_run["mend/seed_1"].train.lr == 1e-4
+        and configs_by_run["mend/seed_1"].train.steps == 12
+    )
+    assert configs_by_run["ft_5/seed_0"].editor.options.to_dict() == {"lr": 0.1}
+    assert all(c.train.clip == 9.0 for c in configs_by_run.values())
 
     mend, ft, ft_5 = table_of(tmp_path)["rows"]
     assert mend["scores"]["success"]["mean"] == pytest.approx(0.91)
@@ -80,12 +83,12 @@ def test_every_cell_is_run_with_its_settings_and_its_seeds(flags, tmp_path, monk
     assert ["mend", "91.0%"] in [line[:2] for line in lines]
 
     assert main([*flags, "--config.settings=('train.clip=9.0',)"]) == 0
-    assert len(started) == 4  # a finished cell is only read
-    assert main(flags) == 2  # nor is it taken for another
+    assert len(started) == 4  # a finished run is only read
+    assert main(flags) == 2  # nor is it mistaken for another
     assert "train.clip was 9.0" in capsys.readouterr().err and len(started) == 4
 
 
-def test_a_cell_that_fails_is_named_and_the_others_go_on(flags, tmp_path, monkeypatch, capsys):
+def test_a_failed_run_is_named_and_the_others_continue(flags, tmp_path, monkeypatch, capsys):
     broken = ["ft"]
 
     def play(config, workdir):
@@ -97,8 +100,8 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(flags, tmp_path, monkey
     found = table_of(tmp_path)
     assert [row["missing"] for row in found["rows"]] == [[], [0], []]
     assert "output of" in found["failed"]["ft, seed 0"]
-    seen = words(tmp_path / "out" / "report.html")
-    assert "Not finished: ft (seed 0)." in seen and "exit status 1" in seen
+    page = words(tmp_path / "out" / "report.html")
+    assert "Not finished: ft (seed 0)." in page and "exit status 1" in page
     broken.clear()
     assert main(flags) == 0
     assert started[4:] == [f"{tmp_path}/out/ft/seed_0"]
@@ -122,16 +125,16 @@ def get_config(variant=""):
 
 @pytest.fixture
 def chained(flags, tmp_path):
-    """A grid in which cells begin with what others learned."""
+    """Return the command line of a grid whose cells begin with the editors of others."""
     (tmp_path / "mine.py").write_text(STARTS)
     return flags
 
 
 def test_a_cell_that_begins_with_another_runs_after_it(chained, tmp_path, monkeypatch):
-    seen = {}
+    starts = {}
 
     def play(config, workdir):
-        seen[workdir.removeprefix(f"{tmp_path}/out/")] = config.editor.init_from
+        starts[workdir.removeprefix(f"{tmp_path}/out/")] = config.editor.init_from
         first = tmp_path / config.editor.init_from / "results.json"
         assert not config.editor.init_from or first.exists()
         return results(config, workdir)
@@ -139,11 +142,11 @@ def test_a_cell_that_begins_with_another_runs_after_it(chained, tmp_path, monkey
     started = start_fake_runs(monkeypatch, play)
     assert main(chained) == 0
     cells = [f"{name}/seed_{s}" for s in (0, 1) for name in ("mend_1", "mend_5", "mend_9")]
-    assert list(seen) == [*cells, "ft/seed_0"]
+    assert list(starts) == [*cells, "ft/seed_0"]
     for s in (0, 1):
-        assert seen[f"mend_9/seed_{s}"] == f"{tmp_path}/out/mend_5/seed_{s}"
-        assert seen[f"mend_5/seed_{s}"] == f"{tmp_path}/out/mend_1/seed_{s}"
-        assert seen[f"mend_1/seed_{s}"] == ""
+        assert starts[f"mend_9/seed_{s}"] == f"{tmp_path}/out/mend_5/seed_{s}"
+        assert starts[f"mend_5/seed_{s}"] == f"{tmp_path}/out/mend_1/seed_{s}"
+        assert starts[f"mend_1/seed_{s}"] == ""
     rows = table_of(tmp_path)["rows"]
     assert [(r["cell"], r["init_from"]) for r in rows[:3]] == [
         ("mend_9", "mend_5"), ("mend_5", "mend_1"), ("mend_1", ""),
@@ -154,8 +157,8 @@ def test_a_cell_that_begins_with_another_runs_after_it(chained, tmp_path, monkey
     assert main(chained) == 0 and started[7:] == [f"{tmp_path}/out/mend_5/seed_1"]
 
 
-def test_what_begins_with_a_run_that_failed_does_not_start(chained, tmp_path, monkeypatch, capsys):
-    """Its folder may well hold a checkpoint, of an editor that is half trained."""
+def test_a_run_that_begins_with_a_failed_one_does_not_start(chained, tmp_path, monkeypatch, capsys):
+    """The failed run's folder may have a checkpoint of a half-training editor."""
     broken = ["mend_1/seed_1"]
 
     def play(config, workdir):
@@ -173,11 +176,13 @@ def test_what_begins_with_a_run_that_failed_does_not_start(chained, tmp_path, mo
     assert started[5:] == [f"{tmp_path}/out/mend_{n}/seed_1" for n in (1, 5, 9)]
 
 
-def test_a_cell_alone_needs_what_it_begins_with(chained, tmp_path, monkeypatch, capsys):
+def test_a_cell_alone_needs_the_finished_run_it_begins_with(chained, tmp_path, monkeypatch, capsys):
     started = start_fake_runs(monkeypatch, results)
     assert main([*chained, "--config.only=mend_9,mend_5"]) == 2
-    said = capsys.readouterr().err
-    assert "mend_5, seed 0 begins with the editor of mend_1, seed 0, which is neither among" in said
+    error = capsys.readouterr().err
+    assert (
+        "mend_5, seed 0 begins with the editor of mend_1, seed 0, which is neither among" in error
+    )
     assert not started
     assert main([*chained, "--config.only=mend_1,ft"]) == 0
     assert main([*chained, "--config.only=mend_5"]) == 0
@@ -198,16 +203,16 @@ def test_a_cell_alone_needs_what_it_begins_with(chained, tmp_path, monkeypatch, 
         ("cells.mend_5.settings=('model.last_n_blocks=2',)", r"another .'model.last_n_blocks'"),
     ],
 )
-def test_beginnings_that_cannot_be_are_named(chained, monkeypatch, capsys, flag, message):
+def test_an_unusable_start_is_an_error(chained, monkeypatch, capsys, flag, message):
     import re
 
     started = start_fake_runs(monkeypatch, results)
     assert main([*chained, f"--config.{flag}"]) == (0 if message is None else 2)
-    said = capsys.readouterr().err
-    assert message is None or (re.search(message, said) and not started), said
+    error = capsys.readouterr().err
+    assert message is None or (re.search(message, error) and not started), error
 
 
-def test_some_cells_alone(flags, tmp_path, monkeypatch):
+def test_only_runs_the_chosen_cells(flags, tmp_path, monkeypatch):
     started = start_fake_runs(monkeypatch, results)
     assert main([*flags, "--config.only=ft_5,ft"]) == 0
     assert [where.split("/")[-2] for where in started] == ["ft_5", "ft"]
@@ -227,25 +232,25 @@ def test_some_cells_alone(flags, tmp_path, monkeypatch):
         ("cells.ft.config=fever_finetune.py", "cell ft: "),
     ],
 )
-def test_mistakes_are_named_before_anything_runs(flags, monkeypatch, capsys, flag, message):
+def test_errors_are_reported_before_any_run(flags, monkeypatch, capsys, flag, message):
     import re
 
     started = start_fake_runs(monkeypatch, results)
     assert main([*flags, f"--config.{flag}"]) == 2
-    said = capsys.readouterr().err
-    assert re.search(message, said), said
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
     assert not started
 
 
-def test_one_of_many_processes_is_refused(flags, monkeypatch, capsys):
-    """Before it joins the others: a grid starts its runs itself."""
+def test_one_of_many_processes_is_an_error(flags, monkeypatch, capsys):
+    """The error comes before it joins the others: a grid starts its runs itself."""
     monkeypatch.setenv("MEND_COORDINATOR", "127.0.0.1:1")
     assert main(flags) == 2
     assert "start each run by itself" in capsys.readouterr().err
 
 
-def test_runs_share_what_is_compiled(flags, tmp_path, monkeypatch):
-    """Below the cache folder, or where the user says."""
+def test_runs_share_compiled_programs(flags, tmp_path, monkeypatch):
+    """They are in the cache folder, or in the user's."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path / "cache"))
     start_fake_runs(monkeypatch, results)

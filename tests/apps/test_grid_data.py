@@ -1,4 +1,4 @@
-"""Grids and their data: a cell's runs have the data that it names, and its row says so."""
+"""Grids and their data: a cell's runs use the data it names, and its row says which."""
 
 import json
 import random
@@ -33,7 +33,7 @@ def get_config(variant=""):
 
 @pytest.fixture
 def ran(tmp_path, monkeypatch):
-    """(rows of the grid, what each run opened): runs load base and data, and compute nothing."""
+    """Return the grid's rows, and each run's experiment; runs load base and data only."""
     monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(grid_report, "draw", lambda rows: {})
     towns = write_facts(tmp_path / "data/facts/towns.jsonl")
@@ -66,13 +66,13 @@ def test_every_cell_has_its_own_data(ran):
         for name in ("towns", "rivers")
     }
     assert len(set(fingerprints.values())) == 2
-    wanted = {  # data, facts an edit, training rows
+    expected = {  # data, facts per edit, training rows
         "towns/seed_0": ("towns", 1, 20), "towns/seed_1": ("towns", 1, 20),
         "in_twos/seed_0": ("towns", 2, 20), "rivers/seed_0": ("rivers", 1, 20),
         "fewer/seed_0": ("towns", 1, 9),
     }  # fmt: skip
-    assert opened.keys() == wanted.keys()
-    for run, (name, together, n_train) in wanted.items():
+    assert opened.keys() == expected.keys()
+    for run, (name, together, n_train) in expected.items():
         experiment, row = opened[run], rows[run.split("/")[0]]
         subject = {"towns": "Town ", "rivers": "River "}[name]
         for split in (experiment.train, experiment.validation, experiment.test):
@@ -86,14 +86,16 @@ def test_every_cell_has_its_own_data(ran):
     assert all(fingerprint in page for fingerprint in fingerprints.values())
 
 
-def test_cells_of_one_data_set_are_judged_on_the_same_facts(ran):
-    """Whatever their seed and however few rows they train on; no training row among them."""
+def test_cells_of_one_data_set_are_scored_on_the_same_facts(ran):
+    """For any seed and any number of training rows; no training row is among them."""
     _, opened, _ = ran
 
     def keys(split):
         return {split.rows[int(i)]["key"] for i in split.encoded.index}
 
-    judged = [keys(e.test) for run, e in opened.items() if run.split("/")[0] in ("towns", "fewer")]
-    assert len(judged) == 3 and judged[0] == judged[1] == judged[2]
+    test_facts = [
+        keys(e.test) for run, e in opened.items() if run.split("/")[0] in ("towns", "fewer")
+    ]
+    assert len(test_facts) == 3 and test_facts[0] == test_facts[1] == test_facts[2]
     for experiment in opened.values():
         assert not keys(experiment.test) & (keys(experiment.train) | keys(experiment.validation))

@@ -1,4 +1,4 @@
-"""Real processes on this machine as one run: together they give what one process gives."""
+"""One run in several processes on this machine: its results equal those of one process."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a base, a config and a cache of compiled programs."""
+    """Return a folder with a base, a config and a cache of compiled programs."""
     folder = tmp_path_factory.mktemp("processes")
     save_tiny(folder / "base", "gpt2")
     (folder / "tiny.py").write_text(CONFIG)
@@ -58,11 +58,11 @@ def place(tmp_path_factory):
 
 @contextlib.contextmanager
 def started(place, workdir, n, folders=None, each=None):
-    """N processes of the real command, 8 devices in all; none is left when it ends.
+    """Start N processes of the command, with 8 devices in total; end all of them afterwards.
 
     Args:
-      folders: where each process runs; default `place`, where the base is.
-      each: settings of each process that only it has.
+      folders: where each process runs; default: `place`, the folder of the base.
+      each: settings of one process each.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -97,67 +97,67 @@ def started(place, workdir, n, folders=None, each=None):
             process.wait()
 
 
-def said(place, i):
-    """What a process wrote, without the news of gloo and of XLA's compiler."""
+def output(place, i):
+    """Return a process's output without the lines of gloo and of XLA's compiler."""
     lines = (place / f"log{i}").read_text(errors="replace").splitlines()
     return "\n".join(x for x in lines if not re.match(r"\[Gloo\]|[IWE]\d{4} ", x))
 
 
-def ends(place, processes, seconds):
-    """The exit statuses; no process may outlive `seconds`."""
+def wait_for_ends(place, processes, seconds):
+    """Return the exit statuses; every process must end within `seconds`."""
     until = time.monotonic() + seconds
     for i, process in enumerate(processes):
         try:
             process.wait(timeout=max(until - time.monotonic(), 0.1))
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"process {i} still runs:\n{said(place, i)}") from None
+            raise AssertionError(f"process {i} still runs:\n{output(place, i)}") from None
     return [process.returncode for process in processes]
 
 
-def saved(place, processes, workdir, step):
-    """Waits for a step's checkpoint; all processes must be alive by then."""
+def wait_for_checkpoint(place, processes, workdir, step):
+    """Wait for a step's checkpoint; all processes must be alive until then."""
 
-    def is_there():
+    def checkpoint_exists():
         dead = [i for i, p in enumerate(processes) if p.poll() is not None]
-        assert not dead, f"process {dead[0]} ended:\n{said(place, dead[0])}"
+        assert not dead, f"process {dead[0]} ended:\n{output(place, dead[0])}"
         return (workdir / f"checkpoints/{step}").exists()
 
-    wait_for(is_there, 400)
+    wait_for(checkpoint_exists, 400)
 
 
 @pytest.fixture(scope="module")
 def alone(place):
-    """The folder of a run of one process, undisturbed."""
+    """Return the folder of an uninterrupted run of one process."""
     with started(place, place / "alone", 1) as processes:
-        assert ends(place, processes, 400) == [0], said(place, 0)
+        assert wait_for_ends(place, processes, 400) == [0], output(place, 0)
     return place / "alone"
 
 
 @pytest.fixture(scope="module")
 def disturbed(place):
-    """The folder of a run of two processes: one was asked to stop, later one was killed."""
+    """Return the folder of a run of two processes: one was stopped, later one was killed."""
     workdir = place / "two"
     with started(place, workdir, 2) as processes:
-        saved(place, processes, workdir, 2)
+        wait_for_checkpoint(place, processes, workdir, 2)
         processes[1].send_signal(signal.SIGTERM)
-        assert ends(place, processes, 120) == [143, 143], said(place, 0)
+        assert wait_for_ends(place, processes, 120) == [143, 143], output(place, 0)
         for i in range(2):
-            assert "Preempted: stop requested: the state after step" in said(place, i)
+            assert "Preempted: stop requested: the state after step" in output(place, i)
     with started(place, workdir, 2) as processes:
-        saved(place, processes, workdir, 6)
-        assert "resuming after step" in said(place, 0)
+        wait_for_checkpoint(place, processes, workdir, 6)
+        assert "resuming after step" in output(place, 0)
         processes[1].kill()
-        statuses = ends(place, processes, 90)
-        assert statuses[1] == -signal.SIGKILL and statuses[0] not in (0, 2, 143), said(place, 0)
+        statuses = wait_for_ends(place, processes, 90)
+        assert statuses[1] == -signal.SIGKILL and statuses[0] not in (0, 2, 143), output(place, 0)
     assert not (workdir / "results.json").exists()
     with started(place, workdir, 2) as processes:
-        assert ends(place, processes, 400) == [0, 0], said(place, 0) + said(place, 1)
-        assert "resuming after step" in said(place, 0)
+        assert wait_for_ends(place, processes, 400) == [0, 0], output(place, 0) + output(place, 1)
+        assert "resuming after step" in output(place, 0)
     return workdir
 
 
 def numbers(tree):
-    """[(path, leaf)] of nested JSON."""
+    """Return [(path, leaf)] of nested JSON."""
     if isinstance(tree, dict):
         return [(f"{k}/{p}", v) for k in sorted(tree) for p, v in numbers(tree[k])]
     if isinstance(tree, list):
@@ -166,9 +166,9 @@ def numbers(tree):
 
 
 def assert_equal(ours, theirs):
-    """Equal but for the order in which numbers are added.
+    """Check equality up to the order of sums.
 
-    The drawdown of perplexity is a difference of numbers near the size of the vocabulary, 300.
+    The perplexity drawdown is a difference of numbers near the size of the vocabulary, 300.
     """
     ours, theirs = numbers(ours), numbers(theirs)
     assert [path for path, _ in ours] == [path for path, _ in theirs]
@@ -194,45 +194,47 @@ def test_a_stopped_and_killed_run_of_two_processes_equals_one_of_one(alone, dist
     assert data[0] == data[1] == {"next_index": 9}
 
 
-def test_both_leave_the_same_files_and_one_writes(alone, disturbed, place):
+def test_both_runs_have_the_same_files_and_one_process_writes(alone, disturbed, place):
     names = {p.name for p in alone.iterdir()}
     assert {p.name for p in disturbed.iterdir()} == names and "report.html" in names
-    assert "evaluate mend 6/6" in said(place, 0)
-    assert "train" not in said(place, 1) and "evaluate" not in said(place, 1)
+    assert "evaluate mend 6/6" in output(place, 0)
+    assert "train" not in output(place, 1) and "evaluate" not in output(place, 1)
 
 
-def test_processes_that_disagree_end_and_name_the_key(place):
+def test_processes_with_different_configs_end_and_name_the_key(place):
     other = [{}, {"train.lr": 0.5}]
     with started(place, place / "disagree", 2, each=other) as processes:
-        assert ends(place, processes, 120) == [2, 2], said(place, 0) + said(place, 1)
+        assert wait_for_ends(place, processes, 120) == [2, 2], output(place, 0) + output(place, 1)
     for i in range(2):
-        assert "ConfigError: the config of process 1 differs from that of process 0" in said(
+        assert "ConfigError: the config of process 1 differs from that of process 0" in output(
             place, i
         )
-    assert '"lr": 0.5' in said(place, 1)
+    assert '"lr": 0.5' in output(place, 1)
 
 
-def test_one_that_cannot_load_ends_all(place, tmp_path):
-    """The base is a relative path, which is not there where process 1 runs."""
+def test_a_process_that_cannot_load_ends_all(place, tmp_path):
+    """The base is a relative path, which does not exist in the folder of process 1."""
     with started(place, place / "lacks", 2, folders=[place, tmp_path]) as processes:
-        assert ends(place, processes, 120) == [2, 2], said(place, 0) + said(place, 1)
-    assert "WeightsError: cannot find the weights 'base'" in said(place, 1)
-    told = said(place, 0)
+        assert wait_for_ends(place, processes, 120) == [2, 2], output(place, 0) + output(place, 1)
+    assert "WeightsError: cannot find the weights 'base'" in output(place, 1)
+    told = output(place, 0)
     assert "PeerError" in told and "process 1: WeightsError: cannot find the weights" in told
 
 
-def test_a_workdir_that_is_not_shared_is_refused(place, tmp_path):
+def test_a_workdir_that_is_not_shared_is_an_error(place, tmp_path):
     with started(place, "mine", 2, folders=[place, tmp_path]) as processes:
-        assert ends(place, processes, 120) == [2, 2], said(place, 0) + said(place, 1)
-    assert "ConfigError: --workdir mine is another folder here than for process 0" in said(place, 1)
-    assert "process 1: ConfigError: --workdir mine is another folder" in said(place, 0)
+        assert wait_for_ends(place, processes, 120) == [2, 2], output(place, 0) + output(place, 1)
+    assert "ConfigError: --workdir mine is another folder here than for process 0" in output(
+        place, 1
+    )
+    assert "process 1: ConfigError: --workdir mine is another folder" in output(place, 0)
 
 
 @pytest.mark.parametrize("name, value, told", [
     ("MEND_LOST_AFTER", "soon", "MEND_LOST_AFTER is 'soon'"),
     ("MEND_PROCESS_ID", "1", "not set, though others are"),
 ])  # fmt: skip
-def test_a_wrong_environment_is_named(monkeypatch, name, value, told):
+def test_an_error_names_a_wrong_environment_variable(monkeypatch, name, value, told):
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=told):
         distributed.initialize()

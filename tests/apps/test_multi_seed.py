@@ -1,4 +1,4 @@
-"""Several seeds of one run: what is averaged, and how the command goes on."""
+"""Several seeds of one run: the averages, and how the command resumes."""
 
 import json
 
@@ -11,7 +11,7 @@ from mend_jax.errors import ConfigError
 from mend_jax.evaluation.statistics import summarise_runs
 
 
-def test_mean_spread_and_interval():
+def test_mean_standard_deviation_and_interval():
     runs = [
         {"a": x, "deep": {"b": 2 * x}, "list": [x], "text": "t", "flag": True} for x in (1, 2, 6)
     ]
@@ -24,7 +24,7 @@ def test_mean_spread_and_interval():
     assert found["deep.b"]["mean"] == 6
 
 
-def test_numbers_that_a_run_lacks_are_left_out():
+def test_scores_that_a_run_lacks_are_left_out():
     assert set(summarise_runs([{"a": 1, "b": 1}, {"a": 2}])) == {"a"}
 
 
@@ -47,7 +47,7 @@ def test_the_command_runs_each_seed_once(tmp_path, monkeypatch, capsys):
     assert "train.lr was 0.001, is 9.0" in capsys.readouterr().err
 
 
-def test_seeds_of_a_run_in_a_store(monkeypatch):
+def test_seeds_of_a_run_in_an_object_store(monkeypatch):
     objects = {}
 
     class Store:
@@ -69,7 +69,7 @@ def test_seeds_of_a_run_in_a_store(monkeypatch):
     for module in (multi_seed, fake_runs):
         monkeypatch.setattr(module, "as_path", Store)
         monkeypatch.setattr(module, "write_json", lambda path, v: objects.update({str(path): v}))
-    # a fine-tuning job has no more than that
+    # these are all results of a fine-tuning job
     started = start_fake_runs(monkeypatch, lambda config, workdir: {"eval": {"test": {"n": 3}}})
     assert multi_seed.main(["--config=fever_finetune.py", "--workdir=gs://b/r", "--seeds=0"]) == 0
     assert started == ["gs://b/r/seed_0"]
@@ -80,24 +80,24 @@ def test_seeds_of_a_run_in_a_store(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value"), [("MEND_NUM_PROCESSES", "2"), ("TPU_WORKER_HOSTNAMES", "a,b")]
 )
-def test_several_processes_are_refused(monkeypatch, capsys, name, value):
+def test_one_of_several_processes_is_an_error(monkeypatch, capsys, name, value):
     monkeypatch.setenv(name, value)
     assert multi_seed.main(["--config=quickstart.py"]) == 2
     assert "start each run by itself" in capsys.readouterr().err
 
 
-def test_a_seed_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+def test_a_failed_seed_is_named_and_the_others_continue(tmp_path, monkeypatch, capsys):
     def play(config, workdir):
         return 1 if config.seed == 0 else {"eval": {"success": 1.0}}
 
     started = start_fake_runs(monkeypatch, play)
     assert multi_seed.main(["--config=quickstart.py", f"--workdir={tmp_path}", "--seeds=0,1"]) == 2
     assert len(started) == 2 and not (tmp_path / "seeds.json").exists()
-    said = capsys.readouterr().err
-    assert "1 of 2 runs failed: seed 0" in said and f"| output of {tmp_path}/seed_0" in said
+    error = capsys.readouterr().err
+    assert "1 of 2 runs failed: seed 0" in error and f"| output of {tmp_path}/seed_0" in error
 
 
 @pytest.mark.parametrize("bad", ["", "a", "1,1", "-1", "1,,2"])
-def test_seeds_that_are_none(bad):
+def test_seeds_must_be_different_whole_numbers(bad):
     with pytest.raises(ConfigError, match="different whole numbers"):
         multi_seed.parse([f"--seeds={bad}"])

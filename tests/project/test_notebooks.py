@@ -1,6 +1,6 @@
-"""The notebooks: clean files, and both run whole in a real kernel, on the CPU with little training.
+"""The notebooks: their files are clean, and both run in a kernel, on the CPU with little training.
 
-A kernel, not `exec`: an event loop runs in it, beside which checkpoints must still be written.
+A kernel, unlike `exec`, runs an event loop, beside which checkpoints must still be written.
 """
 
 import ast
@@ -44,25 +44,25 @@ def test_every_notebook_is_tested():
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory):
-    """Runs a notebook whole and returns (values of expressions at its end, printed text, images).
+    """Return a function that runs a notebook: (final values of expressions, printed text, images).
 
-    Both share a folder and a run, and what was compiled with all tests (see conftest).
+    Both notebooks share a folder and a run, and the compiled programs of all tests (see conftest).
     """
     folder = tmp_path_factory.mktemp("notebooks")
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling, not running, is our cost
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compilation needs most of the time
         "IPYTHONDIR": str(folder / "ipython"),
         "MEND_NOTEBOOK_SMOKE": "1",
         "MEND_NOTEBOOK_RUN": str(folder / "run"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
 
-    def run(name, *wanted):
+    def run(name, *expressions):
         notebook = nbformat.read(FOLDER / name, as_version=4)
-        values = f"{{name: eval(name) for name in {wanted!r}}}"
+        values = f"{{name: eval(name) for name in {expressions!r}}}"
         source = f"import json\nprint(json.dumps({values}, default=str))"
-        notebook.cells.append(nbformat.v4.new_code_cell(source, id="wanted"))
+        notebook.cells.append(nbformat.v4.new_code_cell(source, id="expressions"))
         client = NotebookClient(
             notebook, timeout=600, resources={"metadata": {"path": str(folder)}}
         )
@@ -98,7 +98,7 @@ def test_the_first_notebook_trains_and_edits(kernel, first):
     assert mend_jax.Edit.load(kernel.folder / "run/lyon.safetensors").facts == ((prompt, target),)
 
 
-def test_the_second_notebook_brings_in_facts(kernel, first):
+def test_the_second_notebook_edits_the_users_facts(kernel, first):
     found, printed, _ = kernel(
         NAMES[1], "before", "alone", "answers", "table", "errors", "reloaded", "RUN", "kl_alone",
         "base_log_probs.shape",
@@ -113,7 +113,7 @@ def test_the_second_notebook_brings_in_facts(kernel, first):
     assert list(found["table"]) == ["one by one", "together", "composed"]
     shares = np.asarray(list(found["table"].values()))
     assert np.isfinite(shares).all() and (shares[:, :3] <= 1).all() and (shares >= 0).all()
-    assert found["table"]["one by one"][0] > 0, "no edit took"
+    assert found["table"]["one by one"][0] > 0, "no edit holds"
     assert found["base_log_probs.shape"] == [len(found["kl_alone"][0]), 49152]
     assert found["reloaded"] == found["answers"]["composed"] != found["before"]
     saved = mend_jax.Edit.load(kernel.folder / "my_facts.safetensors")
@@ -139,8 +139,8 @@ def random_edit(model, fact=("a", "b")):
     return mend_jax.Edit(deltas, model.fingerprint, (fact,))
 
 
-def test_next_token_log_probs_are_those_of_generation(tiny_model):
-    """Of prompts of two lengths; the arg max is the first token that is written."""
+def test_next_token_log_probs_agree_with_generation(tiny_model):
+    """For prompts of two lengths; the arg max is the first generated token."""
     prompts = ["Once", "The capital of France is"]
     for model in (tiny_model, tiny_model.with_edit(random_edit(tiny_model))):
         found = model.next_token_log_probs(prompts)
@@ -154,8 +154,8 @@ def test_next_token_log_probs_are_those_of_generation(tiny_model):
     assert np.abs(found - tiny_model.next_token_log_probs(prompts)).max() > 0.1
 
 
-def test_edits_of_other_facts_compile_nothing_anew(tiny_model):
-    """The facts are static parts of an edit; a model must not be compiled for each."""
+def test_an_edit_of_another_fact_reuses_the_compiled_program(tiny_model):
+    """The facts are static parts of an edit, but must not cause a compilation."""
     run = [random_edit(tiny_model, ("a", target)) for target in ("b", "c")]
     texts = [tiny_model.with_edit(edit).generate("Once", 2) for edit in run[:1]]
     before = language_model._generate._cache_size()

