@@ -14,17 +14,73 @@ import numpy as np
 
 from benchmarks.machine import time_calls
 from benchmarks.workload import Built
-from mend_jax.core.forward import scored_logits, shared_trunk_states
+from mend_jax.core.forward import TrunkStates, scored_logits, shared_trunk_states
 from mend_jax.core.meta_loss import meta_loss
 from mend_jax.core.problem import Problem, make_problem
+from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.evaluation.scoring import edit_and_score
+from mend_jax.models.editable_model import EditableModel
+from mend_jax.models.params import Params
 from mend_jax.tpu.memory import program_bytes
-from mend_jax.training.step import make_train_step, success_weight
+from mend_jax.training.step import Batch, TrainState, make_train_step, success_weight
 
 Timed = Callable[[], Any]
 
 PARTS = ("trunk", "factors", "edit", "loss", "gradient")
 PROGRAMS = (*PARTS, "edit alone", "forward", "evaluation")
+
+
+@dataclasses.dataclass(frozen=True)
+class _StepParts:
+    """The functions of a training step's parts; `names` are those of the batch's texts."""
+
+    editor: EditTransform
+    module: EditableModel
+    weights: Weights
+    names: tuple[str, ...]
+
+    def trunk(self, base: Params, batch: Batch) -> list[TrunkStates]:
+        return shared_trunk_states(self.module, base, [batch[name] for name in self.names])
+
+    def _problem(self, base: Params, batch: Batch) -> tuple[Problem, list[TrunkStates]]:
+        states = self.trunk(base, batch)
+        return Problem(self.module, base, self.weights, batch["edit"], states[0]), states
+
+    def factors(self, base: Params, batch: Batch) -> Any:
+        problem, states = self._problem(base, batch)
+        return problem.factors(), states
+
+    def edit(self, state: TrainState, base: Params, batch: Batch) -> Any:
+        problem, states = self._problem(base, batch)
+        return self.editor.edit(state.params, state.editor_state, problem, True), states
+
+    def _loss(self) -> Callable[..., Any]:
+        return functools.partial(
+            meta_loss, editor=self.editor, model=self.module, weights=self.weights
+        )
+
+    def loss(self, state: TrainState, base: Params, batch: Batch) -> Any:
+        return self._loss()(state.params, state.editor_state, base, batch)[0]
+
+    def gradient(self, state: TrainState, base: Params, batch: Batch) -> Any:
+        gradient = jax.value_and_grad(self._loss(), has_aux=True)
+        return gradient(state.params, state.editor_state, base, batch)
+
+    def edit_alone(self, state: TrainState, base: Params, batch: Batch) -> Any:
+        problem = make_problem(self.module, base, self.weights, batch["edit"])
+        return self.editor.edit(state.params, state.editor_state, problem, False)[0]
+
+    def forward(self, base: Params, batch: Batch) -> list[jax.Array]:
+        return [  # sums, so that no logits leave the program
+            scored_logits(self.module, base, states, batch[name]).sum()
+            for name, states in zip(self.names, self.trunk(base, batch), strict=True)
+        ]
+
+    def evaluation(self, state: TrainState, base: Params, batch: Batch) -> Any:
+        return edit_and_score(
+            state.params, state.editor_state, base, batch,
+            editor=self.editor, model=self.module, weights=self.weights,
+        )[1]  # fmt: skip
 
 
 def programs(b: Built) -> dict[str, Timed]:
@@ -35,66 +91,27 @@ def programs(b: Built) -> dict[str, Timed]:
     `edit alone` (from the tokens of the facts), `forward` (the unedited model on all texts),
     `evaluation` (edit, and score all texts before and after).
     """
-    module, weights = b.model.module, b.model.weights
-    names = list(b.batch)
-
-    def trunk(base, batch):
-        return shared_trunk_states(module, base, [batch[n] for n in names])
-
-    def problem(base, batch):
-        h = trunk(base, batch)
-        return Problem(module, base, weights, batch["edit"], h[0]), h
-
-    def factors(base, batch):
-        own, h = problem(base, batch)
-        return own.factors(), h
-
-    def edit(state, base, batch):
-        own, h = problem(base, batch)
-        return b.editor.edit(state.params, state.editor_state, own, True), h
-
-    def edit_alone(state, base, batch):
-        own = make_problem(module, base, weights, batch["edit"])
-        return b.editor.edit(state.params, state.editor_state, own, False)[0]
-
-    def forward(base, batch):
-        h = trunk(base, batch)
-        return [  # sums, so that no logits leave the program
-            scored_logits(module, base, states, batch[n]).sum()
-            for n, states in zip(names, h, strict=True)
-        ]
-
-    loss = functools.partial(meta_loss, editor=b.editor, model=module, weights=weights)
-
-    def loss_of(state, base, batch):
-        return loss(state.params, state.editor_state, base, batch)[0]
-
-    def gradient(state, base, batch):
-        grad = jax.value_and_grad(loss, has_aux=True)
-        return grad(state.params, state.editor_state, base, batch)
-
-    def evaluation(state, base, batch):
-        score = functools.partial(edit_and_score, editor=b.editor, model=module, weights=weights)
-        return score(state.params, state.editor_state, base, batch)[1]
-
-    of_base = dict(trunk=trunk, factors=factors, forward=forward)
-    of_all = {"edit": edit, "loss": loss_of, "gradient": gradient}
-    of_all |= {"edit alone": edit_alone, "evaluation": evaluation}
-    return {name: functools.partial(jax.jit(f), b.base, b.batch) for name, f in of_base.items()} | {
-        name: functools.partial(jax.jit(f), b.state, b.base, b.batch) for name, f in of_all.items()
+    parts = _StepParts(b.editor, b.model.module, b.model.weights, tuple(b.batch))
+    of_base = dict(trunk=parts.trunk, factors=parts.factors, forward=parts.forward)
+    of_state = {
+        "edit": parts.edit, "loss": parts.loss, "gradient": parts.gradient,
+        "edit alone": parts.edit_alone, "evaluation": parts.evaluation,
+    }  # fmt: skip
+    return {
+        **{n: functools.partial(jax.jit(f), b.base, b.batch) for n, f in of_base.items()},
+        **{n: functools.partial(jax.jit(f), b.state, b.base, b.batch) for n, f in of_state.items()},
     }
 
 
 def with_trunk_states(b: Built) -> Built:
     """Return it with the trunk states of its texts in the batch, as from a trunk cache."""
-    names = list(b.batch)
-
-    def states(base, batch):
-        return shared_trunk_states(b.model.module, base, [batch[name] for name in names])
-
-    abstract = isinstance(jax.tree.leaves(b.base)[0], jax.ShapeDtypeStruct)
-    found = (jax.eval_shape if abstract else lambda f, *x: jax.jit(f)(*x))(states, b.base, b.batch)
-    return dataclasses.replace(b, batch=b.batch | {"states": dict(zip(names, found, strict=True))})
+    names = tuple(b.batch)
+    trunk = _StepParts(b.editor, b.model.module, b.model.weights, names).trunk
+    if isinstance(jax.tree.leaves(b.base)[0], jax.ShapeDtypeStruct):
+        states = jax.eval_shape(trunk, b.base, b.batch)
+    else:
+        states = jax.jit(trunk)(b.base, b.batch)
+    return dataclasses.replace(b, batch=b.batch | {"states": dict(zip(names, states, strict=True))})
 
 
 def train_step(b: Built) -> tuple[jax.stages.Wrapped, tuple[Any, ...]]:

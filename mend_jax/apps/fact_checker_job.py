@@ -123,10 +123,10 @@ def check(config: ConfigDict) -> None:
 def encode_splits(
     config: ConfigDict, dataset: data.DataSet, model: LanguageModel
 ) -> dict[str, TokenBatch]:
-    """The claims of each split with their true labels, [N, ...].
+    """Return the claims of each split with their true labels, [N, ...].
 
-    `learned` is what is trained on; the others are judged: `train` is a part of it, and
-    `test_paraphrase` the paraphrases of test's claims.
+    `learned` is trained on. The others are scored: `train` is a part of `learned`, and
+    `test_paraphrase` has the paraphrases of the test claims.
     """
     if dataset.task != "fc":
         raise ConfigError(f"data set {dataset.name} has no claims: use one such as fever")

@@ -11,6 +11,7 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,10 +27,10 @@ from mend_jax.training import assembly, batch_files, checkpoints
 from mend_jax.training.assembly import base_identity
 from mend_jax.training.guards import GROUP_NORM
 from mend_jax.training.run_folder import read_config
-from mend_jax.training.step import TrainState, TrainStep
+from mend_jax.training.step import Batch, TrainState, TrainStep
 
 
-def replay(folder: Any, model: LanguageModel | None = None) -> dict[str, Any]:
+def replay(folder: str | Path, model: LanguageModel | None = None) -> dict[str, Any]:
     """Repeat the step of a saved batch.
 
     Args:
@@ -43,9 +44,9 @@ def replay(folder: Any, model: LanguageModel | None = None) -> dict[str, Any]:
     Raises:
       CheckpointError: no batch, no run around it, no checkpoint of the step before; another base.
     """
-    folder = as_path(folder)
-    batch, info = batch_files.load(folder)
-    workdir = folder.parent.parent
+    path = as_path(folder)
+    batch, info = batch_files.load(path)
+    workdir = path.parent.parent
     config = read_config(workdir)
     editor, tx = assembly.build_editor(config), assembly.build_optimizer(config)
     model = model or assembly.build_model(config)
@@ -65,13 +66,11 @@ def replay(folder: Any, model: LanguageModel | None = None) -> dict[str, Any]:
     return {"step": info["step"], **repeat_step(step, state, model.params, batch)}
 
 
-def repeat_step(
-    step: TrainStep, state: TrainState, base: Params, batch: Mapping[str, Any]
-) -> dict[str, Any]:
+def repeat_step(step: TrainStep, state: TrainState, base: Params, batch: Batch) -> dict[str, Any]:
     """Take one step of a batch, and of each of its edits alone; see `replay`. `state` is kept."""
     texts, number = token_batches(batch), np.int32(int(state.step) + 1)
 
-    def metrics(texts: Any) -> dict[str, float]:
+    def metrics(texts: Batch) -> dict[str, float]:
         _, values = step(jax.tree.map(jnp.copy, state), base, texts, number)
         return {k: float(v) for k, v in jax.device_get(values).items()}
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import TypedDict, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from mend_jax.apps.doctor.check_machine import check_memory
@@ -36,12 +36,33 @@ from mend_jax.parallel.distributed import gather
 from mend_jax.parallel.mesh import local_edit_numbers, shard_batch
 from mend_jax.training.assembly import Experiment, build_train_step
 from mend_jax.training.guards import GROUP_NORM
-from mend_jax.training.step import TrainState
+from mend_jax.training.step import Batch, TrainState, TrainStep
 
 MIN_UPDATES = 4  # on one batch; the network behind a zero matrix has a gradient at 3
 MAX_UPDATES = 16  # if it has not learned by then
 _MIN_FALL = 1e-5  # relative; sums of float32 over a batch are accurate to 1e-6
 _OBJECTIVE = "objective"
+
+
+class FactorSizes(TypedDict):
+    """The largest |u| and |delta| of the rows in the mask, and the number of these rows."""
+
+    u: Float[Array, ""]
+    delta: Float[Array, ""]
+    rows: Int[Array, ""]
+
+
+class EditMeasurements(TypedDict):
+    """The measurements of E edits.
+
+    `before`, `after`: mean nll of the targets; `deltas`: squared norms by weight, `factors`:
+    their sizes by weight.
+    """
+
+    before: Float[Array, " E"]
+    after: Float[Array, " E"]
+    deltas: dict[str, Float[Array, " E"]]
+    factors: dict[str, FactorSizes]
 
 
 @functools.partial(jax.jit, static_argnames=("editor", "model", "weights"))
@@ -54,13 +75,8 @@ def _edit_and_measure(
     editor: EditTransform,
     model: EditableModel,
     weights: Weights,
-) -> dict[str, Any]:
-    """Make E edits, and measure their factors and their effect on the targets.
-
-    Returns:
-      `before`, `after`: mean nll [E] of the targets; `deltas`: squared norms [E] by weight;
-      `factors`: by weight the largest |u| and |delta| of the rows in the mask, and their number.
-    """
+) -> EditMeasurements:
+    """Make E edits, and measure their factors and their effect on the targets."""
     problem = make_problem(model, base, weights, facts)
     edit, _ = editor.edit(params, state, problem, False)
 
@@ -143,7 +159,7 @@ def jitted_train_step(experiment: Experiment, state: TrainState) -> jax.stages.W
     return cast(jax.stages.Wrapped, step)
 
 
-def longest_batch(experiment: Experiment) -> dict[str, Any]:
+def longest_batch(experiment: Experiment) -> Batch:
     """Return a training step's texts in the longest bucket, which needs most memory."""
     c = experiment.config
     longest = max(experiment.train_parts, key=lambda part: part.texts["edit"].tokens.shape[-1])
@@ -155,7 +171,7 @@ def longest_batch(experiment: Experiment) -> dict[str, Any]:
 
 
 def train_on_one_batch(
-    experiment: Experiment, step: Any, start: TrainState, batch: Mapping[str, Any]
+    experiment: Experiment, step: TrainStep | jax.stages.Wrapped, start: TrainState, batch: Batch
 ) -> tuple[TrainState, list[dict[str, float]]]:
     """Train on one batch until the loss has fallen, for `MIN_UPDATES` to `MAX_UPDATES` updates.
 
@@ -192,22 +208,23 @@ def _loss_fell(history: Sequence[Mapping[str, float]]) -> bool:
     return first - last > _MIN_FALL * abs(first)
 
 
-def check_factors(factors: Mapping[str, Any], editor: EditTransform) -> CheckResult:
+def check_factors(factors: Mapping[str, FactorSizes], editor: EditTransform) -> CheckResult:
     """Check that the inner loss reaches every edited weight."""
     if editor.predictor is not None:
         return skipped("factors", "the editor changes no weight")
     problems = [] if factors else ["there are no edited weights"]
     for name, sizes in factors.items():
-        u, delta, rows = (float(sizes[k]) for k in ("u", "delta", "rows"))
+        u, delta, rows = float(sizes["u"]), float(sizes["delta"]), int(sizes["rows"])
         if not (math.isfinite(u) and math.isfinite(delta)):
             problems.append(f"{name} has |u| {u:g}, |delta| {delta:g}")
         elif not rows:
             problems.append(f"{name} has no row with both u and delta")
-    least = {k: min((float(f[k]) for f in factors.values()), default=0.0) for k in ("u", "delta")}
+    least_u = min((float(f["u"]) for f in factors.values()), default=0.0)
+    least_delta = min((float(f["delta"]) for f in factors.values()), default=0.0)
     return problems_result(
         "factors", problems,
-        f"of {len(factors)} weights the largest |u| is at least {least['u']:.3g}, the largest "
-        f"|delta| {least['delta']:.3g}",
+        f"of {len(factors)} weights the largest |u| is at least {least_u:.3g}, the largest "
+        f"|delta| {least_delta:.3g}",
         "non-zero and finite for every edited weight",
         "the loss of a correction does not depend on that weight, or the base is damaged: leave "
         "the weight out of model.edit_roles, or see `base`",
@@ -261,9 +278,10 @@ def check_learning(history: Sequence[Mapping[str, float]]) -> CheckResult:
     )  # fmt: skip
 
 
-def check_edit(measured: Mapping[str, Any], editor: EditTransform, unchanged: bool) -> CheckResult:
+def check_edit(measured: EditMeasurements, editor: EditTransform, unchanged: bool) -> CheckResult:
     """Check that edits move the model toward their targets and leave the base unchanged."""
-    before, after = (np.asarray(measured[name], np.float64) for name in ("before", "after"))
+    before = np.asarray(measured["before"], np.float64)
+    after = np.asarray(measured["after"], np.float64)
     n, n_finite = len(before), int(np.isfinite(after).sum())
     problems = []
     if n_finite < n:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from mend_jax.apps.doctor.check_result import CheckResult, problems_result
 from mend_jax.data.name_matching import canonical_name
+from mend_jax.data.rows import Row
 from mend_jax.training.assembly import Experiment, Split
 
 _MAX_LEFT_OUT = 0.5
 _MAX_SHARED = 0.005  # of the smaller split: fewer change a score by less than its sampling error
-Row = Mapping[str, Any]
 
 
 def check_splits(experiment: Experiment) -> CheckResult:
