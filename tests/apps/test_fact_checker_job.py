@@ -36,10 +36,10 @@ def claims(count, seed):
     rows = []
     for number in range(count):
         word = "".join(rng.choice(list("abcd"), rng.integers(3, 9)))
-        said, truth = f"{word} {'xy'[number % 2]}", ("false", "true")[number % 2]
+        claim, truth = f"{word} {'xy'[number % 2]}", ("false", "true")[number % 2]
         other = ("true", "false")[number % 2]
-        rows.append(make_row(key=f"{seed}-{number}", prompt=said, target=other, truth=truth,
-                             rephrase=f"ha {said}"))  # fmt: skip
+        rows.append(make_row(key=f"{seed}-{number}", prompt=claim, target=other, truth=truth,
+                             rephrase=f"ha {claim}"))  # fmt: skip
     return rows
 
 
@@ -126,13 +126,13 @@ def test_the_written_folder_is_the_trained_model(ran, base):
         str(base), new_parameters=CLASSIFIER_HEAD
     ).tokenizer.fingerprint  # fmt: skip
     rows = claims(30, 2)
-    said = model.score_claims([row["prompt"] for row in rows])
+    probabilities = model.score_claims([row["prompt"] for row in rows])
     is_true = np.asarray([row["truth"] == "true" for row in rows])
-    right = np.mean((np.asarray(said) > 0.5) == is_true)
+    right = np.mean((np.asarray(probabilities) > 0.5) == is_true)
     assert right == pytest.approx(results["eval"]["test"]["accuracy"])
     seqs = encode_claims(rows, ("prompt",), tokenizer=model.tokenizer, max_len=24)
     nll = score_claims(model.module, model.params, seqs, 7)["nll"]
-    theirs = -np.log(np.where(is_true, said, 1 - np.asarray(said)))
+    theirs = -np.log(np.where(is_true, probabilities, 1 - np.asarray(probabilities)))
     np.testing.assert_allclose(nll, theirs, atol=1e-4)
     assert nll.mean() == pytest.approx(results["eval"]["test"]["nll"], abs=1e-5)
     assert hub.read_config(hub.resolve(workdir / "model"))["num_labels"] == 1

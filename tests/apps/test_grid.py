@@ -48,22 +48,19 @@ def table_of(tmp_path):
 
 
 def test_every_cell_runs_with_its_settings_and_seeds(flags, tmp_path, monkeypatch, capsys):
-    configs_by_run = {}
+    configs = {}
 
-    def play(config, workdir):
-        configs_by_run[workdir.removeprefix(f"{tmp_path}/out/")] = config
+    def make_results(config, workdir):
+        configs[workdir.removeprefix(f"{tmp_path}/out/")] = config
         return results(config, workdir)
 
-    started = start_fake_runs(monkeypatch, play)
+    started = start_fake_runs(monkeypatch, make_results)
     assert main([*flags, "--config.settings=('train.clip=9.0',)"]) == 0
-    assert list(configs_by_run) == ["mend/seed_0", "mend/seed_1", "ft/seed_0", "ft_5/seed_0"]
-    assert [c.seed for c in configs_by_run.values()] == [0, 1, 0, 0]
-    assert (
-        configs_by_run["mend/seed_1"].train.lr == 1e-4
-        and configs_by_run["mend/seed_1"].train.steps == 12
-    )
-    assert configs_by_run["ft_5/seed_0"].editor.options.to_dict() == {"lr": 0.1}
-    assert all(c.train.clip == 9.0 for c in configs_by_run.values())
+    assert list(configs) == ["mend/seed_0", "mend/seed_1", "ft/seed_0", "ft_5/seed_0"]
+    assert [c.seed for c in configs.values()] == [0, 1, 0, 0]
+    assert configs["mend/seed_1"].train.lr == 1e-4 and configs["mend/seed_1"].train.steps == 12
+    assert configs["ft_5/seed_0"].editor.options.to_dict() == {"lr": 0.1}
+    assert all(c.train.clip == 9.0 for c in configs.values())
 
     mend, ft, ft_5 = table_of(tmp_path)["rows"]
     assert mend["scores"]["success"]["mean"] == pytest.approx(0.91)
@@ -91,10 +88,10 @@ def test_every_cell_runs_with_its_settings_and_seeds(flags, tmp_path, monkeypatc
 def test_a_failed_run_is_named_and_the_others_continue(flags, tmp_path, monkeypatch, capsys):
     broken = ["ft"]
 
-    def play(config, workdir):
+    def make_results(config, workdir):
         return 1 if workdir.split("/")[-2] in broken else results(config, workdir)
 
-    started = start_fake_runs(monkeypatch, play)
+    started = start_fake_runs(monkeypatch, make_results)
     assert main(flags) == 2
     assert "1 of 4 runs failed: ft, seed 0" in capsys.readouterr().err
     found = table_of(tmp_path)
@@ -133,13 +130,13 @@ def chained(flags, tmp_path):
 def test_a_cell_that_begins_with_another_runs_after_it(chained, tmp_path, monkeypatch):
     starts = {}
 
-    def play(config, workdir):
+    def make_results(config, workdir):
         starts[workdir.removeprefix(f"{tmp_path}/out/")] = config.editor.init_from
         first = tmp_path / config.editor.init_from / "results.json"
         assert not config.editor.init_from or first.exists()
         return results(config, workdir)
 
-    started = start_fake_runs(monkeypatch, play)
+    started = start_fake_runs(monkeypatch, make_results)
     assert main(chained) == 0
     cells = [f"{name}/seed_{s}" for s in (0, 1) for name in ("mend_1", "mend_5", "mend_9")]
     assert list(starts) == [*cells, "ft/seed_0"]
@@ -161,10 +158,10 @@ def test_a_run_that_begins_with_a_failed_one_does_not_start(chained, tmp_path, m
     """The failed run's folder may have a checkpoint of a half-training editor."""
     broken = ["mend_1/seed_1"]
 
-    def play(config, workdir):
+    def make_results(config, workdir):
         return 1 if workdir.removeprefix(f"{tmp_path}/out/") in broken else results(config, workdir)
 
-    started = start_fake_runs(monkeypatch, play)
+    started = start_fake_runs(monkeypatch, make_results)
     assert main(chained) == 2
     assert "3 of 7 runs failed: mend_1, seed 1, mend_5, seed 1, mend_9" in capsys.readouterr().err
     assert f"{tmp_path}/out/mend_5/seed_1" not in started and len(started) == 5

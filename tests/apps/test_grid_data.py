@@ -48,12 +48,12 @@ def ran(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(GRID.format(settings=settings))
     opened = {}
 
-    def play(config, workdir):
+    def make_results(config, workdir):
         experiment = opened[workdir.removeprefix(f"{tmp_path}/out/")] = open_experiment(config)
         found = fake_eval(random.Random(0), 0.5, 0.5, 0.1) | {"n": len(experiment.test)}
         return {"eval": found, "data": describe_data(experiment), "training": {"steps": 1}}
 
-    start_fake_runs(monkeypatch, play)
+    start_fake_runs(monkeypatch, make_results)
     assert main([f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/out"]) == 0
     found = json.loads((tmp_path / "out/grid.json").read_text())
     return {row["cell"]: row for row in found["rows"]}, opened, tmp_path

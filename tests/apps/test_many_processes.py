@@ -217,8 +217,8 @@ def test_a_process_that_cannot_load_ends_all(place, tmp_path):
     with started(place, place / "lacks", 2, folders=[place, tmp_path]) as processes:
         assert wait_for_ends(place, processes, 120) == [2, 2], output(place, 0) + output(place, 1)
     assert "WeightsError: cannot find the weights 'base'" in output(place, 1)
-    told = output(place, 0)
-    assert "PeerError" in told and "process 1: WeightsError: cannot find the weights" in told
+    log = output(place, 0)
+    assert "PeerError" in log and "process 1: WeightsError: cannot find the weights" in log
 
 
 def test_a_workdir_that_is_not_shared_is_an_error(place, tmp_path):
@@ -230,11 +230,11 @@ def test_a_workdir_that_is_not_shared_is_an_error(place, tmp_path):
     assert "process 1: ConfigError: --workdir mine is another folder" in output(place, 0)
 
 
-@pytest.mark.parametrize("name, value, told", [
+@pytest.mark.parametrize("name, value, message", [
     ("MEND_LOST_AFTER", "soon", "MEND_LOST_AFTER is 'soon'"),
     ("MEND_PROCESS_ID", "1", "not set, though others are"),
 ])  # fmt: skip
-def test_an_error_names_a_wrong_environment_variable(monkeypatch, name, value, told):
+def test_an_error_names_a_wrong_environment_variable(monkeypatch, name, value, message):
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         distributed.initialize()

@@ -29,11 +29,11 @@ def test_scores_that_a_run_lacks_are_left_out():
 
 
 def test_the_command_runs_each_seed_once(tmp_path, monkeypatch, capsys):
-    def play(config, workdir):
+    def make_results(config, workdir):
         found = {"eval": {"success": float(config.seed)}}
         return found | {"extra_data_sets": {"x/y": {"n": 2}}, "baselines": {"ft": {"success": 1.0}}}
 
-    started = start_fake_runs(monkeypatch, play)
+    started = start_fake_runs(monkeypatch, make_results)
     flags = ["--config=quickstart.py", "--workdir", str(tmp_path), "--seeds=3,5", "--config.seed=9"]
     assert multi_seed.main(flags) == 0
     assert started == [f"{tmp_path}/seed_3", f"{tmp_path}/seed_5"]
@@ -87,10 +87,10 @@ def test_one_of_several_processes_is_an_error(monkeypatch, capsys, name, value):
 
 
 def test_a_failed_seed_is_named_and_the_others_continue(tmp_path, monkeypatch, capsys):
-    def play(config, workdir):
+    def make_results(config, workdir):
         return 1 if config.seed == 0 else {"eval": {"success": 1.0}}
 
-    started = start_fake_runs(monkeypatch, play)
+    started = start_fake_runs(monkeypatch, make_results)
     assert multi_seed.main(["--config=quickstart.py", f"--workdir={tmp_path}", "--seeds=0,1"]) == 2
     assert len(started) == 2 and not (tmp_path / "seeds.json").exists()
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Fake run processes: what `mend_jax.apps.run_processes` starts, without starting anything."""
+"""Fake run processes for `mend_jax.apps.run_processes`."""
 
 from mend_jax.apps import run_processes
 from mend_jax.apps.run_command import parse
@@ -7,7 +7,7 @@ from mend_jax.training import config as configs
 
 
 class FakeProcess:
-    """A fake subprocess.Popen that calls play(config, workdir) for the command line's run.
+    """A fake subprocess.Popen that calls make_results(config, workdir) for the command line's run.
 
     Its return value is written as the results of the run, with the run's config, after a line of
     output; an int is the exit status of a run that fails.
@@ -16,26 +16,26 @@ class FakeProcess:
     started = []
     environments = []
 
-    def __init__(self, play, line, stdout, stderr, env):
+    def __init__(self, make_results, line, stdout, stderr, env):
         config, workdir, _ = parse(line[3:])
         FakeProcess.started.append(workdir)
         FakeProcess.environments.append(env)
         if stdout is not None:
             stdout.write(f"output of {workdir}\n")
-        found = play(config, workdir)
-        self.returncode = found if isinstance(found, int) else 0
-        if not isinstance(found, int):
-            found = {"config": configs.to_json_dict(config), "seconds_total": 60.0} | found
-            write_json(as_path(workdir) / "results.json", found)
+        results = make_results(config, workdir)
+        self.returncode = results if isinstance(results, int) else 0
+        if not isinstance(results, int):
+            results = {"config": configs.to_json_dict(config), "seconds_total": 60.0} | results
+            write_json(as_path(workdir) / "results.json", results)
 
     def poll(self):
         return self.returncode
 
 
-def start_fake_runs(monkeypatch, play):
-    """Replace run processes by `play`; return the list of folders of runs that started."""
+def start_fake_runs(monkeypatch, make_results):
+    """Replace run processes by `make_results`; return the list of folders of runs that started."""
     FakeProcess.started, FakeProcess.environments = [], []
     monkeypatch.setattr(
-        run_processes.subprocess, "Popen", lambda line, **k: FakeProcess(play, line, **k)
+        run_processes.subprocess, "Popen", lambda line, **k: FakeProcess(make_results, line, **k)
     )
     return FakeProcess.started
