@@ -22,7 +22,7 @@ _ALL_ROWS = ("attn/k", "attn/v", "attn/qkv")  # of the last block: keys and valu
 
 
 class Texts(NamedTuple):
-    """Texts that pass together: their number, their tokens, and how many of these are scored."""
+    """`n` texts that pass together, each with `length` tokens, of which `scored` are scored."""
 
     n: int
     length: int

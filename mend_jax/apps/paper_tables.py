@@ -338,10 +338,10 @@ def table9(variant: str = "") -> ConfigDict:
 
 
 def table11(variant: str = "") -> ConfigDict:
-    """Return the grid of MEND against look-up: a cache at its threshold, half and double, and
-    in-context editing.
+    """Return the grid of MEND against look-up: a cache and in-context editing.
 
-    To set a threshold, put `editor.options={'eps': 3.0}` in `cells.cache.settings`.
+    The cache uses its threshold, half of it and double. To set a threshold, put
+    `editor.options={'eps': 3.0}` in `cells.cache.settings`.
     """
     cells = {name: with_one_seed(one) for name, one in method_cells(variant, ["mend"]).items()}
     thresholds = {"cache": ("cache, e*", 1.0), "cache_half": ("cache, e*/2", 0.5),
