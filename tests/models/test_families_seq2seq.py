@@ -269,7 +269,7 @@ def test_the_largest_t5_has_the_published_size():
         model_type="t5", vocab_size=32128, d_model=4096, d_ff=10240, d_kv=64, num_heads=64,
         num_layers=24, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
     )  # fmt: skip
-    family, config = t5, t5.config_from_hf(hf)
+    family, config = t5.FAMILY, t5.config_from_hf(hf)
     specs = family.tensor_specs(config)
     assert sum(math.prod(s.shape) for s in specs) == 11_135_332_352
     weights = models.choose_weights(family, config, 2)
