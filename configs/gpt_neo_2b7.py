@@ -3,7 +3,7 @@
 Command: python -m mend_jax.main --config=gpt_neo_2b7.py
 Hardware: a TPU slice of 8 chips of 16 GB with --config.train.edits_per_step=2 and
 --config.train.accumulate=5, because 20 heads do not go into 8 (compiled for v5e-8: 2.7 GiB a chip,
-see docs/pods.md), or one accelerator of 32 GB (by size, not measured); bfloat16
+see docs/tpu.md), or one accelerator of 32 GB (by size, not measured); bfloat16
 Data here: world facts; with `:paper` the paper's. Paper (Table 3, Wikitext generation editing):
 edit success .81, perplexity drawdown .057.
 """

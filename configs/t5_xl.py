@@ -1,7 +1,7 @@
 """MEND for T5-XL v1.1, closed-book QA (2.8B), with the hyper-parameters of the paper.
 
 Command: python -m mend_jax.main --config=t5_xl.py
-Hardware: a TPU slice of 8 chips of 16 GB (compiled for v5e-8: 1.3 GiB a chip, see docs/pods.md), or
+Hardware: a TPU slice of 8 chips of 16 GB (compiled for v5e-8: 1.3 GiB a chip, see docs/tpu.md), or
 one accelerator of 32 GB (by size, not measured); bfloat16
 Data here: world facts; with `:paper` the paper's. Paper (Table 3, zsRE question answering):
 edit success .88, accuracy drawdown .001.
