@@ -63,11 +63,11 @@ def _best_row(table: Table) -> Float[np.ndarray, 4]:
 
 
 def summary(params: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entry of results.json; `tried` is the whole table."""
+    """Return the entry of results.json; `candidates` is the whole table."""
     table = np.asarray(state["sweep"], np.float64)
     best = dict(zip(COLUMNS, _best_row(table).tolist(), strict=True))
     best |= {"eps": float(params["eps"])}
-    return best | {"tried": [dict(zip(COLUMNS, row, strict=True)) for row in table.tolist()]}
+    return best | {"candidates": [dict(zip(COLUMNS, row, strict=True)) for row in table.tolist()]}
 
 
 def _candidates(near: np.ndarray, far: np.ndarray) -> Float[np.ndarray, " K"]:
