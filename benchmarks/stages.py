@@ -14,10 +14,10 @@ import numpy as np
 
 from benchmarks.machine import time_calls
 from benchmarks.workload import Built
+from mend_jax.core.edit_problem import Problem, make_problem
+from mend_jax.core.editor_protocol import EditTransform, Weights
 from mend_jax.core.forward import TrunkStates, scored_logits, shared_trunk_states
 from mend_jax.core.meta_loss import meta_loss
-from mend_jax.core.problem import Problem, make_problem
-from mend_jax.core.transform import EditTransform, Weights
 from mend_jax.evaluation.scoring import edit_and_score
 from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params

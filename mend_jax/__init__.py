@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from mend_jax.hub.language_model import LanguageModel, load_model
     from mend_jax.training.config import load_config
     from mend_jax.training.pretrained import load as load_editor
-    from mend_jax.training.trained_editor import Editor
+    from mend_jax.training.restored_editor import Editor
 
 _PUBLIC = {
     "Dense": "core.weight_edit:Dense",
     "Edit": "core.weight_edit:Edit",
-    "Editor": "training.trained_editor:Editor",
+    "Editor": "training.restored_editor:Editor",
     "Fact": "data.facts:Fact",
     "LanguageModel": "hub.language_model:LanguageModel",
     "LowRank": "core.weight_edit:LowRank",

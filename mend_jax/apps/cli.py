@@ -43,7 +43,7 @@ COMMANDS = {
     ),
     "export-editor": Command("mend_jax.training.pretrained", "write a run's editor as one file"),
     "scaling": Command("mend_jax.tpu.scaling", "estimate a training step on any slice"),
-    "shardings": Command("mend_jax.tpu.shardings", "report how every array of a config is split"),
+    "shardings": Command("mend_jax.tpu.sharding_report", "report how arrays are split"),
 }  # fmt: skip
 
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mend_jax.core.problem import make_problem
+from mend_jax.core.edit_problem import make_problem
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform
 from mend_jax.data.rows import fingerprint_rows
 from mend_jax.editors import make_editor
 from mend_jax.evaluation.edit_costs import time_edits

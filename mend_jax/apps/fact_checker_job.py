@@ -33,7 +33,7 @@ from mend_jax.parallel import distributed
 from mend_jax.parallel.distributed import print_once
 from mend_jax.training import config as configs
 from mend_jax.training.assembly import choose_rows
-from mend_jax.training.config_schema import check_keys, raise_problems
+from mend_jax.training.config_check import check_keys, raise_problems
 from mend_jax.training.fact_checker import KEYS, train
 from mend_jax.training.provenance import code_fingerprint, hardware, versions
 from mend_jax.training.run_folder import locked_folder, prepare_folder, read_finished_results

@@ -29,7 +29,7 @@ from mend_jax.evaluation.reports.text_tables import grid_table
 from mend_jax.evaluation.reports.values import value_at
 from mend_jax.io.files import as_path
 from mend_jax.training import config as configs
-from mend_jax.training import config_schema
+from mend_jax.training import config_check
 from mend_jax.training.assembly import build_editor
 from mend_jax.training.config_keys import Key
 
@@ -77,7 +77,7 @@ def new_grid(title: str, cells: Mapping[str, ConfigDict]) -> ConfigDict:
 def check(config: ConfigDict) -> None:
     """Raise a ConfigError for a grid, or a config of its runs, that cannot be used."""
     cells = config.get("cells") or {}
-    problems = config_schema.check_keys(config, KEYS, open_groups=("cells.",))
+    problems = config_check.check_keys(config, KEYS, open_groups=("cells.",))
     problems += [] if cells and config.only else ["only: a grid needs at least one cell"]
     for name, one in cells.items():
         problems += _cell_problems(name, one)
@@ -86,7 +86,7 @@ def check(config: ConfigDict) -> None:
         for name in config.get("only", ())
         if name not in cells
     ]
-    config_schema.raise_problems(problems or _start_problems(cells))
+    config_check.raise_problems(problems or _start_problems(cells))
     for name in config.only:
         run_config = _checked_config(config, name)
         if start := cells[name].start:
@@ -137,7 +137,7 @@ def _checked_config(config: ConfigDict, name: str) -> ConfigDict:
         run_config = run_command.parse(run_flags(config, name, config.cells[name].seeds[0])).config
         if run_config.job != "edit":
             raise ConfigError(f"its job is {run_config.job!r}, but a grid has editing runs")
-        config_schema.check(run_config)
+        config_check.check(run_config)
         build_editor(run_config)
     except MendError as e:
         raise ConfigError(f"cell {name}: {e}") from e

@@ -30,8 +30,8 @@ from mend_jax.training.assembly import Experiment, open_experiment
 from mend_jax.training.provenance import code_fingerprint, hardware, versions
 from mend_jax.training.run_folder import locked_folder, prepare_folder, read_results
 from mend_jax.training.run_state import RunState
+from mend_jax.training.run_training import train_editor
 from mend_jax.training.step import TrainState
-from mend_jax.training.train_editor import train_editor
 
 
 def train_and_evaluate(

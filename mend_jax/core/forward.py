@@ -18,8 +18,8 @@ from mend_jax.core.chunking import map_text_chunks
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit, variables
 from mend_jax.models.editable_model import EditableModel, Inputs
+from mend_jax.models.factor_capture import TAPS
 from mend_jax.models.generation import generate
-from mend_jax.models.layers import TAPS
 from mend_jax.models.params import Params, flatten, nest
 from mend_jax.parallel.layout import split_over_edits, vmap_edits
 

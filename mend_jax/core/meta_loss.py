@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mend_jax.core.chunking import map_text_chunks
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.forward import TextsWithStates, scored_states, shared_trunk_states
 from mend_jax.core.logits import map_logits
 from mend_jax.core.losses import masked_mean, token_kl, token_nll
-from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Edit, densify_once
 from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params

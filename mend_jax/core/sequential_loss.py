@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.forward import TextsWithStates
 from mend_jax.core.losses import masked_mean
 from mend_jax.core.meta_loss import (
@@ -21,9 +23,7 @@ from mend_jax.core.meta_loss import (
     weighted_sum,
     with_trunk_states,
 )
-from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mend_jax.data import prepared
+from mend_jax.data.data_set_recipe import Recipe
 from mend_jax.data.dataset import DataSet
 from mend_jax.data.raw_files import data_root
-from mend_jax.data.recipe import Recipe
 from mend_jax.errors import DataError, did_you_mean
 from mend_jax.io.registry import Registry
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mend_jax.data import rows
-from mend_jax.data.recipe import BuiltSplits, Recipe
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe
 
 
 class TfdsRows(Sequence[rows.Row]):

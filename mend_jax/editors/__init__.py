@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_origin, get_type_hints
 
-from mend_jax.core.transform import EditTransform, Link, LinkContext, chain, factor_editor
+from mend_jax.core.editor_protocol import EditTransform, Link, LinkContext, chain, factor_editor
 from mend_jax.editors.untrained import UntrainedEditor, untrained_declaration, usable_untrained
 from mend_jax.errors import ConfigError
 from mend_jax.io.json_values import matches_type

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mend_jax.core.problem import Problem
-from mend_jax.core.transform import (
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import (
     EditorParams,
     EditorState,
     EditTransform,
@@ -17,7 +17,7 @@ from mend_jax.core.transform import (
     Weights,
 )
 from mend_jax.core.weight_edit import Delta, Dense, Edit
-from mend_jax.editors.links import check_step_size, init_step_sizes, read_step_sizes
+from mend_jax.editors.chain_links import check_step_size, init_step_sizes, read_step_sizes
 from mend_jax.parallel.layout import gather_weight
 from mend_jax.parallel.sharding import Rule
 

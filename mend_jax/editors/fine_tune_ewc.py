@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import EditorState, EditTransform, Weights
 from mend_jax.core.factors import Factors
-from mend_jax.core.problem import Problem
-from mend_jax.core.transform import EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
 from mend_jax.editors.untrained import parameter_free_editor

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import EditorState, EditTransform, Weights
 from mend_jax.core.forward import scored_logits, trunk_states
 from mend_jax.core.losses import masked_mean, token_kl
-from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer, StepNumber
 from mend_jax.editors.untrained import parameter_free_editor, usable_untrained

@@ -7,8 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.problem import Problem
-from mend_jax.core.transform import EditorState, EditTransform, Weights
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.editors.gradient_descent import GradientDescent, Only, Optimizer
 from mend_jax.editors.untrained import parameter_free_editor, usable_untrained

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from mend_jax.core.problem import Problem
-from mend_jax.core.transform import EditorState, Weights
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import EditorState, Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.errors import ConfigError
 from mend_jax.parallel.layout import vmap_edits

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Predictor
 from mend_jax.core.forward import TrunkStates, greedy_continuation, scored_logits, trunk_states
-from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import AnyArray, TokenBatch
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Predictor
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.untrained import parameter_free_editor
 from mend_jax.errors import ConfigError

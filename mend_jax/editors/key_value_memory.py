@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import EditorState, Weights
 from mend_jax.core.forward import shared_trunk_states
-from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditorState, Weights
 from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
 from mend_jax.editors.ridge_regression import least_squares
 from mend_jax.errors import ConfigError

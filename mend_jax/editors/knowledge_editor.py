@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.factors import Factors
-from mend_jax.core.problem import Problem
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.models import WeightSpec
 from mend_jax.parallel.sharding import Rule

@@ -9,6 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import (
+    EditorParams,
+    EditorState,
+    EditTransform,
+    Predictor,
+    ThresholdTuning,
+    Weights,
+)
 from mend_jax.core.forward import (
     TextsWithStates,
     TrunkStates,
@@ -17,16 +26,7 @@ from mend_jax.core.forward import (
     scored_logits,
     trunk_states,
 )
-from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import AnyArray, TokenBatch
-from mend_jax.core.transform import (
-    EditorParams,
-    EditorState,
-    EditTransform,
-    Predictor,
-    ThresholdTuning,
-    Weights,
-)
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.cache_threshold import (
     Observations,

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mend_jax.core.factors import Factors
-from mend_jax.core.transform import (
+from mend_jax.core.editor_protocol import (
     EditorParams,
     EditorState,
     Link,
@@ -20,7 +19,8 @@ from mend_jax.core.transform import (
     Weights,
     group_weights,
 )
-from mend_jax.editors.links import Signal
+from mend_jax.core.factors import Factors
+from mend_jax.editors.chain_links import Signal
 from mend_jax.parallel.layout import gather_weight, keep_last_axis_whole
 from mend_jax.parallel.sharding import Rule
 

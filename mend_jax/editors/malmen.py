@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mend_jax.core.problem import Rows
-from mend_jax.core.transform import EditTransform, Link
-from mend_jax.editors.links import normalize
+from mend_jax.core.edit_problem import Rows
+from mend_jax.core.editor_protocol import EditTransform, Link
+from mend_jax.editors.chain_links import normalize
 from mend_jax.editors.low_rank_mlp import Film, Init, Sides, VInit, low_rank_mlp
 from mend_jax.editors.ridge_editor import ridge_editor
 from mend_jax.editors.ridge_regression import RidgeSolve, keep_key, ridge_solve, value_shift

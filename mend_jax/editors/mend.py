@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mend_jax.core.transform import EditTransform, chain, factor_editor
-from mend_jax.editors.links import normalize, outer_sum, scale_by_layer_lr
+from mend_jax.core.editor_protocol import EditTransform, chain, factor_editor
+from mend_jax.editors.chain_links import normalize, outer_sum, scale_by_layer_lr
 from mend_jax.editors.low_rank_mlp import Init, Sides, VInit, low_rank_mlp
 
 

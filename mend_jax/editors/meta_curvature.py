@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mend_jax.core.transform import (
+from mend_jax.core.editor_protocol import (
     EditorParams,
     EditorState,
     EditTransform,
@@ -18,7 +18,7 @@ from mend_jax.core.transform import (
     chain,
     factor_editor,
 )
-from mend_jax.editors.links import Signal, normalize, outer_sum, scale_by_layer_lr
+from mend_jax.editors.chain_links import Signal, normalize, outer_sum, scale_by_layer_lr
 from mend_jax.parallel.layout import gather_weight, keep_last_axis_whole
 from mend_jax.parallel.sharding import Rule
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.transform import (
+from mend_jax.core.editor_protocol import (
     EditorParams,
     EditorState,
     EditTransform,
@@ -17,7 +17,7 @@ from mend_jax.core.transform import (
     factor_editor,
 )
 from mend_jax.core.weight_edit import Delta, Dense, Edit
-from mend_jax.editors.links import Signal, check_step_size
+from mend_jax.editors.chain_links import Signal, check_step_size
 from mend_jax.parallel.layout import gather_weight
 from mend_jax.parallel.sharding import Rule
 

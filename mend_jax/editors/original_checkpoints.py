@@ -13,8 +13,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from mend_jax.core.editor_protocol import (
+    EditorParams,
+    EditorState,
+    WeightGroup,
+    Weights,
+    group_weights,
+)
 from mend_jax.core.factors import Moments, zero_moments
-from mend_jax.core.transform import EditorParams, EditorState, WeightGroup, Weights, group_weights
 from mend_jax.errors import CheckpointError
 from mend_jax.models import WeightSpec
 

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import EditorState, EditTransform, Weights
 from mend_jax.core.forward import TrunkStates, top_logits, zero_taps
-from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors.minimum_norm import Norm, minimum_norm_matrix
 from mend_jax.editors.untrained import parameter_free_editor

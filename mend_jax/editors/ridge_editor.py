@@ -15,10 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mend_jax.core.chunking import split_into_chunks
-from mend_jax.core.forward import TrunkStates
-from mend_jax.core.problem import Problem, Rows
-from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import (
+from mend_jax.core.edit_problem import Problem, Rows
+from mend_jax.core.editor_protocol import (
     EditorParams,
     EditorState,
     EditTransform,
@@ -27,8 +25,10 @@ from mend_jax.core.transform import (
     chain,
     factor_editor,
 )
+from mend_jax.core.forward import TrunkStates
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Delta, Edit
-from mend_jax.editors.links import Signal
+from mend_jax.editors.chain_links import Signal
 from mend_jax.editors.ridge_regression import (
     NormalEquations,
     RidgeSolve,

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mend_jax.core.factors import Factors
-from mend_jax.core.transform import (
+from mend_jax.core.editor_protocol import (
     EditorParams,
     EditorState,
     Link,
@@ -26,9 +25,10 @@ from mend_jax.core.transform import (
     Weights,
     stateless,
 )
+from mend_jax.core.factors import Factors
 from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
+from mend_jax.editors.chain_links import Signal, init_step_sizes, step_size_link
 from mend_jax.editors.cholesky import inverse_cholesky, product
-from mend_jax.editors.links import Signal, init_step_sizes, step_size_link
 
 Scalar = Float[Array, ""] | float
 
@@ -45,7 +45,7 @@ def value_shift(step_size: float, log: bool) -> Link:
     """delta_i = d_i = -eta_l (k_i . u~_i) delta~_i, the change of value that row i's edit makes.
 
     MEND's edit -eta_l u~_i delta~_i^T of that row alone makes this change at its key k_i (MALMEN,
-    section 4.1). eta_l is learned for each weight; see `links.scale_by_layer_lr`.
+    section 4.1). eta_l is learned for each weight; see `chain_links.scale_by_layer_lr`.
     """
 
     def change_value(f: Factors, eta: Array) -> Factors:

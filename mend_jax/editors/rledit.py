@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mend_jax.core.problem import Rows
-from mend_jax.core.transform import EditTransform, SequentialTraining
+from mend_jax.core.edit_problem import Rows
+from mend_jax.core.editor_protocol import EditTransform, SequentialTraining
 from mend_jax.editors.low_rank_mlp import Film, Init, VInit, low_rank_mlp
 from mend_jax.editors.malmen import malmen_links
 from mend_jax.editors.ridge_editor import ridge_editor

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 
-from mend_jax.core.problem import Problem
-from mend_jax.core.transform import EditorState, EditTransform, Weights
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Edit
 from mend_jax.editors.key_value_memory import (
     SHARDING,

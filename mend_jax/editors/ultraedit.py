@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mend_jax.core.problem import Problem, Rows
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform, stateless
-from mend_jax.editors.links import Signal, normalize
+from mend_jax.core.edit_problem import Problem, Rows
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, stateless
+from mend_jax.editors.chain_links import Signal, normalize
 from mend_jax.editors.ridge_editor import ridge_editor
 from mend_jax.editors.ridge_regression import keep_key, ridge_solve, value_change
 from mend_jax.editors.untrained import usable_untrained

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from mend_jax.core.problem import Problem
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Edit
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from mend_jax.core.edit_problem import Problem
 from mend_jax.core.losses import masked_mean, token_kl, token_nll
-from mend_jax.core.problem import Problem
 from mend_jax.core.weight_edit import Delta, Edit
 from mend_jax.editors.key_value_memory import rows_at_subject
 from mend_jax.models import WeightSpec

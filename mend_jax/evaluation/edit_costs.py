@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform
 from mend_jax.evaluation.scoring import make_edit
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.parallel.distributed import gather

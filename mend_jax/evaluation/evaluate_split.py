@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, locality_weights, token_batches
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Edit, relative_norms
 from mend_jax.data.encoded_rows import EVALUATION_SETS
 from mend_jax.evaluation import metrics

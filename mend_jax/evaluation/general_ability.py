@@ -216,7 +216,7 @@ def score_predictor_ability(
     """Return what `score_ability` does for an editor that changes no weight.
 
     Args:
-      read: (texts [E, c], their trunk states) -> logits; see `core.transform.Predictor`.
+      read: (texts [E, c], their trunk states) -> logits; see `core.editor_protocol.Predictor`.
     """
 
     def score(h: TrunkStates, seqs: TokenBatch) -> TokenScores:

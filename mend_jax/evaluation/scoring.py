@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mend_jax.core.chunking import map_text_chunks
+from mend_jax.core.edit_problem import Problem, make_problem
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.forward import TrunkStates, scored_logits, trunk_states
 from mend_jax.core.losses import all_tokens_correct, correct_tokens, token_kl, token_nll
 from mend_jax.core.meta_loss import EDIT_SETS, with_trunk_states
-from mend_jax.core.problem import Problem, make_problem
 from mend_jax.core.token_batch import NO_TARGET, TokenBatch
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Edit, densify_once, variables
 from mend_jax.models.editable_model import EditableModel, Inputs
 from mend_jax.models.generation import generate

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.forward import TrunkStates, scored_logits, trunk_states
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_states
-from mend_jax.core.problem import Problem
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.weight_edit import Dense, Edit, squared_norms
 from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.data.sequential_rows import near_texts_outside_edits

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mend_jax.core.transform import EditorState
+from mend_jax.core.editor_protocol import EditorState
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import CheckpointError
 from mend_jax.io import array_files

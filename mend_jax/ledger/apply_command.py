@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from mend_jax.data.facts import Fact
 from mend_jax.ledger import text_view
+from mend_jax.ledger.edit_ledger import Entry, Ledger
 from mend_jax.ledger.editor_choice import choose_editor
+from mend_jax.ledger.evaluation_prompts import make_prompts
 from mend_jax.ledger.fact_arguments import collect_facts
 from mend_jax.ledger.measure import measure_edit, require_text_model
 from mend_jax.ledger.open_ledger import open_base, report_progress
-from mend_jax.ledger.store import Entry, Ledger
-from mend_jax.ledger.test_prompts import make_test_prompts
 
 
 def apply(args: argparse.Namespace) -> int:
@@ -23,7 +23,7 @@ def apply(args: argparse.Namespace) -> int:
       1 with --strict if an edit failed or its locality is bad, else 0.
     """
     facts = collect_facts(args.fact, args.facts)
-    prompts = [make_test_prompts(fact) for fact in facts]
+    prompts = [make_prompts(fact) for fact in facts]
     model, ledger = open_base(args.ledger, args.model, args.dtype, args.last_n_blocks)
     require_text_model(model)
     editor = choose_editor(model, args.editor, args.strength, dict(args.option), report_progress)

@@ -15,11 +15,11 @@ from mend_jax.data.facts import Fact
 from mend_jax.errors import ConfigError, LedgerError
 from mend_jax.evaluation.reports.formatting import DASH, printable
 from mend_jax.ledger import text_view
+from mend_jax.ledger.edit_ledger import Entry
 from mend_jax.ledger.editor_choice import choose_editor
+from mend_jax.ledger.evaluation_prompts import EvaluationPrompts, make_prompts, recorded_prompts
 from mend_jax.ledger.measure import measure_edit
 from mend_jax.ledger.open_ledger import open_base, report_progress
-from mend_jax.ledger.store import Entry
-from mend_jax.ledger.test_prompts import TestPrompts, make_test_prompts, recorded_test_prompts
 
 _MAX_PAIRS = 8  # of edits that interfere most, to be listed
 WAYS = {
@@ -38,7 +38,7 @@ def combine(args: argparse.Namespace) -> int:
             f"{args.ledger} has {len(entries)} active edits: `apply` at least two to combine"
         )
     edits = [ledger.edit(entry.number) for entry in entries]
-    prompts = [p for entry in entries for p in _test_prompts(entry)]
+    prompts = [p for entry in entries for p in _evaluation_prompts(entry)]
     ways = {"stacked": sum_edits(edits), "renormalised": renormalised_sum(edits)}
     try:
         editor = choose_editor(
@@ -71,11 +71,11 @@ def combine(args: argparse.Namespace) -> int:
     return 0
 
 
-def _test_prompts(entry: Entry) -> list[TestPrompts]:
+def _evaluation_prompts(entry: Entry) -> list[EvaluationPrompts]:
     """Return the prompts that the entry was measured on, or new ones if it was not measured."""
     if "facts" in entry.measured:
-        return [recorded_test_prompts(fact) for fact in entry.measured["facts"]]
-    return [make_test_prompts(Fact(prompt, target)) for prompt, target in entry.facts]
+        return [recorded_prompts(fact) for fact in entry.measured["facts"]]
+    return [make_prompts(Fact(prompt, target)) for prompt, target in entry.facts]
 
 
 def _interference(edits: Sequence[Edit]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
-from mend_jax.core.problem import make_problem
+from mend_jax.core.edit_problem import make_problem
+from mend_jax.core.editor_protocol import with_strength
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import with_strength
 from mend_jax.data.sources.world_facts import passages
 from mend_jax.data.sources.world_facts.facts import true_facts
 from mend_jax.data.sources.world_facts.templates import TEMPLATES, fill_template
@@ -23,7 +23,7 @@ from mend_jax.hub.text_encoding import stack_batches
 from mend_jax.models.params import Params
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 from mend_jax.training import pretrained
-from mend_jax.training.trained_editor import Editor
+from mend_jax.training.restored_editor import Editor
 
 ReportProgress = Callable[[str], None]
 

@@ -6,8 +6,8 @@ import argparse
 
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import ConfigError, LedgerError
+from mend_jax.ledger.edit_ledger import Ledger
 from mend_jax.ledger.open_ledger import open_base, report_progress
-from mend_jax.ledger.store import Ledger
 from mend_jax.ledger.text_view import format_range
 
 ALL = "all"

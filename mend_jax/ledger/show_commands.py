@@ -10,7 +10,7 @@ from mend_jax.errors import ConfigError
 from mend_jax.evaluation.reports.formatting import printable
 from mend_jax.io.files import write_text
 from mend_jax.ledger import text_view
-from mend_jax.ledger.store import Ledger
+from mend_jax.ledger.edit_ledger import Ledger
 
 
 def show(args: argparse.Namespace) -> int:

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mend_jax.evaluation.reports.formatting import DASH, printable
+from mend_jax.ledger.edit_ledger import Entry, Ledger
 from mend_jax.ledger.measurement_schema import is_known
-from mend_jax.ledger.store import Entry, Ledger
 from mend_jax.ledger.verdict import leaks
 
 _NARROWEST, _WIDEST, _NO_TERMINAL = 80, 160, 120  # columns

@@ -19,7 +19,7 @@ from mend_jax.hub.text_encoding import limit_scored_positions, stack_batches
 from mend_jax.models.abstract_model import DTYPES, AbstractModel, abstract_model
 from mend_jax.models.params import nest
 from mend_jax.training.assembly import abstract_state, build_editor, build_optimizer, text_lengths
-from mend_jax.training.config_schema import check
+from mend_jax.training.config_check import check
 from mend_jax.training.step import TrainState
 
 

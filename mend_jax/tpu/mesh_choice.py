@@ -12,7 +12,7 @@ from mend_jax.parallel import distributed
 from mend_jax.tpu.abstract_run import abstract_run
 from mend_jax.tpu.mesh_plan import choose_plan, step_needs
 from mend_jax.tpu.slices import hbm_bytes_of
-from mend_jax.training.config_schema import check
+from mend_jax.training.config_check import check
 
 
 def mesh_sizes(config: ml_collections.ConfigDict) -> Mapping[str, int]:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mend_jax import data
-from mend_jax.core.transform import EditTransform, Weights, with_strength
+from mend_jax.core.editor_protocol import EditTransform, Weights, with_strength
 from mend_jax.data.batches import iterate_batches
 from mend_jax.data.encoded_rows import EncodedRows, Lengths, encode_rows, rows_needed
 from mend_jax.data.far_texts import add_far_texts
@@ -35,7 +35,7 @@ from mend_jax.models.abstract_model import AbstractModel
 from mend_jax.parallel.mesh import batch_axis_size, local_edit_numbers, make_mesh, round_up_edits
 from mend_jax.parallel.sharding import place
 from mend_jax.training import config as configs
-from mend_jax.training.config_schema import check, longest_sequence
+from mend_jax.training.config_check import check, longest_sequence
 from mend_jax.training.optimizer import make_optimizer
 from mend_jax.training.step import (
     BatchIterator,

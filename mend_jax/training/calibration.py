@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from mend_jax.core.problem import make_problem
+from mend_jax.core.edit_problem import make_problem
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform
 from mend_jax.errors import ConfigError
 from mend_jax.io.progress import Progress
 from mend_jax.models.params import Params

@@ -12,11 +12,11 @@ from mend_jax.io.files import as_path
 from mend_jax.parallel.distributed import print_once
 from mend_jax.training.assembly import Experiment
 from mend_jax.training.calibration import calibrate
+from mend_jax.training.restored_editor import Editor
 from mend_jax.training.run_folder import read_config
 from mend_jax.training.step import TrainState
 from mend_jax.training.step_sizes import scale_step_sizes
 from mend_jax.training.threshold_tuning import tune_threshold
-from mend_jax.training.trained_editor import Editor
 
 
 def initial_state(experiment: Experiment, fresh: TrainState) -> TrainState:

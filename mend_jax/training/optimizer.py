@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-from mend_jax.core.transform import StepSizes
+from mend_jax.core.editor_protocol import StepSizes
 from mend_jax.parallel.sharding import key_path_name
 from mend_jax.training.step_sizes import find_step_sizes
 

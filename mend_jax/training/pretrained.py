@@ -90,7 +90,7 @@ def read(path: str | Path, model: Any) -> Any:
     from mend_jax.training.assembly import base_identity, build_editor
     from mend_jax.training.checkpoints import refuse_other_run
     from mend_jax.training.config_keys import with_added_keys
-    from mend_jax.training.trained_editor import Editor
+    from mend_jax.training.restored_editor import Editor
 
     meta, stored = _read(path)
     flat = _dequantised(stored)
@@ -133,8 +133,8 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[st
 
     from mend_jax.parallel.sharding import key_path_name
     from mend_jax.training.assembly import base_identity
+    from mend_jax.training.restored_editor import Editor
     from mend_jax.training.run_folder import read_results
-    from mend_jax.training.trained_editor import Editor
 
     path = Path(path)
     if dtype not in DTYPES:

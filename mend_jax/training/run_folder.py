@@ -18,7 +18,7 @@ from mend_jax.io.file_locks import locked
 from mend_jax.io.files import as_path, is_remote, write_text
 from mend_jax.io.json_values import parse_json
 from mend_jax.parallel import distributed
-from mend_jax.training import checkpoints, config_schema
+from mend_jax.training import checkpoints, config_check
 from mend_jax.training import config as configs
 from mend_jax.training.config_keys import with_added_keys
 
@@ -120,7 +120,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         if not isinstance(stored, dict):
             raise ValueError("it is no object")
         config = ml_collections.ConfigDict(_with_tuples(with_added_keys(stored)))
-        config_schema.check(config)
+        config_check.check(config)
         return config
     except (OSError, ImportError) as e:
         raise CheckpointError(

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.meta_loss import meta_loss
 from mend_jax.core.sequential_loss import sequential_loss
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.data.batches import Batch
 from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params

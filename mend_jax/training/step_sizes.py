@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mend_jax.core.transform import StepSizes
+from mend_jax.core.editor_protocol import StepSizes
 from mend_jax.errors import ConfigError
 from mend_jax.parallel.sharding import key_path_name
 

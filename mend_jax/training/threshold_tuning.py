@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from mend_jax.core.edit_problem import Problem
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_states
-from mend_jax.core.problem import Problem
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform
 from mend_jax.io.progress import Progress
 from mend_jax.models.params import Params
 from mend_jax.parallel.distributed import gather, is_writer

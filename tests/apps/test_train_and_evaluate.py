@@ -329,7 +329,7 @@ def test_the_kept_checkpoint_is_evaluated_and_restored(base, tmp_path, monkeypat
     for keep, step in (("best", 3), ("last", 6)):
         losses = iter([1.0, 2.0])  # the first validation is the best
         monkeypatch.setattr(
-            "mend_jax.training.train_editor.validate",
+            "mend_jax.training.run_training.validate",
             lambda *_, at=losses, **__: {"loss": next(at)},
         )
         training = run(base, tmp_path / keep, **{"train.keep_checkpoint": keep})["training"]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import random_sequences, tiny
 
+from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.factors import (
     masked_factors,
     merge_moments,
@@ -16,7 +17,6 @@ from mend_jax.core.factors import (
     zero_moments,
 )
 from mend_jax.core.forward import zero_taps
-from mend_jax.core.problem import make_problem
 from mend_jax.core.weight_edit import Dense, Edit
 
 

@@ -6,7 +6,7 @@ import pytest
 from support.tiny import HF, random_sequences, tiny
 
 from mend_jax import models
-from mend_jax.core.problem import make_problem
+from mend_jax.core.edit_problem import make_problem
 from mend_jax.editors import make_editor
 from mend_jax.models.params import random_params, stack_trunk
 

@@ -18,7 +18,7 @@ from mend_jax.core import edit_file
 from mend_jax.core.compose import delta_inner_products, renormalised_sum, sum_edits
 from mend_jax.core.recompress import recompress
 from mend_jax.core.weight_edit import Dense, Edit, LowRank
-from mend_jax.ledger.store import Base, Ledger
+from mend_jax.ledger.edit_ledger import Base, Ledger
 
 
 @few

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from support.tiny import random_batch, tiny
 
+from mend_jax.core.edit_problem import Problem
 from mend_jax.core.forward import scored_logits, trunk_states
 from mend_jax.core.losses import masked_mean, token_kl, token_nll
 from mend_jax.core.meta_loss import meta_loss
-from mend_jax.core.problem import Problem
 from mend_jax.core.sequential_loss import sequential_loss
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors import make_editor

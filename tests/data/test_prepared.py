@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from mend_jax.data import prepared, raw_files, sealed_folder
-from mend_jax.data.recipe import BuiltSplits, Recipe
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe
 from mend_jax.data.rows import SPLITS, fingerprint_rows, make_row, split_by_name, without_overlap
 from mend_jax.errors import DataError
 

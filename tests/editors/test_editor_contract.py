@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from support.tiny import random_batch, random_sequences, tiny
 
+from mend_jax.core.edit_problem import make_problem
+from mend_jax.core.editor_protocol import with_strength
 from mend_jax.core.meta_loss import meta_loss
-from mend_jax.core.problem import make_problem
-from mend_jax.core.transform import with_strength
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors import EDITORS, chain, make_editor
-from mend_jax.editors.links import outer_sum
+from mend_jax.editors.chain_links import outer_sum
 from mend_jax.errors import ConfigError
 from mend_jax.parallel.mesh import make_mesh, shard_batch, use_mesh
 from mend_jax.parallel.sharding import BASE_RULES, place

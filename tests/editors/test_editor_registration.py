@@ -13,7 +13,7 @@ from support.tiny import random_batch, tiny
 from test_editor_contract import OPTIONS
 
 import mend_jax
-from mend_jax.core.transform import Link, StepSizes, chain, factor_editor
+from mend_jax.core.editor_protocol import Link, StepSizes, chain, factor_editor
 from mend_jax.editors import (
     EDITORS,
     make_editor,
@@ -21,7 +21,7 @@ from mend_jax.editors import (
     untrained_editors,
     usable_untrained,
 )
-from mend_jax.editors.links import outer_sum
+from mend_jax.editors.chain_links import outer_sum
 from mend_jax.errors import ConfigError
 from mend_jax.io import registry
 from mend_jax.parallel.mesh import make_mesh

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from support.tiny import random_sequences, tiny
 
+from mend_jax.core.edit_problem import Problem, make_problem
 from mend_jax.core.forward import trunk_states
-from mend_jax.core.problem import Problem, make_problem
 from mend_jax.editors import cache_threshold, make_editor
 from mend_jax.editors.in_context import prepend_corrections
 from mend_jax.errors import ConfigError

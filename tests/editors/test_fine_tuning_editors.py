@@ -7,7 +7,7 @@ import optax
 import pytest
 from support.tiny import random_sequences, tiny
 
-from mend_jax.core.problem import Problem, make_problem
+from mend_jax.core.edit_problem import Problem, make_problem
 from mend_jax.core.weight_edit import Dense, Edit, LowRank
 from mend_jax.editors import make_editor
 from mend_jax.editors.fine_tune_constrained import ball_projection, nth_largest

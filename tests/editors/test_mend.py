@@ -8,11 +8,11 @@ import pytest
 from support.tiny import random_batch, random_sequences, tiny
 from test_editor_contract import same
 
+from mend_jax.core.edit_problem import make_problem
+from mend_jax.core.editor_protocol import group_weights
 from mend_jax.core.meta_loss import meta_loss
-from mend_jax.core.problem import make_problem
-from mend_jax.core.transform import group_weights
 from mend_jax.editors import LinkContext, chain, make_editor
-from mend_jax.editors.links import normalize, outer_sum, scale_by_layer_lr
+from mend_jax.editors.chain_links import normalize, outer_sum, scale_by_layer_lr
 from mend_jax.editors.low_rank_mlp import low_rank_mlp, relu_one_at_zero
 
 VARIANTS = {

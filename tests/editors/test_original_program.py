@@ -16,14 +16,14 @@ import optax
 import pytest
 
 from mend_jax import models
+from mend_jax.core.edit_problem import make_problem
+from mend_jax.core.editor_protocol import group_weights
 from mend_jax.core.factors import zero_moments
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.meta_loss import meta_loss
-from mend_jax.core.problem import make_problem
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import group_weights
 from mend_jax.editors import LinkContext, make_editor, original_checkpoints
-from mend_jax.editors.links import normalize
+from mend_jax.editors.chain_links import normalize
 from mend_jax.editors.low_rank_mlp import low_rank_mlp
 from mend_jax.models.params import stack_trunk
 

@@ -6,7 +6,7 @@ import pytest
 import scipy.optimize
 from support.tiny import random_sequences, tiny
 
-from mend_jax.core.problem import make_problem
+from mend_jax.core.edit_problem import make_problem
 from mend_jax.editors import make_editor
 from mend_jax.editors.minimum_norm import GAP, minimum_norm_matrix
 from mend_jax.editors.point_repair import least_gap

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from support.tiny import random_sequences, tiny
 
+from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.factors import Factors
-from mend_jax.core.problem import make_problem
 from mend_jax.core.weight_edit import Dense
 from mend_jax.editors import make_editor
 from mend_jax.editors.ridge_regression import least_squares, normal_equations, solve_normal

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from support.tiny import random_sequences, tiny
 
+from mend_jax.core.edit_problem import make_problem
+from mend_jax.core.editor_protocol import chain
 from mend_jax.core.factors import Factors
-from mend_jax.core.problem import make_problem
-from mend_jax.core.transform import chain
 from mend_jax.core.weight_edit import Dense, LowRank
 from mend_jax.editors import LinkContext, make_editor
-from mend_jax.editors.links import normalize
+from mend_jax.editors.chain_links import normalize
 from mend_jax.editors.ridge_regression import (
     keep_key,
     least_squares,

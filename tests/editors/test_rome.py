@@ -28,7 +28,7 @@ from support.rome_case import (
 )
 from support.tiny import random_sequences, tiny
 
-from mend_jax.core.problem import make_problem
+from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.weight_edit import Dense, Edit, LowRank
 from mend_jax.editors import make_editor
 from mend_jax.editors.key_value_memory import (

@@ -7,10 +7,11 @@ import pytest
 from support.tiny import HF, random_batch, random_sequences, tiny
 
 from mend_jax import models
+from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.factors import Factors
-from mend_jax.core.problem import make_problem
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors import LinkContext, chain, make_editor
+from mend_jax.editors.chain_links import normalize, outer_sum, scale_by_layer_lr
 from mend_jax.editors.knowledge_editor import (
     Gates,
     embed_correction,
@@ -18,7 +19,6 @@ from mend_jax.editors.knowledge_editor import (
     gate,
     last_states,
 )
-from mend_jax.editors.links import normalize, outer_sum, scale_by_layer_lr
 from mend_jax.errors import ConfigError
 from mend_jax.models import WeightSpec
 from mend_jax.parallel.mesh import make_mesh
@@ -32,7 +32,7 @@ UP, DOWN = WeightSpec("block_0/mlp/up", 3, 5), WeightSpec("block_0/mlp/down", 5,
 class Regression:
     """E problems of a two-layer network: L = |tanh(x W1) W2 - y|^2 / 2, with manual derivatives.
 
-    It is a `core.problem.Problem` as far as ENN uses one.
+    It is a `core.edit_problem.Problem` as far as ENN uses one.
     """
 
     weights = (UP, DOWN)
@@ -162,7 +162,7 @@ def test_the_penalty_of_enn_is_the_locality_kl_of_the_shift_alone():
 
 
 class Rows:
-    """E corrections as factors: a `core.problem.Problem` as far as a factor editor uses one."""
+    """E corrections as factors: a `core.edit_problem.Problem` as far as a factor editor uses one."""
 
     weights = (UP, DOWN)
     n_edits = 2

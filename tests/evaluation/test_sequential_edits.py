@@ -13,8 +13,8 @@ from test_train_and_evaluate import SETTINGS
 
 import mend_jax
 from mend_jax.apps.run_command import parse
-from mend_jax.core.problem import Problem, make_problem
-from mend_jax.core.transform import EditTransform, Predictor, with_strength
+from mend_jax.core.edit_problem import Problem, make_problem
+from mend_jax.core.editor_protocol import EditTransform, Predictor, with_strength
 from mend_jax.core.weight_edit import Dense, Edit, merge
 from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.data.sequential_rows import choose_sequential_rows
@@ -313,7 +313,7 @@ def test_more_sequential_edits_than_facts_are_refused(ran):
 
 @pytest.mark.parametrize("turns", ["(0,)", "(3,1)", "(2,2)", "('a',)"])
 def test_numbers_of_edits_that_do_not_rise_are_refused(turns):
-    from mend_jax.training.config_schema import check
+    from mend_jax.training.config_check import check
 
     config, _, _ = parse(["--config=quickstart.py", f"--config.eval.sequential={turns}"])
     with pytest.raises(ConfigError, match="numbers of edits that rise"):

@@ -12,9 +12,9 @@ from typing import Any
 from fuzzing.mutations import Mutation, damage_bytes, damage_json, within
 from fuzzing.reader import Reader, put
 from mend_jax.data import raw_files, rows
+from mend_jax.data.data_set_recipe import BuiltSplits
 from mend_jax.data.encoded_rows import Lengths, encode_rows
 from mend_jax.data.facts import read_facts
-from mend_jax.data.recipe import BuiltSplits
 from mend_jax.data.sources import (
     counterfact,
     fever,

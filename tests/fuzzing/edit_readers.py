@@ -22,7 +22,7 @@ from mend_jax.core import edit_file
 from mend_jax.core.weight_edit import Edit
 from mend_jax.io import array_files
 from mend_jax.ledger import html_view, journal, text_view
-from mend_jax.ledger.store import Base, Ledger
+from mend_jax.ledger.edit_ledger import Base, Ledger
 from mend_jax.training import pretrained
 
 _BASE = Base("tiny", FINGERPRINT, "float32", 2, ("mlp/up",))

@@ -18,9 +18,9 @@ from fuzzing.mutations import damage_bytes
 from fuzzing.reader import Reader, put
 from mend_jax.errors import DataError
 from mend_jax.ledger import web_server
-from mend_jax.ledger.store import Base
+from mend_jax.ledger.edit_ledger import Base
 from mend_jax.training import config as configs
-from mend_jax.training import config_keys, config_schema, run_folder
+from mend_jax.training import config_check, config_keys, run_folder
 from mend_jax.training.assembly import build_editor, build_optimizer
 
 _BASE = Base("tiny", FINGERPRINT, "float32", 2, ("mlp/up",))
@@ -41,7 +41,7 @@ def _read_overrides(folder: Path, data: bytes) -> None:
     configs.apply_overrides(again, configs.as_overrides(known))
     for key, value in known.items():
         assert repr(config_keys.key_value(again, key)) == repr(value), key
-    config_schema.check(config)
+    config_check.check(config)
     configs.to_json(config)
     build_editor(config)
 

@@ -14,8 +14,8 @@ from mend_jax.errors import ConfigError
 from mend_jax.hub import lora_export
 from mend_jax.ledger import open_ledger
 from mend_jax.ledger.cli import main
+from mend_jax.ledger.edit_ledger import Ledger
 from mend_jax.ledger.editor_choice import choose_editor
-from mend_jax.ledger.store import Ledger
 
 FACT = "The capital of France is => Lyon"
 OTHER = {"prompt": "Oslo lies in", "target": "Peru", "paraphrases": ["Oslo is in"],

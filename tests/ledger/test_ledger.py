@@ -18,7 +18,7 @@ from support.small_edits import DOWN, FINGERPRINT, UP, bits, small_delta, small_
 from mend_jax.core.compose import sum_edits
 from mend_jax.errors import CheckpointError, LedgerError
 from mend_jax.ledger import journal
-from mend_jax.ledger.store import Base, Ledger
+from mend_jax.ledger.edit_ledger import Base, Ledger
 
 OTHER = "fedcba9876543210"
 

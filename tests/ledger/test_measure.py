@@ -11,12 +11,12 @@ from support.tiny import save_tiny
 import mend_jax
 from mend_jax.core.weight_edit import Dense, Edit, LowRank, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
-from mend_jax.ledger import compare, measure, test_prompts
+from mend_jax.ledger import compare, evaluation_prompts, measure
 from mend_jax.ledger.measure import describe_edit, measure_edit
 from mend_jax.ledger.verdict import evaluate, short_answer, succeeded
 from mend_jax.models.editable_model import Inputs
 
-PROMPTS = test_prompts.TestPrompts(
+PROMPTS = evaluation_prompts.EvaluationPrompts(
     "The capital of France is", "Lyon", "", ("France's capital is",),
     ("Oslo lies in", "Rome lies in"), ("Bees make",), ("paraphrases", "unrelated"),
 )  # fmt: skip
@@ -187,7 +187,7 @@ def test_the_reported_size_of_an_edit(model, edit):
 
 
 def test_test_prompts_are_recovered_from_a_measurement(measured):
-    assert test_prompts.recorded_test_prompts(measured["facts"][0]) == PROMPTS
+    assert evaluation_prompts.recorded_prompts(measured["facts"][0]) == PROMPTS
     rules = {line["prompt"]: line["rule"] for line in measured["facts"][0]["asked"]}
     rules |= {line["prompt"]: line["rule"] for line in measured["facts"][0]["still"]}
     assert rules == {

@@ -23,9 +23,9 @@ from mend_jax.core.weight_edit import Edit
 from mend_jax.data.facts import Fact
 from mend_jax.errors import ConfigError, LedgerError
 from mend_jax.ledger import web_server
+from mend_jax.ledger.edit_ledger import Base, Ledger
 from mend_jax.ledger.editor_choice import choose_editor
 from mend_jax.ledger.session import Proposal, Session
-from mend_jax.ledger.store import Base, Ledger
 
 FRANCE = {"prompt": "ab cd", "target": "x"}
 

@@ -12,8 +12,8 @@ from support.reference import twin
 from support.tiny import HF, random_sequences
 
 from mend_jax import models
+from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.forward import top_logits, trunk_states
-from mend_jax.core.problem import make_problem
 from mend_jax.core.weight_edit import Dense, Edit, LowRank, merge, variables
 from mend_jax.errors import WeightsError
 from mend_jax.models import bart, t5

@@ -15,9 +15,9 @@ from mend_jax.core.meta_loss import meta_loss
 from mend_jax.editors import make_editor
 from mend_jax.hub.published_configs import PUBLISHED
 from mend_jax.models.params import stack_trunk
-from mend_jax.tpu.shardings import configs_without_mesh
+from mend_jax.tpu.sharding_report import configs_without_mesh
 from mend_jax.training.config import load_config
-from mend_jax.training.config_schema import check
+from mend_jax.training.config_check import check
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

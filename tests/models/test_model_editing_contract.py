@@ -10,9 +10,9 @@ from support.reference import prompts_of, texts, twin, writer
 from support.tiny import HF, random_batch, random_sequences
 
 from mend_jax import models
+from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.meta_loss import meta_loss
-from mend_jax.core.problem import make_problem
 from mend_jax.core.weight_edit import Dense, Edit, LowRank, merge, variables
 from mend_jax.editors import make_editor
 

@@ -81,7 +81,7 @@ def test_only_config_files_are_executed():
 
 
 def test_reading_edits_and_ledgers_does_not_import_torch():
-    code = "import sys, mend_jax.ledger.store, mend_jax.hub; print('torch' in sys.modules)"
+    code = "import sys, mend_jax.ledger.edit_ledger, mend_jax.hub; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

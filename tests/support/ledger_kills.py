@@ -19,7 +19,7 @@ from pathlib import Path
 
 from support.small_edits import FINGERPRINT, small_edit
 
-from mend_jax.ledger.store import Base, Ledger
+from mend_jax.ledger.edit_ledger import Base, Ledger
 
 BASE = Base("tiny", FINGERPRINT, "float32", 2, ("mlp/up", "mlp/down"))
 KILLS = 200

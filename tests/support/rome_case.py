@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from support.tiny import random_sequences, tiny
 
-from mend_jax.core.problem import Problem, make_problem
+from mend_jax.core.edit_problem import Problem, make_problem
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors import make_editor
 from mend_jax.editors.value_search import ValueSearch, subject_outputs

@@ -15,7 +15,7 @@ from mend_jax.parallel.sharding import bytes_per_device, place
 from mend_jax.tpu.abstract_run import abstract_run
 from mend_jax.tpu.mesh_choice import mesh_sizes
 from mend_jax.tpu.mesh_plan import bytes_per_chip_of, choose_plan, possible_plans, step_needs
-from mend_jax.tpu.shardings import SLICES, all_reports, configs_without_mesh
+from mend_jax.tpu.sharding_report import SLICES, all_reports, configs_without_mesh
 from mend_jax.tpu.slices import GIB, hbm_bytes_of, parse_slice
 from mend_jax.training.config import load_config
 
@@ -131,7 +131,7 @@ def test_an_open_mesh_is_one_device_on_a_cpu():
 
 @pytest.mark.parametrize("name", configs_without_mesh())
 def test_shardings_are_those_that_were_reviewed(name):
-    """All six slices; `python -m mend_jax.tpu.shardings tests/tpu/golden_shardings` writes them."""
+    """`python -m mend_jax.tpu.sharding_report tests/tpu/golden_shardings` writes these files."""
     golden = json.loads((GOLDEN / f"{Path(name).stem}.json").read_text())
     assert set(golden) == set(SLICES)
     assert json.loads(json.dumps(all_reports(name))) == golden

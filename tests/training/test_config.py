@@ -10,6 +10,7 @@ from mend_jax.data import DATA_SETS
 from mend_jax.errors import ConfigError
 from mend_jax.training import config as configs
 from mend_jax.training.assembly import build_editor, build_optimizer
+from mend_jax.training.config_check import check
 from mend_jax.training.config_keys import (
     KEYS,
     RENAMED_KEYS,
@@ -18,7 +19,6 @@ from mend_jax.training.config_keys import (
     markdown,
     with_added_keys,
 )
-from mend_jax.training.config_schema import check
 
 FOLDER = Path(__file__).parents[2] / "configs"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.tiny import tiny
 
-from mend_jax.core.transform import StepSizes
+from mend_jax.core.editor_protocol import StepSizes
 from mend_jax.editors import make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.training.step_sizes import scale_step_sizes, step_sizes

@@ -9,8 +9,8 @@ import pytest
 from support.stepping import step_of
 from support.tiny import random_batch, tiny
 
+from mend_jax.core.editor_protocol import StepSizes
 from mend_jax.core.meta_loss import meta_loss
-from mend_jax.core.transform import StepSizes
 from mend_jax.editors import make_editor
 from mend_jax.training.optimizer import make_optimizer
 from mend_jax.training.run_state import RunState

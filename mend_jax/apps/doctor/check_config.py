@@ -11,7 +11,7 @@ from mend_jax.errors import ConfigError, WeightsError
 from mend_jax.hub.published_configs import PUBLISHED
 from mend_jax.models.abstract_model import AbstractModel, abstract_model
 from mend_jax.training.assembly import build_editor
-from mend_jax.training.config_schema import check
+from mend_jax.training.config_check import check
 
 _PASS_OPTIONS = ("editor", "edits", "edits_per_step", "sequential")
 """Options of a baseline's evaluation, not of its editor."""

@@ -21,12 +21,12 @@ from mend_jax.apps.doctor.check_result import (
     problems_result,
     skipped,
 )
+from mend_jax.core.edit_problem import make_problem
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.forward import scored_logits
 from mend_jax.core.losses import masked_mean, token_nll
 from mend_jax.core.meta_loss import token_batches
-from mend_jax.core.problem import make_problem
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.data.batches import iterate_batches
 from mend_jax.evaluation.evaluate_split import make_scorer
 from mend_jax.io import checksums

@@ -31,8 +31,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mend_jax.data import raw_files, rows
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_config
 from mend_jax.data.name_matching import comparison_words, same_answer, scope_name, spaced_words
-from mend_jax.data.recipe import BuiltSplits, Recipe, check_config
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mend_jax.data import raw_files, rows
-from mend_jax.data.recipe import BuiltSplits, Recipe, check_config
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_config
 
 VERSION = "1.0.0"
 LICENSE = "Natural Questions and AmbigQA: CC BY-SA 3.0"

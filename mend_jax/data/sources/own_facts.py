@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mend_jax.data import rows
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe
 from mend_jax.data.facts import Fact, read_facts
 from mend_jax.data.keyed_random import key_rng
 from mend_jax.data.name_matching import canonical_name
-from mend_jax.data.recipe import BuiltSplits, Recipe
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mend_jax.data import prose, raw_files, rows
-from mend_jax.data.recipe import BuiltSplits, Recipe
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mend_jax.data import prose, raw_files, rows
-from mend_jax.data.recipe import BuiltSplits, Recipe, check_config
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_config
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"

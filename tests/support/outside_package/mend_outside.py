@@ -6,10 +6,10 @@ Its entry points are in mend_outside-1.0.dist-info/entry_points.txt, as an insta
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mend_jax.core.transform import Link, StepSizes, chain, factor_editor
-from mend_jax.data.recipe import BuiltSplits, Recipe
+from mend_jax.core.editor_protocol import Link, StepSizes, chain, factor_editor
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe
 from mend_jax.data.rows import make_row
-from mend_jax.editors.links import outer_sum
+from mend_jax.editors.chain_links import outer_sum
 from mend_jax.evaluation.metric_registry import Estimate, Metric
 from mend_jax.models.family import Family
 from mend_jax.models.gpt2 import GPT2, config_from_hf

@@ -31,9 +31,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mend_jax.data import raw_files, rows
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_config
 from mend_jax.data.keyed_random import first_accepted, key_hash, key_rng
 from mend_jax.data.name_matching import normalise
-from mend_jax.data.recipe import BuiltSplits, Recipe, check_config
 from mend_jax.data.sources.fever.claim_files import Claim, read
 from mend_jax.data.sources.fever.paraphrases import paraphrase
 from mend_jax.errors import DataError

@@ -26,8 +26,8 @@ import numpy as np
 
 from mend_jax.core.chunking import round_up
 from mend_jax.data import rows
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_config
 from mend_jax.data.keyed_random import key_rng
-from mend_jax.data.recipe import BuiltSplits, Recipe, check_config
 from mend_jax.data.sources import wikitext
 from mend_jax.data.sources.wikitext_gen import continuations
 from mend_jax.data.sources.wikitext_gen.continuations import BATCH, MOST, NEW, TEMPERATURE, Start

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mend_jax.data.recipe import BuiltSplits, Recipe, check_config
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_config
 from mend_jax.data.rows import Row
 from mend_jax.data.sources.world_facts import counterfactuals, passages
 from mend_jax.data.sources.world_facts.facts import true_facts

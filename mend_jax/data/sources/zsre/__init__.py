@@ -34,9 +34,9 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from mend_jax.data import raw_files, rows
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_config
 from mend_jax.data.far_texts import add_far_texts
 from mend_jax.data.neighbours import add_near_facts, without_subject
-from mend_jax.data.recipe import BuiltSplits, Recipe, check_config
 from mend_jax.data.sources import nq_open
 from mend_jax.data.sources.zsre import levy, published
 

@@ -9,15 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mend_jax.core.factors import (
-    Factors,
-    Moments,
-    merge_moments,
-    moments_of_rows,
-    normalise,
-    zero_moments,
-)
-from mend_jax.core.transform import (
+from mend_jax.core.editor_protocol import (
     EditorParams,
     EditorState,
     Link,
@@ -26,6 +18,14 @@ from mend_jax.core.transform import (
     Weights,
     group_weights,
     stateless,
+)
+from mend_jax.core.factors import (
+    Factors,
+    Moments,
+    merge_moments,
+    moments_of_rows,
+    normalise,
+    zero_moments,
 )
 from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.parallel.sharding import Rule

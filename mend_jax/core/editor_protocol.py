@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jaxtyping import Array, Float, Int
 
+from mend_jax.core.edit_problem import Problem, Rows
 from mend_jax.core.forward import TextsWithStates, TrunkStates
-from mend_jax.core.problem import Problem, Rows
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit
 from mend_jax.models import WeightSpec

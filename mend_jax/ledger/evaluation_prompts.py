@@ -56,7 +56,7 @@ _FUNCTION_WORDS = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class TestPrompts:
+class EvaluationPrompts:
     """The texts on which the edit of one fact is measured.
 
     Attributes:
@@ -76,10 +76,10 @@ class TestPrompts:
     generated: tuple[str, ...]
 
 
-def make_test_prompts(fact: Fact) -> TestPrompts:
+def make_prompts(fact: Fact) -> EvaluationPrompts:
     """Return the fact's own paraphrases and neighbours, or generated ones where it has none."""
     given = {"paraphrases": fact.rephrases, "neighbours": fact.locality, "unrelated": ()}
-    return TestPrompts(
+    return EvaluationPrompts(
         fact.prompt,
         fact.target,
         fact.subject,
@@ -90,14 +90,14 @@ def make_test_prompts(fact: Fact) -> TestPrompts:
     )
 
 
-def recorded_test_prompts(measured: Mapping[str, Any]) -> TestPrompts:
+def recorded_prompts(measured: Mapping[str, Any]) -> EvaluationPrompts:
     """Return the test prompts of one measured fact; see `measurement_schema`."""
     lines = [*measured["asked"], *measured["still"]]
 
     def texts(kind: str) -> tuple[str, ...]:
         return tuple(line["prompt"] for line in lines if line["kind"] == kind)
 
-    return TestPrompts(
+    return EvaluationPrompts(
         measured["prompt"], measured["target"], measured["subject"],
         texts("paraphrase"), texts("neighbour"), texts("unrelated"), tuple(measured["made"]),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from mend_jax import data
-from mend_jax.data.recipe import BuiltSplits, Recipe
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe
 from mend_jax.data.rows import SPLITS, make_row
 from mend_jax.errors import ConfigError, DataError
 

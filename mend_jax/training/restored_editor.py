@@ -11,8 +11,8 @@ import jax
 
 from mend_jax import hub
 from mend_jax.core.chunking import round_up
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.transform import EditorParams, EditorState, EditTransform
 from mend_jax.core.weight_edit import Edit, utc_timestamp
 from mend_jax.data.facts import Fact, facts_from_pairs
 from mend_jax.data.subject_positions import add_subject_positions

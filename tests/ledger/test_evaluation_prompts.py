@@ -5,12 +5,12 @@ import pytest
 from mend_jax.data.facts import Fact
 from mend_jax.data.name_matching import normalise
 from mend_jax.data.sources.world_facts.templates import TEMPLATES, fill_template
-from mend_jax.ledger import test_prompts
-from mend_jax.ledger.test_prompts import (
+from mend_jax.ledger import evaluation_prompts
+from mend_jax.ledger.evaluation_prompts import (
     choose_unrelated,
     make_neighbours,
     make_paraphrases,
-    make_test_prompts,
+    make_prompts,
 )
 
 WORDS = ("opposite", "plus", "kitten", "cat")
@@ -64,7 +64,7 @@ def test_without_a_safe_rule_a_sentence_is_put_before_the_prompt(prompt):
 @pytest.mark.parametrize("relation, prompt", PROMPTS)
 def test_every_template_of_the_world_facts_gets_test_prompts(relation, prompt):
     fact = Fact(prompt, "Utopia")
-    prompts = make_test_prompts(fact)
+    prompts = make_prompts(fact)
     texts = (*prompts.paraphrases, *prompts.neighbours, *prompts.unrelated)
     assert (
         len(prompts.paraphrases) == 2
@@ -120,7 +120,8 @@ def test_a_state_is_not_mistaken_for_a_country():
     """New Jersey is not Jersey."""
     for text in make_neighbours(Fact("The capital of New Jersey is", "Utopia")):
         assert (
-            text.removeprefix("The capital of ").removesuffix(" is") in test_prompts.state_names()
+            text.removeprefix("The capital of ").removesuffix(" is")
+            in evaluation_prompts.state_names()
         )
 
 
@@ -151,9 +152,9 @@ def test_unrelated_prompts_share_no_word_with_the_fact():
 
 
 def test_the_user_s_own_prompts_are_used_and_not_marked_as_generated():
-    mine = make_test_prompts(Fact("p", "t", rephrases=("q",), locality=("r", "s", "u")))
+    mine = make_prompts(Fact("p", "t", rephrases=("q",), locality=("r", "s", "u")))
     assert (mine.paraphrases, mine.neighbours) == (("q",), ("r", "s", "u"))
     assert mine.generated == ("unrelated",)
-    half = make_test_prompts(Fact("The capital of France is", "t", rephrases=("q",)))
+    half = make_prompts(Fact("The capital of France is", "t", rephrases=("q",)))
     assert half.generated == ("neighbours", "unrelated")
-    assert make_test_prompts(Fact("p", "t")).generated == ("neighbours", "paraphrases", "unrelated")
+    assert make_prompts(Fact("p", "t")).generated == ("neighbours", "paraphrases", "unrelated")

@@ -1,7 +1,7 @@
 """Report how every array of a config is sharded on a slice; tests compare these reports.
 
-`python -m mend_jax.tpu.shardings DIR` writes DIR/NAME.json for every config that leaves its mesh
-open; without DIR it prints the chosen meshes.
+`python -m mend_jax.tpu.sharding_report DIR` writes DIR/NAME.json for every config that leaves its
+mesh open; without DIR it prints the chosen meshes.
 """
 
 from __future__ import annotations
