@@ -162,7 +162,7 @@ def test_the_penalty_of_enn_is_the_locality_kl_of_the_shift_alone():
 
 
 class Rows:
-    """E corrections as factors: a `core.edit_problem.Problem` as far as a factor editor uses one."""
+    """E corrections as factors: the part of `Problem` that a factor editor uses."""
 
     weights = (UP, DOWN)
     n_edits = 2

@@ -7,7 +7,7 @@ import pytest
 from test_grid_report import fake_grid
 from test_run_report import fake_results
 
-from mend_jax.apps.run_processes import Run
+from mend_jax.apps.run_processes import RunProcess
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation import metric_registry
 from mend_jax.evaluation.metric_registry import (
@@ -127,7 +127,7 @@ def test_the_report_of_a_run_shows_the_metric():
 
 
 def test_the_table_of_a_grid_has_a_column_for_the_metric():
-    runs = [(Run("a", (), "w"), results_with_metric(x, 0.5)) for x in (0.25, 0.75)]
+    runs = [(RunProcess("a", (), "w"), results_with_metric(x, 0.5)) for x in (0.25, 0.75)]
     rows = [
         make_grid_row("one", {"method": "One", "seeds": (0,)}, runs[:1]),
         make_grid_row("two", {"method": "Two", "seeds": (0, 1)}, runs),
