@@ -33,7 +33,7 @@ COMMANDS = {
     "grid": Command("mend_jax.apps.run_command", "run every cell of a table of runs"),
     "join-grids": Command("mend_jax.apps.join_grids", "join parts of a grid into one table"),
     "seeds": Command("mend_jax.apps.multi_seed", "run one config with several seeds"),
-    "replay": Command("mend_jax.apps.replay", "repeat a training step that was not finite"),
+    "replay": Command("mend_jax.apps.replay_step", "repeat a training step that was not finite"),
     "config-keys": Command(
         "mend_jax.training.config_keys", "list every config key: default, range, meaning"
     ),

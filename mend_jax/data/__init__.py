@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mend_jax.data import prepared
+from mend_jax.data import prepared_files
+from mend_jax.data.data_set import DataSet
 from mend_jax.data.data_set_recipe import Recipe
-from mend_jax.data.dataset import DataSet
 from mend_jax.data.raw_files import data_root
 from mend_jax.errors import DataError, did_you_mean
 from mend_jax.io.registry import Registry
@@ -92,7 +92,9 @@ def load(
         if model is None:
             raise DataError(f"data set {base} is made with the base model: give `model`")
         with_model = {"model": model}
-    dataset = prepared.load(recipe(config or "default", data_root(root), **with_model), folder)
+    dataset = prepared_files.load(
+        recipe(config or "default", data_root(root), **with_model), folder
+    )
     if model is not None and model.module.kind not in TASKS[dataset.task]:
         raise DataError(
             f"data set {name} is for {' and '.join(TASKS[dataset.task])} models, and {model.spec} "

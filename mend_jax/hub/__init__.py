@@ -16,8 +16,8 @@ from mend_jax.hub.fingerprint import fingerprint, fingerprint_files, quick_diges
 from mend_jax.hub.hf_config import read_config
 from mend_jax.hub.hf_export import save_hf
 from mend_jax.hub.sharded_reading import Placement, read_sharded
-from mend_jax.hub.source import Source, resolve
 from mend_jax.hub.tensor_reading import read_tensors
+from mend_jax.hub.weights_source import Source, resolve
 
 __all__ = [
     "Placement",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mend_jax.hub.source import Source
 from mend_jax.hub.tensor_matching import match_tensors
 from mend_jax.hub.tensor_reading import read_tensor
+from mend_jax.hub.weights_source import Source
 from mend_jax.models.tensor_spec import TensorSpec
 
 

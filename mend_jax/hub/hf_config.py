@@ -7,7 +7,7 @@ from typing import Any
 
 from mend_jax.errors import WeightsError
 from mend_jax.hub.gguf_files import GgufFile, open_gguf
-from mend_jax.hub.source import Source
+from mend_jax.hub.weights_source import Source
 from mend_jax.io.json_values import parse_json
 
 _REQUIRED = object()

@@ -14,7 +14,7 @@ from mend_jax.errors import WeightsError
 from mend_jax.hub.export_common import AUTO_CLASSES, check_single_edit, readme
 from mend_jax.hub.hf_config import read_config
 from mend_jax.hub.hf_export import save_hf
-from mend_jax.hub.source import Source, resolve
+from mend_jax.hub.weights_source import Source, resolve
 from mend_jax.io.files import write_text
 from mend_jax.models.params import Params, nest, unstack_trunk
 

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mend_jax.hub.source import Source
 from mend_jax.hub.stored_tensor import Box, StoredTensor, split_box
 from mend_jax.hub.tensor_matching import match_tensors
 from mend_jax.hub.tensor_reading import read_tensor
+from mend_jax.hub.weights_source import Source
 from mend_jax.models.tensor_spec import TensorSpec
 
 OnRead = Callable[[str, int, tuple[jax.Device, ...]], None]

@@ -13,8 +13,8 @@ import numpy as np
 from mend_jax.errors import WeightsError
 from mend_jax.hub.gguf_files import open_gguf, unpermute
 from mend_jax.hub.safetensors_folder import list_safetensors
-from mend_jax.hub.source import Source
 from mend_jax.hub.stored_tensor import StoredTensor, full_box, initial_tensor, split_box
+from mend_jax.hub.weights_source import Source
 from mend_jax.models.tensor_spec import TensorSpec
 
 MAX_PROBLEMS = 40  # that one error lists

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mend_jax.hub.source import Source
 from mend_jax.hub.stored_tensor import StoredTensor
 from mend_jax.hub.tensor_matching import match_tensors
+from mend_jax.hub.weights_source import Source
 from mend_jax.models.tensor_spec import TensorSpec
 
 

@@ -20,7 +20,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from mend_jax.errors import ConfigError, DataError, WeightsError
 from mend_jax.hub.gguf_files import GgufFile, open_gguf
 from mend_jax.hub.hf_config import read_json
-from mend_jax.hub.source import Source
+from mend_jax.hub.weights_source import Source
 from mend_jax.io.files import write_text
 
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type

@@ -278,8 +278,8 @@ def _not_finite_message(line: Mapping[str, Any], folder: Any, directory: Any) ->
     times = f", as in each of the {n} last steps" if n > 1 else ""
     return (
         f"step {step}: {line['text']}{times}; the state after step {step - 1} is kept in "
-        f"{directory}. `python -m mend_jax.apps.replay {folder}` repeats that step and says which "
-        "rows and terms are not finite. Check those rows, or lower train.lr or "
+        f"{directory}. `python -m mend_jax.apps.replay_step {folder}` repeats that step and says "
+        "which rows and terms are not finite. Check those rows, or lower train.lr or "
         "train.step_size_lr in another --workdir"
     )
 

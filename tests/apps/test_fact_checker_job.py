@@ -14,7 +14,7 @@ from mend_jax.apps import fact_checker_job
 from mend_jax.apps.run_command import main, parse
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.claims import encode_claims, padded_widths, shuffled_batches, take_trimmed
-from mend_jax.data.dataset import DataSet
+from mend_jax.data.data_set import DataSet
 from mend_jax.data.rows import make_row
 from mend_jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
 from mend_jax.evaluation.claim_scores import score_claims

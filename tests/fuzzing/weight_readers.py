@@ -27,8 +27,8 @@ from mend_jax import hub, models
 from mend_jax.errors import WeightsError
 from mend_jax.hub import gguf_files, safetensors_folder
 from mend_jax.hub import hf_config as hub_config
-from mend_jax.hub.source import Source
 from mend_jax.hub.tokenizer import Tokenizer, load_tokenizer
+from mend_jax.hub.weights_source import Source
 from mend_jax.io import package_cache
 from mend_jax.models.tensor_spec import TensorSpec
 

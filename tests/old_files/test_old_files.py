@@ -18,7 +18,7 @@ import pytest
 
 import mend_jax
 from mend_jax import main
-from mend_jax.apps import join_grids, multi_seed, replay
+from mend_jax.apps import join_grids, multi_seed, replay_step
 from mend_jax.edit import main as edit_command
 from mend_jax.evaluation.results_migration import migrate_results
 
@@ -205,7 +205,7 @@ def test_an_editor_file_adds_an_edit_to_an_existing_ledger(file, capsys):
 def test_a_stored_batch_is_run_again(capsys):
     step = EXPECTED["batch"]["step"]
     shutil.copytree("batch", f"run/non_finite/{step}")
-    assert replay.main([f"run/non_finite/{step}"]) == 0
+    assert replay_step.main([f"run/non_finite/{step}"]) == 0
     line = re.match(r"step (\d+): loss (\S+); all finite", capsys.readouterr().out)
     assert int(line[1]) == step
     assert float(line[2]) == pytest.approx(EXPECTED["batch"]["loss"], rel=1e-4)

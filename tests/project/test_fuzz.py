@@ -246,7 +246,7 @@ def outcome_of(name, data, folder):
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_a_fault_that_was_mended_is_refused(tmp_path, what):
+def test_a_fault_that_was_fixed_is_refused(tmp_path, what):
     name, data = REFUSED[what]
     outcome = outcome_of(name, data, tmp_path / "input")
     assert (outcome.kind, outcome.text) == (guard.REFUSED, "")

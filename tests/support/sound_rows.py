@@ -4,7 +4,7 @@ import dataclasses
 import re
 import unicodedata
 
-from mend_jax.data import prepared
+from mend_jax.data import prepared_files
 from mend_jax.data.name_matching import normalise, scope_name
 from mend_jax.data.rows import REQUIRED_FIELDS, fingerprint_rows
 
@@ -64,7 +64,7 @@ def check_near_apart(splits):
 def made_and_prepared(recipe, folder):
     """Return the rows of a recipe, and the notes of the data set prepared from them."""
     made = recipe.build()
-    loaded = prepared.load(dataclasses.replace(recipe, build=lambda: made), folder)
+    loaded = prepared_files.load(dataclasses.replace(recipe, build=lambda: made), folder)
     assert loaded.fingerprint == fingerprint_rows(made.splits)
     for split, held in made.splits.items():
         assert len(loaded.split(split)) == len(held)

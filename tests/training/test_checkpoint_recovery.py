@@ -8,9 +8,9 @@ import ml_collections
 import pytest
 from test_checkpoint import fresh, go
 from test_checkpoint_damage import LIKE, MINE, arrays_of, copy, newest, saved  # noqa: F401
-from test_prepared import change_a_bit, recipe
+from test_prepared_files import change_a_bit, recipe
 
-from mend_jax.data import prepared
+from mend_jax.data import prepared_files
 from mend_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mend_jax.io.json_lines import JsonLines
 from mend_jax.training import checkpoints
@@ -130,15 +130,15 @@ def test_a_folder_is_locked_against_a_second_run(tmp_path):
 
 
 def test_damaged_prepared_data_that_cannot_be_rebuilt_is_not_used(tmp_path, monkeypatch):
-    folder = prepared.prepare(recipe(), tmp_path) / "tiny/default/1.0.0"
+    folder = prepared_files.prepare(recipe(), tmp_path) / "tiny/default/1.0.0"
     change_a_bit(folder / "features.json")
 
     def full(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prepared.sealed_folder, "seal", full)
+    monkeypatch.setattr(prepared_files.sealed_folder, "seal", full)
     with pytest.raises(DataError, match="could not be written.*No space left"):
-        prepared.prepare(recipe(), tmp_path)
+        prepared_files.prepare(recipe(), tmp_path)
 
 
 def test_step_sizes_are_compared_with_the_initial_ones(tmp_path):

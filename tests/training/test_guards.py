@@ -14,7 +14,7 @@ import pytest
 from test_checkpoint import Numbers, Stop, assert_same, fresh, place
 from test_run_folder import made, save_run  # noqa: F401
 
-from mend_jax.apps import replay
+from mend_jax.apps import replay_step
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Dense, Edit, LowRank, relative_norms
 from mend_jax.errors import CheckpointError, Preempted, TrainingError
@@ -103,9 +103,7 @@ def test_too_many_non_finite_steps_end_training_with_the_last_good_state(
 ):
     """Batch 7 is finite: its step was dispatched early, and must change nothing."""
     bad = toy(bad=(2, 4, 5, 6))
-    message = (
-        r"step 6: .*rows of that batch: \[6\].*each of the 3 last steps.*mend_jax.apps.replay .*/6"
-    )
+    message = r"step 6: .*rows of that batch: \[6\].*each of the 3 last steps.*replay_step .*/6"
     lines = []
     for _ in range(2):  # a resume ends alike
         with pytest.raises(TrainingError, match=message):
@@ -239,20 +237,20 @@ def test_replaying_a_saved_batch_names_the_non_finite_row(made, tmp_path, monkey
     monkeypatch.setattr(assembly, "build_train_step", lambda *_: row_step)
     monkeypatch.setattr(assembly, "build_model", lambda *_: experiment.model)
     with pytest.raises(CheckpointError, match="holds no run"):
-        replay.replay(tmp_path / "non_finite/2")
+        replay_step.replay(tmp_path / "non_finite/2")
     save_run(tmp_path, experiment)  # step 1
-    found = replay.replay(tmp_path / "non_finite/2")
+    found = replay_step.replay(tmp_path / "non_finite/2")
     bad = {"terms": ["kl", "loss"], "gradient_of": ["net"]}
     assert found["whole"] == bad and found["step"] == 2
     assert found["rows"] == [
         {"rows": [70], "terms": [], "gradient_of": []}, {"rows": [130]} | bad
     ]  # fmt: skip
-    assert replay.main([str(tmp_path / "non_finite/2")]) == 0
+    assert replay_step.main([str(tmp_path / "non_finite/2")]) == 0
     printed = capsys.readouterr().out
     assert "row [130] alone: not finite: terms kl, loss; gradient of net" in printed
     assert "the other 1 edits alone are finite" in printed and "[70]" not in printed
     batch_files.save(tmp_path / "non_finite/9", batch, {"step": 9})
-    assert replay.main([str(tmp_path / "non_finite/9")]) == 2
+    assert replay_step.main([str(tmp_path / "non_finite/9")]) == 2
     assert "has no step 8" in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mend_jax.data import prepared, raw_files
+from mend_jax.data import prepared_files, raw_files
 from mend_jax.data.sources import wikitext_gen
 from mend_jax.data.sources.wikitext_gen import SIZES, recipe
 from mend_jax.errors import MendError, report_error
@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         model = load_model(args.model, dtype=args.dtype)
-        dataset = prepared.load(recipe(args.config, raw_files.data_root(args.data_dir), model))
+        dataset = prepared_files.load(
+            recipe(args.config, raw_files.data_root(args.data_dir), model)
+        )
         for split, part in dataset.splits.items():
             print(f"{split}: {len(part)} rows; left out: {dataset.notes['left_out'][split]}")
         if args.out:

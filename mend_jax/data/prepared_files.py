@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from mend_jax.data import sealed_folder
+from mend_jax.data.data_set import DataSet
 from mend_jax.data.data_set_recipe import Recipe
-from mend_jax.data.dataset import DataSet
 from mend_jax.data.tfds_files import TfdsRows, make_builder, quiet_tfds
 from mend_jax.errors import DataError
 from mend_jax.io.package_cache import cache_dir

@@ -1,4 +1,4 @@
-"""python -m mend_jax.apps.replay DIR/non_finite/STEP
+"""python -m mend_jax.apps.replay_step DIR/non_finite/STEP
 
 Repeats the training step whose loss or gradient was not finite, without changing anything. Prints
 which terms of the loss and which parts of the editor's gradient are not finite, for the whole batch
@@ -113,7 +113,7 @@ def _list_values(values: Mapping[str, Sequence[str]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 for an error that the message explains."""
     parser = argparse.ArgumentParser(
-        prog="python -m mend_jax.apps.replay", description=__doc__,
+        prog="python -m mend_jax.apps.replay_step", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("folder", metavar="DIR/non_finite/STEP")

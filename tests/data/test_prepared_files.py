@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from mend_jax.data import prepared, raw_files, sealed_folder
+from mend_jax.data import prepared_files, raw_files, sealed_folder
 from mend_jax.data.data_set_recipe import BuiltSplits, Recipe
 from mend_jax.data.rows import SPLITS, fingerprint_rows, make_row, split_by_name, without_overlap
 from mend_jax.errors import DataError
@@ -30,7 +30,7 @@ def test_every_field_comes_back(tmp_path):
     full = row(1, relation="r", far="f", hop_prompts=["a", "b"], hop_answers=["c", "d"],
                rephrase_unseen=True)  # fmt: skip
     made = BuiltSplits({"train": [full], "validation": [row(2)], "test": [row(3)]}, {"n": 1})
-    loaded = prepared.load(recipe(lambda: made), tmp_path)
+    loaded = prepared_files.load(recipe(lambda: made), tmp_path)
     assert loaded.split("train")[0] == full and loaded.split("test")[0] == row(3)
     assert loaded.notes == {"n": 1, "files": {}} and loaded.name == "tiny"
     assert loaded.fingerprint == fingerprint_rows(made.splits)
@@ -40,7 +40,7 @@ def test_preparing_at_the_same_time_gives_one_set_of_files(tmp_path):
     roots = []
 
     def build():
-        roots.append(prepared.prepare(recipe(), tmp_path))
+        roots.append(prepared_files.prepare(recipe(), tmp_path))
 
     threads = [threading.Thread(target=build) for _ in range(3)]
     for thread in threads:
@@ -49,13 +49,13 @@ def test_preparing_at_the_same_time_gives_one_set_of_files(tmp_path):
         thread.join()
     assert len(set(roots)) == 1 and len(roots) == 3
     assert sorted(p.name for p in roots[0].iterdir()) == ["tiny"]
-    assert len(prepared.load(recipe(), tmp_path).split("test")) == 3
+    assert len(prepared_files.load(recipe(), tmp_path).split("test")) == 3
 
 
 def test_no_temporary_files_are_left(tmp_path, monkeypatch):
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    prepared.load(recipe(), tmp_path / "prepared")
+    prepared_files.load(recipe(), tmp_path / "prepared")
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
@@ -64,19 +64,19 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path):
         raise DataError("no passages")
 
     with pytest.raises(DataError, match="no passages"):
-        prepared.prepare(recipe(fail), tmp_path)
+        prepared_files.prepare(recipe(fail), tmp_path)
     assert list(tmp_path.rglob("*")) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written .* set MEND_CACHE_DIR"):
-        prepared.prepare(recipe(), tmp_path / "file")
+        prepared_files.prepare(recipe(), tmp_path / "file")
 
 
 def test_prepared_files_are_reused(tmp_path):
-    first = prepared.load(recipe(), tmp_path)
-    again = prepared.load(recipe(lambda: pytest.fail("made again")), tmp_path)
+    first = prepared_files.load(recipe(), tmp_path)
+    again = prepared_files.load(recipe(lambda: pytest.fail("made again")), tmp_path)
     assert again.fingerprint == first.fingerprint
 
 
@@ -86,11 +86,11 @@ def change_a_bit(path):
 
 
 def test_damaged_files_are_prepared_again_with_a_warning(tmp_path, caplog):
-    first = prepared.load(recipe(), tmp_path)
-    folder = prepared.prepare(recipe(), tmp_path) / "tiny/default/1.0.0"
+    first = prepared_files.load(recipe(), tmp_path)
+    folder = prepared_files.prepare(recipe(), tmp_path) / "tiny/default/1.0.0"
     change_a_bit(next(folder.glob("tiny-test.array_record-0*")))
     assert not caplog.records
-    again = prepared.load(recipe(), tmp_path)
+    again = prepared_files.load(recipe(), tmp_path)
     assert [list(again.split(s)) for s in SPLITS] == [list(first.split(s)) for s in SPLITS]
     assert [r.getMessage().startswith(f"{folder} is prepared again: ") for r in caplog.records] == [
         True
@@ -129,7 +129,7 @@ def test_a_mutated_raw_file_is_another_data_set(tmp_path):
     prints = []
     for text in ("old", "new", "old"):
         source.write_text(json.dumps(text))
-        found = prepared.load(recipe(make, [source], raw_dir=tmp_path), tmp_path / "prepared")
+        found = prepared_files.load(recipe(make, [source], raw_dir=tmp_path), tmp_path / "prepared")
         prints.append(found.fingerprint)
         assert set(found.notes["files"]) == {"facts.json"}
     assert prints[0] == prints[2] != prints[1]
@@ -142,7 +142,7 @@ def test_a_file_that_is_not_the_published_one_gives_a_warning(tmp_path, caplog):
     for sha256, same in ((known, True), ("0" * 64, False)):
         with_hash = recipe(files=[source], raw_dir=tmp_path, published={"facts.json": sha256})
         with caplog.at_level(logging.WARNING):
-            prepared.prepare(with_hash, tmp_path / str(same))
+            prepared_files.prepare(with_hash, tmp_path / str(same))
         assert with_hash.file_records()["facts.json"]["published"] is same
     assert "facts.json: not the published file" in caplog.text and len(caplog.records) == 1
 
