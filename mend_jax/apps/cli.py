@@ -59,7 +59,8 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "`mend-jax COMMAND --help` describes a command; --version, the version.",
+            "`mend-jax COMMAND --help` describes a command; `mend-jax --version` prints the",
+            "version of the package.",
         ]
     )
 

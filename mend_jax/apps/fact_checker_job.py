@@ -49,7 +49,7 @@ def finetune(config: ConfigDict, workdir: str | Path, config_name: str = "") -> 
         not finite.
     """
     started = time.monotonic()
-    check(config)
+    check_fact_checker_config(config)
     if jax.process_count() > 1:
         raise ConfigError("fine-tuning runs in one process: start it on one host")
     folder = prepare_folder(workdir)
@@ -115,7 +115,7 @@ def load_base(config: ConfigDict) -> LanguageModel:
     return load_model(c.spec, last_n_blocks=c.last_n_blocks, new_parameters=CLASSIFIER_HEAD)
 
 
-def check(config: ConfigDict) -> None:
+def check_fact_checker_config(config: ConfigDict) -> None:
     """Raise a ConfigError that names every key that is unknown, missing or out of range."""
     raise_problems(check_keys(config, KEYS))
 

@@ -74,7 +74,7 @@ def new_grid(title: str, cells: Mapping[str, ConfigDict]) -> ConfigDict:
     return c
 
 
-def check(config: ConfigDict) -> None:
+def check_grid_config(config: ConfigDict) -> None:
     """Raise a ConfigError for a grid, or a config of its runs, that cannot be used."""
     cells = config.get("cells") or {}
     problems = config_check.check_keys(config, KEYS, open_groups=("cells.",))
@@ -137,7 +137,7 @@ def _checked_config(config: ConfigDict, name: str) -> ConfigDict:
         run_config = run_command.parse(run_flags(config, name, config.cells[name].seeds[0])).config
         if run_config.job != "edit":
             raise ConfigError(f"its job is {run_config.job!r}, but a grid has editing runs")
-        config_check.check(run_config)
+        config_check.check_editing_config(run_config)
         build_editor(run_config)
     except MendError as e:
         raise ConfigError(f"cell {name}: {e}") from e
@@ -201,7 +201,7 @@ def run_grid(config: ConfigDict, workdir: str | Path, config_name: str = "") -> 
       MendError: some runs failed, after all others; the message names them.
     """
     leave_accelerators_to_runs()
-    check(config)
+    check_grid_config(config)
     folder = as_path(workdir)
     cells = grid_runs(config, folder)
     runs = in_start_order([run for cell_runs in cells.values() for run in cell_runs])

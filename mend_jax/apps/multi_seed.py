@@ -69,8 +69,12 @@ def parse(argv: Sequence[str]) -> tuple[list[int], list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit status is that of `mend_jax.main`."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
     try:
-        seeds, rest = parse(sys.argv[1:] if argv is None else argv)
+        seeds, rest = parse(argv)
         workdir = as_path(run_command.parse(rest).workdir)
         leave_accelerators_to_runs()
         runs = [  # the last of two equal flags counts

@@ -26,7 +26,7 @@ from mend_jax.models.params import Params
 from mend_jax.training import assembly, batch_files, checkpoints
 from mend_jax.training.assembly import base_identity
 from mend_jax.training.guards import GROUP_NORM
-from mend_jax.training.run_folder import read_config
+from mend_jax.training.run_folder import read_run_config
 from mend_jax.training.step import Batch, TrainState, TrainStep
 
 
@@ -47,7 +47,7 @@ def replay(folder: str | Path, model: LanguageModel | None = None) -> dict[str, 
     path = as_path(folder)
     batch, info = batch_files.load(path)
     workdir = path.parent.parent
-    config = read_config(workdir)
+    config = read_run_config(workdir)
     editor, tx = assembly.build_editor(config), assembly.build_optimizer(config)
     model = model or assembly.build_model(config)
     with checkpoints.open_manager(workdir / "checkpoints", read_only=True) as manager:

@@ -117,7 +117,7 @@ def _run(arguments: RunArguments, target_slice: str) -> int:
     if target_slice:
         if job != "edit":
             raise ConfigError(f"--compile_for: only editing runs are compiled, not job {job!r}")
-        return 0 if compile_for(config, arguments.workdir, target_slice) else 1
+        return 0 if write_compile_report(config, arguments.workdir, target_slice) else 1
     if job not in MULTI_RUN_JOBS:
         from mend_jax.parallel import distributed  # imports jax, which takes seconds
 
@@ -133,7 +133,7 @@ def _end_other_processes(error: Exception) -> None:
         sys.modules["mend_jax.parallel.distributed"].exit_if_alone(error)
 
 
-def compile_for(config: ConfigDict, workdir: str, target_slice: str) -> bool:
+def write_compile_report(config: ConfigDict, workdir: str, target_slice: str) -> bool:
     """Write DIR/compile_<topology>.json; return whether all steps fit the slice."""
     from mend_jax.tpu.slices import parse_slice
 

@@ -132,7 +132,7 @@ class Recipe:
         return records
 
 
-def check_config(name: str, config: str, known: Iterable[str]) -> None:
+def check_recipe_config(name: str, config: str, known: Iterable[str]) -> None:
     """Raise DataError if a data set has no config of this name."""
     if config not in (names := list(known)):
         use = names[0] if len(names) == 1 else f"one of {', '.join(names)}"

@@ -18,22 +18,24 @@ class Fact:
 
     Attributes:
       prompt: the text before the target ("The capital of France is").
-      target: the text that shall follow it.
-      rephrases: paraphrases of the prompt, to check the edit with.
+      target: the text that should follow it.
+      paraphrases: other wordings of the prompt, which should get the same target.
       subject: what the fact is about, if known.
-      locality: prompts whose answers must stay as they are.
+      neighbours: prompts whose answers must not change.
     """
 
     prompt: str
     target: str
-    rephrases: tuple[str, ...] = ()
+    paraphrases: tuple[str, ...] = ()
     subject: str = ""
-    locality: tuple[str, ...] = ()
+    neighbours: tuple[str, ...] = ()
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Fact))
 _REQUIRED = ("prompt", "target")
-_LISTS = ("rephrases", "locality")
+_LISTS = ("paraphrases", "neighbours")
+_OLD_FIELDS = {"rephrases": "paraphrases", "locality": "neighbours"}
+"""Names of fields in files of earlier versions -> today's."""
 _EXAMPLE = '{"prompt": "The capital of France is", "target": "Lyon"}'
 
 
@@ -41,8 +43,8 @@ def read_facts(path: str | os.PathLike[str]) -> list[Fact]:
     """Read the facts of a JSONL file: one JSON object a line; blank lines are skipped.
 
     Args:
-      path: the file. Fields: `prompt` and `target` (texts), optionally `rephrases` and `locality`
-        (lists of texts) and `subject` (text).
+      path: the file. Fields: `prompt` and `target` (texts), optionally `paraphrases` and
+        `neighbours` (lists of texts) and `subject` (text). Old names of fields are read too.
 
     Raises:
       DataError: the file cannot be read or is empty, or a line is not a usable fact; names the
@@ -79,6 +81,10 @@ def fact_from_record(record: dict[str, Any], where: str) -> Fact:
     Raises:
       DataError: the object is not a fact; the message begins with `where`.
     """
+    for old, name in _OLD_FIELDS.items():
+        if old in record and name in record:
+            raise DataError(f"{where}: {old!r} and {name!r} mean the same; keep one of them")
+    record = {_OLD_FIELDS.get(name, name): value for name, value in record.items()}
     for name in record:
         if name not in _FIELDS:
             known = f"the fields are {', '.join(_FIELDS)}"

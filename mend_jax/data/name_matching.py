@@ -9,7 +9,7 @@ _DROPPED = re.compile(r"[^a-z0-9 ]+")
 _PLAIN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿ .'’-]+")
 
 
-def normalise(name: str) -> str:
+def normalise_name(name: str) -> str:
     """Return a name without accents, case, punctuation and leading article; "" in other scripts."""
     plain = unicodedata.normalize("NFKD", name.casefold().replace("’", "'").replace("'", ""))
     plain = _DROPPED.sub(" ", "".join(c for c in plain if not unicodedata.combining(c)))
@@ -21,7 +21,7 @@ def normalise(name: str) -> str:
 
 def canonical_name(name: str) -> str:
     """Return the spelling by which names in any script are compared."""
-    return normalise(name) or name.strip().casefold()
+    return normalise_name(name) or name.strip().casefold()
 
 
 def is_plain_name(name: str, max_words: int = 5) -> bool:
@@ -32,7 +32,7 @@ def is_plain_name(name: str, max_words: int = 5) -> bool:
 
 def names_overlap(a: str, b: str) -> bool:
     """Return whether one name has all words of the other ("Guinea", "Equatorial Guinea")."""
-    left, right = set(normalise(a).split()), set(normalise(b).split())
+    left, right = set(normalise_name(a).split()), set(normalise_name(b).split())
     return left <= right or right <= left
 
 

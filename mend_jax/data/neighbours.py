@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 
 from mend_jax.data.keyed_random import first_accepted, key_hash
-from mend_jax.data.name_matching import comparison_words, normalise, same_answer
+from mend_jax.data.name_matching import comparison_words, normalise_name, same_answer
 from mend_jax.data.rows import Row
 
 _TRIES = 100
@@ -16,7 +16,7 @@ _SCANNED = 1000  # rows of the pool that are tried one after another where every
 
 def without_subject(prompt: str, subject: str) -> str:
     """Return a prompt's template: the prompt with its subject blanked out, for comparison."""
-    return normalise(prompt.replace(subject, "XXX"))
+    return normalise_name(prompt.replace(subject, "XXX"))
 
 
 def mentions_subject(row: Row, subject: str) -> bool:

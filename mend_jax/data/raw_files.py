@@ -139,7 +139,7 @@ def iter_objects(path: Path, example: str = "") -> Iterator[tuple[str, Record]]:
     """
     text = read_text(path)
     if text.lstrip()[:1] == "[":
-        listed = parse_json(text, str(path), example)
+        listed = parse_record(text, str(path), example)
         for number, record in enumerate(listed, start=1):
             where = f"{path}: record {number}"
             yield where, _as_object(record, where, example)
@@ -147,7 +147,7 @@ def iter_objects(path: Path, example: str = "") -> Iterator[tuple[str, Record]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}:{number}"
-            yield where, _as_object(parse_json(line, where, example), where, example)
+            yield where, _as_object(parse_record(line, where, example), where, example)
 
 
 def iter_records(
@@ -196,7 +196,7 @@ def check_fields(
     return record
 
 
-def parse_json(text: str, where: str, example: str = "") -> Any:
+def parse_record(text: str, where: str, example: str = "") -> Any:
     """Return a JSON value; an object with a field twice is an error."""
     hint = f"; each line must be one JSON object, such as {example}" if example else ""
     try:

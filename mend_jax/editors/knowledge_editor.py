@@ -93,7 +93,7 @@ def ke(
         params: EditorParams, state: EditorState, problem: Problem, train: bool
     ) -> tuple[Edit, EditorState]:
         del train
-        h_ExH = last_states(params["lstm"], *embed_correction(problem))
+        h_ExH = final_lstm_states(params["lstm"], *embed_correction(problem))
         c_ExC = jnp.tanh(linear(params["condition"], h_ExH))
         factors = problem.factors()
         deltas: dict[str, Delta] = {}
@@ -144,7 +144,7 @@ def embed_correction(
     return x.reshape(*tokens.shape, -1), mask
 
 
-def last_states(
+def final_lstm_states(
     params: Mapping[str, Linear], x_ExNxTxD: jax.Array, mask_ExNxT: jax.Array
 ) -> Float[Array, "E 2H"]:
     """Return the last states of a bidirectional LSTM, the mean over texts that are not empty."""

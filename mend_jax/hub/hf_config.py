@@ -13,7 +13,7 @@ from mend_jax.io.json_values import parse_json
 _REQUIRED = object()
 
 
-def read_config(source: Source) -> dict[str, Any]:
+def read_model_config(source: Source) -> dict[str, Any]:
     """Return config.json, or a GGUF file's metadata translated to the same keys.
 
     Raises:

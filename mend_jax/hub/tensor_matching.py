@@ -21,7 +21,7 @@ MAX_PROBLEMS = 40  # that one error lists
 _BASE_PREFIXES = ("transformer.", "model.", "bert.", "roberta.", "distilbert.", "gpt_neox.")
 
 
-class _Problem(NamedTuple):
+class _Mismatch(NamedTuple):
     kind: str
     line: str
 
@@ -31,7 +31,7 @@ class _Matches(NamedTuple):
 
     pairs: list[tuple[TensorSpec, StoredTensor]]
     equal: list[tuple[StoredTensor, StoredTensor]]
-    problems: list[_Problem]
+    problems: list[_Mismatch]
 
 
 def match_tensors(
@@ -98,17 +98,17 @@ def _match_names(
         raise ValueError("two tensor specs name the same tensor")
     copies = {_canonical(copy): _canonical(original) for copy, original in tied.items()}
     prefixes = {name[: len(name) - len(_canonical(name))] for name in (*names, *tied)} | {""}
-    problems: list[_Problem] = []
+    problems: list[_Mismatch] = []
     tensors: dict[str, StoredTensor] = {}  # by canonical name
     for name, tensor in stored.items():
         key = _canonical(name)
         if key in tensors:
             twin = f"{tensor.describe()} is also there as {tensors[key].name}"
-            problems.append(_Problem("twice", twin))
+            problems.append(_Mismatch("twice", twin))
         elif key in canonical or key in copies:
             tensors[key] = tensor
         elif not _ignored(name, key, prefixes, ignore):
-            problems.append(_Problem("unknown", tensor.describe()))
+            problems.append(_Mismatch("unknown", tensor.describe()))
     equal = _replace_copies(tensors, {c: o for c, o in copies.items() if c not in canonical})
     pairs = []
     for key, name in canonical.items():
@@ -121,7 +121,7 @@ def _match_names(
         else:
             hint = spec.missing_hint and f": {spec.missing_hint}"
             line = f"{name}, expected {list(_file_shape(spec))}{hint}"
-            problems.append(_Problem("missing", line))
+            problems.append(_Mismatch("missing", line))
     return _Matches(pairs, equal, problems)
 
 
@@ -155,30 +155,30 @@ def _file_shape(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(reversed(spec.shape)) if spec.transpose else tuple(spec.shape)
 
 
-def _mismatches(spec: TensorSpec, tensor: StoredTensor) -> list[_Problem]:
+def _mismatches(spec: TensorSpec, tensor: StoredTensor) -> list[_Mismatch]:
     target = f"{tensor.describe()}, for {spec.path}"
     problems = []
     if tensor.shape != _file_shape(spec):
         expected = f"expected {list(_file_shape(spec))} for {spec.path}"
-        problems.append(_Problem("misshapen", f"{tensor.describe()}, {expected}"))
+        problems.append(_Mismatch("misshapen", f"{tensor.describe()}, {expected}"))
     if not tensor.is_float:
-        problems.append(_Problem("not floating-point", target))
+        problems.append(_Mismatch("not floating-point", target))
     if not tensor.listed:
-        problems.append(_Problem("not in the index", target))
+        problems.append(_Mismatch("not in the index", target))
     return problems
 
 
-def _compare_tied(copy: StoredTensor, original: StoredTensor) -> list[_Problem]:
+def _compare_tied(copy: StoredTensor, original: StoredTensor) -> list[_Mismatch]:
     """Compare the bytes of two tensors piece by piece, so that equal NaNs are equal."""
     if copy.shape == original.shape and copy.dtype == original.dtype:
         boxes = split_box(full_box(copy.shape))
         if all(copy.read_slice(b).tobytes() == original.read_slice(b).tobytes() for b in boxes):
             return []
     line = f"{copy.describe()} differs from {original.describe()}, its original"
-    return [_Problem("untied", line)]
+    return [_Mismatch("untied", line)]
 
 
-def _report(source: Source, problems: Sequence[_Problem]) -> str:
+def _report(source: Source, problems: Sequence[_Mismatch]) -> str:
     counts = collections.Counter(problem.kind for problem in problems)
     lines = [f"  {kind}: {line}" for kind, line in problems[:MAX_PROBLEMS]]
     if len(problems) > MAX_PROBLEMS:

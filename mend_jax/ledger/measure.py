@@ -18,7 +18,7 @@ from mend_jax.io.files import replace_non_finite
 from mend_jax.ledger.compare import compare_answers, compare_texts, generate_both
 from mend_jax.ledger.evaluation_prompts import EvaluationPrompts
 from mend_jax.ledger.measurement_schema import VERSION
-from mend_jax.ledger.verdict import EDIT_KINDS, evaluate, short_answer, succeeded
+from mend_jax.ledger.verdict import EDIT_KINDS, make_verdict, short_answer, succeeded
 from mend_jax.models.params import weight_at
 
 Line = dict[str, Any]
@@ -74,7 +74,7 @@ def measure_edit(
         "unrelated": _mean_kl(facts, "unrelated"),
         "text": text["kl"],
     }
-    verdict, warnings = evaluate(facts, kl)
+    verdict, warnings = make_verdict(facts, kl)
     return replace_non_finite(
         {
             "version": VERSION,

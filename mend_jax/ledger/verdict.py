@@ -45,7 +45,7 @@ def leaks(line: Line) -> bool:
     return line["says"] and not line["says_before"] and not line["same"]
 
 
-def evaluate(
+def make_verdict(
     facts: Sequence[MeasuredFact], kl: Mapping[str, float | None]
 ) -> tuple[dict[str, Any], list[str]]:
     """Return (verdict, warnings) for measured facts; see `measurement_schema`.

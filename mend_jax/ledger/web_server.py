@@ -220,8 +220,8 @@ def _propose(session: Session, fields: Fields) -> None:
     fact = Fact(
         prompt=_text(fields, "prompt"),
         target=_text(fields, "target"),
-        rephrases=_lines(fields, "rephrases"),
-        locality=_lines(fields, "locality"),
+        paraphrases=_lines(fields, "paraphrases"),
+        neighbours=_lines(fields, "neighbours"),
     )
     session.propose(fact)
 

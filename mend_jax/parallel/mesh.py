@@ -34,11 +34,15 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
         sizes["data"] = n_devices // fixed
     total = int(np.prod(list(sizes.values())))
     if min(sizes.values()) < 1 or total > n_devices:
-        raise ConfigError(f"mesh {sizes} needs {total} devices; there are {n_devices}")
+        raise ConfigError(
+            f"mesh {sizes} needs {total} devices; there are {n_devices}: every axis must be at "
+            f"least 1 and their product at most {n_devices}; lower mesh.fsdp or mesh.tensor, or "
+            "set all three axes to 0"
+        )
     if jax.process_count() > 1 and total != n_devices:
         raise ConfigError(
             f"mesh {sizes} uses {total} of {n_devices} devices, which leaves some of the "
-            f"{jax.process_count()} processes without: use all"
+            f"{jax.process_count()} processes without a device: use all of them"
         )
     devices = np.asarray(jax.devices()[:total]).reshape(*sizes.values())
     return mesh_over(devices)

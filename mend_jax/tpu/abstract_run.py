@@ -19,7 +19,7 @@ from mend_jax.hub.text_encoding import limit_scored_positions, stack_batches
 from mend_jax.models.abstract_model import DTYPES, AbstractModel, abstract_model
 from mend_jax.models.params import nest
 from mend_jax.training.assembly import abstract_state, build_editor, build_optimizer, text_lengths
-from mend_jax.training.config_check import check
+from mend_jax.training.config_check import check_editing_config
 from mend_jax.training.step import TrainState
 
 
@@ -89,10 +89,10 @@ def abstract_run(config: ml_collections.ConfigDict) -> AbstractRun:
     Raises:
       ConfigError, WeightsError: a bad key, or a base model whose config cannot be read.
     """
-    check(config)
+    check_editing_config(config)
     c = config.model
     published = PUBLISHED.get(c.spec)
-    hf_config = published if published is not None else hub.read_config(hub.resolve(c.spec))
+    hf_config = published if published is not None else hub.read_model_config(hub.resolve(c.spec))
     model = abstract_model(
         hf_config, c.last_n_blocks, c.edit_roles, c.dtype, c.remat, c.text_chunk, c.logits_chunk
     )

@@ -12,7 +12,7 @@ from mend_jax.parallel import distributed
 from mend_jax.tpu.abstract_run import abstract_run
 from mend_jax.tpu.mesh_plan import choose_plan, step_needs
 from mend_jax.tpu.slices import hbm_bytes_of
-from mend_jax.training.config_check import check
+from mend_jax.training.config_check import check_editing_config
 
 
 def mesh_sizes(config: ml_collections.ConfigDict) -> Mapping[str, int]:
@@ -23,7 +23,7 @@ def mesh_sizes(config: ml_collections.ConfigDict) -> Mapping[str, int]:
     Raises:
       ConfigError: the config cannot work, or no mesh fits the devices.
     """
-    check(config)
+    check_editing_config(config)
     if min(config.mesh.values()) != 0:
         return dict(config.mesh)
     if jax.default_backend() == "cpu" and jax.process_count() == 1:

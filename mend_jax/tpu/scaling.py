@@ -7,6 +7,7 @@ with one edit a chip. Operations are counted in the traced step, the rest is est
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 from mend_jax.tpu.abstract_run import abstract_run
 from mend_jax.tpu.flops import matmul_flops
 from mend_jax.tpu.mesh_plan import MeshPlan, choose_plan, mesh_text, step_needs
-from mend_jax.tpu.slices import GIB, slices_of_generation
+from mend_jax.tpu.slices import CHIPS, GIB, slices_of_generation
 from mend_jax.training.assembly import build_train_step
 from mend_jax.training.config import load_config
 
@@ -87,9 +88,18 @@ def table(found: Iterator[ScalingRow]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    name, generation = (argv + ["gptj.py", "v5e"][len(argv) :])[:2]
+    """Run the command: print both tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mend_jax.tpu.scaling", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("config", nargs="?", default="gptj.py", metavar="NAME.py")
+    parser.add_argument("generation", nargs="?", default="v5e", choices=CHIPS)
+    args = parser.parse_args(argv)
+    name, generation = args.config, args.generation
     for edits in (64, None):
-        print(f"\n{name} on {generation}, {edits or 'one a chip:'} edits a step\n")
+        step = f"{edits} edits a step" if edits else "one edit a chip"
+        print(f"\n{name} on {generation}, {step}\n")
         print(table(scaling_rows(name, generation, edits)))
 
 

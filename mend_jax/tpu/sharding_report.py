@@ -6,6 +6,7 @@ mesh open; without DIR it prints the chosen meshes.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,10 +87,17 @@ def configs_without_mesh() -> list[str]:
 
 
 def main(argv: list[str]) -> None:
+    """Run the command: write the reports, or print the chosen meshes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mend_jax.tpu.sharding_report", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("folder", nargs="?", default="", metavar="DIR")
+    folder = parser.parse_args(argv).folder
     for name in configs_without_mesh():
         reports = all_reports(name)
-        if argv:
-            write_json(Path(argv[0]) / f"{Path(name).stem}.json", reports)
+        if folder:
+            write_json(Path(folder) / f"{Path(name).stem}.json", reports)
         for report in reports.values():
             print(report.get("why") or report["refused"])
 

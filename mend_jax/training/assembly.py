@@ -35,7 +35,7 @@ from mend_jax.models.abstract_model import AbstractModel
 from mend_jax.parallel.mesh import batch_axis_size, local_edit_numbers, make_mesh, round_up_edits
 from mend_jax.parallel.sharding import place
 from mend_jax.training import config as configs
-from mend_jax.training.config_check import check, longest_sequence
+from mend_jax.training.config_check import check_editing_config, longest_sequence
 from mend_jax.training.optimizer import make_optimizer
 from mend_jax.training.step import (
     BatchIterator,
@@ -217,7 +217,7 @@ def open_experiment(config: ConfigDict, mesh_sizes: Mapping[str, int] | None = N
       ConfigError: values that cannot work together; most are found before anything is loaded.
       WeightsError, DataError: what cannot be loaded.
     """
-    check(config)
+    check_editing_config(config)
     editor, tx = build_editor(config), build_optimizer(config)
     mesh = make_mesh(mesh_sizes or dict(config.mesh))
     _check_editor_and_mesh(config, editor, mesh)

@@ -125,7 +125,9 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Iterable[str])
         for name in key.split("."):
             if not isinstance(node, ml_collections.ConfigDict) or name not in node:
                 known = list(flat_keys(config))
-                raise ConfigError(f"config has no key {key!r}{did_you_mean(key, known)}")
+                raise ConfigError(
+                    f"config has no key {key!r}{did_you_mean(key, known)}; docs/config.md lists all"
+                )
             parent, node = node, node[name]
         is_group = isinstance(node, ml_collections.ConfigDict)
         parent[name] = parse_group(key, text, node) if is_group else parse_value(key, text, node)

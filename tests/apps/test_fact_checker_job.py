@@ -135,7 +135,7 @@ def test_the_written_folder_is_the_trained_model(ran, base):
     theirs = -np.log(np.where(is_true, probabilities, 1 - np.asarray(probabilities)))
     np.testing.assert_allclose(nll, theirs, atol=1e-4)
     assert nll.mean() == pytest.approx(results["eval"]["test"]["nll"], abs=1e-5)
-    assert hub.read_config(hub.resolve(workdir / "model"))["num_labels"] == 1
+    assert hub.read_model_config(hub.resolve(workdir / "model"))["num_labels"] == 1
 
 
 def test_a_finished_run_is_only_reported(ran, base, monkeypatch, capsys):

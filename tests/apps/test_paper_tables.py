@@ -15,7 +15,7 @@ from mend_jax.training import config as configs
 def test_the_tables_of_the_paper_are_grids(number):
     for variant in ("", "smoke", "sequential", "smoke_sequential")[: 4 if number == 5 else 2]:
         config = configs.load_config(f"paper_table{number}.py:{variant}".rstrip(":"))
-        grid.check(config)
+        grid.check_grid_config(config)
         assert config.only and set(config.only) == set(config.cells)
         with pytest.raises(ConfigError, match="unknown variant"):
             configs.load_config(f"paper_table{number}.py:other")
@@ -58,7 +58,7 @@ def test_table_five_trains_and_evaluates_whole_edits():
             assert (c.model.edit_roles, c.model.last_n_blocks) == (("mlp/down",), 10)
         facts = c.train.steps * c.train.edits_per_step * n
         assert not learns or facts >= 200  # more after smaller sizes
-    grid.check(config)
+    grid.check_grid_config(config)
     largest = {name for name in config.only if name.endswith("_500")}
     assert largest == {"malmen_500", "ultraedit_500"}
     turns = configs.load_config("paper_table5.py:sequential")

@@ -18,13 +18,20 @@ def write(path, *lines):
 
 
 def test_reads_every_field(tmp_path):
-    full = {**GOOD, "rephrases": ["France's capital is"], "subject": "France", "locality": ["Oslo"]}
+    lists = {"paraphrases": ["France's capital is"], "neighbours": ["Oslo"]}
+    full = {**GOOD, **lists, "subject": "France"}
     path = write(tmp_path / "f.jsonl", json.dumps(GOOD), "", json.dumps(full), "")
     assert read_facts(path) == [
         Fact("The capital of France is", "Lyon"),
         Fact("The capital of France is", "Lyon", ("France's capital is",), "France", ("Oslo",)),
     ]
     assert read_facts(str(path)) == read_facts(path)
+
+
+def test_reads_the_field_names_of_earlier_versions(tmp_path):
+    old = {**GOOD, "rephrases": ["France's capital is"], "locality": ["Oslo"]}
+    path = write(tmp_path / "f.jsonl", json.dumps(old))
+    assert read_facts(path) == [Fact(*GOOD.values(), ("France's capital is",), "", ("Oslo",))]
 
 
 def test_reads_windows_files(tmp_path):
@@ -54,26 +61,30 @@ CASES = {
     "boolean": ('{"prompt": "x", "target": true}', ":2: field 'target' is a true/false value"),
     "list text": ('{"prompt": ["x"], "target": "x"}', ":2: field 'prompt' is a list"),
     "text list": (
-        '{"prompt": "x", "target": "y", "rephrases": "z"}',
-        ":2: field 'rephrases' is a text; it must be a list of texts",
+        '{"prompt": "x", "target": "y", "paraphrases": "z"}',
+        ":2: field 'paraphrases' is a text; it must be a list of texts",
     ),
     "number in list": (
-        '{"prompt": "x", "target": "y", "locality": ["a", 2]}',
-        r":2: field 'locality\[1\]' is a number",
+        '{"prompt": "x", "target": "y", "neighbours": ["a", 2]}',
+        r":2: field 'neighbours\[1\]' is a number",
     ),
     "empty in list": (
-        '{"prompt": "x", "target": "y", "rephrases": [""]}',
-        r":2: field 'rephrases\[0\]' is empty",
+        '{"prompt": "x", "target": "y", "paraphrases": [""]}',
+        r":2: field 'paraphrases\[0\]' is empty",
     ),
     "typing error": ('{"promt": "x", "target": "y"}', ":2: unknown field 'promt' .did you mean"),
     "capitals": ('{"prompt": "x", "Target": "y"}', ":2: unknown field 'Target' .did you mean 'tar"),
     "singular": (
-        '{"prompt": "x", "target": "y", "rephrase": []}',
-        ":2: unknown field 'rephrase' .did you mean 'rephrases'",
+        '{"prompt": "x", "target": "y", "paraphrase": []}',
+        ":2: unknown field 'paraphrase' .did you mean 'paraphrases'",
+    ),
+    "old and new name": (
+        '{"prompt": "x", "target": "y", "rephrases": ["z"], "paraphrases": ["z"]}',
+        ":2: 'rephrases' and 'paraphrases' mean the same; keep one of them",
     ),
     "far off": (
         '{"prompt": "x", "target": "y", "zzz": 1}',
-        ":2: unknown field 'zzz'; the fields are prompt, target, rephrases, subject, locality",
+        ":2: unknown field 'zzz'; the fields are prompt, target, paraphrases, subject, neighbours",
     ),
     "twice": ('{"prompt": "x", "target": "y", "target": "z"}', ":2: field 'target' occurs twice"),
     "half": (r'{"prompt": "\ud800", "target": "z"}', ":2: field 'prompt' holds half a character"),

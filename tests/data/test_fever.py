@@ -8,7 +8,7 @@ import pytest
 from support.raw_files import ROOT
 
 from mend_jax import data
-from mend_jax.data.name_matching import normalise
+from mend_jax.data.name_matching import normalise_name
 from mend_jax.data.sources import fever
 from mend_jax.errors import DataError
 
@@ -81,28 +81,28 @@ def test_every_form_gives_the_same_rows(name, tmp_path):
 
 def check(splits):
     """Check what holds for all rows."""
-    pages = {name: {normalise(r["subject"]) for r in held} for name, held in splits.items()}
-    said = {name: {normalise(r["prompt"]) for r in held} for name, held in splits.items()}
+    pages = {name: {normalise_name(r["subject"]) for r in held} for name, held in splits.items()}
+    said = {name: {normalise_name(r["prompt"]) for r in held} for name, held in splits.items()}
     for parts in (pages, said):
         assert sum(map(len, parts.values())) == len(set.union(*parts.values()))
     keys = [row["key"] for held in splits.values() for row in held]
     assert len(set(keys)) == len(keys)
     for split, held in splits.items():
-        true = {normalise(row["prompt"]): row["truth"] for row in held}
+        true = {normalise_name(row["prompt"]): row["truth"] for row in held}
         for row in held:
             assert {row["truth"], row["target"]} == {"true", "false"}
             assert row["relation"] == f"made {row['target']}"
-            assert normalise(row["rephrase"]) != normalise(row["prompt"])
+            assert normalise_name(row["rephrase"]) != normalise_name(row["prompt"])
             assert not (split == "train" and row["rephrase_unseen"])
-            assert true[normalise(row["near_prompt"])] == row["near_answer"]
-            assert true[normalise(row["far"])] == row["far_answer"]
-            assert normalise(row["near_prompt"]) != normalise(row["prompt"])
-            assert normalise(row["near_subject"]) in pages[split]
-            is_same_page = normalise(row["near_subject"]) == normalise(row["subject"])
+            assert true[normalise_name(row["near_prompt"])] == row["near_answer"]
+            assert true[normalise_name(row["far"])] == row["far_answer"]
+            assert normalise_name(row["near_prompt"]) != normalise_name(row["prompt"])
+            assert normalise_name(row["near_subject"]) in pages[split]
+            is_same_page = normalise_name(row["near_subject"]) == normalise_name(row["subject"])
             assert row["near_relation"] == (row["relation"] if is_same_page else "")
             assert row["scope"] == row["key"] and row["key"] not in row["near_scope"].split("|")
             assert set(row["near_scope"].split("|")) <= set(keys)
-            assert f" {normalise(row['subject'])} " not in f" {normalise(row['far'])} "
+            assert f" {normalise_name(row['subject'])} " not in f" {normalise_name(row['far'])} "
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason=f"no FEVER files below {ROOT}; set MEND_DATA_DIR")

@@ -4,7 +4,12 @@ import pytest
 
 from mend_jax.data.sources.fever import paraphrases
 from mend_jax.data.sources.fever.grammar import parse, with_article
-from mend_jax.data.sources.fever.paraphrases import RULES, Rule, fitting_paraphrases, paraphrase
+from mend_jax.data.sources.fever.paraphrases import (
+    RULES,
+    ClaimRule,
+    fitting_paraphrases,
+    paraphrase,
+)
 
 NAMES = ("Tall Trees", "Tall Trees (film)", "Ann Lee", "The Rooks", "Ada's Way", "Lisk")
 
@@ -121,7 +126,7 @@ def test_the_key_alone_chooses_and_uses_every_rule_that_fits():
 
 
 def test_a_paraphrase_equal_to_the_claim_is_not_used(monkeypatch):
-    same = Rule("same", 0, False, lambda claim: claim.text)
+    same = ClaimRule("same", 0, False, lambda claim: claim.text)
     monkeypatch.setattr(paraphrases, "RULES", (same, *RULES))
     assert paraphrase("Lisk is near Ulm.", NAMES, 0).rule != "same"
 

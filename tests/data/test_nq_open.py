@@ -4,7 +4,7 @@ import pytest
 from support.raw_files import ROOT, SPOILT, change, spoil, write
 
 from mend_jax import data
-from mend_jax.data.name_matching import normalise
+from mend_jax.data.name_matching import normalise_name
 from mend_jax.errors import DataError
 
 NAMES = {
@@ -105,7 +105,7 @@ def test_the_real_files(tmp_path):
     loaded = data.load("nq_open", ROOT, tmp_path)
     rows = {name: list(held) for name, held in loaded.splits.items()}
     assert len(rows["train"]) > 5000 and len(rows["validation"]) > 1000 < len(rows["test"])
-    found = [{normalise(row["far"]) for row in held} for held in rows.values()]
+    found = [{normalise_name(row["far"]) for row in held} for held in rows.values()]
     assert sum(map(len, found)) == len(set.union(*found))
     for row in (row for held in rows.values() for row in held):
         assert row["far"].strip() and row["far_answer"].strip() and not row["prompt"]

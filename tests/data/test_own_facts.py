@@ -46,7 +46,7 @@ def test_a_few_facts_are_all_for_testing(tmp_path):
     assert two["rephrase"] == two["prompt"] == two["scope"] == "Where is it?"
     assert two["near_prompt"] == "Hero 0 lives in" and two["near_scope"] == "Hero 0"
     assert found.notes["counts"] == {"facts": 2, "without_rephrase": 1, "without_locality": 1}
-    assert "1 facts have no rephrase" in found.notes["rephrase"]
+    assert "1 facts have no paraphrase" in found.notes["rephrase"]
 
 
 def test_many_facts_are_split_by_subject(tmp_path):
@@ -82,7 +82,7 @@ def test_subjects_in_any_script_stay_together():
 
 
 def test_without_another_subject_the_near_text_is_another_facts_locality():
-    facts = [Fact("A is", "t", subject="s", locality=("L",)), Fact("B is", "t", subject="S")]
+    facts = [Fact("A is", "t", subject="s", neighbours=("L",)), Fact("B is", "t", subject="S")]
     held = own_facts.split(facts)["test"]
     assert [row["near_prompt"] for row in own_facts.make_rows(held, held)] == ["L", "L"]
     alone = own_facts.split([Fact("A is", "t")])["test"]

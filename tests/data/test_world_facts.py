@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mend_jax import data
-from mend_jax.data.name_matching import NameGroups, is_plain_name, names_overlap, normalise
+from mend_jax.data.name_matching import NameGroups, is_plain_name, names_overlap, normalise_name
 from mend_jax.data.rows import fingerprint_rows
 from mend_jax.data.sources import world_facts
 from mend_jax.data.sources.world_facts import counterfactuals
@@ -52,7 +52,7 @@ def test_enough_edits_over_enough_relations(rows):
 
 def test_no_subject_is_in_two_splits(rows):
     names = {
-        split: {normalise(row[field]) for row in held for field in ("subject", "near_subject")}
+        split: {normalise_name(row[field]) for row in held for field in ("subject", "near_subject")}
         for split, held in rows.items()
     }
     assert not names["train"] & names["validation"]
@@ -61,13 +61,13 @@ def test_no_subject_is_in_two_splits(rows):
 
 
 def test_a_country_shares_its_split_with_its_capital_and_largest_city(rows, facts):
-    split_of = {normalise(r["subject"]): name for name, held in rows.items() for r in held}
+    split_of = {normalise_name(r["subject"]): name for name, held in rows.items() for r in held}
     pairs = [
         (fact.subject, fact.answer)
         for fact in facts.values()
         if fact.relation in ("country_capital", "country_largest_city", "capital_country")
     ]
-    both = [(normalise(a), normalise(b)) for a, b in pairs]
+    both = [(normalise_name(a), normalise_name(b)) for a, b in pairs]
     both = [(a, b) for a, b in both if a in split_of and b in split_of]
     assert len(both) > 300
     assert [pair for pair in both if split_of[pair[0]] != split_of[pair[1]]] == []
@@ -82,9 +82,9 @@ def test_no_passage_is_in_two_splits(rows):
 
 def test_passages_mention_neither_subject_nor_target(rows):
     for row in every(rows):
-        passage = f" {normalise(row['far'])} "
-        assert f" {normalise(row['subject'])} " not in passage
-        assert f" {normalise(row['target'])} " not in passage
+        passage = f" {normalise_name(row['far'])} "
+        assert f" {normalise_name(row['subject'])} " not in passage
+        assert f" {normalise_name(row['target'])} " not in passage
 
 
 def test_targets_are_wrong_answers_of_the_same_relation(rows, facts):
@@ -111,10 +111,10 @@ def test_targets_are_diverse(rows):
 
 def test_near_facts_are_true_and_not_about_the_edited_subject(rows, facts):
     for row in every(rows):
-        near = facts[f"{row['near_relation']}:{normalise(row['near_subject'])}"]
+        near = facts[f"{row['near_relation']}:{normalise_name(row['near_subject'])}"]
         assert row["near_answer"] == near.answer
         assert not counterfactuals.may_change(facts[row["key"]], row["target"], near)
-        assert normalise(row["near_subject"]) != normalise(row["subject"])
+        assert normalise_name(row["near_subject"]) != normalise_name(row["subject"])
         assert row["scope"] not in row["near_scope"].split("|")
 
 
@@ -138,8 +138,8 @@ def test_prompts_are_filled_and_end_where_the_answer_begins(rows):
             assert text == text.strip() and text[-1] not in ".?!", text
             assert text[0].isupper(), text
         assert row["rephrase"] != row["prompt"]
-        assert normalise(row["subject"]) in normalise(row["prompt"])
-        assert normalise(row["subject"]) in normalise(row["rephrase"])
+        assert normalise_name(row["subject"]) in normalise_name(row["prompt"])
+        assert normalise_name(row["subject"]) in normalise_name(row["rephrase"])
         for field in ("target", "truth", "near_answer"):
             answer = row[field]
             assert answer and answer == answer.strip() and len(answer.split()) <= 6, answer
@@ -257,9 +257,9 @@ def test_rows_are_random_access(loaded):
 
 
 def test_names_are_compared_without_their_spelling():
-    assert normalise("The Netherlands") == normalise("the netherlands") == "netherlands"
-    assert normalise("Saint John's") == normalise("St. Johns")
-    assert normalise("São Paulo") == "sao paulo"
+    assert normalise_name("The Netherlands") == normalise_name("the netherlands") == "netherlands"
+    assert normalise_name("Saint John's") == normalise_name("St. Johns")
+    assert normalise_name("São Paulo") == "sao paulo"
     assert names_overlap("Guinea", "Equatorial Guinea") and not names_overlap("Niger", "Nigeria")
     assert is_plain_name("N'Djamena") and not is_plain_name("Kyiv (Kiev)") and not is_plain_name("")
 

@@ -8,7 +8,7 @@ from support.raw_files import ROOT, SPOILT, change, spoil, write
 from support.sound_rows import check_rows, made_and_prepared, says, texts_of
 
 from mend_jax import data
-from mend_jax.data.name_matching import normalise
+from mend_jax.data.name_matching import normalise_name
 from mend_jax.data.neighbours import without_subject
 from mend_jax.data.sources import zsre
 from mend_jax.errors import DataError
@@ -246,7 +246,7 @@ def test_levy_rows_are_made_of_all_templates_of_a_relation(tmp_path):
     for row in rows:
         words = {without_subject(row[name], row["subject"]) for name in ("prompt", "rephrase")}
         assert len(words) == 2
-        assert words <= {normalise(text) for text in TEMPLATES[row["relation"]]}
+        assert words <= {normalise_name(text) for text in TEMPLATES[row["relation"]]}
         number = NAMES.index(row["subject"])
         assert row["truth"] == f"answer{number % 9}" and row["far"] == ""
         assert row["target"] in {f"answer{i}" for i in range(9)} - {row["truth"]}

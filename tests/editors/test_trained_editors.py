@@ -16,8 +16,8 @@ from mend_jax.editors.knowledge_editor import (
     Gates,
     embed_correction,
     embedding_width,
+    final_lstm_states,
     gate,
-    last_states,
 )
 from mend_jax.errors import ConfigError
 from mend_jax.models import WeightSpec
@@ -275,7 +275,7 @@ def test_the_lstm_of_ke_is_bidirectional_and_ignores_padding(float64):
     x = rng.normal(size=(1, 3, 7, D))
     for i, text in enumerate(texts):
         x[0, i, mask[0, i]] = text
-    found = last_states(params, jnp.asarray(x), jnp.asarray(mask))
+    found = final_lstm_states(params, jnp.asarray(x), jnp.asarray(mask))
     np.testing.assert_allclose(found[0], np.mean(ways, axis=0).reshape(-1), rtol=1e-12)
 
 

@@ -313,8 +313,8 @@ def test_more_sequential_edits_than_facts_are_refused(ran):
 
 @pytest.mark.parametrize("turns", ["(0,)", "(3,1)", "(2,2)", "('a',)"])
 def test_numbers_of_edits_that_do_not_rise_are_refused(turns):
-    from mend_jax.training.config_check import check
+    from mend_jax.training.config_check import check_editing_config
 
     config, _, _ = parse(["--config=quickstart.py", f"--config.eval.sequential={turns}"])
     with pytest.raises(ConfigError, match="numbers of edits that rise"):
-        check(config)
+        check_editing_config(config)

@@ -81,7 +81,7 @@ def _read_command_facts(folder: Path, data: bytes) -> None:
     facts = edit_facts.collect_facts([], [str(path)])
     assert facts and all(f.prompt.strip() and f.target.strip() for f in facts)
     for f in facts:
-        "".join((f.prompt, f.target, f.subject, *f.rephrases, *f.locality)).encode()
+        "".join((f.prompt, f.target, f.subject, *f.paraphrases, *f.neighbours)).encode()
 
 
 # --- raw data sets: one file is damaged, the others are not

@@ -41,7 +41,7 @@ def _read_overrides(folder: Path, data: bytes) -> None:
     configs.apply_overrides(again, configs.as_overrides(known))
     for key, value in known.items():
         assert repr(config_keys.key_value(again, key)) == repr(value), key
-    config_check.check(config)
+    config_check.check_editing_config(config)
     configs.to_json(config)
     build_editor(config)
 
@@ -62,7 +62,7 @@ def _config_seed() -> bytes:
 def _read_config(folder: Path, data: bytes) -> None:
     """Read the config of a run from its folder: an accepted config can be built."""
     put(folder / "config.json", data)
-    config = run_folder.read_config(folder)
+    config = run_folder.read_run_config(folder)
     configs.to_json(config)
     build_editor(config)
     build_optimizer(config)
@@ -100,7 +100,7 @@ def _requests() -> list[bytes]:
     get = f"GET /?token={_SERVER.token} HTTP/1.1\r\n{own}Accept: */*\r\n\r\n"
     found = [get.encode()]
     actions = {
-        "/propose": {"prompt": "a", "target": "b", "rephrases": "c\nd"},
+        "/propose": {"prompt": "a", "target": "b", "paraphrases": "c\nd"},
         "/compare": {"prompt": "<b>"},
         "/revert": {"number": 1},
     }

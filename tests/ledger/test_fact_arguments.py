@@ -9,7 +9,7 @@ import pytest
 
 from mend_jax.data.facts import Fact
 from mend_jax.errors import DataError
-from mend_jax.ledger.fact_arguments import collect_facts, parse_fact, read_facts
+from mend_jax.ledger.fact_arguments import collect_facts, parse_fact, read_facts_or_stdin
 
 LYON = Fact("The capital of France is", "Lyon")
 LINE = "The capital of France is => Lyon"
@@ -57,12 +57,12 @@ def test_a_file_can_mix_arrow_lines_and_json_lines(tmp_path):
         Fact("Oslo lies in", "Peru", ("Oslo is in",), "Oslo", ("Rome lies in",)),
         Fact("p", "t", ("q",), "", ("r",)),
     ]
-    assert read_facts(str(path)) == wanted
+    assert read_facts_or_stdin(str(path)) == wanted
     packed = tmp_path / "facts.jsonl.gz"
     packed.write_bytes(gzip.compress(text.encode()))
-    assert read_facts(str(packed)) == wanted
+    assert read_facts_or_stdin(str(packed)) == wanted
     path.write_text(json.dumps([full, old]))
-    assert read_facts(str(path)) == wanted[1:]
+    assert read_facts_or_stdin(str(path)) == wanted[1:]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_file_can_mix_arrow_lines_and_json_lines(tmp_path):
         ('{"prompt": "a", "target": "b"', "not JSON"),
         ('{"prompt": "a", "target": "b", "target": "c"}', "occurs twice"),
         ('{"prompt": "a", "target": "b", "paraphrase": ["c"]}', "unknown field 'paraphrase'"),
-        ('{"prompt": "a", "target": "b", "paraphrases": "c"}', "'rephrases' is a text"),
+        ('{"prompt": "a", "target": "b", "paraphrases": "c"}', "'paraphrases' is a text"),
         ('{"prompt": "a", "target": "b", "neighbours": [], "locality": []}', "mean the same"),
         (b"caf\xe9 => x", "not UTF-8"),
     ],
@@ -84,11 +84,11 @@ def test_the_error_for_a_bad_line_names_file_and_line(tmp_path, monkeypatch, lin
     path = tmp_path / "facts.jsonl"
     path.write_bytes(data)
     with pytest.raises(DataError, match=message) as e:
-        read_facts(str(path))
+        read_facts_or_stdin(str(path))
     assert str(e.value).startswith(f"{path}:3: ")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     with pytest.raises(DataError, match=message) as e:
-        read_facts("-")
+        read_facts_or_stdin("-")
     assert str(e.value).startswith("standard input:3: ")
 
 
@@ -105,13 +105,13 @@ def test_a_file_without_facts_is_refused(tmp_path, text, message):
     path = tmp_path / "facts.jsonl"
     path.write_text(text)
     with pytest.raises(DataError, match=message) as e:
-        read_facts(str(path))
+        read_facts_or_stdin(str(path))
     assert str(path) in str(e.value)
 
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
-        read_facts(str(tmp_path / "none.jsonl"))
+        read_facts_or_stdin(str(tmp_path / "none.jsonl"))
 
 
 def test_facts_of_all_sources_keep_their_order(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from mend_jax.core.weight_edit import Dense, Edit, LowRank, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.ledger import compare, evaluation_prompts, measure
 from mend_jax.ledger.measure import describe_edit, measure_edit
-from mend_jax.ledger.verdict import evaluate, short_answer, succeeded
+from mend_jax.ledger.verdict import make_verdict, short_answer, succeeded
 from mend_jax.models.editable_model import Inputs
 
 PROMPTS = evaluation_prompts.EvaluationPrompts(
@@ -274,7 +274,7 @@ FINE = {"neighbours": 0.5, "unrelated": 0.1, "text": 0.1}
     ],
 )  # fmt: skip
 def test_when_an_edit_succeeds(says, wanted):
-    verdict, warnings = evaluate([fact(says)], FINE)
+    verdict, warnings = make_verdict([fact(says)], FINE)
     assert succeeded(fact(says)["asked"]) == verdict["took"] == wanted
     assert bool(warnings) != wanted
     assert verdict["line"].startswith("succeeded" if wanted else "failed")
@@ -296,7 +296,7 @@ def test_when_an_edit_succeeds(says, wanted):
     ],
 )
 def test_when_locality_is_bad(still, kl, warning):
-    verdict, warnings = evaluate([fact(still=still)], kl)
+    verdict, warnings = make_verdict([fact(still=still)], kl)
     assert verdict["local"] == (not warning) and ("BAD" in verdict["line"]) == bool(warning)
     assert [warning in w for w in warnings] == ([True] if warning else [])
     assert any("0.1 nats" in threshold for threshold in verdict["thresholds"])
@@ -305,5 +305,5 @@ def test_when_locality_is_bad(still, kl, warning):
 def test_a_fact_that_the_base_knows_gives_a_warning():
     known = fact()
     known["asked"][0]["says_before"] = True
-    _, warnings = evaluate([known], FINE)
+    _, warnings = make_verdict([known], FINE)
     assert warnings == ["nothing to learn: the base model writes 'Lyon' after 'p'"]

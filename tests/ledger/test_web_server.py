@@ -140,7 +140,9 @@ def get(address, **headers):
 def test_a_fact_is_proposed_kept_compared_and_reverted(served, session):
     server, ledger, model = served(session), session.ledger, session.model
     assert "None yet:" in get(server.url)
-    page = post(server, "/propose", FRANCE | {"rephrases": "q ab cd\n\n r ab ", "locality": "ef"})
+    page = post(
+        server, "/propose", FRANCE | {"paraphrases": "q ab cd\n\n r ab ", "neighbours": "ef"}
+    )
     assert "Keep it" in page and ledger.entries() == []  # nothing is recorded yet
     lines = [(a["kind"], a["prompt"]) for a in session.proposal.measured["facts"][0]["asked"]]
     assert lines == [("prompt", "ab cd"), ("paraphrase", "q ab cd"), ("paraphrase", "r ab")]
@@ -304,8 +306,8 @@ def test_requests_that_the_page_would_not_send_are_refused(served, status, heade
         ("/compare", {"prompt": "x" * 2001}, 422, "2001 characters"),
         ("/compare", {"prompt": "\ud800"}, 422, "half a character"),
         ("/propose", {"prompt": "p", "target": 3}, 422, "target is not a text"),
-        ("/propose", FRANCE | {"rephrases": "r\n" * 9}, 422, "9 lines"),
-        ("/propose", FRANCE | {"locality": ["p"]}, 422, "locality is not a text"),
+        ("/propose", FRANCE | {"paraphrases": "r\n" * 9}, 422, "9 lines"),
+        ("/propose", FRANCE | {"neighbours": ["p"]}, 422, "neighbours is not a text"),
         ("/keep", {"proposal": "1"}, 422, "'1' is not a whole number"),
         ("/revert", {"number": True}, 422, "True is not a whole number"),
         ("/revert", {"number": 1.0}, 422, "1.0 is not a whole number"),

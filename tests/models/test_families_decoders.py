@@ -190,7 +190,7 @@ def test_labels_are_counted_by_number_or_by_names(tmp_path):
     unsaid = {k: v for k, v in HF["bert"].items() if k != "num_labels"}
     expected = config_of(unsaid)
     twin("bert").torch.save_pretrained(tmp_path)
-    saved = hub.read_config(hub.resolve(tmp_path))
+    saved = hub.read_model_config(hub.resolve(tmp_path))
     assert "num_labels" not in saved and len(saved["id2label"]) == 1
     assert config_of(saved) == config_of(HF["bert"]) == expected
 

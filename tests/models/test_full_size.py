@@ -17,7 +17,7 @@ from mend_jax.hub.published_configs import PUBLISHED
 from mend_jax.models.params import stack_trunk
 from mend_jax.tpu.sharding_report import configs_without_mesh
 from mend_jax.training.config import load_config
-from mend_jax.training.config_check import check
+from mend_jax.training.config_check import check_editing_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -51,8 +51,8 @@ def test_every_config_is_tested_here():
 def test_config_fits_its_model(name):
     """The file passes the checks of a run, and its default weights are those of the paper."""
     family, config, experiment = parsed(name)
-    check(experiment)
-    check(load_config(f"{name}.py:smoke"))
+    check_editing_config(experiment)
+    check_editing_config(load_config(f"{name}.py:smoke"))
     assert f"--config={name}.py" in (CONFIGS / f"{name}.py").read_text()
     n_blocks = experiment.model.last_n_blocks
     weights = models.choose_weights(family, config, n_blocks)

@@ -90,7 +90,7 @@ def test_tokens_equal_the_reference(folder):
 def test_the_head_and_the_tokenizer_survive_an_export(model, tmp_path):
     specs = model.family.tensor_specs(model.config)
     flat = unstack_trunk(model.params)
-    hub.save_hf(tmp_path, hub.read_config(hub.resolve(SPEC)) | {"num_labels": 1}, flat, specs)
+    hub.save_hf(tmp_path, hub.read_model_config(hub.resolve(SPEC)) | {"num_labels": 1}, flat, specs)
     model.tokenizer.save(tmp_path)
     again = mend_jax.load_model(str(tmp_path))
     assert again.fingerprint == model.fingerprint

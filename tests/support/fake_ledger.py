@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mend_jax.ledger.measurement_schema import VERSION
-from mend_jax.ledger.verdict import evaluate, succeeded
+from mend_jax.ledger.verdict import make_verdict, succeeded
 
 EVIL = "<script>alert(1)</script>"
 
@@ -37,7 +37,7 @@ def fake_measurement(*facts: tuple[str, str], succeeds: bool = True, leaks: bool
         measured.append({"prompt": prompt, "target": target, "subject": "", "made": ["unrelated"],
                       "took": succeeded(texts), "asked": texts, "still": rest})  # fmt: skip
     kl = {"neighbours": 2.5 if leaks else 0.00025, "unrelated": 0.00025, "text": 0.0375}
-    verdict, warnings = evaluate(measured, kl)
+    verdict, warnings = make_verdict(measured, kl)
     weights = [
         {"name": f"block_{i}/mlp/up", "kind": "low_rank", "rank": 3, "norm": 0.5 + i,
          "relative": 0.0625} for i in range(2)

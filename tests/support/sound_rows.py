@@ -5,19 +5,19 @@ import re
 import unicodedata
 
 from mend_jax.data import prepared_files
-from mend_jax.data.name_matching import normalise, scope_name
+from mend_jax.data.name_matching import normalise_name, scope_name
 from mend_jax.data.rows import REQUIRED_FIELDS, fingerprint_rows
 
 
 def texts_of(splits, name, *parts):
-    return {normalise(row[name]) for part in parts for row in splits[part]} - {""}
+    return {normalise_name(row[name]) for part in parts for row in splits[part]} - {""}
 
 
 def says(text, name):
     """Return whether a name occurs in a text, as a word or before an apostrophe."""
     text, name = ("".join(c for c in unicodedata.normalize("NFKD", t.casefold())
                           if not unicodedata.combining(c)) for t in (text, name))  # fmt: skip
-    plain = f" {normalise(name)} " in f" {normalise(text)} "
+    plain = f" {normalise_name(name)} " in f" {normalise_name(text)} "
     return plain or bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text))
 
 
@@ -42,8 +42,10 @@ def check_rows(splits, *needed):
                 assert row[name] and row[name] == row[name].strip(), (where, name)
             assert scope_name(row["target"]) != scope_name(row["truth"]), where
             assert not says(row["near_prompt"], row["subject"]), where
-            assert normalise(row["near_prompt"]) != normalise(row["prompt"]), where
-            assert row["scope"] in (normalise(row["subject"]), scope_name(row["subject"])), where
+            assert normalise_name(row["near_prompt"]) != normalise_name(row["prompt"]), where
+            assert row["scope"] in (normalise_name(row["subject"]), scope_name(row["subject"])), (
+                where
+            )
             assert row["scope"] not in row["near_scope"].split("|"), where
             for prompts, answers in (("more_near_prompts", "more_near_answers"),
                                      ("hop_prompts", "hop_answers")):  # fmt: skip
@@ -55,7 +57,10 @@ def check_near_apart(splits):
     """Check that no split trains on near facts that a later one scores."""
     for first, *later in (("train", "validation", "test"), ("validation", "test")):
         near = texts_of(splits, "near_prompt", *later) | {
-            normalise(text) for s in later for row in splits[s] for text in row["more_near_prompts"]
+            normalise_name(text)
+            for s in later
+            for row in splits[s]
+            for text in row["more_near_prompts"]
         }
         for name in ("prompt", "rephrase", "near_prompt"):
             assert not texts_of(splits, name, first) & near, (first, name)

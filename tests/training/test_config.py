@@ -10,7 +10,7 @@ from mend_jax.data import DATA_SETS
 from mend_jax.errors import ConfigError
 from mend_jax.training import config as configs
 from mend_jax.training.assembly import build_editor, build_optimizer
-from mend_jax.training.config_check import check
+from mend_jax.training.config_check import check_editing_config
 from mend_jax.training.config_keys import (
     KEYS,
     RENAMED_KEYS,
@@ -28,11 +28,11 @@ FOLDER = Path(__file__).parents[2] / "configs"
 def test_every_config_loads_checks_and_builds(name, variant):
     config = configs.load_config(name + variant)
     if config.job == "finetune":
-        fact_checker_job.check(config)
+        fact_checker_job.check_fact_checker_config(config)
         return
     if config.job == "grid":
         return  # `test_grid` checks them
-    check(config)
+    check_editing_config(config)
     build_editor(config)
     build_optimizer(config)
     assert configs.to_json_dict(config)["editor"]["name"]
@@ -45,7 +45,7 @@ def test_every_config_loads_checks_and_builds(name, variant):
 )  # fmt: skip
 def test_the_papers_models_use_the_papers_data(name, task, far):
     config = configs.load_config(f"{name}.py:paper")
-    check(config)
+    check_editing_config(config)
     assert (config.data.name, config.data.far_source) == (task, far)
     assert config.data.name.partition("/")[0] in DATA_SETS and config.train.near_share == 0
 
@@ -81,7 +81,7 @@ def test_a_group_is_replaced_as_a_whole():
     assert config.editor.options.to_dict() == {"lr": 1.0, "only": ("mlp/down",)}
     assert config.data.length_buckets == (16, 20) and config.train.lr == 1e-5
     assert not config.eval.baselines
-    check(config)
+    check_editing_config(config)
     build_editor(config)
     with pytest.raises(AttributeError, match="locked"):
         config.editor.options.rank = 3
@@ -133,7 +133,7 @@ def test_mistakes_are_named(arguments, message, capsys):
 def test_values_out_of_range_are_named(setting, message):
     config, _, _ = parse(["--config=quickstart.py", f"--config.{setting}"])
     with pytest.raises(ConfigError, match=message):
-        check(config)
+        check_editing_config(config)
 
 
 def test_keys_of_a_config_file_are_checked_as_well():
@@ -144,7 +144,7 @@ def test_keys_of_a_config_file_are_checked_as_well():
         config.train.lr = None
     message = "train.warmup is missing; train.lr is None.*train.stesp is not a key .did you mean"
     with pytest.raises(ConfigError, match=message):
-        check(config)
+        check_editing_config(config)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_the_error_for_an_old_key_in_a_config_file_names_the_new_one(tmp_path):
     config = default_config()
     config.data.far = "x"
     with pytest.raises(ConfigError, match=r"data\.far is now data\.far_source: rename it"):
-        check(config)
+        check_editing_config(config)
 
 
 def test_defaults_are_in_range_and_every_key_is_explained():

@@ -280,7 +280,7 @@ def test_an_older_config_is_completed_with_the_behaviour_of_its_version(tmp_path
         group, name = key.split(".")
         del held[group][name]
     write_json(tmp_path / "config.json", held)
-    found = workdir_of_run.read_config(tmp_path)
+    found = workdir_of_run.read_run_config(tmp_path)
     assert configs.to_json_dict(found) == configs.to_json_dict(config) | {
         "train": configs.to_json_dict(config)["train"]
         | {"doctor": False}  # the others are as today
@@ -296,4 +296,4 @@ def test_an_older_config_is_completed_with_the_behaviour_of_its_version(tmp_path
 def test_a_damaged_config_of_a_run_is_named(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=f"config.json is damaged .*{message}"):
-        workdir_of_run.read_config(tmp_path)
+        workdir_of_run.read_run_config(tmp_path)

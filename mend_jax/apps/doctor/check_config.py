@@ -11,7 +11,7 @@ from mend_jax.errors import ConfigError, WeightsError
 from mend_jax.hub.published_configs import PUBLISHED
 from mend_jax.models.abstract_model import AbstractModel, abstract_model
 from mend_jax.training.assembly import build_editor
-from mend_jax.training.config_check import check
+from mend_jax.training.config_check import check_editing_config
 
 _PASS_OPTIONS = ("editor", "edits", "edits_per_step", "sequential")
 """Options of a baseline's evaluation, not of its editor."""
@@ -23,7 +23,7 @@ def check_config(config: ConfigDict) -> CheckResult:
     Raises:
       ConfigError: keys or options that cannot be used.
     """
-    check(config)
+    check_editing_config(config)
     editor = build_editor(config)
     for name, options in config.eval.baselines.items():
         editor_options = {k: v for k, v in options.to_dict().items() if k not in _PASS_OPTIONS}
@@ -74,7 +74,7 @@ def abstract_base(config: ConfigDict) -> AbstractModel:
     """
     c = config.model
     published = PUBLISHED.get(c.spec)
-    hf_config = published if published is not None else hub.read_config(hub.resolve(c.spec))
+    hf_config = published if published is not None else hub.read_model_config(hub.resolve(c.spec))
     return abstract_model(
         hf_config, c.last_n_blocks, c.edit_roles, c.dtype, c.remat, c.text_chunk, c.logits_chunk
     )

@@ -56,7 +56,7 @@ def check_editing_run(config: ConfigDict, workdir: str) -> Iterator[CheckResult]
 def check_fine_tuning(config: ConfigDict, workdir: str) -> Iterator[CheckResult]:
     """Run the checks of fine-tuning a classifier: it has no editor, and an untrained head."""
     try:
-        fact_checker_job.check(config)
+        fact_checker_job.check_fact_checker_config(config)
         model = fact_checker_job.load_base(config)
         dataset = data.load(config.data.name, config.data.dir or None, model=model)
         texts = fact_checker_job.encode_splits(config, dataset, model)
@@ -81,7 +81,7 @@ def check_fine_tuning(config: ConfigDict, workdir: str) -> Iterator[CheckResult]
 def check_grid(config: ConfigDict, workdir: str) -> Iterator[CheckResult]:
     """Check config and weights of every cell; each run makes the other checks when it starts."""
     try:
-        grid.check(config)
+        grid.check_grid_config(config)
     except MendError as e:
         yield error_result("config", e)
         return

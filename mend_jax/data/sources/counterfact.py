@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mend_jax.data import raw_files, rows
-from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_config
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_recipe_config
 from mend_jax.data.name_matching import comparison_words, same_answer, scope_name, spaced_words
 from mend_jax.errors import DataError
 
@@ -77,7 +77,7 @@ def recipe(config: str = "default", root: Path | None = None) -> Recipe:
     Raises:
       DataError: an unknown config, or a file is missing.
     """
-    check_config("counterfact", config, CONFIGS)
+    check_recipe_config("counterfact", config, CONFIGS)
     files = raw_files.require_files(root, "counterfact", _FILES)
     rome = raw_files.find_file(root, *_ROME)
     if config == "rome":

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mend_jax.data import raw_files, rows
-from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_config
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_recipe_config
 
 VERSION = "1.0.0"
 LICENSE = "Natural Questions and AmbigQA: CC BY-SA 3.0"
@@ -67,7 +67,7 @@ def recipe(config: str = "default", root: Path | None = None) -> Recipe:
     Raises:
       DataError: an unknown config, or a file is missing.
     """
-    check_config("nq_open", config, ("default",))
+    check_recipe_config("nq_open", config, ("default",))
     files = raw_files.require_files(root, "nq_open", _FILES)
     return Recipe(
         name="nq_open",

@@ -72,7 +72,7 @@ def make_rows(part: Sequence[_NumberedFact], every: Sequence[_NumberedFact]) -> 
     found = []
     for f in part:
         fact = f.fact
-        own = list(fact.locality)
+        own = list(fact.neighbours)
         near = {"near_prompt": own[0]} if own else _near_fact(f, part) or _near_fact(f, every)
         row = rows.make_row(
             key=f"{f.number:05d}",
@@ -80,8 +80,8 @@ def make_rows(part: Sequence[_NumberedFact], every: Sequence[_NumberedFact]) -> 
             scope=f.scope,
             prompt=fact.prompt,
             target=fact.target,
-            rephrase=fact.rephrases[0] if fact.rephrases else fact.prompt,
-            more_rephrases=list(fact.rephrases[1:]),
+            rephrase=fact.paraphrases[0] if fact.paraphrases else fact.prompt,
+            more_rephrases=list(fact.paraphrases[1:]),
             **rows.near_fields((prompt, "") for prompt in own[1:]),
             **near or _locality_of_another(f, every),
         )
@@ -100,7 +100,7 @@ def _near_fact(f: _NumberedFact, pool: Sequence[_NumberedFact]) -> dict[str, str
 
 
 def _locality_of_another(f: _NumberedFact, pool: Sequence[_NumberedFact]) -> dict[str, str]:
-    prompts = [prompt for g in pool for prompt in g.fact.locality]
+    prompts = [prompt for g in pool for prompt in g.fact.neighbours]
     return {"near_prompt": prompts[f.draw(len(prompts))]} if prompts else {}
 
 
@@ -111,8 +111,8 @@ def build_splits(path: Path) -> BuiltSplits:
     every = [f for part in parts.values() for f in part]
     counts = collections.Counter(
         facts=len(facts),
-        without_rephrase=sum(not f.rephrases for f in facts),
-        without_locality=sum(not f.locality for f in facts),
+        without_rephrase=sum(not f.paraphrases for f in facts),
+        without_locality=sum(not f.neighbours for f in facts),
     )
     notes: dict[str, object] = {"counts": dict(counts)}
     if counts["without_rephrase"]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mend_jax.data import prose, raw_files, rows
-from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_config
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_recipe_config
 from mend_jax.errors import DataError
 
 VERSION = "1.0.0"
@@ -173,7 +173,7 @@ def recipe(config: str, root: Path | None) -> Recipe:
     Raises:
       DataError: an unknown config, or a file is missing.
     """
-    check_config("wikitext", config, CONFIGS)
+    check_recipe_config("wikitext", config, CONFIGS)
     folder = CONFIGS[config]
     names = {
         split: (f"{folder}/{name}.txt", f"{folder}/wiki.{name}.tokens")

@@ -9,7 +9,7 @@ from typing import Any
 from mend_jax.evaluation.reports import grid_plots, sequential_report
 from mend_jax.evaluation.reports.formatting import display_name, format_value, printable
 from mend_jax.evaluation.reports.html_pages import render, write_report
-from mend_jax.evaluation.reports.tables import Score, added_metrics, best_of, cell
+from mend_jax.evaluation.reports.tables import Score, added_metrics, best_of, format_cell
 from mend_jax.evaluation.reports.values import number_at, value_at
 
 COLUMNS = (
@@ -19,7 +19,7 @@ COLUMNS = (
     Score("percent", "written", "generated", higher_is_better=True),
     Score("percent", "written, paraphrase", "generated_paraphrase", higher_is_better=True),
     Score("plain", "KL, far texts", "kl_far", higher_is_better=False),
-    Score("percent", "same choice, far", "argmax_agreement_far", higher_is_better=True),
+    Score("percent", "arg max kept, far", "argmax_agreement_far", higher_is_better=True),
     Score("plain", "KL, near facts", "kl_near", higher_is_better=False),
     Score("points", "accuracy lost", "accuracy_drawdown", higher_is_better=False),
     Score("plain", "perplexity added", "perplexity_added", higher_is_better=False),
@@ -133,7 +133,7 @@ def _best(rows: Rows, column: Score) -> float | None:
 
 def _cell(row: GridRow, column: Score, best: float | None) -> dict[str, Any]:
     score = value_at(row, f"scores.{column.key}")
-    return cell(value_at(score, "mean"), value_at(score, "ci95"), column.unit, best)
+    return format_cell(value_at(score, "mean"), value_at(score, "ci95"), column.unit, best)
 
 
 def row_details(row: GridRow, known_machines: Sequence[str] = ()) -> str:

@@ -13,7 +13,7 @@ from mend_jax.evaluation.reports.example_cards import choices, example_card, gal
 from mend_jax.evaluation.reports.formatting import DASH, display_name, format_value, printable
 from mend_jax.evaluation.reports.html_pages import render, write_report
 from mend_jax.evaluation.reports.run_plots import Lines, Method, Results
-from mend_jax.evaluation.reports.tables import Score, added_metrics, best_of, cell
+from mend_jax.evaluation.reports.tables import Score, added_metrics, best_of, format_cell
 from mend_jax.evaluation.reports.values import mean_at, number_at, numbers_at, value_at
 from mend_jax.evaluation.results_migration import migrate_examples, migrate_results
 from mend_jax.io.json_lines import JsonLines
@@ -27,7 +27,7 @@ _ANSWERS = (
 )
 _CHANGES = (
     Score("plain", "KL", "kl", "how far predictions moved, nats a token; 0: not at all", False),
-    Score("percent", "same choice", "argmax_agreement", "tokens whose first choice stayed", True),
+    Score("percent", "arg max kept", "argmax_agreement", "tokens whose first choice stayed", True),
     Score("points", "accuracy lost", "accuracy_drawdown", "before minus after, in %", False),
     Score("plain", "perplexity added", "perplexity_drawdown", "after minus before", False),
 )
@@ -35,7 +35,7 @@ _ABILITY = (
     Score("plain", "perplexity", "perplexity", "of held-out prose", False),
     Score("percent", "facts recalled", "recall", "preferably facts that the base recalls", True),
     Score("percent", "of them kept", "recall_kept", "of those recalled before the edit", True),
-    Score("percent", "same choice", "argmax_agreement", "tokens of prose", True),
+    Score("percent", "arg max kept", "argmax_agreement", "tokens of prose", True),
 )
 _COSTS = (
     Score("percent", "success", "success", "mean of the edit and its paraphrases", True),
@@ -213,7 +213,9 @@ def _row(found: Sequence[Method], path: str, interval_path: str, score: Score) -
     comparable = [v for v, m in zip(values, found, strict=True) if not m.on_extra_data]
     best = best_of(comparable, score.higher_is_better)
     cells = [
-        cell(v, value_at(m.scores, interval_path), score.unit, None if m.on_extra_data else best)
+        format_cell(
+            v, value_at(m.scores, interval_path), score.unit, None if m.on_extra_data else best
+        )
         for v, m in zip(values, found, strict=True)
     ]
     parent, _, key = path.rpartition(".")

@@ -34,7 +34,7 @@ COLUMNS: tuple[Column, ...] = (
     ("KL", "plain", "locality.kl"),
     ("KL near", "plain", "locality.near.kl"),
     ("KL far", "plain", "locality.far.kl"),
-    ("same choice", "percent", "locality.argmax_agreement"),
+    ("arg max kept", "percent", "locality.argmax_agreement"),
     ("|dW| / |W|", "plain", "relative_norm"),
 )
 SHORT_COLUMNS = tuple(c for c in COLUMNS if c[0] not in ("KL near", "KL far"))

@@ -27,7 +27,7 @@ class Score(NamedTuple):
     higher_is_better: bool | None = None
 
 
-def cell(value: Any, ends: Any, unit: str, best: float | None) -> dict[str, Any]:
+def format_cell(value: Any, ends: Any, unit: str, best: float | None) -> dict[str, Any]:
     """Return the text of a number and of its interval, and whether it is the best one.
 
     Args:

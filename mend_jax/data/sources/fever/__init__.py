@@ -31,9 +31,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mend_jax.data import raw_files, rows
-from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_config
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_recipe_config
 from mend_jax.data.keyed_random import first_accepted, key_hash, key_rng
-from mend_jax.data.name_matching import normalise
+from mend_jax.data.name_matching import normalise_name
 from mend_jax.data.sources.fever.claim_files import Claim, read
 from mend_jax.data.sources.fever.paraphrases import paraphrase
 from mend_jax.errors import DataError
@@ -65,7 +65,7 @@ def recipe(config: str = "default", root: Path | None = None) -> Recipe:
     Raises:
       DataError: an unknown config, or a file is missing.
     """
-    check_config("fever", config, ("default",))
+    check_recipe_config("fever", config, ("default",))
     files = raw_files.require_files(root, "fever", _FILES)
     return Recipe(
         name="fever",
@@ -103,10 +103,10 @@ def _bare_title(page: str) -> str:
 
 def claim_subject(text: str, pages: Sequence[str]) -> str:
     """Return the page that a claim names first (there the longest one), else its first page."""
-    words = f" {normalise(text)} "
+    words = f" {normalise_name(text)} "
     places: dict[tuple[int, int], str] = {}
     for page in pages:
-        at = words.find(f" {normalise(_bare_title(page))} ")
+        at = words.find(f" {normalise_name(_bare_title(page))} ")
         if at >= 0:
             places.setdefault((at, -len(_bare_title(page))), page)
     return places[min(places)] if places else pages[0]
@@ -115,7 +115,7 @@ def claim_subject(text: str, pages: Sequence[str]) -> str:
 def _draft(claim: Claim) -> rows.Row:
     """Return the fields of a row that come from its claim alone, with its pages and its words."""
     subject = claim_subject(claim.text, claim.pages)
-    subject_words = set(normalise(_bare_title(subject)).split())
+    subject_words = set(normalise_name(_bare_title(subject)).split())
     return {
         "key": claim.key,
         "subject": subject,
@@ -123,7 +123,7 @@ def _draft(claim: Claim) -> rows.Row:
         "truth": claim.label,
         "target": _OTHER_LABEL[claim.label],
         "pages": claim.pages,
-        "words": frozenset(normalise(claim.text).split()) - subject_words,
+        "words": frozenset(normalise_name(claim.text).split()) - subject_words,
     }
 
 
@@ -134,7 +134,7 @@ class _ClaimPool:
         self.drafts = drafts
         self.by_page: dict[str, list[rows.Row]] = collections.defaultdict(list)
         for draft in drafts:
-            self.by_page[normalise(draft["subject"])].append(draft)
+            self.by_page[normalise_name(draft["subject"])].append(draft)
         if len(self.by_page) == 1:
             raise DataError(
                 f"all {len(drafts)} claims of a split are about {drafts[0]['subject']!r}: add "
@@ -165,7 +165,7 @@ class _ClaimPool:
         )
 
     def _same_page(self, draft: rows.Row) -> list[rows.Row]:
-        return self.by_page[normalise(draft["subject"])]
+        return self.by_page[normalise_name(draft["subject"])]
 
     def _near(self, draft: rows.Row) -> tuple[rows.Row, bool]:
         """Return another claim, and whether it is about the same page."""
@@ -176,13 +176,13 @@ class _ClaimPool:
 
     def _of_another_page(self, draft: rows.Row, use: str) -> rows.Row:
         """Draw a claim of another page that does not name this page, if one is found."""
-        page = normalise(draft["subject"])
+        page = normalise_name(draft["subject"])
         found = first_accepted(
             self.drafts,
             key_rng(use, draft["key"]).integers(len(self.drafts), size=_TRIES),
-            lambda d: normalise(d["subject"]) != page and not names_subject_of(d, draft),
+            lambda d: normalise_name(d["subject"]) != page and not names_subject_of(d, draft),
         )
-        return found or next(d for d in self.drafts if normalise(d["subject"]) != page)
+        return found or next(d for d in self.drafts if normalise_name(d["subject"]) != page)
 
 
 def nearly_same(one: rows.Row, other: rows.Row) -> bool:
@@ -193,4 +193,7 @@ def nearly_same(one: rows.Row, other: rows.Row) -> bool:
 
 def names_subject_of(claim: rows.Row, other: rows.Row) -> bool:
     """Return whether a claim names what another one is about."""
-    return f" {normalise(_bare_title(other['subject']))} " in f" {normalise(claim['prompt'])} "
+    return (
+        f" {normalise_name(_bare_title(other['subject']))} "
+        in f" {normalise_name(claim['prompt'])} "
+    )

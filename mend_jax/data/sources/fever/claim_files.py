@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mend_jax.data import raw_files
-from mend_jax.data.name_matching import normalise
+from mend_jax.data.name_matching import normalise_name
 from mend_jax.errors import DataError
 
 _LABELS = {"SUPPORTS": "true", "REFUTES": "false", "NOT ENOUGH INFO": ""}
@@ -48,10 +48,10 @@ def read(path: Path) -> tuple[list[Claim], dict[str, int]]:
         claim = _read_claim(record, where, path.name.split(".")[0])
         if not claim.label:
             dropped["not enough info"] += 1
-        elif normalise(claim.text) in texts:
+        elif normalise_name(claim.text) in texts:
             dropped["repeated claim"] += 1
         else:
-            texts.add(normalise(claim.text))
+            texts.add(normalise_name(claim.text))
             claims.append(claim)
     return claims, dict(dropped)
 

@@ -28,7 +28,7 @@ from mend_jax.data.sources.fever.vocabulary import NOUNS, SYNONYMS
 RuleFunction = Callable[[ParsedClaim], str | None]
 
 
-class Rule(NamedTuple):
+class ClaimRule(NamedTuple):
     """One way to paraphrase a claim.
 
     Attributes:
@@ -69,7 +69,7 @@ def paraphrase(text: str, names: Iterable[str], key: object, unseen: bool = Fals
     return Paraphrase(sentence, rule.name, rule.held_out)
 
 
-def fitting_paraphrases(claim: ParsedClaim, held_out: bool = False) -> list[tuple[Rule, str]]:
+def fitting_paraphrases(claim: ParsedClaim, held_out: bool = False) -> list[tuple[ClaimRule, str]]:
     """Return the fitting rules of one kind with their sentences; there is at least one."""
     found = []
     for rule in RULES:
@@ -284,40 +284,44 @@ _JOB = rf"(is|was) (an? (?:[a-z-]+ ){{0,2}}(?:{_JOBS}))"
 _WORK = r"((?:the (?:film|movie|show|series) )?[A-Z\"](?:(?! as )[^,])*)"
 
 RULES = (
-    Rule("date_first", 0, False, _predicate(rf"(.+) ({DATE})", _front)),
-    Rule("date_last", 0, False, _to_the_end),
-    Rule("birth_year", 0, False, _predicate(r"was born in (\d{4})", _birth_year)),
-    Rule("birthplace", 0, False, _predicate(r"was born in ((?:the )?[A-Z][^\d]*)", _birthplace)),
-    Rule("active", 0, False, _predicate(_BY, _active)),
-    Rule("passive", 0, False, _predicate(rf"({'|'.join(_DID)}) {_WHAT}(?: ({DATE}))?", _passive)),
-    Rule("stars_in", 0, False, _predicate(rf"(stars|starred) {_WITH}", _in_it)),
-    Rule("from_country", 0, False, _predicate(_COUNTRY_KIND, _from_country)),
-    Rule("comes_from", 0, False, _predicate(rf"(is|was) ({_DEMONYMS})", _comes_from)),
-    Rule("works_as", 0, False, _predicate(_JOB, _works_as)),
-    Rule("turned", 0, False, _predicate(r"(is|was|are|were) (the .+)", _turned)),
-    Rule("called", 0, False, _called),
-    Rule("basis", 0, False, _predicate(r"(is|was) based on (.+)", _basis)),
-    Rule("untrue", 0, False, _predicate(r"(is|are|was|were) not (.+)", _untrue)),
-    Rule("genitive", 0, False, _of),
-    Rule("described", 1, False, _predicate(_IS_A, _described)),
-    Rule("fitting", 1, False, _predicate(_IS_A, _fits)),
-    Rule("synonym", 2, False, _synonym),
-    Rule("noun", 2, False, _noun),
-    Rule("it_is_true", 3, False, _frame("it is true that ")),
-    Rule("record", 3, False, _frame("according to the record, ")),
-    Rule("fact", 3, False, _frame("it is a fact that ")),
-    Rule("say", 3, False, _frame("one can rightly say that ")),
-    Rule("aside_record", 3, False, _aside("according to the record")),
-    Rule("colon", 3, False, _frame("the following holds: ")),
-    Rule("date_cleft", 0, True, _predicate(rf"(.+) ({DATE})", _cleft)),
-    Rule("who_cleft", 0, True, _predicate(_BY, _it_was)),
-    Rule("in_cast", 0, True, _predicate(rf"(stars|starred) {_WITH}", _has_in_cast)),
-    Rule("cast_has", 0, True, _predicate(rf"(stars|starred) in {_WORK}", _cast_has)),
-    Rule("is_what", 1, True, _predicate(_IS_A, _is_what)),
-    Rule("it_is", 2, True, _subject_cleft),
-    Rule("aside_accounts", 2, True, _aside("by all accounts")),
-    Rule("sources", 3, True, _frame("what the sources say is that ")),
-    Rule("case", 3, True, _frame("it is indeed the case that ")),
-    Rule("as_known", 3, True, _frame("", ", as is well known")),
-    Rule("established", 3, True, _frame("it has been established that ")),
+    ClaimRule("date_first", 0, False, _predicate(rf"(.+) ({DATE})", _front)),
+    ClaimRule("date_last", 0, False, _to_the_end),
+    ClaimRule("birth_year", 0, False, _predicate(r"was born in (\d{4})", _birth_year)),
+    ClaimRule(
+        "birthplace", 0, False, _predicate(r"was born in ((?:the )?[A-Z][^\d]*)", _birthplace)
+    ),
+    ClaimRule("active", 0, False, _predicate(_BY, _active)),
+    ClaimRule(
+        "passive", 0, False, _predicate(rf"({'|'.join(_DID)}) {_WHAT}(?: ({DATE}))?", _passive)
+    ),
+    ClaimRule("stars_in", 0, False, _predicate(rf"(stars|starred) {_WITH}", _in_it)),
+    ClaimRule("from_country", 0, False, _predicate(_COUNTRY_KIND, _from_country)),
+    ClaimRule("comes_from", 0, False, _predicate(rf"(is|was) ({_DEMONYMS})", _comes_from)),
+    ClaimRule("works_as", 0, False, _predicate(_JOB, _works_as)),
+    ClaimRule("turned", 0, False, _predicate(r"(is|was|are|were) (the .+)", _turned)),
+    ClaimRule("called", 0, False, _called),
+    ClaimRule("basis", 0, False, _predicate(r"(is|was) based on (.+)", _basis)),
+    ClaimRule("untrue", 0, False, _predicate(r"(is|are|was|were) not (.+)", _untrue)),
+    ClaimRule("genitive", 0, False, _of),
+    ClaimRule("described", 1, False, _predicate(_IS_A, _described)),
+    ClaimRule("fitting", 1, False, _predicate(_IS_A, _fits)),
+    ClaimRule("synonym", 2, False, _synonym),
+    ClaimRule("noun", 2, False, _noun),
+    ClaimRule("it_is_true", 3, False, _frame("it is true that ")),
+    ClaimRule("record", 3, False, _frame("according to the record, ")),
+    ClaimRule("fact", 3, False, _frame("it is a fact that ")),
+    ClaimRule("say", 3, False, _frame("one can rightly say that ")),
+    ClaimRule("aside_record", 3, False, _aside("according to the record")),
+    ClaimRule("colon", 3, False, _frame("the following holds: ")),
+    ClaimRule("date_cleft", 0, True, _predicate(rf"(.+) ({DATE})", _cleft)),
+    ClaimRule("who_cleft", 0, True, _predicate(_BY, _it_was)),
+    ClaimRule("in_cast", 0, True, _predicate(rf"(stars|starred) {_WITH}", _has_in_cast)),
+    ClaimRule("cast_has", 0, True, _predicate(rf"(stars|starred) in {_WORK}", _cast_has)),
+    ClaimRule("is_what", 1, True, _predicate(_IS_A, _is_what)),
+    ClaimRule("it_is", 2, True, _subject_cleft),
+    ClaimRule("aside_accounts", 2, True, _aside("by all accounts")),
+    ClaimRule("sources", 3, True, _frame("what the sources say is that ")),
+    ClaimRule("case", 3, True, _frame("it is indeed the case that ")),
+    ClaimRule("as_known", 3, True, _frame("", ", as is well known")),
+    ClaimRule("established", 3, True, _frame("it has been established that ")),
 )  # fmt: skip

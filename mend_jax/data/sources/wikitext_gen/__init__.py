@@ -26,7 +26,7 @@ import numpy as np
 
 from mend_jax.core.chunking import round_up
 from mend_jax.data import rows
-from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_config
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_recipe_config
 from mend_jax.data.keyed_random import key_rng
 from mend_jax.data.sources import wikitext
 from mend_jax.data.sources.wikitext_gen import continuations
@@ -50,7 +50,7 @@ DESCRIPTION = (
 _CODE = ("mend_jax.hub.text_encoding", "mend_jax.models.generation")
 
 
-def make_row(start: Start, target: str) -> rows.Row:
+def make_passage_row(start: Start, target: str) -> rows.Row:
     """Return the edit of one passage."""
     words = start.prompt.split()
     rng = key_rng("drop", continuations.SEED, start.key)
@@ -95,7 +95,7 @@ def sample_rows(
             if reason:
                 counts[reason] += 1
             else:
-                found.append(make_row(start, target))
+                found.append(make_passage_row(start, target))
     progress.update(len(found), force=True)
     return found, dict(counts)
 
@@ -134,7 +134,7 @@ def recipe(config: str, root: Path | None, model: LanguageModel) -> Recipe:
     Raises:
       DataError: an unknown config, missing files, or a base model that cannot sample.
     """
-    check_config("wikitext_gen", config, SIZES)
+    check_recipe_config("wikitext_gen", config, SIZES)
     if model.module.kind != "causal":
         raise DataError(
             f"wikitext_gen is sampled from a causal language model, and {model.spec} is a "

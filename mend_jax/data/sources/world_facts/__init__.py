@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_config
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_recipe_config
 from mend_jax.data.rows import Row
 from mend_jax.data.sources.world_facts import counterfactuals, passages
 from mend_jax.data.sources.world_facts.facts import true_facts
@@ -43,7 +43,7 @@ def recipe(config: str = "default", root: Path | None = None) -> Recipe:
       DataError: an unknown config.
     """
     del root
-    check_config("world_facts", config, CONFIGS)
+    check_recipe_config("world_facts", config, CONFIGS)
     return Recipe(
         name="world_facts",
         config=config,

