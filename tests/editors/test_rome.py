@@ -181,7 +181,7 @@ def test_values_are_written_at_the_mean_key():
 
 
 def test_memit_equals_its_algorithm():
-    """Block by block with numpy in float64, from keys and states under the edits so far.
+    """Block by block with numpy in float64, from keys and states under the sequential edits.
 
     lambda C + K^T K is no worse than C, see above.
     """

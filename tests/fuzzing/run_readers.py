@@ -217,8 +217,8 @@ READERS = {
         share=0.5,
     ),
     "judged.jsonl": Reader(lambda: [_scored_batches_seed()], _read_scored_batches),
-    "edits so far": Reader(lambda: [_so_far_seed()], _read_so_far, damage_safetensors, 0.5),
-    "edits so far of an older run": Reader(
+    "sequential edits": Reader(lambda: [_so_far_seed()], _read_so_far, damage_safetensors, 0.5),
+    "sequential edits of an older run": Reader(
         lambda: [_old_so_far_seed()], functools.partial(_read_so_far, ending="npz"), damage_bytes
     ),
 }  # fmt: skip

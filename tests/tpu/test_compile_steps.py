@@ -57,9 +57,9 @@ def test_a_tiny_model_is_compiled_for_a_slice(tmp_path):
     assert "eval.edits_per_step" in done.stderr and "train: 0." in done.stderr
 
 
-def test_what_is_no_slice_is_refused_before_anything_is_loaded(tmp_path):
+def test_an_unknown_slice_is_refused_before_anything_is_loaded(tmp_path):
     done = command(tmp_path, "--config=gptj.py", "--compile_for=v5e-5")
-    assert done.returncode == 2 and "is no size of slice" in done.stderr
+    assert done.returncode == 2 and "is not a size of a slice" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
