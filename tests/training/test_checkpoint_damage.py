@@ -173,7 +173,7 @@ def test_a_lost_best_step_is_reported_and_replaced_by_the_next_best(saved, tmp_p
         _, run_state = resume(manager, LIKE, Batches(), MINE)
         assert (run_state.best_step, run_state.best_loss) == (0, float("inf"))
         assert sorted(manager.all_steps()) == [6, 7]
-    assert "of the best validation, of step 2, is lost" in capsys.readouterr().err
+    assert "of the best validation, step 2, is lost" in capsys.readouterr().err
     assert harm == "missing" or (tmp_path / damage.FOLDER / "2").is_dir()
 
 
