@@ -30,6 +30,7 @@ from mend_jax.training import config as configs
 from mend_jax.training import run_folder as workdir_of_run
 from mend_jax.training.assembly import open_experiment
 from mend_jax.training.config_keys import ADDED_KEYS
+from mend_jax.training.loop import TrainLoop
 
 FACTS = [("The capital of France is", "Lyon"), ("One and one is", "three")]
 
@@ -223,9 +224,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused(made, tmp_path, monkeyp
 def test_a_run_checks_disk_space_before_training(made, tmp_path, monkeypatch):
     _, config, _ = made
     monkeypatch.setattr(shutil, "disk_usage", lambda path: mock.Mock(free=10**6))
-    monkeypatch.setattr(
-        train_and_evaluate, "train_editor", lambda *_, **__: pytest.fail("it trained")
-    )
+    monkeypatch.setattr(TrainLoop, "run", lambda *_: pytest.fail("it trained"))
     with pytest.raises(ConfigError, match="make room there, or choose another"):
         mend_jax.train_and_evaluate(config, tmp_path)
 
