@@ -219,7 +219,7 @@ def test_loading_does_not_import_tensorflow(loaded):
 
 
 def test_offline_config_needs_no_download(monkeypatch, tmp_path):
-    monkeypatch.setattr(package_cache, "fetch", None)
+    monkeypatch.setattr(package_cache, "fetch_wheel", None)
     rows = world_facts.all_rows("offline")
     assert len(rows["train"]) >= 5000
     few = {name: held[:5] for name, held in rows.items()}
