@@ -32,7 +32,7 @@ SWEEPS = {
     "layers": (6, 12, 24, 48),
     "rank": (64, 256, 768, 1920),
 }
-CHUNKED = 64  # from so many facts per edit on, texts pass in chunks of this size
+CHUNKED = 64  # texts per chunk; edits of this many facts or more are chunked
 NAMES = {"edits": "facts of an edit", "layers": "blocks of the model", "rank": "rank of the editor"}
 
 
