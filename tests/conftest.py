@@ -31,6 +31,18 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+
+def pytest_addoption(parser):
+    parser.addoption("--time-profile", metavar="FILE", help="write where the time goes to FILE")
+
+
+def pytest_configure(config):
+    if path := config.getoption("--time-profile"):
+        from support.time_profile import TimeProfile
+
+        config.pluginmanager.register(TimeProfile(path))
+
+
 # Files that take minutes, longest first. Begun last, one of them keeps one worker busy while the
 # others wait (xdist by itself begins with the files that have most tests).
 LONG = (
