@@ -36,7 +36,7 @@ class TimeProfile:
 
     def __init__(self, path: str):
         self.path = Path(path)
-        self.rows: list[dict] = []
+        self.file = None
         self.events: dict[str, float] = collections.defaultdict(float)
         self.started: dict[str, dict] = {}
         import jax
@@ -57,19 +57,20 @@ class TimeProfile:
             item.user_properties.append(("time", {c: end[c] - start[c] for c in COLUMNS}))
 
     def pytest_runtest_logreport(self, report):
-        if report.when == "teardown":
-            for name, value in report.user_properties:
-                if name == "time":
-                    self.rows.append({"test": report.nodeid, **value})
+        for name, value in report.user_properties if report.when == "teardown" else ():
+            if name == "time" and self.file:
+                seconds = [f"{value[c]:.3f}" for c in COLUMNS]
+                csv.writer(self.file).writerow([report.nodeid, *seconds])
+                self.file.flush()  # a run that is stopped leaves what it measured
 
-    def pytest_sessionfinish(self, session):
-        if hasattr(session.config, "workerinput") or not self.rows:
-            return
-        with self.path.open("w", newline="") as f:
-            writer = csv.DictWriter(f, ["test", *COLUMNS])
-            writer.writeheader()
-            writer.writerows({k: round(v, 3) if k != "test" else v for k, v in row.items()}
-                             for row in self.rows)  # fmt: skip
+    def pytest_sessionstart(self, session):
+        if not hasattr(session.config, "workerinput"):
+            self.file = self.path.open("w", newline="")
+            csv.writer(self.file).writerow(["test", *COLUMNS])
+
+    def pytest_sessionfinish(self):
+        if self.file:
+            self.file.close()
 
 
 def print_sums(path: str) -> None:
