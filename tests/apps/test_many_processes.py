@@ -180,6 +180,7 @@ def assert_equal(ours, theirs):
             assert a == b, path
 
 
+@pytest.mark.slow
 def test_a_stopped_and_killed_run_of_two_processes_equals_one_of_one(alone, disturbed):
     for name in ("metrics.jsonl", "results.json", "examples.json", "config.json"):
         texts = [(folder / name).read_text() for folder in (disturbed, alone)]
@@ -194,6 +195,7 @@ def test_a_stopped_and_killed_run_of_two_processes_equals_one_of_one(alone, dist
     assert data[0] == data[1] == {"next_index": 9}
 
 
+@pytest.mark.slow
 def test_both_runs_have_the_same_files_and_one_process_writes(alone, disturbed, place):
     names = {p.name for p in alone.iterdir()}
     assert {p.name for p in disturbed.iterdir()} == names and "report.html" in names
@@ -201,6 +203,7 @@ def test_both_runs_have_the_same_files_and_one_process_writes(alone, disturbed, 
     assert "train" not in output(place, 1) and "evaluate" not in output(place, 1)
 
 
+@pytest.mark.slow
 def test_processes_with_different_configs_end_and_name_the_key(place):
     other = [{}, {"train.lr": 0.5}]
     with started(place, place / "disagree", 2, each=other) as processes:
@@ -212,6 +215,7 @@ def test_processes_with_different_configs_end_and_name_the_key(place):
     assert '"lr": 0.5' in output(place, 1)
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_load_ends_all(place, tmp_path):
     """The base is a relative path, which does not exist in the folder of process 1."""
     with started(place, place / "lacks", 2, folders=[place, tmp_path]) as processes:
@@ -221,6 +225,7 @@ def test_a_process_that_cannot_load_ends_all(place, tmp_path):
     assert "PeerError" in log and "process 1: WeightsError: cannot find the weights" in log
 
 
+@pytest.mark.slow
 def test_a_workdir_that_is_not_shared_is_an_error(place, tmp_path):
     with started(place, "mine", 2, folders=[place, tmp_path]) as processes:
         assert wait_for_ends(place, processes, 120) == [2, 2], output(place, 0) + output(place, 1)

@@ -20,9 +20,10 @@ from mend_jax.hub.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(
-    not DATA.is_dir(), reason=f"no raw data at {DATA}; set MEND_DATA_DIR"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not DATA.is_dir(), reason=f"no raw data at {DATA}; set MEND_DATA_DIR"),
+]
 
 
 REAL = bool(os.environ.get("MEND_REAL_BASES"))

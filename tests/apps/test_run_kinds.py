@@ -18,7 +18,7 @@ def ran(request, tmp_path_factory):
     """(kind, run folder, results) of a short run."""
     base = save_tiny(tmp_path_factory.mktemp("base"), request.param)
     workdir = tmp_path_factory.mktemp("run")
-    settings = {"model.spec": base, "model.last_n_blocks": 2} | SETTINGS
+    settings = {"model.spec": base, "model.last_n_blocks": 1} | SETTINGS
     settings |= {"train.steps": 2, "train.val_every": 2, "eval.edits": 4, "model.remat": True}
     settings |= {"eval.baselines": {name: {"edits": 2} for name in PREDICTORS[request.param]}}
     config, _, _ = parse(
@@ -27,6 +27,7 @@ def ran(request, tmp_path_factory):
     return request.param, workdir, mend_jax.train_and_evaluate(config, workdir)
 
 
+@pytest.mark.slow
 def test_a_run_trains_evaluates_and_reports(ran):
     kind, workdir, results = ran
     assert results["training"]["steps"] == 2
@@ -47,6 +48,7 @@ def test_a_run_trains_evaluates_and_reports(ran):
     assert "success" in page
 
 
+@pytest.mark.slow
 def test_the_restored_editor_edits(ran):
     kind, workdir, _ = ran
     editor = mend_jax.Editor.restore(workdir)

@@ -103,6 +103,7 @@ def test_a_finished_run_only_writes_its_report(base, finished, capsys):
     assert "is finished" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stopped_evaluation_continues(base, finished, tmp_path, monkeypatch):
     calls = []
 
@@ -136,6 +137,7 @@ def test_a_stopped_evaluation_continues(base, finished, tmp_path, monkeypatch):
     assert ours == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["", "code", "base", "learned"])
 def test_saved_scores_of_another_editor_or_code_are_not_used(
     base, finished, tmp_path, monkeypatch, changed
@@ -207,6 +209,7 @@ def test_another_config_is_refused(base, finished):
         run(base, finished, seed=1)
 
 
+@pytest.mark.slow
 def test_a_trained_editor_is_evaluated_again_in_another_folder(base, finished, tmp_path):
     """`editor.init_from` without steps evaluates the editor of another run."""
     again = {"editor.init_from": finished, "train.steps": 0, "eval.edits_per_step": 3}
@@ -221,6 +224,7 @@ def test_a_trained_editor_is_evaluated_again_in_another_folder(base, finished, t
         np.testing.assert_array_equal(mine, old)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_editor_of_another(base, finished, tmp_path):
     """A step at a tiny learning rate keeps the parameters; statistics include its rows."""
     more = {"editor.init_from": finished, "train.steps": 1, "train.val_every": 1}
@@ -232,6 +236,7 @@ def test_a_run_starts_from_the_editor_of_another(base, finished, tmp_path):
     assert 0 < counts[0] < counts[1]
 
 
+@pytest.mark.slow
 def test_statistics_restart_if_the_number_of_facts_changes(base, finished, tmp_path):
     more = {"editor.init_from": finished, "train.steps": 1, "train.val_every": 1}
     run(base, tmp_path, **more, **{"data.edits_per_batch": 2, "train.lr": 1e-12})
@@ -244,6 +249,7 @@ def test_statistics_restart_if_the_number_of_facts_changes(base, finished, tmp_p
     assert min(m.count for m in _moments(same.state)) == counts[0]
 
 
+@pytest.mark.slow
 def test_a_run_starts_with_scaled_step_sizes(base, finished, tmp_path):
     more = {"editor.init_from": finished, "editor.init_step_size_scale": 0.5, "train.steps": 0}
     run(base, tmp_path, **more)
@@ -261,6 +267,7 @@ def test_a_scale_needs_an_editor_to_start_from(base, tmp_path):
         run(base, tmp_path, **{"editor.init_step_size_scale": 0.5})
 
 
+@pytest.mark.slow
 def test_the_trunk_cache_changes_no_result(base, tmp_path, monkeypatch, capsys):
     """Five epochs of eight rows, without a trunk from the second on."""
     monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path / "cache"))
@@ -324,6 +331,7 @@ def test_a_non_finite_validation_loss_never_ranks_a_checkpoint(tmp_path):
     assert sorted(manager.all_steps()) == [1, 4, 5]
 
 
+@pytest.mark.slow
 def test_the_kept_checkpoint_is_evaluated_and_restored(base, tmp_path, monkeypatch):
     kept = {}
     for keep, step in (("best", 3), ("last", 6)):

@@ -5,6 +5,7 @@ The folder `MEND_GOLDEN_DIR` holds one complete tiny run of the original a file,
 losses, meta-gradients and one Adam step. The test runs over whatever files the folder lists.
 """
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support.tiers import slow_but
 
 from mend_jax import models
 from mend_jax.core.edit_problem import make_problem
@@ -30,6 +32,7 @@ from mend_jax.models.params import stack_trunk
 FOLDER = Path(os.environ.get("MEND_GOLDEN_DIR", Path(__file__).parents[3] / "shared/golden_mend"))
 INDEX = FOLDER / "index.json"
 CASES = sorted(json.loads(INDEX.read_text())) if INDEX.exists() else []
+QUICK = [name for name in CASES if name in ("gpt2_default", "llama_default")]
 
 # Ten times (largest absolute difference, largest difference / largest value of the array) that the
 # folder's README states between the original in float32 and in float64.
@@ -123,30 +126,30 @@ class Golden:
 
 
 @pytest.mark.skipif(not CASES, reason="no golden files at MEND_GOLDEN_DIR")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(QUICK, CASES))
 def test_every_array_equals_the_original_programs(case):
     g = Golden(case)
     params, state = original_checkpoints.import_state_dict(
         g.group("editor/"), g.weights, g.hf_of, shared=g.shared
     )
     editor = make_editor("mend", g.options)
-    grads = {}
+    run, grads = make_step(g, editor), {}
     for step in ("step1", "step2", "eval"):
-        state, grads[step] = check_step(g, step, editor, params, state, train=step != "eval")
+        state, grads[step] = check_step(g, step, run, params, state, train=step != "eval")
     check_adam(g, params, state, grads["step2"])
     assert g.seen == set(g.arrays), sorted(set(g.arrays) - g.seen)[:5]
 
 
-def run_step(g, editor, batch, params, state, train):
-    """All that one step of the original records, in one compiled function."""
-    run = LinkContext(g.weights, train)
+def make_step(g, editor):
+    """Return a function of all that one step of the original records; `train` is static."""
     links = (
         normalize(g.shared, one_by_one=True, pass_through=not g.options["norm"]),
         low_rank_mlp(*(g.options[k] for k in ("rank", "n_hidden", "shared", "sides", "init"))),
     )
 
-    @jax.jit
-    def everything(params, state, base):
+    @functools.partial(jax.jit, static_argnames="train")
+    def everything(params, state, base, batch, train):
+        run = LinkContext(g.weights, train)
         problem = make_problem(g.model, base, g.weights, batch["edit"])
         factors = transformed = problem.factors()
         for link in links:
@@ -170,7 +173,7 @@ def run_step(g, editor, batch, params, state, train):
         }  # fmt: skip
         return factors, transformed, losses, new_state, edit, grad, logits
 
-    return everything(params, state, g.base)
+    return everything
 
 
 def logits_everywhere(g, base, seqs, under):
@@ -181,7 +184,7 @@ def logits_everywhere(g, base, seqs, under):
     return top_logits(g.model, base, trunk_states(g.model, base, seqs), seqs, under)
 
 
-def check_step(g, step, editor, params, state, train):
+def check_step(g, step, run, params, state, train):
     fields = ("input_ids", "attention_mask", "labels")
     batches = {
         name: {k: g.take(f"{step}/batch/{name}/{k}") for k in fields}
@@ -192,8 +195,8 @@ def check_step(g, step, editor, params, state, train):
         "rephrase": sequences(batches["edit_outer"], False),
         "near": sequences(batches["loc"], True),
     }
-    factors, transformed, losses, new_state, edit, grad, logits = run_step(
-        g, editor, batch, params, state, train
+    factors, transformed, losses, new_state, edit, grad, logits = run(
+        params, state, g.base, batch, train=train
     )
     check_factors(g, step, factors, transformed)
     for name, value in losses.items():

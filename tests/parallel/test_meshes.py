@@ -1,22 +1,23 @@
 """Training steps on meshes of 8 virtual devices equal those on one device.
 
-By default three kinds of block on a mesh with all three axes, the hardest case;
-MEND_ALL_MESHES=1 adds meshes of one axis and two further families (some minutes).
+On a mesh with all three axes, the hardest case: one kind of block by default, two more with
+`-m slow`. `--full` adds meshes of one axis and two further families.
 """
 
 import functools
 import itertools
-import os
 
 import jax
 import numpy as np
 import pytest
+from support.full_counts import ALL_MESHES
 from support.stepping import step_of
+from support.tiers import slow_but
 
 KINDS = ("gpt2", "t5", "bert")
 MESHES = ((2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8))
 CASES = [(kind, (2, 2, 2)) for kind in KINDS]
-if os.environ.get("MEND_ALL_MESHES"):
+if ALL_MESHES:
     CASES = list(itertools.product((*KINDS, "llama", "gptj"), MESHES))
 
 
@@ -36,9 +37,10 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.mark.parametrize(("kind", "sizes"), CASES, ids=str)
-def test_a_mesh_of_many_devices_gives_the_same_step(optimised, kind, sizes):
+@pytest.mark.parametrize("case", slow_but(CASES[:1], CASES), ids=str)
+def test_a_mesh_of_many_devices_gives_the_same_step(optimised, case):
     """To 1e-5 in float32, and each device holds its share of the editor."""
+    kind, sizes = case
     sizes = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
     _, one, metrics_one, whole = one_device_step(kind)
     _, many, metrics, shares = step_of(sizes, kind=kind)

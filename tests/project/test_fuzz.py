@@ -18,12 +18,11 @@ import numpy as np
 import pytest
 from fuzzing import edit_readers, guard, request_readers, run_readers
 from fuzzing.readers import READERS
+from support.full_counts import FUZZED_INPUTS
 from support.tiny import HF
 
 from mend_jax.errors import DataError
 from mend_jax.ledger import journal
-
-COUNT = 6000
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def faults(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tallies(faults):
     """Every reader on a share of the inputs, in a process of their own."""
-    return fuzz.fuzz(list(READERS), COUNT, seed=0, out=faults)
+    return fuzz.fuzz(list(READERS), FUZZED_INPUTS, seed=0, out=faults)
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -43,7 +42,8 @@ def test_damaged_files_are_read_rightly_or_refused_by_name(tallies, faults, name
     found = tallies[name]
     said = [(faults / f"{fault}.txt").read_text(errors="replace") for fault in found.faults]
     assert found.faults == [], "\n".join(said)
-    assert found.inputs == fuzz.shares({n: r.share for n, r in READERS.items()}, COUNT)[name]
+    shares = fuzz.shares({n: r.share for n, r in READERS.items()}, FUZZED_INPUTS)
+    assert found.inputs == shares[name]
     assert found.read + found.refused == found.inputs and found.read > 0
 
 
@@ -52,7 +52,7 @@ def test_most_damaged_files_are_refused(tallies):
     never = {name for name, t in tallies.items() if not t.refused}
     repeatable = {"sequential edits", "sequential edits of an older run"}  # damaged: made again
     assert never == {"metrics.jsonl", "judged.jsonl", "report pictures"} | repeatable
-    assert sum(t.refused for t in tallies.values()) > COUNT / 2
+    assert sum(t.refused for t in tallies.values()) > FUZZED_INPUTS / 2
 
 
 def test_the_same_seed_makes_the_same_inputs():

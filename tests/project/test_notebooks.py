@@ -84,6 +84,7 @@ def first(kernel):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_first_notebook_trains_and_edits(kernel, first):
     found, printed, images = first
     prompt, target = found["FACT"]
@@ -98,6 +99,7 @@ def test_the_first_notebook_trains_and_edits(kernel, first):
     assert mend_jax.Edit.load(kernel.folder / "run/lyon.safetensors").facts == ((prompt, target),)
 
 
+@pytest.mark.slow
 def test_the_second_notebook_edits_the_users_facts(kernel, first):
     found, printed, _ = kernel(
         NAMES[1], "before", "alone", "answers", "table", "errors", "reloaded", "RUN", "kl_alone",

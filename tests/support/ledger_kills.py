@@ -17,12 +17,13 @@ import time
 import traceback
 from pathlib import Path
 
+from support.full_counts import KILLS
 from support.small_edits import FINGERPRINT, small_edit
 
 from mend_jax.ledger.edit_ledger import Base, Ledger
 
 BASE = Base("tiny", FINGERPRINT, "float32", 2, ("mlp/up", "mlp/down"))
-KILLS = 200
+PER_LEDGER = 20  # kills of writers of one ledger
 WRITERS, EACH = 4, 15
 # C functions that write files; a process is killed before and after each call.
 CALLS = {"open", "write", "flush", "fsync", "close", "replace", "pwrite", "ftruncate", "flock"}
@@ -88,11 +89,11 @@ def random_kills(root):
     """Kill a process that appends edits at random moments, many times."""
     rng = random.Random(0)
     done = {"kills": 0, "confirmed": 0, "unconfirmed": 0}
-    for part in range(KILLS // 50):
+    for part in range(KILLS // PER_LEDGER):
         folder, confirmed = root / f"ledger-{part}", {}
         Ledger.create(folder, BASE)
-        for kill in range(50):
-            first = 1000 * (50 * part + kill)
+        for kill in range(PER_LEDGER):
+            first = 1000 * (PER_LEDGER * part + kill)
             child, pipe = forked(lambda write, at=folder, n=first: append_on(at, write, n))
             messages = [json.loads(pipe.readline()) for _ in range(rng.randrange(4))]
             time.sleep(rng.uniform(0.0, 0.01))

@@ -17,7 +17,7 @@ EVENTS = {  # what JAX reports: columns of the profile, in seconds
     "/jax/core/compile/backend_compile_duration": "compile",
     "/jax/compilation_cache/cache_retrieval_time_sec": "cache_read",
 }
-COLUMNS = ("wall", "cpu", "processes", *EVENTS.values())  # processes: CPU seconds of child processes
+COLUMNS = ("wall", "cpu", "processes", *EVENTS.values())  # processes: CPU of child processes
 
 
 def _clocks(events: dict) -> dict:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.full_counts import ALL_SLICES
 from support.tiny import save_tiny
 
 from mend_jax.errors import ConfigError
@@ -31,7 +32,30 @@ def command(workdir, *flags):
     )  # fmt: skip
 
 
+OTHER_SLICES = ("v5e-8", "v5e-64", "v4-8", "v4-64", "v5p-8", "v5p-64", "v6e-8", "v6e-64")
+
+
 @needs_libtpu
+@pytest.mark.slow
+@pytest.mark.skipif(not ALL_SLICES, reason="other slices are compiled for with --full")
+@pytest.mark.parametrize("name", OTHER_SLICES)
+def test_a_tiny_model_is_compiled_for_slices_of_every_generation(tmp_path, name):
+    chips = parse_slice(name).n_chips
+    done = command(
+        tmp_path, "--config=gptj.py", f"--compile_for={name}", "--config.data.far_len=28",
+        f"--config.model.spec={save_tiny(tmp_path / 'base', 'gptj')}",
+        f"--config.train.edits_per_step={chips // 4}", f"--config.eval.edits_per_step={chips // 4}",
+        "--config.model.last_n_blocks=1", "--config.editor.options.rank=16",
+        "--config.data.max_len=20", "--config.data.max_target=9",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(next(tmp_path.glob("compile_*.json")).read_text())
+    assert report["chips"] == chips and all(report[s]["fits"] for s in ("train", "edit", "eval"))
+    assert report["train"]["gathered_weights"] == []
+
+
+@needs_libtpu
+@pytest.mark.slow
 def test_a_tiny_model_is_compiled_for_a_slice(tmp_path):
     """All steps fit but one evaluation of very many edits."""
     base = save_tiny(tmp_path / "base", "gptj")

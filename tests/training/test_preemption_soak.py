@@ -1,12 +1,26 @@
-"""A short soak: a run stopped twice, once each way, ends like an uninterrupted one."""
+"""A short soak: a run stopped twice, once each way, ends like an uninterrupted one.
+
+`--full` stops a longer run 24 times.
+"""
 
 import shutil
+
+import pytest
+from support.full_counts import PREEMPTIONS
 
 from tests.soak import differences, soak, tiny_command
 
 STEPS, SEED = 12, 0  # SIGKILL at step 9, SIGTERM at 10
 
 
+@pytest.mark.skipif(PREEMPTIONS == 2, reason="the next test stops a run twice; --full 24 times")
+@pytest.mark.slow
+def test_a_run_that_is_preempted_24_times_ends_like_an_uninterrupted_one(tmp_path):
+    done = soak(tmp_path, tiny_command(tmp_path, 60), 60, preemptions=PREEMPTIONS, seed=SEED)
+    assert done["preemptions"] == PREEMPTIONS == 24 and min(done["by_signal"].values()) > 5
+
+
+@pytest.mark.slow
 def test_a_repeatedly_preempted_run_ends_like_an_uninterrupted_one(tmp_path):
     done = soak(tmp_path, tiny_command(tmp_path, STEPS), STEPS, preemptions=2, seed=SEED)
     assert done["preemptions"] == 2 and done["by_signal"] == {"SIGTERM": 1, "SIGKILL": 1}
