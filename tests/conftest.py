@@ -1,7 +1,6 @@
 """Strictness for every test: 8 virtual devices, no silent promotion of dtype or rank."""
 
 import os
-from pathlib import Path
 
 # In the environment, so that the processes that tests start have it too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import pytest
+from support.failure_text import describe_test
 
 if jaxlib.__version__.startswith("0.10."):  # XLA ends a process whose flags it does not know
     # XLA's older emitters of a fusion's code compile in half of the time. And 8 devices on few busy
@@ -27,8 +27,6 @@ if jaxlib.__version__.startswith("0.10."):  # XLA ends a process whose flags it 
     flags = "--xla_cpu_use_fusion_emitters=false"
     flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
     os.environ.setdefault("XLA_FLAGS", flags)  # read when used
-
-ROOT = Path(__file__).parents[1]
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -61,26 +59,7 @@ def pytest_runtest_makereport(item, call):
     outcome = yield
     report = outcome.get_result()
     if report.failed:
-        report.sections.insert(0, ("about this failure", about(item)))
-
-
-def about(item) -> str:
-    """Return the test's claim, the part of the project that it is about, and its command."""
-    name = item.name.removeprefix("test_")
-    claim, _, case = name.partition("[")
-    lines = [f"expected: {claim.replace('_', ' ')}" + (f", for {case[:-1]}" if case else "")]
-    if text := (getattr(item, "function", None) and item.function.__doc__):
-        lines.append("          " + " ".join(text.split("\n\n")[0].split()))
-    file = item.path.relative_to(ROOT).as_posix() if item.path.is_relative_to(ROOT) else item.path
-    room = item.path.parent.name
-    package = ROOT / "mend_jax" / room
-    subject = f"mend_jax/{room}/" if package.is_dir() else "the project as a whole"
-    if (package / f"{item.path.stem.removeprefix('test_')}.py").exists():
-        subject += f"{item.path.stem.removeprefix('test_')}.py"
-    lines.append(f"about:    {subject}")
-    node = item.nodeid.split("::", 1)[1]
-    lines.append(f"alone:    python -m pytest '{file}::{node}'")
-    return "\n".join(lines)
+        report.sections.insert(0, ("about this failure", describe_test(item)))
 
 
 # Files that take minutes, longest first. Begun last, one of them keeps one worker busy while the

@@ -34,7 +34,8 @@ SETTINGS = {
 
 
 def arguments(base, workdir, **extra):
-    settings = {"model.spec": base, "model.last_n_blocks": 2} | SETTINGS | extra
+    edited = {"model.last_n_blocks": 2, "model.edit_roles": ("mlp/down",)}
+    settings = {"model.spec": base} | edited | SETTINGS | extra
     return ["--config=quickstart.py", f"--workdir={workdir}"] + [
         f"--config.{k}={v}" for k, v in settings.items()
     ]
@@ -198,7 +199,7 @@ def test_another_base_is_refused(finished, base, tmp_path):
     with pytest.raises(CheckpointError, match=other.fingerprint):
         other.with_edit(edit)
     shallow = mend_jax.load_model(str(base), last_n_blocks=1)
-    with pytest.raises(CheckpointError, match="edits .*block_2/mlp/gate.*last_n_blocks"):
+    with pytest.raises(CheckpointError, match="edits .*block_2/mlp/down.*last_n_blocks"):
         mend_jax.Editor.restore(finished, shallow)
     with pytest.raises(CheckpointError, match="block_2/mlp.*last_n_blocks"):
         shallow.with_edit(edit)

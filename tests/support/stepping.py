@@ -11,9 +11,9 @@ from mend_jax.training.optimizer import make_optimizer
 from mend_jax.training.step import init_state, make_train_step, success_weight
 
 
-def step_of(mesh_sizes, accumulate=1, clip=100.0, step_size_lr=1e-2, kind="llama"):
+def step_of(mesh_sizes, accumulate=1, clip=100.0, step_size_lr=1e-2, kind="llama", n_top=2):
     """Return the state before and after one training step on a mesh, and its metrics."""
-    module, base, weights = tiny(kind)
+    module, base, weights = tiny(kind, n_top)
     editor = make_editor("mend", dict(rank=8, step_size=1e-2, log_step_size=True))
     tx = make_optimizer(lr=1e-3, step_size_lr=step_size_lr, clip=clip, accumulate=accumulate,
                         warmup=0, steps=10, decay=False, step_sizes=editor.step_sizes)  # fmt: skip
