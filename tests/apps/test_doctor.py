@@ -276,6 +276,7 @@ def test_shared_prompts_and_empty_splits_are_found_in_any_case():
         assert ("share 1 prompts" in remark) == good
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_fit_fail_data(base, tmp_path):
     failure = only_failure(
         job_checks.check_editing_run(run_config(base, **{"data.max_len": 60}), tmp_path)
@@ -312,6 +313,7 @@ def test_weights_that_no_loss_reaches_fail_factors(tmp_path):
     assert "block_3/mlp/gate" in failure.measured and "block_3/mlp/down" not in failure.measured
 
 
+@pytest.mark.slow
 def test_an_editor_without_a_gradient_at_zero_fails_gradients(sound, monkeypatch):
     """With an identity start, `jax.nn.relu` has derivative 0 at 0."""
     monkeypatch.setattr(low_rank_mlp, "relu_one_at_zero", jax.nn.relu)
@@ -335,6 +337,7 @@ def test_a_gradient_that_is_not_finite_fails_gradients(sound, start, tmp_path):
     assert failure.check == "gradients" and "step 1: loss nan" in failure.measured
 
 
+@pytest.mark.slow
 def test_tiny_learning_rates_fail_learning(sound, start, tmp_path):
     """The weight of success falls from step to step; that alone is not learning."""
     config = sound.config.copy_and_resolve_references()
@@ -351,6 +354,7 @@ def test_an_editor_of_the_wrong_sign_fails_edit(sound, start, tmp_path):
     assert "subtract the edit" in failure.fix
 
 
+@pytest.mark.slow
 def test_an_empty_edit_fails_edit(sound, start, tmp_path):
     def nothing(params, state, problem, train):
         return Edit(deltas={}), state

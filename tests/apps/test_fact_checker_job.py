@@ -168,6 +168,7 @@ def test_an_interrupted_run_starts_again_with_equal_results(ran, base, tmp_path,
     assert (tmp_path / "metrics.jsonl").read_text() == (ran[0] / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_patience_stops_early_and_keeps_the_best_step(base, tmp_path):
     more = {"train.lr": 1e-9, "train.patience": 20, "data.rephrases": False, "eval.rows": 8}
     results = fact_checker_job.finetune(settings(base, **more), tmp_path)
@@ -175,6 +176,7 @@ def test_patience_stops_early_and_keeps_the_best_step(base, tmp_path):
     assert {e["n"] for e in results["eval"].values()} == {8}
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_the_job(base, tmp_path, capsys):
     flags = [f"--config.{k}={v}" for k, v in (SETTINGS | {"model.spec": base}).items()]
     command = ["--config=fever_finetune.py:smoke", f"--workdir={tmp_path}", *flags]

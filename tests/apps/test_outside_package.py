@@ -66,6 +66,7 @@ def run(base, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_run_trains_and_evaluates_what_the_package_adds(run):
     results = json.loads((run / "results.json").read_text())
     assert results["data"]["name"] == "stones" and results["training"]["steps"] == 2
@@ -83,6 +84,7 @@ def test_the_metric_is_in_results_and_report(run):
     assert "length of targets" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_trained_editor_edits_into_a_ledger(base, run, tmp_path):
     ledger = tmp_path / "ledger"
     done = python(

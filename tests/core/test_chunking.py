@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.tiers import slow_but
 from support.tiny import random_batch, random_sequences, tiny
 
 from mend_jax.core.chunking import map_text_chunks
@@ -54,6 +55,7 @@ def compiled(chunk, n=64):
     return jax.jit(run).lower(*arguments).compile(), arguments
 
 
+@pytest.mark.slow
 def test_loss_gradient_and_scores_do_not_depend_on_the_text_chunk():
     """Sums are in another order: float32 rounding of values up to 10, and of gradients up to 1."""
     whole, pieces = (program(*given) for program, given in (compiled(0), compiled(3)))
@@ -89,7 +91,7 @@ def headed(kind, chunk):
     return jax.jit(run).lower(*arguments).compile(), arguments
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("kind", slow_but(["llama"], ["llama", "t5"]))
 def test_loss_and_gradient_do_not_depend_on_the_logits_chunk(kind):
     """31 positions by 4: seven chunks and a remainder. Rounding as above."""
     whole, pieces = (program(*given) for program, given in (headed(kind, 0), headed(kind, 4)))

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from support.tiers import slow_but
 from support.tiny import HF, random_sequences, tiny
 
 from mend_jax import models
@@ -19,25 +20,25 @@ def perturbed(tree, seed=1):
     return structure.unflatten([x + 0.05 * jax.random.normal(k, x.shape) for k, x in pairs])
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "twice_differs"),
-    [
-        ("mend", dict(rank=8, step_size=1e-2), True),
-        ("ultraedit", dict(lr=1e-2), True),
-        ("malmen", dict(rank=8, step_size=1e-2), True),
-        ("enn", dict(step_size=1.0), True),
-        ("ke", dict(init_lr=1e-2, max_scale=1.0, lstm=8, condition=8, hidden=8), True),
-        ("meta_curvature", dict(step_size=1e-2), True),
-        ("fine_tune", dict(lr=1e-2, max_steps=3), True),
-        # A fact requested twice is satisfied by one row.
-        ("rome", dict(steps=3, clamp=1e3), False),
-        ("memit", dict(steps=3, clamp=1e3), False),
-    ],
-)
-def test_facts_without_scored_tokens_do_not_change_the_edit(name, options, twice_differs):
+OPTIONS = {
+    "mend": dict(rank=8, step_size=1e-2),
+    "ultraedit": dict(lr=1e-2),
+    "malmen": dict(rank=8, step_size=1e-2),
+    "enn": dict(step_size=1.0),
+    "ke": dict(init_lr=1e-2, max_scale=1.0, lstm=8, condition=8, hidden=8),
+    "meta_curvature": dict(step_size=1e-2),
+    "fine_tune": dict(lr=1e-2, max_steps=3),
+    "rome": dict(steps=3, clamp=1e3),
+    "memit": dict(steps=3, clamp=1e3),
+}
+
+
+@pytest.mark.parametrize("name", slow_but(("mend", "malmen"), OPTIONS))
+def test_facts_without_scored_tokens_do_not_change_the_edit(name):
     """Three facts, and the same padded to five: equal up to the order of sums in float32."""
-    module, base, weights = tiny("llama")
-    editor = make_editor(name, options)
+    module, base, weights = tiny("llama", n_top=1 if name not in ("rome", "memit") else 2)
+    editor = make_editor(name, OPTIONS[name])
+    twice_differs = name not in ("rome", "memit")  # there one row satisfies a repeated fact
     params, state = editor.init(jax.random.key(0), weights)
     params = perturbed(params)
     make = jax.jit(
@@ -54,7 +55,7 @@ def test_facts_without_scored_tokens_do_not_change_the_edit(name, options, twice
             assert np.abs(twice.deltas[at].dense() - delta.dense()).max() > 1e-2 * wide
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+@pytest.mark.parametrize("kind", slow_but(["gpt2"], ["gpt2", "t5"]))
 def test_answer_rows_of_a_fact_do_not_depend_on_other_facts(kind):
     """What a ridge editor requests for a fact does not depend on the number of facts."""
     module, base, weights = tiny(kind)
@@ -74,7 +75,7 @@ def test_answer_rows_of_a_fact_do_not_depend_on_other_facts(kind):
         np.testing.assert_array_equal(beside.mask[:, at], alone.mask)
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.parametrize("kind", slow_but(["t5"], ["t5", "bart"]))
 def test_weights_that_read_the_source_keep_all_rows(kind):
     """The keys and values of cross-attention are at the encoder's tokens, not at the target's."""
     family = models.find_family(HF[kind])

@@ -237,6 +237,7 @@ def real(request, tmp_path_factory):
     return request.param, *made_and_prepared(recipe, tmp_path_factory.mktemp(request.param))
 
 
+@pytest.mark.slow
 def test_the_real_files_give_sound_rows(real):
     config, rows, notes = real
     check_rows(rows)

@@ -358,6 +358,7 @@ def real(request, tmp_path_factory):
     return request.param, *made_and_prepared(recipe, tmp_path_factory.mktemp(request.param))
 
 
+@pytest.mark.slow
 def test_the_real_files_give_sound_rows(real):
     config, rows, notes = real
     check_rows(rows, *([] if config == "knowedit" else ["far", "far_answer"]))
@@ -370,6 +371,7 @@ def test_the_real_files_give_sound_rows(real):
         assert not {r["far"] for r in rows["train"]} & {r["far"] for r in rows["validation"]}
 
 
+@pytest.mark.slow
 def test_near_facts_of_the_real_files_are_true_facts_of_their_split(real):
     config, rows, _ = real
     for held in rows.values():

@@ -59,6 +59,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_many_simultaneous_solves_finish_on_two_threads():
     """jaxlib's batched kernels, called by nine weights at once, wait for each other forever."""
     root = Path(__file__).parents[2]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.tiers import slow_but
 from support.tiny import random_sequences, tiny
 
 from mend_jax.core.edit_problem import Problem, make_problem
@@ -21,7 +22,7 @@ E, M, N, S = 2, 2, 3, 3  # edits, corrections of each, texts of each, scored pos
 
 @functools.cache
 def base(kind):
-    return tiny(kind)
+    return tiny(kind, n_top=1)
 
 
 @functools.cache
@@ -95,7 +96,7 @@ def greedy(kind, tokens, source=None, max_new=4):
     return tokens[-max_new:]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("kind", slow_but(["gpt2"], ["gpt2", "llama", "t5"]))
 def test_in_context_reads_the_corrections_before_the_text(kind):
     """As one plain text each; float32 logits of some 60 tokens agree to 1e-4."""
     separator, times, marks = (7, 8), 2, 1
@@ -191,7 +192,7 @@ def plain_means(kind, seqs, e, i):
     return np.stack([states[:end].mean(0) for end in ends])
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5", "bert"])
+@pytest.mark.parametrize("kind", slow_but(["llama"], ["llama", "t5", "bert"]))
 def test_the_cache_returns_targets_for_texts_near_their_prompt(kind):
     """Compared with look-ups in float64, at a threshold that half of the other texts are below."""
     corrections, texts = texts_of(kind)
@@ -268,7 +269,7 @@ def tuned_cache(kind="llama", rows=8):
     return editor, editor.tuning.choose(params_of, state, seen), lambda e: scores(e, params, texts)
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5", "bert"])
+@pytest.mark.parametrize("kind", slow_but(["llama"], ["llama", "t5", "bert"]))
 def test_the_threshold_has_the_best_score_on_validation_rows(kind):
     """Success and first choices at each threshold equal those of an evaluation at it."""
     editor, (params, state), scores = tuned_cache(kind)
@@ -307,6 +308,7 @@ def test_the_smallest_of_equally_good_thresholds_is_chosen():
     )  # between 0 and 5
 
 
+@pytest.mark.slow
 def test_a_given_threshold_is_kept_and_multiplied_by_the_factor():
     corrections, texts = texts_of("llama")
     assert make_editor("cache", dict(eps=3.0)).tuning is None

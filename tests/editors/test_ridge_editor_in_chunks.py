@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from support.tiers import slow_but
 from support.tiny import random_sequences, tiny
 
 from mend_jax.core.edit_problem import make_problem
@@ -39,7 +40,7 @@ def edits_of(name, kind, chunk, n):
     return jax.jit(run), (params, state, base, random_sequences(0, E=2, n=n, kind=module.kind))
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("kind", slow_but(["llama"], ["llama", "t5"]))
 @pytest.mark.parametrize("name", sorted(EDITORS))
 def test_chunks_of_facts_give_the_same_edit_and_statistics(name, kind):
     """Five facts in chunks of two: the last is padded, and one fact of the first edit is masked.
