@@ -160,6 +160,7 @@ def test_keys_are_the_mean_over_the_text_alone_and_after_each_prefix():
     assert np.abs(expected - at_subjects(observed(SEQS, APPLIED)[0][2])).max() > 0.1
 
 
+@pytest.mark.slow
 def test_values_are_written_at_the_mean_key():
     """Not at the key of the text alone, unlike without prefixes."""
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.tiers import slow_but
 from support.tiny import random_sequences, save_tiny, tiny
 from test_train_and_evaluate import SETTINGS
 
@@ -198,7 +199,7 @@ def test_a_lifelong_editor_accumulates_after_each_edit():
         np.testing.assert_allclose(next(iter(so_far.deltas.values())).w, size, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ultraedit", "rledit"])
+@pytest.mark.parametrize("name", slow_but(["ultraedit"], ["ultraedit", "rledit"]))
 def test_a_lifelong_edit_is_made_once_and_accumulated(name, monkeypatch):
     """It has evaluation's edit and training's state, from one capture of the factors."""
     editor = with_strength(make_editor(name, {"rank": 8} if name == "rledit" else {}), 0.5)
@@ -289,6 +290,7 @@ def ran(tmp_path_factory):
     return [f"--config.{k}={v}" for k, v in settings.items()], tmp_path_factory.mktemp("run")
 
 
+@pytest.mark.slow
 def test_a_run_with_edits_of_several_facts_and_sequential_edits(ran):
     flags, workdir = ran
     config, _, _ = parse(["--config=quickstart.py", *flags])
