@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from support.tiers import slow_but
 from support.tiny import save_tiny
 
 import mend_jax
@@ -132,6 +133,7 @@ def test_failures_are_warned_of_and_strict_sets_the_exit_status(base, tmp_path, 
     assert not any(np.any(d.dense()) for d in Ledger.open(ledger).edit(1).deltas.values())
 
 
+@pytest.mark.slow
 def test_together_makes_one_edit_of_all_facts(base, tmp_path, capsys, monkeypatch):
     ledger = str(tmp_path / "L")
     found = json.loads(
@@ -145,6 +147,7 @@ def test_together_makes_one_edit_of_all_facts(base, tmp_path, capsys, monkeypatc
     assert entry["facts"] == [["The capital of France is", "Lyon"], ["Oslo lies in", "Peru"]]
 
 
+@pytest.mark.slow
 def test_combine_measures_the_ways_side_by_side(filled, capsys):
     found = json.loads(out_of(capsys, "combine", "--ledger", filled, *FINE_TUNE, "--json"))
     assert list(found["ways"]) == ["stacked", "renormalised", "together"]
@@ -183,7 +186,7 @@ def test_exports_match_the_edited_model(filled, base, tmp_path, capsys):
     assert all((one[key] == other[key]).all() for key in one)
 
 
-@pytest.mark.parametrize("name", untrained_editors())
+@pytest.mark.parametrize("name", slow_but(["fine_tune", "rome"], untrained_editors()))
 def test_editors_without_training_make_edits(base, name):
     model = mend_jax.load_model(base, last_n_blocks=2)
     small = {"max_steps": 3} if name.startswith("fine_tune") else {}

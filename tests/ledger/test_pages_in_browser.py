@@ -23,7 +23,10 @@ FLAGS = (
 )  # fmt: skip
 PHONE = {"width": 390, "height": 844}
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open pages with")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open pages with"),
+]
 
 
 @pytest.fixture(scope="module")
