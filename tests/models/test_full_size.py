@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.full_sizes import SIZES
+from support.tiers import slow_but
 from support.tiny import random_batch
 
 from mend_jax import models
@@ -67,7 +68,7 @@ def test_config_fits_its_model(name):
     }
 
 
-@pytest.mark.parametrize("name", sorted(SIZES))
+@pytest.mark.parametrize("name", slow_but(("gptj", "t5_small"), sorted(SIZES)))
 def test_training_step_of_the_full_size_has_the_right_shapes(name):
     """One meta-gradient of MEND, traced at full size; the parameter count is the published one."""
     family, config, experiment = parsed(name)

@@ -53,6 +53,7 @@ def test_a_new_head_is_the_same_each_time(model):
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_pooled_states_equal_the_reference(model, folder):
     """Six blocks of float32 rounding stay below 1e-5 on states within (-1, 1)."""
     torch = pytest.importorskip("torch")

@@ -150,6 +150,7 @@ def test_a_finished_run_only_writes_its_report_again():
         assert f"{headline[name]:.3g}" in page
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(capsys):
     wanted = read("interrupted_expected.json")
     before = lines_of("interrupted/metrics.jsonl")
@@ -202,6 +203,7 @@ def test_an_editor_file_adds_an_edit_to_an_existing_ledger(file, capsys):
     assert found["in_force"] == [1, 4]
 
 
+@pytest.mark.slow
 def test_a_stored_batch_is_run_again(capsys):
     step = EXPECTED["batch"]["step"]
     shutil.copytree("batch", f"run/non_finite/{step}")
