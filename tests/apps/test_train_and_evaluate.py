@@ -312,6 +312,7 @@ def test_a_damaged_checkpoint_is_named(base, finished, tmp_path):
         mend_jax.Editor.restore(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_ends_training_with_the_last_good_state(base, tmp_path):
     with pytest.raises(TrainingError, match=r"step 1: loss nan.*rows of that batch: \[\d+, .*kept"):
         run(base, tmp_path, **{"editor.options.step_size": 1e30, "train.max_non_finite_steps": 1})
@@ -353,6 +354,7 @@ def _moments(state):
     return [x for x in jax.tree.leaves(state, is_leaf=is_moments) if is_moments(x)]
 
 
+@pytest.mark.slow
 def test_rows_that_never_fit_are_refused_before_compute(base, tmp_path):
     with pytest.raises(DataError, match="none of the .* rows can be used.*data.max_target"):
         run(base, tmp_path, **{"data.max_target": 1})

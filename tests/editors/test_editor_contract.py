@@ -337,14 +337,19 @@ def test_unknown_names_and_options_are_refused():
 
 
 def test_strength_scales_edits_after_training_only():
-    module, base, weights = tiny("gpt2")
+    module, base, weights = tiny("gpt2", n_top=1)
     plain = make_editor("mend", dict(rank=4, step_size=1e-2))
     half = with_strength(plain, 0.5)
     params, state = plain.init(jax.random.key(0), weights)
-    problem = make_problem(module, base, weights, random_sequences(0, E=2))
+    seqs = random_sequences(0, E=2)
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def both(params, state, base, train):
+        problem = make_problem(module, base, weights, seqs)
+        return [editor.edit(params, state, problem, train)[0] for editor in (plain, half)]
+
     for train, factor in ((False, 0.5), (True, 1.0)):
-        whole, _ = plain.edit(params, state, problem, train)
-        scaled, _ = half.edit(params, state, problem, train)
+        whole, scaled = both(params, state, base, train=train)
         for w in weights:
             expected = factor * whole.deltas[w.name].dense()
             np.testing.assert_allclose(scaled.deltas[w.name].dense(), expected, rtol=1e-5)

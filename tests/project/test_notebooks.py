@@ -13,6 +13,7 @@ import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
+from support.tiers import slow_but
 from support.tiny import save_tiny
 
 import mend_jax
@@ -123,7 +124,7 @@ def test_the_second_notebook_edits_the_users_facts(kernel, first):
     assert "Warning" not in printed
 
 
-@pytest.fixture(scope="module", params=["llama", "t5"])
+@pytest.fixture(scope="module", params=slow_but(["llama"], ["llama", "t5"]))
 def tiny_model(request, tmp_path_factory):
     folder = save_tiny(tmp_path_factory.mktemp("base"), request.param)
     return mend_jax.load_model(str(folder), last_n_blocks=2)
