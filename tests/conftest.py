@@ -66,8 +66,7 @@ def pytest_runtest_makereport(item, call):
 # others wait (xdist by itself begins with the files that have most tests).
 LONG = (
     "test_editor_contract.py", "test_original_program.py", "test_many_processes.py",
-    "test_paper_tasks.py", "test_notebooks.py",
-    "test_quickstart.py", "test_train_and_evaluate.py",
+    "test_real_base.py", "test_guides.py", "test_paper_tasks.py", "test_train_and_evaluate.py",
     "test_meshes.py", "test_model_editing_contract.py", "test_model_contract.py",
     "test_run_kinds.py",
 )  # fmt: skip

@@ -41,6 +41,7 @@ def _matmuls_of_trunk(b):
     return matmul_flops(jax.make_jaxpr(run.func)(*run.args))
 
 
+@pytest.mark.slow
 def test_an_edit_and_a_forward_pass_do_the_required_products():
     w = Workload(model="distilgpt2", edits=8)
     b = build(w, shapes_only=True)
@@ -62,6 +63,7 @@ def tiny_workload(monkeypatch):
     ))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_measurements(capsys, tiny_workload):
     flags = ["--model=tiny", "--edits=2", "--rank=8", "--repeats=2"]
     assert step.main([*flags, "--json", "--stages"]) == 0
@@ -217,6 +219,7 @@ def test_an_operation_belongs_to_a_part_of_the_model(source, part):
     assert profile.part_of(source) == part
 
 
+@pytest.mark.slow
 def test_the_profile_command_profiles_a_tiny_step(capsys, tiny_workload):
     assert profile.main(["--model=tiny", "--edits=2", "--rank=8", "--repeats=2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

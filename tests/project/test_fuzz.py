@@ -37,6 +37,7 @@ def tallies(faults):
     return fuzz.fuzz(list(READERS), FUZZED_INPUTS, seed=0, out=faults)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_damaged_files_are_read_rightly_or_refused_by_name(tallies, faults, name):
     found = tallies[name]
@@ -47,6 +48,7 @@ def test_damaged_files_are_read_rightly_or_refused_by_name(tallies, faults, name
     assert found.read + found.refused == found.inputs and found.read > 0
 
 
+@pytest.mark.slow
 def test_most_damaged_files_are_refused(tallies):
     """By nearly every reader; runs continue despite damaged logs, pictures and repeatable work."""
     never = {name for name, t in tallies.items() if not t.refused}

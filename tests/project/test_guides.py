@@ -65,6 +65,7 @@ def test_every_page_is_tested_and_linked_from_the_readme():
     assert all(f"docs/guides/{page}.md" in readme for page in PAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_runs(page, folder):
     found = blocks(page)

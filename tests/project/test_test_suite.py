@@ -42,6 +42,8 @@ def test_every_room_has_tests_and_every_folder_of_tests_is_a_room():
 def test_quick_cases_run_by_default_and_the_others_are_slow():
     quick, other = slow_but(["a"], ["a", "b"])
     assert quick == "a" and other.values == ("b",) and other.marks[0].name == "slow"
+    _, other, third = slow_but(["a"], ["a", "b", "c"], slow=["b"])
+    assert (other.marks[0].name, third.marks[0].name) == ("slow", "full")
     with pytest.raises(ValueError, match=r"\['c'\] are not among the cases"):
         slow_but(["c"], ["a", "b"])
 

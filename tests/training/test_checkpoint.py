@@ -100,6 +100,19 @@ def test_a_background_error_names_itself(manager, full, later):
             checkpoints.finish(manager)
 
 
+def test_checkpoints_are_written_beside_a_running_event_loop(manager):
+    """As in a notebook's kernel."""
+
+    async def cell():
+        checkpoints.save(manager, 1, {"x": jnp.arange(3.0)}, {"a": 1}, None)
+        checkpoints.finish(manager)
+        return checkpoints.restore_meta(manager, 1)
+
+    assert asyncio.run(cell())["a"] == 1
+    like = {"x": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    np.testing.assert_array_equal(checkpoints.restore_state(manager, 1, like)["x"], [0, 1, 2])
+
+
 def test_a_step_can_be_replaced(manager):
     checkpoints.save(manager, 1, {"x": jnp.ones(3)}, {"a": 1}, None)
     checkpoints.save(manager, 1, {"x": jnp.zeros(3)}, {"a": 2}, 0.5, replace=True)
