@@ -2,7 +2,7 @@
 
 Half the steps and half the edits, since there are four of them. The bases are random ones with the
 real tokenizers, which takes a third of the time; with MEND_REAL_BASES=1 they are the configs' own.
-test_quickstart runs whole with a real one.
+test_real_base runs whole with a real one.
 """
 
 import json
