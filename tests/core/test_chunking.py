@@ -63,6 +63,7 @@ def test_loss_gradient_and_scores_do_not_depend_on_the_text_chunk():
     assert all(np.any(g) for g in jax.tree.leaves(whole[2]["ridge_solve"]))
 
 
+@pytest.mark.slow
 def test_memory_holds_activations_and_logits_of_one_chunk_only():
     """The memory of the program except for its arguments, as the compiler reports it.
 

@@ -72,6 +72,7 @@ def expected_losses(params, state, base, batch):
     return jnp.stack(losses), applied
 
 
+@pytest.mark.slow
 def test_the_loss_scores_each_edit_on_the_model_left_by_those_before(float64):
     """So does its gradient: none flows through the model before an edit.
 

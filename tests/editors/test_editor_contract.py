@@ -144,6 +144,9 @@ def test_editing_is_pure_and_leaves_the_base_bit_identical(case):
     assert all(np.abs(d.dense()).max() > 0 for d in first.deltas.values())
 
 
+@pytest.mark.parametrize(
+    "case", slow_but(("mend", "malmen", "fine_tune", "in_context"), sorted(OPTIONS)), indirect=True
+)
 def test_edits_of_one_step_are_independent_of_each_other_and_of_padding(case):
     """E edits together equal single edits under `vmap` with more padding."""
     pad = ((0, 0), (0, 0), (0, 5))
