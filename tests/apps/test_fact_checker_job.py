@@ -86,6 +86,7 @@ def lines_of(workdir, kind):
     return [line for line in lines if line["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_reports_its_scores(ran):
     workdir, results = ran
     losses = [line["loss"] for line in lines_of(workdir, "train")]
@@ -118,6 +119,7 @@ def test_the_trunk_does_not_change(ran, base):
     assert ran[1]["training"]["trained_parameters"] >= trained > 0
 
 
+@pytest.mark.slow
 def test_the_written_folder_is_the_trained_model(ran, base):
     workdir, results = ran
     model = mend_jax.load_model(str(workdir / "model"))

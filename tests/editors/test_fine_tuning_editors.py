@@ -178,6 +178,7 @@ def calibrated(name, options, problem, *batches):
     return state
 
 
+@pytest.mark.slow
 def test_the_first_calibration_texts_are_kept_in_order(problem):
     """Four of two batches of three texts are kept, cut to 7 tokens; padding is not scored."""
     more = random_sequences(6, E=3, T=6, S=5, real=6)
@@ -217,6 +218,7 @@ def test_sources_of_an_encoder_decoder_are_kept_too():
     np.testing.assert_array_equal(kept.source_mask, seqs.source_mask[:, 0, :7])
 
 
+@pytest.mark.slow
 def test_ft_kl_descends_on_correction_and_kl_and_stays_closer(problem):
     """Compared with a loop that computes the KL; fine-tuning changes the texts more.
 

@@ -33,7 +33,7 @@ VARIANTS = {
 }
 
 
-QUICK = ("default", "code", "one_sided")
+QUICK = ("default", "one_sided")
 
 
 @pytest.mark.parametrize("name", slow_but(QUICK, sorted(VARIANTS)))
@@ -85,6 +85,7 @@ def test_relu_has_derivative_one_at_zero():
     np.testing.assert_array_equal(jax.vmap(jax.grad(relu_one_at_zero))(x), [0.0, 1.0, 1.0])
 
 
+@pytest.mark.slow
 def test_the_code_adds_and_the_paper_subtracts():
     module, base, weights = tiny("gpt2")
     seqs = random_sequences(0)

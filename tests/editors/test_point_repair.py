@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.optimize
+from support.tiers import slow_but
 from support.tiny import random_sequences, tiny
 
 from mend_jax.core.edit_problem import make_problem
@@ -80,7 +81,7 @@ def repaired(kind):
     return down, twice, run(base, twice)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", slow_but(["gpt2"], ["llama", "gpt2"]))
 def test_a_nonzero_edit_holds_and_is_smaller_than_fine_tunings(kind):
     down, seqs, (edit, logits, solved, tuned, tuned_solved) = repaired(kind)
     assert list(edit.deltas) == down
@@ -92,6 +93,7 @@ def test_a_nonzero_edit_holds_and_is_smaller_than_fine_tunings(kind):
         assert tuned_solved[e] and size("l1", X[e]) <= size("l1", other[e])
 
 
+@pytest.mark.slow
 def test_a_correction_that_holds_already_has_the_zero_edit():
     module, base, weights = tiny("llama", n_top=1)
     seqs = random_sequences(0, E=1)

@@ -125,6 +125,7 @@ def test_answer_rows_are_the_rows_at_scored_positions():
             np.testing.assert_allclose(f.gradient(), whole, atol=3e-6)
 
 
+@pytest.mark.slow
 def test_ultraedit_includes_its_own_rows_and_accumulates_sequential_edits():
     """Statistics over two sequential corrections equal those over both at once."""
     seqs = random_sequences(0, E=2, n=3)

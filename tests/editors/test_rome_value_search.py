@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from support.rome_case import (
     APPLIED,
     DOWN,
@@ -81,6 +82,7 @@ def losses_with_prefixes(state, seqs, v, d):
     return TERMS.losses(behind, DOWN[2], v)(d), jnp.stack(nlls)
 
 
+@pytest.mark.slow
 def test_the_search_averages_nll_over_prefixes_and_has_the_kl_without_prefix():
     """The mean nll of four texts; KL and decay equal those without prefixes."""
     v, d = np.random.default_rng(0).normal(size=(2, 2, 3, 32)).astype(np.float32)

@@ -105,6 +105,7 @@ def test_draws_follow_the_model_distribution():
     assert 0.02 < p.max() < 0.9
 
 
+@pytest.mark.slow
 def test_a_language_model_samples_with_a_temperature(tmp_path):
     model = load_model(str(save_tiny(tmp_path, std=0.3)))
     prompts = ["The capital of France is", "The capital"]

@@ -55,6 +55,7 @@ def random_edit(model, fact=("a", "b")):
     return mend_jax.Edit(deltas, model.fingerprint, (fact,))
 
 
+@pytest.mark.slow
 def test_next_token_log_probs_agree_with_generation(tiny_model):
     """For prompts of two lengths; the arg max is the first generated token."""
     prompts = ["Once", "The capital of France is"]
