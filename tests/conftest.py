@@ -65,10 +65,10 @@ def pytest_runtest_makereport(item, call):
 # Files that take minutes, longest first. Begun last, one of them keeps one worker busy while the
 # others wait (xdist by itself begins with the files that have most tests).
 LONG = (
-    "test_editor_contract.py", "test_original_program.py", "test_many_processes.py",
-    "test_real_base.py", "test_guides.py", "test_paper_tasks.py", "test_train_and_evaluate.py",
-    "test_meshes.py", "test_model_editing_contract.py", "test_model_contract.py",
-    "test_run_kinds.py",
+    "test_real_base.py", "test_guides.py", "test_many_processes.py", "test_run_kinds.py",
+    "test_paper_tasks.py", "test_editor_contract.py", "test_train_and_evaluate.py",
+    "test_original_program.py", "test_model_contract.py", "test_model_editing_contract.py",
+    "test_meshes.py", "test_compile_steps.py",
 )  # fmt: skip
 
 

@@ -20,10 +20,9 @@ from mend_jax.hub.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not DATA.is_dir(), reason=f"no raw data at {DATA}; set MEND_DATA_DIR"),
-]
+pytestmark = pytest.mark.skipif(
+    not DATA.is_dir(), reason=f"no raw data at {DATA}; set MEND_DATA_DIR"
+)
 
 
 REAL = bool(os.environ.get("MEND_REAL_BASES"))
@@ -75,6 +74,7 @@ def check(results, task):
     assert all(0 <= share <= 1 for share in found["faults"].values())
 
 
+@pytest.mark.slow
 def test_zsre_questions(tmp_path, bases):
     results = edit_run("qa_smollm2.py:smoke", tmp_path, bases.get("llama"))
     check(results, "qa")
@@ -89,6 +89,7 @@ def test_zsre_questions(tmp_path, bases):
     assert "portability" not in results["eval"]
 
 
+@pytest.mark.full
 def test_counterfact(tmp_path, bases):
     results = edit_run("counterfact_smollm2.py:smoke", tmp_path, bases.get("llama"))
     check(results, "qa")
@@ -100,6 +101,7 @@ def test_counterfact(tmp_path, bases):
     assert ability["n_edits"] == 4
 
 
+@pytest.mark.full
 def test_wikitext_generation(tmp_path, bases):
     results = edit_run("gen_smollm2.py:smoke", tmp_path, bases.get("llama"))
     check(results, "gen")
@@ -107,6 +109,7 @@ def test_wikitext_generation(tmp_path, bases):
     assert results["eval"]["locality"]["far"]["perplexity_before"] > 1
 
 
+@pytest.mark.slow
 def test_fever_claims(tmp_path, bases):
     base = [f"--config.model.spec={bases['bert']}"] if bases else []
     made = run("fever_finetune.py:smoke", tmp_path / "base", *base)

@@ -237,7 +237,7 @@ def test_a_run_starts_from_the_editor_of_another(base, finished, tmp_path):
     assert 0 < counts[0] < counts[1]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_statistics_restart_if_the_number_of_facts_changes(base, finished, tmp_path):
     more = {"editor.init_from": finished, "train.steps": 1, "train.val_every": 1}
     run(base, tmp_path, **more, **{"data.edits_per_batch": 2, "train.lr": 1e-12})
@@ -268,7 +268,7 @@ def test_a_scale_needs_an_editor_to_start_from(base, tmp_path):
         run(base, tmp_path, **{"editor.init_step_size_scale": 0.5})
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_trunk_cache_changes_no_result(base, tmp_path, monkeypatch, capsys):
     """Five epochs of eight rows, without a trunk from the second on."""
     monkeypatch.setenv("MEND_CACHE_DIR", str(tmp_path / "cache"))
@@ -354,7 +354,7 @@ def _moments(state):
     return [x for x in jax.tree.leaves(state, is_leaf=is_moments) if is_moments(x)]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_rows_that_never_fit_are_refused_before_compute(base, tmp_path):
     with pytest.raises(DataError, match="none of the .* rows can be used.*data.max_target"):
         run(base, tmp_path, **{"data.max_target": 1})

@@ -55,7 +55,7 @@ def compiled(chunk, n=64):
     return jax.jit(run).lower(*arguments).compile(), arguments
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_loss_gradient_and_scores_do_not_depend_on_the_text_chunk():
     """Sums are in another order: float32 rounding of values up to 10, and of gradients up to 1."""
     whole, pieces = (program(*given) for program, given in (compiled(0), compiled(3)))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from support.raw_files import ROOT, SPOILT, change, spoil, write
 from support.sound_rows import check_near_apart, check_rows, made_and_prepared
+from support.tiers import slow_but
 
 from mend_jax import data
 from mend_jax.data import raw_files
@@ -227,7 +228,7 @@ def test_missing_files_are_named(tmp_path):
         load(tmp_path, "full")
 
 
-@pytest.fixture(scope="module", params=counterfact.CONFIGS)
+@pytest.fixture(scope="module", params=slow_but([], counterfact.CONFIGS, ["default"]))
 def real(request, tmp_path_factory):
     if not list(ROOT.glob("counterfact/*")):
         pytest.skip(f"no counterfact files below {ROOT}")
@@ -237,7 +238,6 @@ def real(request, tmp_path_factory):
     return request.param, *made_and_prepared(recipe, tmp_path_factory.mktemp(request.param))
 
 
-@pytest.mark.slow
 def test_the_real_files_give_sound_rows(real):
     config, rows, notes = real
     check_rows(rows)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support.raw_files import ROOT, SPOILT, change, spoil, write
 from support.sound_rows import check_rows, made_and_prepared, says, texts_of
+from support.tiers import slow_but
 
 from mend_jax import data
 from mend_jax.data.name_matching import normalise_name
@@ -350,7 +351,7 @@ def test_missing_files_are_named(tmp_path):
 LEAST = {"default": 1000, "mend": 500, "knowedit": 500, "levy": 1000}
 
 
-@pytest.fixture(scope="module", params=zsre.CONFIGS)
+@pytest.fixture(scope="module", params=slow_but([], zsre.CONFIGS, ["default"]))
 def real(request, tmp_path_factory):
     if not list(ROOT.glob("zsre/*")):
         pytest.skip(f"no zsre files below {ROOT}")
@@ -358,7 +359,6 @@ def real(request, tmp_path_factory):
     return request.param, *made_and_prepared(recipe, tmp_path_factory.mktemp(request.param))
 
 
-@pytest.mark.slow
 def test_the_real_files_give_sound_rows(real):
     config, rows, notes = real
     check_rows(rows, *([] if config == "knowedit" else ["far", "far_answer"]))
@@ -371,7 +371,6 @@ def test_the_real_files_give_sound_rows(real):
         assert not {r["far"] for r in rows["train"]} & {r["far"] for r in rows["validation"]}
 
 
-@pytest.mark.slow
 def test_near_facts_of_the_real_files_are_true_facts_of_their_split(real):
     config, rows, _ = real
     for held in rows.values():

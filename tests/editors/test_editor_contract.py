@@ -176,7 +176,9 @@ def test_state_changes_only_in_training(case):
 
 
 @pytest.mark.parametrize(
-    "case", slow_but(("mend", "malmen"), sorted(OPTIONS.keys() - ONE_DEVICE)), indirect=True
+    "case",
+    slow_but(("mend", "malmen"), sorted(OPTIONS.keys() - ONE_DEVICE), ("fine_tune", "rome")),
+    indirect=True,
 )
 def test_a_mesh_changes_nothing(case):
     """Parameters and base are split over 8 devices by their rules, the edits over 4 of them."""
@@ -267,6 +269,8 @@ MAY_BE_NOTHING = {("bert", "point_repair")}
 FAMILIES = slow_but(
     [("t5", "mend"), ("t5", "rome"), ("bert", "mend"), ("bert", "in_context")],
     [(kind, name) for kind in REFUSED for name in sorted(OPTIONS)],
+    [(kind, name) for kind in REFUSED for name in ("fine_tune", "malmen", "cache")]
+    + [("t5", "in_context"), ("bert", "rome")],
 )
 
 

@@ -291,7 +291,7 @@ def ran(tmp_path_factory):
     return [f"--config.{k}={v}" for k, v in settings.items()], tmp_path_factory.mktemp("run")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_with_edits_of_several_facts_and_sequential_edits(ran):
     flags, workdir = ran
     config, _, _ = parse(["--config=quickstart.py", *flags])

@@ -82,7 +82,7 @@ def written(torch_model, tokenizer):
     return tokenizer.decode(out[0, ids.shape[1] :].tolist())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_peft_loads_the_adapter_and_restores_the_base(model, edit, inputs, merged_torch, tmp_path):
     """The base is transformers' own reading of the GGUF file.
 

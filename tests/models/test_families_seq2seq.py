@@ -137,7 +137,7 @@ def test_unsupported_fields_are_named(kind, field, value):
         models.parse_config(twin(kind).family, HF[kind] | {field: value})
 
 
-@pytest.mark.parametrize("kind", slow_but(["t5"], KINDS, ["bart"]))
+@pytest.mark.parametrize("kind", slow_but(["t5"], KINDS, []))
 @pytest.mark.parametrize("side, n_top", [("encoder", (2, 0)), ("decoder", (0, 2))])
 def test_a_single_stack_can_be_edited(kind, side, n_top):
     """The split, the factors and the edit of one stack, against the model split in both."""

@@ -20,7 +20,7 @@ from mend_jax.editors import make_editor
 KINDS = sorted(HF)
 WRITERS = [k for k in KINDS if models.model_kind(HF[k]) != "classifier"]
 QUICK = ("bert", "gpt2", "gptj", "llama", "t5")  # no two have the same blocks
-SLOW = ("bart", "gemma2", "gpt_neo", "qwen3")
+SLOW = ("bart", "gemma2")
 OWN_BLOCKS = ("gpt2", "gptj", "t5")  # what else recomputes does so by the same code
 
 
@@ -107,7 +107,7 @@ def test_an_editor_trains(kind):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("kind", slow_but(("gpt2",), OWN_BLOCKS))
+@pytest.mark.parametrize("kind", slow_but(("gpt2",), OWN_BLOCKS, ()))
 def test_remat_changes_nothing(kind):
     plain, again = meta_gradient(kind), meta_gradient(kind, remat=True)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
