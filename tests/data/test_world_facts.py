@@ -219,6 +219,7 @@ def test_loading_does_not_import_tensorflow(loaded):
     assert loaded and "tensorflow" not in sys.modules
 
 
+@pytest.mark.slow
 def test_offline_config_needs_no_download(monkeypatch, tmp_path):
     monkeypatch.setattr(package_cache, "fetch_wheel", None)
     rows = world_facts.all_rows("offline")

@@ -131,6 +131,7 @@ def padded(texts, width=2 * PREFIX + 4):
     return np.stack([np.pad(t, (0, width - len(t)), constant_values=-1) for t in texts])
 
 
+@pytest.mark.slow
 def test_keys_are_the_mean_over_the_text_alone_and_after_each_prefix():
     """Prefixes are beginnings of the first calibration texts, or the whole of short texts."""
     assert (MEMIT_WITH_PREFIXES.init(None, WEIGHTS)[1]["prefixes"] == -1).all()
@@ -203,6 +204,7 @@ def test_memit_equals_its_algorithm():
     assert (observed(SEQS, dense(APPLIED, edit))[3] < loss_before - 0.1).all()
 
 
+@pytest.mark.slow
 def test_memit_of_one_block_that_preserves_nothing_equals_rome():
     """One search serves both, as nothing here depends on the reference of |d|."""
     editor = make_editor("memit", ALONE | dict(blocks=(2,), preserve=0.0))

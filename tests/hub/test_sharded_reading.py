@@ -301,6 +301,7 @@ def test_a_tensor_has_less_than_two_tensors_in_transit(big, path, axes):
     assert kept < 1.1 and peak < 2
 
 
+@pytest.mark.slow
 def test_nothing_stays_in_transit_from_tensor_to_tensor(big):
     """At most the one tensor of "embed" belongs to the array (see above), and is subtracted."""
     sharding = on()

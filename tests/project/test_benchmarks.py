@@ -138,6 +138,7 @@ def test_random_texts_have_no_padding():
     )
 
 
+@pytest.mark.slow
 def test_a_built_workload_has_all_parts():
     b = build(Workload(model="distilgpt2", edits=1, rank=8, far=1, far_length=4, length=16))
     assert set(b.batch) == {"edit", "rephrase", "far"}
