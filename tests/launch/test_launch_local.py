@@ -29,9 +29,18 @@ def log(machine, process):
     return file.read_text() if file.exists() else ""
 
 
+# A shell starts its background jobs with SIGINT ignored, and a script cannot undo that: tests that
+# run in the background must not hand it down.
+HEED_SIGINT = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execvp(sys.argv[1], sys.argv[1:])"
+)
+
+
 def start(machine, *arguments):
+    command = machine.arguments("local_pod.sh", f"--log-dir={machine.home}/logs", *arguments)
     return subprocess.Popen(
-        machine.arguments("local_pod.sh", f"--log-dir={machine.home}/logs", *arguments),
+        [sys.executable, "-c", HEED_SIGINT, *command],
         env=machine.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
