@@ -176,7 +176,7 @@ def _edit_norm_alerts(scores: Mapping[str, float]) -> list[GuardAlert]:
     norm = scores.get("edit_norm")
     if norm is None or EDIT_NORMS[0] < norm < EDIT_NORMS[1]:
         return []
-    large = norm >= EDIT_NORMS[1]
+    large = not norm <= EDIT_NORMS[0]  # NaN too: the squares of a finite edit may overflow
     return [GuardAlert(
         "edit_norm", norm, EDIT_NORMS[large],
         f"edits are {norm:.3g} of the norm of the weights they change: "

@@ -315,7 +315,8 @@ def test_a_damaged_checkpoint_is_named(base, finished, tmp_path):
 @pytest.mark.slow
 def test_a_non_finite_loss_ends_training_with_the_last_good_state(base, tmp_path):
     with pytest.raises(TrainingError, match=r"step 1: loss nan.*rows of that batch: \[\d+, .*kept"):
-        run(base, tmp_path, **{"editor.options.step_size": 1e30, "train.max_non_finite_steps": 1})
+        wrong = {"editor.options.step_size": 1e30, "train.max_non_finite_steps": 1}
+        run(base, tmp_path, **wrong, **{"model.edit_roles": ()})
     manager = checkpoints.open_manager(tmp_path / "checkpoints", read_only=True)
     assert manager.latest_step() == 0
     assert checkpoints.restore_meta(manager, 0)["data_state"] == {"next_index": 0}

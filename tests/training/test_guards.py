@@ -166,6 +166,15 @@ def test_validation_scores_out_of_bounds_are_reported(change, guard):
     assert [f.guard for f in found] == [guard] and watch.warning_counts == {guard: 1}
 
 
+@pytest.mark.parametrize("norm, fix", [
+    (1.5, "lower"), (float("inf"), "lower"), (float("nan"), "lower"), (1e-8, "raise"),
+])  # fmt: skip
+def test_an_edit_that_is_too_large_is_told_from_one_that_is_too_small(norm, fix):
+    """The norm of a finite edit is NaN or infinite where its square overflows."""
+    (found,) = Guards().after_validation(1, SOUND | {"edit_norm": norm}, {"a": 0.1})
+    assert f"; {fix} the editor's step size" in found.text
+
+
 @pytest.mark.parametrize("size, reported", [
     (0.1, False), (9.0, False), (11.0, True), (2e-4, False), (0.9e-4, True), (-0.1, True),
 ])  # fmt: skip
