@@ -1,7 +1,6 @@
 """Strictness for every test: 8 virtual devices, no silent promotion of dtype or rank."""
 
 import os
-from pathlib import Path
 
 # In the environment, so that the processes that tests start have it too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,7 +11,7 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/mend_jax/compiled_by_tests")
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))  # bytes
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # A collective that waits holds a thread of XLA's pool, which can lock up when it has few.
 os.environ.setdefault("PJRT_NPROC", "64")
 
@@ -78,24 +77,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
 
 
-MOST_MEMORY = 4 << 30  # bytes of a process; two workers and what they start share 24 GB
-
-
 @pytest.fixture(autouse=True, scope="module")
-def bounded_caches():
-    """Drop compiled programs once they are many: kept to the end they took gigabytes."""
+def fresh_caches():
+    """What a file's tests compiled goes with them: kept to the end it took gigabytes.
+
+    Keeping it while memory allows saved nothing: files have few programs in common.
+    """
     yield
-    if resident_bytes() > MOST_MEMORY:
-        jax.clear_caches()
-
-
-def resident_bytes() -> int:
-    """Return the memory of this process; where the system does not say, more than is allowed."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return MOST_MEMORY + 1
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    jax.clear_caches()
 
 
 @pytest.fixture
