@@ -1,4 +1,4 @@
-"""python -m tests.planted_faults [--only=WORDS,...] [--tier=default|all] [--least=N]
+"""python -m tests.planted_faults [--only=WORDS,...] [--tier=default|all] [--own-room] [--least=N]
 
 Plant one fault after another in a copy of the project, and run the tests: a suite is as good as
 the faults that it catches. The tests of the fault's own room come first, then all others; the first
@@ -164,12 +164,14 @@ def plant(project: Path, fault: Fault) -> None:
     path.write_text(text.replace(fault.old, fault.new))
 
 
-def caught_by(project: Path, fault: Fault, tiers: tuple[str, ...]) -> tuple[str, str] | None:
+def caught_by(
+    project: Path, fault: Fault, tiers: tuple[str, ...], own_room: bool
+) -> tuple[str, str] | None:
     """Return (tier, test) of the first failure with this fault, or None."""
     own = f"tests/{fault.room}"
-    others = [f"--ignore={own}"]
+    places = [[own]] if own_room else [[own], [f"--ignore={own}"]]
     for tier in tiers:
-        for where in ([own], others):
+        for where in places:
             if test := first_failure(project, "-m", tier, *where):
                 return tier, test
     return None
@@ -182,6 +184,7 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--only", default="", help="words that the names of the faults contain")
     parser.add_argument("--tier", choices=("default", "all"), default="all")
+    parser.add_argument("--own-room", action="store_true", help="only the tests of its room")
     parser.add_argument("--least", type=int, help="faults that must be caught; default: all")
     args = parser.parse_args()
     tiers = ("not slow and not full", "slow") if args.tier == "all" else ("not slow and not full",)
@@ -194,7 +197,7 @@ def main() -> int:
             path = project / "mend_jax" / fault.file
             whole, began = path.read_text(), time.monotonic()
             plant(project, fault)
-            found = caught_by(project, fault, tiers)
+            found = caught_by(project, fault, tiers, args.own_room)
             path.write_text(whole)
             caught += found is not None
             tier, test = found or ("-", "NOT CAUGHT")

@@ -123,6 +123,19 @@ def test_a_composition_names_its_editors_and_the_later_date():
     assert first.negate().editor == "mend@01"
 
 
+def test_merging_into_sixteen_bits_rounds_the_sum_and_not_the_delta():
+    """W + dW in float32, rounded once."""
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=(32, 48)), jnp.bfloat16)
+    delta = (0.3 * rng.normal(size=(32, 48))).astype(np.float32)
+    merged = merge({"w": {"kernel": kernel}}, Edit({"w": Dense(jnp.asarray(delta))}))["w"]["kernel"]
+    wanted = (np.asarray(kernel, np.float32) + delta).astype(kernel.dtype)
+    assert merged.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(merged), wanted)
+    twice = kernel + jnp.asarray(delta, jnp.bfloat16)
+    assert (np.asarray(merged) != np.asarray(twice)).any()  # the two differ here
+
+
 def test_merging_into_the_trunk_is_refused():
     module, params, _ = tiny("gpt2", n_top=1)
     _, _, wider = tiny("gpt2", n_top=2)
