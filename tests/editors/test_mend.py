@@ -108,6 +108,16 @@ def test_v_starts_normal_or_xavier():
     assert abs(std["xavier"] - np.sqrt(2 / (96 + 64))) < 0.02
 
 
+def test_u_of_the_ablation_is_xavier_uniform_with_the_gain_of_a_relu():
+    """Entries reach sqrt(2) sqrt(6 / (d + r)), the bound of Glorot and Bengio 2010 times the gain."""
+    _, _, weights = tiny("gpt2", n_top=1)
+    link = low_rank_mlp(rank=8, init="xavier")
+    for nets in link.init(jax.random.key(0), weights)[0].values():
+        u = np.abs(nets["combined"][0]["u"])
+        bound = np.sqrt(2.0) * np.sqrt(6.0 / sum(u.shape))
+        assert 0.98 * bound < u.max() <= bound
+
+
 def test_weights_share_by_shape_in_edit_order():
     _, _, weights = tiny("llama")
     shared = group_weights(weights, True)
