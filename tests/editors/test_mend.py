@@ -109,7 +109,7 @@ def test_v_starts_normal_or_xavier():
 
 
 def test_u_of_the_ablation_is_xavier_uniform_with_the_gain_of_a_relu():
-    """Entries reach sqrt(2) sqrt(6 / (d + r)): the bound of Glorot and Bengio 2010, with the gain."""
+    """Entries reach sqrt(2) sqrt(6 / (d + r)), the bound of Glorot and Bengio (2010) and a gain."""
     _, _, weights = tiny("gpt2", n_top=1)
     link = low_rank_mlp(rank=8, init="xavier")
     for nets in link.init(jax.random.key(0), weights)[0].values():
