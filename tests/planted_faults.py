@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+TIERS = {"default": "not slow and not full", "slow": "slow"}  # pytest's -m
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,14 +166,14 @@ def plant(project: Path, fault: Fault) -> None:
 
 
 def caught_by(
-    project: Path, fault: Fault, tiers: tuple[str, ...], own_room: bool
+    project: Path, fault: Fault, tiers: dict[str, str], own_room: bool
 ) -> tuple[str, str] | None:
     """Return (tier, test) of the first failure with this fault, or None."""
     own = f"tests/{fault.room}"
     places = [[own]] if own_room else [[own], [f"--ignore={own}"]]
-    for tier in tiers:
+    for tier, markers in tiers.items():
         for where in places:
-            if test := first_failure(project, "-m", tier, *where):
+            if test := first_failure(project, "-m", markers, *where):
                 return tier, test
     return None
 
@@ -187,7 +188,7 @@ def main() -> int:
     parser.add_argument("--own-room", action="store_true", help="only the tests of its room")
     parser.add_argument("--least", type=int, help="faults that must be caught; default: all")
     args = parser.parse_args()
-    tiers = ("not slow and not full", "slow") if args.tier == "all" else ("not slow and not full",)
+    tiers = TIERS if args.tier == "all" else {"default": TIERS["default"]}
     words = [word for word in args.only.split(",") if word]
     chosen = [f for f in FAULTS if not words or any(word in f.name for word in words)]
     caught = 0
@@ -201,7 +202,6 @@ def main() -> int:
             path.write_text(whole)
             caught += found is not None
             tier, test = found or ("-", "NOT CAUGHT")
-            tier = "slow" if tier == "slow" else "default"
             seconds = time.monotonic() - began
             print(f"{fault.file:28} {fault.name:58} {tier:9} {seconds:5.0f} s  {test}", flush=True)
     print(f"{caught} of {len(chosen)} faults are caught")

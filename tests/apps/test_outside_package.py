@@ -77,6 +77,7 @@ def test_the_run_trains_and_evaluates_what_the_package_adds(run):
     assert results["hardware"].startswith("8 x ")
 
 
+@pytest.mark.slow
 def test_the_metric_is_in_results_and_report(run):
     results = json.loads((run / "results.json").read_text())
     length = results["eval"]["metrics"]["target_length"]

@@ -52,9 +52,6 @@ STARTS = {
 PREDICTORS = {"in_context", "cache"}  # they change no weight
 ONE_DEVICE = {"point_repair"}  # it refuses a mesh of more
 
-# The editors whose costly cases run by default: sums of rank-one edits, solves, and searches.
-QUICK = ("mend", "malmen", "rome")
-
 SEQS = random_sequences(0, E=4)
 
 

@@ -19,7 +19,6 @@ from mend_jax.editors import make_editor
 
 KINDS = sorted(HF)
 WRITERS = [k for k in KINDS if models.model_kind(HF[k]) != "classifier"]
-QUICK = ("bert", "gpt2", "gptj", "llama", "t5")  # no two have the same blocks
 SLOW = ("bart", "gemma2")
 OWN_BLOCKS = ("gpt2", "gptj", "t5")  # what else recomputes does so by the same code
 

@@ -15,12 +15,11 @@ import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
+from test_notebooks import FOLDER, NAMES
 
 import mend_jax
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "notebooks"
-NAMES = ("colab_tpu.ipynb", "your_own_facts.ipynb")
 README = (ROOT / "README.md").read_text()
 
 

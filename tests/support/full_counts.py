@@ -5,6 +5,4 @@ import os
 FULL = bool(os.environ.get("MEND_FULL_COUNTS"))  # set by --full in tests/conftest.py
 FUZZED_INPUTS = 60_000 if FULL else 6_000
 KILLS = 200 if FULL else 40  # of processes that write a ledger
-PREEMPTIONS = 24 if FULL else 2  # of one training run
 ALL_MESHES = FULL
-ALL_SLICES = FULL

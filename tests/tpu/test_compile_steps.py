@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.full_counts import ALL_SLICES
 from support.tiny import save_tiny
 
 from mend_jax.errors import ConfigError
@@ -36,8 +35,7 @@ OTHER_SLICES = ("v5e-8", "v5e-64", "v4-8", "v4-64", "v5p-8", "v5p-64", "v6e-8", 
 
 
 @needs_libtpu
-@pytest.mark.slow
-@pytest.mark.skipif(not ALL_SLICES, reason="other slices are compiled for with --full")
+@pytest.mark.full
 @pytest.mark.parametrize("name", OTHER_SLICES)
 def test_a_tiny_model_is_compiled_for_slices_of_every_generation(tmp_path, name):
     chips = parse_slice(name).n_chips

@@ -169,7 +169,7 @@ def test_validation_scores_out_of_bounds_are_reported(change, guard):
 @pytest.mark.parametrize("norm, fix", [
     (1.5, "lower"), (float("inf"), "lower"), (float("nan"), "lower"), (1e-8, "raise"),
 ])  # fmt: skip
-def test_an_edit_that_is_too_large_is_told_from_one_that_is_too_small(norm, fix):
+def test_an_edit_norm_that_overflows_counts_as_too_large(norm, fix):
     """The norm of a finite edit is NaN or infinite where its square overflows."""
     (found,) = Guards().after_validation(1, SOUND | {"edit_norm": norm}, {"a": 0.1})
     assert f"; {fix} the editor's step size" in found.text

@@ -6,18 +6,16 @@
 import shutil
 
 import pytest
-from support.full_counts import PREEMPTIONS
 
 from tests.soak import differences, soak, tiny_command
 
 STEPS, SEED = 12, 0  # SIGKILL at step 9, SIGTERM at 10
 
 
-@pytest.mark.skipif(PREEMPTIONS == 2, reason="the next test stops a run twice; --full 24 times")
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_that_is_preempted_24_times_ends_like_an_uninterrupted_one(tmp_path):
-    done = soak(tmp_path, tiny_command(tmp_path, 60), 60, preemptions=PREEMPTIONS, seed=SEED)
-    assert done["preemptions"] == PREEMPTIONS == 24 and min(done["by_signal"].values()) > 5
+    done = soak(tmp_path, tiny_command(tmp_path, 60), 60, preemptions=24, seed=SEED)
+    assert done["preemptions"] == 24 and min(done["by_signal"].values()) > 5
 
 
 @pytest.mark.slow
