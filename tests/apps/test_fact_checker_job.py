@@ -106,6 +106,7 @@ def test_a_run_learns_and_reports_its_scores(ran):
     assert results["seconds_total"] > 0 and results["versions"]["jax"] and results["hardware"]
 
 
+@pytest.mark.slow
 def test_the_trunk_does_not_change(ran, base):
     before = unstack_trunk(
         mend_jax.load_model(str(base), last_n_blocks=2, new_parameters=CLASSIFIER_HEAD).params
@@ -140,6 +141,7 @@ def test_the_written_folder_is_the_trained_model(ran, base):
     assert hub.read_model_config(hub.resolve(workdir / "model"))["num_labels"] == 1
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_only_reported(ran, base, monkeypatch, capsys):
     workdir, results = ran
     monkeypatch.setattr(fact_checker_job, "load_model", None)
@@ -149,6 +151,7 @@ def test_a_finished_run_is_only_reported(ran, base, monkeypatch, capsys):
         fact_checker_job.finetune(settings(base, **{"train.lr": 1.0}), workdir)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_starts_again_with_equal_results(ran, base, tmp_path, monkeypatch):
     class Stop:
         def __enter__(self):

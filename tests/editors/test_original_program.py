@@ -32,8 +32,7 @@ from mend_jax.models.params import stack_trunk
 FOLDER = Path(os.environ.get("MEND_GOLDEN_DIR", Path(__file__).parents[3] / "shared/golden_mend"))
 INDEX = FOLDER / "index.json"
 CASES = sorted(json.loads(INDEX.read_text())) if INDEX.exists() else []
-QUICK = [name for name in CASES if name == "gpt2_default"]
-SLOW = [name for name in CASES if name in ("gpt2_separate", "llama_default")]
+SLOW = [name for name in CASES if name in ("gpt2_default", "llama_default")]
 
 # Ten times (largest absolute difference, largest difference / largest value of the array) that the
 # folder's README states between the original in float32 and in float64.
@@ -127,7 +126,7 @@ class Golden:
 
 
 @pytest.mark.skipif(not CASES, reason="no golden files at MEND_GOLDEN_DIR")
-@pytest.mark.parametrize("case", slow_but(QUICK, CASES, SLOW))
+@pytest.mark.parametrize("case", slow_but((), CASES, SLOW))
 def test_every_array_equals_the_original_programs(case):
     g = Golden(case)
     params, state = original_checkpoints.import_state_dict(

@@ -56,6 +56,7 @@ def save_run(workdir, experiment):
     (workdir / "config.json").write_text(configs.to_json(experiment.config))
 
 
+@pytest.mark.slow
 def test_an_editor_is_placed_on_its_models_mesh(made):
     workdir, config, _ = made
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))

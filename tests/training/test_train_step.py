@@ -123,6 +123,7 @@ def test_the_weight_of_success_goes_from_start_to_end():
     np.testing.assert_allclose(values, [0.5, 0.05**0.5, 0.1, 0.1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_edit_from_paraphrase_is_the_mean_of_both_directions():
     """The loss is the mean of the two directions; `far` uses them alternately.
 
