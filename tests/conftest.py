@@ -12,7 +12,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))  # bytes
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# Stack traces in every instruction of a program take a twentieth of the time, and nothing reads them.
+# Stack traces in every instruction take a twentieth of the time, and nothing reads them.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # A collective that waits holds a thread of XLA's pool, which can lock up when it has few.
 os.environ.setdefault("PJRT_NPROC", "64")

@@ -276,7 +276,7 @@ def test_shared_prompts_and_empty_splits_are_found_in_any_case():
         assert ("share 1 prompts" in remark) == good
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_rows_that_do_not_fit_fail_data(base, tmp_path):
     failure = only_failure(
         job_checks.check_editing_run(run_config(base, **{"data.max_len": 60}), tmp_path)
@@ -337,7 +337,7 @@ def test_a_gradient_that_is_not_finite_fails_gradients(sound, start, tmp_path):
     assert failure.check == "gradients" and "step 1: loss nan" in failure.measured
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_tiny_learning_rates_fail_learning(sound, start, tmp_path):
     """The weight of success falls from step to step; that alone is not learning."""
     config = sound.config.copy_and_resolve_references()

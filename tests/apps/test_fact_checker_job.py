@@ -151,7 +151,7 @@ def test_a_finished_run_is_only_reported(ran, base, monkeypatch, capsys):
         fact_checker_job.finetune(settings(base, **{"train.lr": 1.0}), workdir)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_interrupted_run_starts_again_with_equal_results(ran, base, tmp_path, monkeypatch):
     class Stop:
         def __enter__(self):
@@ -173,7 +173,7 @@ def test_an_interrupted_run_starts_again_with_equal_results(ran, base, tmp_path,
     assert (tmp_path / "metrics.jsonl").read_text() == (ran[0] / "metrics.jsonl").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_patience_stops_early_and_keeps_the_best_step(base, tmp_path):
     more = {"train.lr": 1e-9, "train.patience": 20, "data.rephrases": False, "eval.rows": 8}
     results = fact_checker_job.finetune(settings(base, **more), tmp_path)

@@ -41,7 +41,7 @@ def settings(root, **more):
             "eval.baselines.fine_tune.edits": 2, **more}  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_changed_data_file_is_another_data_set_to_a_checkpoint(base, tmp_path):
     file = write_facts(tmp_path / "data/facts/towns.jsonl")
     results = run(base, tmp_path / "run", **settings(tmp_path / "data"))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.tiers import slow_but
 from support.tiny import save_tiny
 from test_train_and_evaluate import SETTINGS
 
@@ -13,7 +14,7 @@ PREDICTORS = {"t5": ("cache", "in_context"), "bert": ("cache",)}
 """Baselines that change no weight, by kind of model."""
 
 
-@pytest.fixture(scope="module", params=sorted(PREDICTORS))
+@pytest.fixture(scope="module", params=slow_but([], sorted(PREDICTORS), ["t5"]))
 def ran(request, tmp_path_factory):
     """(kind, run folder, results) of a short run."""
     base = save_tiny(tmp_path_factory.mktemp("base"), request.param)
@@ -27,7 +28,6 @@ def ran(request, tmp_path_factory):
     return request.param, workdir, mend_jax.train_and_evaluate(config, workdir)
 
 
-@pytest.mark.slow
 def test_a_run_trains_evaluates_and_reports(ran):
     kind, workdir, results = ran
     assert results["training"]["steps"] == 2
@@ -48,7 +48,6 @@ def test_a_run_trains_evaluates_and_reports(ran):
     assert "success" in page
 
 
-@pytest.mark.slow
 def test_the_restored_editor_edits(ran):
     kind, workdir, _ = ran
     editor = mend_jax.Editor.restore(workdir)

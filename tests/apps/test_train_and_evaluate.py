@@ -210,7 +210,7 @@ def test_another_config_is_refused(base, finished):
         run(base, finished, seed=1)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_trained_editor_is_evaluated_again_in_another_folder(base, finished, tmp_path):
     """`editor.init_from` without steps evaluates the editor of another run."""
     again = {"editor.init_from": finished, "train.steps": 0, "eval.edits_per_step": 3}

@@ -103,7 +103,7 @@ def test_the_loss_scores_each_edit_on_the_model_left_by_those_before(float64):
     assert all(m["u"].count > 0 for m in after["normalize"].values())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_loss_and_gradient_do_not_depend_on_the_text_chunk_size(float64):
     """Also, the program never holds the logits of a whole window."""
     params, state, base, batch = inputs()

@@ -105,7 +105,7 @@ def check(splits):
             assert f" {normalise_name(row['subject'])} " not in f" {normalise_name(row['far'])} "
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(not REAL.is_file(), reason=f"no FEVER files below {ROOT}; set MEND_DATA_DIR")
 def test_the_real_files(tmp_path):
     loaded = data.load("fever", ROOT, tmp_path)

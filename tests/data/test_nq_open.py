@@ -99,7 +99,7 @@ def test_missing_files_are_named(tmp_path):
         data.load("nq_open/full", tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_real_files(tmp_path):
     if not list(ROOT.glob("nq_open/*")):
         pytest.skip(f"no nq_open files below {ROOT}")

@@ -201,7 +201,7 @@ def test_recipe_changes_with_the_packages(monkeypatch):
     assert world_facts.recipe().stamp != before
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_rebuild_by_another_process_is_the_same(loaded, tmp_path):
     code = (
         "import sys; from mend_jax import data\n"

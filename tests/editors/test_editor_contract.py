@@ -142,7 +142,9 @@ def test_editing_is_pure_and_leaves_the_base_bit_identical(case):
 
 
 @pytest.mark.parametrize(
-    "case", slow_but(("mend", "malmen", "fine_tune", "in_context"), sorted(OPTIONS)), indirect=True
+    "case",
+    slow_but(("mend", "malmen", "fine_tune", "in_context"), sorted(OPTIONS), ("ke", "memit")),
+    indirect=True,
 )
 def test_edits_of_one_step_are_independent_of_each_other_and_of_padding(case):
     """E edits together equal single edits under `vmap` with more padding."""
@@ -205,7 +207,7 @@ def test_editors_that_learn_start_as_gradient_descent(case):
         assert np.abs(step).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", slow_but(("mend", "malmen"), sorted(STARTS)))
+@pytest.mark.parametrize("name", slow_but(("mend", "malmen"), sorted(STARTS), ("ke", "rledit")))
 def test_the_meta_gradient_equals_finite_differences(name, float64):
     """Of every parameter, along a direction between its gradient and a random one.
 

@@ -105,7 +105,7 @@ def held(chunk, n):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_memory_does_not_grow_with_the_number_of_facts():
     """Texts and trunk states, which are arguments here, do grow; chunks copy them once."""
     whole, pieces = (held(chunk, 256) - held(chunk, 128) for chunk in (0, 4))

@@ -131,7 +131,7 @@ def padded(texts, width=2 * PREFIX + 4):
     return np.stack([np.pad(t, (0, width - len(t)), constant_values=-1) for t in texts])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_keys_are_the_mean_over_the_text_alone_and_after_each_prefix():
     """Prefixes are beginnings of the first calibration texts, or the whole of short texts."""
     assert (MEMIT_WITH_PREFIXES.init(None, WEIGHTS)[1]["prefixes"] == -1).all()

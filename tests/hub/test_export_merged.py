@@ -35,7 +35,7 @@ def opened(folder, model):
     return found.eval()
 
 
-@pytest.mark.parametrize("kind", slow_but(["gpt2", "llama"], KINDS))
+@pytest.mark.parametrize("kind", slow_but(["gpt2", "llama"], KINDS, ["bert", "gptj", "t5"]))
 def test_transformers_and_we_load_it_with_the_edited_outputs(kind, tmp_path):
     model, inputs = base_of(kind), inputs_of(kind)
     edit, _ = edit_of(model)

@@ -19,7 +19,7 @@ def model():
     return mend_jax.load_model(SPEC)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_logits_equal_the_reference(model):
     """Both dequantise Q4_1 to float32; 30 layers of float32 rounding stay below 1e-3."""
     torch = pytest.importorskip("torch")

@@ -203,7 +203,7 @@ def test_an_editor_file_adds_an_edit_to_an_existing_ledger(file, capsys):
     assert found["in_force"] == [1, 4]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_stored_batch_is_run_again(capsys):
     step = EXPECTED["batch"]["step"]
     shutil.copytree("batch", f"run/non_finite/{step}")

@@ -63,7 +63,7 @@ def tiny_workload(monkeypatch):
     ))  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_command_prints_its_measurements(capsys, tiny_workload):
     flags = ["--model=tiny", "--edits=2", "--rank=8", "--repeats=2"]
     assert step.main([*flags, "--json", "--stages"]) == 0

