@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import save_tiny
 from test_train_and_evaluate import SETTINGS
 
@@ -14,7 +14,7 @@ PREDICTORS = {"t5": ("cache", "in_context"), "bert": ("cache",)}
 """Baselines that change no weight, by kind of model."""
 
 
-@pytest.fixture(scope="module", params=slow_but([], sorted(PREDICTORS), ["t5"]))
+@pytest.fixture(scope="module", params=in_tiers([], sorted(PREDICTORS), ["t5"]))
 def ran(request, tmp_path_factory):
     """(kind, run folder, results) of a short run."""
     base = save_tiny(tmp_path_factory.mktemp("base"), request.param)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import random_batch, random_sequences, tiny
 
 from mend_jax.core.chunking import map_text_chunks
@@ -92,7 +92,7 @@ def headed(kind, chunk):
     return jax.jit(run).lower(*arguments).compile(), arguments
 
 
-@pytest.mark.parametrize("kind", slow_but(["llama"], ["llama", "t5"], []))
+@pytest.mark.parametrize("kind", in_tiers(["llama"], ["llama", "t5"], []))
 def test_loss_and_gradient_do_not_depend_on_the_logits_chunk(kind):
     """31 positions by 4: seven chunks and a remainder. Rounding as above."""
     whole, pieces = (program(*given) for program, given in (headed(kind, 0), headed(kind, 4)))

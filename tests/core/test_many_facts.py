@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import HF, random_sequences, tiny
 
 from mend_jax import models
@@ -33,7 +33,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(("mend", "malmen"), OPTIONS, ("rome",)))
+@pytest.mark.parametrize("name", in_tiers(("mend", "malmen"), OPTIONS, ("rome",)))
 def test_facts_without_scored_tokens_do_not_change_the_edit(name):
     """Three facts, and the same padded to five: equal up to the order of sums in float32."""
     module, base, weights = tiny("llama", n_top=1 if name not in ("rome", "memit") else 2)
@@ -55,7 +55,7 @@ def test_facts_without_scored_tokens_do_not_change_the_edit(name):
             assert np.abs(twice.deltas[at].dense() - delta.dense()).max() > 1e-2 * wide
 
 
-@pytest.mark.parametrize("kind", slow_but(["gpt2"], ["gpt2", "t5"], []))
+@pytest.mark.parametrize("kind", in_tiers(["gpt2"], ["gpt2", "t5"], []))
 def test_answer_rows_of_a_fact_do_not_depend_on_other_facts(kind):
     """What a ridge editor requests for a fact does not depend on the number of facts."""
     module, base, weights = tiny(kind)
@@ -75,7 +75,7 @@ def test_answer_rows_of_a_fact_do_not_depend_on_other_facts(kind):
         np.testing.assert_array_equal(beside.mask[:, at], alone.mask)
 
 
-@pytest.mark.parametrize("kind", slow_but(["t5"], ["t5", "bart"]))
+@pytest.mark.parametrize("kind", in_tiers(["t5"], ["t5", "bart"]))
 def test_weights_that_read_the_source_keep_all_rows(kind):
     """The keys and values of cross-attention are at the encoder's tokens, not at the target's."""
     family = models.find_family(HF[kind])

@@ -4,7 +4,7 @@ import functools
 
 import jax
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import random_batch, tiny
 
 from mend_jax.core.meta_loss import locality_weights, meta_loss
@@ -21,7 +21,7 @@ def test_sets_share_the_weight_of_locality():
     assert locality_weights([], 0.5) == {}
 
 
-@pytest.mark.parametrize("edit_from_paraphrase", slow_but([False], [False, True]))
+@pytest.mark.parametrize("edit_from_paraphrase", in_tiers([False], [False, True]))
 def test_the_share_of_near_texts_in_the_loss(edit_from_paraphrase):
     module, base, weights = tiny("gpt2", n_top=1)
     editor = make_editor("mend", dict(rank=4, step_size=1e-2))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support.raw_files import ROOT, SPOILT, change, spoil, write
 from support.sound_rows import check_near_apart, check_rows, made_and_prepared
-from support.tiers import slow_but
+from support.tiers import in_tiers
 
 from mend_jax import data
 from mend_jax.data import raw_files
@@ -228,7 +228,7 @@ def test_missing_files_are_named(tmp_path):
         load(tmp_path, "full")
 
 
-@pytest.fixture(scope="module", params=slow_but([], counterfact.CONFIGS, ["default"]))
+@pytest.fixture(scope="module", params=in_tiers([], counterfact.CONFIGS, ["default"]))
 def real(request, tmp_path_factory):
     if not list(ROOT.glob("counterfact/*")):
         pytest.skip(f"no counterfact files below {ROOT}")

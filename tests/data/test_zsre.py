@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.raw_files import ROOT, SPOILT, change, spoil, write
 from support.sound_rows import check_rows, made_and_prepared, says, texts_of
-from support.tiers import slow_but
+from support.tiers import in_tiers
 
 from mend_jax import data
 from mend_jax.data.name_matching import normalise_name
@@ -351,7 +351,7 @@ def test_missing_files_are_named(tmp_path):
 LEAST = {"default": 1000, "mend": 500, "knowedit": 500, "levy": 1000}
 
 
-@pytest.fixture(scope="module", params=slow_but([], zsre.CONFIGS, ["default"]))
+@pytest.fixture(scope="module", params=in_tiers([], zsre.CONFIGS, ["default"]))
 def real(request, tmp_path_factory):
     if not list(ROOT.glob("zsre/*")):
         pytest.skip(f"no zsre files below {ROOT}")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from support.tiers import slow_but
+from support.tiers import in_tiers
 
 from mend_jax.editors.cholesky import inverse_cholesky
 
@@ -21,7 +21,7 @@ def positive(m, *lead, condition=10.0):
     return (q * np.geomspace(1.0, condition, m)) @ q.swapaxes(-1, -2)
 
 
-@pytest.mark.parametrize("m", slow_but([1, 3, 40], [1, 2, 3, 8, 13, 40]))
+@pytest.mark.parametrize("m", in_tiers([1, 3, 40], [1, 2, 3, 8, 13, 40]))
 @pytest.mark.parametrize("lead", [(), (2, 3)])
 def test_inverse_cholesky_is_the_inverse_of_the_cholesky_factor(m, lead):
     """float32: eps, 6e-8, times the condition 1e3 of the matrix, and a small factor for sums."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import random_batch, random_sequences, tiny
 
 from mend_jax.core.edit_problem import make_problem
@@ -143,7 +143,7 @@ def test_editing_is_pure_and_leaves_the_base_bit_identical(case):
 
 @pytest.mark.parametrize(
     "case",
-    slow_but(("mend", "malmen", "fine_tune", "in_context"), sorted(OPTIONS), ("ke", "memit")),
+    in_tiers(("mend", "malmen", "fine_tune", "in_context"), sorted(OPTIONS), ("ke", "memit")),
     indirect=True,
 )
 def test_edits_of_one_step_are_independent_of_each_other_and_of_padding(case):
@@ -176,7 +176,7 @@ def test_state_changes_only_in_training(case):
 
 @pytest.mark.parametrize(
     "case",
-    slow_but(("mend", "malmen"), sorted(OPTIONS.keys() - ONE_DEVICE), ("fine_tune", "rome")),
+    in_tiers(("mend", "malmen"), sorted(OPTIONS.keys() - ONE_DEVICE), ("fine_tune", "rome")),
     indirect=True,
 )
 def test_a_mesh_changes_nothing(case):
@@ -207,7 +207,7 @@ def test_editors_that_learn_start_as_gradient_descent(case):
         assert np.abs(step).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", slow_but(("mend", "malmen"), sorted(STARTS), ("ke", "rledit")))
+@pytest.mark.parametrize("name", in_tiers(("mend", "malmen"), sorted(STARTS), ("ke", "rledit")))
 def test_the_meta_gradient_equals_finite_differences(name, float64):
     """Of every parameter, along a direction between its gradient and a random one.
 
@@ -265,7 +265,7 @@ REFUSED = {
 # Behind the last edited weight of BERT a norm follows: the repair that is linear in it need not
 # hold, and one that does not is given up.
 MAY_BE_NOTHING = {("bert", "point_repair")}
-FAMILIES = slow_but(
+FAMILIES = in_tiers(
     [("t5", "mend"), ("t5", "rome"), ("bert", "mend"), ("bert", "in_context")],
     [(kind, name) for kind in REFUSED for name in sorted(OPTIONS)],
     [(kind, name) for kind in REFUSED for name in ("fine_tune", "malmen", "cache")]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import random_sequences, tiny
 
 from mend_jax.core.edit_problem import Problem, make_problem
@@ -96,7 +96,7 @@ def greedy(kind, tokens, source=None, max_new=4):
     return tokens[-max_new:]
 
 
-@pytest.mark.parametrize("kind", slow_but(["gpt2"], ["gpt2", "llama", "t5"]))
+@pytest.mark.parametrize("kind", in_tiers(["gpt2"], ["gpt2", "llama", "t5"]))
 def test_in_context_reads_the_corrections_before_the_text(kind):
     """As one plain text each; float32 logits of some 60 tokens agree to 1e-4."""
     separator, times, marks = (7, 8), 2, 1
@@ -192,7 +192,7 @@ def plain_means(kind, seqs, e, i):
     return np.stack([states[:end].mean(0) for end in ends])
 
 
-@pytest.mark.parametrize("kind", slow_but(["llama"], ["llama", "t5", "bert"]))
+@pytest.mark.parametrize("kind", in_tiers(["llama"], ["llama", "t5", "bert"]))
 def test_the_cache_returns_targets_for_texts_near_their_prompt(kind):
     """Compared with look-ups in float64, at a threshold that half of the other texts are below."""
     corrections, texts = texts_of(kind)
@@ -269,7 +269,7 @@ def tuned_cache(kind="llama", rows=8):
     return editor, editor.tuning.choose(params_of, state, seen), lambda e: scores(e, params, texts)
 
 
-@pytest.mark.parametrize("kind", slow_but(["llama"], ["llama", "t5", "bert"], []))
+@pytest.mark.parametrize("kind", in_tiers(["llama"], ["llama", "t5", "bert"], []))
 def test_the_threshold_has_the_best_score_on_validation_rows(kind):
     """Success and first choices at each threshold equal those of an evaluation at it."""
     editor, (params, state), scores = tuned_cache(kind)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import random_sequences, tiny
 
 from mend_jax.core.edit_problem import Problem, make_problem
@@ -48,7 +48,7 @@ def same(edit, other, atol=1e-5):
         np.testing.assert_allclose(delta.dense(), other.deltas[name].dense(), atol=atol)
 
 
-@pytest.mark.parametrize("optimizer", slow_but(["sgd"], sorted(OPTIMIZERS)))
+@pytest.mark.parametrize("optimizer", in_tiers(["sgd"], sorted(OPTIMIZERS)))
 def test_fine_tuning_stops_when_the_correction_holds(optimizer, problem):
     """Compared with a loop that never stops: each edit is frozen when its target is the arg max."""
     lr, tx = OPTIMIZERS[optimizer]

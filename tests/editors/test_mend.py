@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import random_batch, random_sequences, tiny
 from test_editor_contract import same
 
@@ -36,7 +36,7 @@ VARIANTS = {
 QUICK = ("default", "one_sided")
 
 
-@pytest.mark.parametrize("name", slow_but(QUICK, sorted(VARIANTS), ("code",)))
+@pytest.mark.parametrize("name", in_tiers(QUICK, sorted(VARIANTS), ("code",)))
 def test_every_option_of_mend_has_the_right_start_and_trains(name):
     """Identity start equals the bare normalised gradient; every parameter gets a gradient."""
     module, base, weights = tiny("gpt2", n_top=1)

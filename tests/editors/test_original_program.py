@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 
 from mend_jax import models
 from mend_jax.core.edit_problem import make_problem
@@ -126,7 +126,7 @@ class Golden:
 
 
 @pytest.mark.skipif(not CASES, reason="no golden files at MEND_GOLDEN_DIR")
-@pytest.mark.parametrize("case", slow_but((), CASES, SLOW))
+@pytest.mark.parametrize("case", in_tiers((), CASES, SLOW))
 def test_every_array_equals_the_original_programs(case):
     g = Golden(case)
     params, state = original_checkpoints.import_state_dict(

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.optimize
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import random_sequences, tiny
 
 from mend_jax.core.edit_problem import make_problem
@@ -81,7 +81,7 @@ def repaired(kind):
     return down, twice, run(base, twice)
 
 
-@pytest.mark.parametrize("kind", slow_but(["gpt2"], ["llama", "gpt2"]))
+@pytest.mark.parametrize("kind", in_tiers(["gpt2"], ["llama", "gpt2"]))
 def test_a_nonzero_edit_holds_and_is_smaller_than_fine_tunings(kind):
     down, seqs, (edit, logits, solved, tuned, tuned_solved) = repaired(kind)
     assert list(edit.deltas) == down

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import random_sequences, tiny
 
 from mend_jax.core.edit_problem import make_problem
@@ -45,7 +45,7 @@ QUICK = [("malmen", "llama"), ("rledit", "llama")]
 SLOW = [("malmen, all rows", "llama"), ("ultraedit", "llama")]
 
 
-@pytest.mark.parametrize("case", slow_but(QUICK, CASES, SLOW), ids="-".join)
+@pytest.mark.parametrize("case", in_tiers(QUICK, CASES, SLOW), ids="-".join)
 def test_chunks_of_facts_give_the_same_edit_and_statistics(case):
     """Five facts in chunks of two: the last is padded, and one fact of the first edit is masked.
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import HF, random_batch, random_sequences, tiny
 
 from mend_jax import models
@@ -313,7 +313,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(["meta_curvature"], sorted(NAMES)))
+@pytest.mark.parametrize("name", in_tiers(["meta_curvature"], sorted(NAMES)))
 def test_training_lowers_the_meta_loss(name):
     """In 20 steps on one batch, by a tenth or more."""
     module, base, weights = tiny("llama", n_top=1)

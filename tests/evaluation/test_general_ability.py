@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.raw_files import ROOT
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import random_sequences, tiny
 from test_wikitext import article, sentence
 
@@ -94,7 +94,7 @@ def plainly(kind, params):
     return nll, sum(best, []), recalled
 
 
-@pytest.mark.parametrize("case", slow_but([("llama", 2)], [("llama", 2), ("t5", 100)], []), ids=str)
+@pytest.mark.parametrize("case", in_tiers([("llama", 2)], [("llama", 2), ("t5", 100)], []), ids=str)
 def test_scores_equal_a_plain_computation(case):
     """Float32 against float32 on about 30 tokens: sums of nll agree to 1e-3."""
     kind, chunk = case

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import random_sequences, save_tiny, tiny
 from test_train_and_evaluate import SETTINGS
 
@@ -200,7 +200,7 @@ def test_a_lifelong_editor_accumulates_after_each_edit():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", slow_but(["ultraedit"], ["ultraedit", "rledit"]))
+@pytest.mark.parametrize("name", in_tiers(["ultraedit"], ["ultraedit", "rledit"]))
 def test_a_lifelong_edit_is_made_once_and_accumulated(name, monkeypatch):
     """It has evaluation's edit and training's state, from one capture of the factors."""
     editor = with_strength(make_editor(name, {"rank": 8} if name == "rledit" else {}), 0.5)

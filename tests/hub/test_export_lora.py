@@ -9,7 +9,7 @@ import pytest
 import safetensors
 from support.exporting import FACTS, assert_close, base_of, edit_of, inputs_of, our_logits
 from support.reference import torch_logits, twin
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import HF, save_tiny
 
 import mend_jax
@@ -36,7 +36,7 @@ def read(folder):
         return {name: f.get_tensor(name) for name in f.keys()}, f.metadata()  # noqa: SIM118
 
 
-@pytest.mark.parametrize("kind", slow_but(["gpt2", "gptj", "llama", "t5"], KINDS))
+@pytest.mark.parametrize("kind", in_tiers(["gpt2", "gptj", "llama", "t5"], KINDS))
 def test_peft_gives_the_edited_logits_and_restores_the_base(kind, tmp_path):
     model, inputs = base_of(kind), inputs_of(kind)
     edit, ranks = edit_of(model)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.exporting import FACTS, assert_close, base_of, edit_of, inputs_of, our_logits
 from support.reference import torch_logits, twin
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import HF, save_tiny
 
 import mend_jax
@@ -35,7 +35,7 @@ def opened(folder, model):
     return found.eval()
 
 
-@pytest.mark.parametrize("kind", slow_but(["gpt2", "llama"], KINDS, ["bert", "gptj", "t5"]))
+@pytest.mark.parametrize("kind", in_tiers(["gpt2", "llama"], KINDS, ["bert", "gptj", "t5"]))
 def test_transformers_and_we_load_it_with_the_edited_outputs(kind, tmp_path):
     model, inputs = base_of(kind), inputs_of(kind)
     edit, _ = edit_of(model)
@@ -51,7 +51,7 @@ def test_transformers_and_we_load_it_with_the_edited_outputs(kind, tmp_path):
     assert again.tokenizer.fingerprint == model.tokenizer.fingerprint
 
 
-@pytest.mark.parametrize("kind", slow_but(["gpt2"], ["gpt2", "llama", "gptj", "t5", "bert"]))
+@pytest.mark.parametrize("kind", in_tiers(["gpt2"], ["gpt2", "llama", "gptj", "t5", "bert"]))
 def test_shards_respect_the_size_limit(kind, tmp_path):
     model, inputs = base_of(kind), inputs_of(kind)
     edit, _ = edit_of(model)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import save_tiny
 
 import mend_jax
@@ -187,7 +187,7 @@ def test_exports_match_the_edited_model(filled, base, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", slow_but(["fine_tune", "rome"], untrained_editors(), ["ultraedit"])
+    "name", in_tiers(["fine_tune", "rome"], untrained_editors(), ["ultraedit"])
 )
 def test_editors_without_training_make_edits(base, name):
     model = mend_jax.load_model(base, last_n_blocks=2)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.reference import twin
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import HF, random_sequences
 
 from mend_jax import models
@@ -137,7 +137,7 @@ def test_unsupported_fields_are_named(kind, field, value):
         models.parse_config(twin(kind).family, HF[kind] | {field: value})
 
 
-@pytest.mark.parametrize("kind", slow_but(["t5"], KINDS, []))
+@pytest.mark.parametrize("kind", in_tiers(["t5"], KINDS, []))
 @pytest.mark.parametrize("side, n_top", [("encoder", (2, 0)), ("decoder", (0, 2))])
 def test_a_single_stack_can_be_edited(kind, side, n_top):
     """The split, the factors and the edit of one stack, against the model split in both."""
@@ -171,7 +171,7 @@ def test_a_single_stack_can_be_edited(kind, side, n_top):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", slow_but(["t5"], KINDS, []))
+@pytest.mark.parametrize("kind", in_tiers(["t5"], KINDS, []))
 def test_a_decoder_top_runs_only_its_blocks(kind):
     """The trunk has all else: the top has no scan, and no gradient reaches other parameters."""
     module, params, _ = split(kind, ("decoder/mlp/up",))
@@ -193,7 +193,7 @@ def test_a_decoder_top_runs_only_its_blocks(kind):
     assert "scan" not in str(jax.make_jaxpr(top)(params, h, seqs))
 
 
-@pytest.mark.parametrize("kind", slow_but(["t5"], KINDS, []))
+@pytest.mark.parametrize("kind", in_tiers(["t5"], KINDS, []))
 def test_an_edit_of_the_encoder_affects_the_decoders_trunk(kind):
     """With an encoder top the decoder's lower blocks run, and carry the gradient, in the top."""
     module, params, _ = split(kind, ("encoder/mlp/up", "decoder/mlp/up"))
@@ -216,7 +216,7 @@ def test_an_edit_of_the_encoder_affects_the_decoders_trunk(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", slow_but(["t5"], KINDS, []))
+@pytest.mark.parametrize("kind", in_tiers(["t5"], KINDS, []))
 def test_generation_under_an_edit_of_the_encoder(kind):
     module, params, weights = split(kind, ("encoder/mlp/down",))
     edit = random_edit(weights, 0.5)
@@ -238,7 +238,7 @@ def test_generation_under_an_edit_of_the_encoder(kind):
     assert running.sum() > 8
 
 
-@pytest.mark.parametrize("kind", slow_but(["t5"], KINDS, []))
+@pytest.mark.parametrize("kind", in_tiers(["t5"], KINDS, []))
 def test_the_keys_of_the_memory_are_computed_once(kind):
     """The first call uses the memory; later calls use only its cached keys and values."""
     module, params = twin(kind).ours(1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.full_sizes import SIZES
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import random_batch
 
 from mend_jax import models
@@ -71,7 +71,7 @@ def test_config_fits_its_model(name):
 QUICK, SLOW = ("gptj", "t5_small"), ("bart_base", "llama3_8b")
 
 
-@pytest.mark.parametrize("name", slow_but(QUICK, sorted(SIZES), SLOW))
+@pytest.mark.parametrize("name", in_tiers(QUICK, sorted(SIZES), SLOW))
 def test_training_step_of_the_full_size_has_the_right_shapes(name):
     """One meta-gradient of MEND, traced at full size; the parameter count is the published one."""
     family, config, experiment = parsed(name)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import random_sequences, save_tiny, tiny
 
 from mend_jax.errors import DataError
@@ -48,7 +48,7 @@ def keys_of(n, seed=0):
     return jax.random.split(jax.random.key(seed), n)
 
 
-@pytest.mark.parametrize("kind", slow_but(["llama"], KINDS, []))
+@pytest.mark.parametrize("kind", in_tiers(["llama"], KINDS, []))
 def test_samples_equal_a_plain_loop(kind):
     """One row at a time without a cache: logits / temperature plus the noise of key and step."""
     module, params = base(kind)

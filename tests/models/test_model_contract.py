@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.reference import prompts_of, texts, twin, widened, writer
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import HF, random_sequences
 
 from mend_jax import hub, models
@@ -39,7 +39,7 @@ def test_logits_equal_the_reference(kind):
     assert np.abs(theirs).max() > 0.5 and theirs.std() > 0.1
 
 
-@pytest.mark.parametrize("kind", slow_but(("gptj", "llama", "mistral", "t5"), WRITERS, SLOW))
+@pytest.mark.parametrize("kind", in_tiers(("gptj", "llama", "mistral", "t5"), WRITERS, SLOW))
 def test_generation_equals_the_reference(kind):
     """20 prompts of mixed lengths in one cached batch, against transformers one by one."""
     import torch
@@ -75,7 +75,7 @@ def test_files_round_trip_through_torch(kind, tmp_path):
         np.testing.assert_array_equal(back[path], value, err_msg=path)
 
 
-@pytest.mark.parametrize("kind", slow_but(QUICK, KINDS, SLOW))
+@pytest.mark.parametrize("kind", in_tiers(QUICK, KINDS, SLOW))
 def test_padding_on_either_side_changes_nothing(kind):
     module, params = twin(kind).ours()
     seqs = texts(kind, n=2, real=9, T=9)
@@ -94,7 +94,7 @@ def test_padding_on_either_side_changes_nothing(kind):
         np.testing.assert_array_equal(*out)
 
 
-@pytest.mark.parametrize("kind", slow_but(QUICKEST, KINDS, ("bert", "gptj", *SLOW)))
+@pytest.mark.parametrize("kind", in_tiers(QUICKEST, KINDS, ("bert", "gptj", *SLOW)))
 def test_the_split_into_trunk_and_top_changes_nothing(kind):
     seqs = texts(kind)
     logits = []
@@ -106,7 +106,7 @@ def test_the_split_into_trunk_and_top_changes_nothing(kind):
     np.testing.assert_allclose(logits[0], logits[2], atol=5e-5)
 
 
-@pytest.mark.parametrize("kind", slow_but(QUICKEST, KINDS, ("bert", "gptj", *SLOW)))
+@pytest.mark.parametrize("kind", in_tiers(QUICKEST, KINDS, ("bert", "gptj", *SLOW)))
 def test_scored_logits_are_the_full_logits_at_scored_positions(kind):
     module, params = twin(kind).ours()
     seqs = random_sequences(3, E=2, n=2, kind=module.kind)
@@ -122,7 +122,7 @@ def test_scored_logits_are_the_full_logits_at_scored_positions(kind):
     np.testing.assert_allclose(ours.reshape(expected.shape), expected, atol=5e-5)
 
 
-@pytest.mark.parametrize("kind", slow_but(QUICK, KINDS, SLOW))
+@pytest.mark.parametrize("kind", in_tiers(QUICK, KINDS, SLOW))
 def test_no_output_depends_on_later_tokens(kind):
     module, params = twin(kind).ours()
     seqs = texts(kind, n=1, T=8, real=8)
@@ -138,7 +138,7 @@ def test_no_output_depends_on_later_tokens(kind):
         assert (np.asarray(a[5:]) != np.asarray(b[5:])).any()
 
 
-@pytest.mark.parametrize("kind", slow_but(QUICKEST, KINDS, ("bert", "gptj", *SLOW)))
+@pytest.mark.parametrize("kind", in_tiers(QUICKEST, KINDS, ("bert", "gptj", *SLOW)))
 def test_bfloat16_stays_close_to_float32(kind):
     """bf16 keeps 8 bits (0.4% per rounding); a few blocks stay below 4% of the rms logit."""
     module, params = twin(kind).ours()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.reference import prompts_of, texts, twin, writer
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import HF, random_batch, random_sequences
 
 from mend_jax import models
@@ -23,7 +23,7 @@ SLOW = ("t5", "gemma2")
 OWN_BLOCKS = ("gpt2", "gptj", "t5")  # what else recomputes does so by the same code
 
 
-@pytest.mark.parametrize("kind", slow_but(("bert", "gpt2", "gptj", "llama"), KINDS, SLOW))
+@pytest.mark.parametrize("kind", in_tiers(("bert", "gpt2", "gptj", "llama"), KINDS, SLOW))
 def test_factors_sum_to_the_weight_gradient(kind):
     """sum u delta^T equals jax.grad for a dense delta of W, for every matmul of the top blocks."""
     module, params = twin(kind).ours()
@@ -49,7 +49,7 @@ def test_factors_sum_to_the_weight_gradient(kind):
         )
 
 
-@pytest.mark.parametrize("kind", slow_but(("bert", "llama"), KINDS, ("gpt2", "gptj", *SLOW)))
+@pytest.mark.parametrize("kind", in_tiers(("bert", "llama"), KINDS, ("gpt2", "gptj", *SLOW)))
 def test_an_edit_is_the_model_with_merged_weights(kind):
     reference = twin(kind)
     module, params = reference.ours()
@@ -95,7 +95,7 @@ def meta_gradient(kind, remat=False):
     return step(editor_params, state)[0]
 
 
-@pytest.mark.parametrize("kind", slow_but(("bert", "gpt2"), KINDS, ("gptj", "llama", *SLOW)))
+@pytest.mark.parametrize("kind", in_tiers(("bert", "gpt2"), KINDS, ("gptj", "llama", *SLOW)))
 def test_an_editor_trains(kind):
     """The meta-gradient of MEND is finite, and non-zero in every array."""
     gradient = meta_gradient(kind)
@@ -106,7 +106,7 @@ def test_an_editor_trains(kind):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("kind", slow_but(("gpt2",), OWN_BLOCKS, ()))
+@pytest.mark.parametrize("kind", in_tiers(("gpt2",), OWN_BLOCKS, ()))
 def test_remat_changes_nothing(kind):
     plain, again = meta_gradient(kind), meta_gradient(kind, remat=True)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):

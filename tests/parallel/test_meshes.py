@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support.full_counts import ALL_MESHES
 from support.stepping import step_of
-from support.tiers import slow_but
+from support.tiers import in_tiers
 
 KINDS = ("gpt2", "t5", "bert")
 MESHES = ((2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8))
@@ -38,7 +38,7 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.mark.parametrize("case", slow_but([], CASES, CASES[:1]), ids=str)
+@pytest.mark.parametrize("case", in_tiers([], CASES, CASES[:1]), ids=str)
 def test_a_mesh_of_many_devices_gives_the_same_step(optimised, case):
     """To 1e-5 in float32, and each device holds its share of the editor."""
     kind, sizes = case

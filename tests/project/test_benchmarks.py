@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 
 from benchmarks import profile, required_flops, scaling, stages, step
 from benchmarks.workload import ACCELERATOR, MODELS, Workload, build, full_texts
@@ -13,8 +13,8 @@ from mend_jax.hub.published_configs import PUBLISHED
 from mend_jax.tpu.flops import matmul_flops
 
 
-@pytest.mark.parametrize("model", slow_but(["distilgpt2"], ["distilgpt2", "smollm2"], []))
-@pytest.mark.parametrize("edits", slow_but([1], [1, 32], []))
+@pytest.mark.parametrize("model", in_tiers(["distilgpt2"], ["distilgpt2", "smollm2"], []))
+@pytest.mark.parametrize("edits", in_tiers([1], [1, 32], []))
 def test_a_training_step_does_little_more_than_the_required_products(model, edits):
     """What makes a step fast, checked by counting its matrix products.
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def test_every_page_is_tested_and_linked_from_the_readme():
     assert all(f"docs/guides/{page}.md" in readme for page in PAGES)
 
 
-@pytest.mark.parametrize("page", slow_but((), PAGES, ("edit", "train", "evaluate", "share")))
+@pytest.mark.parametrize("page", in_tiers((), PAGES, ("edit", "train", "evaluate", "share")))
 def test_every_block_runs(page, folder):
     found = blocks(page)
     assert found and all(language in ("sh", "python") for language, _ in found)

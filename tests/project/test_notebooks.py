@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import save_tiny
 
 import mend_jax
@@ -37,7 +37,7 @@ def test_every_notebook_is_tested():
     assert {path.name for path in FOLDER.glob("*.ipynb")} == set(NAMES)
 
 
-@pytest.fixture(scope="module", params=slow_but([], ["llama", "t5"], ["llama"]))
+@pytest.fixture(scope="module", params=in_tiers([], ["llama", "t5"], ["llama"]))
 def tiny_model(request, tmp_path_factory):
     folder = save_tiny(tmp_path_factory.mktemp("base"), request.param)
     return mend_jax.load_model(str(folder), last_n_blocks=2)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from planted_faults import FAULTS, plant
 from support.failure_text import describe_test, subject_of
-from support.tiers import slow_but
+from support.tiers import in_tiers
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,12 +40,12 @@ def test_every_room_has_tests_and_every_folder_of_tests_is_a_room():
 
 
 def test_quick_cases_run_by_default_and_the_others_are_slow():
-    quick, other = slow_but(["a"], ["a", "b"])
+    quick, other = in_tiers(["a"], ["a", "b"])
     assert quick == "a" and other.values == ("b",) and other.marks[0].name == "slow"
-    _, other, third = slow_but(["a"], ["a", "b", "c"], slow=["b"])
+    _, other, third = in_tiers(["a"], ["a", "b", "c"], slow=["b"])
     assert (other.marks[0].name, third.marks[0].name) == ("slow", "full")
     with pytest.raises(ValueError, match=r"\['c'\] are not among the cases"):
-        slow_but(["c"], ["a", "b"])
+        in_tiers(["c"], ["a", "b"])
 
 
 def test_ci_runs_both_tiers_of_the_readme():

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 
-def slow_but(
+def in_tiers(
     quick: Iterable[Any], cases: Iterable[Any], slow: Iterable[Any] | None = None
 ) -> list[Any]:
     """Return the cases of a parametrised test, each in its tier.
