@@ -94,7 +94,7 @@ def plainly(kind, params):
     return nll, sum(best, []), recalled
 
 
-@pytest.mark.parametrize("case", in_tiers([("llama", 2)], [("llama", 2), ("t5", 100)], []), ids=str)
+@pytest.mark.parametrize("case", in_tiers([], [("llama", 2), ("t5", 100)], [("llama", 2)]), ids=str)
 def test_scores_equal_a_plain_computation(case):
     """Float32 against float32 on about 30 tokens: sums of nll agree to 1e-3."""
     kind, chunk = case
