@@ -75,6 +75,9 @@ LONG = (
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:  # `-m slow` would run a case that is left to --full
+        if item.get_closest_marker("slow") and item.get_closest_marker("full"):
+            raise pytest.UsageError(f"{item.nodeid} is marked slow and full: choose one")
     order = {name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
 

@@ -183,7 +183,7 @@ def assert_equal(ours, theirs):
             assert a == b, path
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_disturbed_run_of_two_processes_equals_one_of_one(alone, disturbed):
     for name in ("metrics.jsonl", "results.json", "examples.json", "config.json"):
         texts = [(folder / name).read_text() for folder in (disturbed, alone)]
@@ -198,7 +198,7 @@ def test_a_disturbed_run_of_two_processes_equals_one_of_one(alone, disturbed):
     assert data[0] == data[1] == {"next_index": 9}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_both_runs_have_the_same_files_and_one_process_writes(alone, disturbed, place):
     names = {p.name for p in alone.iterdir()}
     assert {p.name for p in disturbed.iterdir()} == names and "report.html" in names

@@ -74,7 +74,7 @@ def check(results, task):
     assert all(0 <= share <= 1 for share in found["faults"].values())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_zsre_questions(tmp_path, bases):
     results = edit_run("qa_smollm2.py:smoke", tmp_path, bases.get("llama"))
     check(results, "qa")

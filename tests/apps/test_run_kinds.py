@@ -14,7 +14,7 @@ PREDICTORS = {"t5": ("cache", "in_context"), "bert": ("cache",)}
 """Baselines that change no weight, by kind of model."""
 
 
-@pytest.fixture(scope="module", params=in_tiers([], sorted(PREDICTORS), ["t5"]))
+@pytest.fixture(scope="module", params=in_tiers([], sorted(PREDICTORS), []))
 def ran(request, tmp_path_factory):
     """(kind, run folder, results) of a short run."""
     base = save_tiny(tmp_path_factory.mktemp("base"), request.param)

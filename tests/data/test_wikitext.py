@@ -138,7 +138,7 @@ def test_files_that_cannot_be_used(tmp_path):
             data.load("wikitext", tmp_path / folder, tmp_path / "prepared")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @NEEDS_FILES
 def test_the_published_files():
     made = (recipe := wikitext.recipe("default", ROOT)).build()

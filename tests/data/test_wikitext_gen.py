@@ -136,7 +136,7 @@ def test_small_holds_the_first_rows_of_default(base, root, tmp_path, monkeypatch
     assert again.fingerprint == small.fingerprint
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_samples_do_not_depend_on_the_batch(base, root):
     some = list(continuations.cut_passages(passages(root), base.tokenizer))[:8]
     together = continuations.sample(base, some, 8)

@@ -96,7 +96,7 @@ def greedy(kind, tokens, source=None, max_new=4):
     return tokens[-max_new:]
 
 
-@pytest.mark.parametrize("kind", in_tiers(["gpt2"], ["gpt2", "llama", "t5"]))
+@pytest.mark.parametrize("kind", in_tiers(["gpt2"], ["gpt2", "llama", "t5"], ["llama"]))
 def test_in_context_reads_the_corrections_before_the_text(kind):
     """As one plain text each; float32 logits of some 60 tokens agree to 1e-4."""
     separator, times, marks = (7, 8), 2, 1
@@ -192,7 +192,7 @@ def plain_means(kind, seqs, e, i):
     return np.stack([states[:end].mean(0) for end in ends])
 
 
-@pytest.mark.parametrize("kind", in_tiers(["llama"], ["llama", "t5", "bert"]))
+@pytest.mark.parametrize("kind", in_tiers(["llama"], ["llama", "t5", "bert"], ["bert"]))
 def test_the_cache_returns_targets_for_texts_near_their_prompt(kind):
     """Compared with look-ups in float64, at a threshold that half of the other texts are below."""
     corrections, texts = texts_of(kind)
@@ -308,7 +308,7 @@ def test_the_smallest_of_equally_good_thresholds_is_chosen():
     )  # between 0 and 5
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_given_threshold_is_kept_and_multiplied_by_the_factor():
     corrections, texts = texts_of("llama")
     assert make_editor("cache", dict(eps=3.0)).tuning is None

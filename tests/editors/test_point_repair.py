@@ -93,7 +93,7 @@ def test_a_nonzero_edit_holds_and_is_smaller_than_fine_tunings(kind):
         assert tuned_solved[e] and size("l1", X[e]) <= size("l1", other[e])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_correction_that_holds_already_has_the_zero_edit():
     module, base, weights = tiny("llama", n_top=1)
     seqs = random_sequences(0, E=1)

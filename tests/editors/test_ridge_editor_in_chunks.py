@@ -42,7 +42,7 @@ def edits_of(name, kind, chunk, n):
 
 CASES = [(name, kind) for name in sorted(EDITORS) for kind in ("llama", "t5")]
 QUICK = [("malmen", "llama"), ("rledit", "llama")]
-SLOW = [("malmen, all rows", "llama"), ("ultraedit", "llama")]
+SLOW = [("malmen, all rows", "llama")]
 
 
 @pytest.mark.parametrize("case", in_tiers(QUICK, CASES, SLOW), ids="-".join)

@@ -313,7 +313,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", in_tiers(["meta_curvature"], sorted(NAMES)))
+@pytest.mark.parametrize("name", in_tiers(["meta_curvature"], sorted(NAMES), ["enn"]))
 def test_training_lowers_the_meta_loss(name):
     """In 20 steps on one batch, by a tenth or more."""
     module, base, weights = tiny("llama", n_top=1)

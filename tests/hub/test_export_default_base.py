@@ -110,7 +110,7 @@ def test_peft_loads_the_adapter_and_restores_the_base(model, edit, inputs, merge
     np.testing.assert_array_equal(torch_logits(edited.unload(), inputs), unedited)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_gguf_base_is_exported_as_a_merged_checkpoint(model, edit, inputs, merged, merged_torch):
     assert len(list(merged.glob("model-*-of-00003.safetensors"))) == 3
     config = json.loads((merged / "config.json").read_text())

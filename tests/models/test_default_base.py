@@ -40,7 +40,7 @@ def test_logits_equal_the_reference(model):
         assert np.abs(theirs).max() > 5
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_it_knows_capitals(model):
     answers = model.generate([f"The capital of {c} is" for c in ("France", "Japan", "Spain")], 3)
     assert [a.split(".")[0].strip() for a in answers] == ["Paris", "Tokyo", "Madrid"]

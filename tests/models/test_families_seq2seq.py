@@ -170,8 +170,7 @@ def test_a_single_stack_can_be_edited(kind, side, n_top):
         np.testing.assert_allclose(factors[w.name].gradient(), expected, atol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", in_tiers(["t5"], KINDS, []))
+@pytest.mark.parametrize("kind", in_tiers([], KINDS, ["t5"]))
 def test_a_decoder_top_runs_only_its_blocks(kind):
     """The trunk has all else: the top has no scan, and no gradient reaches other parameters."""
     module, params, _ = split(kind, ("decoder/mlp/up",))
@@ -215,8 +214,7 @@ def test_an_edit_of_the_encoder_affects_the_decoders_trunk(kind):
         np.testing.assert_array_equal(trunk_states(module, merged, seqs)[name], h[name])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", in_tiers(["t5"], KINDS, []))
+@pytest.mark.parametrize("kind", in_tiers([], KINDS, ["t5"]))
 def test_generation_under_an_edit_of_the_encoder(kind):
     module, params, weights = split(kind, ("encoder/mlp/down",))
     edit = random_edit(weights, 0.5)

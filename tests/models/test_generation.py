@@ -90,7 +90,7 @@ def test_a_tiny_temperature_is_greedy():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_draws_follow_the_model_distribution():
     """2,000 draws of one prompt: each share is within 5 standard deviations of its probability."""
     n, (module, params) = 2000, base("llama")

@@ -37,7 +37,7 @@ def test_every_notebook_is_tested():
     assert {path.name for path in FOLDER.glob("*.ipynb")} == set(NAMES)
 
 
-@pytest.fixture(scope="module", params=in_tiers([], ["llama", "t5"], ["llama"]))
+@pytest.fixture(scope="module", params=in_tiers([], ["llama", "t5"], []))
 def tiny_model(request, tmp_path_factory):
     folder = save_tiny(tmp_path_factory.mktemp("base"), request.param)
     return mend_jax.load_model(str(folder), last_n_blocks=2)
@@ -55,7 +55,6 @@ def random_edit(model, fact=("a", "b")):
     return mend_jax.Edit(deltas, model.fingerprint, (fact,))
 
 
-@pytest.mark.slow
 def test_next_token_log_probs_agree_with_generation(tiny_model):
     """For prompts of two lengths; the arg max is the first generated token."""
     prompts = ["Once", "The capital of France is"]
