@@ -1,7 +1,8 @@
 """The guides: every block of code in docs/guides runs, in the order of the pages and in one folder.
 
 The first page runs unchanged, with the default base and the editor shipped for it. The other pages
-run with a tiny base, which has no shipped editor: `fine_tune` replaces it.
+run with a tiny base, which has no shipped editor: `fine_tune` replaces it. All but one page run
+with --full only: after a change of docs/guides, run this file with it.
 """
 
 import os
