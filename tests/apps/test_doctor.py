@@ -138,6 +138,7 @@ def with_step_sizes(start, value):
     return start.replace(params=start.params | {"scale_by_layer_lr": set_to})
 
 
+@pytest.mark.slow
 def test_a_sound_run_passes_every_check(base, tmp_path, capsys):
     workdir = tmp_path / "new/run"
     flags = ["--config=quickstart.py", f"--workdir={workdir}", *run_flags(base), "--json"]

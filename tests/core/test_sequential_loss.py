@@ -123,6 +123,7 @@ def test_loss_and_gradient_do_not_depend_on_the_text_chunk_size(float64):
     assert window in shapes[0] and window not in shapes[1]
 
 
+@pytest.mark.slow
 def test_one_edit_is_the_meta_loss(float64):
     params, state, base, batch = inputs()
     given = (params, state, base, one(batch, 0))

@@ -257,6 +257,7 @@ def test_ft_kl_descends_on_correction_and_kl_and_stays_closer(problem):
         assert (kl < 0.9 * plain_kl).all(), (kl, plain_kl)
 
 
+@pytest.mark.slow
 def test_the_fisher_is_the_mean_of_the_texts_squared_gradients(problem):
     """For two batches of three texts, compared with each text's dense gradient.
 

@@ -73,6 +73,7 @@ def kl(before, after):
     return (np.exp(before) * (before - after)).sum(-1)
 
 
+@pytest.mark.slow
 def test_texts_are_the_models_continuations(model, edit, measured):
     lines = [line for f in measured["facts"] for line in f["asked"] + f["still"]]
     prompts, n = [line["prompt"] for line in lines], measured["max_new_tokens"]

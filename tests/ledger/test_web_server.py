@@ -137,6 +137,7 @@ def get(address, **headers):
         return answer.read().decode()
 
 
+@pytest.mark.slow
 def test_a_fact_is_proposed_kept_compared_and_reverted(served, session):
     server, ledger, model = served(session), session.ledger, session.model
     assert "None yet:" in get(server.url)

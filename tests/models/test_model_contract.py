@@ -75,7 +75,7 @@ def test_files_round_trip_through_torch(kind, tmp_path):
         np.testing.assert_array_equal(back[path], value, err_msg=path)
 
 
-@pytest.mark.parametrize("kind", in_tiers(QUICK, KINDS, SLOW))
+@pytest.mark.parametrize("kind", in_tiers(QUICKEST, KINDS, ("bert", "gptj", *SLOW)))
 def test_padding_on_either_side_changes_nothing(kind):
     module, params = twin(kind).ours()
     seqs = texts(kind, n=2, real=9, T=9)

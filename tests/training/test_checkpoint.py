@@ -220,6 +220,7 @@ def test_a_resume_does_the_interrupted_validation(tmp_path, which):
         assert manager.best_step() == whole[2].best_step
 
 
+@pytest.mark.slow
 def test_checkpoints_are_on_disk_when_training_ends(tmp_path, monkeypatch):
     """For every way to end, on a slow disk."""
     finalize = atomicity.AtomicRenameTemporaryPath.finalize
