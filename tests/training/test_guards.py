@@ -152,6 +152,15 @@ def test_a_gradient_far_above_the_median_is_reported_once(tmp_path):
     assert_same(again, (weights, lines, run_state))
 
 
+@pytest.mark.parametrize("norm, is_reported", [(29.0, False), (31.0, True), (300.0, True)])
+def test_a_gradient_of_thirty_times_the_median_is_the_bound(norm, is_reported):
+    watch = Guards()
+    for step in range(FEWEST):
+        assert watch.after_step(step, 1.0, {"a": 1.0}) == []
+    found = watch.after_step(FEWEST, norm, {"a": norm})
+    assert [f.guard for f in found] == ["gradient_norm"] * is_reported
+
+
 SOUND = {"loss": 1.0, "kl": 0.05, "agree_near": 0.8, "agree_far": 0.9, "edit_norm": 1e-3}
 
 
