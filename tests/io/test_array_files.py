@@ -112,3 +112,13 @@ def test_types_that_numpy_lacks_are_named(path):
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
     with pytest.raises(CheckpointError, match="not a readable test file"):
         read(path)
+
+
+def test_an_array_of_another_shape_is_not_what_was_written(path):
+    """The same bytes, so that only a checksum over the shapes can tell."""
+    array_files.write(path, FORMAT, {"a": np.zeros((2, 3), np.float32)}, {})
+    whole = path.read_bytes()
+    assert whole.count(b"[2,3]") == 1
+    path.write_bytes(whole.replace(b"[2,3]", b"[3,2]"))
+    with pytest.raises(CheckpointError, match="contents of this test file are not those"):
+        read(path)
