@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.full_counts import FULL
 from support.launching import wait_for
 from support.tiny import save_tiny
 from test_train_and_evaluate import steady
@@ -136,7 +135,7 @@ def alone(place):
 
 @pytest.fixture(scope="module")
 def disturbed(place):
-    """Return the folder of a run of two processes: one was stopped, later (--full) one killed."""
+    """Return the folder of a run of two processes: one was stopped, later one was killed."""
     workdir = place / "two"
     with started(place, workdir, 2) as processes:
         wait_for_checkpoint(place, processes, workdir, 2)
@@ -144,14 +143,12 @@ def disturbed(place):
         assert wait_for_ends(place, processes, 120) == [143, 143], output(place, 0)
         for i in range(2):
             assert "Preempted: stop requested: the state after step" in output(place, i)
-    if FULL:
-        with started(place, workdir, 2) as processes:
-            wait_for_checkpoint(place, processes, workdir, 6)
-            assert "resuming after step" in output(place, 0)
-            processes[1].kill()
-            statuses = wait_for_ends(place, processes, 90)
-            assert statuses[1] == -signal.SIGKILL, output(place, 1)
-            assert statuses[0] not in (0, 2, 143), output(place, 0)
+    with started(place, workdir, 2) as processes:
+        wait_for_checkpoint(place, processes, workdir, 6)
+        assert "resuming after step" in output(place, 0)
+        processes[1].kill()
+        statuses = wait_for_ends(place, processes, 90)
+        assert statuses[1] == -signal.SIGKILL and statuses[0] not in (0, 2, 143), output(place, 0)
     assert not (workdir / "results.json").exists()
     with started(place, workdir, 2) as processes:
         assert wait_for_ends(place, processes, 400) == [0, 0], output(place, 0) + output(place, 1)
@@ -184,7 +181,7 @@ def assert_equal(ours, theirs):
 
 
 @pytest.mark.full
-def test_a_disturbed_run_of_two_processes_equals_one_of_one(alone, disturbed):
+def test_a_stopped_and_killed_run_of_two_processes_equals_one_of_one(alone, disturbed):
     for name in ("metrics.jsonl", "results.json", "examples.json", "config.json"):
         texts = [(folder / name).read_text() for folder in (disturbed, alone)]
         if name == "metrics.jsonl":

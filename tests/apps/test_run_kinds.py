@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from support.tiers import in_tiers
 from support.tiny import save_tiny
 from test_train_and_evaluate import SETTINGS
 
@@ -10,11 +9,13 @@ import mend_jax
 from mend_jax.apps.run_command import parse
 from mend_jax.errors import ConfigError
 
+pytestmark = pytest.mark.full
+
 PREDICTORS = {"t5": ("cache", "in_context"), "bert": ("cache",)}
 """Baselines that change no weight, by kind of model."""
 
 
-@pytest.fixture(scope="module", params=in_tiers([], sorted(PREDICTORS), []))
+@pytest.fixture(scope="module", params=sorted(PREDICTORS))
 def ran(request, tmp_path_factory):
     """(kind, run folder, results) of a short run."""
     base = save_tiny(tmp_path_factory.mktemp("base"), request.param)

@@ -291,11 +291,10 @@ def test_index_may_not_leave_its_folder_or_name_absent_tensors(tmp_path):
 def test_a_tensor_is_read_from_the_shard_that_the_index_names(tmp_path):
     """Another shard, the first and the last, has one of the same name that an older export left."""
     flat, source, shards = sharded(tmp_path)
-    for shard in (min(shards), max(shards)):
-        tensors = safetensors.numpy.load_file(shard)
-        others = [path for path in shards if path != shard]
-        name, tensor = next(iter(safetensors.numpy.load_file(others[0]).items()))
-        safetensors.numpy.save_file({**tensors, name: tensor + 1}, shard)
+    ends = [(path, safetensors.numpy.load_file(path)) for path in (shards[0], shards[-1])]
+    for (path, tensors), (_, others) in (ends, ends[::-1]):
+        name, tensor = next(iter(others.items()))
+        safetensors.numpy.save_file({**tensors, name: tensor + 1}, path)
     assert_same(hub.read_tensors(source, LLAMA), flat)
 
 

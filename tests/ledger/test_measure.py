@@ -6,7 +6,6 @@ import functools
 import jax
 import numpy as np
 import pytest
-from support.tiers import in_tiers
 from support.tiny import save_tiny
 
 import mend_jax
@@ -215,7 +214,8 @@ def test_edits_that_cannot_be_measured_are_refused(model, edit, tmp_path):
         measure_edit(classifier, edit, [PROMPTS])
 
 
-@pytest.mark.parametrize("kind", in_tiers([], ["t5", "gpt2"], []))
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
 def test_models_of_other_families_are_measured(kind, tmp_path):
     model = mend_jax.load_model(str(save_tiny(tmp_path / kind, kind)), last_n_blocks=2)
     rng = np.random.default_rng(0)

@@ -50,7 +50,7 @@ def small(text):
     return re.sub(runs, rf"\1 {sizes}", text)
 
 
-def run(language, text, folder, real=False):
+def run(language, text, folder, real):
     program = {"sh": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
@@ -74,9 +74,9 @@ def test_every_page_is_tested_and_linked_from_the_readme():
 def test_every_block_runs(page, folder):
     found = blocks(page)
     assert found and all(language in ("sh", "python") for language, _ in found)
+    real = page in REAL
     printed = [
-        run(language, text if page in REAL else small(text), folder, page in REAL)
-        for language, text in found
+        run(language, text if real else small(text), folder, real) for language, text in found
     ]
     if page == "edit":
         check_edit(*printed)

@@ -7,7 +7,6 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from support.tiers import in_tiers
 from support.tiny import save_tiny
 
 import mend_jax
@@ -37,7 +36,7 @@ def test_every_notebook_is_tested():
     assert {path.name for path in FOLDER.glob("*.ipynb")} == set(NAMES)
 
 
-@pytest.fixture(scope="module", params=in_tiers([], ["llama", "t5"], []))
+@pytest.fixture(scope="module", params=["llama", "t5"])
 def tiny_model(request, tmp_path_factory):
     folder = save_tiny(tmp_path_factory.mktemp("base"), request.param)
     return mend_jax.load_model(str(folder), last_n_blocks=2)
@@ -55,6 +54,7 @@ def random_edit(model, fact=("a", "b")):
     return mend_jax.Edit(deltas, model.fingerprint, (fact,))
 
 
+@pytest.mark.full
 def test_next_token_log_probs_agree_with_generation(tiny_model):
     """For prompts of two lengths; the arg max is the first generated token."""
     prompts = ["Once", "The capital of France is"]
@@ -70,6 +70,7 @@ def test_next_token_log_probs_agree_with_generation(tiny_model):
     assert np.abs(found - tiny_model.next_token_log_probs(prompts)).max() > 0.1
 
 
+@pytest.mark.full
 def test_an_edit_of_another_fact_reuses_the_compiled_program(tiny_model):
     """The facts are static parts of an edit, but must not cause a compilation."""
     run = [random_edit(tiny_model, ("a", target)) for target in ("b", "c")]
