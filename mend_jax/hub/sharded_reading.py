@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import functools
 import gc
+import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from mend_jax.models.tensor_spec import TensorSpec
 
 OnRead = Callable[[str, int, tuple[jax.Device, ...]], None]
 """(path of a spec, bytes read from the file, devices that hold the slice) -> None."""
+_LONGEST_WAIT = 0.1  # seconds; it is some microseconds unless the machine is busy
 _ReadBox = Callable[[Box], tuple[np.ndarray, int]]
 """Reads a box of a tensor in our orientation; also returns how many bytes it read."""
 
@@ -155,10 +158,27 @@ def _place(
                     at = np.int32(i - boxes[device][0].start)
                     shard = _set_layer(shards.pop(device), shard, at)
                 shards[device] = jax.block_until_ready(shard)
+            in_transit = weakref.ref(part)
             del part
-            gc.collect(0)  # otherwise JAX keeps `part` until its next call
+            _let_go(in_transit, _LONGEST_WAIT if stacked else 0.0)
     arrays = [shards[device] for device in boxes]
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
+
+
+def _let_go(part: Callable[[], np.ndarray | None], longest_wait: float) -> None:
+    """Free what JAX has put onto devices, and wait for it at most `longest_wait` seconds.
+
+    A thread of JAX's gives `part` back, which can be after the array is ready, and the memory is
+    freed by the next garbage collection after that, or else by the next call of JAX.
+
+    Args:
+      part: a weak reference.
+    """
+    end = time.monotonic() + longest_wait
+    gc.collect(0)
+    while part() is not None and time.monotonic() < end:
+        time.sleep(0.001)
+        gc.collect(0)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

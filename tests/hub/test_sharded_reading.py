@@ -3,7 +3,10 @@
 import collections
 import gc
 import json
+import threading
+import time
 import tracemalloc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +22,7 @@ from test_safetensors import CONFIG, as_files, assert_same, random_flat, write
 
 from mend_jax import hub
 from mend_jax.errors import WeightsError
-from mend_jax.hub import stored_tensor
+from mend_jax.hub import sharded_reading, stored_tensor
 from mend_jax.hub.sharded_reading import Placement, read_sharded
 from mend_jax.models.tensor_spec import TensorSpec
 
@@ -291,6 +294,25 @@ def test_a_stack_has_less_than_two_tensors_in_transit(big, axes):
     placement = Placement(column("up/kernel", 3), on(None, *axes))
     kept, peak = traced(big, {"trunk/up/kernel": placement})
     assert kept < 0.1 and peak < 2
+
+
+def test_what_jax_gives_back_late_is_waited_for():
+    part = np.zeros(3)
+    kept = [part]
+    late = threading.Timer(0.02, kept.clear)
+    late.start()
+    in_transit = weakref.ref(part)
+    del part
+    sharded_reading._let_go(in_transit, 5.0)
+    late.join()
+    assert in_transit() is None
+
+
+def test_what_jax_keeps_is_not_waited_for_long():
+    part = np.zeros(3)
+    started = time.monotonic()
+    sharded_reading._let_go(weakref.ref(part), 0.02)
+    assert 0.02 <= time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("path", ["embed/table", "block_0/up/kernel"])
