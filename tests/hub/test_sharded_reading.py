@@ -304,8 +304,8 @@ def test_what_jax_gives_back_late_is_waited_for():
     in_transit = weakref.ref(part)
     del part
     sharded_reading._let_go(in_transit, 5.0)
-    late.join()
     assert in_transit() is None
+    late.join()
 
 
 def test_what_jax_keeps_is_not_waited_for_long():
