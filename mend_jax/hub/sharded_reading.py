@@ -22,9 +22,9 @@ from mend_jax.models.tensor_spec import TensorSpec
 
 OnRead = Callable[[str, int, tuple[jax.Device, ...]], None]
 """(path of a spec, bytes read from the file, devices that hold the slice) -> None."""
-_LONGEST_WAIT = 0.1  # seconds; it is some microseconds unless the machine is busy
 _ReadBox = Callable[[Box], tuple[np.ndarray, int]]
 """Reads a box of a tensor in our orientation; also returns how many bytes it read."""
+_LONGEST_WAIT = 0.1  # seconds, for the memory of one slice that is in a stack
 
 
 class Placement(NamedTuple):
@@ -160,16 +160,16 @@ def _place(
                 shards[device] = jax.block_until_ready(shard)
             in_transit = weakref.ref(part)
             del part
-            _let_go(in_transit, _LONGEST_WAIT if stacked else 0.0)
+            _wait_until_freed(in_transit, _LONGEST_WAIT if stacked else 0.0)
     arrays = [shards[device] for device in boxes]
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
 
 
-def _let_go(part: Callable[[], np.ndarray | None], longest_wait: float) -> None:
-    """Free what JAX has put onto devices, and wait for it at most `longest_wait` seconds.
+def _wait_until_freed(part: Callable[[], np.ndarray | None], longest_wait: float) -> None:
+    """Wait at most `longest_wait` seconds until JAX has freed an array that was put onto devices.
 
-    A thread of JAX's gives `part` back, which can be after the array is ready, and the memory is
-    freed by the next garbage collection after that, or else by the next call of JAX.
+    JAX gives `part` back in a thread of its own, possibly after the array on the device is ready.
+    Only then does a garbage collection free it; without one, the next call of JAX does.
 
     Args:
       part: a weak reference.

@@ -303,7 +303,7 @@ def test_what_jax_gives_back_late_is_waited_for():
     late.start()
     in_transit = weakref.ref(part)
     del part
-    sharded_reading._let_go(in_transit, 5.0)
+    sharded_reading._wait_until_freed(in_transit, 5.0)
     assert in_transit() is None
     late.join()
 
@@ -311,7 +311,7 @@ def test_what_jax_gives_back_late_is_waited_for():
 def test_what_jax_keeps_is_not_waited_for_long():
     part = np.zeros(3)
     started = time.monotonic()
-    sharded_reading._let_go(weakref.ref(part), 0.02)
+    sharded_reading._wait_until_freed(weakref.ref(part), 0.02)
     assert 0.02 <= time.monotonic() - started < 5
 
 
