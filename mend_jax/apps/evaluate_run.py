@@ -136,6 +136,7 @@ class RunEvaluation:
         evaluation, examples = evaluate(
             transform, params, state, e.model, e.eval_batches(split, per_step), split.rows, e.mesh,
             n_edits=len(split), max_new=e.config.eval.max_new_tokens, n_examples=n_examples,
+            n_hard=e.config.eval.hard_edits, continuation=e.config.eval.continuation_tokens,
             what=f"evaluate {name or e.config.editor.name}", between=self.between,
             log=ScoredBatches(self._file("edits", name, ".jsonl"), mark),
         )  # fmt: skip

@@ -26,14 +26,17 @@ from mend_jax.evaluation.statistics import summarise_runs
 from mend_jax.io.files import as_path, write_json
 
 HEADLINE = (
-    "success", "edit.success_exact", "paraphrase.success_exact", "edit.success_generated",
+    "hard_near.leak", "hard_near.leak_generated", "hard_near.kept", "hard_near.kl",
+    "after_answer.edit.repeated_twice", "success", "edit.success_exact",
+    "paraphrase.success_exact", "edit.success_generated",
     "paraphrase.success_generated", "locality.kl", "locality.argmax_agreement",
     "locality.near.argmax_agreement", "locality.far.argmax_agreement", "locality.far.kl",
     "locality.accuracy_drawdown", "locality.perplexity_drawdown", "portability.success_exact",
     "ability.perplexity", "ability.recall",
 )  # fmt: skip
 EXTRA_HEADLINE = (
-    "success", "portability.success_exact", "locality.more_near.argmax_agreement",
+    "hard_near.leak", "hard_near.kept", "success", "portability.success_exact",
+    "locality.more_near.argmax_agreement",
     "locality.far.argmax_agreement",
 )  # fmt: skip
 """For extra data sets (`eval.extra_data_sets`)."""

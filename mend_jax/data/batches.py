@@ -125,6 +125,8 @@ def _gather(rows: EncodedRows, pick: RowNumbers, valid: Flags) -> Batch:
     if pick.shape[1] > 1 and "near" in rows.texts:
         batch["near_index"] = rows.index[near]
     scored = {"near": near_scored, "edit": valid | ~valid.any(-1, keepdims=True)}
+    if pick.shape[1] > 1:
+        scored |= {name: _outside_edits(rows, name, pick) for name in rows.hard_scopes}
     for name, texts in rows.texts.items():
         taken = take_rows(texts, near if name == "near" else pick)
         if name in scored and not scored[name].all():
@@ -132,6 +134,17 @@ def _gather(rows: EncodedRows, pick: RowNumbers, valid: Flags) -> Batch:
             taken = dataclasses.replace(taken, score_mask=mask)
         batch[name] = _merge_fact_axes(taken) if name in EVALUATION_SETS else taken
     return batch
+
+
+def _outside_edits(rows: EncodedRows, name: str, pick: RowNumbers) -> Bool[np.ndarray, "E n k"]:
+    """Return which hard texts of a set no fact of their edit may change."""
+    keep = np.ones((*pick.shape, rows.texts[name].tokens.shape[1]), bool)
+    for e, edit in enumerate(pick):
+        edited = {rows.scope[i] for i in edit}
+        for k, i in enumerate(edit):
+            scopes = rows.hard_scopes[name][i]
+            keep[e, k, : len(scopes)] = [scope not in edited for scope in scopes]
+    return keep
 
 
 def _merge_fact_axes(texts: TokenBatch) -> TokenBatch:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +20,11 @@ from mend_jax.hub.input_formats import CAUSAL, InputFormat
 
 # The sets of texts of a row that training uses.
 TRAINING_SETS = ("edit", "rephrase", "near", "far")
-# Further sets for evaluation; several texts a row, except for the last.
-EVALUATION_SETS = ("more_rephrases", "more_near", "hops", "far_answers")
+# Sets of texts that an edit should leave alone although they are close to it; see `hard_texts`.
+# `hard_target` has the prompts of `hard_near` with the row's new target: does it leak there?
+HARD_SETS = ("hard_near", "hard_target", "same_subject", "target_facts", "subject_text")
+# Further sets for evaluation; several texts a row, except for `far_answers`.
+EVALUATION_SETS = ("more_rephrases", "more_near", "hops", "far_answers", *HARD_SETS)
 _LOG = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
@@ -59,6 +61,8 @@ class EncodedRows:
       scope: what an edit of each row may rightly change, one name a row.
       near_scope: the names of all scopes that each row's near fact belongs to.
       dropped: how many rows were dropped, by the reason.
+      hard_scopes: the scope of each text of a row, of the `HARD_SETS` whose texts another edit may
+        rightly change.
     """
 
     texts: Mapping[str, TokenBatch]
@@ -66,6 +70,7 @@ class EncodedRows:
     scope: tuple[str, ...]
     near_scope: tuple[frozenset[str], ...]
     dropped: Mapping[str, int]
+    hard_scopes: Mapping[str, Sequence[Sequence[str]]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -119,6 +124,11 @@ def encode_rows(
         scope=tuple(r.get("scope") or r.get("subject") or f"row {n}" for n, r, _ in kept),
         near_scope=tuple(map(_near_scopes, kept_rows)),
         dropped=dict(dropped),
+        hard_scopes={
+            name: [row.get(field, ()) for row in kept_rows]
+            for name, field in _SCOPE_FIELDS.items()
+            if name in texts
+        },
     )
 
 
@@ -161,7 +171,7 @@ def _training_sets(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(names)
 
 
-_Encoded = TokenBatch | list[TokenBatch] | None
+_Encoded = TokenBatch | list[TokenBatch | None] | None
 _FIELDS = {  # encoder method, fields of the prompts and of the targets
     "edit": ("fact", "prompt", "target"),
     "rephrase": ("fact", "rephrase", "target"),
@@ -169,6 +179,16 @@ _FIELDS = {  # encoder method, fields of the prompts and of the targets
     "more_rephrases": ("fact", "more_rephrases", "target"),
     "more_near": ("near", "more_near_prompts", "more_near_answers"),
     "hops": ("fact", "hop_prompts", "hop_answers"),
+    "hard_near": ("near", "hard_near_prompts", "hard_near_answers"),
+    "hard_target": ("answer", "hard_near_prompts", "target"),
+    "same_subject": ("near", "same_subject_prompts", "same_subject_answers"),
+    "target_facts": ("near", "target_fact_prompts", "target_fact_answers"),
+    "subject_text": ("text", "subject_texts", ""),
+}
+_SCOPE_FIELDS = {
+    "hard_near": "hard_near_scopes",
+    "hard_target": "hard_near_scopes",
+    "target_facts": "target_fact_scopes",
 }
 
 
@@ -187,17 +207,18 @@ class _RowEncoder:
         if name == "far_answers":
             return self.far_answer(row)
         method, prompt_field, target_field = _FIELDS[name]
-        prompts, targets = row.get(prompt_field, ()), row.get(target_field, ())
-        encode = self.fact if method == "fact" else self.near
+        prompts, targets = row.get(prompt_field, ()), row.get(target_field, "")
+        encode = {
+            "fact": self.fact, "near": self.near, "answer": self.answer, "text": self.text
+        }[method]  # fmt: skip
         if isinstance(prompts, str):
             return encode(prompts, targets)
         if isinstance(targets, str):
             targets = [targets] * len(prompts)
-        encoded = []
-        for prompt, target in zip(prompts, targets, strict=True):
-            with contextlib.suppress(DataError):  # this text does not fit
-                encoded.append(encode(prompt, target))
-        return encoded
+        encoded = [_if_it_fits(encode, *pair) for pair in zip(prompts, targets, strict=True)]
+        if name in HARD_SETS:  # the k-th texts of two sets, and their scopes, belong together
+            return encoded
+        return [text for text in encoded if text is not None]
 
     def question(self, text: str) -> str:
         return self.lengths.template.replace("{}", text)
@@ -212,6 +233,16 @@ class _RowEncoder:
     def near(self, prompt: str, answer: str) -> TokenBatch:
         sizes = (self.lengths.max_len, self.lengths.max_target)
         return self.form.near(self.tokenizer, self.question(prompt), answer, *sizes)
+
+    def answer(self, prompt: str, target: str) -> TokenBatch:
+        """Return a fact of which the target's own tokens alone are scored."""
+        sizes = (self.lengths.max_len, self.lengths.max_target)
+        question = self.question(prompt)
+        return self.form.fact(self.tokenizer, question, target, *sizes, append_eos=False)
+
+    def text(self, text: str, _: str) -> TokenBatch:
+        """Return plain text, cut to the length of a fact."""
+        return self.form.text(self.tokenizer, text, self.lengths.max_len)
 
     def far(self, row: Row) -> TokenBatch:
         text, answer, length = row["far"], row.get("far_answer"), self.lengths.far_len
@@ -243,12 +274,27 @@ def _stack(items: Sequence[Any]) -> TokenBatch | None:
     if not isinstance(items[0], list):
         return None if items[0] is None else text_encoding.stack_batches(items)
     longest = max(map(len, items))
-    if not longest:
+    first = next((text for item in items for text in item if text is not None), None)
+    if first is None:
         return None
-    padding = _unscored(next(item[0] for item in items if item))
+    padding = _unscored(first)
+    padded = [[*item, *[None] * (longest - len(item))] for item in items]
     return text_encoding.stack_batches(
-        [text_encoding.stack_batches([*it, *[padding] * (longest - len(it))]) for it in items]
+        [
+            text_encoding.stack_batches([padding if text is None else text for text in item])
+            for item in padded
+        ]
     )
+
+
+def _if_it_fits(
+    encode: Callable[[str, str], TokenBatch], prompt: str, target: str
+) -> TokenBatch | None:
+    """Return the encoded text, or None if it is empty or too long."""
+    try:
+        return encode(prompt, target)
+    except DataError:
+        return None
 
 
 def _unscored(like: TokenBatch) -> TokenBatch:

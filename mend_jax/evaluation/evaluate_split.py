@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,16 +14,20 @@ from jax.sharding import Mesh
 
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, locality_weights, token_batches
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit, relative_norms
-from mend_jax.data.encoded_rows import EVALUATION_SETS
+from mend_jax.data.encoded_rows import EVALUATION_SETS, HARD_SETS
 from mend_jax.evaluation import metrics
+from mend_jax.evaluation.continuations import continuation_scores, end_tokens
 from mend_jax.evaluation.examples import (
     GENERATED_SETS,
     choose_examples,
     fault_shares,
+    generated_leaks,
     generated_scores,
     make_examples,
 )
+from mend_jax.evaluation.hard_case import after_answer_summary, hard_case_summary
 from mend_jax.evaluation.metric_registry import METRICS, EvaluatedEdits, metric_results
 from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.scoring import edit_and_score, generate_answers, generate_with_predictor
@@ -137,6 +142,8 @@ def evaluate(
     n_edits: int,
     max_new: int,
     n_examples: int = 0,
+    n_hard: int = 0,
+    continuation: int = 0,
     what: str = "evaluate",
     between: Callable[[], None] = lambda: None,
     log: ScoredBatches | None = None,
@@ -153,11 +160,13 @@ def evaluate(
       rows: the split that `batches` number by `index`; gives texts, relations and subsets.
       n_edits: how many edits the pass has, for the progress line.
       n_examples: how many good edits to show as examples; failures come on top.
+      n_hard: edits whose hard texts are scored, in batches spread over the pass; 0: all.
+      continuation: tokens after a prompt in which repetition and stops are counted; 0: not counted.
       between: called before each batch; it may raise to end the pass.
       log: keeps each scored batch; those that it holds already are not scored again.
     """
     scorer = make_scorer(editor, model)
-    generate = _answer_generator(editor, params, model, max_new)
+    writer = _Writer(editor, params, model, max_new, 0 if model.is_classifier else continuation)
     log = ScoredBatches() if log is None else log
     progress = Progress(what, n_edits, start=log.n_edits, writer=is_writer())
     sets: list[str] = []
@@ -169,44 +178,114 @@ def evaluate(
         placed = shard_batch(mesh, batch)  # rows and scores are gathered in one order
         valid, row_numbers = gather((placed["valid"], placed["index"]))
         texts = token_batches(placed)
+        if number not in hard_batch_numbers(n_edits, valid.size, n_hard):
+            texts = {name: t for name, t in texts.items() if name not in HARD_SETS}
         edit, scores = scorer(params, state, model.params, texts)
         names = [n for n in GENERATED_SETS if n in texts and (n in EDIT_SETS or n_examples)]
-        answers = generate(edit, texts, names, valid)
-        found = valid_scores(scores, valid)
+        targets = [str(rows[int(i)]["target"]) for i in row_numbers[valid]]
+        answers, continued = writer.write(edit, texts, names, valid, targets)
+        found = valid_scores(scores, valid) | continued
         if "near_index" in placed:  # of edits of several facts; see `_with_near_fact`
             found["near", "row"] = gather(placed["near_index"])[valid].astype(np.float32)
         log.add(row_numbers[valid].tolist(), found, answers)
         progress.update(log.n_edits, force=log.n_edits == n_edits)
     edits = _evaluated_edits(log, rows, sets, model.is_classifier)
     cards = make_examples(edits)
-    summary = _summary(edits) | {"faults": fault_shares(cards)}
+    summary = _summary(edits, continuation) | {"faults": fault_shares(cards)}
     return summary, choose_examples(cards, n_examples)
 
 
-def _answer_generator(
-    editor: EditTransform, params: EditorParams, model: LanguageModel, max_new: int
-) -> Callable[[Edit, Batch, Sequence[str], np.ndarray], dict[str, list[str]]]:
-    """Return what writes the answers of the named sets of texts, under the edit and before it."""
-    lengths = (max_new, model.tokenizer.eos_id)
-    generate = _generator(model.module, *lengths)
+def hard_batch_numbers(n_edits: int, batch_size: int, n_hard: int) -> set[int]:
+    """Return which batches of a pass have hard texts: enough for `n_hard` edits (0: all).
 
-    def write(edit: Edit | None, texts: Batch, prompts: list[Any]) -> list[jax.Array]:
-        if edit is None or editor.predictor is None:
-            return generate(model.params, prompts, edit)
-        read_and_generate = _predictor_generator(editor, model.module, model.weights, *lengths)
-        return read_and_generate(params, model.params, texts["edit"], prompts)
+    They are spread evenly over the pass.
+    """
+    n_batches = -(-n_edits // batch_size)
+    chosen = min(-(-n_hard // batch_size), n_batches) if n_hard else n_batches
+    return {i * n_batches // chosen for i in range(chosen)}
 
-    def answers(
-        edit: Edit, texts: Batch, names: Sequence[str], valid: np.ndarray
-    ) -> dict[str, list[str]]:
-        found = {}
+
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+    """Writes freely after the prompts of a batch, under the edit and before it.
+
+    Attributes:
+      max_new: tokens of an answer.
+      continuation: tokens in which repetition and stops are counted; 0: not counted.
+    """
+
+    editor: EditTransform
+    params: EditorParams
+    model: LanguageModel
+    max_new: int
+    continuation: int
+
+    def write(
+        self, edit: Edit, texts: Mapping[str, TokenBatch], names: Sequence[str], valid: np.ndarray,
+        targets: Sequence[str],
+    ) -> tuple[dict[str, list[Any]], dict[tuple[str, str], np.ndarray]]:  # fmt: skip
+        """Return the texts of the named sets by name, and the scores of continuations.
+
+        The texts of the unedited base are under NAME_before. `hard_near` has a list of texts an
+        edit.
+
+        Args:
+          valid: which rows are not padding, for which alone there are texts.
+          targets: of each valid row.
+        """
+        answers: dict[str, list[Any]] = {}
+        scores: dict[tuple[str, str], np.ndarray] = {}
+        spellings = [self._spellings(target) for target in targets]
         for suffix, active in (("", edit), ("_before", None)):
-            ids = gather(write(active, texts, [texts[name] for name in names]))
-            for name, written in zip(names, ids, strict=True):
-                found[name + suffix] = [model.decode_output(row) for row in written[valid]]
-        return found
+            length = max(self.max_new, self.continuation)
+            written = self._tokens(active, texts, names, length)
+            for name, ids in zip(names, written, strict=True):
+                own = ids[valid]
+                answers[name + suffix] = self._decode(own[:, : self.max_new])
+                if self.continuation and name in EDIT_SETS:
+                    own = own[:, : self.continuation]
+                    found = self._continuation_scores(own, spellings, edited=not suffix)
+                    scores |= {(f"after_{name}", k + suffix): v for k, v in found.items()}
+            if "hard_target" in texts and not self.model.is_classifier:
+                answers["hard_near" + suffix] = self._neighbours(active, texts, valid)
+        return answers, scores
 
-    return answers
+    def _neighbours(
+        self, edit: Edit | None, texts: Mapping[str, TokenBatch], valid: np.ndarray
+    ) -> list[list[str]]:
+        """Return what is written after the prompt of each hard neighbour, as long as a target."""
+        length = min(self.max_new, 1 + texts["hard_target"].target.shape[-1])
+        (ids,) = self._tokens(edit, texts, ["hard_target"], length)
+        of_edits = ids.reshape(*valid.shape, -1, length)[valid]
+        return [self._decode(neighbours) for neighbours in of_edits]
+
+    def _tokens(
+        self, edit: Edit | None, texts: Mapping[str, TokenBatch], names: Sequence[str], length: int
+    ) -> list[np.ndarray]:
+        """Return int32 [E, n, length] for each named set."""
+        prompts = [texts[name] for name in names]
+        lengths, module = (length, self.model.tokenizer.eos_id), self.model.module
+        if edit is None or self.editor.predictor is None:
+            ids = _generator(module, *lengths)(self.model.params, prompts, edit)
+        else:
+            write = _predictor_generator(self.editor, module, self.model.weights, *lengths)
+            ids = write(self.params, self.model.params, texts["edit"], prompts)
+        return [np.asarray(one) for one in gather(ids)]
+
+    def _decode(self, ids: np.ndarray) -> list[str]:
+        return [self.model.decode_output(row) for row in ids]
+
+    def _spellings(self, target: str) -> list[list[int]]:
+        """Return the target as tokens, with and without a space before it."""
+        encode = self.model.tokenizer.encode
+        return [encode(f" {target.strip()}"), encode(target.strip())]
+
+    def _continuation_scores(
+        self, ids: np.ndarray, spellings: Sequence[list[list[int]]], edited: bool
+    ) -> dict[str, np.ndarray]:
+        tokenizer = self.model.tokenizer
+        ends = end_tokens(np.unique(ids).tolist(), tokenizer.decode, tokenizer.eos_id)
+        return continuation_scores(ids, spellings, ends, edited)
 
 
 def _evaluated_edits(
@@ -218,6 +297,7 @@ def _evaluated_edits(
         _with_near_fact(rows[i], rows[int(j)]) for i, j in zip(log.index(), near, strict=True)
     ]
     scores |= generated_scores(answers, edited, scores if is_classifier else None)
+    scores |= generated_leaks(answers, edited, scores)
     return EvaluatedEdits(scores, edited, answers, sets)
 
 
@@ -231,7 +311,7 @@ def _with_near_fact(row: Row, other: Row) -> Row:
     return {**row, **{name: other[name] for name in other if name.startswith("near_")}}
 
 
-def _summary(edits: EvaluatedEdits) -> dict[str, Any]:
+def _summary(edits: EvaluatedEdits, continuation: int) -> dict[str, Any]:
     """Return all numbers of an evaluation but the shares of faults."""
     scores, sets = edits.scores, edits.locality_sets
     unseen = np.asarray([bool(row.get("rephrase_unseen", False)) for row in edits.rows])
@@ -239,7 +319,9 @@ def _summary(edits: EvaluatedEdits) -> dict[str, Any]:
     summary = metrics.summarise_edits(scores, sets, groups)
     extra = metrics.extra_sets_summary(scores)
     summary["locality"] |= extra.pop("locality")
-    summary |= extra
+    summary |= extra | hard_case_summary(scores)
+    if after := after_answer_summary(scores, continuation):
+        summary["after_answer"] = after
     same_relation = np.asarray(
         [r.get("near_relation", "") == r.get("relation") != "" for r in edits.rows]
     )

@@ -37,14 +37,14 @@ class EvaluatedEdits:
       scores: float32[N] by (set of texts, score), or [N, k] for sets of k texts an edit. Scores of
         the unedited base end in `_before`; see `scoring`.
       rows: the row of each edit: its texts, relation and subset.
-      answers: what was written freely for each edit, by set of texts; before the edit under
-        `SET_before`.
+      answers: what was written freely for each edit, by set of texts, a list of texts for
+        `hard_near`; before the edit under `SET_before`.
       locality_sets: the sets of texts that should stay as they are.
     """
 
     scores: Scores
     rows: Sequence[Mapping[str, Any]]
-    answers: Sequence[Mapping[str, str]]
+    answers: Sequence[Mapping[str, Any]]
     locality_sets: Sequence[str]
 
 

@@ -23,7 +23,7 @@ class ScoredBatches:
 
     Attributes:
       batches: for each batch `index` (row numbers), `scores` (lists by "TEXTS.SCORE") and `answers`
-        (generated texts, lists by name).
+        (generated texts, lists by name); a batch may lack some of the others' names.
     """
 
     def __init__(self, path: Any = None, of: Mapping[str, Any] | None = None) -> None:
@@ -51,7 +51,7 @@ class ScoredBatches:
         return sum(len(batch["index"]) for batch in self.batches)
 
     def add(
-        self, index: Sequence[int], scores: Scores, answers: Mapping[str, Sequence[str]]
+        self, index: Sequence[int], scores: Scores, answers: Mapping[str, Sequence[Any]]
     ) -> None:
         """Add a batch, in memory and on disk."""
         flat = {f"{texts}.{key}": values.tolist() for (texts, key), values in scores.items()}
@@ -68,16 +68,25 @@ class ScoredBatches:
     def scores(
         self, batches: Sequence[Mapping[str, Any]] | None = None
     ) -> dict[tuple[str, str], np.ndarray]:
-        """Return float32 [N] or [N, k] by (texts, score), of these batches or of all."""
+        """Return float32 [N] or [N, k] by (texts, score), of these batches or of all.
+
+        Scores that a batch lacks are 0 there: none of these texts was scored (`n_tokens` is 0).
+        """
         found, batches = {}, self.batches if batches is None else batches
-        for name in batches[0]["scores"]:
+        names = dict.fromkeys(name for batch in batches for name in batch["scores"])
+        for name in names:
             texts, _, key = name.partition(".")
-            parts = [np.asarray(batch["scores"][name], np.float32) for batch in batches]
+            known = [np.asarray(b["scores"].get(name, ()), np.float32) for b in batches]
+            shape = next(part.shape[1:] for part in known if part.size)
+            parts = [
+                part if len(part) else np.zeros((len(batch["index"]), *shape), np.float32)
+                for part, batch in zip(known, batches, strict=True)
+            ]
             found[texts, key] = np.concatenate(parts)
         return found
 
-    def answers(self) -> list[dict[str, str]]:
-        """Return the generated texts of each edit, by name."""
+    def answers(self) -> list[dict[str, Any]]:
+        """Return the generated texts of each edit by name: one text, or a list of texts."""
         found = []
         for batch in self.batches:
             names = list(batch["answers"])

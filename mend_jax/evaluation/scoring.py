@@ -22,14 +22,15 @@ from mend_jax.core.losses import all_tokens_correct, correct_tokens, token_kl, t
 from mend_jax.core.meta_loss import EDIT_SETS, with_trunk_states
 from mend_jax.core.token_batch import NO_TARGET, TokenBatch
 from mend_jax.core.weight_edit import Edit, densify_once, variables
+from mend_jax.data.encoded_rows import HARD_SETS
 from mend_jax.models.editable_model import EditableModel, Inputs
 from mend_jax.models.generation import generate
 from mend_jax.models.params import Params
 from mend_jax.parallel.layout import vmap_edits
 
 TextScores = dict[str, Float[Array, "E n"]]
-ANSWER_SETS = (*EDIT_SETS, "more_rephrases", "hops")
-"""The sets of texts that have a target; the others should stay as they are."""
+ANSWER_SETS = (*EDIT_SETS, "more_rephrases", "hops", "hard_target")
+"""The sets of texts that are scored by a target; the others should stay as they are."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -61,7 +62,8 @@ def edit_and_score(
 
     Returns:
       The edits and the scores of each set of texts: of `ANSWER_SETS` those of `answer_scores` and
-      the same with `_before`, of the other sets those of `locality_scores`.
+      the same with `_before`, of the other sets those of `locality_scores`. `HARD_SETS` also have
+      scores of their first position, the last token of the prompt.
     """
     texts = with_trunk_states(model, base, batch, list(batch))
     problem = Problem(model, base, weights, *texts["edit"])
@@ -75,9 +77,14 @@ def edit_and_score(
         else:
             after = editor.predictor.logits(params, problem, seqs, h)
         if name not in ANSWER_SETS:
-            return locality_scores(before, after, seqs, model.kind == "classifier")
-        earlier = {f"{k}_before": v for k, v in answer_scores(before, seqs).items()}
-        return answer_scores(after, seqs) | earlier
+            scores = locality_scores(before, after, seqs, model.kind == "classifier")
+            return scores | (first_change(before, after) if name in HARD_SETS else {})
+
+        def answers(logits: Float[Array, "E n S V"]) -> TextScores:
+            scores = answer_scores(logits, seqs)
+            return scores | (first_correct(logits, seqs) if name in HARD_SETS else {})
+
+        return answers(after) | {f"{k}_before": v for k, v in answers(before).items()}
 
     def score_in_chunks(name: str, pair: tuple[TokenBatch, TrunkStates]) -> TextScores:
         dense = densify_once(edit, jnp.asarray(pair[0].tokens), model.text_chunk)
@@ -134,6 +141,22 @@ def locality_scores(
         scores["nll"] = total(token_nll(after, target), answered)
         scores["nll_before"] = total(token_nll(before, target), answered)
     return scores
+
+
+def first_correct(logits: Float[Array, "E n S V"], seqs: TokenBatch) -> TextScores:
+    """Return `first`: 1 where the first token of the answer is the arg max."""
+    target = jnp.asarray(seqs.target)[..., :1]
+    return {"first": correct_tokens(logits[..., :1, :], target)[..., 0].astype(jnp.float32)}
+
+
+def first_change(before: Float[Array, "E n S V"], after: Float[Array, "E n S V"]) -> TextScores:
+    """Return the change at the first scored position of each text, in near texts the prompt's last.
+
+    `kl_first`: KL(base || edited) in nats; `agree_first`: 1 where the arg max is kept.
+    """
+    before, after = before[..., 0, :], after[..., 0, :]
+    agree = jnp.argmax(before, -1) == jnp.argmax(after, -1)
+    return {"kl_first": token_kl(before, after), "agree_first": agree.astype(jnp.float32)}
 
 
 def generate_answers(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from mend_jax.core.editor_protocol import EditTransform, Weights, with_strength
 from mend_jax.data.batches import iterate_batches
 from mend_jax.data.encoded_rows import EncodedRows, Lengths, encode_rows, rows_needed
 from mend_jax.data.far_texts import add_far_texts
+from mend_jax.data.hard_texts import HardTextMaker
 from mend_jax.data.length_buckets import split_by_length
 from mend_jax.data.rows import Row, unseen_rows
 from mend_jax.data.sequential_rows import choose_sequential_rows
@@ -45,6 +47,9 @@ from mend_jax.training.step import (
     make_train_step,
     success_weight,
 )
+
+_MOST_ROWS = 20_000
+"""Rows of each split that are searched for facts about the targets of edits."""
 
 
 def text_lengths(config: ConfigDict) -> Lengths:
@@ -254,13 +259,14 @@ def _check_editor_and_mesh(config: ConfigDict, editor: EditTransform, mesh: Mesh
 
 def _check_context(config: ConfigDict, model: LanguageModel) -> None:
     lengths, limit = text_lengths(config), model.config.n_positions
-    generated = max(config.eval.max_new_tokens, lengths.max_target)
+    c = config.eval
+    generated = max(c.max_new_tokens, c.continuation_tokens, lengths.max_target)
     needed = max(positions_needed(model.module, lengths.max_len, generated), lengths.far_len)
     if needed > limit:
         raise ConfigError(
-            f"data.max_len {lengths.max_len} with eval.max_new_tokens "
-            f"{config.eval.max_new_tokens}, or data.far_len {lengths.far_len}, is more than the "
-            f"model's context of {limit} tokens"
+            f"data.max_len {lengths.max_len} with eval.max_new_tokens {c.max_new_tokens} or "
+            f"eval.continuation_tokens {c.continuation_tokens}, or data.far_len {lengths.far_len}, "
+            f"is more than the model's context of {limit} tokens"
         )
 
 
@@ -294,12 +300,13 @@ class _Splits:
 
     def split(self, name: str, count: int, for_evaluation: bool = False) -> Split:
         """Return `count` rows of a split that fit the lengths (0: all), or all that fit."""
-        return self._choose(self.dataset.split(name), count, name, for_evaluation)
+        rows = self.dataset.split(name)
+        return self._choose(self.dataset, rows, count, name, for_evaluation)
 
     def unseen_test_split(self, dataset: data.DataSet, train: Split) -> Split:
         """Return the test split of another data set, without the facts of training."""
         rows = unseen_rows(train.rows, dataset.split("test"))
-        return self._choose(rows, self.config.eval.edits, "test", for_evaluation=True)
+        return self._choose(dataset, rows, self.config.eval.edits, "test", for_evaluation=True)
 
     def sequential_rows(self) -> Split | None:
         """Return the facts of the longest sequence of edits; None without sequences."""
@@ -317,7 +324,10 @@ class _Splits:
             )
         return split
 
-    def _choose(self, rows: Sequence[Row], count: int, name: str, for_evaluation: bool) -> Split:
+    def _choose(
+        self, dataset: data.DataSet, rows: Sequence[Row], count: int, name: str,
+        for_evaluation: bool,
+    ) -> Split:  # fmt: skip
         together = self.config.data.edits_per_batch > 1  # facts of one edit must not conflict
         choose = choose_sequential_rows if together else choose_rows
         in_order = choose_sequential_rows if together else shuffled_rows
@@ -328,11 +338,26 @@ class _Splits:
             taken = rows_needed(first, count, self.model.tokenizer, lengths, form)
             if taken < len(first):
                 break
-        return self._encode(choose(rows, taken), name, for_evaluation)
+        chosen = choose(rows, taken)
+        if for_evaluation:
+            chosen = self._add_hard_texts(chosen, rows, dataset)
+        return self._encode(chosen, name, for_evaluation)
 
     def _encode(self, rows: Sequence[Row], name: str, for_evaluation: bool) -> Split:
         rows = self._add_far_texts(rows, name)
         return encode_split(self.config, self.model, rows, for_evaluation)
+
+    def _add_hard_texts(
+        self, rows: list[Row], split: Sequence[Row], dataset: data.DataSet
+    ) -> list[Row]:
+        """Return rows of a split with their hard texts, if the config and the data have any."""
+        count = self.config.eval.hard_neighbours
+        if not count or dataset.task != "qa":
+            return rows
+        every = (itertools.islice(part, _MOST_ROWS) for part in dataset.splits.values())
+        one_to_one = dataset.notes.get("one_to_one", ())
+        maker = HardTextMaker(list(split), [*itertools.chain(*every)], count, one_to_one)
+        return maker.add_to(rows)
 
     def _add_far_texts(self, rows: Sequence[Row], name: str) -> Sequence[Row]:
         return rows if self.far is None else add_far_texts(rows, list(self.far.split(name)))

@@ -13,6 +13,7 @@ from mend_jax.evaluation.reports.values import value_at
 _FAULTS = (
     ("edit", "The edit failed", "the model does not generate the new answer"),
     ("paraphrase", "A paraphrase did not follow", "the edited question is right, a paraphrase not"),
+    ("leak", "A neighbour took the answer", "in the wording of the edit, about another subject"),
     ("near", "A neighbour changed", "the edit succeeded, and moved a similar question (KL > 0.1)"),
     ("far", "Something unrelated changed", "the edit succeeded, and moved a far text (KL > 0.1)"),
     ("", "Edits that failed", "an answer is wrong, or another text changed"),
@@ -21,12 +22,13 @@ _TITLES = {fault: title for fault, title, _ in _FAULTS}
 _QUESTIONS = (
     ("Edited question", "prompt", "target", "before", "after"),
     ("Paraphrase", "paraphrase", "target", "paraphrase_before", "paraphrase_after"),
+    ("Neighbour, same wording", "hard_prompt", "hard_answer", "hard_before", "hard_after"),
     ("Neighbour, to be left alone", "near_prompt", "near_answer", "near_before", "near_after"),
 )
 
 
 def example_card(example: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one edit as three questions, each with its target and the outputs before and after."""
+    """Return one edit as up to four questions, each with its target and both outputs."""
     keys = ("name", "prompt", "answer", "before", "after")
     rows = [(name, *(example.get(k) for k in paths)) for name, *paths in _QUESTIONS]
     card = {k: format_value(example.get(k)) for k in ("target", "truth", "kl_near", "kl_far")}

@@ -17,6 +17,11 @@ SCORES = {
     "paraphrase": "eval.paraphrase.success_exact",
     "generated": "eval.edit.success_generated",
     "generated_paraphrase": "eval.paraphrase.success_generated",
+    "leak": "eval.hard_near.leak",
+    "leak_generated": "eval.hard_near.leak_generated",
+    "kept_hard": "eval.hard_near.kept",
+    "kl_hard": "eval.hard_near.kl",
+    "answer_repeated": "eval.after_answer.edit.repeated_twice",
     "kl": "eval.locality.kl",
     "kl_near": "eval.locality.near.kl",
     "kl_far": "eval.locality.far.kl",
@@ -38,6 +43,11 @@ _OVER_FACTS = {
     "paraphrase": "eval.paraphrase.ci95.success_exact",
     "generated": "eval.edit.ci95.success_generated",
     "generated_paraphrase": "eval.paraphrase.ci95.success_generated",
+    "leak": "eval.hard_near.ci95.leak",
+    "leak_generated": "eval.hard_near.ci95.leak_generated",
+    "kept_hard": "eval.hard_near.ci95.kept",
+    "kl_hard": "eval.hard_near.ci95.kl",
+    "answer_repeated": "eval.after_answer.edit.ci95.repeated_twice",
 }
 _TRAINING_SCORES = ("training_seconds", "editor_parameters")
 

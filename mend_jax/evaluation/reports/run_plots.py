@@ -92,14 +92,21 @@ def tradeoff_png(results: Results, lines: Lines) -> bytes | None:
 
 
 def success_png(results: Results) -> bytes | None:
-    """Draw exact, token and generated success before and after, on edits and on paraphrases."""
+    """Draw success before and after, on edits and on paraphrases, and the hard case of locality."""
     measures = {"whole answer": "exact", "its tokens": "token", "free writing": "generated"}
     edit, paraphrase = (
         {k: f"{texts}.success_{v}" for k, v in measures.items()} for texts in ("edit", "paraphrase")
     )
     edited = ("The edited question", "success in %, before and after; line: 95% interval")
     other = ("Its paraphrases", "the same fact, asked in other words")
-    return panels_png([_bars(results, edited, edit), _bars(results, other, paraphrase)], 13, 5)
+    hard = ("Neighbours in the same wording", "another subject; they should not take the answer")
+    leaks = {"take the answer": "leak", "free writing": "leak_generated", "kept": "kept"}
+    panels = [
+        _bars(results, edited, edit),
+        _bars(results, other, paraphrase),
+        _bars(results, hard, {k: f"hard_near.{v}" for k, v in leaks.items()}),
+    ]
+    return panels_png(panels, 13 if panels[-1] is None else 18, 5)
 
 
 def summary_png(results: Results, lines: Lines) -> bytes | None:
@@ -108,6 +115,8 @@ def summary_png(results: Results, lines: Lines) -> bytes | None:
         "the edit": "edit", "paraphrases": "paraphrase", "unseen forms": "paraphrase_unseen"
     }  # fmt: skip
     scores = {k: f"{v}.success_exact" for k, v in texts.items() if value_at(results, f"eval.{v}")}
+    if number_at(results, "eval.hard_near.kept") is not None:
+        scores["neighbours kept"] = "hard_near.kept"
     does = ("What an edit does", "right answers in %, before → after one edit")
     learned = ("How the editor learned it", "right answers after an edit, validation facts")
     panels = [_bars(results, does, scores), _tradeoff(results, lines)]

@@ -31,6 +31,27 @@ _CHANGES = (
     Score("points", "accuracy lost", "accuracy_drawdown", "before minus after, in %", False),
     Score("plain", "perplexity added", "perplexity_drawdown", "after minus before", False),
 )
+_LEAKS = (
+    Score("percent", "take the new answer", "leak", "every token of it is the first choice", False),
+    Score("percent", "begin with it", "leak_first", "its first token is the first choice", False),
+    Score("percent", "take it, free writing", "leak_generated", "they generate it", False),
+)
+_KEPT = (
+    Score("percent", "first choice kept", "kept", "of texts, directly after the prompt", True),
+    Score("percent", "kept in the answer", "kept_answer", "positions up to the answer's end", True),
+    Score("plain", "KL after the prompt", "kl", "nats, directly after the prompt", False),
+    Score("plain", "KL in the answer", "kl_answer", "nats a position up to its end", False),
+)
+_PLAIN_TEXT = (
+    Score("percent", "tokens kept", "kept", "tokens whose first choice stayed", True),
+    Score("plain", "KL a token", "kl", "nats", False),
+)
+_CONTINUATIONS = (
+    Score("percent", "answer twice or more", "repeated_twice", "it stands there that often", False),
+    Score("percent", "three times or more", "repeated_three_times", "the same", False),
+    Score("percent", "distinct-2", "distinct_2", "pairs of tokens that are not repeated", True),
+    Score("percent", "natural stop", "natural_stop", "sentence or text ends after it", True),
+)
 _ABILITY = (
     Score("plain", "perplexity", "perplexity", "of held-out prose", False),
     Score("percent", "facts recalled", "recall", "preferably facts that the base recalls", True),
@@ -46,6 +67,14 @@ _COSTS = (
 )
 # (where in an evaluation, name, what these texts are, their scores)
 _GROUPS = (
+    ("hard_near.", "Neighbours, same wording", "the hard case: the edited question about another "
+     "subject; intervals over edits", (*_LEAKS, *_KEPT)),
+    ("same_subject.", "Same subject", "other facts about it, means over edits", _KEPT),
+    ("target_facts.", "The new answer's own facts", "facts about it, means over edits", _KEPT),
+    ("subject_text.", "Subject in plain text", "sentences that mention it", _PLAIN_TEXT),
+    ("after_answer.edit.", "After the answer", "what is written on; before: the base after its "
+     "own answer", _CONTINUATIONS),
+    ("after_answer.paraphrase.", "After a paraphrase's", "the same", _CONTINUATIONS),
     ("", "In all", "success and cost", _COSTS),
     ("edit.", "The edited question", "the text that the edit was made from", _ANSWERS),
     ("paraphrase.", "Its paraphrases", "the same fact, asked in other words", _ANSWERS),
@@ -55,13 +84,15 @@ _GROUPS = (
     ("portability.", "What follows from it", "questions one hop from the edited fact", _ANSWERS),
     ("locality.", "Other texts, together", "what an edit should leave alone", _CHANGES),
     ("locality.near.", "Near texts", "similar questions about something else", _CHANGES),
-    ("locality.near_same_relation.", "Near texts, same relation", "the hard case", _CHANGES),
+    ("locality.near_same_relation.", "Near texts, same relation", "in any wording", _CHANGES),
     ("locality.more_near.", "Further near texts", "all neighbours in the data", _CHANGES),
     ("locality.far.", "Far texts", "texts that have nothing to do with the edit", _CHANGES),
     ("locality.far_answers.", "Answers of far questions", "the tokens of answers alone", _CHANGES),
     ("ability.", "General ability", "one edit at a time; held-out prose and facts", _ABILITY),
-)
+)  # fmt: skip
 _TILES = (
+    Score("percent", "of neighbours leak", "hard_near.leak", "same wording, take the new answer"),
+    Score("percent", "of neighbours kept", "hard_near.kept", "same wording, first choice kept"),
     Score("percent", "of edits succeed", "edit.success_exact", "the edited question is right"),
     Score("percent", "of paraphrases follow", "paraphrase.success_exact", "asked in other words"),
     Score("percent", "near texts kept", "locality.near.argmax_agreement", "similar questions"),

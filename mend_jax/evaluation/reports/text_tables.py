@@ -17,6 +17,11 @@ from mend_jax.evaluation.reports.values import number_at
 
 _LOG_WIDTH = 200  # of lines that go to no terminal
 _RUN_COLUMNS = (  # (heading, path, decimals)
+    ("leak", "hard_near.leak", 3),
+    ("leak, generated", "hard_near.leak_generated", 3),
+    ("neighbour kept", "hard_near.kept", 3),
+    ("neighbour KL", "hard_near.kl", 3),
+    ("answer repeated", "after_answer.edit.repeated_twice", 3),
     ("success", "success", 3),
     ("edit", "edit.success_exact", 3),
     ("paraphrase", "paraphrase.success_exact", 3),
@@ -27,6 +32,7 @@ _RUN_COLUMNS = (  # (heading, path, decimals)
 )
 _GRID_COLUMNS = (
     Score("percent", "success", "success"),
+    Score("percent", "leak", "leak"),
     Score("plain", "KL", "kl"),
     Score("percent", "arg max kept", "argmax_agreement"),
 )
@@ -47,12 +53,20 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str =
 
 
 def run_table(results: Mapping[str, Any]) -> str:
-    """Return the scores of a run: its editor, its editor on extra data sets, its baselines."""
+    """Return the scores of a run: its editor, its editor on extra data sets, its baselines.
+
+    Columns without a number are left out.
+    """
     own = results["config"]["editor"]["name"]
     extra = {f"{own} on {name}": scores for name, scores in results["extra_data_sets"].items()}
     evaluations = {own: results["eval"], **extra, **results["baselines"]}
     added = added_metrics(evaluations.values())
     columns = [*_RUN_COLUMNS, *((s.name, f"metrics.{key}.value", 3) for key, s in added.items())]
+    columns = [
+        column
+        for column in columns
+        if any(number_at(scores, column[1]) is not None for scores in evaluations.values())
+    ]
 
     def cell(scores: Any, path: str, decimals: int) -> str:
         value = number_at(scores, path)

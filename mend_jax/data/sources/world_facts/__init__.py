@@ -13,7 +13,7 @@ from pathlib import Path
 from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_recipe_config
 from mend_jax.data.rows import Row
 from mend_jax.data.sources.world_facts import counterfactuals, passages
-from mend_jax.data.sources.world_facts.facts import true_facts
+from mend_jax.data.sources.world_facts.facts import ONE_TO_ONE, true_facts
 from mend_jax.data.sources.world_facts.geography import versions
 
 VERSION = "1.1.0"
@@ -50,6 +50,8 @@ def recipe(config: str = "default", root: Path | None = None) -> Recipe:
         version=VERSION,
         description=DESCRIPTION,
         license=LICENSE.format(passages=passages.LICENSES[CONFIGS[config]]),
-        build=lambda: BuiltSplits(all_rows(config), {"packages": versions()}),
+        build=lambda: BuiltSplits(
+            all_rows(config), {"packages": versions(), "one_to_one": sorted(ONE_TO_ONE)}
+        ),
         inputs=versions(),
     )
