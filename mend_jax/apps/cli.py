@@ -29,6 +29,9 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("mend_jax.apps.run_command", "train and evaluate an editor: --config=NAME.py"),
     "edit": Command("mend_jax.edit", "edit facts, and show, export or revert edits of a ledger"),
+    "evaluate-shipped": Command(
+        "mend_jax.apps.evaluate_shipped", "evaluate the editor that is shipped for a base"
+    ),
     "doctor": Command("mend_jax.doctor", "check a config, its base and its data before a run"),
     "grid": Command("mend_jax.apps.run_command", "run every cell of a table of runs"),
     "join-grids": Command("mend_jax.apps.join_grids", "join parts of a grid into one table"),

@@ -319,9 +319,7 @@ def _summary(edits: EvaluatedEdits, continuation: int) -> dict[str, Any]:
     summary = metrics.summarise_edits(scores, sets, groups)
     extra = metrics.extra_sets_summary(scores)
     summary["locality"] |= extra.pop("locality")
-    summary |= extra | hard_case_summary(scores)
-    if after := after_answer_summary(scores, continuation):
-        summary["after_answer"] = after
+    summary |= extra
     same_relation = np.asarray(
         [r.get("near_relation", "") == r.get("relation") != "" for r in edits.rows]
     )
@@ -333,4 +331,6 @@ def _summary(edits: EvaluatedEdits, continuation: int) -> dict[str, Any]:
         summary["by_relation"] = metrics.relation_summary(scores, relations, sets)
     if METRICS:
         summary["metrics"] = metric_results(edits)
-    return summary
+    after = after_answer_summary(scores, continuation)
+    hard = hard_case_summary(scores) | ({"after_answer": after} if after else {})
+    return hard | summary  # the hard case first

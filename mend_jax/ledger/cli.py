@@ -9,7 +9,7 @@
   serve --ledger DIR                   a local page to try, keep and revert edits
 
 Exit status: 0 for success; 2 for an error, which the message explains; 1 with `apply --strict` if
-an edit failed or changed unrelated answers.
+an edit failed or changed answers to neighbours or to unrelated prompts.
 """
 
 from __future__ import annotations

@@ -13,10 +13,12 @@ Line = Mapping[str, Any]
 
 EDIT_KINDS = ("prompt", "paraphrase")
 """The kinds of text that should be continued with the target."""
+OTHER_KINDS = ("neighbour", "unrelated")
+"""The kinds of text whose answer should not change."""
 THRESHOLDS = (
     "success: the target follows the prompt and at least half of the paraphrases",
     f"good locality: KL(base || edited) of at most {LOCALITY_KL_LIMIT} nats on unrelated prompts "
-    "and on plain text, no unrelated answer changed, no neighbour newly answered with the target",
+    "and on plain text, no answer to an unrelated prompt or to a neighbour changed",
 )
 _WORDS = 3
 _END = re.compile(r"[\n.,;:!?()\"]")
@@ -55,15 +57,15 @@ def make_verdict(
     """
     failed = [fact for fact in facts if not fact["took"]]
     damage = [*_texts_moved(kl), *_answers_changed(facts)]
-    warnings = [*map(_failure, failed), *_known_facts(facts), *damage]
+    warnings = [*map(_failure, failed), *_known_facts(facts), *damage, *_repetitions(facts)]
     lines = [line for fact in facts for line in fact["asked"]]
     counts = [_count([line["says"] for line in lines if line["kind"] == k]) for k in EDIT_KINDS]
-    kept = _count([line["same"] for line in _lines(facts, "unrelated")])
+    kept = {k: _count([line["same"] for line in _lines(facts, k)]) for k in OTHER_KINDS}
     distances = "; ".join(f"{name} {_nats(value)}" for name, value in kl.items())
     summary = (
         f"{'failed' if failed else 'succeeded'} ({counts[0]} prompts, {counts[1]} paraphrases); "
         f"locality {'BAD' if damage else 'good'} (KL in nats: {distances}; "
-        f"{kept} unrelated answers kept)"
+        f"{kept['neighbour']} neighbours' answers and {kept['unrelated']} unrelated answers kept)"
     )
     verdict = {"took": not failed, "local": not damage, "line": summary}
     return verdict | {"thresholds": list(THRESHOLDS)}, warnings
@@ -104,7 +106,8 @@ def _answers_changed(facts: Sequence[MeasuredFact]) -> list[str]:
     changed = {
         line["prompt"]: f"locality is bad: the answer to {_quote(line['prompt'])} changed from "
         f"{_quote(line['before'])} to {_quote(line['after'])}"
-        for line in _lines(facts, "unrelated")
+        for kind in OTHER_KINDS
+        for line in _lines(facts, kind)
         if not line["same"]
     }
     leaked = {
@@ -115,6 +118,23 @@ def _answers_changed(facts: Sequence[MeasuredFact]) -> list[str]:
         if leaks(line)
     }
     return list((changed | leaked).values())
+
+
+def _repetitions(facts: Sequence[MeasuredFact]) -> Iterator[str]:
+    """Yield a sentence for each fact whose prompt the model answers again and again."""
+    for fact in facts:
+        line = fact["asked"][0]
+        if line["says"] and count_words(line["after"], fact["target"]) > 1:
+            yield (
+                f"the answer is repeated: after {_quote(fact['prompt'])} the edited model writes "
+                f"{_quote(line['after'])}"
+            )
+
+
+def count_words(text: str, words: str) -> int:
+    """Return how often some words stand in a text as whole words, in any case."""
+    pattern = rf"(?<!\w){re.escape(words.strip())}(?!\w)" if words.strip() else r"(?!)"
+    return len(re.findall(pattern, text, re.IGNORECASE))
 
 
 def _lines(facts: Sequence[MeasuredFact], kind: str) -> list[Line]:

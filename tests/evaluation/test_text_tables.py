@@ -29,7 +29,7 @@ def test_a_grid_has_a_line_for_each_cell():
     rows[0] |= added(0.125)
     rows[0]["scores"]["repetition"] = {"mean": 0.125}
     title, head, mend, ft = text_tables.grid_table(fake_grid(rows)).splitlines()
-    assert title == "Title" and head.split()[:2] == ["success", "KL"]
+    assert title == "Title" and head.split()[:3] == ["success", "leak", "KL"]
     assert mend.split()[0] == "mend_1" and "12.5%" in mend and ft.split()[-2:] == ["–", "200"]
 
 

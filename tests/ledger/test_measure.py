@@ -13,7 +13,7 @@ from mend_jax.core.weight_edit import Dense, Edit, LowRank, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.ledger import compare, evaluation_prompts, measure
 from mend_jax.ledger.measure import describe_edit, measure_edit
-from mend_jax.ledger.verdict import make_verdict, short_answer, succeeded
+from mend_jax.ledger.verdict import count_words, make_verdict, short_answer, succeeded
 from mend_jax.models.editable_model import Inputs
 
 PROMPTS = evaluation_prompts.EvaluationPrompts(
@@ -287,7 +287,11 @@ def test_when_an_edit_succeeds(says, wanted):
     "still, kl, warning",
     [
         ([kept()], FINE, ""),
-        ([kept("neighbour", same=False)], FINE, ""),
+        (
+            [kept("neighbour", same=False, after=" b")],
+            FINE,
+            "the answer to 'q' changed from 'a' to 'b'",
+        ),
         ([], FINE | {"neighbours": None, "unrelated": None}, ""),
         ([kept()], FINE | {"unrelated": 0.11}, "KL of 0.110 nats on unrelated prompts"),
         ([kept()], FINE | {"text": 0.2}, "KL of 0.200 nats on plain text"),
@@ -303,6 +307,23 @@ def test_when_locality_is_bad(still, kl, warning):
     assert verdict["local"] == (not warning) and ("BAD" in verdict["line"]) == bool(warning)
     assert [warning in w for w in warnings] == ([True] if warning else [])
     assert any("0.1 nats" in threshold for threshold in verdict["thresholds"])
+
+
+@pytest.mark.parametrize(
+    "text, count",
+    [
+        (" Lyon. It is", 1), (" Lyon Lyon lyon", 3), (" Lyonesse and Lyon", 1), ("", 0),
+        (" Lyon-Lyon, Lyon", 3),
+    ],
+)  # fmt: skip
+def test_a_repeated_answer_gives_a_warning(text, count):
+    assert count_words(text, " Lyon ") == count
+    one = fact()
+    one["asked"][0]["after"] = text
+    _, warnings = make_verdict([one], FINE)
+    assert [w[:22] for w in warnings] == ["the answer is repeated"] * (count > 1)
+    one["asked"][0]["says"] = False  # it failed: that is said instead
+    assert not any("repeated" in w for w in make_verdict([one], FINE)[1])
 
 
 def test_a_fact_that_the_base_knows_gives_a_warning():
