@@ -51,6 +51,7 @@ def get_config(variant=""):
     c.eval.edits = 220  # that fit the lengths
     c.eval.edits_per_step = 16
     c.eval.max_new_tokens = 6
+    c.eval.hard_edits = 64  # with eight neighbours each
     c.eval.baselines.fine_tune.update(dict(max_steps=40, edits_per_step=4))
 
     c.mesh.update(dict(data=1, fsdp=1, tensor=1))
@@ -67,10 +68,12 @@ def get_config(variant=""):
         c.eval.edits = 16
         c.eval.edits_per_step = 8
         c.eval.examples = 4
+        c.eval.hard_neighbours = 2
         c.eval.baselines = {}
     elif variant:
         raise KeyError(variant)
     if variant == "lean":
         c.model.last_n_blocks = 1
         c.editor.options.rank = 32
+        c.eval.hard_neighbours = c.eval.continuation_tokens = 0
     return c

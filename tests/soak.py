@@ -39,7 +39,7 @@ TINY = {
     "train.doctor": False, "train.val_edits": 4, "train.val_every": 7,
     "train.checkpoint_every": 3, "train.log_every": 1,
     "train.keep_checkpoint": "best", "eval.edits": 4, "eval.edits_per_step": 4, "eval.examples": 2,
-    "eval.max_new_tokens": 24, "editor.options.rank": 4,
+    "eval.max_new_tokens": 24, "eval.hard_neighbours": 0, "editor.options.rank": 4,
 }  # fmt: skip
 CONFIG = """
 import ml_collections

@@ -1,4 +1,4 @@
-"""python -m mend_jax.apps.evaluate_shipped --config=NAME.py [--workdir=DIR] [--config.key=value ...]
+"""python -m mend_jax.apps.evaluate_shipped --config=NAME.py [--workdir=DIR] [--config.KEY=VALUE]
 
 Evaluates the editor that is shipped for a config's base, without training: on the test edits of the
 config's data, as a run evaluates its own. Writes DIR/results.json and report.html (default

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from mend_jax.core.chunking import map_text_chunks
 from mend_jax.core.edit_problem import Problem, make_problem
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
-from mend_jax.core.forward import TrunkStates, scored_logits, trunk_states
+from mend_jax.core.forward import TextsWithStates, TrunkStates, scored_logits, trunk_states
 from mend_jax.core.losses import all_tokens_correct, correct_tokens, token_kl, token_nll
 from mend_jax.core.meta_loss import EDIT_SETS, with_trunk_states
 from mend_jax.core.token_batch import NO_TARGET, TokenBatch
@@ -31,6 +31,8 @@ from mend_jax.parallel.layout import vmap_edits
 TextScores = dict[str, Float[Array, "E n"]]
 ANSWER_SETS = (*EDIT_SETS, "more_rephrases", "hops", "hard_target")
 """The sets of texts that are scored by a target; the others should stay as they are."""
+HARD_TEXT_CHUNK = 8
+"""Hard texts of an edit that are scored at once; they are many, and all their logits too large."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -69,28 +71,57 @@ def edit_and_score(
     problem = Problem(model, base, weights, *texts["edit"])
     edit, _ = editor.edit(params, state, problem, False)
 
-    def score(name: str, edit: Edit, pair: tuple[TokenBatch, TrunkStates]) -> TextScores:
-        seqs, h = pair
+    def logits(edit: Edit, seqs: TokenBatch, h: TrunkStates) -> tuple[Array, Array]:
         before = scored_logits(model, base, h, seqs)
         if editor.predictor is None:
-            after = scored_logits(model, base, h, seqs, edit)
-        else:
-            after = editor.predictor.logits(params, problem, seqs, h)
+            return before, scored_logits(model, base, h, seqs, edit)
+        return before, editor.predictor.logits(params, problem, seqs, h)
+
+    def score(name: str, edit: Edit, pair: TextsWithStates) -> TextScores:
+        seqs, h = pair
+        before, after = logits(edit, seqs, h)
         if name not in ANSWER_SETS:
-            scores = locality_scores(before, after, seqs, model.kind == "classifier")
-            return scores | (first_change(before, after) if name in HARD_SETS else {})
+            return locality_scores(before, after, seqs, model.kind == "classifier")
+        earlier = {f"{k}_before": v for k, v in answer_scores(before, seqs).items()}
+        return answer_scores(after, seqs) | earlier
 
-        def answers(logits: Float[Array, "E n S V"]) -> TextScores:
-            scores = answer_scores(logits, seqs)
-            return scores | (first_correct(logits, seqs) if name in HARD_SETS else {})
+    def score_hard(edit: Edit, pair: TextsWithStates) -> dict[str, TextScores]:
+        seqs, h = pair
+        before, after = logits(edit, seqs, h)
+        answers = [answer_scores(x, seqs) | first_correct(x, seqs) for x in (after, before)]
+        changes = locality_scores(before, after, seqs, model.kind == "classifier")
+        return {
+            "answers": answers[0] | {f"{k}_before": v for k, v in answers[1].items()},
+            "changes": changes | first_change(before, after),
+        }
 
-        return answers(after) | {f"{k}_before": v for k, v in answers(before).items()}
+    def in_chunks(score: Callable[..., Any], size: int, pair: TextsWithStates) -> Any:
+        dense = densify_once(edit, jnp.asarray(pair[0].tokens), size)
+        return map_text_chunks(functools.partial(score, dense), size, pair)
 
-    def score_in_chunks(name: str, pair: tuple[TokenBatch, TrunkStates]) -> TextScores:
-        dense = densify_once(edit, jnp.asarray(pair[0].tokens), model.text_chunk)
-        return map_text_chunks(functools.partial(score, name, dense), model.text_chunk, pair)
+    scores: dict[str, TextScores] = {
+        name: in_chunks(functools.partial(score, name), model.text_chunk, pair)
+        for name, pair in texts.items()
+        if name not in HARD_SETS
+    }
+    hard = [name for name in HARD_SETS if name in texts]
+    for names in _groups_of_one_shape({name: texts[name] for name in hard}):
+        pair = jax.tree.map(lambda *x: jnp.concatenate(x, 1), *[texts[name] for name in names])
+        found = in_chunks(score_hard, model.text_chunk or HARD_TEXT_CHUNK, pair)
+        ends = list(itertools.accumulate(texts[name][0].batch_shape[1] for name in names))
+        for name, end in zip(names, ends, strict=True):
+            own = found["answers" if name in ANSWER_SETS else "changes"]
+            at = slice(end - texts[name][0].batch_shape[1], end)
+            scores[name] = {key: values[:, at] for key, values in own.items()}
+    return edit, scores
 
-    return edit, {name: score_in_chunks(name, pair) for name, pair in texts.items()}
+
+def _groups_of_one_shape(texts: Mapping[str, TextsWithStates]) -> list[list[str]]:
+    """Return the names of sets of texts [E, n], grouped by all sizes but n."""
+    groups: dict[tuple[tuple[int, ...], ...], list[str]] = {}
+    for name, pair in texts.items():
+        groups.setdefault(tuple(x.shape[2:] for x in jax.tree.leaves(pair)), []).append(name)
+    return list(groups.values())
 
 
 def answer_scores(logits: Float[Array, "E n S V"], seqs: TokenBatch) -> TextScores:

@@ -40,6 +40,7 @@ SETTINGS = {
     "data.max_target": 24, "data.far_len": 12, "train.steps": 9, "train.edits_per_step": 4,
     "train.val_every": 5, "train.val_edits": 6, "train.checkpoint_every": 2, "train.log_every": 1,
     "train.edit_from_paraphrase": False, "train.doctor": False, "eval.edits": 6,
+    "eval.hard_neighbours": 1,
     "eval.edits_per_step": 4,
     "eval.examples": 2, "eval.max_new_tokens": 24, "editor.options.rank": 8,
     "train.keep_checkpoint": "best",

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 REAL = bool(os.environ.get("MEND_REAL_BASES"))
 FEWER = {"train.steps": 6, "train.val_every": 6, "train.val_edits": 8, "eval.edits": 8,
-         "eval.examples": 2, "model.last_n_blocks": 1}  # fmt: skip
+         "eval.examples": 2, "eval.hard_neighbours": 0, "model.last_n_blocks": 1}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from support.tiny import save_tiny
 from test_train_and_evaluate import arguments, run
 
 from mend_jax.apps.run_command import parse
+from mend_jax.data.encoded_rows import HARD_SETS
 from mend_jax.errors import CheckpointError, DataError
 from mend_jax.training import checkpoints
 from mend_jax.training.assembly import open_experiment
@@ -102,3 +103,27 @@ def test_missing_raw_data_is_named(base, tmp_path):
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (tmp_path / f"fever/{name}.jsonl").write_text(text)
         run(base, tmp_path / "run", **settings(tmp_path, **{"data.name": "fever"}))
+
+
+def test_test_edits_have_hard_texts_unless_they_are_switched_off(base, tmp_path):
+    """They come from the test split, follow its edits, and change neither data nor identity."""
+    identities = []
+    for count in (3, 0):
+        more = {"eval.hard_neighbours": count, "data.train_edits": 4, "train.val_edits": 2}
+        experiment = open_experiment(parse(arguments(base, tmp_path, **more))[0])
+        identity = experiment.identity()
+        identities.append({k: identity[k] for k in ("base", "data", "weights")})
+        texts = {**experiment.test.encoded.texts}
+        assert not set(HARD_SETS) & set(experiment.train.encoded.texts)
+        assert set(HARD_SETS) & set(texts) == (set(HARD_SETS) if count else set())
+        if count:
+            assert texts["hard_near"].batch_shape == texts["hard_target"].batch_shape == (6, 3)
+            few = experiment.subset(experiment.test, 2)
+            assert few.encoded.texts["hard_near"].batch_shape == (2, 3)
+            wordings = [r["prompt"].replace(r["subject"], "{}") for r in experiment.test.rows]
+            subjects = {r["subject"] for r in experiment.dataset.split("test")}
+            for row, wording in zip(experiment.test.rows, wordings, strict=True):
+                head, _, tail = wording.partition("{}")
+                for prompt in row["hard_near_prompts"]:
+                    assert prompt.removeprefix(head).removesuffix(tail) in subjects
+    assert identities[0] == identities[1]

@@ -28,6 +28,7 @@ SETTINGS = {
     "train.edits_per_step": 4, "train.val_every": 3, "train.val_edits": 8,
     "train.checkpoint_every": 2, "train.log_every": 1, "train.doctor": False, "eval.edits": 6,
     "eval.edits_per_step": 4, "eval.max_new_tokens": 24, "eval.examples": 4,
+    "eval.hard_neighbours": 0,  # see tests/evaluation/test_evaluate_hard_texts.py
     "editor.options.rank": 8, "eval.baselines.fine_tune.max_steps": 3,
     "eval.baselines.fine_tune.edits_per_step": 4,
 }  # fmt: skip

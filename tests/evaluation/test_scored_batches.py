@@ -50,3 +50,13 @@ def test_the_log_of_another_evaluation_is_not_used(tmp_path):
 def test_a_log_without_a_file():
     log = fill(ScoredBatches())
     assert log.n_edits == 2 and log.scores()["edit", "nll"].shape == (2,)
+
+
+def test_scores_that_a_batch_lacks_are_zero(tmp_path):
+    log = fill(ScoredBatches(tmp_path / "e.jsonl", OF))
+    log.add([2], {("edit", "nll"): np.asarray([1.0], np.float32)}, {"edit": ["e"]})
+    log = fill(ScoredBatches(tmp_path / "e.jsonl", OF), 3)
+    scores = log.scores()
+    assert scores["more_near", "kl"][:, 1].tolist() == [2, 0, 0, 2, 0]
+    assert scores["edit", "nll"][2] == 1 and len(log.answers()) == 5
+    assert log.answers()[2] == {"edit": "e"}

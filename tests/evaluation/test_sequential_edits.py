@@ -284,6 +284,7 @@ def ran(tmp_path_factory):
     more = {"editor": "fine_tune", "edits": 4, "edits_per_step": 2, "sequential": (2,)}
     settings |= {
         "model.last_n_blocks": 1, "data.edits_per_batch": 2, "train.steps": 0, "eval.edits": 5,
+        "eval.hard_neighbours": 0,
         "eval.edits_per_step": 2, "eval.sequential": "(1,3)", "editor.name": "fine_tune",
         "editor.options": ft, "eval.baselines": {"ft": ft | more},
     }  # fmt: skip

@@ -24,7 +24,8 @@ _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TINY = {  # for the byte tokenizer and the few facts of a test
     "data.max_len": 96, "data.max_target": 24, "data.far_len": 16, "data.train_edits": 16,
     "data.length_buckets": (), "train.steps": 2, "train.val_every": 2, "train.checkpoint_every": 2,
-    "eval.edits": 4, "eval.max_new_tokens": 24, "eval.baselines": "{}", "editor.options.rank": 8,
+    "eval.edits": 4, "eval.max_new_tokens": 24, "eval.baselines": "{}", "eval.hard_neighbours": 0,
+    "editor.options.rank": 8,
 }  # fmt: skip
 
 

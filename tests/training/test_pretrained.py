@@ -25,6 +25,7 @@ SETTINGS = {
     "data.max_target": 24, "data.far_len": 16, "data.length_buckets": (), "train.steps": 2,
     "train.edits_per_step": 2, "train.val_every": 2, "train.val_edits": 2,
     "train.checkpoint_every": 2, "train.edit_from_paraphrase": False, "eval.edits": 2,
+    "eval.hard_neighbours": 0,
     "eval.edits_per_step": 2, "eval.max_new_tokens": 24, "eval.examples": 1,
     "eval.baselines": "{}", "editor.options.rank": 4, "model.last_n_blocks": 1,
     "model.edit_roles": ("mlp/down",),
