@@ -29,7 +29,8 @@ SETTINGS = {
     "model.last_n_blocks": 2, "data.name": "stones", "data.max_len": 64, "data.max_target": 8,
     "data.far_len": 24, "editor.name": "gained", "editor.options": {"init_gain": 0.1},
     "train.steps": 2, "train.val_every": 2, "train.val_edits": 4, "train.edits_per_step": 4,
-    "train.checkpoint_every": 2, "eval.edits": 8, "eval.hard_neighbours": 0, "eval.edits_per_step": 4, "eval.examples": 2,
+    "train.checkpoint_every": 2, "eval.edits": 8, "eval.edits_per_step": 4, "eval.examples": 2,
+    "eval.hard_neighbours": 0,
     "eval.max_new_tokens": 8, "eval.baselines": {}, "mesh.data": 2, "mesh.fsdp": 2,
     "mesh.tensor": 2,
 }  # fmt: skip
