@@ -189,7 +189,8 @@ def test_an_example_shows_the_neighbour_that_leaks():
 def with_hard_case(results, leak):
     """Results whose editor and baseline have the hard case."""
     entry = {"n": 200, "texts": 1600, "leak": leak, "leak_first": leak,
-             "leak_generated": leak - 0.1, "kept": 0.25, "kept_answer": 0.5, "kl": 1.8, "kl_answer": 0.9,
+             "leak_generated": leak - 0.1, "kept": 0.25, "kept_answer": 0.5, "kl": 1.8,
+             "kl_answer": 0.9,
              "before": {"leak": 0.0, "leak_first": 0.01, "leak_generated": 0.0},
              "ci95": {"leak": [leak - 0.05, leak + 0.05], "kept": [0.2, 0.3]}}  # fmt: skip
     after = {"tokens": 24, "edit": {"n": 256, "repeated_twice": 0.9, "natural_stop": 0.1,
