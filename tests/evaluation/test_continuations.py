@@ -92,7 +92,7 @@ def test_text_ends_at_the_end_of_text():
 def test_scores_of_edited_and_unedited_continuations():
     written = np.asarray(
         [
-            [7, 8, 7, 8, 9, 9],  # the target five times in 5 pairs: 78 87 78 89 99, 4 distinct
+            [7, 8, 7, 8, 9, 9],  # the target four times; 5 pairs, 78 87 78 89 99, 4 distinct
             [7, 8, DOT, 5, 6, 4],
             [5, DOT, 5, 7, 8, EOS],  # another answer, and the target once
         ]
