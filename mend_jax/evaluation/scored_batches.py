@@ -77,7 +77,7 @@ class ScoredBatches:
         for name in names:
             texts, _, key = name.partition(".")
             known = [np.asarray(b["scores"].get(name, ()), np.float32) for b in batches]
-            shape = next(part.shape[1:] for part in known if part.size)
+            shape = next((part.shape[1:] for part in known if part.size), ())
             parts = [
                 part if len(part) else np.zeros((len(batch["index"]), *shape), np.float32)
                 for part, batch in zip(known, batches, strict=True)
