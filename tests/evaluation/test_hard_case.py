@@ -128,7 +128,9 @@ def test_the_first_position_is_the_last_token_of_the_prompt():
     change = scoring.first_change(before, after)
     assert change["agree_first"].tolist() == [[0, 1]]
     p, q = (np.asarray(jax.nn.softmax(x[0, 0, 0])) for x in (before, after))
-    assert change["kl_first"][0].tolist() == pytest.approx([float((p * np.log(p / q)).sum()), 0], abs=1e-6)
+    assert change["kl_first"][0].tolist() == pytest.approx(
+        [float((p * np.log(p / q)).sum()), 0], abs=1e-6
+    )
     seqs = TokenBatch(*[jnp.zeros((1, 2, 3), int)] * 3, jnp.asarray([[[1, 1], [2, NO_TARGET]]]),
                       jnp.ones((1, 2, 2), bool))  # fmt: skip
     assert scoring.first_correct(after, seqs)["first"].tolist() == [[1, 1]]
