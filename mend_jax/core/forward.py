@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mend_jax.core.chunking import map_text_chunks
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.weight_edit import Edit, variables
+from mend_jax.core.weight_edit import AppliedEdit, variables
 from mend_jax.models.editable_model import EditableModel, Inputs
 from mend_jax.models.factor_capture import TAPS
+from mend_jax.models.gate_site import GATE, MATCHES, GateSite
 from mend_jax.models.generation import generate
 from mend_jax.models.params import Params, flatten, nest
 from mend_jax.parallel.layout import split_over_edits, vmap_edits
@@ -81,7 +83,7 @@ def top_logits(
     params: Params,
     h: TrunkStates,
     texts: TokenBatch,
-    edit: Edit | None = None,
+    edit: AppliedEdit | None = None,
     taps: Mapping[str, Any] | None = None,
 ) -> Float[Array, "B S V"]:
     """Return float32 logits at the scored positions only, from trunk states."""
@@ -98,7 +100,7 @@ def top_states(
     params: Params,
     h: TrunkStates,
     texts: TokenBatch,
-    edit: Edit | None = None,
+    edit: AppliedEdit | None = None,
     taps: Mapping[str, Any] | None = None,
 ) -> Float[Array, "B S D"]:
     """Return the head's input at the scored positions.
@@ -117,7 +119,7 @@ def scored_states(
     params: Params,
     h: TrunkStates,
     texts: TokenBatch,
-    edit: Edit | None = None,
+    edit: AppliedEdit | None = None,
 ) -> Float[Array, "E n S D"]:
     """Return `top_states` of texts [E, n]; an `edit` has a leading axis E, one per row of texts."""
     if edit is None:
@@ -133,7 +135,7 @@ def scored_logits(
     params: Params,
     h: TrunkStates,
     texts: TokenBatch,
-    edit: Edit | None = None,
+    edit: AppliedEdit | None = None,
 ) -> Float[Array, "E n S V"]:
     """Return all logits of texts at once; `logits.map_logits` avoids keeping them."""
     return _head(model, params, scored_states(model, params, h, texts, edit))
@@ -145,7 +147,7 @@ def top_outputs(
     h: TrunkStates,
     texts: TokenBatch,
     name: str,
-    edit: Edit | None = None,
+    edit: AppliedEdit | None = None,
 ) -> Float[Array, "B T_or_S d"]:
     """Return the output of a part of the top, `block_3` or `block_3/mlp/down`, at every token.
 
@@ -159,6 +161,37 @@ def top_outputs(
         mutable=["intermediates"],
     )  # fmt: skip
     return jax.tree.leaves(outputs)[0]
+
+
+@flax.struct.dataclass
+class _Reader:
+    """A gate whose match is the states that it reads."""
+
+    site: GateSite = flax.struct.field(pytree_node=False)
+
+    def __call__(self, z: Float[Array, "B T_or_1 D"]) -> Float[Array, "B T_or_1 D"]:
+        return z
+
+
+def states_at_site(
+    model: EditableModel, params: Params, site: GateSite, h: TrunkStates, texts: TokenBatch
+) -> Float[Array, "*batch T_or_1 D"]:
+    """Return the unedited states that a gate reads, at every token or one for each text.
+
+    The result is what a gate at that site is called with in a pass over the texts. The blocks above
+    the site are traced, and the compiler removes them.
+    """
+    states = gate_matches(model, {"params": params, GATE: {"gate": _Reader(site)}}, h, texts)
+    return jax.lax.stop_gradient(states)
+
+
+def gate_matches(
+    model: EditableModel, bound: dict[str, Any], h: TrunkStates, texts: TokenBatch
+) -> Any:
+    """Return the match of every token (or text) in a pass under the gate of the variables."""
+    flat = _flatten(h, len(texts.batch_shape)), texts.flat().inputs
+    _, written = model.apply(bound, *flat, method="run_top", mutable=[MATCHES])
+    return _unflatten(written[MATCHES]["match"][0], texts.batch_shape)
 
 
 def last_states(

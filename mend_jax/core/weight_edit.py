@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import flax.struct
 import jax
@@ -143,6 +143,18 @@ class Edit:
     editor: str = flax.struct.field(pytree_node=False, default="")
     created: str = flax.struct.field(pytree_node=False, default="")
 
+    def collections(self) -> dict[str, Any]:
+        """Return the linen collection "edits" that `EditableDense` reads."""
+        return {EDITS: nest({f"{name}/delta": delta for name, delta in self.deltas.items()})}
+
+    def weight_shapes(self) -> dict[str, tuple[int, int]]:
+        """Return (d_in, d_out) of every edited weight by name."""
+        return {name: delta.shape for name, delta in self.deltas.items()}
+
+    def arrays_only(self) -> Edit:
+        """Return the edit without what is static, of which each would be compiled for anew."""
+        return Edit(self.deltas)
+
     def scale(self, factor: float | Array) -> Edit:
         """Return the edit with every delta multiplied by `factor`."""
         return dataclasses.replace(
@@ -213,14 +225,16 @@ def utc_timestamp() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def edits_collection(edit: Edit) -> dict[str, Any]:
-    """Return the linen collection "edits" that `EditableDense` reads."""
-    return nest({f"{name}/delta": delta for name, delta in edit.deltas.items()})
+class AppliedEdit(Protocol):
+    """What a forward pass can run under: an `Edit`, or a `gated_bank.GatedBank`."""
+
+    def collections(self) -> dict[str, Any]:
+        """Return the linen collections that the model reads it from."""
 
 
-def variables(params: Params, edit: Edit | None = None) -> dict[str, Any]:
+def variables(params: Params, edit: AppliedEdit | None = None) -> dict[str, Any]:
     """Return the variables for `module.apply`: nested base parameters, and an edit if any."""
-    return {"params": params} if edit is None else {"params": params, EDITS: edits_collection(edit)}
+    return {"params": params} if edit is None else {"params": params, **edit.collections()}
 
 
 def merge(params: Params, edit: Edit) -> dict[str, Any]:

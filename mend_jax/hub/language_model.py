@@ -13,7 +13,8 @@ from jaxtyping import Bool, Int
 
 from mend_jax import hub
 from mend_jax.core.chunking import round_up
-from mend_jax.core.weight_edit import Edit, variables
+from mend_jax.core.gated_bank import GatedBank, check_site
+from mend_jax.core.weight_edit import AppliedEdit, Edit, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.hub.input_formats import LABELS, positions_needed
 from mend_jax.hub.text_encoding import pad_ids
@@ -53,33 +54,43 @@ class LanguageModel:
     weights: tuple[WeightSpec, ...]
     tokenizer: Tokenizer
     fingerprint: str
-    edit: Edit | None = None
+    edit: Edit | GatedBank | None = None
 
     @property
     def is_classifier(self) -> bool:
         """Whether it scores claims and generates no text."""
         return self.module.kind == "classifier"
 
-    def with_edit(self, edit: Edit | None) -> LanguageModel:
+    def with_edit(self, edit: Edit | GatedBank | None) -> LanguageModel:
         """Return the same base under this edit (None: unedited), without a copy of the weights.
 
         Raises:
           CheckpointError: the edit is for other base weights, or for weights outside the editable
-            top.
+            top; the scope of a bank reads states that its edits change, or below that top.
         """
         if edit is not None:
             self.check_edit(edit)
             first = {stack.name: stack.n_trunk for stack in self.module.stacks}
             known = editable_weights(self.family.tensor_specs(self.config))
-            below = [n for n in edit.deltas if known[n].block < first[known[n].stack]]
+            weights = [known[name] for name in edit.weight_shapes()]
+            below = [w.name for w in weights if w.block < first[w.stack]]
+            if isinstance(edit, GatedBank):
+                site, width = edit.scope.site, edit.scope.projection.w1.shape[0]
+                if site.stack not in first or width != self.config.d_model:
+                    raise CheckpointError(
+                        f"the bank's scope reads {site.stack} states of width {width}; this model "
+                        f"has {[*first]} of width {self.config.d_model}: load the base of the bank"
+                    )
+                check_site(site, weights)
+                below += [f"{site.stack}_{site.block}"] * (site.block < first[site.stack])
             if below:
                 raise CheckpointError(
-                    f"the edit changes {below}, below the editable top of this model (which begins "
-                    f"at {first}): load the model with a larger last_n_blocks"
+                    f"the edit changes or reads {below}, below the editable top of this model "
+                    f"(which begins at {first}): load the model with a larger last_n_blocks"
                 )
         return dataclasses.replace(self, edit=edit)
 
-    def check_edit(self, edit: Edit) -> None:
+    def check_edit(self, edit: Edit | GatedBank) -> None:
         """Check that the edit is for this base.
 
         Raises:
@@ -91,10 +102,11 @@ class LanguageModel:
                 f"{self.fingerprint}: load the base of the edit"
             )
         known = editable_weights(self.family.tensor_specs(self.config))
-        if unknown := sorted(set(edit.deltas) - set(known)):
+        shapes = edit.weight_shapes()
+        if unknown := sorted(set(shapes) - set(known)):
             raise CheckpointError(f"the edit changes {unknown}, which this model does not have")
-        for name, delta in edit.deltas.items():
-            spec, shape = known[name], delta.shape
+        for name, shape in shapes.items():
+            spec = known[name]
             if shape != (spec.d_in, spec.d_out):
                 raise CheckpointError(
                     f"the edit's delta of {name} is {shape}, the weight is "
@@ -232,14 +244,14 @@ def _as_list(texts: str | Sequence[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
-def _deltas_only(edit: Edit | None) -> Edit | None:
+def _deltas_only(edit: Edit | GatedBank | None) -> Edit | GatedBank | None:
     """Return the edit without its facts, which are static: each would be compiled for anew."""
-    return None if edit is None else Edit(edit.deltas)
+    return None if edit is None else edit.arrays_only()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def _generate(
-    module: EditableModel, params: Params, edit: Edit | None, prompts: Inputs, max_new: int,
+    module: EditableModel, params: Params, edit: AppliedEdit | None, prompts: Inputs, max_new: int,
     eos_id: int, keys: Any = None, temperature: Any = None,
 ) -> jax.Array:  # fmt: skip
     choose = greedy if keys is None else sampler(keys, temperature)
@@ -249,7 +261,7 @@ def _generate(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _next_log_probs(
-    module: EditableModel, params: Params, edit: Edit | None, inputs: Inputs
+    module: EditableModel, params: Params, edit: AppliedEdit | None, inputs: Inputs
 ) -> jax.Array:
     def last_logits(module: EditableModel, inputs: Inputs, rows_Bx1: jax.Array) -> jax.Array:
         return module.head(module.run_top(module.run_trunk(inputs), inputs, rows_Bx1))
@@ -260,7 +272,7 @@ def _next_log_probs(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(module: EditableModel, params: Params, edit: Edit | None, inputs: Inputs) -> Any:
+def _apply(module: EditableModel, params: Params, edit: AppliedEdit | None, inputs: Inputs) -> Any:
     return module.apply(variables(params, edit), inputs)
 
 

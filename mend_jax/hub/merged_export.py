@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mend_jax.core.weight_edit import Edit
-from mend_jax.errors import WeightsError
+from mend_jax.errors import CheckpointError, WeightsError
 from mend_jax.hub.export_common import AUTO_CLASSES, check_single_edit, readme
 from mend_jax.hub.hf_config import read_model_config
 from mend_jax.hub.hf_export import save_hf
@@ -54,10 +54,16 @@ def save_merged(
       max_shard_bytes: the largest size of a shard, unless it is a single tensor.
 
     Raises:
-      CheckpointError: an edit of another base, or several edits.
+      CheckpointError: an edit of another base, several edits, or a bank.
       WeightsError: `directory` is that of the base.
     """
-    edit = model.edit if edit is None else edit
+    if edit is None and model.edit is not None:
+        if not isinstance(model.edit, Edit):
+            raise CheckpointError(
+                "the model's active edit is a bank, which changes some tokens only and has no "
+                "merged weights: export a plain edit, or the base, model.with_edit(None)"
+            )
+        edit = model.edit
     if edit is not None:
         check_single_edit(edit, model)
     directory = Path(directory)

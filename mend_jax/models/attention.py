@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mend_jax.models.gate_site import Match
 from mend_jax.models.layers import EditableDense, soft_cap
 
 Cache = dict[str, Any]
@@ -38,6 +39,8 @@ class Context:
       rows: the only queries whose output is wanted after this block, or None for all.
       memory: what cross-attention attends to; None reads its keys from the cache.
       memory_attend: True on the memory's real positions.
+      match: what the gate found for the tokens; None without a gate, and below its site.
+      memory_match: the same for the memory's tokens.
     """
 
     positions: Int[Array, "B T"]
@@ -48,12 +51,25 @@ class Context:
     rows: Int[Array, "B R"] | None = None
     memory: Float[Array, "B M D"] | None = None
     memory_attend: Bool[Array, "B 1 M"] | None = None
+    match: Match | None = None
+    memory_match: Match | None = None
 
     def keep_rows(self, x: Float[Array, "B T D"]) -> Float[Array, "B R D"]:
         """Return x at the wanted queries only."""
         if self.rows is None:
             return x
         return jnp.take_along_axis(x, self.rows[..., None], axis=1)
+
+    def match_at_rows(self) -> Match | None:
+        """Return the match of the wanted queries only."""
+        if self.rows is None or self.match is None:
+            return self.match
+        rows = self.rows
+
+        def keep(leaf: jax.Array) -> jax.Array:  # [B, 1] is of the whole text
+            return leaf if leaf.shape[1] == 1 else jnp.take_along_axis(leaf, rows, axis=1)
+
+        return jax.tree.map(keep, self.match)
 
     def at_rows(self) -> Context:
         """Return this context for the wanted queries alone."""
@@ -69,6 +85,7 @@ class Context:
             attend=jnp.take_along_axis(self.attend, self.rows[..., None], axis=1),
             bias=bias,
             rows=None,
+            match=self.match_at_rows(),
         )
 
 
@@ -202,7 +219,7 @@ class SelfAttention(nn.Module):
             q, k, v, attend, scale=self.scale, softcap=self.softcap, bias=query_context.bias
         )
         dense = EditableDense(x.shape[-1], use_bias=self.out_bias, dtype=self.dtype, name="out")
-        return dense(out), cache
+        return dense(out, query_context.match), cache
 
     def _project(
         self, x: Float[Array, "B T D"], context: Context
@@ -210,16 +227,17 @@ class SelfAttention(nn.Module):
         """Return queries of the wanted rows; keys and values of all."""
         H, G, K = self.n_heads, self.n_kv_heads, self.head_dim
 
-        def dense(heads: int, name: str, x: jax.Array) -> jax.Array:
-            return EditableDense(heads * K, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(x)
+        def dense(heads: int, name: str, x: jax.Array, match: Match | None) -> jax.Array:
+            layer = EditableDense(heads * K, use_bias=self.qkv_bias, dtype=self.dtype, name=name)
+            return layer(x, match)
 
         if self.fused:
-            qkv = dense(H + 2 * G, "qkv", x)
+            qkv = dense(H + 2 * G, "qkv", x, context.match)
             q, k, v = jnp.split(qkv, [H * K, (H + G) * K], axis=-1)
             q = context.keep_rows(q)
         else:
-            q = dense(H, "q", context.keep_rows(x))
-            k, v = dense(G, "k", x), dense(G, "v", x)
+            q = dense(H, "q", context.keep_rows(x), context.match_at_rows())
+            k, v = (dense(G, name, x, context.match) for name in ("k", "v"))
         return split_heads(q, H), split_heads(k, G), split_heads(v, G)
 
 
@@ -239,12 +257,17 @@ class CrossAttention(nn.Module):
         H, K = self.n_heads, self.head_dim
         assert context.memory_attend is not None
 
-        def dense(features: int, name: str, x: jax.Array) -> jax.Array:
-            return EditableDense(features, use_bias=self.use_bias, dtype=self.dtype, name=name)(x)
+        def dense(features: int, name: str, x: jax.Array, match: Match | None) -> jax.Array:
+            layer = EditableDense(features, use_bias=self.use_bias, dtype=self.dtype, name=name)
+            return layer(x, match)
 
-        q = split_heads(dense(H * K, "q", x), H)
+        match = context.match_at_rows()
+        q = split_heads(dense(H * K, "q", x, match), H)
         if context.memory is not None:
-            k, v = (split_heads(dense(H * K, name, context.memory), H) for name in ("k", "v"))
+            k, v = (
+                split_heads(dense(H * K, name, context.memory, context.memory_match), H)
+                for name in ("k", "v")
+            )
             if cache is not None:
                 cache = {**cache, "memory_k": k, "memory_v": v}
         else:
@@ -252,4 +275,4 @@ class CrossAttention(nn.Module):
             k, v = cache["memory_k"], cache["memory_v"]
         attend = jnp.broadcast_to(context.memory_attend, (*x.shape[:2], k.shape[1]))
         out = attention(q, k, v, attend, scale=self.scale)
-        return dense(x.shape[-1], "out", out), cache
+        return dense(x.shape[-1], "out", out, match), cache

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mend_jax.models.attention import Cache, Context, CrossAttention, Layer, SelfAttention
+from mend_jax.models.gate_site import GATE, MATCHES, Gate, Match
 from mend_jax.models.layers import MLP, LayerNorm, activation
 from mend_jax.parallel.layout import keep_last_axis_whole
 
@@ -57,7 +58,8 @@ class Block(nn.Module):
         if context.memory_attend is not None:
             crossed, cache = self.cross("cross")(self.before("norm_cross", x), context, cache)
             x = self.after("norm_cross", x, crossed)
-        return self.after("norm_2", x, self.mlp("mlp")(self.before("norm_2", x))), cache
+        match = context.match_at_rows()
+        return self.after("norm_2", x, self.mlp("mlp")(self.before("norm_2", x), match)), cache
 
     def before(self, name: str, x: jax.Array) -> jax.Array:
         """Return the input of a part."""
@@ -92,6 +94,20 @@ class BiasedBlock(Block):
 
     def norm(self, name: str) -> LayerNorm:
         return LayerNorm(self.config.norm_eps, self.dtype, name=name)
+
+
+class TopOutput(NamedTuple):
+    """What leaves the top of a stack.
+
+    Attributes:
+      h: the states.
+      caches: of the blocks, with this pass filled in; None without a cache.
+      match: what the gate found for the tokens, if the pass has one.
+    """
+
+    h: Float[Array, "B R D"]
+    caches: list[Cache] | None
+    match: Match | None
 
 
 class Stack(NamedTuple):
@@ -148,10 +164,18 @@ class Stack(NamedTuple):
         h: Float[Array, "B T D"],
         context: Context,
         caches: list[Cache] | None = None,
-    ) -> tuple[Float[Array, "B R D"], list[Cache] | None]:
-        """Run the unrolled blocks; `context.rows`, if set, leave the last one."""
-        filled = []
+    ) -> TopOutput:
+        """Run the unrolled blocks; `context.rows`, if set, leave the last one.
+
+        Raises:
+          ValueError: the gate reads this stack below its top.
+        """
+        filled, gate = [], self._gate(model)
         for i in range(self.n_trunk, self.n_layer):
+            if gate is not None and i == gate.site.block:
+                match = gate(gate.site.read(h, context.attend))
+                context = dataclasses.replace(context, match=match)
+                model.sow(MATCHES, "match", match)
             cache = None if caches is None else caches[i - self.n_trunk]
             layer = {k: v[i] for k, v in model.layers(self.name).items()}
             is_last = i == self.n_layer - 1
@@ -160,7 +184,19 @@ class Stack(NamedTuple):
             filled.append(cache)
         if not self.n_top:
             h = context.keep_rows(h)
-        return h, (None if caches is None else filled)
+        return TopOutput(h, None if caches is None else filled, context.match)
+
+    def _gate(self, model: Any) -> Gate | None:
+        """Return the gate, if it reads this stack."""
+        gate = model.get_variable(GATE, "gate")
+        if gate is None or gate.site.stack != self.name:
+            return None
+        if not self.n_trunk <= gate.site.block < self.n_layer:
+            raise ValueError(
+                f"the gate reads {self.name}_{gate.site.block}, and the editable top begins at "
+                f"{self.name}_{self.n_trunk}: load the model with more blocks in its top"
+            )
+        return gate
 
     def empty_cache(self, block: Cache) -> Cache:
         """Return the cache of all blocks, given that of one."""

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from mend_jax.models.attention import Cache, Context, full_context
 from mend_jax.models.editable_model import EditableModel, Inputs, empty_block_cache
+from mend_jax.models.gate_site import Match
 
 ENCODER, DECODER = "encoder", "decoder"
 TrunkStates = dict[str, Float[Array, "B _ D"]]
@@ -80,17 +81,26 @@ class EncoderDecoder(EditableModel):
     ) -> Float[Array, "B R D"]:
         encoder, decoder = self.stacks
         x_BxTxD = state[DECODER]
-        memory_BxMxD = self.last_states(state, inputs)
-        context = dataclasses.replace(self._context(inputs), memory=memory_BxMxD)
+        memory_BxMxD, match = self._finish_source(state, inputs)
+        context = dataclasses.replace(
+            self._context(inputs), memory=memory_BxMxD, match=match, memory_match=match
+        )
         if encoder.n_top:
             x_BxTxD, _ = decoder.trunk(self, x_BxTxD, context)
-        return decoder.top(self, x_BxTxD, dataclasses.replace(context, rows=rows))[0]
+        return decoder.top(self, x_BxTxD, dataclasses.replace(context, rows=rows)).h
 
     def last_states(self, state: TrunkStates, inputs: Inputs) -> Float[Array, "B M D"]:
+        return self._finish_source(state, inputs)[0]
+
+    def _finish_source(
+        self, state: TrunkStates, inputs: Inputs
+    ) -> tuple[Float[Array, "B M D"], Match | None]:
+        """Return the memory, and the match of the texts if the gate reads the encoder."""
         encoder, h_BxMxD = self.stacks[0], state[ENCODER]
         if not encoder.n_top:
-            return h_BxMxD  # the trunk has finished it
-        return self.finish_encoder(encoder.top(self, h_BxMxD, self._source_context(inputs))[0])
+            return h_BxMxD, None  # the trunk has finished it
+        top = encoder.top(self, h_BxMxD, self._source_context(inputs))
+        return self.finish_encoder(top.h), top.match
 
     def open_cache(self, inputs: Inputs, slots: int) -> Cache:
         """Return an empty cache of `slots` positions, with the memory for the first `extend`."""
@@ -99,9 +109,11 @@ class EncoderDecoder(EditableModel):
         block = empty_block_cache(B, slots, c.cache_heads, c.head_dim, self.dtype)
         memory = empty_block_cache(B, M, c.cache_heads, c.head_dim, self.dtype)
         block |= {f"memory_{name}": empty for name, empty in memory.items()}
+        memory_BxMxD, match = self._encode(inputs)
         return {
-            "memory": self._encode(inputs),
+            "memory": memory_BxMxD,
             "memory_attend": inputs.source_mask[:, None, :],
+            "memory_match": match,
             "blocks": decoder.empty_cache(block),
         }
 
@@ -114,20 +126,22 @@ class EncoderDecoder(EditableModel):
         and returns a cache without "memory".
         """
         decoder, blocks = self.stacks[1], cache["blocks"]
-        attend = cache["memory_attend"]
+        source = {name: cache[name] for name in ("memory_attend", "memory_match")}
         context = dataclasses.replace(
-            self._biased(DECODER, context), memory=cache.get("memory"), memory_attend=attend
-        )
+            self._biased(DECODER, context), memory=cache.get("memory"),
+            match=source["memory_match"], **source,
+        )  # fmt: skip
         h = self._embed(DECODER, tokens, context)
         h, trunk = decoder.trunk(self, h, context, blocks["trunk"])
-        h, top = decoder.top(self, h, context, blocks["top"])
-        return h, {"memory_attend": attend, "blocks": {"trunk": trunk, "top": top}}
+        top = decoder.top(self, h, context, blocks["top"])
+        return top.h, source | {"blocks": {"trunk": trunk, "top": top.caches}}
 
-    def _encode(self, inputs: Inputs) -> Float[Array, "B M D"]:
-        """Return the memory of the whole encoder."""
+    def _encode(self, inputs: Inputs) -> tuple[Float[Array, "B M D"], Match | None]:
+        """Return the memory of the whole encoder, and the match of the texts if it is read."""
         encoder, context = self.stacks[0], self._source_context(inputs)
         h_BxMxD, _ = encoder.trunk(self, self._embed(ENCODER, inputs.source, context), context)
-        return self.finish_encoder(encoder.top(self, h_BxMxD, context)[0])
+        top = encoder.top(self, h_BxMxD, context)
+        return self.finish_encoder(top.h), top.match
 
     def _source_context(self, inputs: Inputs) -> Context:
         assert inputs.source_mask is not None

@@ -50,7 +50,7 @@ class GPTJBlock(gpt2.GPT2Block):
     ) -> tuple[Float[Array, "B R D"], Cache | None]:
         normed_BxTxD = self.norm("norm_1")(x)
         attended, cache = self.attention("attn")(normed_BxTxD, context, cache, layer)
-        mlp = self.mlp("mlp")(context.keep_rows(normed_BxTxD))
+        mlp = self.mlp("mlp")(context.keep_rows(normed_BxTxD), context.match_at_rows())
         return keep_last_axis_whole(context.keep_rows(x) + attended + mlp), cache
 
     def attention(self, name: str) -> SelfAttention:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mend_jax.models.factor_capture import TAPS, tap_factors
+from mend_jax.models.gate_site import Match
 
 EDITS = "edits"
 
@@ -73,7 +74,8 @@ class EditableDense(nn.Module):
 
     Collections besides "params":
       "edits": a variable `delta`, any callable pytree that maps (x, W) to the edited matmul's
-        result x W', such as those of `mend_jax.core.weight_edit`. W itself never changes.
+        result x W', such as those of `mend_jax.core.weight_edit`. W itself never changes. Where
+        the pass has a gate, a delta receives the `match` of x too (see `models.gate_site`).
       "taps": a variable `tap`, see `tap_factors`. Without one there is no cost.
     """
 
@@ -82,13 +84,16 @@ class EditableDense(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*lead d_in"]) -> Float[Array, "*lead d_out"]:
+    def __call__(
+        self, x: Float[Array, "*lead d_in"], match: Match | None = None
+    ) -> Float[Array, "*lead d_out"]:
         d_in = x.shape[-1]
         kernel = self.param("kernel", nn.initializers.normal(0.02), (d_in, self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y: jax.Array
         if self.has_variable(EDITS, "delta"):
-            y = self.get_variable(EDITS, "delta")(x, kernel)
+            delta: Any = self.get_variable(EDITS, "delta")
+            y = delta(x, kernel) if match is None else delta(x, kernel, match)
         else:
             y = x @ kernel
         if self.has_variable(TAPS, "tap") or self.is_mutable_collection(TAPS):
@@ -149,10 +154,12 @@ class MLP(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
+    def __call__(
+        self, x: Float[Array, "*lead D"], match: Match | None = None
+    ) -> Float[Array, "*lead D"]:
         dense = functools.partial(EditableDense, use_bias=self.use_bias, dtype=self.dtype)
-        h_BxTxF = self.act(dense(self.inner, name="up")(x))
-        return dense(x.shape[-1], name="down")(h_BxTxF)
+        h_BxTxF = self.act(dense(self.inner, name="up")(x, match))
+        return dense(x.shape[-1], name="down")(h_BxTxF, match)
 
 
 class GatedMLP(nn.Module):
@@ -163,11 +170,13 @@ class GatedMLP(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
+    def __call__(
+        self, x: Float[Array, "*lead D"], match: Match | None = None
+    ) -> Float[Array, "*lead D"]:
         dense = functools.partial(EditableDense, dtype=self.dtype)
-        gate_BxTxF = self.act(dense(self.inner, name="gate")(x))
-        h_BxTxF = gate_BxTxF * dense(self.inner, name="up")(x)
-        return dense(x.shape[-1], name="down")(h_BxTxF)
+        gate_BxTxF = self.act(dense(self.inner, name="gate")(x, match))
+        h_BxTxF = gate_BxTxF * dense(self.inner, name="up")(x, match)
+        return dense(x.shape[-1], name="down")(h_BxTxF, match)
 
 
 gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)

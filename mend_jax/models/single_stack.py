@@ -43,7 +43,7 @@ class SingleStack(EditableModel):
         self, state: Float[Array, "B T D"], inputs: Inputs, rows: Int[Array, "B R"] | None = None
     ) -> Float[Array, "B R D"]:
         context = dataclasses.replace(full_context(inputs.mask, self.causal), rows=rows)
-        return self.stacks[0].top(self, state, context)[0]
+        return self.stacks[0].top(self, state, context).h
 
 
 class DecoderLM(SingleStack):
@@ -82,8 +82,8 @@ class DecoderLM(SingleStack):
     ) -> tuple[Float[Array, "B T D"], Cache]:
         h = self.embed(tokens, context.positions)
         h, trunk = self.stacks[0].trunk(self, h, context, cache["trunk"])
-        h, top = self.stacks[0].top(self, h, context, cache["top"])
-        return h, {"trunk": trunk, "top": top}
+        top = self.stacks[0].top(self, h, context, cache["top"])
+        return top.h, {"trunk": trunk, "top": top.caches}
 
 
 class TextClassifier(SingleStack):

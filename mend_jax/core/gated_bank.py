@@ -1,0 +1,203 @@
+"""A bank in a forward pass: one lookup where the trunk ends, then one matched edit a token.
+
+  y_t = W x_t + (x_t a_e^T) b_e,   e the fact that z_t matches;   y_t = W x_t where none matches
+
+A model reads two collections: "gate", the lookup, called once with the trunk states of a pass
+(`models.gate_site`), and "edits", one `GatedDelta` for each weight.
+
+Where no fact matches, the result is selected from W x, not summed with zero: it is the base's to
+the last bit. (So are logits, as XLA compiles by default, for every family here. With its
+optimisations off, its code for an activation can depend on what else it fuses.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mend_jax.core.bank import BANK_RULES, Bank
+from mend_jax.core.chunking import map_chunks
+from mend_jax.core.forward import TrunkStates, gate_matches
+from mend_jax.core.nearest_key import KeyTable, Match, look_up
+from mend_jax.core.scope import SCOPE_RULES, Projection, Scope, project
+from mend_jax.core.token_batch import TokenBatch
+from mend_jax.core.weight_edit import variables
+from mend_jax.errors import CheckpointError
+from mend_jax.models import WeightSpec
+from mend_jax.models.editable_model import EditableModel
+from mend_jax.models.gate_site import GATE, GateSite
+from mend_jax.models.layers import EDITS
+from mend_jax.models.params import Params, nest
+
+GATED_BANK_RULES = (*BANK_RULES, *SCOPE_RULES)
+FEW_FACTS = 8
+"""Up to so many facts a pass multiplies by all of them; beyond, it gathers each token's."""
+_TOKENS_AT_ONCE = 64  # that gather their factors; a multiple of that many costs memory
+
+
+@flax.struct.dataclass
+class BankGate:
+    """The lookup as the models call it."""
+
+    projection: Projection
+    table: KeyTable
+    site: GateSite = flax.struct.field(pytree_node=False)
+
+    def __call__(self, z: Float[Array, "B T_or_1 D"]) -> Match:
+        """Return the match of states at the site; no gradient flows through it."""
+        z = jax.lax.stop_gradient(z)
+        return jax.lax.stop_gradient(look_up(self.table, project(self.projection, z)))
+
+
+@flax.struct.dataclass
+class GatedDelta:
+    """The deltas of F facts for one weight, each for the tokens that match its fact."""
+
+    a: Float[Array, "F N d_in"]
+    b: Float[Array, "F N d_out"]
+
+    def __call__(
+        self,
+        x: Float[Array, "B T d_in"],
+        kernel: Float[Array, "d_in d_out"],
+        match: Match,
+    ) -> Float[Array, "B T d_out"]:
+        """Return x W', with W' of the matched fact, and x W without a match.
+
+        With few facts, and in training with one, all factors take part, and the products with the
+        wrong facts are masked. Otherwise each token (or text, where a text has one match) gathers
+        its fact's factors, matched tokens first and 64 at a time; groups without a match are
+        skipped.
+        """
+        y = x @ kernel
+        return jnp.where((match.fact >= 0)[..., None], y + self._changes(x, match.fact), y)
+
+    def _changes(
+        self, x: Float[Array, "B T d_in"], fact: Int[Array, "B T_or_1"]
+    ) -> Float[Array, "B T d_out"]:
+        """Return what the matched facts add; anything where none matches."""
+        if self.a.shape[0] <= FEW_FACTS:
+            return self._masked(x, fact)
+        if fact.shape[1] == 1:
+            return self._gathered(x, fact[:, 0])
+        flat = self._sorted(x.reshape(-1, x.shape[-1]), fact.reshape(-1))
+        return flat.reshape(*x.shape[:-1], -1)
+
+    def _masked(self, x: Array, fact: Int[Array, "B T_or_1"]) -> Float[Array, "B T d_out"]:
+        a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
+        own = fact[..., None] == jnp.arange(a.shape[0], dtype=fact.dtype)[None, None]
+        h = jnp.where(own[..., None], jnp.einsum("btd,fnd->btfn", x, a), jnp.zeros((), x.dtype))
+        return jnp.einsum("btfn,fno->bto", h, b)
+
+    def _gathered(
+        self, x: Float[Array, "G t d_in"], fact: Int[Array, " G"]
+    ) -> Float[Array, "G t d_out"]:
+        """Return the changes of groups of tokens with one fact each; anything where it is -1."""
+        row = jnp.maximum(fact, 0)
+        a, b = (leaf[row].astype(x.dtype) for leaf in (self.a, self.b))
+        return jnp.einsum("gtn,gno->gto", jnp.einsum("gtd,gnd->gtn", x, a), b)
+
+    def _sorted(self, x: Float[Array, "T d_in"], fact: Int[Array, " T"]) -> Float[Array, "T d_out"]:
+        if len(fact) <= _TOKENS_AT_ONCE:
+            return self._gathered(x[:, None], fact)[:, 0]
+
+        def change(chunk: tuple[Array, Array]) -> Array:
+            x, fact = chunk
+            none = jnp.zeros((len(x), self.b.shape[-1]), x.dtype)
+            return jax.lax.cond(
+                (fact >= 0).any(), lambda: self._gathered(x[:, None], fact)[:, 0], lambda: none
+            )
+
+        order = jnp.argsort(fact < 0, stable=True)
+        changes = map_chunks(change, _TOKENS_AT_ONCE, (x[order], fact[order]), axis=0)
+        return jnp.zeros_like(changes).at[order].set(changes)
+
+
+@flax.struct.dataclass
+class GatedBank:
+    """A bank with the scope that its keys are of: what a model runs under, like an `Edit`."""
+
+    bank: Bank
+    scope: Scope
+
+    @property
+    def base(self) -> str:
+        """Fingerprint of the base, "" if unknown."""
+        return self.bank.base or self.scope.base
+
+    def collections(self) -> dict[str, Any]:
+        """Return the linen collections that the model reads: the gate, and the gated deltas."""
+        gate = BankGate(self.scope.projection, self.bank.table, self.scope.site)
+        deltas = {f"{n}/delta": GatedDelta(d.a, d.b) for n, d in self.bank.deltas.items()}
+        return {EDITS: nest(deltas), GATE: {"gate": gate}}
+
+    def weight_shapes(self) -> dict[str, tuple[int, int]]:
+        """Return (d_in, d_out) of every edited weight by name."""
+        return {name: delta.shape for name, delta in self.bank.deltas.items()}
+
+    def arrays_only(self) -> GatedBank:
+        """Return it without what is static except for the site: one compile for each capacity."""
+        scope = Scope(self.scope.projection, self.scope.site)
+        return GatedBank(self.bank.arrays_only(), scope)
+
+
+def gate_bank(bank: Bank, scope: Scope) -> GatedBank:
+    """Return a bank with its scope.
+
+    Raises:
+      CheckpointError: the bank's keys are of another scope, or the scope is of another base.
+    """
+    fingerprint, width = scope.fingerprint(), bank.table.keys.shape[-1]
+    if bank.scope and bank.scope != fingerprint:
+        raise CheckpointError(
+            f"the bank's keys are of scope {bank.scope}, this scope is {fingerprint}: give the "
+            "scope that the bank was made with, or make its edits again"
+        )
+    if bank.base and scope.base and bank.base != scope.base:
+        raise CheckpointError(
+            f"the bank is for base {bank.base}, the scope for base {scope.base}: give a bank and a "
+            "scope of one base"
+        )
+    if width != scope.d_key:
+        raise CheckpointError(
+            f"the bank has keys of width {width}, the scope gives {scope.d_key}: give the scope "
+            "that the bank was made with"
+        )
+    return GatedBank(bank, scope)
+
+
+def check_site(site: GateSite, weights: Sequence[WeightSpec]) -> None:
+    """Check that no edit of these weights changes the states at the site.
+
+    Raises:
+      CheckpointError: a weight below the site, or one at other tokens than those that are read.
+    """
+    for w in weights:
+        above = w.stack == site.stack and w.block >= site.block
+        if site.stack.startswith("encoder"):
+            above = above or w.stack.startswith("decoder")
+        elif w.role in ("cross/k", "cross/v"):  # at the source's tokens
+            above = False
+        if not above:
+            raise CheckpointError(
+                f"the bank changes {w.name}, and its scope reads {site.stack}_{site.block}, whose "
+                "states that changes or whose tokens it does not see: learn a scope for a model "
+                "whose editable top begins at the first edited block"
+            )
+
+
+def matches_of(
+    model: EditableModel, params: Params, gated: GatedBank, h: TrunkStates, texts: TokenBatch
+) -> Match:
+    """Return which fact each token of texts matches, or each text where it has one match.
+
+    Args:
+      h: trunk states of the texts.
+    """
+    found: Match = gate_matches(model, variables(params, gated), h, texts)
+    return found

@@ -1,0 +1,132 @@
+"""The lookup of a bank: which fact's key is nearest to a projected state, and near enough.
+
+Shape letters: F facts, R keys of a fact, K width of a key.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mend_jax.core.chunking import map_chunks
+
+EXACT_KEYS = 100_000
+"""Up to so many keys (F * R) the lookup is exact; beyond, `jax.lax.approx_max_k` is used."""
+TIE = 1e-3
+"""Facts whose scores differ by less are equal matches: bfloat16 states move a score by as much."""
+_CANDIDATES = 8  # of the approximate lookup, for equal matches among them
+_RECALL = 0.99  # of the approximate lookup
+_SCORES_AT_ONCE = 1 << 25  # 128 MB of float32
+
+
+@flax.struct.dataclass
+class KeyTable:
+    """The keys of F facts, as arrays of one capacity.
+
+    Attributes:
+      keys: unit vectors, float32.
+      mask: True on real keys.
+      threshold: of each fact; a score must be above it.
+      active: False on empty rows.
+      priority: of equal matches the highest wins.
+    """
+
+    keys: Float[Array, "F R K"]
+    mask: Bool[Array, "F R"]
+    threshold: Float[Array, " F"]
+    active: Bool[Array, " F"]
+    priority: Int[Array, " F"]
+
+
+@flax.struct.dataclass
+class Match:
+    """What a lookup found for each token, or for each text.
+
+    Attributes:
+      fact: row of the matched fact; -1 for none.
+      nearest: row of the matched fact or, without a match, of the fact with the nearest key; -1 if
+        there is no key.
+      score: cosine of the token and the nearest key of that fact; -inf if there is no key.
+    """
+
+    fact: Int[Array, "*tokens"]
+    nearest: Int[Array, "*tokens"]
+    score: Float[Array, "*tokens"]
+
+
+def look_up(
+    table: KeyTable, queries: Float[Array, "*tokens K"], exact_keys: int = EXACT_KEYS
+) -> Match:
+    """Return the best match of each query.
+
+    A fact matches if its score, the largest cosine of its keys, is above its own threshold. Of the
+    facts that match, the highest score wins. Of those within `TIE` of it the highest priority wins,
+    then the higher score, then the lower row. A threshold below -1 lets everything match.
+
+    The matmul is blocked over queries, so its scores take at most 128 MB, and it may be split over
+    devices along F.
+
+    Args:
+      queries: unit vectors.
+      exact_keys: how many keys are compared exactly. Beyond, the 8 best facts are found
+        approximately (Chern et al. 2022, arXiv:2206.14286, recall 0.99), which is faster on a TPU
+        alone, and the same rules apply among them.
+    """
+    F, R, K = table.keys.shape
+    lead, flat = queries.shape[:-1], queries.reshape(-1, K)
+    n_candidates = min(_CANDIDATES, F) if exact_keys < F * R else None
+    size = max(_SCORES_AT_ONCE // (F * R), 1)
+    found = map_chunks(lambda q: _look_up_block(table, q, n_candidates), size, flat, axis=0)
+    return jax.tree.map(lambda leaf: leaf.reshape(lead), found)
+
+
+def fact_scores(table: KeyTable, queries: Float[Array, "Q K"]) -> Float[Array, "Q F"]:
+    """Return the largest cosine of each fact's keys with each query; -inf for empty rows."""
+    F, R, K = table.keys.shape
+    # By default a TPU rounds the factors to bfloat16, which is coarser than the thresholds.
+    cosines = jnp.matmul(
+        queries, table.keys.reshape(F * R, K).T, precision=jax.lax.Precision.HIGHEST
+    )
+    real = (table.mask & table.active[:, None])[None]
+    return jnp.where(real, cosines.reshape(-1, F, R), -jnp.inf).max(-1)
+
+
+def _look_up_block(table: KeyTable, queries: jax.Array, n_candidates: int | None) -> Match:
+    """Return the match of queries [Q, K]; with `n_candidates` among approximately the best."""
+    scores = fact_scores(table, queries)
+    matching = jnp.where(scores > table.threshold[None], scores, -jnp.inf)
+    nearest, nearest_score = _first_of_highest(scores)
+    if n_candidates is None:
+        row, score = _winner(matching, jnp.broadcast_to(table.priority[None], matching.shape))
+    else:
+        best, at = jax.lax.approx_max_k(matching, n_candidates, recall_target=_RECALL)
+        column, score = _winner(best, table.priority[at])
+        row = jnp.take_along_axis(at, column[:, None], axis=1)[:, 0]
+    is_match = score > -jnp.inf
+    return Match(
+        fact=jnp.where(is_match, row, -1),
+        nearest=jnp.where(is_match, row, nearest),
+        score=jnp.where(is_match, score, nearest_score),
+    )
+
+
+def _first_of_highest(scores: Float[Array, "Q F"]) -> tuple[Int[Array, " Q"], Float[Array, " Q"]]:
+    best = scores.max(-1)
+    return jnp.where(best > -jnp.inf, _arg_max(scores), -1), best
+
+
+def _winner(
+    matching: Float[Array, "Q F"], priority: Int[Array, "Q F"]
+) -> tuple[Int[Array, " Q"], Float[Array, " Q"]]:
+    """Return the column that wins, and its score: -inf if all are."""
+    best = matching.max(-1, keepdims=True)
+    equal = (matching > best - TIE) & (matching > -jnp.inf)
+    first = equal & (priority == jnp.where(equal, priority, -1).max(-1, keepdims=True))
+    candidates = jnp.where(first, matching, -jnp.inf)
+    return _arg_max(candidates), candidates.max(-1)
+
+
+def _arg_max(scores: Float[Array, "Q F"]) -> Int[Array, " Q"]:
+    return jnp.argmax(scores, axis=-1).astype(jnp.int32)

@@ -1,0 +1,67 @@
+"""Where a gate reads the states that decide which edit a token gets.
+
+A scoped edit acts on the tokens in its scope only. A *gate* decides that from the states at one
+place, below every edited block, so its decision depends on no edit. The collection "gate" of a
+model has one variable `gate`, any `Gate`. `Stack.top` calls it once, and hands its result, the
+*match*, to the edited matmuls through the `Context`; see `mend_jax.core.gated_bank`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+GATE = "gate"
+"""The collection of the gate."""
+MATCHES = "matches"
+"""The collection to which a pass writes its match, where it is mutable."""
+Match = Any
+"""A pytree with leaves [B, T], one entry a token, or [B, 1], one for all tokens of a text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GateSite:
+    """The place where a gate reads: the input of one block.
+
+    A stack that attends to earlier tokens only is read token by token: the match of a token depends
+    on nothing after it, and is the same in a full pass and with a cache. In a stack that attends in
+    both directions every state depends on the whole text, so the text has one match, from the mean
+    of its states.
+
+    Attributes:
+      stack: `block`, `encoder_block` or `decoder_block`.
+      block: the number of the block whose input is read.
+      per_text: whether a text has one match.
+    """
+
+    stack: str
+    block: int
+    per_text: bool = False
+
+    def read(
+        self, h: Float[Array, "B T D"], attend: Bool[Array, "B T S"]
+    ) -> Float[Array, "B T_or_1 D"]:
+        """Return the states that decide: of every token, or float32 means of texts.
+
+        `attend`: of the block; with `per_text` every row of it is the mask of real tokens.
+        """
+        if not self.per_text:
+            return h
+        real_BxTx1 = attend[:, 0, :, None]
+        total_Bx1xD = jnp.where(real_BxTx1, h.astype(jnp.float32), 0.0).sum(1, keepdims=True)
+        count_Bx1x1 = real_BxTx1.sum(1, keepdims=True).astype(jnp.float32)
+        return total_Bx1xD / jnp.maximum(count_Bx1x1, 1.0)
+
+
+class Gate(Protocol):
+    """What decides: a callable pytree."""
+
+    @property
+    def site(self) -> GateSite:
+        """Where it reads."""
+
+    def __call__(self, z: Float[Array, "B T_or_1 D"]) -> Match:
+        """Return the match of the states that `GateSite.read` returns."""

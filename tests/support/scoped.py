@@ -1,0 +1,67 @@
+"""Scopes, scoped edits and banks of tiny models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mend_jax.core.bank import empty_bank, insert
+from mend_jax.core.forward import trunk_states
+from mend_jax.core.scope import Scope, first_site, init_projection, scope_keys
+from mend_jax.core.scoped_edit import ScopedEdit
+from mend_jax.core.weight_edit import Edit, LowRank
+
+NEVER, ALWAYS, OWN = 1.5, -2.0, 0.999
+"""Thresholds that nothing, everything and the keys' own positions are above."""
+
+
+def make_scope(module, base="", site=None, seed=0):
+    """A random projection for a model."""
+    projection = init_projection(jax.random.key(seed), module.config.d_model)
+    return Scope(projection, site or first_site(module), base)
+
+
+def random_deltas(weights, seed=0, rows=3, std=0.3):
+    """Low-rank deltas of some weights."""
+    rng = np.random.default_rng(seed)
+
+    def random(*shape):
+        return jnp.asarray(rng.normal(0, std, shape), jnp.float32)
+
+    return {w.name: LowRank(random(rows, w.d_in), random(rows, w.d_out)) for w in weights}
+
+
+def scoped_edits(module, params, weights, scope, texts, threshold=OWN, rows=3, seed=0):
+    """One scoped edit for each text [F, 1], with random deltas and the text's own keys."""
+    keys, mask = _keys(module)(params, scope, texts)
+    fingerprint = scope.fingerprint()
+    return [
+        ScopedEdit(
+            Edit(random_deltas(weights, seed + i, rows), scope.base, ((f"p{i}", f"t{i}"),)),
+            keys[i, 0], mask[i, 0], np.float32(threshold), fingerprint,
+        )
+        for i in range(len(keys))
+    ]  # fmt: skip
+
+
+def _keys(module):
+    @jax.jit
+    def keys(params, scope, texts):
+        return scope_keys(scope, module, params, trunk_states(module, params, texts), texts)
+
+    return keys
+
+
+def bank_of(scoped, capacity=16, **options):
+    """A bank of scoped edits."""
+    first = scoped[0]
+    empty = empty_bank(
+        first.edit.weight_shapes(), first.keys.shape[-1], base=first.edit.base, scope=first.scope,
+        capacity=capacity, **options,
+    )  # fmt: skip
+    return insert(empty, scoped)[0]
+
+
+def with_threshold(bank, threshold):
+    """The bank with another threshold for all of its facts."""
+    table = bank.table.replace(threshold=jnp.full(bank.capacity, threshold, jnp.float32))
+    return bank.replace(table=table)
