@@ -14,11 +14,12 @@ from unittest import mock
 import numpy as np
 from safetensors.numpy import save as serialise
 from support.fake_ledger import fake_measurement
+from support.scoped import small_bank, small_scoped
 from support.small_edits import FINGERPRINT, UP, bits, small_delta, small_edit
 
 from fuzzing.mutations import damage_bytes, damage_document, damage_json, damage_safetensors
 from fuzzing.reader import Reader, put
-from mend_jax.core import edit_file
+from mend_jax.core import bank_file, edit_file
 from mend_jax.core.weight_edit import Edit
 from mend_jax.io import array_files
 from mend_jax.ledger import html_view, journal, text_view
@@ -51,6 +52,20 @@ def _read_edit(folder: Path, data: bytes) -> None:
     assert set(again.deltas) == set(edit.deltas)
     twice = edit_file.load(put(folder / "g.safetensors", edit_file.to_bytes(again)))
     assert bits(twice) == bits(again)
+
+
+def _bank_seeds() -> list[bytes]:
+    first = small_scoped(0)
+    facts = [first, small_scoped(1, keys=first.keys), small_scoped(2, key_rows=1)]
+    return [bank_file.to_bytes(small_bank(*facts)), bank_file.to_bytes(small_bank())]
+
+
+def _read_bank(folder: Path, data: bytes) -> None:
+    """A bank that was read is written again to the last bit."""
+    bank = bank_file.load(put(folder / "b.safetensors", data))
+    "".join((bank.base, bank.scope, *(t for f in bank.facts for pair in f.facts for t in pair)))
+    again = bank_file.load(put(folder / "c.safetensors", bank_file.to_bytes(bank)))
+    assert bank_file.same_facts(again, bank)
 
 
 def _shipped_seeds() -> list[bytes]:
@@ -164,6 +179,7 @@ def _ledger_edit_seeds() -> list[bytes]:
 
 READERS = {
     "edit file": Reader(_edit_seeds, _read_edit, damage_safetensors, 2),
+    "bank file": Reader(_bank_seeds, _read_bank, damage_safetensors, 0.5),
     "shipped editor": Reader(_shipped_seeds, _read_shipped, damage_safetensors),
     "ledger log": Reader(lambda: [_log()], _read_log, _forged, 2),
     "ledger base": Reader(lambda: [(_ledger() / "base.json").read_bytes()], _read_base, share=0.5),

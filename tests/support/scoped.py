@@ -65,3 +65,31 @@ def with_threshold(bank, threshold):
     """The bank with another threshold for all of its facts."""
     table = bank.table.replace(threshold=jnp.full(bank.capacity, threshold, jnp.float32))
     return bank.replace(table=table)
+
+
+SHAPES = {"block_1/mlp/down": (5, 6), "block_1/mlp/up": (6, 5)}
+D_KEY = 8
+
+
+def small_scoped(
+    seed, key_rows=2, delta_rows=3, fact=None, keys=None, threshold=0.9, base="b" * 16,
+    scope="5" * 16,
+):  # fmt: skip
+    """A random scoped edit of no particular model."""
+    rng = np.random.default_rng(seed)
+    if keys is None:
+        keys = rng.normal(size=(key_rows, D_KEY))
+        keys = keys / np.linalg.norm(keys, axis=-1, keepdims=True)
+    deltas = {
+        name: LowRank(*(rng.normal(size=(delta_rows, d)).astype(np.float32) for d in shape))
+        for name, shape in SHAPES.items()
+    }
+    edit = Edit(deltas, base, (fact or (f"Who is {seed}?", f"Name {seed}"),), "mend@1", "2026")
+    keys = np.asarray(keys, np.float32)
+    return ScopedEdit(edit, keys, np.ones(len(keys), bool), np.float32(threshold), scope)
+
+
+def small_bank(*scoped, **options):
+    """A bank for `small_scoped`."""
+    options = dict(base="b" * 16, scope="5" * 16, capacity=4, key_rows=2, delta_rows=2) | options
+    return insert(empty_bank(SHAPES, D_KEY, **options), scoped)[0]

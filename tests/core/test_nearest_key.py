@@ -1,0 +1,115 @@
+"""The lookup of a bank against a plain loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mend_jax.core import nearest_key
+from mend_jax.core.nearest_key import KeyTable, look_up
+
+F, R, K, Q = 12, 3, 5, 40
+
+
+def unit(rng, *shape):
+    x = rng.normal(size=shape)
+    return jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), jnp.float32)
+
+
+def random_table(seed=0, facts=F):
+    rng = np.random.default_rng(seed)
+    return KeyTable(
+        keys=unit(rng, facts, R, K),
+        mask=jnp.asarray(rng.random((facts, R)) < 0.7),
+        threshold=jnp.asarray(rng.uniform(0.3, 0.9, facts), jnp.float32),
+        active=jnp.asarray(rng.random(facts) < 0.8),
+        priority=jnp.zeros(facts, jnp.int32),
+    )
+
+
+def expected(table, queries):
+    """(fact, nearest, score) of each query by loops."""
+    found = []
+    for q in np.asarray(queries):
+        scores = {}
+        for f in range(len(table.active)):
+            keys = np.asarray(table.keys[f])[np.asarray(table.mask[f])]
+            if table.active[f] and len(keys):
+                scores[f] = float((keys @ q).max())
+        matching = {f: s for f, s in scores.items() if s > table.threshold[f]}
+        best = max(matching, key=matching.get) if matching else -1
+        nearest = best if matching else max(scores, key=scores.get)
+        found.append((best, nearest, scores[nearest]))
+    return [np.asarray(column) for column in zip(*found, strict=True)]
+
+
+def check(found, table, queries):
+    fact, nearest, score = expected(table, queries.reshape(-1, K))
+    np.testing.assert_array_equal(found.fact.reshape(-1), fact)
+    np.testing.assert_array_equal(found.nearest.reshape(-1), nearest)
+    np.testing.assert_allclose(found.score.reshape(-1), score, atol=1e-6)
+    assert (fact >= 0).any() and (fact < 0).any()
+
+
+def test_the_best_fact_above_its_own_threshold_matches():
+    table, queries = random_table(), unit(np.random.default_rng(1), 4, Q // 4, K)
+    found = jax.jit(look_up)(table, queries)
+    assert found.fact.shape == (4, Q // 4) and found.fact.dtype == jnp.int32
+    check(found, table, queries)
+
+
+def test_a_fact_out_of_its_scope_hides_no_other():
+    keys = jnp.asarray([[[1.0, 0]], [[0.8, 0.6]]])
+    table = KeyTable(
+        keys, jnp.ones((2, 1), bool), jnp.asarray([2.0, 0.5]), jnp.ones(2, bool),
+        jnp.zeros(2, jnp.int32),
+    )  # fmt: skip
+    found = look_up(table, jnp.asarray([[1.0, 0]]))
+    assert (found.fact[0], found.nearest[0]) == (1, 1)
+    assert found.score[0] == pytest.approx(0.8)
+
+
+def test_blocks_of_queries_give_the_same(monkeypatch):
+    table, queries = random_table(), unit(np.random.default_rng(1), Q, K)
+    monkeypatch.setattr(nearest_key, "_SCORES_AT_ONCE", 7 * F * R)
+    check(look_up(table, queries), table, queries)
+
+
+def test_the_approximate_lookup_finds_the_same_here():
+    """On a CPU `approx_max_k` is exact; the rules apply among the 8 best of 12 facts."""
+    table, queries = random_table(), unit(np.random.default_rng(1), Q, K)
+    check(jax.jit(look_up, static_argnums=2)(table, queries, F * R - 1), table, queries)
+    program = jax.make_jaxpr(look_up, static_argnums=2)
+    assert "approx_top_k" in str(program(table, queries, F * R - 1))
+    assert "approx_top_k" not in str(program(table, queries, F * R))
+
+
+@pytest.mark.parametrize("exact_keys", [F * R, 1])
+def test_equal_matches_are_decided_by_priority_then_score_then_row(exact_keys):
+    q = np.zeros((1, K), np.float32)
+    q[0, 0] = 1
+
+    def table(scores, priority):
+        keys = np.zeros((F, R, K), np.float32)
+        keys[: len(scores), 0, 0] = scores
+        return KeyTable(
+            jnp.asarray(keys), jnp.ones((F, R), bool), jnp.full(F, 0.5),
+            jnp.arange(F) < len(scores),
+            jnp.asarray([*priority, *[0] * (F - len(priority))], jnp.int32),
+        )  # fmt: skip
+
+    def winner(scores, priority):
+        return int(look_up(table(scores, priority), jnp.asarray(q), exact_keys).fact[0])
+
+    assert winner([0.9, 0.9, 0.9], [0, 2, 1]) == 1
+    assert winner([0.9, 0.8995, 0.7], [0, 1, 5]) == 1  # within TIE
+    assert winner([0.9, 0.898], [0, 1]) == 0  # not equal
+    assert winner([0.8996, 0.9], [0, 0]) == 1
+    assert winner([0.9, 0.9], [0, 0]) == 0
+
+
+def test_an_empty_table_matches_nothing():
+    table = random_table().replace(active=jnp.zeros(F, bool), threshold=jnp.full(F, -2.0))
+    found = look_up(table, unit(np.random.default_rng(1), Q, K))
+    assert (found.fact == -1).all() and (found.nearest == -1).all()
+    assert (found.score == -jnp.inf).all()
