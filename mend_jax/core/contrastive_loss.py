@@ -11,6 +11,7 @@ from mend_jax.core.scope import Projection, project
 
 NO_FACT = -1
 """The fact of a position that belongs to the scope of none."""
+_LEFT_OUT = -1e30  # in place of -inf: a sum of nothing has a gradient, zero
 
 
 @flax.struct.dataclass
@@ -86,6 +87,7 @@ def contrastive_loss(
     itself = jnp.eye(len(fact), dtype=bool)
     positive = same_fact & (place[:, None] == place[None]) & ~itself
     negative = ~same_fact & has_fact[:, None] & mask[None]
-    against = jax.nn.logsumexp(scores, axis=1, where=negative, keepdims=True)  # -inf without any
-    terms = jax.nn.softplus(jnp.where(positive, against - scores, -jnp.inf))
+    against = jnp.where(negative, scores, _LEFT_OUT)
+    against = jax.nn.logsumexp(against, axis=1, keepdims=True)
+    terms = jnp.where(positive, jax.nn.softplus(against - scores), 0.0)
     return terms.sum() / jnp.maximum(positive.sum(), 1).astype(jnp.float32)

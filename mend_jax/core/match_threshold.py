@@ -80,10 +80,12 @@ def choose_threshold(
 def _just_above(score: float, *others: np.ndarray) -> float:
     """Return a float32 value from `score` up to, and below, the next larger of all scores."""
     above = np.concatenate(others)
-    above = above[above > score]
-    middle = np.float32((score + above.min()) / 2 if above.size else score)
+    next_larger = above[above > score].min(initial=np.inf)
+    middle = np.float32((score + next_larger) / 2 if next_larger < np.inf else score)
     if middle < score:  # rounded down
         middle = np.nextafter(middle, np.float32(np.inf))
+    elif middle >= next_larger:  # rounded up
+        middle = np.nextafter(middle, np.float32(-np.inf))
     return float(middle)
 
 

@@ -103,7 +103,7 @@ def _require_finite(what: str, array: np.ndarray | np.float32) -> None:
 
 def content_id(rows: ScopedRows, edit: Edit) -> str:
     """Return 16 hex digits of everything in a scoped edit: its name in a bank."""
-    texts = json.dumps([edit.facts, edit.editor, edit.created], ensure_ascii=False)
+    texts = json.dumps([edit.facts, edit.editor, edit.created])
     digest = hashlib.sha256(texts.encode())
     arrays = {"keys": rows.keys, "threshold": rows.threshold}
     arrays |= {f"{n}.{leaf}": x for n, d in rows.deltas.items() for leaf, x in vars(d).items()}

@@ -1,6 +1,7 @@
 """A bank in a forward pass: gated deltas, the language model, devices, compilation."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -67,28 +68,26 @@ def test_each_token_has_the_delta_of_its_fact(facts, per_text):
     delta, x, w, fact = case_of(facts, per_text)
     assert B * T > 2 * gated_bank._TOKENS_AT_ONCE
     found = jax.jit(GatedDelta.__call__)(delta, x, w, match_of(fact))
-    expected = np.asarray(x @ w)
+    base = np.asarray(jax.jit(jnp.matmul)(x, w))
+    expected, a_FxNxI, b_FxNxO = base.copy(), np.asarray(delta.a), np.asarray(delta.b)
     for b in range(B):
         for t in range(T):
             if (e := fact[b, 0 if per_text else t]) >= 0:
-                expected[b, t] += x[b, t] @ delta.a[e].T @ delta.b[e]
+                expected[b, t] += np.asarray(x)[b, t] @ a_FxNxI[e].T @ b_FxNxO[e]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     silent = np.broadcast_to(fact < 0, (B, T))
-    np.testing.assert_array_equal(np.asarray(found)[silent], np.asarray(x @ w)[silent])
+    np.testing.assert_array_equal(np.asarray(found)[silent], base[silent])
     few = jax.jit(GatedDelta.__call__)(delta, x[:, :20], w, match_of(fact[:, :20]))
     np.testing.assert_allclose(few, expected[:, :20], atol=1e-5)
 
 
 @pytest.mark.parametrize("facts", [2, 16])
-def test_a_negative_zero_of_the_base_stays_one(facts):
-    """Adding a change of zero would lose its sign."""
+def test_where_nothing_matches_the_deltas_do_not_take_part(facts):
+    """They are not summed with a factor of zero: not even nan comes through."""
     delta, x, w, fact = case_of(facts, False)
-    w = jnp.zeros_like(w)
-    x = -jnp.abs(x)
-    found = np.asarray(delta(x, w, match_of(np.full_like(fact, -1))))
-    np.testing.assert_array_equal(np.signbit(found), np.signbit(np.asarray(x @ w)))
-    nan = GatedDelta(delta.a * jnp.nan, delta.b)
-    np.testing.assert_array_equal(nan(x, w, match_of(np.full_like(fact, -1))), x @ w)
+    broken = GatedDelta(delta.a * jnp.nan, delta.b)
+    found = jax.jit(GatedDelta.__call__)(broken, x, w, match_of(np.full_like(fact, -1)))
+    np.testing.assert_array_equal(found, jax.jit(jnp.matmul)(x, w))
 
 
 @pytest.mark.parametrize("facts", [2, 16])
@@ -133,6 +132,9 @@ def scored(module, params, edit, texts):
     return top_logits(module, params, trunk_states(module, params, texts), texts, edit)
 
 
+trunk = jax.jit(trunk_states, static_argnums=0)
+
+
 def test_many_facts_in_one_bank_are_each_fact_alone():
     """Whatever the order of insertion, and after the others are removed again."""
     module, params, _, texts, scope, edits = llama()
@@ -173,7 +175,7 @@ def test_an_empty_bank_and_a_grown_one_change_nothing():
     empty = functools.reduce(lambda b, f: remove(b, f.id), bank.facts, bank)
     silent = scored(module, params, GatedBank(with_threshold(empty, ALWAYS).arrays_only(), scope),
                     flat)  # fmt: skip
-    np.testing.assert_array_equal(silent, scored(module, params, None, flat))
+    np.testing.assert_allclose(silent, scored(module, params, None, flat), atol=2e-6)
     gated = GatedBank(bank.arrays_only(), scope)
     grown = GatedBank(grow(bank, 64, 8, 8).arrays_only(), scope)
     np.testing.assert_allclose(
@@ -208,7 +210,7 @@ def test_banks_of_one_run_under_vmap_and_have_gradients():
         scopes = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (3, *leaf.shape)), scope)
         return scored_logits(module, params, h, texts, GatedBank(bank_of_one(stacked), scopes))
 
-    h = trunk_states(module, params, three)
+    h = trunk(module, params, three)
     found = run(params, stacked, h, three)
     for i in range(3):
         one = GatedBank(bank_of([edits[i]], 1).arrays_only(), scope)
@@ -222,15 +224,16 @@ def test_banks_of_one_run_under_vmap_and_have_gradients():
 def test_a_match_names_the_fact_and_its_score():
     module, params, _, texts, scope, edits = llama()
     gated, flat = gate_bank(bank_of(edits), scope), texts.flat()
-    h = trunk_states(module, params, flat)
-    found = matches_of(module, params, gated, h, flat)
+    h = trunk(module, params, flat)
+    match = jax.jit(matches_of, static_argnums=0)
+    found = match(module, params, gated.arrays_only(), h, flat)
     last_prompt = np.take_along_axis(np.asarray(found.fact), flat.score_pos[:, :1], axis=1)[:, 0]
     names = [gated.bank.at_row(int(row)).facts[0] for row in last_prompt]
     assert names == [(f"p{i}", f"t{i}") for i in range(12)]
     at = np.take_along_axis(np.asarray(found.score), flat.score_pos[:, :1], axis=1)
     np.testing.assert_allclose(at, 1, atol=1e-5)
-    silent = matches_of(module, params, gated.replace(bank=with_threshold(gated.bank, NEVER)), h,
-                        flat)  # fmt: skip
+    never = GatedBank(with_threshold(gated.bank, NEVER).arrays_only(), scope)
+    silent = match(module, params, never, h, flat)
     assert (silent.fact == -1).all() and (silent.nearest >= 0).all()
 
 
@@ -249,10 +252,9 @@ def test_facts_split_over_8_devices_give_what_one_gives(mesh):
     shapes = {
         tuple(leaf.shape) for leaf in jax.tree.leaves((gated.bank.table.keys, gated.bank.deltas))
     }
-    for line in program.splitlines():
-        if "all-gather" in line:
-            for shape in shapes:
-                assert f"[{','.join(map(str, shape))}]" not in line.split("all-gather")[0], line
+    gathered = re.findall(r"= (.*) all-gather(?:-start)?\(", program)
+    for shape in shapes:
+        assert not any(f"[{','.join(map(str, shape))}]" in result for result in gathered)
 
 
 def test_a_bank_of_another_scope_or_base_is_refused():

@@ -22,6 +22,11 @@ from mend_jax.parallel.mesh import make_mesh
 from mend_jax.parallel.sharding import make_shardings
 
 
+trunk = jax.jit(trunk_states, static_argnums=0)
+at_site = jax.jit(states_at_site, static_argnums=(0, 2))
+keys_of = jax.jit(scope_keys, static_argnums=1)
+
+
 def test_the_projection_is_two_layers_of_the_stated_sizes():
     f = init_projection(jax.random.key(0), 576)
     assert (f.w1.shape, f.w2.shape) == ((576, 768), (768, 192))
@@ -75,8 +80,8 @@ def test_an_encoder_without_a_top_leaves_the_decoder_to_be_read():
 def test_states_are_the_trunk_states_or_their_mean(kind):
     module, params, _ = tiny(kind)
     texts = random_sequences(0, E=2, n=2, kind=module.kind)
-    h = trunk_states(module, params, texts)
-    found = states_at_site(module, params, first_site(module), h, texts)
+    h = trunk(module, params, texts)
+    found = at_site(module, params, first_site(module), h, texts)
     if kind == "llama":
         np.testing.assert_array_equal(found, h)
     else:
@@ -91,21 +96,21 @@ def test_a_site_above_the_trunk_is_read_there():
     big, more, _ = tiny("llama", 3)
     site = first_site(small)
     found = [
-        states_at_site(m, p, site, trunk_states(m, p, texts), texts)
+        at_site(m, p, site, trunk(m, p, texts), texts)
         for m, p in ((small, params), (big, more))
     ]
     np.testing.assert_allclose(*found, atol=1e-5)
     one, last, _ = tiny("llama", 1)
     with pytest.raises(ValueError, match="reads block_2, and the editable top begins at block_3"):
-        states_at_site(one, last, site, trunk_states(one, last, texts), texts)
+        at_site(one, last, site, trunk(one, last, texts), texts)
 
 
 def test_keys_are_projected_states_of_scored_positions():
     module, params, _ = tiny("llama")
     scope, texts = make_scope(module), random_sequences(0, E=3)
     texts.score_mask[1, 0, 2] = False
-    h = trunk_states(module, params, texts)
-    keys, mask = scope_keys(scope, module, params, h, texts)
+    h = trunk(module, params, texts)
+    keys, mask = keys_of(scope, module, params, h, texts)
     for e in range(3):
         expected = project(scope.projection, h[e, 0, texts.score_pos[e, 0]])
         np.testing.assert_allclose(keys[e, 0], expected, atol=1e-6)
@@ -115,8 +120,8 @@ def test_keys_are_projected_states_of_scored_positions():
 def test_a_text_with_one_match_has_one_key():
     module, params, _ = tiny("t5")
     texts = random_sequences(0, E=3, kind=module.kind)
-    h = trunk_states(module, params, texts)
-    keys, mask = scope_keys(make_scope(module), module, params, h, texts)
+    h = trunk(module, params, texts)
+    keys, mask = keys_of(make_scope(module), module, params, h, texts)
     assert keys.shape[:3] == (3, 1, 1) and mask.all()
 
 

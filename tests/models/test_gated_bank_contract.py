@@ -15,6 +15,7 @@ from mend_jax import models
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.gated_bank import FEW_FACTS, GatedBank, matches_of
 from mend_jax.core.weight_edit import variables
+from mend_jax.models.params import random_params, stack_trunk
 
 KINDS = sorted(HF)
 WRITERS = [k for k in KINDS if models.model_kind(HF[k]) != "classifier"]
@@ -42,8 +43,8 @@ class Case:
             self.weights = models.choose_weights(family, config, n_top, roles)
             n_top = models.count_top_blocks(family, config, self.weights)
             self.module = family.model_class(config, n_top)
-            flat = models.params.random_params(family.tensor_specs(config), 0, 0.2)
-            self.params = models.params.stack_trunk(flat, self.module.stacks)
+            flat = random_params(family.tensor_specs(config), 0, 0.2)
+            self.params = stack_trunk(flat, self.module.stacks)
         else:
             self.module, self.params, self.weights = tiny(kind, n_top)
         self.texts = random_sequences(0, E=N_FACTS, kind=self.module.kind)
@@ -94,20 +95,23 @@ AS_USERS_COMPILE = dict(
 )  # fmt: skip
 
 
+_scored_as_users = jax.jit(
+    lambda *arguments: _scored.__wrapped__(*arguments),
+    static_argnums=0, compiler_options=AS_USERS_COMPILE,
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", slow_but(("llama",), KINDS))
 def test_a_silent_bank_is_the_base_bit_for_bit(kind):
     """Whether tokens gather their factors (16 rows) or all rows take part (5)."""
     c = case(kind)
     texts = c.texts.flat()
 
-    @functools.partial(jax.jit, compiler_options=AS_USERS_COMPILE)
-    def scored(params, edit, texts):
-        return _scored.__wrapped__(c.module, params, edit, texts)
-
-    base = np.asarray(scored(c.params, None, texts))
+    base = np.asarray(_scored_as_users(c.module, c.params, None, texts))
     assert N_FACTS <= FEW_FACTS < 16
     for capacity in (16, N_FACTS):
-        np.testing.assert_array_equal(scored(c.params, c.gated(NEVER, capacity), texts), base)
+        silent = _scored_as_users(c.module, c.params, c.gated(NEVER, capacity), texts)
+        np.testing.assert_array_equal(silent, base)
 
 
 @pytest.mark.parametrize("kind", slow_but(QUICK, KINDS))
@@ -223,7 +227,7 @@ def test_decoder_blocks_alone_are_gated_by_decoder_states(kind):
     check_generation(c, gated)
 
 
-@pytest.mark.parametrize("kind", slow_but(("bert", "llama", "t5"), KINDS))
+@pytest.mark.parametrize("kind", slow_but(("llama",), KINDS))
 def test_bfloat16_states_match_and_a_silent_bank_is_the_base(kind):
     """Keys of bfloat16 states are float32; rounding moves a cosine by less than 1e-3."""
     c = Case(kind)
@@ -232,8 +236,9 @@ def test_bfloat16_states_match_and_a_silent_bank_is_the_base(kind):
     c.edits = scoped_edits(c.module, c.params, c.weights, c.scope, c.texts)
     texts = c.texts.flat()
     assert c.edits[0].keys.dtype == jnp.float32
-    base = np.asarray(c.scored(None, texts))
-    np.testing.assert_array_equal(c.scored(c.gated(NEVER), texts), base)
+    base = np.asarray(_scored_as_users(c.module, c.params, None, texts))
+    silent = _scored_as_users(c.module, c.params, c.gated(NEVER), texts)
+    np.testing.assert_array_equal(silent, base)
     found = np.asarray(c.matches(c.gated(), texts).fact)
     at = 0 if c.scope.site.per_text else texts.score_pos[:, 0]
     np.testing.assert_array_equal(found[np.arange(N_FACTS), at], np.arange(N_FACTS))
