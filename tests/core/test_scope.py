@@ -21,7 +21,6 @@ from mend_jax.models.gate_site import GateSite
 from mend_jax.parallel.mesh import make_mesh
 from mend_jax.parallel.sharding import make_shardings
 
-
 trunk = jax.jit(trunk_states, static_argnums=0)
 at_site = jax.jit(states_at_site, static_argnums=(0, 2))
 keys_of = jax.jit(scope_keys, static_argnums=1)
@@ -96,8 +95,7 @@ def test_a_site_above_the_trunk_is_read_there():
     big, more, _ = tiny("llama", 3)
     site = first_site(small)
     found = [
-        at_site(m, p, site, trunk(m, p, texts), texts)
-        for m, p in ((small, params), (big, more))
+        at_site(m, p, site, trunk(m, p, texts), texts) for m, p in ((small, params), (big, more))
     ]
     np.testing.assert_allclose(*found, atol=1e-5)
     one, last, _ = tiny("llama", 1)
