@@ -6,8 +6,9 @@ A model reads two collections: "gate", the lookup, called once with the trunk st
 (`models.gate_site`), and "edits", one `GatedDelta` for each weight.
 
 Where no fact matches, the result is selected from W x, not summed with zero: it is the base's to
-the last bit. (So are logits, as XLA compiles by default, for every family here. With its
-optimisations off, its code for an activation can depend on what else it fuses.)
+the last bit. What follows it is the base's too only where XLA compiles it alike: with its
+optimisations off, its code for an activation depends on what else it fuses. The contract tests
+compare logits as XLA compiles by default.
 """
 
 from __future__ import annotations
