@@ -47,11 +47,22 @@ class ArrayFile(NamedTuple):
 
 
 def encode(format: str, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a file."""
+    """Return the bytes of a file: the same for the same contents."""
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     text = json.dumps(metadata, sort_keys=True)
     sha256 = _checksum(text, contiguous)
-    return serialize(contiguous, {"format": format, "metadata": text, "sha256": sha256})
+    data = serialize(contiguous, {"format": format, "metadata": text, "sha256": sha256})
+    return _with_sorted_header(data)
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order; the library's order is random."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the arrays are aligned to eight bytes
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def write(path: Any, format: str, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:

@@ -122,3 +122,9 @@ def test_an_array_of_another_shape_is_not_what_was_written(path):
     path.write_bytes(whole.replace(b"[2,3]", b"[3,2]"))
     with pytest.raises(CheckpointError, match="contents of this test file are not those"):
         read(path)
+
+
+def test_equal_contents_are_equal_bytes():
+    files = {array_files.encode(FORMAT, ARRAYS, METADATA) for _ in range(20)}
+    backwards = dict(reversed(ARRAYS.items()))
+    assert {array_files.encode(FORMAT, backwards, METADATA)} == files and len(files) == 1
