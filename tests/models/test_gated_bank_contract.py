@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.reference import widened, writer
 from support.scoped import ALWAYS, NEVER, bank_of, make_scope, scoped_edits, with_threshold
-from support.tiers import slow_but
+from support.tiers import in_tiers
 from support.tiny import HF, random_sequences, tiny
 
 from mend_jax import models
@@ -19,7 +19,7 @@ from mend_jax.models.params import random_params, stack_trunk
 
 KINDS = sorted(HF)
 WRITERS = [k for k in KINDS if models.model_kind(HF[k]) != "classifier"]
-QUICK = ("bert", "gpt2", "gptj", "llama", "t5")  # no two have the same blocks
+QUICK, SLOW = ("bert", "llama", "t5"), ("gpt2", "gptj")  # no two have the same blocks
 N_FACTS = 5
 
 
@@ -101,7 +101,7 @@ _scored_as_users = jax.jit(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", slow_but(("llama",), KINDS))
+@pytest.mark.parametrize("kind", in_tiers(("llama",), KINDS, ("bert", "t5")))
 def test_a_silent_bank_is_the_base_bit_for_bit(kind):
     """Whether tokens gather their factors (16 rows) or all rows take part (5)."""
     c = case(kind)
@@ -114,7 +114,7 @@ def test_a_silent_bank_is_the_base_bit_for_bit(kind):
         np.testing.assert_array_equal(silent, base)
 
 
-@pytest.mark.parametrize("kind", slow_but(QUICK, KINDS))
+@pytest.mark.parametrize("kind", in_tiers(QUICK, KINDS, SLOW))
 def test_a_bank_is_the_plain_edit_where_all_tokens_match(kind):
     c = case(kind)
     texts = c.texts.flat()
@@ -125,7 +125,7 @@ def test_a_bank_is_the_plain_edit_where_all_tokens_match(kind):
             np.testing.assert_allclose(c.scored(GatedBank(bank, c.scope), texts), plain, atol=2e-4)
 
 
-@pytest.mark.parametrize("kind", slow_but(QUICK, KINDS))
+@pytest.mark.parametrize("kind", in_tiers(QUICK, KINDS, SLOW))
 def test_a_text_matches_its_own_fact_at_its_own_positions(kind):
     c = case(kind)
     texts = c.texts.flat()
@@ -146,7 +146,7 @@ def test_a_text_matches_its_own_fact_at_its_own_positions(kind):
     assert (np.asarray(everywhere) != c.scored(None, strangers)).any(-1).all()
 
 
-@pytest.mark.parametrize("kind", slow_but(QUICK, KINDS))
+@pytest.mark.parametrize("kind", in_tiers(QUICK, KINDS, SLOW))
 def test_a_text_does_not_depend_on_its_batch_or_padding(kind):
     c = case(kind)
     gated, texts = c.halfway(), c.texts.flat()
@@ -161,7 +161,7 @@ def test_a_text_does_not_depend_on_its_batch_or_padding(kind):
     assert np.abs(together - c.scored(None, texts)).max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", slow_but(QUICK, KINDS))
+@pytest.mark.parametrize("kind", in_tiers(QUICK, KINDS, SLOW))
 def test_scored_rows_are_those_of_a_full_pass(kind):
     c = case(kind)
     gated, texts = c.halfway(), c.texts.flat()
@@ -208,13 +208,13 @@ def with_silence(gated):
     return gated.replace(bank=with_threshold(gated.bank, NEVER))
 
 
-@pytest.mark.parametrize("kind", slow_but(("gpt2", "gptj", "llama", "t5"), WRITERS))
+@pytest.mark.parametrize("kind", in_tiers(("llama", "t5"), WRITERS, SLOW))
 def test_generation_with_a_cache_equals_full_passes(kind):
     c = case(kind)
     check_generation(c, c.halfway())
 
 
-@pytest.mark.parametrize("kind", slow_but(("t5",), ("t5", "bart")))
+@pytest.mark.parametrize("kind", in_tiers(("t5",), ("t5", "bart"), ()))
 def test_decoder_blocks_alone_are_gated_by_decoder_states(kind):
     """Token by token, from states that no edit changes: the encoder has no editable block."""
     c = Case(kind, roles=("decoder/mlp/up", "decoder/mlp/down"))
@@ -227,7 +227,7 @@ def test_decoder_blocks_alone_are_gated_by_decoder_states(kind):
     check_generation(c, gated)
 
 
-@pytest.mark.parametrize("kind", slow_but(("llama",), KINDS))
+@pytest.mark.parametrize("kind", in_tiers(("llama",), KINDS, ("bert", "t5")))
 def test_bfloat16_states_match_and_a_silent_bank_is_the_base(kind):
     """Keys of bfloat16 states are float32; rounding moves a cosine by less than 1e-3."""
     c = Case(kind)
