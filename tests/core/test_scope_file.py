@@ -1,0 +1,77 @@
+"""Learned scopes as files."""
+
+import jax
+import numpy as np
+import pytest
+
+from mend_jax.core.scope import Scope, init_projection
+from mend_jax.core.scope_file import FORMAT, LearnedScope, load, save
+from mend_jax.errors import CheckpointError
+from mend_jax.io import array_files
+from mend_jax.models.gate_site import GateSite
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "scope.safetensors"
+
+
+def learned():
+    scope = Scope(init_projection(jax.random.key(0), 9), GateSite("block", 2), "b" * 16)
+    return LearnedScope(scope, 0.625, {"seed": 0, "found": 0.9})
+
+
+def test_every_bit_comes_back(path):
+    one = learned()
+    save(path, one)
+    again = load(path)
+    assert again.scope.fingerprint() == one.scope.fingerprint()
+    assert again.scope.site == one.scope.site and again.scope.base == one.scope.base
+    assert (again.threshold, again.description) == (0.625, {"seed": 0, "found": 0.9})
+
+
+def test_truncated_files_are_named(path):
+    save(path, learned())
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 211):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match="scope.safetensors: not a readable scope file"):
+            load(path)
+
+
+def drop(name):
+    return lambda arrays, metadata: arrays.pop(name)
+
+
+def change(name, value):
+    return lambda arrays, metadata: arrays.update({name: value(arrays[name])})
+
+
+def tell(**fields):
+    return lambda arrays, metadata: metadata.update(fields)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop("w2"), "a projection"),
+        (change("w1", lambda x: x[:, :2]), "expected"),
+        (change("w2", lambda x: x[0]), "its matrices have shapes"),
+        (change("b1", lambda x: x.astype(np.float64)), "b1 is float64"),
+        (change("b2", lambda x: x * np.nan), "values that are not finite"),
+        (change("spread", lambda x: 0 * x), "spread has values"),
+        (tell(stack="head"), "it reads head_2"),
+        (tell(block=-1), "it reads block_-1"),
+        (tell(block=True), "its metadata are not base"),
+        (tell(threshold=7.0), "its threshold is 7.0"),
+        (tell(other=1), "its metadata are not base"),
+    ],
+)
+def test_contents_that_are_no_scope_are_named(path, damage, message):
+    save(path, learned())
+    file = array_files.read(path, FORMAT, kind="scope file")
+    arrays, metadata = dict(file.arrays), dict(file.metadata)
+    damage(arrays, metadata)
+    array_files.write(path, FORMAT, arrays, metadata)
+    with pytest.raises(CheckpointError, match=f"scope.safetensors: .*{message}"):
+        load(path)
