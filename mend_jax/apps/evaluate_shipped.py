@@ -1,8 +1,10 @@
-"""python -m mend_jax.apps.evaluate_shipped --config=NAME.py [--workdir=DIR] [--config.KEY=VALUE]
+"""python -m mend_jax.apps.evaluate_shipped --config=NAME.py [--scope=FILE] [--workdir=DIR]
+  [--config.KEY=VALUE ...]
 
 Evaluates the editor that is shipped for a config's base, without training: on the test edits of the
 config's data, as a run evaluates its own. Writes DIR/results.json and report.html (default
 DIR runs/NAME). The config's `train` and `editor` sections are not used, nor are its baselines.
+With --scope its edits are scoped: they apply where that learned scope finds their fact.
 """
 
 from __future__ import annotations
@@ -16,13 +18,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mend_jax.apps.run_command import parse
-from mend_jax.errors import ConfigError, MendError, report_error
+from mend_jax.core.editor_protocol import EditTransform
+from mend_jax.errors import CheckpointError, ConfigError, MendError, report_error
 from mend_jax.io.files import write_json
 from mend_jax.training import config as configs
 
 
-def evaluate_shipped(config: ConfigDict, workdir: str | Path, name: str = "") -> dict[str, Any]:
+def evaluate_shipped(
+    config: ConfigDict, workdir: str | Path, name: str = "", scope: str = ""
+) -> dict[str, Any]:
     """Evaluate the shipped editor of a config's base; return what results.json holds.
+
+    Args:
+      scope: a file of a learned scope, for scoped edits; "": plain edits.
 
     Raises:
       ConfigError: no editor is shipped for the base, or the folder holds a run.
@@ -41,9 +49,12 @@ def evaluate_shipped(config: ConfigDict, workdir: str | Path, name: str = "") ->
     config.data.train_edits = 1  # nothing is trained
     experiment = open_experiment(config)
     editor, c, split = pretrained.load(experiment.model), config.eval, experiment.test
+    transform, params = editor.transform, editor.params
+    if scope:
+        transform, params = _scoped(transform, params, scope, experiment.model.fingerprint)
     with use_mesh(experiment.mesh):
         scores, examples = evaluate(
-            editor.transform, editor.params, editor.state, experiment.model,
+            transform, params, editor.state, experiment.model,
             experiment.eval_batches(split, c.edits_per_step), split.rows, experiment.mesh,
             n_edits=len(split), max_new=c.max_new_tokens, n_examples=c.examples,
             n_hard=c.hard_edits, continuation=c.continuation_tokens,
@@ -69,6 +80,25 @@ def evaluate_shipped(config: ConfigDict, workdir: str | Path, name: str = "") ->
     return results
 
 
+def _scoped(
+    transform: EditTransform, params: Any, path: str, fingerprint: str
+) -> tuple[EditTransform, Any]:
+    import jax.numpy as jnp
+
+    from mend_jax.core import scope_file
+    from mend_jax.editors.scoped import ScopedParams, with_scope
+
+    learned = scope_file.load(path)
+    if learned.scope.base != fingerprint:
+        raise CheckpointError(
+            f"{path}: this scope was learned on base {learned.scope.base}, the base is "
+            f"{fingerprint}: learn one with mend_jax.apps.learn_scope"
+        )
+    return with_scope(transform), ScopedParams(
+        params, learned.scope, jnp.float32(learned.threshold)
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 for an error that the message explains."""
     from mend_jax.evaluation.reports.text_tables import run_table
@@ -77,9 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv in (["--help"], ["-h"]):
         print(__doc__)
         return 0
+    scope = next((a.partition("=")[2] for a in argv if a.startswith("--scope=")), "")
     try:
-        arguments = parse(argv)
-        results = evaluate_shipped(*arguments)
+        arguments = parse([a for a in argv if not a.startswith("--scope=")])
+        results = evaluate_shipped(*arguments, scope=scope)
     except MendError as e:
         return report_error(e)
     print(run_table(results))

@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import flax.struct
 import jax
@@ -90,6 +90,7 @@ class Dense:
 
 
 Delta = LowRank | Dense
+Applied = TypeVar("Applied", bound="AppliedEdit")
 
 
 def _with_dense(x: Array, kernel: Array, delta: Array) -> Array:
@@ -108,12 +109,15 @@ def dense_is_cheaper(n_tokens: int, d_in: int, d_out: int) -> bool:
     return n_tokens * (d_in + d_out) > d_in * d_out
 
 
-def densify_once(edit: Edit, tokens: Int[AnyArray, "E n T"], chunk: int) -> Edit:
+def densify_once(edit: Applied, tokens: Int[AnyArray, "E n T"], chunk: int) -> Applied:
     """Return the edit for passes over n texts of T tokens, `chunk` texts at a time (0: all).
 
     Where dense is cheaper (`LowRank.forms_dense`), every chunk would form a^T b again; with many
-    facts in one edit this is the most expensive product, so it is formed once here.
+    facts in one edit this is the most expensive product, so it is formed once here. What is not an
+    `Edit` is returned as it is.
     """
+    if not isinstance(edit, Edit):
+        return edit
     _, n_texts, n_tokens = tokens.shape
     if chunk == 0 or n_texts <= chunk:
         return edit
