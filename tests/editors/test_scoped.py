@@ -1,0 +1,58 @@
+"""Editors under a scope."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.scoped import ALWAYS, NEVER, OWN, make_scope
+from support.tiny import random_sequences, tiny
+
+from mend_jax.core.edit_problem import make_problem
+from mend_jax.core.forward import scored_logits, trunk_states
+from mend_jax.editors import make_editor
+from mend_jax.editors.scoped import ScopedParams, with_scope
+
+E = 3
+
+
+@pytest.fixture(scope="module", params=["llama", "t5", "bert"])
+def logits(request):
+    """A function of a threshold: logits of the corrections and of other texts, [E, n, S, V]."""
+    module, base, weights = tiny(request.param, n_top=1)
+    plain = make_editor("mend", dict(rank=8, step_size=1e-1))
+    editor = with_scope(plain)
+    params, state = plain.init(jax.random.key(0), weights)
+    scope = make_scope(module)
+    texts = [random_sequences(seed, E=E, n=1, kind=module.kind) for seed in (0, 7)]
+
+    @jax.jit
+    def run(threshold):
+        problem = make_problem(module, base, weights, texts[0])
+        edits = {
+            "scoped": editor.edit(ScopedParams(params, scope, threshold), state, problem, False)[0],
+            "plain": plain.edit(params, state, problem, False)[0],
+            "base": None,
+        }
+        states = [trunk_states(module, base, one) for one in texts]
+        return {
+            name: [scored_logits(module, base, h, one, edit)
+                   for h, one in zip(states, texts, strict=True)]
+            for name, edit in edits.items()
+        }  # fmt: skip
+
+    return lambda threshold: jax.device_get(run(jnp.float32(threshold)))
+
+
+def close(x, y):
+    np.testing.assert_allclose(x, y, atol=1e-4)
+
+
+def test_an_edit_applies_in_its_scope_alone(logits):
+    never, own, always = (logits(t) for t in (NEVER, OWN, ALWAYS))
+    plain, base = own["plain"], own["base"]
+    assert np.abs(plain[0] - base[0]).max() > 1e-2 < np.abs(plain[1] - base[1]).max()
+    for i in range(2):
+        close(never["scoped"][i], base[i])
+        close(always["scoped"][i], plain[i])
+    close(own["scoped"][0], plain[0])
+    close(own["scoped"][1], base[1])
