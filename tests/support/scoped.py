@@ -30,14 +30,13 @@ def random_deltas(weights, seed=0, rows=3, std=0.3):
     return {w.name: LowRank(random(rows, w.d_in), random(rows, w.d_out)) for w in weights}
 
 
-def scoped_edits(module, params, weights, scope, texts, threshold=OWN, rows=3, seed=0,
-                 std=0.3):  # fmt: skip
+def scoped_edits(module, params, weights, scope, texts, threshold=OWN, rows=3, seed=0):
     """One scoped edit for each text [F, 1], with random deltas and the text's own keys."""
     keys, mask = _keys(module)(params, scope, texts)
     fingerprint = scope.fingerprint()
     return [
         ScopedEdit(
-            Edit(random_deltas(weights, seed + i, rows, std), scope.base, ((f"p{i}", f"t{i}"),)),
+            Edit(random_deltas(weights, seed + i, rows), scope.base, ((f"p{i}", f"t{i}"),)),
             keys[i, 0], mask[i, 0], np.float32(threshold), fingerprint,
         )
         for i in range(len(keys))
