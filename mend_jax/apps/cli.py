@@ -32,6 +32,9 @@ COMMANDS = {
     "evaluate-shipped": Command(
         "mend_jax.apps.evaluate_shipped", "evaluate the editor that is shipped for a base"
     ),
+    "learn-scope": Command(
+        "mend_jax.apps.learn_scope", "learn which texts are about a fact, for scoped edits"
+    ),
     "doctor": Command("mend_jax.doctor", "check a config, its base and its data before a run"),
     "grid": Command("mend_jax.apps.run_command", "run every cell of a table of runs"),
     "join-grids": Command("mend_jax.apps.join_grids", "join parts of a grid into one table"),
