@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from mend_jax.apps.run_command import parse
 from mend_jax.core.editor_protocol import EditTransform
+from mend_jax.hub.language_model import LanguageModel
 from mend_jax.errors import CheckpointError, ConfigError, MendError, report_error
 from mend_jax.io.files import write_json
 from mend_jax.training import config as configs
@@ -47,11 +48,12 @@ def evaluate_shipped(
     if (workdir / "checkpoints").exists():
         raise ConfigError(f"{workdir} holds a run: give another --workdir")
     config.data.train_edits = 1  # nothing is trained
+    config.scope.file = scope
     experiment = open_experiment(config)
     editor, c, split = pretrained.load(experiment.model), config.eval, experiment.test
     transform, params = editor.transform, editor.params
     if scope:
-        transform, params = _scoped(transform, params, scope, experiment.model.fingerprint)
+        transform = _scoped(transform, scope, experiment.model)
     with use_mesh(experiment.mesh):
         scores, examples = evaluate(
             transform, params, editor.state, experiment.model,
@@ -80,23 +82,17 @@ def evaluate_shipped(
     return results
 
 
-def _scoped(
-    transform: EditTransform, params: Any, path: str, fingerprint: str
-) -> tuple[EditTransform, Any]:
-    import jax.numpy as jnp
-
+def _scoped(transform: EditTransform, path: str, model: LanguageModel) -> EditTransform:
     from mend_jax.core import scope_file
-    from mend_jax.editors.scoped import ScopedParams, with_scope
+    from mend_jax.editors.scoped import ScopeGate, with_scope
 
     learned = scope_file.load(path)
-    if learned.scope.base != fingerprint:
+    if learned.scope.base != model.fingerprint:
         raise CheckpointError(
             f"{path}: this scope was learned on base {learned.scope.base}, the base is "
-            f"{fingerprint}: learn one with mend_jax.apps.learn_scope"
+            f"{model.fingerprint}: learn one with mend_jax.apps.learn_scope"
         )
-    return with_scope(transform), ScopedParams(
-        params, learned.scope, jnp.float32(learned.threshold)
-    )
+    return with_scope(transform, ScopeGate.of(learned, model.tokenizer.token_texts))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

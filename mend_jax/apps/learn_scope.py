@@ -2,21 +2,24 @@
 
 Learns the scope of a config's base on the config's data: which texts are about a fact. Writes
 DIR/scope.safetensors (default DIR runs/NAME). The base is loaded with the blocks that the config
-edits; the scope reads the states below them and belongs to every editor of these blocks.
+edits; the scope reads the states below them and belongs to every editor of these blocks. The keys
+`scope.*` of the config say how it is learned. A run with scope.learn does this first.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from mend_jax.apps.run_command import parse
+from mend_jax.core.scope_file import LearnedScope
 from mend_jax.errors import ConfigError, MendError, report_error
+from mend_jax.hub.language_model import LanguageModel
+from mend_jax.training.run_folder import SCOPE_FILE
 
-FILE = "scope.safetensors"
 _PLAIN_TEXTS = 500
 
 
@@ -24,38 +27,86 @@ def learn(config: ConfigDict, workdir: str | Path) -> Path:
     """Learn the scope of a config's base; return the file that was written.
 
     Raises:
-      ConfigError: the data set has no relations, or the folder has a scope already.
+      ConfigError: a data set has no relations, or the folder has a scope already.
       DataError, WeightsError: what cannot be loaded or learned from.
     """
-    from mend_jax import data
     from mend_jax.core import scope_file
     from mend_jax.parallel.mesh import make_mesh
-    from mend_jax.training.assembly import build_model, text_lengths
-    from mend_jax.training.scope_training import ScopeOptions, learn_scope
+    from mend_jax.training.assembly import build_model
 
-    path = Path(workdir) / FILE
+    path = Path(workdir) / SCOPE_FILE
     if path.exists():
         raise ConfigError(f"{path} exists: give another --workdir, or move it away")
-    model = build_model(config, make_mesh(dict(config.mesh)))
-    dataset = data.load(config.data.name, config.data.dir or None, model=model)
-    train, validation = dataset.split("train"), dataset.split("validation")
-    if not any(row["relation"] for row in train):
-        raise ConfigError(
-            f"data.name {config.data.name!r} has no relations, so no neighbours to tell apart: "
-            "choose another data set"
-        )
-    plain = [row["far"] for row in train[:_PLAIN_TEXTS] if row["far"]]
-    learned = learn_scope(
-        model, train, validation, plain, text_lengths(config), ScopeOptions(seed=config.seed)
-    )
+    learned = learn_for(config, build_model(config, make_mesh(dict(config.mesh))))
     path.parent.mkdir(parents=True, exist_ok=True)
     scope_file.save(path, learned)
-    found = learned.description["validation"]
-    print(
-        f"threshold {learned.threshold:.3f}: {found['found']:.3f} of {found['n_inside']} "
-        f"paraphrases match, {found['false_rate']:.3f} of {found['n_outside']} neighbours"
-    )
     return path
+
+
+def scope_of_run(config: ConfigDict, workdir: Path) -> Callable[[LanguageModel], LearnedScope] | None:
+    """Return what gives the scope of a run in a folder: read there, or learned and written there.
+
+    None if the run's edits are plain.
+    """
+    from mend_jax.core import scope_file
+    from mend_jax.parallel.distributed import is_writer
+    from mend_jax.training.assembly import uses_scope
+
+    def scope(model: LanguageModel) -> LearnedScope:
+        path, given = workdir / SCOPE_FILE, config.scope.file
+        if path.exists():
+            return scope_file.load(path)
+        learned = scope_file.load(given) if given else learn_for(config, model)
+        if is_writer():
+            scope_file.save(path, learned)
+        return learned
+
+    return scope if uses_scope(config) else None
+
+
+def learn_for(config: ConfigDict, model: LanguageModel) -> LearnedScope:
+    """Return a scope learned for a loaded base; prints what its thresholds do.
+
+    Raises:
+      ConfigError: a data set has no relations.
+      DataError: what cannot be loaded or learned from.
+    """
+    from mend_jax import data
+    from mend_jax.training.assembly import text_lengths
+    from mend_jax.training.scope_training import ScopeData, ScopeOptions, learn_scope
+
+    sources = []
+    for name in (config.data.name, *config.scope.data_sets):
+        dataset = data.load(name, config.data.dir or None, model=model)
+        train, validation = dataset.split("train"), dataset.split("validation")
+        if not any(row["relation"] for row in train):
+            raise ConfigError(
+                f"data set {name!r} has no relations, so no neighbours to tell apart: choose "
+                "another one"
+            )
+        plain = [row["far"] for row in train[:_PLAIN_TEXTS] if row["far"]]
+        sources.append(ScopeData(train, validation, plain, text_lengths(config)))
+    c = config.scope
+    options = ScopeOptions(
+        facts=c.facts, wordings=c.wordings, steps=c.steps, validation_facts=c.validation_facts,
+        false_rate=c.false_rate, seed=config.seed,
+    )  # fmt: skip
+    learned = learn_scope(model, sources, options)
+    _print(learned)
+    return learned
+
+
+def _print(learned: LearnedScope) -> None:
+    thresholds = learned.threshold, learned.threshold - learned.mention
+    validation = learned.description["validation"]
+    for (name, found), threshold in zip(validation.items(), thresholds, strict=True):
+        if found is not None:
+            inside = "none" if found["found"] is None else f"{found['found']:.3f}"
+            print(
+                f"scope, subject {name}: threshold {threshold:.3f}; {inside} of "
+                f"{found['n_inside']} paraphrases match, {found['false_rate']:.3f} of "
+                f"{found['n_outside']} other states"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

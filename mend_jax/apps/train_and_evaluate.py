@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from mend_jax.apps import doctor
 from mend_jax.apps.evaluate_run import evaluate_run
+from mend_jax.apps.learn_scope import scope_of_run
 from mend_jax.data import DataSet
 from mend_jax.errors import Preempted
 from mend_jax.evaluation.edit_costs import peak_memory_bytes
@@ -69,7 +70,7 @@ def _finished_results(config: ConfigDict, workdir: Path) -> dict[str, Any] | Non
 
 
 def _run(config: ConfigDict, workdir: Path, config_name: str, started: float) -> dict[str, Any]:
-    experiment = _open_together(config)
+    experiment = _open_together(config, workdir)
     manager = checkpoints.open_manager(workdir / "checkpoints")
     with use_mesh(experiment.mesh), distributed.StopRequest() as stop:
         check = functools.partial(run_doctor, experiment, workdir) if config.train.doctor else None
@@ -94,10 +95,10 @@ def _run(config: ConfigDict, workdir: Path, config_name: str, started: float) ->
     return results
 
 
-def _open_together(config: ConfigDict) -> Experiment:
+def _open_together(config: ConfigDict, workdir: Path) -> Experiment:
     """Load base and data on all processes, and check that they are the same."""
     with distributed.fail_together("loading base and data"):
-        experiment = open_experiment(config, mesh_sizes(config))
+        experiment = open_experiment(config, mesh_sizes(config), scope_of_run(config, workdir))
     model, same = experiment.model, {**experiment.identity(), "config": ""}
     distributed.require_agreement(
         "base and data", [f"{key}: {value}" for key, value in same.items()]

@@ -21,6 +21,7 @@ replace the earlier facts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import graphlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,8 +30,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
+from mend_jax.core.mentions import NO_NAME, NameTable, name_hashes, name_table, own_names
 from mend_jax.core.nearest_key import KeyTable, fact_scores
 from mend_jax.core.scoped_edit import ScopedEdit, ScopedRows, content_id, rows_of, with_dtype
 from mend_jax.core.weight_edit import Edit, LowRank
@@ -40,7 +42,9 @@ from mend_jax.parallel.sharding import Rule, place
 BANK_RULES = (
     Rule(r"(.*/)?table/keys", ("tensor", None, None)),
     Rule(r"(.*/)?table/mask", ("tensor", None)),
-    Rule(r"(.*/)?table/(threshold|active|priority)", ("tensor",)),
+    Rule(r"(.*/)?table/(threshold|mention|active|priority)", ("tensor",)),
+    Rule(r"(.*/)?names/hashes"),
+    Rule(r"(.*/)?names/of_fact", ("tensor", None)),
     Rule(r"(.*/)?deltas/.*/(a|b)", ("tensor", None, "fsdp")),
 )
 """The facts are split over `tensor`: tokens are split over the other two axes."""
@@ -54,6 +58,7 @@ class BankedFact(NamedTuple):
       row: where its arrays are.
       facts: its (prompt, target) pairs.
       editor, created: as of its `Edit`.
+      names: of its subject.
       over: ids of earlier facts in conflict with it, sorted.
     """
 
@@ -62,6 +67,7 @@ class BankedFact(NamedTuple):
     facts: tuple[tuple[str, str], ...]
     editor: str
     created: str
+    names: tuple[str, ...] = ()
     over: tuple[str, ...] = ()
 
     @property
@@ -75,7 +81,8 @@ class Conflict(NamedTuple):
 
     Attributes:
       fact: the earlier one.
-      score: the largest cosine between keys of the two; above one of their thresholds.
+      score: the largest cosine between keys of the two, and w of the earlier one if they have a
+        name in common; above one of their thresholds.
     """
 
     fact: BankedFact
@@ -88,6 +95,7 @@ class Bank:
 
     Attributes:
       table: keys, thresholds and priorities.
+      names: of the facts' subjects.
       deltas: a [F, N, d_in] and b [F, N, d_out] by weight name.
       base: fingerprint of the base, "" if unknown.
       scope: fingerprint of the scope that made the keys, "" if unknown.
@@ -95,6 +103,7 @@ class Bank:
     """
 
     table: KeyTable
+    names: NameTable
     deltas: dict[str, LowRank]
     base: str = flax.struct.field(pytree_node=False, default="")
     scope: str = flax.struct.field(pytree_node=False, default="")
@@ -125,7 +134,7 @@ class Bank:
 
     def arrays_only(self) -> Bank:
         """Return the bank without what is static, of which each would be compiled for anew."""
-        return Bank(self.table, self.deltas)
+        return Bank(self.table, self.names, self.deltas)
 
 
 def empty_bank(
@@ -160,6 +169,7 @@ def empty_bank(
         keys=jnp.zeros((F, key_rows, d_key)),
         mask=jnp.zeros((F, key_rows), bool),
         threshold=jnp.zeros((F,)),
+        mention=jnp.zeros((F,)),
         active=jnp.zeros((F,), bool),
         priority=jnp.zeros((F,), jnp.int32),
     )
@@ -167,14 +177,17 @@ def empty_bank(
         name: LowRank(jnp.zeros((F, N, d_in), dtype), jnp.zeros((F, N, d_out), dtype))
         for name, (d_in, d_out) in sorted(weights.items())
     }
-    return Bank(table, deltas, base, scope)
+    return Bank(table, name_table([()] * F), deltas, base, scope)
 
 
-def bank_of_one(scoped: ScopedEdit) -> Bank:
+def bank_of_one(scoped: ScopedEdit, names: UInt32[Array, "*batch V"] | None = None) -> Bank:
     """Return a bank of one scoped edit, or E banks of E; a pure function of arrays.
 
     It lets an editor be trained under its own gate: `jax.vmap` over E, and gradients flow to the
     deltas. Its static `facts` are empty.
+
+    Args:
+      names: hashes of each edit's names, filled up with `NO_NAME`; by default of `scoped.names`.
 
     Raises:
       CheckpointError: a dense delta.
@@ -190,11 +203,18 @@ def bank_of_one(scoped: ScopedEdit) -> Bank:
         keys=scoped.keys[..., None, :, :],
         mask=scoped.mask[..., None, :],
         threshold=jnp.asarray(scoped.threshold, jnp.float32)[..., None],
+        mention=jnp.asarray(scoped.mention, jnp.float32)[..., None],
         active=jnp.ones((*lead, 1), bool),
         priority=jnp.zeros((*lead, 1), jnp.int32),
     )
     deltas: Any = jax.tree.map(lambda leaf: leaf[..., None, :, :], scoped.edit.deltas)
-    return Bank(table, deltas, scoped.edit.base, scoped.scope)
+    if names is None:
+        own = np.asarray(name_hashes(scoped.names) or [NO_NAME], np.uint32)
+        names = jnp.broadcast_to(jnp.asarray(own), (*lead, len(own)))
+    of_one = own_names
+    for _ in lead:
+        of_one = jax.vmap(of_one)
+    return Bank(table, of_one(names), deltas, scoped.edit.base, scoped.scope)
 
 
 def insert(
@@ -210,13 +230,13 @@ def insert(
         or one that `scoped_edit.rows_of` refuses.
     """
     several = [scoped] if isinstance(scoped, ScopedEdit) else list(scoped)
-    new: dict[str, tuple[ScopedRows, Edit]] = {}
+    new: dict[str, tuple[ScopedRows, ScopedEdit]] = {}
     for one in several:
         _check_belongs(bank, one)
         rows = with_dtype(rows_of(one), _dtype(bank))
-        id_ = content_id(rows, one.edit)
+        id_ = content_id(rows, one.edit, one.names)
         new.pop(id_, None)  # of two alike the later counts
-        new[id_] = rows, one.edit
+        new[id_] = rows, one
     for id_ in {f.id for f in bank.facts} & new.keys():
         bank = remove(bank, id_)
     if not new:
@@ -225,8 +245,8 @@ def insert(
     taken = {f.row for f in bank.facts}
     empty = (row for row in range(bank.capacity) if row not in taken)
     added = [
-        BankedFact(id_, next(empty), edit.facts, edit.editor, edit.created)
-        for id_, (_, edit) in new.items()
+        BankedFact(id_, next(empty), e.edit.facts, e.edit.editor, e.edit.created, e.names)
+        for id_, (_, e) in new.items()
     ]
     bank = _write(bank, {f.row: new[f.id][0] for f in added})
     facts, conflicts = _resolve(bank, added)
@@ -269,10 +289,12 @@ def grow(bank: Bank, capacity: int = 0, key_rows: int = 0, delta_rows: int = 0) 
         keys=pad(table.keys, F, R),
         mask=pad(table.mask, F, R),
         threshold=pad(table.threshold, F),
+        mention=pad(table.mention, F),
         active=pad(table.active, F),
         priority=pad(table.priority, F),
     )
-    return _with_arrays(bank, table, jax.tree.map(lambda leaf: pad(leaf, F, N), bank.deltas))
+    grown = _with_arrays(bank, table, jax.tree.map(lambda leaf: pad(leaf, F, N), bank.deltas))
+    return _with_facts(grown, bank.facts)
 
 
 def place_bank(mesh: jax.sharding.Mesh, bank: Bank) -> Bank:
@@ -288,15 +310,16 @@ def canonical(bank: Bank) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return what a bank holds, whatever the order of insertion and the capacities.
 
     Returns:
-      Arrays of n facts, ordered by id: `keys` [n, R, K], `mask` [n, R], `threshold` [n] and for
-      each weight `NAME.a` [n, N, d_in] and `NAME.b` [n, N, d_out], with as few rows as needed; and
+      Arrays of n facts, ordered by id: `keys` [n, R, K], `mask` [n, R], `threshold` [n], `mention`
+      [n] and for each weight `NAME.a` [n, N, d_in] and `NAME.b` [n, N, d_out], with as few rows as needed; and
       JSON metadata.
     """
     facts = sorted(bank.facts, key=lambda f: f.id)
     at = np.asarray([f.row for f in facts], np.int64)
     table, deltas = jax.tree.map(lambda leaf: np.asarray(leaf)[at], (bank.table, bank.deltas))
     R = int(table.mask.sum(-1).max(initial=0))
-    arrays = {"keys": table.keys[:, :R], "mask": table.mask[:, :R], "threshold": table.threshold}
+    arrays = {"keys": table.keys[:, :R], "mask": table.mask[:, :R]}
+    arrays |= {"threshold": table.threshold, "mention": table.mention}
     for name, delta in deltas.items():
         used = (delta.a != 0).any(-1) & (delta.b != 0).any(-1)
         N = int(used.sum(-1).max(initial=0))
@@ -306,11 +329,27 @@ def canonical(bank: Bank) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "scope": bank.scope,
         "facts": [
             {"id": f.id, "facts": [list(pair) for pair in f.facts], "editor": f.editor,
-             "created": f.created, "over": list(f.over)}
+             "created": f.created, "names": list(f.names), "over": list(f.over)}
             for f in facts
         ],
     }  # fmt: skip
     return arrays, metadata
+
+
+def scoped_edits_of(bank: Bank) -> list[ScopedEdit]:
+    """Return the scoped edits of a bank, on the host, in the order of its rows."""
+    table, deltas = jax.device_get((bank.table, bank.deltas))
+    return [
+        ScopedEdit(
+            Edit(
+                {n: LowRank(d.a[f.row], d.b[f.row]) for n, d in deltas.items()},
+                bank.base, f.facts, f.editor, f.created,
+            ),
+            table.keys[f.row], table.mask[f.row], table.threshold[f.row], table.mention[f.row],
+            bank.scope, f.names,
+        )
+        for f in bank.facts
+    ]  # fmt: skip
 
 
 def restore(bank: Bank, entries: Sequence[tuple[BankedFact, ScopedRows]]) -> Bank:
@@ -391,6 +430,7 @@ def _write(bank: Bank, rows: Mapping[int, ScopedRows]) -> Bank:
                 getattr(deltas[name], leaf)[i, : len(x)] = x
     table: Any = dict(
         keys=keys, mask=mask, threshold=np.asarray([r.threshold for r in rows.values()]),
+        mention=np.asarray([r.mention for r in rows.values()]),
         active=np.ones(k, bool), priority=np.zeros(k, np.int32),
     )  # fmt: skip
     at: Any = np.asarray(list(rows), np.int32)
@@ -416,7 +456,7 @@ def _with_arrays(bank: Bank, table: KeyTable, deltas: dict[str, LowRank]) -> Ban
 
 
 def _with_facts(bank: Bank, facts: Iterable[BankedFact]) -> Bank:
-    """Return the bank with these facts, and the priorities that follow from them."""
+    """Return the bank with these facts, and the priorities and names that follow from them."""
     facts = tuple(sorted(facts, key=lambda f: f.row))
     priority = np.zeros(bank.capacity, np.int32)
     levels = _levels({f.id: f.over for f in facts})
@@ -424,7 +464,13 @@ def _with_facts(bank: Bank, facts: Iterable[BankedFact]) -> Bank:
         priority[fact.row] = levels[fact.id]
     placed = jax.device_put(priority, bank.table.priority.sharding)
     table = dataclasses.replace(bank.table, priority=placed)
-    return dataclasses.replace(bank, table=table, facts=facts)
+    names: list[tuple[str, ...]] = [()] * bank.capacity
+    for fact in facts:
+        names[fact.row] = fact.names
+    found = name_table(names, len(bank.names.hashes), bank.names.of_fact.shape[-1])
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, bank.names)
+    placed_names = jax.device_put(found, sharding)
+    return dataclasses.replace(bank, table=table, names=placed_names, facts=facts)
 
 
 def _levels(over: Mapping[str, Sequence[str]]) -> dict[str, int]:
@@ -442,18 +488,29 @@ def _resolve(
     """Return all facts, each new one over those that it contradicts, and the conflicts."""
     at = np.asarray([f.row for f in added])
     scores = np.asarray(_scores_between(bank.table, at))
+    mention = np.asarray(bank.table.mention)
     threshold = np.asarray(bank.table.threshold)
     facts, conflicts = list(bank.facts), []
     for fact, score in zip(added, scores, strict=True):
-        found = [
-            Conflict(earlier, float(score[earlier.row]))
-            for earlier in facts
-            if earlier.targets != fact.targets
-            and score[earlier.row] > min(threshold[earlier.row], threshold[fact.row])
-        ]
+        found = []
+        for earlier in facts:
+            shared = not _hashes(earlier).isdisjoint(_hashes(fact))
+            total = score[earlier.row] + (mention[earlier.row] if shared else 0)
+            least = min(threshold[earlier.row], threshold[fact.row])
+            if earlier.targets != fact.targets and total > least:
+                found.append(Conflict(earlier, float(total)))
         conflicts += sorted(found, key=lambda c: -c.score)
         facts.append(fact._replace(over=tuple(sorted(c.fact.id for c in found))))
     return facts, tuple(conflicts)
+
+
+def _hashes(fact: BankedFact) -> frozenset[int]:
+    return _hashes_of(fact.names)
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _hashes_of(names: tuple[str, ...]) -> frozenset[int]:
+    return frozenset(name_hashes(names))
 
 
 @jax.jit

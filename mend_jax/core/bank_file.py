@@ -19,7 +19,7 @@ from mend_jax.io.json_values import matches_type
 
 FORMAT = "mend_jax_bank/1"
 _KIND = "bank file"
-_TABLE = ("keys", "mask", "threshold")
+_TABLE = ("keys", "mask", "threshold", "mention")
 
 
 class _FactEntry(TypedDict):
@@ -27,6 +27,7 @@ class _FactEntry(TypedDict):
     facts: list[tuple[str, str]]
     editor: str
     created: str
+    names: list[str]
     over: list[str]
 
 
@@ -93,20 +94,20 @@ def _checked_shapes(arrays: Mapping[str, np.ndarray]) -> tuple[int, dict[str, tu
     """Return the number of facts, and (d_in, d_out) of the weights by name."""
     if missing := [name for name in _TABLE if name not in arrays]:
         raise ValueError(f"without {missing}")
-    keys, mask, threshold = (arrays[name] for name in _TABLE)
-    types = (keys.dtype, mask.dtype, threshold.dtype)
-    if types != (np.float32, np.bool_, np.float32):
-        raise ValueError(f"keys, mask and threshold have types {[t.name for t in types]}")
-    if keys.ndim != 3 or mask.shape != keys.shape[:2] or threshold.shape != keys.shape[:1]:
-        raise ValueError(f"keys {keys.shape}, mask {mask.shape}, threshold {threshold.shape}")
-    n, shapes, dtypes = len(keys), {}, set()
+    types = [arrays[name].dtype.name for name in _TABLE]
+    if types != ["float32", "bool", "float32", "float32"]:
+        raise ValueError(f"{', '.join(_TABLE)} have types {types}")
+    keys, *sizes = (arrays[name].shape for name in _TABLE)
+    if len(keys) != 3 or sizes != [keys[:2], keys[:1], keys[:1]]:
+        raise ValueError(f"{', '.join(_TABLE)} have shapes {[keys, *sizes]}")
+    n, shapes, dtypes = keys[0], {}, set()
     names = sorted({name.rpartition(".")[0] for name in arrays if name not in _TABLE})
     for name in names:
         leaves = [x for leaf in ("a", "b") if (x := arrays.get(f"{name}.{leaf}")) is not None]
-        sizes = [x.shape for x in leaves]
-        if len(sizes) != 2 or any(len(s) != 3 or s[:2] != (n, sizes[0][1]) for s in sizes):
-            raise ValueError(f"arrays {sizes} of {name} are not a pair for {n} facts")
-        shapes[name] = (sizes[0][2], sizes[1][2])
+        pair = [x.shape for x in leaves]
+        if len(pair) != 2 or any(len(s) != 3 or s[:2] != (n, pair[0][1]) for s in pair):
+            raise ValueError(f"arrays {pair} of {name} are not a pair for {n} facts")
+        shapes[name] = (pair[0][2], pair[1][2])
         dtypes |= {x.dtype for x in leaves}
     if len(dtypes) != 1 or not jnp.issubdtype(min(dtypes, key=str), jnp.floating):
         raise ValueError(f"deltas of types {sorted(t.name for t in dtypes)}")
@@ -125,7 +126,8 @@ def _checked_facts(entries: list[_FactEntry], n: int) -> list[BankedFact]:
         pairs = tuple((prompt, target) for prompt, target in e["facts"])
         if unknown := set(e["over"]) - set(ids):
             raise ValueError(f"fact {e['id']} is over {sorted(unknown)}, which are not there")
-        facts.append(BankedFact(e["id"], row, pairs, e["editor"], e["created"], tuple(e["over"])))
+        names, over = tuple(e["names"]), tuple(e["over"])
+        facts.append(BankedFact(e["id"], row, pairs, e["editor"], e["created"], names, over))
     return facts
 
 
@@ -139,9 +141,12 @@ def _rows(
         used = (a != 0).any(-1) & (b != 0).any(-1)
         deltas[name] = LowRank(a[used], b[used])
     mask = arrays["mask"][fact.row]
-    rows = ScopedRows(arrays["keys"][fact.row][mask], arrays["threshold"][fact.row], deltas)
+    row = fact.row
+    rows = ScopedRows(
+        arrays["keys"][row][mask], arrays["threshold"][row], arrays["mention"][row], deltas
+    )
     edit = Edit({}, facts=fact.facts, editor=fact.editor, created=fact.created)
-    if content_id(rows, edit) != fact.id:
+    if content_id(rows, edit, fact.names) != fact.id:
         raise ValueError(f"fact {fact.id} has other contents than its id says")
     return rows
 

@@ -13,6 +13,7 @@ compare logits as XLA compiles by default.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,21 +22,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mend_jax.core.bank import BANK_RULES, Bank
+from mend_jax.core.bank import BANK_RULES, Bank, Conflict, insert, remove, scoped_edits_of
 from mend_jax.core.chunking import map_chunks
+from mend_jax.core.compose import sum_edits
 from mend_jax.core.forward import TrunkStates, gate_matches
+from mend_jax.core.mentions import TOKEN_TEXT_RULES, NameTable, TokenTexts, mentions
 from mend_jax.core.nearest_key import KeyTable, Match, look_up
+from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.scope import SCOPE_RULES, Projection, Scope, project
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.weight_edit import variables
+from mend_jax.core.weight_edit import MIXED, AppliedEdit, Edit, variables
 from mend_jax.errors import CheckpointError
 from mend_jax.models import WeightSpec
 from mend_jax.models.editable_model import EditableModel
-from mend_jax.models.gate_site import GATE, GateSite
+from mend_jax.models.gate_site import GATE, GateSite, TextSoFar
 from mend_jax.models.layers import EDITS
 from mend_jax.models.params import Params, nest
 
-GATED_BANK_RULES = (*BANK_RULES, *SCOPE_RULES)
+GATED_BANK_RULES = (*BANK_RULES, *SCOPE_RULES, *TOKEN_TEXT_RULES)
 FEW_FACTS = 8
 """Up to so many facts a pass multiplies by all of them; beyond, it gathers each token's."""
 _TOKENS_AT_ONCE = 64  # that gather their factors; a multiple of that many costs memory
@@ -43,16 +47,24 @@ _TOKENS_AT_ONCE = 64  # that gather their factors; a multiple of that many costs
 
 @flax.struct.dataclass
 class BankGate:
-    """The lookup as the models call it."""
+    """The lookup as the models call it.
+
+    `texts`: of the base's tokens; None: mentions of subjects do not count.
+    """
 
     projection: Projection
     table: KeyTable
+    names: NameTable
+    texts: TokenTexts | None
     site: GateSite = flax.struct.field(pytree_node=False)
 
-    def __call__(self, z: Float[Array, "B T_or_1 D"]) -> Match:
+    def __call__(self, z: Float[Array, "B T_or_1 D"], so_far: TextSoFar) -> Match:
         """Return the match of states at the site; no gradient flows through it."""
-        z = jax.lax.stop_gradient(z)
-        return jax.lax.stop_gradient(look_up(self.table, project(self.projection, z)))
+        keys = project(self.projection, jax.lax.stop_gradient(z))
+        if self.texts is None:
+            return jax.lax.stop_gradient(look_up(self.table, keys))
+        found = mentions(self.texts, self.names, so_far)
+        return jax.lax.stop_gradient(look_up(self.table, keys, self.names, found))
 
 
 @flax.struct.dataclass
@@ -121,10 +133,15 @@ class GatedDelta:
 
 @flax.struct.dataclass
 class GatedBank:
-    """A bank with the scope that its keys are of: what a model runs under, like an `Edit`."""
+    """A bank with the scope that its keys are of: what a model runs under, like an `Edit`.
+
+    Attributes:
+      texts: of the base's tokens, by which mentions of subjects are found; None: they do not count.
+    """
 
     bank: Bank
     scope: Scope
+    texts: TokenTexts | None = None
 
     @property
     def base(self) -> str:
@@ -133,9 +150,56 @@ class GatedBank:
 
     def collections(self) -> dict[str, Any]:
         """Return the linen collections that the model reads: the gate, and the gated deltas."""
-        gate = BankGate(self.scope.projection, self.bank.table, self.scope.site)
-        deltas = {f"{n}/delta": GatedDelta(d.a, d.b) for n, d in self.bank.deltas.items()}
+        bank, scope = self.bank, self.scope
+        gate = BankGate(scope.projection, bank.table, bank.names, self.texts, scope.site)
+        deltas = {f"{n}/delta": GatedDelta(d.a, d.b) for n, d in bank.deltas.items()}
         return {EDITS: nest(deltas), GATE: {"gate": gate}}
+
+    @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """The (prompt, target) pairs of all facts."""
+        return tuple(pair for fact in self.bank.facts for pair in fact.facts)
+
+    @property
+    def editor(self) -> str:
+        """The editors that made the facts, joined by "+"."""
+        return "+".join(dict.fromkeys(fact.editor for fact in self.bank.facts))
+
+    @property
+    def created(self) -> str:
+        """When the latest fact was made."""
+        return max((fact.created for fact in self.bank.facts), default="")
+
+    def insert(
+        self, scoped: ScopedEdit | Sequence[ScopedEdit]
+    ) -> tuple[GatedBank, tuple[Conflict, ...]]:
+        """Return it with more facts, and their conflicts with earlier ones; see `bank.insert`."""
+        bank, conflicts = insert(self.bank, scoped)
+        return dataclasses.replace(self, bank=bank), conflicts
+
+    def compose(self, other: AppliedEdit) -> GatedBank:
+        """Return the facts of both; of two facts in one scope the other's wins.
+
+        Raises:
+          CheckpointError: a plain edit, or a bank of another base or scope.
+        """
+        if not isinstance(other, GatedBank):
+            raise CheckpointError(MIXED)
+        return self.insert(scoped_edits_of(other.bank))[0]
+
+    def scale(self, factor: float | Array) -> GatedBank:
+        """Return it with every delta multiplied by `factor`; its ids are no longer those of it."""
+        deltas = {name: delta.scale(factor) for name, delta in self.bank.deltas.items()}
+        return dataclasses.replace(self, bank=dataclasses.replace(self.bank, deltas=deltas))
+
+    def as_plain(self) -> Edit:
+        """Return the sum of the facts' deltas, which applies to all texts; see `AppliedEdit`."""
+        edits = [scoped.edit for scoped in scoped_edits_of(self.bank)]
+        return sum_edits(edits)
+
+    def remove(self, id_: str) -> GatedBank:
+        """Return it without one fact; see `bank.remove`."""
+        return dataclasses.replace(self, bank=remove(self.bank, id_))
 
     def weight_shapes(self) -> dict[str, tuple[int, int]]:
         """Return (d_in, d_out) of every edited weight by name."""
@@ -144,11 +208,14 @@ class GatedBank:
     def arrays_only(self) -> GatedBank:
         """Return it without what is static except for the site: one compile for each capacity."""
         scope = Scope(self.scope.projection, self.scope.site)
-        return GatedBank(self.bank.arrays_only(), scope)
+        return GatedBank(self.bank.arrays_only(), scope, self.texts)
 
 
-def gate_bank(bank: Bank, scope: Scope) -> GatedBank:
+def gate_bank(bank: Bank, scope: Scope, texts: TokenTexts | None = None) -> GatedBank:
     """Return a bank with its scope.
+
+    Args:
+      texts: `Tokenizer.token_texts` of the base, so that mentions of subjects count.
 
     Raises:
       CheckpointError: the bank's keys are of another scope, or the scope is of another base.
@@ -169,7 +236,7 @@ def gate_bank(bank: Bank, scope: Scope) -> GatedBank:
             f"the bank has keys of width {width}, the scope gives {scope.d_key}: give the scope "
             "that the bank was made with"
         )
-    return GatedBank(bank, scope)
+    return GatedBank(bank, scope, texts)
 
 
 def check_site(site: GateSite, weights: Sequence[WeightSpec]) -> None:

@@ -1,9 +1,17 @@
 """The lookup of a bank: which fact's key is nearest to a projected state, and near enough.
 
-Shape letters: F facts, R keys of a fact, K width of a key.
+A token that comes after a name of a fact's subject needs a smaller cosine: its score is
+
+  s = max_n f(z) . k_n + w [the subject is mentioned],   a match if s > tau
+
+so tau is the threshold without a mention, and tau - w the one with it.
+
+Shape letters: F facts, R keys of a fact, K width of a key, B texts, T tokens that ask.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import flax.struct
 import jax
@@ -11,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mend_jax.core.chunking import map_chunks
+from mend_jax.core.mentions import Mentions, NameTable, is_mentioned
 
 EXACT_KEYS = 100_000
 """Up to so many keys (F * R) the lookup is exact; beyond, `jax.lax.approx_max_k` is used."""
@@ -28,7 +37,8 @@ class KeyTable:
     Attributes:
       keys: unit vectors, float32.
       mask: True on real keys.
-      threshold: of each fact; a score must be above it.
+      threshold: tau of each fact; a score must be above it.
+      mention: w of each fact, at least 0.
       active: False on empty rows.
       priority: of equal matches the highest wins.
     """
@@ -36,6 +46,7 @@ class KeyTable:
     keys: Float[Array, "F R K"]
     mask: Bool[Array, "F R"]
     threshold: Float[Array, " F"]
+    mention: Float[Array, " F"]
     active: Bool[Array, " F"]
     priority: Int[Array, " F"]
 
@@ -48,7 +59,7 @@ class Match:
       fact: row of the matched fact; -1 for none.
       nearest: row of the matched fact or, without a match, of the fact with the nearest key; -1 if
         there is no key.
-      score: cosine of the token and the nearest key of that fact; -inf if there is no key.
+      score: s of the token and that fact; -inf if there is no key.
     """
 
     fact: Int[Array, "*tokens"]
@@ -57,28 +68,48 @@ class Match:
 
 
 def look_up(
-    table: KeyTable, queries: Float[Array, "*tokens K"], exact_keys: int = EXACT_KEYS
+    table: KeyTable,
+    queries: Float[Array, "*tokens K"],
+    names: NameTable | None = None,
+    mentions: Mentions | None = None,
+    exact_keys: int = EXACT_KEYS,
 ) -> Match:
     """Return the best match of each query.
 
-    A fact matches if its score, the largest cosine of its keys, is above its own threshold. Of the
-    facts that match, the highest score wins. Of those within `TIE` of it the highest priority wins,
-    then the higher score, then the lower row. A threshold below -1 lets everything match.
+    A fact matches if its score is above its own threshold. Of the facts that match, the highest
+    score wins. Of those within `TIE` of it the highest priority wins, then the higher score, then
+    the lower row. A threshold below -1 lets everything match.
 
     The matmul is blocked over queries, so its scores take at most 128 MB, and it may be split over
     devices along F.
 
     Args:
-      queries: unit vectors.
+      queries: unit vectors; with `mentions` [B, T, K].
+      names, mentions: of the table's facts, and in the texts; None: nothing is mentioned.
       exact_keys: how many keys are compared exactly. Beyond, the 8 best facts are found
         approximately (Chern et al. 2022, arXiv:2206.14286, recall 0.99), which is faster on a TPU
         alone, and the same rules apply among them.
     """
     F, R, K = table.keys.shape
-    lead, flat = queries.shape[:-1], queries.reshape(-1, K)
+    lead = queries.shape[:-1]
     n_candidates = min(_CANDIDATES, F) if exact_keys < F * R else None
     size = max(_SCORES_AT_ONCE // (F * R), 1)
-    found = map_chunks(lambda q: _look_up_block(table, q, n_candidates), size, flat, axis=0)
+
+    def block(chunk: tuple[Array, Any]) -> Match:
+        flat, at = chunk
+        bonus = None
+        if names is not None and mentions is not None:
+            text, here, position = at
+            mentioned = is_mentioned(names, mentions.first[text], here, position)
+            bonus = jnp.where(mentioned, table.mention[None], 0.0)
+        return _look_up_block(table, flat, bonus, n_candidates)
+
+    at: Any = None
+    if mentions is not None:
+        text = jnp.broadcast_to(jnp.arange(lead[0], dtype=jnp.int32)[:, None], lead).reshape(-1)
+        here = mentions.here.reshape(-1, mentions.here.shape[-1])
+        at = (text, here, mentions.position.reshape(-1))
+    found = map_chunks(block, size, (queries.reshape(-1, K), at), axis=0)
     return jax.tree.map(lambda leaf: leaf.reshape(lead), found)
 
 
@@ -93,9 +124,15 @@ def fact_scores(table: KeyTable, queries: Float[Array, "Q K"]) -> Float[Array, "
     return jnp.where(real, cosines.reshape(-1, F, R), -jnp.inf).max(-1)
 
 
-def _look_up_block(table: KeyTable, queries: jax.Array, n_candidates: int | None) -> Match:
-    """Return the match of queries [Q, K]; with `n_candidates` among approximately the best."""
+def _look_up_block(
+    table: KeyTable,
+    queries: Float[Array, "Q K"],
+    bonus: Float[Array, "Q F"] | None,
+    n_candidates: int | None,
+) -> Match:
+    """Return the match of queries; with `n_candidates` among approximately the best."""
     scores = fact_scores(table, queries)
+    scores = scores if bonus is None else scores + bonus
     matching = jnp.where(scores > table.threshold[None], scores, -jnp.inf)
     nearest, nearest_score = _first_of_highest(scores)
     if n_candidates is None:

@@ -25,12 +25,14 @@ class LearnedScope(NamedTuple):
 
     Attributes:
       scope: projection and site.
-      threshold: the cosine that a match must exceed, chosen from validation scores.
+      threshold: what a match's score must exceed, chosen from validation scores.
+      mention: what a mention of the subject adds to the score, chosen likewise.
       description: JSON values: data, seed, steps, rates of matches.
     """
 
     scope: Scope
     threshold: float
+    mention: float
     description: dict[str, Any]
 
 
@@ -40,6 +42,7 @@ class _Metadata(TypedDict):
     block: int
     per_text: bool
     threshold: float
+    mention: float
     description: dict[str, Any]
 
 
@@ -52,6 +55,7 @@ def save(path: str | Path, learned: LearnedScope) -> None:
         "block": site.block,
         "per_text": site.per_text,
         "threshold": float(learned.threshold),
+        "mention": float(learned.mention),
         "description": learned.description,
     }
     arrays = jax.device_get(vars(scope.projection))
@@ -78,7 +82,7 @@ def _learned(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> L
     """Return the scope of a file's contents; ValueError if they do not make up one."""
     types = {
         "base": str, "stack": str, "block": int, "per_text": bool, "threshold": float,
-        "description": dict,
+        "mention": float, "description": dict,
     }  # fmt: skip
     if metadata.keys() != types.keys() or any(
         type(metadata[name]) is not wanted for name, wanted in types.items()
@@ -88,9 +92,12 @@ def _learned(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> L
         raise ValueError(f"it reads {metadata['stack']}_{metadata['block']}")
     if not -2.0 <= metadata["threshold"] <= 2.0:
         raise ValueError(f"its threshold is {metadata['threshold']}, and cosines are compared")
+    if not 0.0 <= metadata["mention"] <= 4.0:
+        raise ValueError(f"its weight of a mention is {metadata['mention']}")
     site = GateSite(metadata["stack"], metadata["block"], metadata["per_text"])
     scope = Scope(_projection(arrays), site, metadata["base"])
-    return LearnedScope(scope, metadata["threshold"], metadata["description"])
+    found = (metadata["threshold"], metadata["mention"], metadata["description"])
+    return LearnedScope(scope, *found)
 
 
 def _projection(arrays: Mapping[str, np.ndarray]) -> Projection:

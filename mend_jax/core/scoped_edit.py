@@ -1,6 +1,8 @@
 """A scoped edit: an edit and the keys of where it applies. A bank holds many.
 
-y_t = W x_t + g(z_t) (x_t a^T) b,   g(z_t) = 1 if max_n f(z_t) . k_n > tau, else 0
+y_t = W x_t + g_t (x_t a^T) b,   g_t = 1 if max_n f(z_t) . k_n + w m_t > tau, else 0,
+
+with m_t = 1 where the text up to token t mentions the fact's subject (`mentions`), else 0.
 """
 
 from __future__ import annotations
@@ -27,14 +29,18 @@ class ScopedEdit:
       keys: unit vectors; see `scope.scope_keys`.
       mask: True on real keys.
       threshold: tau.
+      mention: w, at least 0.
       scope: fingerprint of the scope that made the keys, "" if unknown.
+      names: of the fact's subject, and aliases; without any, nothing mentions it.
     """
 
     edit: Edit
     keys: Float[Array, "*batch R K"]
     mask: Bool[Array, "*batch R"]
     threshold: Float[Array, "*batch"]
+    mention: Float[Array, "*batch"]
     scope: str = flax.struct.field(pytree_node=False, default="")
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
 
     def at(self, index: int) -> ScopedEdit:
         """Return one of E independent edits that share a leading axis."""
@@ -47,11 +53,13 @@ class ScopedRows(NamedTuple):
     Attributes:
       keys: float32[R, K], the real ones.
       threshold: tau.
+      mention: w.
       deltas: a [N, d_in] and b [N, d_out] by weight, without rows that are all zero.
     """
 
     keys: np.ndarray
     threshold: np.float32
+    mention: np.float32
     deltas: dict[str, LowRank]
 
 
@@ -61,8 +69,8 @@ def rows_of(scoped: ScopedEdit) -> ScopedRows:
     Raises:
       CheckpointError: several edits in one, a dense delta, no key, or values that are not finite.
     """
-    edit, keys, mask, threshold = jax.device_get(
-        (scoped.edit.deltas, scoped.keys, scoped.mask, scoped.threshold)
+    edit, keys, mask, threshold, mention = jax.device_get(
+        (scoped.edit.deltas, scoped.keys, scoped.mask, scoped.threshold, scoped.mention)
     )
     keys, mask = np.asarray(keys, np.float32), np.asarray(mask)
     if keys.ndim != 2:
@@ -75,9 +83,14 @@ def rows_of(scoped: ScopedEdit) -> ScopedRows:
             "scored position"
         )
     deltas = {name: _rows_of_delta(name, delta) for name, delta in sorted(edit.items())}
-    rows = ScopedRows(keys[mask], np.float32(threshold), deltas)
-    for what, array in (("keys", rows.keys), ("threshold", rows.threshold)):
-        _require_finite(what, array)
+    rows = ScopedRows(keys[mask], np.float32(threshold), np.float32(mention), deltas)
+    for what in ("keys", "threshold", "mention"):
+        _require_finite(what, getattr(rows, what))
+    if rows.mention < 0:
+        raise CheckpointError(
+            f"mention is {rows.mention:g}: a mention of the subject cannot count against a match; "
+            "give at least 0"
+        )
     return rows
 
 
@@ -101,11 +114,11 @@ def _require_finite(what: str, array: np.ndarray | np.float32) -> None:
         raise CheckpointError(f"{what}: values that are not finite; make the edit again")
 
 
-def content_id(rows: ScopedRows, edit: Edit) -> str:
+def content_id(rows: ScopedRows, edit: Edit, names: tuple[str, ...]) -> str:
     """Return 16 hex digits of everything in a scoped edit: its name in a bank."""
-    texts = json.dumps([edit.facts, edit.editor, edit.created])
+    texts = json.dumps([edit.facts, edit.editor, edit.created, names])
     digest = hashlib.sha256(texts.encode())
-    arrays = {"keys": rows.keys, "threshold": rows.threshold}
+    arrays = {"keys": rows.keys, "threshold": rows.threshold, "mention": rows.mention}
     arrays |= {f"{n}.{leaf}": x for n, d in rows.deltas.items() for leaf, x in vars(d).items()}
     for name, array in sorted(arrays.items()):
         array = np.asarray(array)
@@ -115,5 +128,5 @@ def content_id(rows: ScopedRows, edit: Edit) -> str:
 
 
 def with_dtype(rows: ScopedRows, dtype: np.dtype) -> ScopedRows:
-    """Return the rows with deltas in a dtype, keys and threshold in float32."""
+    """Return the rows with deltas in a dtype, and all else in float32."""
     return rows._replace(deltas=jax.tree.map(lambda leaf: np.asarray(leaf, dtype), rows.deltas))

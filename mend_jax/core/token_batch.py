@@ -8,7 +8,7 @@ from typing import Any
 import flax.struct
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt32
 
 from mend_jax.models.editable_model import Inputs
 
@@ -37,6 +37,8 @@ class TokenBatch:
         decoder's input.
       subject: index t of the last token of a text's subject; None if unknown for all of them (see
         `subject_pos`).
+      names: hashes of the names of a text's subject, see `mentions.name_hashes`; None where no
+        scope needs them.
     """
 
     tokens: Int[AnyArray, "*batch T"]
@@ -47,6 +49,7 @@ class TokenBatch:
     source: Int[AnyArray, "*batch M"] | None = None
     source_mask: Bool[AnyArray, "*batch M"] | None = None
     subject: Int[AnyArray, "*batch 1"] | None = None
+    names: UInt32[AnyArray, "*batch V"] | None = None
 
     @property
     def subject_pos(self) -> Int[AnyArray, "*batch"]:

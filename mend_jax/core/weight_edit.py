@@ -24,6 +24,12 @@ from mend_jax.models.layers import EDITS
 from mend_jax.models.params import Params, nest, weight_at
 
 
+MIXED = (
+    "a plain edit and scoped edits cannot be composed: a plain one changes the weights for all "
+    "texts; make both of one kind, and use one ledger for each"
+)
+
+
 @flax.struct.dataclass
 class LowRank:
     """The delta of W' = W + a^T b."""
@@ -165,6 +171,10 @@ class Edit:
             self, deltas={name: d.scale(factor) for name, d in self.deltas.items()}
         )
 
+    def as_plain(self) -> Edit:
+        """Return the edit itself; see `AppliedEdit`."""
+        return self
+
     def negate(self) -> Edit:
         """Return the edit that undoes this one (exactly if composed, not in a merged bf16 W)."""
         return self.scale(-1.0)
@@ -175,8 +185,10 @@ class Edit:
         Names of different editors are joined by "+"; `created` is the later date.
 
         Raises:
-          CheckpointError: the edits are for different bases.
+          CheckpointError: the edits are for different bases, or the other one is scoped.
         """
+        if not isinstance(other, Edit):
+            raise CheckpointError(MIXED)
         if self.base and other.base and self.base != other.base:
             raise CheckpointError(
                 f"edits of different bases cannot be composed: {self.base} and {other.base}"
@@ -232,8 +244,31 @@ def utc_timestamp() -> str:
 class AppliedEdit(Protocol):
     """What a forward pass can run under: an `Edit`, or a `gated_bank.GatedBank`."""
 
+    @property
+    def base(self) -> str:
+        """Fingerprint of the base weights, "" if unknown."""
+
+    @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """The (prompt, target) pairs."""
+
     def collections(self) -> dict[str, Any]:
         """Return the linen collections that the model reads it from."""
+
+    def weight_shapes(self) -> dict[str, tuple[int, int]]:
+        """Return (d_in, d_out) of every edited weight by name."""
+
+    def arrays_only(self) -> Any:
+        """Return it without what is static, of which each would be compiled for anew."""
+
+    def scale(self, factor: float | Array) -> Any:
+        """Return it with every delta multiplied by `factor`."""
+
+    def compose(self, other: Any) -> Any:
+        """Return both as one, of one kind."""
+
+    def as_plain(self) -> Edit:
+        """Return the same deltas as a plain edit, which applies to all texts."""
 
 
 def variables(params: Params, edit: AppliedEdit | None = None) -> dict[str, Any]:

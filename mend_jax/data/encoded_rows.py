@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from mend_jax.core.mentions import padded_hashes
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.subject_positions import TokenizerWithOffsets, add_subject_positions
 from mend_jax.errors import DataError
@@ -22,6 +23,7 @@ from mend_jax.hub.input_formats import CAUSAL, InputFormat
 TRAINING_SETS = ("edit", "rephrase", "near", "far")
 # Sets of texts that an edit should leave alone although they are close to it; see `hard_texts`.
 # `hard_target` has the prompts of `hard_near` with the row's new target: does it leak there?
+_SPELLINGS = 4  # of a name
 HARD_SETS = ("hard_near", "hard_target", "same_subject", "target_facts", "subject_text")
 # Further sets for evaluation; several texts a row, except for `far_answers`.
 EVALUATION_SETS = ("more_rephrases", "more_near", "hops", "far_answers", *HARD_SETS)
@@ -82,11 +84,13 @@ def encode_rows(
     lengths: Lengths,
     form: InputFormat = CAUSAL,
     more: bool = False,
+    names: bool = False,
 ) -> EncodedRows:
     """Tokenise every row once; rows that do not fit the lengths are dropped and counted.
 
     Args:
       more: also encode the `EVALUATION_SETS`; of these, only the texts that do not fit are dropped.
+      names: also keep the hashes of the subjects' names, for scoped edits.
 
     Raises:
       DataError: no row fits, or only some rows have a near (or far) text.
@@ -118,6 +122,10 @@ def encode_rows(
         prompts = {s: [encoder.question(row[f]) for row in kept_rows] for s, f in fields.items()}
         subjects = [row.get("subject", "") for row in kept_rows]
         texts |= add_subject_positions(texts, tokenizer, prompts, subjects)
+    if names:
+        hashes = padded_hashes([[row.get("subject", "")] for row in kept_rows], _SPELLINGS)
+        for name in ("edit", "rephrase"):
+            texts[name] = dataclasses.replace(texts[name], names=hashes)
     return EncodedRows(
         texts=texts,
         index=np.asarray([number for number, _, _ in kept], np.int32),

@@ -22,6 +22,7 @@ class Fact:
       paraphrases: other wordings of the prompt, which should get the same target.
       subject: what the fact is about, if known.
       neighbours: prompts whose answers must not change.
+      aliases: other names of the subject ("the UK").
     """
 
     prompt: str
@@ -29,11 +30,12 @@ class Fact:
     paraphrases: tuple[str, ...] = ()
     subject: str = ""
     neighbours: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Fact))
 _REQUIRED = ("prompt", "target")
-_LISTS = ("paraphrases", "neighbours")
+_LISTS = ("paraphrases", "neighbours", "aliases")
 _OLD_FIELDS = {"rephrases": "paraphrases", "locality": "neighbours"}
 """Names of fields in files of earlier versions -> today's."""
 _EXAMPLE = '{"prompt": "The capital of France is", "target": "Lyon"}'
@@ -43,8 +45,8 @@ def read_facts(path: str | os.PathLike[str]) -> list[Fact]:
     """Read the facts of a JSONL file: one JSON object a line; blank lines are skipped.
 
     Args:
-      path: the file. Fields: `prompt` and `target` (texts), optionally `paraphrases` and
-        `neighbours` (lists of texts) and `subject` (text). Old names of fields are read too.
+      path: the file. Fields: `prompt` and `target` (texts), optionally `paraphrases`,
+        `neighbours` and `aliases` (lists of texts) and `subject` (text). Old names of fields are read too.
 
     Raises:
       DataError: the file cannot be read or is empty, or a line is not a usable fact; names the

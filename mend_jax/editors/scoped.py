@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -10,70 +11,93 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mend_jax.core.bank import bank_of_one
-from mend_jax.core.edit_problem import Problem
-from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform
+from mend_jax.core.edit_problem import Problem, make_problem
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.gated_bank import GatedBank
+from mend_jax.core.mentions import TokenTexts
 from mend_jax.core.scope import Scope, scope_keys
+from mend_jax.core.scope_file import LearnedScope
 from mend_jax.core.scoped_edit import ScopedEdit
+from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit
+from mend_jax.models.editable_model import EditableModel
+from mend_jax.models.params import Params
 
 
 @flax.struct.dataclass
-class ScopedParams:
-    """The parameters of a scoped editor.
+class ScopeGate:
+    """A learned scope as edits are made under it.
 
     Attributes:
-      editor: those of the editor.
-      scope: the learned scope.
-      threshold: the cosine that a match must exceed.
+      scope: projection and site.
+      threshold: what a match's score must exceed.
+      mention: what a mention of the subject adds to a score.
+      texts: of the base's tokens, by which mentions are found; None: they do not count.
     """
 
-    editor: EditorParams
     scope: Scope
     threshold: Float[Array, ""]
+    mention: Float[Array, ""]
+    texts: TokenTexts | None = None
+
+    @staticmethod
+    def of(learned: LearnedScope, texts: TokenTexts | None) -> ScopeGate:
+        """Return a learned scope with the texts of its base's tokens."""
+        numbers = jnp.float32(learned.threshold), jnp.float32(learned.mention)
+        return ScopeGate(learned.scope, *numbers, texts)
 
 
-@functools.cache
-def with_scope(editor: EditTransform) -> EditTransform:
-    """Return the editor with scoped edits; its parameters are `ScopedParams`.
+def with_scope(editor: EditTransform, gate: ScopeGate) -> EditTransform:
+    """Return the editor with scoped edits, of the same parameters.
 
-    The result of `edit` is a `GatedBank` of one fact for each of the E edits. What else uses an
-    editor's edits before they are applied (training, sequences) takes the plain editor.
+    The result of `edit` is a `GatedBank` of one fact for each of the E edits; gradients flow to its
+    deltas, so the editor can be trained under its gate. What else uses an editor's edits before
+    they are applied (a penalty, sequences) takes the plain editor.
     """
 
     def edit(
-        params: ScopedParams, state: EditorState, problem: Problem, train: bool
-    ) -> tuple[GatedBank, EditorState]:
-        plain, state = editor.edit(params.editor, state, problem, train)
-        return gated_edits(plain, params.scope, params.threshold, problem), state
+        params: EditorParams, state: EditorState, problem: Problem, train: bool
+    ) -> tuple[Any, EditorState]:
+        plain, state = editor.edit(params, state, problem, train)
+        return gated_edits(plain, gate, problem), state
 
-    return editor._replace(
-        edit=edit,  # type: ignore[arg-type]
-        trainable=False, penalty=None, lifelong_edit=None, sequential_training=None,
-    )  # fmt: skip
+    return editor._replace(edit=edit, penalty=None, lifelong_edit=None, sequential_training=None)
 
 
-def gated_edits(
-    edit: Edit, scope: Scope, threshold: Float[Array, ""], problem: Problem
-) -> GatedBank:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def make_scoped_edits(
+    editor: EditTransform, model: EditableModel, weights: Weights, gate: ScopeGate,
+    params: EditorParams, state: EditorState, base: Params, corrections: TokenBatch,
+) -> ScopedEdit:  # fmt: skip
+    """Return the E scoped edits of corrections [E, n]; the first three arguments are static."""
+    problem = make_problem(model, base, weights, corrections)
+    edit, _ = editor.edit(params, state, problem, False)
+    return scoped_edits(edit, gate, problem)
+
+
+def gated_edits(edit: Edit, gate: ScopeGate, problem: Problem) -> GatedBank:
     """Return E banks of one fact each, with the scope repeated E times: all leaves have E."""
     E = problem.n_edits
-    scoped = scoped_edits(edit, scope, threshold, problem)
-    each = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (E, *leaf.shape)), scope)
-    return GatedBank(bank_of_one(scoped), each)
+    names = problem.corrections.names
+    if names is not None:  # of E edits of n facts: all names of one edit
+        names = jnp.asarray(names).reshape(E, -1)
+    bank = bank_of_one(scoped_edits(edit, gate, problem), names)
+    each = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (E, *leaf.shape)), (gate.scope, gate.texts)
+    )
+    return GatedBank(bank, *each)
 
 
-def scoped_edits(
-    edit: Edit, scope: Scope, threshold: Float[Array, ""], problem: Problem
-) -> ScopedEdit:
+def scoped_edits(edit: Edit, gate: ScopeGate, problem: Problem) -> ScopedEdit:
     """Return the E edits of a problem with the keys of its corrections."""
     keys, mask = scope_keys(
-        scope, problem.model, problem.params, problem.trunk_states, problem.corrections
+        gate.scope, problem.model, problem.params, problem.trunk_states, problem.corrections
     )
     E = problem.n_edits
     return ScopedEdit(
         edit,
         keys.reshape(E, -1, keys.shape[-1]),
         mask.reshape(E, -1),
-        jnp.full((E,), threshold, jnp.float32),
+        jnp.broadcast_to(gate.threshold, (E,)),
+        jnp.broadcast_to(gate.mention, (E,)),
     )

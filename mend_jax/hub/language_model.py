@@ -82,6 +82,7 @@ class LanguageModel:
                         f"has {[*first]} of width {self.config.d_model}: load the base of the bank"
                     )
                 check_site(site, weights)
+                edit = dataclasses.replace(edit, texts=self.tokenizer.token_texts)
                 below += [f"{site.stack}_{site.block}"] * (site.block < first[site.stack])
             if below:
                 raise CheckpointError(

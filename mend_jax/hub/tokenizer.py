@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
+from mend_jax.core.mentions import TokenTexts, token_texts
 from mend_jax.errors import ConfigError, DataError, WeightsError
 from mend_jax.hub.gguf_files import GgufFile, open_gguf
 from mend_jax.hub.hf_config import read_json
@@ -146,6 +148,25 @@ class Tokenizer:
         """Return the text of token ids, without special tokens; spaces are kept as they are."""
         return self.inner.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    @functools.cached_property
+    def token_texts(self) -> TokenTexts:
+        """The texts of all tokens, by which a bank finds mentions of subjects."""
+        return token_texts(self.token_bytes())
+
+    def token_bytes(self) -> list[bytes]:
+        """Return the bytes of each token in a text, with the space before a word.
+
+        A control token, and an id without a token, is a line break.
+        """
+        decoder = json.loads(self.inner.to_str())["decoder"]
+        text_of = _token_reader({} if decoder is None else decoder)
+        special = {i for i, t in self.inner.get_added_tokens_decoder().items() if t.special}
+        names = {i: t for t, i in self.inner.get_vocab(with_added_tokens=True).items()}
+        return [
+            b"\n" if i in special or i not in names else text_of(names[i])
+            for i in range(self.vocab_size)
+        ]
+
     def save(self, directory: str | Path) -> None:
         """Write the tokenizer's files as in a Hugging Face folder."""
         directory = Path(directory)
@@ -216,6 +237,38 @@ class Tokenizer:
         inner = tokenizers.Tokenizer.from_str(self.inner.to_str())
         inner.encode_special_tokens = False
         return inner
+
+
+def _token_reader(decoder: Mapping[str, Any]) -> Callable[[str], bytes]:
+    """Return a function from a token's name in the vocabulary to its bytes in a text."""
+    kinds = json.dumps(decoder)
+    if '"ByteLevel"' in kinds:
+        bytes_of = {char: byte for byte, char in _byte_characters().items()}
+        # Tokens that were added later have their text as their name.
+        return lambda name: (
+            bytes(bytes_of[c] for c in name) if all(c in bytes_of for c in name) else name.encode()
+        )
+    if '"WordPiece"' in kinds:
+        prefix = decoder.get("prefix", "##")
+        return lambda name: (
+            name.removeprefix(prefix).encode() if name.startswith(prefix) else f" {name}".encode()
+        )
+    return _sentence_piece
+
+
+def _sentence_piece(name: str) -> bytes:
+    byte = re.fullmatch(r"<0x([0-9A-F]{2})>", name)
+    return bytes([int(byte[1], 16)]) if byte else name.replace("\u2581", " ").encode()
+
+
+def _byte_characters() -> dict[int, str]:
+    """Return the character that stands for each byte in byte-level vocabularies (GPT-2's).
+
+    Bytes that print stand for themselves, the others in order for the characters from 256 on.
+    """
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {b: chr(b) for b in printed} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
 def load_tokenizer(source: Source) -> Tokenizer:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from mend_jax.data.facts import Fact
+from mend_jax.errors import ConfigError
 from mend_jax.ledger import text_view
 from mend_jax.ledger.edit_ledger import Entry, Ledger
 from mend_jax.ledger.editor_choice import choose_editor
@@ -27,15 +28,17 @@ def apply(args: argparse.Namespace) -> int:
     model, ledger = open_base(args.ledger, args.model, args.dtype, args.last_n_blocks)
     require_text_model(model)
     editor = choose_editor(model, args.editor, args.strength, dict(args.option), report_progress)
+    if editor.is_scoped and args.together and not args.plain:
+        raise ConfigError("--together is of plain edits: a scoped edit has one fact; add --plain")
     _warn_of_same_prompts(ledger, facts)
     groups = [range(len(facts))] if args.together else [[i] for i in range(len(facts))]
     entries = []
     for number, group in enumerate(groups, start=1):
         count = f" {number} of {len(groups)}" if len(groups) > 1 else ""
         report_progress(f"making edit{count} with {editor.name} and measuring it")
-        edit = editor.edit([facts[i] for i in group])
+        edit = editor.edit([facts[i] for i in group], plain=args.plain)
         measured = measure_edit(model, edit, [prompts[i] for i in group], args.strength)
-        entries.append(ledger.append(edit, measured))
+        entries.append(ledger.append(edit, measured, editor.scope))
     view = text_view.describe_ledger(ledger, entries)
     if args.json:
         print(json.dumps(view, indent=2))

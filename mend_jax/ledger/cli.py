@@ -1,11 +1,11 @@
 """python -m mend_jax.edit COMMAND ...: make edits of a language model, inspect and revert them.
 
   apply --model SPEC --fact "PROMPT => TARGET" --ledger DIR    make, measure and record edits
-  show --ledger DIR                    what the active edits changed, before and after
+  show --ledger DIR [--prompt TEXT]    what the active edits changed; what a text matches
   log --ledger DIR                     every edit, one per line
   revert N --ledger DIR                revert edit N; the others stay, bit for bit
   combine --ledger DIR                 combine the active edits in several ways, and compare these
-  export N|all --ledger DIR --to DIR --as peft|merged
+  export N|all --ledger DIR --to DIR --as torch|peft|merged
   serve --ledger DIR                   a local page to try, keep and revert edits
 
 Exit status: 0 for success; 2 for an error, which the message explains; 1 with `apply --strict` if
@@ -62,10 +62,11 @@ def parser() -> argparse.ArgumentParser:
     apply.add_argument(
         "--facts", action="append", default=[], metavar="FILE",
         help="a file with one fact per line, as for --fact, or a JSON object with prompt, target, "
-        "and optionally subject, paraphrases, neighbours; - reads standard input",
+        "and optionally subject, aliases, paraphrases, neighbours; - reads standard input",
     )  # fmt: skip
     _add_base_flags(apply)
     _add_editor_flags(apply)
+    apply.add_argument("--plain", action="store_true", help=_PLAIN)
     apply.add_argument("--together", action="store_true", help="one edit for all facts")
     apply.add_argument(
         "--strict", action="store_true",
@@ -75,6 +76,11 @@ def parser() -> argparse.ArgumentParser:
 
     show = command("show", "show what the active edits changed, as measured by apply")
     show.add_argument("--entry", type=int, metavar="N", help="only edit N, even if reverted")
+    show.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT",
+        help="say which scoped edit this text matches, how surely, and what the model writes with "
+        "and without it; can be repeated",
+    )  # fmt: skip
     form = show.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--html", metavar="FILE", help="write an HTML page")
@@ -94,15 +100,23 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("which", metavar="N|all")
     export.add_argument("--to", required=True, metavar="DIR", help="the folder to write")
     export.add_argument(
-        "--as", dest="form", required=True, choices=("peft", "merged"),
-        help="a LoRA adapter, or a whole checkpoint",
+        "--as", dest="form", required=True, choices=("torch", "peft", "merged"),
+        help="scoped edits for PyTorch, a LoRA adapter, or a whole checkpoint",
+    )  # fmt: skip
+    export.add_argument(
+        "--plain", action="store_true",
+        help="export scoped edits as peft or merged, without their scope",
     )  # fmt: skip
 
     serve = command("serve", "serve a local page to try, keep and revert edits")
     _add_base_flags(serve)
     _add_editor_flags(serve)
+    serve.add_argument("--plain", action="store_true", help=_PLAIN)
     serve.add_argument("--port", type=int, default=0, help="0 (the default): any free port")
     return main_parser
+
+
+_PLAIN = "change the weights for all texts, also where the base has a learned scope"
 
 
 def _add_base_flags(command: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mend_jax.core.compose import delta_inner_products, interference, renormalised_sum, sum_edits
+from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.weight_edit import Edit
 from mend_jax.data.facts import Fact
 from mend_jax.errors import ConfigError, LedgerError
@@ -37,7 +38,7 @@ def combine(args: argparse.Namespace) -> int:
         raise LedgerError(
             f"{args.ledger} has {len(entries)} active edits: `apply` at least two to combine"
         )
-    edits = [ledger.edit(entry.number) for entry in entries]
+    edits = [_plain(ledger.edit(entry.number)) for entry in entries]
     prompts = [p for entry in entries for p in _evaluation_prompts(entry)]
     ways = {"stacked": sum_edits(edits), "renormalised": renormalised_sum(edits)}
     try:
@@ -50,7 +51,7 @@ def combine(args: argparse.Namespace) -> int:
         report_progress(f"leaving out `together`: {e}")
     else:
         report_progress(f"making one edit of {len(prompts)} facts with {editor.name}")
-        ways["together"] = editor.edit(
+        ways["together"] = editor.plain_edit(
             [Fact(p.prompt, p.target, subject=p.subject) for p in prompts]
         )
     measured = {}
@@ -69,6 +70,15 @@ def combine(args: argparse.Namespace) -> int:
     else:
         _print(result, entries)
     return 0
+
+
+def _plain(edit: Edit | GatedBank) -> Edit:
+    if isinstance(edit, Edit):
+        return edit
+    raise LedgerError(
+        "the active edits are scoped: they share no tokens and need no combination; `show --prompt` "
+        "says which of them a text matches"
+    )
 
 
 def _evaluation_prompts(entry: Entry) -> list[EvaluationPrompts]:

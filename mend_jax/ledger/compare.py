@@ -20,7 +20,7 @@ from mend_jax.core.chunking import round_up
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.losses import token_kl, token_nll
 from mend_jax.core.token_batch import NO_TARGET, TokenBatch
-from mend_jax.core.weight_edit import Delta, Edit, LowRank
+from mend_jax.core.weight_edit import AppliedEdit, Delta, Edit, LowRank
 from mend_jax.hub.input_formats import input_format
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import stack_batches
@@ -37,7 +37,7 @@ _Item = TypeVar("_Item")
 
 
 def generate_both(
-    model: LanguageModel, edit: Edit, prompts: Sequence[str], max_new: int
+    model: LanguageModel, edit: AppliedEdit, prompts: Sequence[str], max_new: int
 ) -> list[tuple[str, str]]:
     """Return each prompt's greedy continuations (before, after) the edit."""
     edit = pad_ranks(edit)
@@ -50,7 +50,7 @@ def generate_both(
 
 
 def compare_answers(
-    model: LanguageModel, edit: Edit, pairs: Sequence[tuple[str, str]]
+    model: LanguageModel, edit: AppliedEdit, pairs: Sequence[tuple[str, str]]
 ) -> list[dict[str, float]]:
     """Return what the edit changes at the answer of each (prompt, answer) pair.
 
@@ -76,7 +76,7 @@ def compare_answers(
 
 
 def compare_texts(
-    model: LanguageModel, edit: Edit, texts: Sequence[str], length: int
+    model: LanguageModel, edit: AppliedEdit, texts: Sequence[str], length: int
 ) -> dict[str, float]:
     """Return the change over every token of plain texts, each cut to `length` tokens.
 
@@ -92,8 +92,13 @@ def compare_texts(
     return means | {"tokens": sum(tokens)}
 
 
-def pad_ranks(edit: Edit) -> Edit:
-    """Pad the factors of low-rank deltas with rows of zeros, so that few shapes are compiled."""
+def pad_ranks(edit: AppliedEdit) -> AppliedEdit:
+    """Pad the factors of low-rank deltas with rows of zeros, so that few shapes are compiled.
+
+    A bank has few shapes already.
+    """
+    if not isinstance(edit, Edit):
+        return edit
 
     def pad(delta: Delta) -> Delta:
         if not isinstance(delta, LowRank):
@@ -105,10 +110,11 @@ def pad_ranks(edit: Edit) -> Edit:
 
 
 def _score(
-    model: LanguageModel, edit: Edit, encoded: Sequence[TokenBatch]
+    model: LanguageModel, edit: AppliedEdit, encoded: Sequence[TokenBatch]
 ) -> list[dict[str, float]]:
-    model.with_edit(edit)  # refuses an edit of another base
-    deltas = Edit(pad_ranks(edit).deltas)
+    applied = model.with_edit(edit).edit  # refuses an edit of another base
+    assert applied is not None
+    deltas = pad_ranks(applied).arrays_only()
     scores: list[dict[str, float]] = []
     for part in _parts(encoded):
         with use_mesh(mesh_of_arrays(model.params)):
@@ -120,7 +126,7 @@ def _score(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _compare(
-    module: Any, params: Any, edit: Edit, batch: TokenBatch
+    module: Any, params: Any, edit: AppliedEdit, batch: TokenBatch
 ) -> dict[str, Float[Array, " n"]]:
     """Return means over the scored tokens of each of n texts."""
     h = trunk_states(module, params, batch)

@@ -2,18 +2,22 @@
 
     base.json       the base model that the edits are for
     log.jsonl       one line per edit and per revert; see `journal`
-    edits/          one file per edit, NNNN-<sha8>.safetensors; see `core.edit_file`. A file that no
-                    line names was left by a process that was killed, and has no effect
+    edits/          one file per edit: NNNN-<sha8>.safetensors, see `core.edit_file`, or scoped,
+                    NNNN-<sha8>.bank.safetensors, see `core.bank_file`. A file that no line names
+                    was left by a process that was killed, and has no effect
+    scope.safetensors  the scope of the scoped edits, see `core.scope_file`
     lock            locked by whichever process writes
 
-Every edit is computed on the unedited base. The active edits are therefore summed, and reverting
-one leaves it out of the sum: the result is bit for bit what it would be without that edit.
+Every edit is computed on the unedited base. The active edits are therefore summed, or put into one
+bank, and reverting one leaves it out: the result is bit for bit what it would be without that edit.
+A ledger has either plain or scoped edits.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import re
@@ -21,8 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_type_hints
 
-from mend_jax.core import edit_file
-from mend_jax.core.compose import sum_edits
+from mend_jax.core import bank_file, edit_file, scope_file
+from mend_jax.core.gated_bank import GatedBank, gate_bank
+from mend_jax.core.scope_file import LearnedScope
 from mend_jax.core.weight_edit import Edit, utc_timestamp
 from mend_jax.errors import CheckpointError, LedgerError
 from mend_jax.io.file_locks import locked
@@ -32,6 +37,7 @@ from mend_jax.ledger import journal
 
 FORMAT = "mend_jax_ledger/1"
 _BASE, _LOG, _EDITS, _LOCK = "base.json", "log.jsonl", "edits", "lock"
+_SCOPE, _BANK_SUFFIX = "scope.safetensors", ".bank.safetensors"
 _EDIT_FILE = re.compile(_EDITS + r"/\w[^/\\]*\.safetensors")  # allows no other folder
 
 
@@ -171,7 +177,7 @@ class Ledger:
         """Return the entry of one edit; raise a LedgerError if there is none."""
         return _find(self.path, self.entries(), number)
 
-    def edit(self, number: int) -> Edit:
+    def edit(self, number: int) -> Edit | GatedBank:
         """Load one edit, active or reverted, and check it against its recorded hash.
 
         Raises:
@@ -180,27 +186,39 @@ class Ledger:
         """
         return self._load(self.entry(number))
 
-    def composed(self) -> Edit | None:
-        """Return the sum of the active edits, in order; None where there are none."""
+    def composed(self) -> Edit | GatedBank | None:
+        """Return the active edits as one: their sum in order, or one bank; None without any."""
         edits = [self._load(entry) for entry in self.active()]
-        return sum_edits(edits) if edits else None
+        return functools.reduce(lambda one, other: one.compose(other), edits) if edits else None
 
-    def append(self, edit: Edit, measured: dict[str, Any] | None = None) -> Entry:
+    def append(
+        self,
+        edit: Edit | GatedBank,
+        measured: dict[str, Any] | None = None,
+        scope: LearnedScope | None = None,
+    ) -> Entry:
         """Record an edit. When this returns, it is safely on disk.
 
         Args:
           measured: its measurement, as JSON values.
+          scope: of a scoped edit; it is written once.
 
         Raises:
-          CheckpointError: it is for another or an unknown base, or it holds several edits.
+          CheckpointError: it is for another or an unknown base, or it holds several edits; it is of
+            another scope than the ledger's, or of another kind than the ledger's edits.
           LedgerError: it could not be recorded, for example on a full disk. Earlier edits are kept.
         """
         self._refuse_other_base(edit.base, "the edit")
-        data = edit_file.to_bytes(edit)
+        scoped = isinstance(edit, GatedBank)
+        data = bank_file.to_bytes(edit.bank) if scoped else edit_file.to_bytes(edit)
         digest = hashlib.sha256(data).hexdigest()
+        suffix = _BANK_SUFFIX if scoped else ".safetensors"
         with self._writing("the edit"):
+            self._refuse_other_kind(scoped)
+            if scoped:
+                self._keep_scope(edit, scope)
             number = len(self._entries()) + 1
-            file = f"{_EDITS}/{number:04d}-{digest[:8]}.safetensors"
+            file = f"{_EDITS}/{number:04d}-{digest[:8]}{suffix}"
             record = {
                 "kind": "edit", "number": number, "file": file, "sha256": digest,
                 "facts": edit.facts, "editor": edit.editor, "made": edit.created or utc_timestamp(),
@@ -262,7 +280,42 @@ class Ledger:
                 )
         return entries
 
-    def _load(self, entry: Entry) -> Edit:
+    def learned_scope(self) -> LearnedScope | None:
+        """Return the scope of the ledger's scoped edits; None if it has had none.
+
+        Raises:
+          CheckpointError: its file is damaged.
+        """
+        path = self.path / _SCOPE
+        return scope_file.load(path) if path.exists() else None
+
+    def _refuse_other_kind(self, scoped: bool) -> None:
+        active = [e for e in self._entries() if not e.reverted]
+        other = [e.number for e in active if e.file.endswith(_BANK_SUFFIX) != scoped]
+        if other:
+            ours, theirs = ("scoped", "plain") if scoped else ("plain", "scoped")
+            raise CheckpointError(
+                f"the edit is {ours}, and the active edits {other} of {self.path} are {theirs}: "
+                f"use another ledger{'' if scoped else ', leave out --plain'}, or revert those"
+            )
+
+    def _keep_scope(self, edit: GatedBank, scope: LearnedScope | None) -> None:
+        """Write the scope of the first scoped edit; refuse another one."""
+        kept, fingerprint = self.learned_scope(), edit.scope.fingerprint()
+        if kept is None:
+            if scope is None or scope.scope.fingerprint() != fingerprint:
+                raise CheckpointError(
+                    f"{self.path} has no scope yet: give the learned scope of the edit, {fingerprint}"
+                )
+            scope_file.save(self.path / _SCOPE, scope)
+            journal.sync(self.path)
+        elif kept.scope.fingerprint() != fingerprint:
+            raise CheckpointError(
+                f"the edit is of scope {fingerprint}, the ledger {self.path} of "
+                f"{kept.scope.fingerprint()}: use one ledger for each learned scope"
+            )
+
+    def _load(self, entry: Entry) -> Edit | GatedBank:
         file = self.path / entry.file
         try:
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -276,7 +329,16 @@ class Ledger:
                 f"{file}: not the file written as edit {entry.number} (sha256 is {digest}, "
                 f"the recorded one {entry.sha256}): restore it, or revert {entry.number}"
             )
-        edit = edit_file.load(file)
+        edit: Edit | GatedBank
+        if entry.file.endswith(_BANK_SUFFIX):
+            scope = self.learned_scope()
+            if scope is None:
+                raise LedgerError(
+                    f"{self.path / _SCOPE} is missing, and edit {entry.number} is scoped: restore it"
+                )
+            edit = gate_bank(bank_file.load(file), scope.scope)
+        else:
+            edit = edit_file.load(file)
         self._refuse_other_base(edit.base, str(file))
         return edit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -65,8 +66,7 @@ def choose_editor(
         )
     else:
         editor = _trained(model, name)
-    scaled = with_strength(editor.transform, strength)
-    return Editor(model, scaled, editor.params, editor.state, editor.append_eos, editor.name)
+    return dataclasses.replace(editor, transform=with_strength(editor.transform, strength))
 
 
 def describe_untrained() -> str:

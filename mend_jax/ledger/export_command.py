@@ -1,9 +1,14 @@
-"""The command `export`: write one edit, or all active edits, for other programs."""
+"""The command `export`: write one edit, or all active edits, for other programs.
+
+Scoped edits are exported for PyTorch (`torch`). A LoRA adapter and merged weights apply to all
+texts, so in those forms a scoped edit loses its scope, and must be given as a plain one.
+"""
 
 from __future__ import annotations
 
 import argparse
 
+from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import ConfigError, LedgerError
 from mend_jax.ledger.edit_ledger import Ledger
@@ -15,10 +20,18 @@ ALL = "all"
 
 def export(args: argparse.Namespace) -> int:
     """Run the command."""
-    edit = _chosen_edit(Ledger.open(args.ledger), args.which)
+    edit = _in_form(_chosen_edit(Ledger.open(args.ledger), args.which), args.form, args.plain)
     model, _ = open_base(args.ledger)
     report_progress(f"writing {args.to}")
-    if args.form == "peft":
+    if isinstance(edit, GatedBank):
+        from mend_jax.hub.bank_export import save_torch
+
+        save_torch(args.to, edit, model)
+        print(
+            f"{args.to}: {len(edit.facts)} scoped facts for PyTorch: bank.safetensors, and "
+            "mend_bank.py, which applies them to the base in transformers"
+        )
+    elif args.form == "peft":
         from mend_jax.hub.lora_export import save_peft
 
         adapter = save_peft(args.to, edit, model)
@@ -37,7 +50,25 @@ def export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen_edit(ledger: Ledger, which: str) -> Edit:
+def _in_form(edit: Edit | GatedBank, form: str, plain: bool) -> Edit | GatedBank:
+    """Return the edit as the form needs it."""
+    if form == "torch":
+        if isinstance(edit, Edit):
+            raise ConfigError("--as torch is of scoped edits: export a plain edit as peft or merged")
+        return edit
+    if isinstance(edit, Edit):
+        return edit
+    lost = (
+        f"as {form} the {len(edit.facts)} facts lose their scope: they apply to all texts, so that "
+        "neighbours of a fact may take its answer, and each other's"
+    )
+    if not plain:
+        raise ConfigError(f"{lost}. Use --as torch, or add --plain if that is what you want")
+    report_progress(f"WARNING: {lost}")
+    return edit.as_plain()
+
+
+def _chosen_edit(ledger: Ledger, which: str) -> Edit | GatedBank:
     if which == ALL:
         edit = ledger.composed()
         if edit is None:

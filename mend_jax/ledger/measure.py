@@ -10,7 +10,7 @@ import numpy as np
 
 from mend_jax.core.chunking import round_up
 from mend_jax.core.recompress import recompress
-from mend_jax.core.weight_edit import Delta, Edit, LowRank
+from mend_jax.core.weight_edit import AppliedEdit, Delta, Edit, LowRank
 from mend_jax.errors import ConfigError, DataError
 from mend_jax.evaluation.examples import answer_matches
 from mend_jax.hub.language_model import LanguageModel
@@ -39,7 +39,8 @@ TEXTS = (
 
 
 def measure_edit(
-    model: LanguageModel, edit: Edit, prompts: Sequence[EvaluationPrompts], strength: float = 1.0
+    model: LanguageModel, edit: AppliedEdit, prompts: Sequence[EvaluationPrompts],
+    strength: float = 1.0,
 ) -> dict[str, Any]:
     """Measure one edit on the unedited base; `measurement_schema` describes the result.
 
@@ -56,7 +57,7 @@ def measure_edit(
     require_text_model(model)
     if not prompts:
         raise DataError("nothing to measure: give the test prompts of at least one fact")
-    _require_finite(edit)
+    _require_finite(edit.as_plain())
     model = model.with_edit(None)
     longest = max(len(model.tokenizer.encode(f" {p.target}")) for p in prompts)
     max_new = round_up(max(MIN_NEW_TOKENS, longest + 4), 4)
@@ -90,14 +91,16 @@ def measure_edit(
     )
 
 
-def describe_edit(edit: Edit, model: LanguageModel | None = None) -> dict[str, Any]:
+def describe_edit(edit: AppliedEdit, model: LanguageModel | None = None) -> dict[str, Any]:
     """Return the edit's editor and date, its blocks, and the size of each delta.
 
     Args:
       model: the base; with it, sizes are also given relative to the weights.
     """
+    scoped, edit = not isinstance(edit, Edit), edit.as_plain()
     weights = [_describe_delta(name, delta, model) for name, delta in edit.deltas.items()]
     return {
+        "scoped": scoped,
         "editor": edit.editor,
         "made": edit.created,
         "norm": float(np.sqrt(sum(w["norm"] ** 2 for w in weights))),

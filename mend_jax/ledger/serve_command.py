@@ -16,5 +16,6 @@ def serve(args: argparse.Namespace) -> int:
     model, ledger = open_base(args.ledger, args.model, args.dtype, args.last_n_blocks)
     require_text_model(model)
     editor = choose_editor(model, args.editor, args.strength, dict(args.option), report_progress)
-    web_server.serve(Session(model, editor, ledger, args.strength), args.port)
+    session = Session(model, editor, ledger, args.strength, plain=args.plain)
+    web_server.serve(session, args.port)
     return 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mend_jax.core.weight_edit import Edit
+from mend_jax.core.gated_bank import GatedBank
+from mend_jax.core.weight_edit import AppliedEdit, Edit
 from mend_jax.data.facts import Fact
 from mend_jax.errors import LedgerError
 from mend_jax.hub.language_model import LanguageModel
@@ -35,7 +36,7 @@ class Proposal:
     """
 
     number: int
-    edit: Edit
+    edit: Edit | GatedBank
     measured: dict[str, Any]
     together: dict[str, Any] | None
     clashes: tuple[int, ...]
@@ -48,19 +49,20 @@ class Session:
 
     Attributes:
       model: the unedited base.
-      editor: makes the edits, scaled by `strength`.
+      editor: makes the edits, scaled by `strength`; scoped where it has a scope, unless `plain`.
       ledger: of this base.
       proposal: the last proposal, unless it was kept or discarded.
     """
 
     def __init__(
-        self, model: LanguageModel, editor: Editor, ledger: Ledger, strength: float = 1.0
-    ) -> None:
+        self, model: LanguageModel, editor: Editor, ledger: Ledger, strength: float = 1.0,
+        plain: bool = False,
+    ) -> None:  # fmt: skip
         self.model, self.editor, self.ledger = model.with_edit(None), editor, ledger
-        self.strength = strength
+        self.strength, self.plain = strength, plain
         self.proposal: Proposal | None = None
         self._n_proposed = 0
-        self._active: tuple[tuple[str, ...], Edit | None] = ((), None)
+        self._active: tuple[tuple[str, ...], AppliedEdit | None] = ((), None)
 
     def propose(self, fact: Fact) -> Proposal:
         """Make an edit of the fact and measure it; it replaces the previous proposal.
@@ -68,7 +70,7 @@ class Session:
         Raises:
           DataError: the fact cannot be edited in, or does not fit the model's context.
         """
-        edit, prompts = self.editor.edit([fact]), make_prompts(fact)
+        edit, prompts = self.editor.edit([fact], plain=self.plain), make_prompts(fact)
         measured = measure_edit(self.model, edit, [prompts], self.strength)
         entries, active, together = self.ledger.active(), self.active_edit(), None
         if active is not None:
@@ -89,7 +91,7 @@ class Session:
             later).
         """
         proposal = self._current(number)
-        entry = self.ledger.append(proposal.edit, proposal.measured)
+        entry = self.ledger.append(proposal.edit, proposal.measured, self.editor.scope)
         self.proposal = None
         return entry
 
@@ -123,8 +125,8 @@ class Session:
         return {"prompt": prompt, "before": before, "after": after, "edits": n_active,
                 "proposed": self.proposal is not None}  # fmt: skip
 
-    def active_edit(self) -> Edit | None:
-        """Return the sum of the ledger's active edits; None if there are none."""
+    def active_edit(self) -> AppliedEdit | None:
+        """Return the ledger's active edits as one; None if there are none."""
         key = tuple(entry.sha256 for entry in self.ledger.active())
         if key != self._active[0]:
             self._active = (key, self.ledger.composed())

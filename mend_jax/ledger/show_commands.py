@@ -1,4 +1,4 @@
-"""The commands `show`, `log` and `revert`, which need no model."""
+"""The commands `show`, `log` and `revert`; they need no model, except for `show --prompt`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from mend_jax.ledger.edit_ledger import Ledger
 
 def show(args: argparse.Namespace) -> int:
     """Show the active edits, or any one edit, as they were measured by `apply`."""
+    if args.prompt:
+        return _show_matches(args)
     ledger = Ledger.open(args.ledger)
     entries = ledger.active() if args.entry is None else [ledger.entry(args.entry)]
     view = text_view.describe_ledger(ledger, entries)
@@ -34,6 +36,28 @@ def show(args: argparse.Namespace) -> int:
         text_view.print_ledger(view)
         if not entries:
             print("no edit is active; `log` lists all edits, `show --entry N` shows one")
+    return 0
+
+
+def _show_matches(args: argparse.Namespace) -> int:
+    """Say for each prompt which scoped edit it matches."""
+    from mend_jax.core.gated_bank import GatedBank
+    from mend_jax.ledger.match_view import match_prompts
+    from mend_jax.ledger.open_ledger import open_base
+
+    ledger = Ledger.open(args.ledger)
+    edit = ledger.composed() if args.entry is None else ledger.edit(args.entry)
+    if not isinstance(edit, GatedBank):
+        raise ConfigError(
+            f"{ledger.path} has no active scoped edit: --prompt shows what a text matches; plain "
+            "edits apply to all texts"
+        )
+    model, _ = open_base(args.ledger)
+    views = match_prompts(model, edit, args.prompt)
+    if args.json:
+        print(json.dumps(views, indent=2))
+    else:
+        text_view.print_matches(views)
     return 0
 
 

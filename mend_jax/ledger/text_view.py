@@ -57,6 +57,23 @@ def print_ledger(view: Mapping[str, Any], file: IO[str] | None = None) -> None:
             console.print(part)
 
 
+def print_matches(views: Sequence[Mapping[str, Any]], file: IO[str] | None = None) -> None:
+    """Print what `match_view.match_prompts` returns."""
+    console = _console(file)
+    for view in printable(list(views)):
+        console.print(f"\n{view['prompt']}", style="bold")
+        if view["nearest"] is None:
+            console.print("  the bank is empty")
+        else:
+            fact = " => ".join(view["nearest"])
+            found = "matches" if view["fact"] else "no match; the nearest is"
+            console.print(
+                f"  {found} {fact}: score {view['score']:.3f}, threshold {view['threshold']:.3f}"
+            )
+        console.print(f"  before: {view['before'].strip()!r}")
+        console.print(f"  after:  {view['after'].strip()!r}")
+
+
 def print_log(entries: Sequence[Entry], file: IO[str] | None = None) -> None:
     """Print entries as a table, one per line."""
     rows = []

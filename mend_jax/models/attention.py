@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mend_jax.models.gate_site import Match
+from mend_jax.models.gate_site import GateSite, Match, TextSoFar
 from mend_jax.models.layers import EditableDense, soft_cap
 
 Cache = dict[str, Any]
@@ -41,6 +41,8 @@ class Context:
       memory_attend: True on the memory's real positions.
       match: what the gate found for the tokens; None without a gate, and below its site.
       memory_match: the same for the memory's tokens.
+      tokens: of each key; None where no gate can read them.
+      memory_tokens: of the memory, the source.
     """
 
     positions: Int[Array, "B T"]
@@ -53,6 +55,19 @@ class Context:
     memory_attend: Bool[Array, "B 1 M"] | None = None
     match: Match | None = None
     memory_match: Match | None = None
+    tokens: Int[Array, "B S"] | None = None
+    memory_tokens: Int[Array, "B M"] | None = None
+
+    def text_so_far(self, site: GateSite) -> TextSoFar:
+        """Return what a gate at a site may read besides states."""
+        assert self.tokens is not None
+        positions = self.positions[:, :1] if site.per_text else self.positions
+        if self.memory_tokens is None:
+            real = self.attend.any(1)
+            return TextSoFar(self.tokens, self.key_positions, real, positions, site.per_text)
+        assert self.memory_attend is not None
+        real = self.memory_attend[:, 0]
+        return TextSoFar(self.memory_tokens, token_positions(real), real, positions, True)
 
     def keep_rows(self, x: Float[Array, "B T D"]) -> Float[Array, "B R D"]:
         """Return x at the wanted queries only."""
@@ -89,14 +104,16 @@ class Context:
         )
 
 
-def full_context(mask: Bool[Array, "B T"], causal: bool = True) -> Context:
+def full_context(
+    tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], causal: bool = True
+) -> Context:
     """Return the context of a pass without a cache; padding on either side is never attended."""
     T = mask.shape[-1]
     positions = token_positions(mask)
     attend_BxTxT = jnp.broadcast_to(mask[:, None, :], (*mask.shape, T))
     if causal:
         attend_BxTxT &= jnp.tril(jnp.ones((T, T), bool))[None]
-    return Context(positions, positions, attend_BxTxT)
+    return Context(positions, positions, attend_BxTxT, tokens=tokens)
 
 
 def token_positions(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:

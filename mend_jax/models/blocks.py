@@ -173,7 +173,8 @@ class Stack(NamedTuple):
         filled, gate = [], self._gate(model)
         for i in range(self.n_trunk, self.n_layer):
             if gate is not None and i == gate.site.block:
-                match = gate(gate.site.read(h, context.attend))
+                states = gate.site.read(h, context.attend)
+                match = gate(states, context.text_so_far(gate.site))
                 context = dataclasses.replace(context, match=match)
                 model.sow(MATCHES, "match", match)
             cache = None if caches is None else caches[i - self.n_trunk]

@@ -114,6 +114,7 @@ class EncoderDecoder(EditableModel):
             "memory": memory_BxMxD,
             "memory_attend": inputs.source_mask[:, None, :],
             "memory_match": match,
+            "memory_tokens": inputs.source,
             "blocks": decoder.empty_cache(block),
         }
 
@@ -126,7 +127,8 @@ class EncoderDecoder(EditableModel):
         and returns a cache without "memory".
         """
         decoder, blocks = self.stacks[1], cache["blocks"]
-        source = {name: cache[name] for name in ("memory_attend", "memory_match")}
+        names = ("memory_attend", "memory_match", "memory_tokens")
+        source = {name: cache[name] for name in names}
         context = dataclasses.replace(
             self._biased(DECODER, context), memory=cache.get("memory"),
             match=source["memory_match"], **source,
@@ -144,14 +146,17 @@ class EncoderDecoder(EditableModel):
         return self.finish_encoder(top.h), top.match
 
     def _source_context(self, inputs: Inputs) -> Context:
-        assert inputs.source_mask is not None
-        return self._biased(ENCODER, full_context(inputs.source_mask, causal=False))
+        assert inputs.source is not None and inputs.source_mask is not None
+        context = full_context(inputs.source, inputs.source_mask, causal=False)
+        return self._biased(ENCODER, context)
 
     def _context(self, inputs: Inputs) -> Context:
         """Return the decoder's context, without the memory itself."""
         assert inputs.source_mask is not None
-        context = self._biased(DECODER, full_context(inputs.mask))
-        return dataclasses.replace(context, memory_attend=inputs.source_mask[:, None, :])
+        context = self._biased(DECODER, full_context(inputs.tokens, inputs.mask))
+        return dataclasses.replace(
+            context, memory_attend=inputs.source_mask[:, None, :], memory_tokens=inputs.source
+        )
 
     def _biased(self, side: str, context: Context) -> Context:
         return dataclasses.replace(context, bias=self.position_bias(side, context))

@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol
 
+import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 GATE = "gate"
 """The collection of the gate."""
@@ -56,6 +57,26 @@ class GateSite:
         return total_Bx1xD / jnp.maximum(count_Bx1x1, 1.0)
 
 
+@flax.struct.dataclass
+class TextSoFar:
+    """The tokens that some tokens come after: what a gate may read of a text besides its states.
+
+    Attributes:
+      tokens: of each place of a cache, or of the whole text; of an encoder-decoder, the source's.
+      key_positions: their positions, counted from the text's first token.
+      real: False on padding and on places that are empty so far.
+      positions: of the tokens that are asked about; they come after themselves.
+      whole: all of them come after the whole text: it has one match, or it is another text, a
+        source.
+    """
+
+    tokens: Int[Array, "B S"]
+    key_positions: Int[Array, "B S"]
+    real: Bool[Array, "B S"]
+    positions: Int[Array, "B T_or_1"]
+    whole: bool = flax.struct.field(pytree_node=False, default=False)
+
+
 class Gate(Protocol):
     """What decides: a callable pytree."""
 
@@ -63,5 +84,5 @@ class Gate(Protocol):
     def site(self) -> GateSite:
         """Where it reads."""
 
-    def __call__(self, z: Float[Array, "B T_or_1 D"]) -> Match:
+    def __call__(self, z: Float[Array, "B T_or_1 D"], so_far: TextSoFar) -> Match:
         """Return the match of the states that `GateSite.read` returns."""

@@ -68,7 +68,9 @@ def generate(
 
     B, T = prompts.tokens.shape
     cache = cast(Any, model.apply(variables, prompts, T + max_new, method="open_cache"))
-    h_BxTxD, cache = step(prompts.tokens, slots.prefill_context(), cache)
+    pad_BxN = jnp.full((B, max_new), eos_id, prompts.tokens.dtype)
+    prompt_BxS = jnp.concatenate([prompts.tokens, pad_BxN], axis=1)
+    h_BxTxD, cache = step(prompts.tokens, slots.prefill_context(prompt_BxS), cache)
     last_B = (T - 1 - jnp.argmax(prompts.mask[:, ::-1], axis=-1)).astype(jnp.int32)
     h_BxD = jnp.take_along_axis(h_BxTxD, last_B[:, None, None], axis=1)[:, 0]
     first_B = next_token(h_BxD, 0)
@@ -79,7 +81,8 @@ def generate(
 
     def decode(carry: Any) -> Any:
         i, token_B, done_B, out_BxN, cache = carry
-        h_Bx1xD, cache = step(token_B[:, None], slots.decode_context(i), cache)
+        tokens_BxS = jnp.concatenate([prompts.tokens, out_BxN.astype(prompts.tokens.dtype)], axis=1)
+        h_Bx1xD, cache = step(token_B[:, None], slots.decode_context(i, tokens_BxS), cache)
         token_B = jnp.where(done_B, eos_id, next_token(h_Bx1xD[:, 0], i)).astype(jnp.int32)
         out_BxN = jax.lax.dynamic_update_slice_in_dim(out_BxN, token_B[:, None], i, axis=1)
         return i + 1, token_B, done_B | (token_B == eos_id), out_BxN, cache
@@ -97,7 +100,7 @@ class _CacheSlots(NamedTuple):
     is_prompt: Bool[Array, "B S"]
     n_real: Int[Array, " B"]
 
-    def prefill_context(self) -> Context:
+    def prefill_context(self, tokens: Int[Array, "B S"]) -> Context:
         """Return the context of the pass over the prompt."""
         slots_S = jnp.arange(self.is_prompt.shape[1], dtype=jnp.int32)
         causal_TxS = slots_S[None, :] <= slots_S[: self.positions.shape[1], None]
@@ -106,9 +109,10 @@ class _CacheSlots(NamedTuple):
             key_positions=self.key_positions,
             attend=causal_TxS[None] & self.is_prompt[:, None, :],
             write_at=jnp.zeros((), jnp.int32),
+            tokens=tokens,
         )
 
-    def decode_context(self, i: Int[Array, ""]) -> Context:
+    def decode_context(self, i: Int[Array, ""], tokens: Int[Array, "B S"]) -> Context:
         """Return the context of the pass over the i-th new token."""
         T, S = self.positions.shape[1], self.is_prompt.shape[1]
         slots_S = jnp.arange(S, dtype=jnp.int32)
@@ -118,6 +122,7 @@ class _CacheSlots(NamedTuple):
             key_positions=self.key_positions,
             attend=(self.is_prompt | generated_S[None])[:, None, :],
             write_at=T + i - 1,
+            tokens=tokens,
         )
 
 

@@ -35,14 +35,15 @@ class SingleStack(EditableModel):
         return self.look_up(tokens).astype(self.dtype)
 
     def run_trunk(self, inputs: Inputs) -> Float[Array, "B T D"]:
-        context = full_context(inputs.mask, self.causal)
+        context = full_context(inputs.tokens, inputs.mask, self.causal)
         h = self.embed(inputs.tokens, context.positions)
         return self.stacks[0].trunk(self, h, context)[0]
 
     def run_top(
         self, state: Float[Array, "B T D"], inputs: Inputs, rows: Int[Array, "B R"] | None = None
     ) -> Float[Array, "B R D"]:
-        context = dataclasses.replace(full_context(inputs.mask, self.causal), rows=rows)
+        context = full_context(inputs.tokens, inputs.mask, self.causal)
+        context = dataclasses.replace(context, rows=rows)
         return self.stacks[0].top(self, state, context).h
 
 

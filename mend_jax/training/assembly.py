@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mend_jax import data
+from mend_jax.core import scope_file
 from mend_jax.core.editor_protocol import EditTransform, Weights, with_strength
+from mend_jax.core.gated_bank import check_site
+from mend_jax.core.scope_file import LearnedScope
 from mend_jax.data.batches import iterate_batches
 from mend_jax.data.encoded_rows import EncodedRows, Lengths, encode_rows, rows_needed
 from mend_jax.data.far_texts import add_far_texts
@@ -28,7 +31,8 @@ from mend_jax.data.length_buckets import split_by_length
 from mend_jax.data.rows import Row, unseen_rows
 from mend_jax.data.sequential_rows import choose_sequential_rows
 from mend_jax.editors import make_editor
-from mend_jax.errors import ConfigError
+from mend_jax.editors.scoped import ScopeGate, with_scope
+from mend_jax.errors import CheckpointError, ConfigError
 from mend_jax.evaluation.general_ability import AbilityTexts, load_ability_texts
 from mend_jax.hub.input_formats import input_format, positions_needed
 from mend_jax.hub.language_model import LanguageModel, load_model
@@ -132,6 +136,7 @@ class Experiment:
     Attributes:
       extra_test_sets: the test splits of `extra_data_sets`, by name.
       sequential_rows: the facts of sequences of edits.
+      scope: under whose gate the editor's edits are made; None: they are plain.
     """
 
     config: ConfigDict
@@ -148,6 +153,7 @@ class Experiment:
     extra_data_sets: Mapping[str, data.DataSet]
     sequential_rows: Split | None
     ability_texts: AbilityTexts | None
+    scope: LearnedScope | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must agree with."""
@@ -212,11 +218,17 @@ def base_identity(model: LanguageModel) -> dict[str, Any]:
     }
 
 
-def open_experiment(config: ConfigDict, mesh_sizes: Mapping[str, int] | None = None) -> Experiment:
+def open_experiment(
+    config: ConfigDict,
+    mesh_sizes: Mapping[str, int] | None = None,
+    scope: Callable[[LanguageModel], LearnedScope] | None = None,
+) -> Experiment:
     """Check a config, then load base and data.
 
     Args:
       mesh_sizes: devices along each axis of the mesh; None: those of `config.mesh`.
+      scope: gives the learned scope of the base, under whose gate edits are made; by default that
+        of `config.scope.file`, if there is one.
 
     Raises:
       ConfigError: values that cannot work together; most are found before anything is loaded.
@@ -228,6 +240,9 @@ def open_experiment(config: ConfigDict, mesh_sizes: Mapping[str, int] | None = N
     _check_editor_and_mesh(config, editor, mesh)
     model = build_model(config, mesh)
     _check_context(config, model)
+    learned = _scope_of(config, model, scope)
+    if learned is not None:
+        editor = with_scope(editor, ScopeGate.of(learned, model.tokenizer.token_texts))
     dataset, far = _load_data(config, config.data.name, model), _load_far_source(config)
     splits = _Splits(config, model, dataset, far)
     train = splits.split("train", config.data.train_edits)
@@ -241,7 +256,29 @@ def open_experiment(config: ConfigDict, mesh_sizes: Mapping[str, int] | None = N
         extra_data_sets=extra,
         sequential_rows=splits.sequential_rows(),
         ability_texts=_ability_texts(config, model),
+        scope=learned,
     )  # fmt: skip
+
+
+def _scope_of(
+    config: ConfigDict, model: LanguageModel, scope: Callable[[LanguageModel], LearnedScope] | None
+) -> LearnedScope | None:
+    """Return the learned scope of a run, checked against its base."""
+    if scope is None and not config.scope.file:
+        return None
+    learned = scope_file.load(config.scope.file) if scope is None else scope(model)
+    if learned.scope.base != model.fingerprint:
+        raise CheckpointError(
+            f"scope.file {config.scope.file} was learned on base {learned.scope.base}, the base is "
+            f"{model.fingerprint}: learn one with `mend-jax learn-scope`"
+        )
+    check_site(learned.scope.site, model.weights)
+    return learned
+
+
+def uses_scope(config: ConfigDict) -> bool:
+    """Return whether a run's edits are scoped."""
+    return bool(config.scope.learn or config.scope.file)
 
 
 def _check_editor_and_mesh(config: ConfigDict, editor: EditTransform, mesh: Mesh) -> None:
@@ -383,7 +420,10 @@ def encode_split(
 ) -> Split:
     """Return rows with their tokens; `for_evaluation`: also the sets that only evaluation uses."""
     form = input_format(model.module)
-    encoded = encode_rows(rows, model.tokenizer, text_lengths(config), form, for_evaluation)
+    encoded = encode_rows(
+        rows, model.tokenizer, text_lengths(config), form, for_evaluation,
+        names=uses_scope(config),
+    )  # fmt: skip
     return Split(rows, encoded)
 
 

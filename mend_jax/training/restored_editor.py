@@ -10,12 +10,19 @@ from pathlib import Path
 import jax
 
 from mend_jax import hub
+from mend_jax.core import scope_file
 from mend_jax.core.chunking import round_up
+from mend_jax.core.bank import empty_bank
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform
+from mend_jax.core.gated_bank import GatedBank, gate_bank
+from mend_jax.core.scope_file import LearnedScope
+from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit, utc_timestamp
 from mend_jax.data.facts import Fact, facts_from_pairs
+from mend_jax.data.subject_guess import guess_subject
 from mend_jax.data.subject_positions import add_subject_positions
+from mend_jax.editors.scoped import ScopeGate, make_scoped_edits
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.evaluation.scoring import make_edit
 from mend_jax.hub.input_formats import CAUSAL, input_format
@@ -26,8 +33,9 @@ from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 from mend_jax.parallel.sharding import abstract_arrays, make_shardings
 from mend_jax.training import assembly, checkpoints
 from mend_jax.training.checkpoints import recovery
-from mend_jax.training.run_folder import read_run_config
+from mend_jax.training.run_folder import SCOPE_FILE, read_run_config
 
+_EDITS_AT_ONCE = 16
 BUCKET = 8  # texts are padded to a multiple of this many tokens, so that few shapes are compiled
 
 
@@ -41,6 +49,8 @@ class Editor:
       params, state: its learned parameters and statistics.
       append_eos: whether the end-of-text token was part of the targets in training.
       name: the name of the transform in `make_editor`.
+      scope: the learned scope of the base, with which edits are scoped by default; None: it has
+        none.
     """
 
     model: LanguageModel
@@ -49,6 +59,7 @@ class Editor:
     state: EditorState
     append_eos: bool = False
     name: str = "editor"
+    scope: LearnedScope | None = None
 
     @staticmethod
     def restore(workdir: str | Path, model: LanguageModel | None = None) -> Editor:
@@ -80,9 +91,10 @@ class Editor:
         )  # fmt: skip
         assert newest is not None  # there is a step
         _, state, _ = newest
+        scope = folder / SCOPE_FILE
         return Editor(
             model, transform, state.params, state.editor_state, config.data.append_eos,
-            config.editor.name,
+            config.editor.name, scope_file.load(scope) if scope.exists() else None,
         )  # fmt: skip
 
     @functools.cached_property
@@ -97,19 +109,100 @@ class Editor:
         flat = {jax.tree_util.keystr(path): jax.device_get(leaf) for path, leaf in leaves}
         return f"{self.name}@{hub.fingerprint(flat)[:8]}"
 
-    def edit(self, facts: Sequence[Fact | tuple[str, str]]) -> Edit:
-        """Return one edit that inserts all the facts together: one pass forward and back.
+    @property
+    def is_scoped(self) -> bool:
+        """Whether its edits are scoped by default."""
+        return self.scope is not None
+
+    def edit(
+        self, facts: Sequence[Fact | tuple[str, str]], plain: bool = False
+    ) -> Edit | GatedBank:
+        """Return the edits of facts, scoped where the base has a learned scope.
 
         The facts are edited into the base that this editor was trained for, whatever edit is
-        applied elsewhere; compose edits to stack them.
+        applied elsewhere.
 
         Args:
-          facts: (prompt, target) pairs or `Fact`s, whose `subject` some editors use.
+          facts: (prompt, target) pairs or `Fact`s. Some editors use their `subject`, and scoped
+            edits its names; where it is not given it is the only name in the prompt, if there is
+            one (`guess_subject`).
+          plain: change the weights for all texts, as without a scope.
+
+        Returns:
+          A bank of one scoped edit for each fact, or one plain edit; see `plain_edit`.
 
         Raises:
           DataError: no facts, an empty one, or one that does not fit the model's context.
           ConfigError: the editor changes no weight: it predicts with the facts beside the base.
         """
+        if self.scope is None or plain:
+            return self.plain_edit(facts)
+        scoped = self.scoped_edits(facts)
+        weights = {w.name: (w.d_in, w.d_out) for w in self.model.weights}
+        scope = self.scope.scope
+        empty = empty_bank(
+            weights, scope.d_key, base=self.model.fingerprint, scope=scope.fingerprint()
+        )
+        return gate_bank(empty, scope, self.model.tokenizer.token_texts).insert(scoped)[0]
+
+    def scoped_edits(self, facts: Sequence[Fact | tuple[str, str]]) -> list[ScopedEdit]:
+        """Return a scoped edit of each fact; see `edit`.
+
+        Raises:
+          ConfigError: the base has no learned scope; and as `edit`.
+          DataError: as `edit`.
+        """
+        if self.scope is None:
+            raise ConfigError(
+                f"no scope is learned for {self.model.spec}: learn one with `mend-jax learn-scope`, "
+                "or make plain edits"
+            )
+        checked = self._checked(facts)
+        pairs, subjects = _pairs(checked), [f.subject or guess_subject(f.prompt) for f in checked]
+        names = [tuple(n for n in (s, *f.aliases) if n) for s, f in zip(subjects, checked, strict=True)]
+        gate, found = ScopeGate.of(self.scope, self.model.tokenizer.token_texts), []
+        with use_mesh(mesh_of_arrays(self.model.params)):
+            for start in range(0, len(pairs), _EDITS_AT_ONCE):
+                some = slice(start, start + _EDITS_AT_ONCE)
+                texts = self._encode(pairs[some], subjects[some])
+                made = make_scoped_edits(
+                    self.transform, self.model.module, self.model.weights, gate, self.params,
+                    self.state, self.model.params, texts.reshape(-1, 1),
+                )  # fmt: skip
+                found += [made.at(i) for i in range(len(pairs[some]))]
+        common = dict(base=self.model.fingerprint, editor=self.id, created=utc_timestamp())
+        fingerprint = self.scope.scope.fingerprint()
+        return [
+            dataclasses.replace(
+                one, edit=dataclasses.replace(one.edit, facts=(pair,), **common),
+                scope=fingerprint, names=own,
+            )
+            for one, pair, own in zip(found, pairs, names, strict=True)
+        ]  # fmt: skip
+
+    def plain_edit(self, facts: Sequence[Fact | tuple[str, str]]) -> Edit:
+        """Return one edit that inserts all the facts together: one pass forward and back.
+
+        It changes the weights for all texts; compose such edits to stack them.
+
+        Raises:
+          DataError, ConfigError: as `edit`.
+        """
+        checked = self._checked(facts)
+        pairs = _pairs(checked)
+        texts = stack_batches([self._encode(pairs, [fact.subject for fact in checked])])
+        with use_mesh(mesh_of_arrays(self.model.params)):
+            edit = make_edit(
+                self.transform, self.model.module, self.model.weights, self.params, self.state,
+                self.model.params, texts,
+            )  # fmt: skip
+        return dataclasses.replace(
+            edit.at(0), base=self.model.fingerprint, facts=tuple(pairs), editor=self.id,
+            created=utc_timestamp(),
+        )  # fmt: skip
+
+    def _checked(self, facts: Sequence[Fact | tuple[str, str]]) -> list[Fact]:
+        """Return the facts without surrounding spaces; refuse what cannot be edited."""
         if self.transform.predictor is not None:
             raise ConfigError(
                 "this editor answers from the facts beside the base and has no weight edit to give"
@@ -120,18 +213,12 @@ class Editor:
         )
         if not checked:
             raise DataError("no facts to edit: give at least one (prompt, target) pair")
-        pairs = [(fact.prompt, fact.target) for fact in checked]
-        subjects = [fact.subject if isinstance(fact, Fact) else "" for fact in facts]
-        texts = stack_batches([self._encode(pairs, subjects)])
-        with use_mesh(mesh_of_arrays(self.model.params)):
-            edit = make_edit(
-                self.transform, self.model.module, self.model.weights, self.params, self.state,
-                self.model.params, texts,
-            )  # fmt: skip
-        return dataclasses.replace(
-            edit.at(0), base=self.model.fingerprint, facts=tuple(pairs), editor=self.id,
-            created=utc_timestamp(),
-        )  # fmt: skip
+        return [
+            dataclasses.replace(given, prompt=fact.prompt, target=fact.target)
+            if isinstance(given, Fact)
+            else fact
+            for given, fact in zip(facts, checked, strict=True)
+        ]
 
     def _encode(self, pairs: Sequence[tuple[str, str]], subjects: Sequence[str]) -> TokenBatch:
         """Return the tokens of facts [n, T], padded to a multiple of `BUCKET`."""
@@ -156,3 +243,7 @@ class Editor:
             return texts
         prompts = {"edit": [prompt for prompt, _ in pairs]}
         return add_subject_positions({"edit": texts}, tokenizer, prompts, subjects)["edit"]
+
+
+def _pairs(facts: Sequence[Fact]) -> list[tuple[str, str]]:
+    return [(fact.prompt, fact.target) for fact in facts]

@@ -22,6 +22,8 @@ from mend_jax.training import checkpoints, config_check
 from mend_jax.training import config as configs
 from mend_jax.training.config_keys import with_added_keys
 
+SCOPE_FILE = "scope.safetensors"
+"""The learned scope of a run's edits."""
 _BESIDE = 16 * 2**20  # bytes for logs, results, pictures and the report
 
 

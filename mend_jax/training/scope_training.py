@@ -1,26 +1,28 @@
 """Learns the scope of a base: a projection in which the wordings of a fact lie together.
 
-The trunk runs once over the texts; then only the projection is trained, on stored states. In a step
-are facts of few relations, so that most negatives are the same question about another subject: the
-texts that an edit would leak to. Other negatives are the tokens at which no edit is wanted: inside
-of prompts, after the answer, in plain text, and in an answer that follows another subject's prompt.
+The trunk runs once over the texts (`scope_states`); then only the projection is trained, on stored
+states. In a step are facts of few relations, so that most negatives are the same question about
+another subject: the texts that an edit would leak to. Other negatives are the tokens at which no
+edit is wanted: inside of prompts, after the answer, in plain text, in other questions about the
+same subject, and in the same question about another subject after the fact's own answer.
 
-Shape letters: F facts, n wordings, S scored positions, D width, K width of a key.
+Then two thresholds are chosen from validation facts: one for texts that do not mention the subject
+of a fact, such as its neighbours, and a lower one for those that do. The weight of a mention is the
+difference (`nearest_key`).
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from mend_jax.core.contrastive_loss import (
     ScopePositions,
@@ -30,7 +32,6 @@ from mend_jax.core.contrastive_loss import (
     positions_outside,
 )
 from mend_jax.core.factors import moments_of_rows
-from mend_jax.core.forward import states_at_site, trunk_states
 from mend_jax.core.match_threshold import MatchThreshold, choose_threshold
 from mend_jax.core.scope import Projection, Scope, first_site, init_projection, project
 from mend_jax.core.scope_file import LearnedScope
@@ -39,16 +40,10 @@ from mend_jax.data.encoded_rows import Lengths
 from mend_jax.data.hard_texts import HardTextMaker
 from mend_jax.data.keyed_random import key_rng
 from mend_jax.data.rows import Row
-from mend_jax.data.wordings import Wordings
 from mend_jax.errors import ConfigError, DataError
-from mend_jax.hub.input_formats import input_format
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.hub.text_encoding import stack_batches
 from mend_jax.io.progress import Progress
-from mend_jax.models.gate_site import GateSite
-from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
-
-_TEXTS_AT_ONCE = 64
+from mend_jax.training.scope_states import FactStates, NearTexts, StateReader, fact_states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +51,17 @@ class ScopeOptions:
     """How a scope is learned.
 
     Attributes:
-      facts: training facts; the trunk reads each in all wordings, most of the time this takes.
+      facts: training facts of each data set; the trunk reads each in all wordings, most of the time
+        this takes.
       wordings: of each fact.
       steps, lr, weight_decay: of AdamW; the rate falls along a cosine.
       facts_per_step, relations_per_step, wordings_per_step, outside_per_step: sizes of a step.
+      own_per_step: of each fact in a step, states near it at which its edit is not wanted.
       temperature: of the loss.
-      validation_facts: whose scores choose the threshold.
+      validation_facts: of each data set, whose scores choose the thresholds.
       neighbours: of each of these, the same wording about other subjects.
-      false_rate: the share of neighbours that may match.
+      false_rate: the share of neighbours that may match, and of the other tokens at which no edit
+        is wanted.
       seed: of initial values and batches.
     """
 
@@ -75,9 +73,10 @@ class ScopeOptions:
     facts_per_step: int = 96
     relations_per_step: int = 4
     wordings_per_step: int = 3
-    outside_per_step: int = 512
+    own_per_step: int = 4
+    outside_per_step: int = 256
     temperature: float = 0.07
-    validation_facts: int = 400
+    validation_facts: int = 200
     neighbours: int = 8
     false_rate: float = 0.01
     seed: int = 0
@@ -85,67 +84,95 @@ class ScopeOptions:
     def __post_init__(self) -> None:
         least = {name: 1 for name in vars(self) if name not in ("seed", "false_rate")}
         least |= {"wordings": 2, "wordings_per_step": 2, "facts_per_step": 2, "lr": 0.0}
-        least |= {"weight_decay": 0.0, "temperature": 1e-6, "seed": 0}
+        least |= {"weight_decay": 0.0, "temperature": 1e-6, "seed": 0, "own_per_step": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"scope.{name} is {getattr(self, name)}: give at least {low}")
 
 
-class FactStates(NamedTuple):
-    """States of F facts in n wordings, on the host.
+class ScopeData(NamedTuple):
+    """What a scope learns from one data set.
 
     Attributes:
-      z: states at the scored positions.
-      mask: True where a state is real.
-      relation: the number of each fact's relation.
-      outside: states of tokens at which no edit is wanted.
+      train, validation: rows with relations and subjects, of different subjects.
+      plain_texts: texts that no edit is about.
+      lengths: how texts become tokens.
     """
 
-    z: Float[np.ndarray, "F n S D"]
-    mask: Bool[np.ndarray, "F n S"]
-    relation: Int[np.ndarray, " F"]
-    outside: Float[np.ndarray, "P D"]
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    plain_texts: Sequence[str]
+    lengths: Lengths
 
 
 def learn_scope(
     model: LanguageModel,
-    train: Sequence[Row],
-    validation: Sequence[Row],
-    plain_texts: Sequence[str],
-    lengths: Lengths,
+    data: Sequence[ScopeData],
     options: ScopeOptions = ScopeOptions(),  # noqa: B008 (frozen)
 ) -> LearnedScope:
-    """Return a scope learned on training rows, with a threshold from validation rows.
+    """Return a scope learned on training rows, with thresholds from validation rows.
 
     Args:
       model: the base, loaded with the blocks that editors change; the scope reads the states below.
-      train, validation: rows with relations and subjects, of different subjects.
-      plain_texts: texts that no edit is about.
-      lengths: how texts become tokens.
+      data: of one or several data sets; every step is of one of them, in turn.
 
     Raises:
       DataError: too few facts in two wordings, or no neighbour among the validation rows.
     """
     site = first_site(model.module)
-    reader = StateReader(model, site, lengths)
-    wordings = Wordings(train)
-    chosen = _spread_over_relations(train, options.facts, options.seed)
-    states = fact_states(reader, chosen, wordings, options, plain_texts)
+    states = []
+    for one in data:
+        chosen = _spread_over_relations(one.train, options.facts, options.seed)
+        reader = StateReader(model, site, one.lengths)
+        states.append(
+            fact_states(
+                reader, chosen, one.train, options.wordings, one.plain_texts, options.seed
+            )
+        )
     projection, losses = train_projection(states, options)
     scope = Scope(projection, site, model.fingerprint)
-    held_out = _spread_over_relations(validation, options.validation_facts, options.seed)
-    scores = validation_scores(reader, scope, held_out, validation, options)
-    threshold = choose_threshold(scores.neighbour, scores.paraphrase, options.false_rate)
-    return LearnedScope(scope, threshold.threshold, _description(options, losses, threshold))
+    scores = join_scores(
+        validation_scores(StateReader(model, site, one.lengths), scope, one, options)
+        for one in data
+    )
+    thresholds = choose_thresholds(scores, options.false_rate)
+    description = _description(options, losses, thresholds)
+    return LearnedScope(scope, thresholds.unmentioned.threshold, thresholds.mention, description)
+
+
+class Thresholds(NamedTuple):
+    """The thresholds of a scope, and what they do on validation scores.
+
+    Attributes:
+      unmentioned: for texts that do not mention the subject.
+      mentioned: for texts that do; None without such validation texts.
+    """
+
+    unmentioned: MatchThreshold
+    mentioned: MatchThreshold | None
+
+    @property
+    def mention(self) -> float:
+        """The weight of a mention: what it lowers the threshold by, at least 0."""
+        if self.mentioned is None:
+            return 0.0
+        return max(self.unmentioned.threshold - self.mentioned.threshold, 0.0)
 
 
 def _description(
-    options: ScopeOptions, losses: Sequence[float], threshold: MatchThreshold
+    options: ScopeOptions, losses: Sequence[float], thresholds: Thresholds
 ) -> dict[str, Any]:
-    found = threshold._asdict()
-    if found["found"] != found["found"]:  # nan, which JSON has not
-        found["found"] = None
-    return {"options": vars(options), "loss": [losses[0], losses[-1]], "validation": found}
+    def described(found: MatchThreshold | None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+        values = found._asdict()
+        return values | {"found": None if found.found != found.found else found.found}  # no nan
+
+    return {
+        "options": vars(options),
+        "loss": [losses[0], losses[-1]],
+        "validation": {name: described(one) for name, one in thresholds._asdict().items()},
+    }
 
 
 def _spread_over_relations(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
@@ -164,166 +191,14 @@ def _spread_over_relations(rows: Sequence[Row], count: int, seed: int) -> list[R
     return chosen[:count]
 
 
-class StateReader:
-    """Encodes texts and returns the unedited states that a gate reads, on the host."""
-
-    def __init__(self, model: LanguageModel, site: GateSite, lengths: Lengths) -> None:
-        self.site = site
-        self._model, self._lengths = model, lengths
-        self._form = input_format(model.module)
-
-    def encode(self, prompt: str, target: str) -> TokenBatch | None:
-        """Return the text of a prompt and a target; None if it does not fit."""
-        lengths = self._lengths
-        try:
-            return self._form.fact(
-                self._model.tokenizer, lengths.template.replace("{}", prompt), target,
-                lengths.max_len, lengths.max_target, append_eos=lengths.append_eos,
-            )  # fmt: skip
-        except DataError:
-            return None
-
-    def encode_plain(self, text: str) -> TokenBatch | None:
-        """Return plain text; None if it is too short."""
-        try:
-            return self._form.text(self._model.tokenizer, text, self._lengths.far_len)
-        except DataError:
-            return None
-
-    def read(
-        self, texts: Sequence[TokenBatch], keep: Callable[[np.ndarray, TokenBatch], Any], what: str
-    ) -> list[Any]:
-        """Return `keep(z [T_or_1, D], text)` of each text; all texts have one shape."""
-        kept: list[Any] = []
-        progress = Progress(what, len(texts))
-        params, mesh = self._model.params, mesh_of_arrays(self._model.params)
-        for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            some = list(texts[start : start + _TEXTS_AT_ONCE])
-            padded = some + [some[-1]] * (_TEXTS_AT_ONCE - len(some))
-            with use_mesh(mesh):
-                z = np.asarray(
-                    _states(self._model.module, self.site, params, stack_batches(padded))
-                )
-            kept += [keep(z[i], text) for i, text in enumerate(some)]
-            progress.update(len(kept))
-        progress.update(len(kept), force=True)
-        return kept
-
-    def scored(self, z: np.ndarray, text: TokenBatch) -> tuple[np.ndarray, np.ndarray]:
-        """Return the states that decide at the scored positions of one text, and which are real."""
-        real = np.asarray(text.score_mask)
-        if self.site.per_text:
-            return z, real.any(-1, keepdims=True)
-        return z[np.asarray(text.score_pos)], real
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _states(module: Any, site: GateSite, params: Any, texts: TokenBatch) -> jax.Array:
-    h = trunk_states(module, params, texts)
-    return states_at_site(module, params, site, h, texts).astype(jnp.float32)
-
-
-def fact_states(
-    reader: StateReader,
-    rows: Sequence[Row],
-    wordings: Wordings,
-    options: ScopeOptions,
-    plain_texts: Sequence[str],
-) -> FactStates:
-    """Return the states of facts in several wordings, and of tokens without an edit.
-
-    Raises:
-      DataError: fewer than two facts have two wordings that fit.
-    """
-    n = options.wordings
-    facts: list[Row] = []
-    texts: list[TokenBatch] = []
-    for row in rows:
-        encoded = [reader.encode(w, row["target"]) for w in wordings.of(row, n)]
-        fitting = [one for one in encoded if one is not None]
-        if len(fitting) >= 2:
-            facts.append(row)
-            # A fact with fewer wordings repeats the last; `positions` masks what is repeated.
-            texts += fitting[:n] + [_unscored(fitting[-1])] * (n - len(fitting[:n]))
-    if len(facts) < 2:
-        raise DataError(
-            f"{len(facts)} of {len(rows)} facts have two wordings that fit: raise data.max_len, or "
-            "give facts with paraphrases"
-        )
-    rng = key_rng("scope outside", options.seed)
-
-    def keep(z: np.ndarray, text: TokenBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return (*reader.scored(z, text), _outside_of(reader, z, text, rng))
-
-    found = reader.read(texts, keep, "trunk states of facts")
-    z, mask, outside = zip(*found, strict=True)
-    crossed = _crossed_texts(reader, facts, rng)
-    far = [t for t in map(reader.encode_plain, plain_texts) if t is not None]
-    more = [_later_answer_states(reader)] * bool(crossed) + [_all_states(reader)] * bool(far)
-    for group, take in zip([g for g in (crossed, far) if g], more, strict=True):
-        outside += tuple(reader.read(group, take, "trunk states of other texts"))
-    names = sorted({row["relation"] for row in facts})
-    return FactStates(
-        z=np.stack(z).reshape(len(facts), n, *z[0].shape),
-        mask=np.stack(mask).reshape(len(facts), n, -1),
-        relation=np.asarray([names.index(row["relation"]) for row in facts], np.int32),
-        outside=np.concatenate(outside),
-    )
-
-
-def _unscored(text: TokenBatch) -> TokenBatch:
-    return dataclasses.replace(text, score_mask=np.zeros_like(np.asarray(text.score_mask)))
-
-
-def _outside_of(
-    reader: StateReader, z: np.ndarray, text: TokenBatch, rng: np.random.Generator
-) -> np.ndarray:
-    """Return two tokens inside of the prompt, and the last token of the answer."""
-    real = np.asarray(text.score_mask)
-    if reader.site.per_text or not real.any():
-        return z[:0]
-    places, scored = np.flatnonzero(text.mask), np.asarray(text.score_pos)[real]
-    inside = places[places < scored[0]]
-    after = places[places > scored[-1]][:1]
-    return z[np.concatenate([rng.permutation(inside)[:2], after])]
-
-
-def _crossed_texts(
-    reader: StateReader, facts: Sequence[Row], rng: np.random.Generator
-) -> list[TokenBatch]:
-    """Return each fact's answer after the prompt of another fact of its relation."""
-    if reader.site.per_text:
-        return []
-    of: dict[str, list[Row]] = collections.defaultdict(list)
-    for row in facts:
-        of[row["relation"]].append(row)
-    texts = []
-    for row in facts:
-        other = of[row["relation"]][rng.integers(len(of[row["relation"]]))]
-        if other["subject"] != row["subject"]:
-            texts.append(reader.encode(other["prompt"], row["target"]))
-    return [text for text in texts if text is not None]
-
-
-def _later_answer_states(reader: StateReader) -> Callable[[np.ndarray, TokenBatch], np.ndarray]:
-    """States inside of the answer; that of the prompt's last token is the other fact's own."""
-
-    def take(z: np.ndarray, text: TokenBatch) -> np.ndarray:
-        states, real = reader.scored(z, text)
-        return states[1:][real[1:]]
-
-    return take
-
-
-def _all_states(reader: StateReader) -> Callable[[np.ndarray, TokenBatch], np.ndarray]:
-    return lambda z, text: z if reader.site.per_text else z[np.asarray(text.mask)]
-
-
-def train_projection(states: FactStates, options: ScopeOptions) -> tuple[Projection, list[float]]:
+def train_projection(
+    data: Sequence[FactStates], options: ScopeOptions
+) -> tuple[Projection, list[float]]:
     """Return a projection trained with the contrastive loss, and the losses of all steps."""
-    scored = jnp.asarray(states.z.reshape(-1, states.z.shape[-1]))
-    moments = moments_of_rows(scored, jnp.asarray(states.mask.reshape(-1)))
-    f = init_projection(jax.random.key(options.seed), states.z.shape[-1], moments=moments)
+    width = data[0].z.shape[-1]
+    scored = np.concatenate([states.z[states.mask] for states in data])
+    moments = moments_of_rows(jnp.asarray(scored), jnp.ones(len(scored), bool))
+    f = init_projection(jax.random.key(options.seed), width, moments=moments)
     schedule = optax.cosine_decay_schedule(options.lr, options.steps)
     tx = optax.adamw(schedule, weight_decay=options.weight_decay)
 
@@ -342,7 +217,7 @@ def train_projection(states: FactStates, options: ScopeOptions) -> tuple[Project
     progress = Progress("scope", options.steps)
     rng = key_rng("scope batches", options.seed)
     for number in range(options.steps):
-        f, opt_state, loss = step(f, opt_state, _batch(states, options, rng))
+        f, opt_state, loss = step(f, opt_state, _batch(data[number % len(data)], options, rng))
         losses.append(float(loss))
         progress.update(number + 1, f"loss {np.mean(losses[-50:]):.3f}")
     progress.update(options.steps, f"loss {np.mean(losses[-50:]):.3f}", force=True)
@@ -367,7 +242,17 @@ def _batch(states: FactStates, options: ScopeOptions, rng: np.random.Generator) 
     inside = positions_in_scope(jnp.asarray(z), jnp.asarray(mask & first[:, None, None]))
     outside = states.outside[rng.integers(len(states.outside), size=options.outside_per_step)]
     others = positions_outside(jnp.asarray(outside), np.ones(len(outside), bool))
-    return join_positions(inside, others)
+    return join_positions(inside, others, _own(states, facts, options, rng))
+
+
+def _own(
+    states: FactStates, facts: np.ndarray, options: ScopeOptions, rng: np.random.Generator
+) -> ScopePositions:
+    """Return some states near the facts of a step at which their edits are not wanted."""
+    places = rng.permuted(np.tile(np.arange(states.own.shape[1]), (len(facts), 1)), axis=1)
+    some = places[:, : options.own_per_step]
+    own, mask = (x[facts[:, None], some] for x in (states.own, states.own_mask))
+    return positions_outside(jnp.asarray(own), jnp.asarray(mask))
 
 
 def _draw(members: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -376,57 +261,92 @@ def _draw(members: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
 
 
 class ValidationScores(NamedTuple):
-    """Largest cosines of last prompt tokens with the keys of a fact.
+    """Largest cosines of validation states with the keys of a fact.
 
     Attributes:
-      paraphrase: of the fact's own paraphrases.
-      neighbour: of the fact's wording about other subjects.
+      score: of each state.
+      mentioned: whether it comes after the fact's subject.
+      inside: whether it is the last token of a paraphrase's prompt; else no edit is wanted there.
     """
 
-    paraphrase: Float[np.ndarray, " m"]
-    neighbour: Float[np.ndarray, " n"]
+    score: Float[np.ndarray, " n"]
+    mentioned: Bool[np.ndarray, " n"]
+    inside: Bool[np.ndarray, " n"]
+
+
+def join_scores(parts: Any) -> ValidationScores:
+    """Return the scores of several data sets together."""
+    return ValidationScores(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def choose_thresholds(scores: ValidationScores, rate: float) -> Thresholds:
+    """Return the thresholds at which at most `rate` of the states outside of scope match.
+
+    Raises:
+      DataError: no state outside of scope that does not mention the subject.
+    """
+    found = []
+    for mentioned in (False, True):
+        own = scores.mentioned == mentioned
+        outside, inside = (scores.score[own & (scores.inside == x)] for x in (False, True))
+        if mentioned and not len(outside):
+            found.append(None)
+        else:
+            found.append(choose_threshold(outside, inside, rate))
+    assert found[0] is not None
+    return Thresholds(found[0], found[1])
 
 
 def validation_scores(
-    reader: StateReader,
-    scope: Scope,
-    rows: Sequence[Row],
-    pool: Sequence[Row],
-    options: ScopeOptions,
+    reader: StateReader, scope: Scope, data: ScopeData, options: ScopeOptions
 ) -> ValidationScores:
-    """Return the scores that a threshold is chosen from.
+    """Return the scores that thresholds are chosen from.
 
-    Args:
-      rows: the facts.
-      pool: rows whose subjects neighbours have.
+    States outside of scope are the last prompt tokens of neighbours, other questions about the
+    subject with their prompts, the tokens inside of the fact's own prompt and after its answer, and
+    the same question about another subject after that.
     """
-    hard = HardTextMaker(pool, (), options.neighbours).add_to(rows)
+    rows = _spread_over_relations(data.validation, options.validation_facts, options.seed)
+    hard = HardTextMaker(data.validation, (), options.neighbours).add_to(rows)
+    near = NearTexts(data.validation)
     texts: list[TokenBatch] = []
     role: list[tuple[int, str]] = []
     for number, row in enumerate(hard):
-        own = reader.encode(row["prompt"], row["target"])
-        if own is None:
-            continue
-        named: Mapping[str, Sequence[str]] = {
-            "paraphrase": [row["rephrase"], *row["more_rephrases"]],
-            "neighbour": row["hard_near_prompts"],
+        target, subject = row["target"], row["subject"]
+        named: dict[str, Sequence[tuple[str, str]]] = {
+            "own": [(row["prompt"], target)],
+            "paraphrase": [(p, target) for p in (row["rephrase"], *row["more_rephrases"])],
+            "neighbour": [(p, target) for p in row["hard_near_prompts"]],
+            "near": near.near(row, options.seed),
         }
-        texts.append(own)
-        role.append((number, "own"))
-        for name, prompts in named.items():
-            for prompt in prompts:
-                text = reader.encode(prompt, row["target"])
-                if text is not None:
-                    texts.append(text)
-                    role.append((number, name))
-    found = reader.read(texts, reader.scored, "trunk states of validation facts")
+        for name, pairs in named.items():
+            encoded = [reader.encode(*pair, subject) for pair in pairs]
+            fitting = [text for text in encoded if text is not None]
+            if name == "own" and not fitting:
+                break
+            texts += fitting
+            role += [(number, name)] * len(fitting)
+    if not any(name == "neighbour" for _, name in role):
+        raise DataError(
+            f"no neighbour of {len(rows)} validation facts: a scope needs several facts of each "
+            "relation to tell apart"
+        )
+    found = reader.read(texts, "trunk states of validation facts")
     keys: dict[int, np.ndarray] = {}
-    scores: dict[str, list[float]] = {"paraphrase": [], "neighbour": []}
+    score, mentioned, inside = [], [], []
     f = jax.jit(project)
-    for (number, name), (z, real) in zip(role, found, strict=True):
-        projected = np.asarray(f(scope.projection, jnp.asarray(z)))
+    for (number, name), text in zip(role, found, strict=True):
+        projected = np.asarray(f(scope.projection, jnp.asarray(text.z)))
+        scored = text.scored()
         if name == "own":
-            keys[number] = projected[real]
-        else:
-            scores[name].append(float((keys[number] @ projected[0]).max()))
-    return ValidationScores(*(np.asarray(scores[name], np.float32) for name in scores))
+            keys[number] = projected[scored]
+        places = {
+            "own": np.concatenate([text.inside(), text.after()]),
+            "paraphrase": scored[:1],
+            "neighbour": scored[:1],
+            "near": np.concatenate([scored, text.inside()]),
+        }[name]
+        score.append((projected[places] @ keys[number].T).max(-1, initial=-1.0))
+        mentioned.append(text.mentioned[places])
+        inside.append(np.full(len(places), name == "paraphrase"))
+    return ValidationScores(*map(np.concatenate, (score, mentioned, inside)))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mend_jax.core import nearest_key
+from mend_jax.core.mentions import Mentions, name_table
 from mend_jax.core.nearest_key import KeyTable, look_up
 
 F, R, K, Q = 12, 3, 5, 40
@@ -22,6 +23,7 @@ def random_table(seed=0, facts=F):
         keys=unit(rng, facts, R, K),
         mask=jnp.asarray(rng.random((facts, R)) < 0.7),
         threshold=jnp.asarray(rng.uniform(0.3, 0.9, facts), jnp.float32),
+        mention=jnp.zeros(facts),
         active=jnp.asarray(rng.random(facts) < 0.8),
         priority=jnp.zeros(facts, jnp.int32),
     )
@@ -61,7 +63,7 @@ def test_the_best_fact_above_its_own_threshold_matches():
 def test_a_fact_out_of_its_scope_hides_no_other():
     keys = jnp.asarray([[[1.0, 0]], [[0.8, 0.6]]])
     table = KeyTable(
-        keys, jnp.ones((2, 1), bool), jnp.asarray([2.0, 0.5]), jnp.ones(2, bool),
+        keys, jnp.ones((2, 1), bool), jnp.asarray([2.0, 0.5]), jnp.zeros(2), jnp.ones(2, bool),
         jnp.zeros(2, jnp.int32),
     )  # fmt: skip
     found = look_up(table, jnp.asarray([[1.0, 0]]))
@@ -78,8 +80,9 @@ def test_blocks_of_queries_give_the_same(monkeypatch):
 def test_the_approximate_lookup_finds_the_same_here():
     """On a CPU `approx_max_k` is exact; the rules apply among the 8 best of 12 facts."""
     table, queries = random_table(), unit(np.random.default_rng(1), Q, K)
-    check(jax.jit(look_up, static_argnums=2)(table, queries, F * R - 1), table, queries)
-    program = jax.make_jaxpr(look_up, static_argnums=2)
+    jitted = jax.jit(look_up, static_argnames="exact_keys")
+    check(jitted(table, queries, exact_keys=F * R - 1), table, queries)
+    program = jax.make_jaxpr(lambda *args: look_up(*args[:2], exact_keys=args[2]), static_argnums=2)
     assert "approx_top_k" in str(program(table, queries, F * R - 1))
     assert "approx_top_k" not in str(program(table, queries, F * R))
 
@@ -93,13 +96,13 @@ def test_equal_matches_are_decided_by_priority_then_score_then_row(exact_keys):
         keys = np.zeros((F, R, K), np.float32)
         keys[: len(scores), 0, 0] = scores
         return KeyTable(
-            jnp.asarray(keys), jnp.ones((F, R), bool), jnp.full(F, 0.5),
+            jnp.asarray(keys), jnp.ones((F, R), bool), jnp.full(F, 0.5), jnp.zeros(F),
             jnp.arange(F) < len(scores),
             jnp.asarray([*priority, *[0] * (F - len(priority))], jnp.int32),
         )  # fmt: skip
 
     def winner(scores, priority):
-        return int(look_up(table(scores, priority), jnp.asarray(q), exact_keys).fact[0])
+        return int(look_up(table(scores, priority), jnp.asarray(q), exact_keys=exact_keys).fact[0])
 
     assert winner([0.9, 0.9, 0.9], [0, 2, 1]) == 1
     assert winner([0.9, 0.8995, 0.7], [0, 1, 5]) == 1  # within TIE
@@ -113,3 +116,25 @@ def test_an_empty_table_matches_nothing():
     found = look_up(table, unit(np.random.default_rng(1), Q, K))
     assert (found.fact == -1).all() and (found.nearest == -1).all()
     assert (found.score == -jnp.inf).all()
+
+
+def test_a_mention_of_the_subject_lowers_the_threshold():
+    """Fact 0 is Paris, 1 is Lyon; text 0 names Lyon from its second token on, text 1 nothing."""
+    keys = jnp.asarray([[[1.0, 0]], [[0.8, 0.6]]])
+    table = KeyTable(
+        keys, jnp.ones((2, 1), bool), jnp.full(2, 0.9), jnp.full(2, 0.15), jnp.ones(2, bool),
+        jnp.zeros(2, jnp.int32),
+    )  # fmt: skip
+    names = name_table([["Paris"], ["Lyon"]])
+    first = np.full((2, 2), 99, np.int32)
+    first[0, names.of_fact[1, 0]] = 1
+    found = Mentions(
+        jnp.asarray(first), jnp.full((2, 3, 1), 2, jnp.int32),
+        jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (2, 3)),
+    )  # fmt: skip
+    query = jnp.broadcast_to(jnp.asarray([0.6, 0.8]), (2, 3, 2))  # cosines 0.6 and 0.96
+    far = jnp.broadcast_to(jnp.asarray([0.28, 0.96]), (2, 3, 2))  # 0.28 and 0.8
+    match = jax.jit(look_up)(table, far, names, found)
+    np.testing.assert_array_equal(match.fact, [[-1, 1, 1], [-1, -1, -1]])
+    np.testing.assert_allclose(match.score[:, 1], [0.95, 0.8], atol=1e-6)
+    assert (look_up(table, query, names, found).fact == 1).all()

@@ -18,7 +18,7 @@ def path(tmp_path):
 
 def learned():
     scope = Scope(init_projection(jax.random.key(0), 9), GateSite("block", 2), "b" * 16)
-    return LearnedScope(scope, 0.625, {"seed": 0, "found": 0.9})
+    return LearnedScope(scope, 0.625, 0.25, {"seed": 0, "found": 0.9})
 
 
 def test_every_bit_comes_back(path):
@@ -27,7 +27,7 @@ def test_every_bit_comes_back(path):
     again = load(path)
     assert again.scope.fingerprint() == one.scope.fingerprint()
     assert again.scope.site == one.scope.site and again.scope.base == one.scope.base
-    assert (again.threshold, again.description) == (0.625, {"seed": 0, "found": 0.9})
+    assert again[1:] == (0.625, 0.25, {"seed": 0, "found": 0.9})
 
 
 def test_truncated_files_are_named(path):

@@ -10,7 +10,7 @@ from support.tiny import random_sequences, tiny
 from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.forward import scored_logits, trunk_states
 from mend_jax.editors import make_editor
-from mend_jax.editors.scoped import ScopedParams, with_scope
+from mend_jax.editors.scoped import ScopeGate, with_scope
 
 E = 3
 
@@ -20,7 +20,6 @@ def logits(request):
     """A function of a threshold: logits of the corrections and of other texts, [E, n, S, V]."""
     module, base, weights = tiny(request.param, n_top=1)
     plain = make_editor("mend", dict(rank=8, step_size=1e-1))
-    editor = with_scope(plain)
     params, state = plain.init(jax.random.key(0), weights)
     scope = make_scope(module)
     texts = [random_sequences(seed, E=E, n=1, kind=module.kind) for seed in (0, 7)]
@@ -28,8 +27,9 @@ def logits(request):
     @jax.jit
     def run(threshold):
         problem = make_problem(module, base, weights, texts[0])
+        editor = with_scope(plain, ScopeGate(scope, threshold, jnp.float32(0)))
         edits = {
-            "scoped": editor.edit(ScopedParams(params, scope, threshold), state, problem, False)[0],
+            "scoped": editor.edit(params, state, problem, False)[0],
             "plain": plain.edit(params, state, problem, False)[0],
             "base": None,
         }

@@ -37,7 +37,7 @@ def scoped_edits(module, params, weights, scope, texts, threshold=OWN, rows=3, s
     return [
         ScopedEdit(
             Edit(random_deltas(weights, seed + i, rows), scope.base, ((f"p{i}", f"t{i}"),)),
-            keys[i, 0], mask[i, 0], np.float32(threshold), fingerprint,
+            keys[i, 0], mask[i, 0], np.float32(threshold), np.float32(0), fingerprint,
         )
         for i in range(len(keys))
     ]  # fmt: skip
@@ -72,8 +72,8 @@ D_KEY = 8
 
 
 def small_scoped(
-    seed, key_rows=2, delta_rows=3, fact=None, keys=None, threshold=0.9, base="b" * 16,
-    scope="5" * 16,
+    seed, key_rows=2, delta_rows=3, fact=None, keys=None, threshold=0.9, mention=0.0,
+    names=(), base="b" * 16, scope="5" * 16,
 ):  # fmt: skip
     """A random scoped edit of no particular model."""
     rng = np.random.default_rng(seed)
@@ -86,7 +86,8 @@ def small_scoped(
     }
     edit = Edit(deltas, base, (fact or (f"Who is {seed}?", f"Name {seed}"),), "mend@1", "2026")
     keys = np.asarray(keys, np.float32)
-    return ScopedEdit(edit, keys, np.ones(len(keys), bool), np.float32(threshold), scope)
+    numbers = np.float32(threshold), np.float32(mention)
+    return ScopedEdit(edit, keys, np.ones(len(keys), bool), *numbers, scope, names)
 
 
 def small_bank(*scoped, **options):

@@ -1,0 +1,152 @@
+"""Scoped edits of a Hugging Face language model, in PyTorch alone.
+
+This file needs torch and safetensors and nothing else; it is written beside an exported bank.
+
+    import transformers
+    from mend_bank import apply_bank
+
+    model = transformers.AutoModelForCausalLM.from_pretrained("FOLDER_OF_THE_BASE")
+    bank = apply_bank(model, "bank.safetensors")
+    ...                                   # model.generate(...) as ever
+    bank.remove()                         # the base again
+
+A token takes the edit of the fact whose key is nearest to its state below the edited layers, if it
+is near enough; the threshold is lower after a mention of the fact's subject. All other tokens are
+computed by the base's own weights. Texts of a batch may be padded on either side, with an attention
+mask; generation with a cache must begin with an empty one.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+FORMAT = "mend_jax_torch_bank/1"
+MAX_TOKENS = 12
+TIE = 1e-3
+_BITS = (1 << 32) - 1
+_NEVER = 1 << 31
+
+
+class ScopedBank:
+    """The hooks of a bank on a model; `match` [B, T] is the fact that each token took, or -1."""
+
+    def __init__(self, model: Any, arrays: dict[str, torch.Tensor], metadata: dict[str, Any]):
+        self.facts = metadata["facts"]
+        self.match: Any = None
+        self._arrays = {name: array.to(model.device) for name, array in arrays.items()}
+        self._tokens: Any = None
+        self._real: Any = None
+        self._handles = [
+            model.register_forward_pre_hook(self._read_tokens, with_kwargs=True),
+            model.get_submodule(metadata["site"]).register_forward_pre_hook(
+                self._find_match, with_kwargs=True
+            ),
+        ]
+        for name in metadata["modules"]:
+            hook = self._edit(f"{name}.a", f"{name}.b")
+            self._handles.append(model.get_submodule(name).register_forward_hook(hook))
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _read_tokens(self, module: Any, args: Any, kwargs: Any) -> None:
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        if tokens is None:
+            raise ValueError("scoped edits read tokens: call the model with input_ids")
+        cache = kwargs.get("past_key_values")
+        length = cache.get_seq_length() if cache is not None else 0
+        if not length:
+            self._tokens = tokens
+        elif self._tokens is None or self._tokens.shape[1] != length:
+            raise ValueError("the cache was filled without these hooks: begin with an empty one")
+        else:
+            self._tokens = torch.cat([self._tokens, tokens], 1)
+        mask = kwargs.get("attention_mask")
+        if mask is None or mask.ndim != 2:
+            mask = torch.ones_like(self._tokens)
+        self._real = mask[:, : self._tokens.shape[1]].bool()
+
+    def _find_match(self, module: Any, args: Any, kwargs: Any) -> None:
+        z = args[0] if args else kwargs["hidden_states"]
+        scores = self._scores(z.float())
+        scores = scores + torch.where(self._mentioned(z.shape[1]), self._arrays["mention"], 0.0)
+        matching = torch.where(scores > self._arrays["threshold"], scores, -torch.inf)
+        best = matching.amax(-1, keepdim=True)
+        equal = (matching > best - TIE) & (matching > -torch.inf)
+        priority = torch.where(equal, self._arrays["priority"], -1)
+        first = equal & (priority == priority.amax(-1, keepdim=True))
+        row = torch.where(first, matching, -torch.inf).argmax(-1)
+        self.match = torch.where(best[..., 0] > -torch.inf, row, -1)
+
+    def _scores(self, z: torch.Tensor) -> torch.Tensor:
+        """Largest cosine of each token with the keys of each fact [B, T, F]."""
+        a = self._arrays
+        x = (z - a["center"]) / a["spread"]
+        x = torch.nn.functional.gelu(x @ a["w1"] + a["b1"]) @ a["w2"] + a["b2"]
+        x = x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-12)
+        cosine = torch.einsum("btk,frk->btfr", x, a["keys"])
+        return torch.where(a["mask"], cosine, -torch.inf).amax(-1)
+
+    def _mentioned(self, n_new: int) -> torch.Tensor:
+        """Whether each of the last tokens comes after a name of each fact's subject [B, T, F]."""
+        a, tokens, real = self._arrays, self._tokens, self._real
+        batch, size = tokens.shape
+        place = torch.arange(size, device=tokens.device)
+        at = torch.where(real, real.cumsum(1) - 1, size)
+        ordered = torch.zeros(batch, size + 1, dtype=tokens.dtype, device=tokens.device)
+        ordered = ordered.scatter(1, at, tokens)[:, :size]
+        count = real.sum(1, keepdim=True)
+        ends = self._runs(ordered) & (place < count)[..., None]  # [B, S, U]
+        after = torch.roll(ordered, -1, 1)
+        goes_on = a["continues"][after] & a["is_open"][ordered]
+        closed = ~goes_on | (place + 1 >= count)
+        first = torch.where(ends & closed[..., None], place[:, None] + 1, _NEVER).amin(1)  # [B, U]
+        asked = at[:, -n_new:].clamp(max=size - 1)
+        here = ends.gather(1, asked[..., None].expand(-1, -1, ends.shape[-1]))
+        known = (first[:, None] <= asked[..., None]) | here
+        own = a["of_fact"]  # [F, V]
+        return (known[..., own.clamp(min=0)] & (own >= 0)).any(-1)
+
+    def _runs(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Whether a run of tokens with the text of each name ends at each token [B, S, U]."""
+        a = self._arrays
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        rest, power = torch.zeros_like(tokens), torch.ones_like(tokens)
+        ends = torch.zeros(*tokens.shape, len(a["names"]), dtype=torch.bool, device=tokens.device)
+        for length in range(1, min(MAX_TOKENS, tokens.shape[1]) + 1):
+            start, before = torch.roll(tokens, length - 1, 1), torch.roll(tokens, length, 1)
+            begins = ~(a["continues"][start] & a["is_open"][before]) | (place == length - 1)
+            text = (a["bare"][start] * power + rest) & _BITS
+            real = begins & (place >= length - 1)
+            ends |= (text[..., None] == a["names"]) & real[..., None]
+            rest = (a["whole"][start] * power + rest) & _BITS
+            power = (power * a["power"][start]) & _BITS
+        return ends
+
+    def _edit(self, a_name: str, b_name: str) -> Any:
+        def hook(module: Any, args: Any, y: torch.Tensor) -> torch.Tensor:
+            match, x = self.match, args[0]
+            if not (match >= 0).any():
+                return y
+            row = match.clamp(min=0)
+            a, b = (self._arrays[name][row].to(x.dtype) for name in (a_name, b_name))
+            change = torch.einsum("btn,btno->bto", torch.einsum("btd,btnd->btn", x, a), b)
+            return torch.where((match >= 0)[..., None], y + change, y)
+
+        return hook
+
+
+def apply_bank(model: Any, path: str) -> ScopedBank:
+    """Put the hooks of an exported bank onto a model, and return them."""
+    with safe_open(path, framework="pt") as file:
+        metadata = json.loads((file.metadata() or {}).get("metadata", "{}"))
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: format {metadata.get('format')!r} is not {FORMAT!r}")
+    return ScopedBank(model, arrays, metadata)

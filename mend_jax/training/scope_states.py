@@ -1,0 +1,307 @@
+"""The states that a scope is learned from: of facts in several wordings, and of what is near them.
+
+Shape letters: F facts, n wordings, S scored positions, P positions, D width.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt32
+
+from mend_jax.core.forward import states_at_site, trunk_states
+from mend_jax.core.mentions import (
+    TokenTexts,
+    is_mentioned,
+    mentions,
+    own_names,
+    padded_hashes,
+)
+from mend_jax.core.token_batch import TokenBatch
+from mend_jax.data.encoded_rows import Lengths
+from mend_jax.data.hard_texts import swap_subject
+from mend_jax.data.keyed_random import key_rng
+from mend_jax.data.rows import Row
+from mend_jax.data.wordings import Wordings
+from mend_jax.errors import DataError
+from mend_jax.hub.input_formats import input_format
+from mend_jax.hub.language_model import LanguageModel
+from mend_jax.hub.text_encoding import stack_batches
+from mend_jax.io.progress import Progress
+from mend_jax.models.attention import full_context
+from mend_jax.models.gate_site import GateSite
+from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
+
+_TEXTS_AT_ONCE = 64
+_SPELLINGS = 4
+_OWN_NEGATIVES = 16  # of a fact, at most
+_JOINTS = (". ", "\n", ", and ", ". Also, ", "; ")  # between an answer and the next question
+
+
+class ReadText(NamedTuple):
+    """The states of one text, on the host.
+
+    Attributes:
+      z: of every token, or one of the whole text.
+      mentioned: whether each comes after the name of the text's subject.
+      tokens: the text.
+    """
+
+    z: Float[np.ndarray, "T_or_1 D"]
+    mentioned: Bool[np.ndarray, " T_or_1"]
+    tokens: TokenBatch
+
+    def scored(self) -> Int[np.ndarray, " P"]:
+        """Return the places of the states that decide about the answer."""
+        real = np.asarray(self.tokens.score_mask)
+        if len(self.z) == 1:
+            return np.zeros(int(real.any()), np.int64)
+        return np.asarray(self.tokens.score_pos)[real]
+
+    def inside(self) -> Int[np.ndarray, " P"]:
+        """Return the places before the last token of the prompt; none of a whole text."""
+        places = np.flatnonzero(self.tokens.mask)
+        scored = self.scored()
+        return places[places < scored[0]] if len(self.z) > 1 and len(scored) else places[:0]
+
+    def after(self) -> Int[np.ndarray, " P"]:
+        """Return the places from the last token of the answer on."""
+        places = np.flatnonzero(self.tokens.mask)
+        scored = self.scored()
+        return places[places > scored[-1]] if len(self.z) > 1 and len(scored) else places[:0]
+
+
+class StateReader:
+    """Encodes texts and returns the unedited states that a gate reads."""
+
+    def __init__(self, model: LanguageModel, site: GateSite, lengths: Lengths) -> None:
+        self.site = site
+        self._model, self._lengths = model, lengths
+        self._form = input_format(model.module)
+
+    def encode(self, prompt: str, target: str, subject: str = "") -> TokenBatch | None:
+        """Return the text of a prompt and a target, of any length that fits; None if it does not.
+
+        Texts that two questions are in are twice as long.
+        """
+        lengths = self._lengths
+        for max_len in (lengths.max_len, 2 * lengths.max_len):
+            try:
+                text = self._form.fact(
+                    self._model.tokenizer, lengths.template.replace("{}", prompt), target,
+                    max_len, lengths.max_target, append_eos=lengths.append_eos,
+                )  # fmt: skip
+            except DataError:
+                continue
+            return dataclasses.replace(text, names=padded_hashes([[subject]], _SPELLINGS)[0])
+        return None
+
+    def encode_plain(self, text: str) -> TokenBatch | None:
+        """Return plain text; None if it is too short."""
+        try:
+            encoded = self._form.text(self._model.tokenizer, text, self._lengths.max_len)
+        except DataError:
+            return None
+        return dataclasses.replace(encoded, names=padded_hashes([[]], _SPELLINGS)[0])
+
+    def read(self, texts: Sequence[TokenBatch], what: str) -> list[ReadText]:
+        """Return the states of texts."""
+        found: dict[int, ReadText] = {}
+        progress = Progress(what, len(texts))
+        by_shape: dict[Any, list[int]] = collections.defaultdict(list)
+        for i, text in enumerate(texts):
+            by_shape[tuple(np.shape(leaf) for leaf in jax.tree.leaves(text))].append(i)
+        for members in by_shape.values():
+            for start in range(0, len(members), _TEXTS_AT_ONCE):
+                some = members[start : start + _TEXTS_AT_ONCE]
+                padded = [texts[i] for i in some]
+                padded += [padded[-1]] * (_TEXTS_AT_ONCE - len(some))
+                z, mentioned = self._states(stack_batches(padded))
+                for row, i in enumerate(some):
+                    found[i] = ReadText(z[row], mentioned[row], texts[i])
+                progress.update(len(found))
+        progress.update(len(found), force=True)
+        return [found[i] for i in range(len(texts))]
+
+    def _states(self, texts: TokenBatch) -> tuple[np.ndarray, np.ndarray]:
+        params, token_texts = self._model.params, self._model.tokenizer.token_texts
+        with use_mesh(mesh_of_arrays(params)):
+            states = _read_states(self._model.module, self.site, params, token_texts, texts)
+        z, mentioned = jax.device_get(states)
+        return np.asarray(z), np.asarray(mentioned)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _read_states(
+    module: Any, site: GateSite, params: Any, token_texts: TokenTexts, texts: TokenBatch
+) -> tuple[jax.Array, jax.Array]:
+    """Return the states of texts [B], and whether each comes after its text's own name."""
+    h = trunk_states(module, params, texts)
+    z = states_at_site(module, params, site, h, texts).astype(jnp.float32)
+    source = texts.source is not None
+    tokens, mask = (texts.source, texts.source_mask) if source else (texts.tokens, texts.mask)
+    context = full_context(jnp.asarray(tokens), jnp.asarray(mask), causal=not site.per_text)
+    so_far = context.text_so_far(dataclasses.replace(site, per_text=site.per_text or source))
+    assert texts.names is not None
+
+    def of_one(hashes: UInt32[jax.Array, " V"], text: Any) -> Bool[jax.Array, " T_or_1"]:
+        names = own_names(hashes)
+        found = mentions(token_texts, names, jax.tree.map(lambda leaf: leaf[None], text))
+        rows = jnp.zeros(found.position.shape[1], jnp.int32)
+        return is_mentioned(names, found.first[rows], found.here[0], found.position[0])[:, 0]
+
+    mentioned = jax.vmap(of_one)(jnp.asarray(texts.names), so_far)
+    return z, jnp.broadcast_to(mentioned, z.shape[:2])
+
+
+class FactStates(NamedTuple):
+    """States of F facts in n wordings, on the host.
+
+    Attributes:
+      z: at the scored positions.
+      mask: True where a state is real.
+      relation: the number of each fact's relation.
+      own: states near each fact at which its edit is not wanted: inside of its prompts, after its
+        answer, in texts about its subject.
+      own_mask: True where such a state is real.
+      outside: states of other texts at which no edit is wanted.
+    """
+
+    z: Float[np.ndarray, "F n S D"]
+    mask: Bool[np.ndarray, "F n S"]
+    relation: Int[np.ndarray, " F"]
+    own: Float[np.ndarray, "F P D"]
+    own_mask: Bool[np.ndarray, "F P"]
+    outside: Float[np.ndarray, "P D"]
+
+
+def fact_states(
+    reader: StateReader,
+    rows: Sequence[Row],
+    pool: Sequence[Row],
+    n_wordings: int,
+    plain_texts: Sequence[str],
+    seed: int,
+) -> FactStates:
+    """Return the states of facts in several wordings, and of what is near them.
+
+    Args:
+      rows: the facts.
+      pool: all rows whose wordings, subjects and answers may be used.
+
+    Raises:
+      DataError: fewer than two facts have two wordings that fit.
+    """
+    maker = NearTexts(pool)
+    facts: list[Row] = []
+    texts: list[TokenBatch] = []
+    owner: list[tuple[int, int]] = []  # (fact, wording), or wording -1 for a text near the fact
+    for row in rows:
+        wordings = maker.wordings.of(row, n_wordings)
+        fitting = [
+            text for w in wordings if (text := reader.encode(w, row["target"], row["subject"]))
+        ]
+        if len(fitting) < 2:
+            continue
+        near = [reader.encode(*pair, row["subject"]) for pair in maker.near(row, seed)]
+        near_fitting = [text for text in near if text is not None]
+        texts += [*fitting, *near_fitting]
+        owner += [(len(facts), i) for i in range(len(fitting))]
+        owner += [(len(facts), -1)] * len(near_fitting)
+        facts.append(row)
+    if len(facts) < 2:
+        raise DataError(
+            f"{len(facts)} of {len(rows)} facts have two wordings that fit: raise data.max_len, or "
+            "give facts with paraphrases"
+        )
+    plain = [text for text in map(reader.encode_plain, plain_texts) if text is not None]
+    read = reader.read([*texts, *plain], "trunk states of facts")
+    rng = key_rng("scope states", seed)
+    size, width = max(len(r.scored()) for r in read[: len(texts)]), read[0].z.shape[-1]
+    z = np.zeros((len(facts), n_wordings, size, width), np.float32)
+    mask = np.zeros(z.shape[:3], bool)
+    own: list[list[np.ndarray]] = [[] for _ in facts]
+    for (fact, wording), text in zip(owner, read, strict=False):
+        scored = text.scored()
+        if wording >= 0:
+            z[fact, wording, : len(scored)], mask[fact, wording, : len(scored)] = text.z[scored], True
+            places = np.concatenate([rng.permutation(text.inside())[:2], text.after()[:2]])
+        else:
+            places = np.concatenate([scored, rng.permutation(text.inside())[:3]])
+        own[fact].append(text.z[places])
+    names = sorted({row["relation"] for row in facts})
+    outside = [text.z[text.tokens.mask] if len(text.z) > 1 else text.z for text in read[len(texts) :]]
+    near_states, near_mask = _padded([np.concatenate(states) for states in own], rng)
+    return FactStates(
+        z, mask, np.asarray([names.index(row["relation"]) for row in facts], np.int32),
+        near_states, near_mask, np.concatenate([*outside, near_states[near_mask][:1000]]),
+    )  # fmt: skip
+
+
+def _padded(
+    states: Sequence[Float[np.ndarray, "_ D"]], rng: np.random.Generator
+) -> tuple[Float[np.ndarray, "F P D"], Bool[np.ndarray, "F P"]]:
+    """Return at most `_OWN_NEGATIVES` states of each fact."""
+    size = min(max(map(len, states)), _OWN_NEGATIVES)
+    found = np.zeros((len(states), size, states[0].shape[-1]), np.float32)
+    mask = np.zeros(found.shape[:2], bool)
+    for row, own in enumerate(states):
+        some = own[rng.permutation(len(own))[:size]]
+        found[row, : len(some)], mask[row, : len(some)] = some, True
+    return found, mask
+
+
+class NearTexts:
+    """Texts about a fact's subject in which its edit is not wanted, from the rows of a split."""
+
+    def __init__(self, pool: Sequence[Row]) -> None:
+        self.wordings = Wordings(pool)
+        self._rows = [row for row in pool if row["subject"]]
+        self._of_relation: Mapping[str, list[Row]] = collections.defaultdict(list)
+        self._about: Mapping[str, list[Row]] = collections.defaultdict(list)
+        for row in self._rows:
+            self._of_relation[row["relation"]].append(row)
+            self._about[row["subject"]].append(row)
+
+    def near(self, row: Row, seed: int) -> list[tuple[str, str]]:
+        """Return (prompt, answer) pairs: other questions about the subject, and one after it.
+
+        - facts of other relations about the subject, at most two; where there are none, the
+          question of another relation with this subject;
+        - after the fact and its new answer, the same question about another subject.
+        """
+        rng = key_rng("near texts", seed, row["key"])
+        return [*self._same_subject(row, rng), *self._next_question(row, rng)]
+
+    def _same_subject(self, row: Row, rng: np.random.Generator) -> list[tuple[str, str]]:
+        own = [r for r in self._about[row["subject"]] if r["relation"] != row["relation"]]
+        found = [(own[i]["prompt"], own[i]["target"]) for i in rng.permutation(len(own))[:2]]
+        for _ in range(4):
+            if len(found) >= 2:
+                break
+            other = self._rows[int(rng.integers(len(self._rows)))]
+            if other["relation"] != row["relation"]:
+                prompt = swap_subject(other["prompt"], other["subject"], row["subject"])
+                found += [(prompt, row["target"])] if prompt else []
+        return found
+
+    def _next_question(self, row: Row, rng: np.random.Generator) -> list[tuple[str, str]]:
+        of_relation = self._of_relation[row["relation"]]
+        other = of_relation[int(rng.integers(len(of_relation)))]
+        if other["subject"] == row["subject"]:
+            return []
+        wordings = self.wordings.of(row, 4)
+        asked = wordings[int(rng.integers(len(wordings)))]
+        question = swap_subject(asked, row["subject"], other["subject"]) or other["prompt"]
+        joint = _JOINTS[int(rng.integers(len(_JOINTS)))]
+        text = f"{wordings[0]} {row['target'].strip()}{joint}{question}"
+        return [(text, other["truth"] or other["target"])]
+
+
