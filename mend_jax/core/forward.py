@@ -20,7 +20,7 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import AppliedEdit, variables
 from mend_jax.models.editable_model import EditableModel, Inputs
 from mend_jax.models.factor_capture import TAPS
-from mend_jax.models.gate_site import GATE, MATCHES, GateSite
+from mend_jax.models.gate_site import GATE, MATCHES, GateSite, TextSoFar
 from mend_jax.models.generation import generate
 from mend_jax.models.params import Params, flatten, nest
 from mend_jax.parallel.layout import split_over_edits, vmap_edits
@@ -169,7 +169,9 @@ class _Reader:
 
     site: GateSite = flax.struct.field(pytree_node=False)
 
-    def __call__(self, z: Float[Array, "B T_or_1 D"]) -> Float[Array, "B T_or_1 D"]:
+    def __call__(
+        self, z: Float[Array, "B T_or_1 D"], so_far: TextSoFar
+    ) -> Float[Array, "B T_or_1 D"]:
         return z
 
 

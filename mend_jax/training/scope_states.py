@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32
 
+from mend_jax.core.chunking import round_up
 from mend_jax.core.forward import states_at_site, trunk_states
 from mend_jax.core.mentions import (
     TokenTexts,
@@ -41,6 +42,7 @@ from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 
 _TEXTS_AT_ONCE = 64
 _SPELLINGS = 4
+_BUCKET = 8  # texts are padded to a multiple of this many tokens
 _OWN_NEGATIVES = 16  # of a fact, at most
 _JOINTS = (". ", "\n", ", and ", ". Also, ", "; ")  # between an answer and the next question
 
@@ -113,6 +115,7 @@ class StateReader:
 
     def read(self, texts: Sequence[TokenBatch], what: str) -> list[ReadText]:
         """Return the states of texts."""
+        texts = [_trimmed(text) for text in texts]
         found: dict[int, ReadText] = {}
         progress = Progress(what, len(texts))
         by_shape: dict[Any, list[int]] = collections.defaultdict(list)
@@ -136,6 +139,21 @@ class StateReader:
             states = _read_states(self._model.module, self.site, params, token_texts, texts)
         z, mentioned = jax.device_get(states)
         return np.asarray(z), np.asarray(mentioned)
+
+
+def _trimmed(text: TokenBatch) -> TokenBatch:
+    """Return a text without most of its padding, which is on the right."""
+
+    def cut(mask: Any, *arrays: Any) -> list[Any]:
+        width = min(round_up(int(np.asarray(mask).sum()), _BUCKET), len(mask))
+        return [array[:width] for array in (mask, *arrays)]
+
+    mask, tokens = cut(text.mask, text.tokens)
+    text = dataclasses.replace(text, mask=mask, tokens=tokens)
+    if text.source is not None:
+        source_mask, source = cut(text.source_mask, text.source)
+        text = dataclasses.replace(text, source_mask=source_mask, source=source)
+    return text
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -22,6 +22,7 @@ from mend_jax.core.bank import (
 )
 from mend_jax.core.bank_file import same_facts, to_bytes
 from mend_jax.core.nearest_key import look_up
+from mend_jax.core.mentions import NO_NAME
 from mend_jax.core.weight_edit import Dense, LowRank
 from mend_jax.errors import CheckpointError, ConfigError
 from mend_jax.parallel.mesh import make_mesh
@@ -90,7 +91,9 @@ def test_removing_the_last_fact_gives_back_the_very_arrays():
     back = remove(more, ids(more)[-1])
     assert arrays_equal(back, grow(bank, delta_rows=bank.delta_rows)) and back.facts == bank.facts
     empty = remove(remove(bank, ids(bank)[0]), ids(bank)[1])
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(empty)) and not empty.facts
+    arrays = jax.tree.leaves((empty.table, empty.deltas))
+    assert not any(np.any(leaf) for leaf in arrays) and not empty.facts
+    assert (empty.names.of_fact == -1).all() and (empty.names.hashes == NO_NAME).all()
 
 
 def test_a_freed_row_is_taken_again():
@@ -257,4 +260,4 @@ def test_a_bank_split_over_8_devices_stays_so_and_holds_the_same():
     changed = [remove(insert(b, scoped[5])[0], whole.facts[0].id) for b in (whole, split)]
     assert same_facts(*changed) and arrays_equal(*changed)
     assert changed[1].table.keys.sharding == split.table.keys.sharding
-    assert len(BANK_RULES) == 4
+    assert len(BANK_RULES) == 6

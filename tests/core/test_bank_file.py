@@ -96,7 +96,7 @@ def change_fact(**fields):
         (change_array(f"{UP}.b", lambda x: x[0]), "are not a pair for 3 facts"),
         (change_array(f"{UP}.b", lambda x: x.astype(np.float64)), "deltas of types"),
         (change_array("keys", lambda x: x.astype(np.float64)), "have types"),
-        (change_array("keys", lambda x: x[0]), "keys .*, mask"),
+        (change_array("keys", lambda x: x[0]), "keys, mask, .* shapes"),
         (change_array("threshold", lambda x: x[:2]), "threshold"),
         (change_array("keys", lambda x: x + 1), "other contents than its id says"),
         (change_array("threshold", lambda x: x + 1), "other contents than its id says"),

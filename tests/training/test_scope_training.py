@@ -126,7 +126,7 @@ def test_repeated_facts_of_small_relations_are_masked():
 def test_options_and_data_that_cannot_work_are_named(model):
     with pytest.raises(ConfigError, match="scope.wordings is 1: give at least 2"):
         ScopeOptions(wordings=1)
-    long = [{**row, "prompt": "x" * 90, "rephrase": "y" * 90} for row in rows(4, 0)]
+    long = [{**row, "prompt": "x" * 200, "rephrase": "y" * 200} for row in rows(4, 0)]
     with pytest.raises(DataError, match="0 of 4 facts have two wordings that fit"):
         learn_scope(model, [ScopeData(long, rows(4, 1), TEXTS, LENGTHS)], OPTIONS)
     alone = [{**row, "relation": row["key"]} for row in rows(4, 1)]
@@ -137,7 +137,7 @@ def test_options_and_data_that_cannot_work_are_named(model):
 def test_states_near_a_fact_are_its_own_negatives():
     """The states of every fact, moved by one direction: near it, and not of another fact."""
     found = states()
-    near = (found.z[:, 0, :1] + np.float32(2) * np.eye(12, dtype="f")[0]).repeat(4, axis=1)
+    near = (found.z[:, 0, :1] + np.float32(5) * np.eye(12, dtype="f")[0]).repeat(4, axis=1)
     found = found._replace(own=near, own_mask=np.ones(near.shape[:2], bool))
     options = ScopeOptions(steps=200, lr=3e-3, facts_per_step=16, relations_per_step=2,
                            wordings_per_step=2, outside_per_step=16)  # fmt: skip
@@ -147,7 +147,7 @@ def test_states_near_a_fact_are_its_own_negatives():
         keys, own = (np.asarray(project(f, z)) for z in (found.z[:, 0, 0], found.own[:, 0]))
         return (keys * own).sum(-1).mean()
 
-    assert nearness(4) < nearness(0) - 0.2
+    assert nearness(4) < nearness(0) - 0.1
 
 
 def test_near_texts_are_about_the_subject_and_ask_something_else():
