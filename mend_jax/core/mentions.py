@@ -163,6 +163,7 @@ def mentions(texts: TokenTexts, names: NameTable, so_far: TextSoFar) -> Mentions
     tokens another name of 10^5 is found by mistake in one of 40 texts.
     """
     tokens, n_real = _in_order(so_far)
+    tokens = jnp.minimum(tokens, len(texts.whole) - 1)  # ids that the tokenizer does not have
     S, U = tokens.shape[1], names.hashes.shape[0]
     place = jnp.arange(S, dtype=jnp.int32)[None]
     runs = _runs_that_end_at(texts, tokens)

