@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 
 from mend_jax.apps.run_command import parse
 from mend_jax.core.editor_protocol import EditTransform
-from mend_jax.hub.language_model import LanguageModel
 from mend_jax.errors import CheckpointError, ConfigError, MendError, report_error
+from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.files import write_json
 from mend_jax.training import config as configs
 

@@ -43,7 +43,9 @@ def learn(config: ConfigDict, workdir: str | Path) -> Path:
     return path
 
 
-def scope_of_run(config: ConfigDict, workdir: Path) -> Callable[[LanguageModel], LearnedScope] | None:
+def scope_of_run(
+    config: ConfigDict, workdir: Path
+) -> Callable[[LanguageModel], LearnedScope] | None:
     """Return what gives the scope of a run in a folder: read there, or learned and written there.
 
     None if the run's edits are plain.

@@ -209,7 +209,7 @@ def bank_of_one(scoped: ScopedEdit, names: UInt32[Array, "*batch V"] | None = No
     )
     deltas: Any = jax.tree.map(lambda leaf: leaf[..., None, :, :], scoped.edit.deltas)
     if names is None:
-        own = np.asarray(name_hashes(scoped.names) or [NO_NAME], np.uint32)
+        own = np.asarray(name_hashes(scoped.names) or [int(NO_NAME)], np.uint32)
         names = jnp.broadcast_to(jnp.asarray(own), (*lead, len(own)))
     of_one = own_names
     for _ in lead:
@@ -311,8 +311,8 @@ def canonical(bank: Bank) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     Returns:
       Arrays of n facts, ordered by id: `keys` [n, R, K], `mask` [n, R], `threshold` [n], `mention`
-      [n] and for each weight `NAME.a` [n, N, d_in] and `NAME.b` [n, N, d_out], with as few rows as needed; and
-      JSON metadata.
+      [n] and for each weight `NAME.a` [n, N, d_in] and `NAME.b` [n, N, d_out], with as few rows as
+      needed; and JSON metadata.
     """
     facts = sorted(bank.facts, key=lambda f: f.id)
     at = np.asarray([f.row for f in facts], np.int64)

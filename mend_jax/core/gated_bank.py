@@ -28,8 +28,8 @@ from mend_jax.core.compose import sum_edits
 from mend_jax.core.forward import TrunkStates, gate_matches
 from mend_jax.core.mentions import TOKEN_TEXT_RULES, NameTable, TokenTexts, mentions
 from mend_jax.core.nearest_key import KeyTable, Match, look_up
-from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.scope import SCOPE_RULES, Projection, Scope, project
+from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import MIXED, AppliedEdit, Edit, variables
 from mend_jax.errors import CheckpointError

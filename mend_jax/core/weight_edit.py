@@ -23,7 +23,6 @@ from mend_jax.errors import CheckpointError
 from mend_jax.models.layers import EDITS
 from mend_jax.models.params import Params, nest, weight_at
 
-
 MIXED = (
     "a plain edit and scoped edits cannot be composed: a plain one changes the weights for all "
     "texts; make both of one kind, and use one ledger for each"
@@ -179,7 +178,7 @@ class Edit:
         """Return the edit that undoes this one (exactly if composed, not in a merged bf16 W)."""
         return self.scale(-1.0)
 
-    def compose(self, other: Edit) -> Edit:
+    def compose(self, other: AppliedEdit) -> Edit:
         """Return both edits as one: the sum of deltas; low-rank pairs concatenate their rows.
 
         Names of different editors are joined by "+"; `created` is the later date.

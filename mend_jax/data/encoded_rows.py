@@ -84,13 +84,13 @@ def encode_rows(
     lengths: Lengths,
     form: InputFormat = CAUSAL,
     more: bool = False,
-    names: bool = False,
+    with_names: bool = False,
 ) -> EncodedRows:
     """Tokenise every row once; rows that do not fit the lengths are dropped and counted.
 
     Args:
       more: also encode the `EVALUATION_SETS`; of these, only the texts that do not fit are dropped.
-      names: also keep the hashes of the subjects' names, for scoped edits.
+      with_names: also keep the hashes of the subjects' names, for scoped edits.
 
     Raises:
       DataError: no row fits, or only some rows have a near (or far) text.
@@ -122,7 +122,7 @@ def encode_rows(
         prompts = {s: [encoder.question(row[f]) for row in kept_rows] for s, f in fields.items()}
         subjects = [row.get("subject", "") for row in kept_rows]
         texts |= add_subject_positions(texts, tokenizer, prompts, subjects)
-    if names:
+    if with_names:
         hashes = padded_hashes([[row.get("subject", "")] for row in kept_rows], _SPELLINGS)
         for name in ("edit", "rephrase"):
             texts[name] = dataclasses.replace(texts[name], names=hashes)

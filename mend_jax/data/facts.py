@@ -46,7 +46,8 @@ def read_facts(path: str | os.PathLike[str]) -> list[Fact]:
 
     Args:
       path: the file. Fields: `prompt` and `target` (texts), optionally `paraphrases`,
-        `neighbours` and `aliases` (lists of texts) and `subject` (text). Old names of fields are read too.
+        `neighbours` and `aliases` (lists of texts) and `subject` (text). Old names of fields are
+        read too.
 
     Raises:
       DataError: the file cannot be read or is empty, or a line is not a usable fact; names the

@@ -7,7 +7,9 @@ import re
 _WORD = re.compile(r"[^\W_][\w.'’&-]*")
 _QUOTED = re.compile(r"[\"“«]([^\"”»]+)[\"”»]")
 _ABBREVIATION = 4  # letters of "St.", "Dr." or "J." and the full stop
-_JOINING = frozenset("of the de la le les du del da di do dos van von der den and & y e in for".split())
+_JOINING = frozenset(
+    "of the de la le les du del da di do dos van von der den and & y e in for".split()
+)
 _NO_NAMES = frozenset(
     "a an and are as at by can could did do does for from had has have he her his how i if in is "
     "it its my name of on or our please say she tell that the their there these they this those "

@@ -1,4 +1,4 @@
-"""Exports a bank of scoped edits for PyTorch: its arrays, and one file of code that applies them."""
+"""Exports a bank of scoped edits for PyTorch: its arrays, and one file of code that uses them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def save_torch(directory: str | Path, gated: GatedBank, model: LanguageModel) ->
         for spec in model.family.tensor_specs(model.config)
         if spec.path.removesuffix("/kernel") in bank.deltas
     }
-    tensors: dict[str, np.ndarray] = {n: arrays[n] for n in ("keys", "mask", "threshold", "mention")}
+    tensors: dict[str, np.ndarray] = {
+        n: arrays[n] for n in ("keys", "mask", "threshold", "mention")
+    }
     tensors |= {"priority": table.priority[rows].astype(np.int64)}
     tensors |= {"of_fact": names.of_fact[rows].astype(np.int64)}
     tensors |= {"names": names.hashes.astype(np.int64)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import CheckpointError
 
@@ -33,7 +34,7 @@ def check_single_edit(edit: Edit, model: LanguageModel) -> None:
             raise CheckpointError(f"{name} holds several edits: export them one by one, edit.at(i)")
 
 
-def readme(title: str, model: LanguageModel, edit: Edit | None, loading: str) -> str:
+def readme(title: str, model: LanguageModel, edit: Edit | GatedBank | None, loading: str) -> str:
     """Return Markdown: base, facts, editor, and the Python that opens the folder."""
     lines = [f"# {title}", "", f"Base: `{model.spec}`, fingerprint `{model.fingerprint}`."]
     if edit is not None:

@@ -76,8 +76,8 @@ def _plain(edit: Edit | GatedBank) -> Edit:
     if isinstance(edit, Edit):
         return edit
     raise LedgerError(
-        "the active edits are scoped: they share no tokens and need no combination; `show --prompt` "
-        "says which of them a text matches"
+        "the active edits are scoped: each applies to its own tokens, and there is nothing to "
+        "combine; `show --prompt` says which of them a text matches"
     )
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from mend_jax.core.chunking import round_up
 from mend_jax.core.forward import top_logits, trunk_states
+from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.losses import token_kl, token_nll
 from mend_jax.core.token_batch import NO_TARGET, TokenBatch
 from mend_jax.core.weight_edit import AppliedEdit, Delta, Edit, LowRank
@@ -37,7 +38,7 @@ _Item = TypeVar("_Item")
 
 
 def generate_both(
-    model: LanguageModel, edit: AppliedEdit, prompts: Sequence[str], max_new: int
+    model: LanguageModel, edit: Edit | GatedBank, prompts: Sequence[str], max_new: int
 ) -> list[tuple[str, str]]:
     """Return each prompt's greedy continuations (before, after) the edit."""
     edit = pad_ranks(edit)
@@ -50,7 +51,7 @@ def generate_both(
 
 
 def compare_answers(
-    model: LanguageModel, edit: AppliedEdit, pairs: Sequence[tuple[str, str]]
+    model: LanguageModel, edit: Edit | GatedBank, pairs: Sequence[tuple[str, str]]
 ) -> list[dict[str, float]]:
     """Return what the edit changes at the answer of each (prompt, answer) pair.
 
@@ -76,7 +77,7 @@ def compare_answers(
 
 
 def compare_texts(
-    model: LanguageModel, edit: AppliedEdit, texts: Sequence[str], length: int
+    model: LanguageModel, edit: Edit | GatedBank, texts: Sequence[str], length: int
 ) -> dict[str, float]:
     """Return the change over every token of plain texts, each cut to `length` tokens.
 
@@ -92,7 +93,7 @@ def compare_texts(
     return means | {"tokens": sum(tokens)}
 
 
-def pad_ranks(edit: AppliedEdit) -> AppliedEdit:
+def pad_ranks(edit: Edit | GatedBank) -> Edit | GatedBank:
     """Pad the factors of low-rank deltas with rows of zeros, so that few shapes are compiled.
 
     A bank has few shapes already.
@@ -110,7 +111,7 @@ def pad_ranks(edit: AppliedEdit) -> AppliedEdit:
 
 
 def _score(
-    model: LanguageModel, edit: AppliedEdit, encoded: Sequence[TokenBatch]
+    model: LanguageModel, edit: Edit | GatedBank, encoded: Sequence[TokenBatch]
 ) -> list[dict[str, float]]:
     applied = model.with_edit(edit).edit  # refuses an edit of another base
     assert applied is not None

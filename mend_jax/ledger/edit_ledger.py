@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import os
 import re
@@ -26,9 +25,11 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_type_hints
 
 from mend_jax.core import bank_file, edit_file, scope_file
+from mend_jax.core.bank import scoped_edits_of
+from mend_jax.core.compose import sum_edits
 from mend_jax.core.gated_bank import GatedBank, gate_bank
 from mend_jax.core.scope_file import LearnedScope
-from mend_jax.core.weight_edit import Edit, utc_timestamp
+from mend_jax.core.weight_edit import MIXED, Edit, utc_timestamp
 from mend_jax.errors import CheckpointError, LedgerError
 from mend_jax.io.file_locks import locked
 from mend_jax.io.files import as_path, is_remote, write_bytes, write_json
@@ -189,7 +190,15 @@ class Ledger:
     def composed(self) -> Edit | GatedBank | None:
         """Return the active edits as one: their sum in order, or one bank; None without any."""
         edits = [self._load(entry) for entry in self.active()]
-        return functools.reduce(lambda one, other: one.compose(other), edits) if edits else None
+        plain = [edit for edit in edits if isinstance(edit, Edit)]
+        scoped = [edit for edit in edits if isinstance(edit, GatedBank)]
+        if plain and scoped:  # `append` lets no such ledger arise
+            raise LedgerError(f"{self.path}: {MIXED}")
+        if plain:
+            return sum_edits(plain)
+        if not scoped:
+            return None
+        return scoped[0].insert([s for e in scoped[1:] for s in scoped_edits_of(e.bank)])[0]
 
     def append(
         self,
@@ -209,13 +218,14 @@ class Ledger:
           LedgerError: it could not be recorded, for example on a full disk. Earlier edits are kept.
         """
         self._refuse_other_base(edit.base, "the edit")
-        scoped = isinstance(edit, GatedBank)
-        data = bank_file.to_bytes(edit.bank) if scoped else edit_file.to_bytes(edit)
+        if isinstance(edit, GatedBank):
+            data, suffix = bank_file.to_bytes(edit.bank), _BANK_SUFFIX
+        else:
+            data, suffix = edit_file.to_bytes(edit), ".safetensors"
         digest = hashlib.sha256(data).hexdigest()
-        suffix = _BANK_SUFFIX if scoped else ".safetensors"
         with self._writing("the edit"):
-            self._refuse_other_kind(scoped)
-            if scoped:
+            self._refuse_other_kind(scoped=isinstance(edit, GatedBank))
+            if isinstance(edit, GatedBank):
                 self._keep_scope(edit, scope)
             number = len(self._entries()) + 1
             file = f"{_EDITS}/{number:04d}-{digest[:8]}{suffix}"
@@ -305,7 +315,8 @@ class Ledger:
         if kept is None:
             if scope is None or scope.scope.fingerprint() != fingerprint:
                 raise CheckpointError(
-                    f"{self.path} has no scope yet: give the learned scope of the edit, {fingerprint}"
+                    f"{self.path} has no scope yet: give the learned scope of the edit, "
+                    f"{fingerprint}"
                 )
             scope_file.save(self.path / _SCOPE, scope)
             journal.sync(self.path)
@@ -334,7 +345,8 @@ class Ledger:
             scope = self.learned_scope()
             if scope is None:
                 raise LedgerError(
-                    f"{self.path / _SCOPE} is missing, and edit {entry.number} is scoped: restore it"
+                    f"{self.path / _SCOPE} is missing, and edit {entry.number} is scoped: restore "
+                    "it from a copy"
                 )
             edit = gate_bank(bank_file.load(file), scope.scope)
         else:

@@ -54,7 +54,9 @@ def _in_form(edit: Edit | GatedBank, form: str, plain: bool) -> Edit | GatedBank
     """Return the edit as the form needs it."""
     if form == "torch":
         if isinstance(edit, Edit):
-            raise ConfigError("--as torch is of scoped edits: export a plain edit as peft or merged")
+            raise ConfigError(
+                "--as torch is of scoped edits: export a plain edit as peft or merged"
+            )
         return edit
     if isinstance(edit, Edit):
         return edit

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from mend_jax.core.chunking import round_up
+from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.recompress import recompress
-from mend_jax.core.weight_edit import AppliedEdit, Delta, Edit, LowRank
+from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.errors import ConfigError, DataError
 from mend_jax.evaluation.examples import answer_matches
 from mend_jax.hub.language_model import LanguageModel
@@ -39,7 +40,9 @@ TEXTS = (
 
 
 def measure_edit(
-    model: LanguageModel, edit: AppliedEdit, prompts: Sequence[EvaluationPrompts],
+    model: LanguageModel,
+    edit: Edit | GatedBank,
+    prompts: Sequence[EvaluationPrompts],
     strength: float = 1.0,
 ) -> dict[str, Any]:
     """Measure one edit on the unedited base; `measurement_schema` describes the result.
@@ -91,7 +94,7 @@ def measure_edit(
     )
 
 
-def describe_edit(edit: AppliedEdit, model: LanguageModel | None = None) -> dict[str, Any]:
+def describe_edit(edit: Edit | GatedBank, model: LanguageModel | None = None) -> dict[str, Any]:
     """Return the edit's editor and date, its blocks, and the size of each delta.
 
     Args:

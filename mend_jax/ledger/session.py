@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from mend_jax.core.gated_bank import GatedBank
-from mend_jax.core.weight_edit import AppliedEdit, Edit
+from mend_jax.core.weight_edit import Edit
 from mend_jax.data.facts import Fact
 from mend_jax.errors import LedgerError
 from mend_jax.hub.language_model import LanguageModel
@@ -62,7 +62,7 @@ class Session:
         self.strength, self.plain = strength, plain
         self.proposal: Proposal | None = None
         self._n_proposed = 0
-        self._active: tuple[tuple[str, ...], AppliedEdit | None] = ((), None)
+        self._active: tuple[tuple[str, ...], Edit | GatedBank | None] = ((), None)
 
     def propose(self, fact: Fact) -> Proposal:
         """Make an edit of the fact and measure it; it replaces the previous proposal.
@@ -125,7 +125,7 @@ class Session:
         return {"prompt": prompt, "before": before, "after": after, "edits": n_active,
                 "proposed": self.proposal is not None}  # fmt: skip
 
-    def active_edit(self) -> AppliedEdit | None:
+    def active_edit(self) -> Edit | GatedBank | None:
         """Return the ledger's active edits as one; None if there are none."""
         key = tuple(entry.sha256 for entry in self.ledger.active())
         if key != self._active[0]:

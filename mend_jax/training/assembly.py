@@ -422,7 +422,7 @@ def encode_split(
     form = input_format(model.module)
     encoded = encode_rows(
         rows, model.tokenizer, text_lengths(config), form, for_evaluation,
-        names=uses_scope(config),
+        with_names=uses_scope(config),
     )  # fmt: skip
     return Split(rows, encoded)
 

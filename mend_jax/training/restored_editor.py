@@ -11,8 +11,8 @@ import jax
 
 from mend_jax import hub
 from mend_jax.core import scope_file
-from mend_jax.core.chunking import round_up
 from mend_jax.core.bank import empty_bank
+from mend_jax.core.chunking import round_up
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform
 from mend_jax.core.gated_bank import GatedBank, gate_bank
 from mend_jax.core.scope_file import LearnedScope
@@ -154,12 +154,14 @@ class Editor:
         """
         if self.scope is None:
             raise ConfigError(
-                f"no scope is learned for {self.model.spec}: learn one with `mend-jax learn-scope`, "
-                "or make plain edits"
+                f"no scope is learned for {self.model.spec}: learn one with "
+                "`mend-jax learn-scope`, or make plain edits"
             )
         checked = self._checked(facts)
         pairs, subjects = _pairs(checked), [f.subject or guess_subject(f.prompt) for f in checked]
-        names = [tuple(n for n in (s, *f.aliases) if n) for s, f in zip(subjects, checked, strict=True)]
+        names = [
+            tuple(n for n in (s, *f.aliases) if n) for s, f in zip(subjects, checked, strict=True)
+        ]
         gate, found = ScopeGate.of(self.scope, self.model.tokenizer.token_texts), []
         with use_mesh(mesh_of_arrays(self.model.params)):
             for start in range(0, len(pairs), _EDITS_AT_ONCE):

@@ -246,16 +246,18 @@ def fact_states(
     z = np.zeros((len(facts), n_wordings, size, width), np.float32)
     mask = np.zeros(z.shape[:3], bool)
     own: list[list[np.ndarray]] = [[] for _ in facts]
-    for (fact, wording), text in zip(owner, read, strict=False):
-        scored = text.scored()
+    for (fact, wording), one in zip(owner, read, strict=False):
+        scored = one.scored()
         if wording >= 0:
-            z[fact, wording, : len(scored)], mask[fact, wording, : len(scored)] = text.z[scored], True
-            places = np.concatenate([rng.permutation(text.inside())[:2], text.after()[:2]])
+            z[fact, wording, : len(scored)] = one.z[scored]
+            mask[fact, wording, : len(scored)] = True
+            places = np.concatenate([rng.permutation(one.inside())[:2], one.after()[:2]])
         else:
-            places = np.concatenate([scored, rng.permutation(text.inside())[:3]])
-        own[fact].append(text.z[places])
+            places = np.concatenate([scored, rng.permutation(one.inside())[:3]])
+        own[fact].append(one.z[places])
     names = sorted({row["relation"] for row in facts})
-    outside = [text.z[text.tokens.mask] if len(text.z) > 1 else text.z for text in read[len(texts) :]]
+    others = read[len(texts) :]
+    outside = [o.z[o.tokens.mask] if len(o.z) > 1 else o.z for o in others]
     near_states, near_mask = _padded([np.concatenate(states) for states in own], rng)
     return FactStates(
         z, mask, np.asarray([names.index(row["relation"]) for row in facts], np.int32),
@@ -321,5 +323,3 @@ class NearTexts:
         joint = _JOINTS[int(rng.integers(len(_JOINTS)))]
         text = f"{wordings[0]} {row['target'].strip()}{joint}{question}"
         return [(text, other["truth"] or other["target"])]
-
-

@@ -82,7 +82,9 @@ class ScopeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {name: 1 for name in vars(self) if name not in ("seed", "false_rate")}
+        least: dict[str, float] = {
+            name: 1 for name in vars(self) if name not in ("seed", "false_rate")
+        }
         least |= {"wordings": 2, "wordings_per_step": 2, "facts_per_step": 2, "lr": 0.0}
         least |= {"weight_decay": 0.0, "temperature": 1e-6, "seed": 0, "own_per_step": 0}
         for name, low in least.items():
@@ -125,9 +127,7 @@ def learn_scope(
         chosen = _spread_over_relations(one.train, options.facts, options.seed)
         reader = StateReader(model, site, one.lengths)
         states.append(
-            fact_states(
-                reader, chosen, one.train, options.wordings, one.plain_texts, options.seed
-            )
+            fact_states(reader, chosen, one.train, options.wordings, one.plain_texts, options.seed)
         )
     projection, losses = train_projection(states, options)
     scope = Scope(projection, site, model.fingerprint)
@@ -211,7 +211,7 @@ def train_projection(
             updates, opt_state = tx.update(gradient, opt_state, f)
         trained: Projection = optax.apply_updates(f, updates)
         # They are no parameters: weight decay would shrink them.
-        return trained.replace(center=f.center, spread=f.spread), opt_state, loss
+        return dataclasses.replace(trained, center=f.center, spread=f.spread), opt_state, loss
 
     opt_state, losses = tx.init(f), []
     progress = Progress("scope", options.steps)
@@ -241,7 +241,7 @@ def _batch(states: FactStates, options: ScopeOptions, rng: np.random.Generator) 
     z, mask = (x[facts[:, None], some] for x in (states.z, states.mask))
     inside = positions_in_scope(jnp.asarray(z), jnp.asarray(mask & first[:, None, None]))
     outside = states.outside[rng.integers(len(states.outside), size=options.outside_per_step)]
-    others = positions_outside(jnp.asarray(outside), np.ones(len(outside), bool))
+    others = positions_outside(jnp.asarray(outside), jnp.ones(len(outside), bool))
     return join_positions(inside, others, _own(states, facts, options, rng))
 
 
@@ -285,16 +285,14 @@ def choose_thresholds(scores: ValidationScores, rate: float) -> Thresholds:
     Raises:
       DataError: no state outside of scope that does not mention the subject.
     """
-    found = []
-    for mentioned in (False, True):
-        own = scores.mentioned == mentioned
+
+    def choose(own: Bool[np.ndarray, " n"]) -> MatchThreshold:
         outside, inside = (scores.score[own & (scores.inside == x)] for x in (False, True))
-        if mentioned and not len(outside):
-            found.append(None)
-        else:
-            found.append(choose_threshold(outside, inside, rate))
-    assert found[0] is not None
-    return Thresholds(found[0], found[1])
+        return choose_threshold(outside, inside, rate)
+
+    mentioned = scores.mentioned
+    has_mentions = bool((mentioned & ~scores.inside).any())
+    return Thresholds(choose(~mentioned), choose(mentioned) if has_mentions else None)
 
 
 def validation_scores(

@@ -21,8 +21,8 @@ from mend_jax.core.bank import (
     replace,
 )
 from mend_jax.core.bank_file import same_facts, to_bytes
-from mend_jax.core.nearest_key import look_up
 from mend_jax.core.mentions import NO_NAME
+from mend_jax.core.nearest_key import look_up
 from mend_jax.core.weight_edit import Dense, LowRank
 from mend_jax.errors import CheckpointError, ConfigError
 from mend_jax.parallel.mesh import make_mesh

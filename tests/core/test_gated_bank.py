@@ -203,7 +203,10 @@ def test_banks_of_one_run_under_vmap_and_have_gradients():
     three = jax.tree.map(lambda leaf: leaf[:3], texts)
     stacked = ScopedEdit(
         jax.tree.map(lambda *x: jnp.stack(x), *(e.edit.arrays_only() for e in edits[:3])),
-        *(jnp.stack([getattr(e, n) for e in edits[:3]]) for n in ("keys", "mask", "threshold", "mention")),
+        *(
+            jnp.stack([getattr(e, n) for e in edits[:3]])
+            for n in ("keys", "mask", "threshold", "mention")
+        ),
     )
 
     @jax.jit

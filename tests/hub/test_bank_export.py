@@ -35,7 +35,8 @@ def gated_for(model, threshold=0.995, mention=0.6):
     edits = [
         ScopedEdit(
             Edit(random_deltas(model.weights, i), model.fingerprint, (prompts[i],)),
-            keys[i], mask[i], np.float32(threshold), np.float32(mention), scope.fingerprint(), names,
+            keys[i], mask[i], np.float32(threshold), np.float32(mention), scope.fingerprint(),
+            names,
         )
         for i, names in enumerate([("abc",), ()])
     ]  # fmt: skip
@@ -147,5 +148,3 @@ def test_what_cannot_be_exported_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="is a seq2seq model"):
         save_torch(tmp_path / "export", gated, t5)
     assert not (tmp_path / "export").exists()
-
-
