@@ -188,16 +188,11 @@ def bank_of_one(scoped: ScopedEdit, names: UInt32[Array, "*batch V"] | None = No
 
     Args:
       names: hashes of each edit's names, filled up with `NO_NAME`; by default of `scoped.names`.
-
-    Raises:
-      CheckpointError: a dense delta.
     """
-    for name, delta in scoped.edit.deltas.items():
-        if not isinstance(delta, LowRank):
-            raise CheckpointError(
-                f"the delta of {name} is dense, and a bank holds low-rank pairs: use an editor "
-                "that returns those"
-            )
+    pairs = {
+        name: delta if isinstance(delta, LowRank) else delta.as_low_rank()
+        for name, delta in scoped.edit.deltas.items()
+    }
     lead = scoped.threshold.shape
     table = KeyTable(
         keys=scoped.keys[..., None, :, :],
@@ -207,7 +202,7 @@ def bank_of_one(scoped: ScopedEdit, names: UInt32[Array, "*batch V"] | None = No
         active=jnp.ones((*lead, 1), bool),
         priority=jnp.zeros((*lead, 1), jnp.int32),
     )
-    deltas: Any = jax.tree.map(lambda leaf: leaf[..., None, :, :], scoped.edit.deltas)
+    deltas: Any = jax.tree.map(lambda leaf: leaf[..., None, :, :], pairs)
     if names is None:
         own = np.asarray(name_hashes(scoped.names) or [int(NO_NAME)], np.uint32)
         names = jnp.broadcast_to(jnp.asarray(own), (*lead, len(own)))

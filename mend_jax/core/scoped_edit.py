@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from mend_jax.core.weight_edit import Edit, LowRank
+from mend_jax.core.recompress import recompress
+from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
 from mend_jax.errors import CheckpointError
 
 
@@ -64,10 +65,10 @@ class ScopedRows(NamedTuple):
 
 
 def rows_of(scoped: ScopedEdit) -> ScopedRows:
-    """Return the rows of one scoped edit.
+    """Return the rows of one scoped edit; a dense delta, as of fine-tuning, at its numerical rank.
 
     Raises:
-      CheckpointError: several edits in one, a dense delta, no key, or values that are not finite.
+      CheckpointError: several edits in one, no key, or values that are not finite.
     """
     edit, keys, mask, threshold, mention = jax.device_get(
         (scoped.edit.deltas, scoped.keys, scoped.mask, scoped.threshold, scoped.mention)
@@ -94,12 +95,12 @@ def rows_of(scoped: ScopedEdit) -> ScopedRows:
     return rows
 
 
-def _rows_of_delta(name: str, delta: object) -> LowRank:
-    if not isinstance(delta, LowRank):
-        raise CheckpointError(
-            f"the delta of {name} is dense, and a bank holds low-rank pairs: use an editor that "
-            "returns those"
-        )
+def _rows_of_delta(name: str, delta: Delta) -> LowRank:
+    if isinstance(delta, Dense):
+        _require_finite(name, np.asarray(delta.w))
+        compact, _ = recompress(Edit({name: delta.as_low_rank()}))
+        delta = compact.deltas[name]
+    assert isinstance(delta, LowRank)
     a, b = np.asarray(delta.a), np.asarray(delta.b)
     if a.ndim != 2:
         raise CheckpointError(f"{name} holds several edits (rows {a.shape}): use scoped.at(i)")

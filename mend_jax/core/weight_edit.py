@@ -93,6 +93,15 @@ class Dense:
     def scale(self, factor: float | Array) -> Dense:
         return Dense(self.w * factor)
 
+    def as_low_rank(self) -> LowRank:
+        """Return the same delta as a pair: itself and the smaller identity."""
+        *batch, d_in, d_out = self.w.shape
+        identity = jnp.eye(min(d_in, d_out), dtype=self.w.dtype)
+        identity = jnp.broadcast_to(identity, (*batch, *identity.shape))
+        if d_in <= d_out:
+            return LowRank(identity, self.w)
+        return LowRank(jnp.swapaxes(self.w, -1, -2), identity)
+
 
 Delta = LowRank | Dense
 Applied = TypeVar("Applied", bound="AppliedEdit")

@@ -70,7 +70,10 @@ def save_peft(directory: str | Path, edit: Edit, model: LanguageModel) -> Adapte
     check_single_edit(edit, model)
     if not edit.deltas:
         raise CheckpointError("the edit changes no weight: an adapter needs at least one")
-    low_rank: dict[str, Delta] = {name: _low_rank(delta) for name, delta in edit.deltas.items()}
+    low_rank: dict[str, Delta] = {
+        name: delta if isinstance(delta, LowRank) else delta.as_low_rank()
+        for name, delta in edit.deltas.items()
+    }
     compact, errors = recompress(dataclasses.replace(edit, deltas=low_rank))
     pairs = {name: _pair(delta) for name, delta in compact.deltas.items()}
     kernels = {
@@ -98,15 +101,6 @@ def save_peft(directory: str | Path, edit: Edit, model: LanguageModel) -> Adapte
     write_text(directory / "README.md", readme("A LoRA adapter", model, edit, loading))
     write_json(directory / "adapter_config.json", _config(model, kernels, ranks))
     return Adapter(ranks, errors, _notes(kernels, ranks))
-
-
-def _low_rank(delta: Delta) -> LowRank:
-    """Write a dense delta as the product of itself and the smaller identity."""
-    if isinstance(delta, LowRank):
-        return delta
-    w: Any = np.asarray(jax.device_get(delta.w), np.float32)
-    identity: Any = np.eye(min(w.shape), dtype=np.float32)
-    return LowRank(identity, w) if w.shape[0] <= w.shape[1] else LowRank(w.T, identity)
 
 
 def _pair(

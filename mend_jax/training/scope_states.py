@@ -47,18 +47,31 @@ _OWN_NEGATIVES = 16  # of a fact, at most
 _JOINTS = (". ", "\n", ", and ", ". Also, ", "; ")  # between an answer and the next question
 
 
+class ScopeText(NamedTuple):
+    """A text whose states are read.
+
+    Attributes:
+      tokens: the text, with the names of its subject.
+      begins: where its question begins; what comes before is in the scope of a fact itself.
+    """
+
+    tokens: TokenBatch
+    begins: int = 0
+
+
 class ReadText(NamedTuple):
     """The states of one text, on the host.
 
     Attributes:
       z: of every token, or one of the whole text.
       mentioned: whether each comes after the name of the text's subject.
-      tokens: the text.
+      tokens, begins: of the text.
     """
 
     z: Float[np.ndarray, "T_or_1 D"]
     mentioned: Bool[np.ndarray, " T_or_1"]
     tokens: TokenBatch
+    begins: int
 
     def scored(self) -> Int[np.ndarray, " P"]:
         """Return the places of the states that decide about the answer."""
@@ -68,8 +81,9 @@ class ReadText(NamedTuple):
         return np.asarray(self.tokens.score_pos)[real]
 
     def inside(self) -> Int[np.ndarray, " P"]:
-        """Return the places before the last token of the prompt; none of a whole text."""
+        """Return the places of the question but its last token; none of a whole text."""
         places = np.flatnonzero(self.tokens.mask)
+        places = places[places >= self.begins]
         scored = self.scored()
         return places[places < scored[0]] if len(self.z) > 1 and len(scored) else places[:0]
 
@@ -88,47 +102,51 @@ class StateReader:
         self._model, self._lengths = model, lengths
         self._form = input_format(model.module)
 
-    def encode(self, prompt: str, target: str, subject: str = "") -> TokenBatch | None:
-        """Return the text of a prompt and a target, of any length that fits; None if it does not.
+    def encode(
+        self, prompt: str, target: str, subject: str = "", before: str = ""
+    ) -> ScopeText | None:
+        """Return the text of a question and a target; None if it does not fit.
 
-        Texts that two questions are in are twice as long.
+        Args:
+          before: comes before the question, which may then be twice as long.
         """
-        lengths = self._lengths
-        for max_len in (lengths.max_len, 2 * lengths.max_len):
-            try:
-                text = self._form.fact(
-                    self._model.tokenizer, lengths.template.replace("{}", prompt), target,
-                    max_len, lengths.max_target, append_eos=lengths.append_eos,
-                )  # fmt: skip
-            except DataError:
-                continue
-            return dataclasses.replace(text, names=padded_hashes([[subject]], _SPELLINGS)[0])
-        return None
+        lengths, tokenizer = self._lengths, self._model.tokenizer
+        prompt = before + lengths.template.replace("{}", prompt)
+        try:
+            text = self._form.fact(
+                tokenizer, prompt, target, lengths.max_len * (2 if before else 1),
+                lengths.max_target, append_eos=lengths.append_eos,
+            )  # fmt: skip
+        except DataError:
+            return None
+        names = padded_hashes([[subject]], _SPELLINGS)[0]
+        begins = len(tokenizer.encode(before.rstrip())) if before else 0
+        return ScopeText(dataclasses.replace(text, names=names), begins)
 
-    def encode_plain(self, text: str) -> TokenBatch | None:
+    def encode_plain(self, text: str) -> ScopeText | None:
         """Return plain text; None if it is too short."""
         try:
             encoded = self._form.text(self._model.tokenizer, text, self._lengths.max_len)
         except DataError:
             return None
-        return dataclasses.replace(encoded, names=padded_hashes([[]], _SPELLINGS)[0])
+        return ScopeText(dataclasses.replace(encoded, names=padded_hashes([[]], _SPELLINGS)[0]))
 
-    def read(self, texts: Sequence[TokenBatch], what: str) -> list[ReadText]:
+    def read(self, texts: Sequence[ScopeText], what: str) -> list[ReadText]:
         """Return the states of texts."""
-        texts = [_trimmed(text) for text in texts]
+        tokens = [_trimmed(text.tokens) for text in texts]
         found: dict[int, ReadText] = {}
         progress = Progress(what, len(texts))
         by_shape: dict[Any, list[int]] = collections.defaultdict(list)
-        for i, text in enumerate(texts):
+        for i, text in enumerate(tokens):
             by_shape[tuple(np.shape(leaf) for leaf in jax.tree.leaves(text))].append(i)
         for members in by_shape.values():
             for start in range(0, len(members), _TEXTS_AT_ONCE):
                 some = members[start : start + _TEXTS_AT_ONCE]
-                padded = [texts[i] for i in some]
+                padded = [tokens[i] for i in some]
                 padded += [padded[-1]] * (_TEXTS_AT_ONCE - len(some))
                 z, mentioned = self._states(stack_batches(padded))
                 for row, i in enumerate(some):
-                    found[i] = ReadText(z[row], mentioned[row], texts[i])
+                    found[i] = ReadText(z[row], mentioned[row], tokens[i], texts[i].begins)
                 progress.update(len(found))
         progress.update(len(found), force=True)
         return [found[i] for i in range(len(texts))]
@@ -219,7 +237,7 @@ def fact_states(
     """
     maker = NearTexts(pool)
     facts: list[Row] = []
-    texts: list[TokenBatch] = []
+    texts: list[ScopeText] = []
     owner: list[tuple[int, int]] = []  # (fact, wording), or wording -1 for a text near the fact
     for row in rows:
         wordings = maker.wordings.of(row, n_wordings)
@@ -228,11 +246,13 @@ def fact_states(
         ]
         if len(fitting) < 2:
             continue
-        near = [reader.encode(*pair, row["subject"]) for pair in maker.near(row, seed)]
-        near_fitting = [text for text in near if text is not None]
-        texts += [*fitting, *near_fitting]
+        near = [
+            reader.encode(n.question, n.answer, row["subject"], n.before)
+            for n in maker.near(row, seed)
+        ]
+        texts += [*fitting, *(text for text in near if text is not None)]
         owner += [(len(facts), i) for i in range(len(fitting))]
-        owner += [(len(facts), -1)] * len(near_fitting)
+        owner += [(len(facts), -1)] * (len(texts) - len(owner))
         facts.append(row)
     if len(facts) < 2:
         raise DataError(
@@ -278,6 +298,19 @@ def _padded(
     return found, mask
 
 
+class NearText(NamedTuple):
+    """A question near a fact.
+
+    Attributes:
+      before: the fact itself, where the question comes after it: in the fact's scope.
+      question, answer: out of its scope.
+    """
+
+    before: str
+    question: str
+    answer: str
+
+
 class NearTexts:
     """Texts about a fact's subject in which its edit is not wanted, from the rows of a split."""
 
@@ -290,8 +323,8 @@ class NearTexts:
             self._of_relation[row["relation"]].append(row)
             self._about[row["subject"]].append(row)
 
-    def near(self, row: Row, seed: int) -> list[tuple[str, str]]:
-        """Return (prompt, answer) pairs: other questions about the subject, and one after it.
+    def near(self, row: Row, seed: int) -> list[NearText]:
+        """Return other questions about the subject, and one after the fact itself.
 
         - facts of other relations about the subject, at most two; where there are none, the
           question of another relation with this subject;
@@ -300,19 +333,21 @@ class NearTexts:
         rng = key_rng("near texts", seed, row["key"])
         return [*self._same_subject(row, rng), *self._next_question(row, rng)]
 
-    def _same_subject(self, row: Row, rng: np.random.Generator) -> list[tuple[str, str]]:
+    def _same_subject(self, row: Row, rng: np.random.Generator) -> list[NearText]:
         own = [r for r in self._about[row["subject"]] if r["relation"] != row["relation"]]
-        found = [(own[i]["prompt"], own[i]["target"]) for i in rng.permutation(len(own))[:2]]
+        found = [
+            NearText("", own[i]["prompt"], own[i]["target"]) for i in rng.permutation(len(own))[:2]
+        ]
         for _ in range(4):
             if len(found) >= 2:
                 break
             other = self._rows[int(rng.integers(len(self._rows)))]
             if other["relation"] != row["relation"]:
                 prompt = swap_subject(other["prompt"], other["subject"], row["subject"])
-                found += [(prompt, row["target"])] if prompt else []
+                found += [NearText("", prompt, row["target"])] if prompt else []
         return found
 
-    def _next_question(self, row: Row, rng: np.random.Generator) -> list[tuple[str, str]]:
+    def _next_question(self, row: Row, rng: np.random.Generator) -> list[NearText]:
         of_relation = self._of_relation[row["relation"]]
         other = of_relation[int(rng.integers(len(of_relation)))]
         if other["subject"] == row["subject"]:
@@ -321,5 +356,5 @@ class NearTexts:
         asked = wordings[int(rng.integers(len(wordings)))]
         question = swap_subject(asked, row["subject"], other["subject"]) or other["prompt"]
         joint = _JOINTS[int(rng.integers(len(_JOINTS)))]
-        text = f"{wordings[0]} {row['target'].strip()}{joint}{question}"
-        return [(text, other["truth"] or other["target"])]
+        before = f"{wordings[0]} {row['target'].strip()}{joint}"
+        return [NearText(before, question, other["truth"] or other["target"])]

@@ -35,7 +35,6 @@ from mend_jax.core.factors import moments_of_rows
 from mend_jax.core.match_threshold import MatchThreshold, choose_threshold
 from mend_jax.core.scope import Projection, Scope, first_site, init_projection, project
 from mend_jax.core.scope_file import LearnedScope
-from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.encoded_rows import Lengths
 from mend_jax.data.hard_texts import HardTextMaker
 from mend_jax.data.keyed_random import key_rng
@@ -43,7 +42,14 @@ from mend_jax.data.rows import Row
 from mend_jax.errors import ConfigError, DataError
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.progress import Progress
-from mend_jax.training.scope_states import FactStates, NearTexts, StateReader, fact_states
+from mend_jax.training.scope_states import (
+    FactStates,
+    NearText,
+    NearTexts,
+    ScopeText,
+    StateReader,
+    fact_states,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,18 +313,19 @@ def validation_scores(
     rows = _spread_over_relations(data.validation, options.validation_facts, options.seed)
     hard = HardTextMaker(data.validation, (), options.neighbours).add_to(rows)
     near = NearTexts(data.validation)
-    texts: list[TokenBatch] = []
+    texts: list[ScopeText] = []
     role: list[tuple[int, str]] = []
     for number, row in enumerate(hard):
         target, subject = row["target"], row["subject"]
-        named: dict[str, Sequence[tuple[str, str]]] = {
-            "own": [(row["prompt"], target)],
-            "paraphrase": [(p, target) for p in (row["rephrase"], *row["more_rephrases"])],
-            "neighbour": [(p, target) for p in row["hard_near_prompts"]],
+        paraphrases = (row["rephrase"], *row["more_rephrases"])
+        named = {
+            "own": [NearText("", row["prompt"], target)],
+            "paraphrase": [NearText("", prompt, target) for prompt in paraphrases],
+            "neighbour": [NearText("", prompt, target) for prompt in row["hard_near_prompts"]],
             "near": near.near(row, options.seed),
         }
-        for name, pairs in named.items():
-            encoded = [reader.encode(*pair, subject) for pair in pairs]
+        for name, some in named.items():
+            encoded = [reader.encode(n.question, n.answer, subject, n.before) for n in some]
             fitting = [text for text in encoded if text is not None]
             if name == "own" and not fitting:
                 break

@@ -189,11 +189,6 @@ def test_replace_takes_the_place_of_a_fact():
         (lambda s: s.replace(threshold=np.float32(np.inf)), "threshold: values that are not"),
         (
             lambda s: s.replace(edit=s.edit.replace(
-                deltas={"block_1/mlp/up": Dense(np.ones((6, 5), "f"))})),
-            "the delta of block_1/mlp/up is dense",
-        ),
-        (
-            lambda s: s.replace(edit=s.edit.replace(
                 deltas={"block_9/mlp/up": s.edit.deltas["block_1/mlp/up"]})),
             "the scoped edit changes .*block_9/mlp/up",
         ),
@@ -237,9 +232,21 @@ def test_a_bank_of_one_is_the_bank_that_insert_makes():
     stacked = bank_of_one(both)
     assert stacked.table.keys.shape == (2, 1, 2, D_KEY)
     assert arrays_equal(jax.tree.map(lambda leaf: leaf[0], stacked), bank)
-    dense = one.replace(edit=one.edit.replace(deltas={"w": Dense(np.ones((2, 3), "f"))}))
-    with pytest.raises(CheckpointError, match="the delta of w is dense"):
-        bank_of_one(dense)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (6, 5)])
+def test_a_dense_delta_is_kept_as_a_pair_of_its_rank(shape):
+    """As of fine-tuning, which changes whole matrices."""
+    rng = np.random.default_rng(0)
+    w = (rng.normal(size=(shape[0], 2)) @ rng.normal(size=(2, shape[1]))).astype("f")
+    name = next(n for n, s in SHAPES.items() if s == shape)
+    one = small_scoped(0)
+    dense = one.replace(edit=one.edit.replace(deltas={**one.edit.deltas, name: Dense(w)}))
+    held = small_bank(dense).deltas[name]
+    np.testing.assert_allclose(held.a[0].T @ held.b[0], w, atol=1e-5)
+    assert (np.asarray(held.a[0]) != 0).any(-1).sum() == 2
+    alone = bank_of_one(dense).deltas[name]
+    np.testing.assert_allclose(alone.a[0].T @ alone.b[0], w, atol=1e-6)
 
 
 def test_insertion_compiles_once_for_one_capacity():

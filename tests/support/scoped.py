@@ -7,8 +7,11 @@ import numpy as np
 from mend_jax.core.bank import empty_bank, insert
 from mend_jax.core.forward import trunk_states
 from mend_jax.core.scope import Scope, first_site, init_projection, scope_keys
+from mend_jax.core.scope_file import LearnedScope
 from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.weight_edit import Edit, LowRank
+from mend_jax.editors import make_editor
+from mend_jax.training.restored_editor import Editor
 
 NEVER, ALWAYS, OWN = 1.5, -2.0, 0.999
 """Thresholds that nothing, everything and the keys' own positions are above."""
@@ -94,3 +97,12 @@ def small_bank(*scoped, **options):
     """A bank for `small_scoped`."""
     options = dict(base="b" * 16, scope="5" * 16, capacity=4, key_rows=2, delta_rows=2) | options
     return insert(empty_bank(SHAPES, D_KEY, **options), scoped)[0]
+
+
+def scoped_editor(model, threshold=OWN, mention=0.0, **options):
+    """An untrained MEND editor whose edits are large enough to see."""
+    transform = make_editor("mend", dict(rank=8, step_size=3e-1) | options)
+    params, state = transform.init(jax.random.key(0), model.weights)
+    scope = make_scope(model.module, model.fingerprint)
+    learned = LearnedScope(scope, threshold, mention, {})
+    return Editor(model, transform, params, state, name="mend", scope=learned)

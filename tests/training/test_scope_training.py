@@ -155,15 +155,15 @@ def test_near_texts_are_about_the_subject_and_ask_something_else():
                           "key": "other"}]  # fmt: skip
     row = pool[0]
     near = NearTexts(pool).near(row, 0)
-    assert near[0] == ("The place of it is", row["target"])  # its own fact of another relation
-    assert near[1][0].startswith("The place of") or near[1][0].startswith("Where is")
-    assert row["subject"] in near[1][0]
+    assert near[0] == ("", "The place of it is", row["target"])  # its own fact of another relation
+    assert near[1].question.startswith(("The place of", "Where is"))
+    assert row["subject"] in near[1].question
     (after,) = near[2:]
     begins = (f"The size of {row['subject']} is {row['target']}",
               f"How large is {row['subject']}? It is {row['target']}")  # fmt: skip
-    assert after[0].startswith(begins)
+    assert after.before.startswith(begins)
     others = {r["subject"] for r in pool if r["relation"] == "size"} - {row["subject"]}
-    assert any(subject in after[0] for subject in others) and after[1] == "w"
+    assert any(subject in after.question for subject in others) and after.answer == "w"
 
 
 def test_a_reader_says_which_states_come_after_the_subject(model):
