@@ -93,7 +93,7 @@ def test_a_mention_of_the_subject_counts(model):
         ).max()
 
     assert change("We went to France and") > 1e-2 > 1e-4 > change("We went to Spain and")
-    assert change("FRANCE's town is") > 1e-2 and change("Francesca is") < 1e-4
+    assert change("FRANCE's town is") > 1e-2 and change("Franc is") < 1e-4
 
 
 def test_conflicts_are_told_and_the_later_fact_wins(editor):
