@@ -42,7 +42,8 @@ from mend_jax.parallel.sharding import Rule, place
 BANK_RULES = (
     Rule(r"(.*/)?table/keys", ("tensor", None, None)),
     Rule(r"(.*/)?table/mask", ("tensor", None)),
-    Rule(r"(.*/)?table/(threshold|mention|active|priority)", ("tensor",)),
+    Rule(r"(.*/)?table/threshold", ("tensor", None)),
+    Rule(r"(.*/)?table/(mention|active|priority)", ("tensor",)),
     Rule(r"(.*/)?names/hashes"),
     Rule(r"(.*/)?names/of_fact", ("tensor", None)),
     Rule(r"(.*/)?deltas/.*/(a|b)", ("tensor", None, "fsdp")),
@@ -81,8 +82,8 @@ class Conflict(NamedTuple):
 
     Attributes:
       fact: the earlier one.
-      score: the largest cosine between keys of the two, and w of the earlier one if they have a
-        name in common; above one of their thresholds.
+      score: the largest score of the later one's keys, by the lower thresholds of the two; if they
+        have a name in common it is mentioned. Above 0.
     """
 
     fact: BankedFact
@@ -152,7 +153,7 @@ def empty_bank(
 
     Args:
       weights: (d_in, d_out) of the edited weights by name.
-      d_key: the width of keys.
+      d_key: the width of keys, of both halves.
       base, scope: fingerprints.
       dtype: of the deltas; keys are float32.
 
@@ -168,7 +169,7 @@ def empty_bank(
     table = KeyTable(
         keys=jnp.zeros((F, key_rows, d_key)),
         mask=jnp.zeros((F, key_rows), bool),
-        threshold=jnp.zeros((F,)),
+        threshold=jnp.zeros((F, 2)),
         mention=jnp.zeros((F,)),
         active=jnp.zeros((F,), bool),
         priority=jnp.zeros((F,), jnp.int32),
@@ -193,11 +194,11 @@ def bank_of_one(scoped: ScopedEdit, names: UInt32[Array, "*batch V"] | None = No
         name: delta if isinstance(delta, LowRank) else delta.as_low_rank()
         for name, delta in scoped.edit.deltas.items()
     }
-    lead = scoped.threshold.shape
+    lead = scoped.mention.shape
     table = KeyTable(
         keys=scoped.keys[..., None, :, :],
         mask=scoped.mask[..., None, :],
-        threshold=jnp.asarray(scoped.threshold, jnp.float32)[..., None],
+        threshold=jnp.asarray(scoped.threshold, jnp.float32)[..., None, :],
         mention=jnp.asarray(scoped.mention, jnp.float32)[..., None],
         active=jnp.ones((*lead, 1), bool),
         priority=jnp.zeros((*lead, 1), jnp.int32),
@@ -305,8 +306,8 @@ def canonical(bank: Bank) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return what a bank holds, whatever the order of insertion and the capacities.
 
     Returns:
-      Arrays of n facts, ordered by id: `keys` [n, R, K], `mask` [n, R], `threshold` [n], `mention`
-      [n] and for each weight `NAME.a` [n, N, d_in] and `NAME.b` [n, N, d_out], with as few rows as
+      Arrays of n facts, ordered by id: `keys` [n, R, K], `mask` [n, R], `threshold` [n, 2],
+      `mention` [n] and for each weight `NAME.a` [n, N, d_in] and `NAME.b` [n, N, d_out], with as few rows as
       needed; and JSON metadata.
     """
     facts = sorted(bank.facts, key=lambda f: f.id)
@@ -481,19 +482,21 @@ def _resolve(
     bank: Bank, added: Sequence[BankedFact]
 ) -> tuple[list[BankedFact], tuple[Conflict, ...]]:
     """Return all facts, each new one over those that it contradicts, and the conflicts."""
-    at = np.asarray([f.row for f in added])
-    scores = np.asarray(_scores_between(bank.table, at))
-    mention = np.asarray(bank.table.mention)
-    threshold = np.asarray(bank.table.threshold)
     facts, conflicts = list(bank.facts), []
+    mention = np.asarray(bank.table.mention)
+    bonus = np.zeros((len(added), bank.capacity), np.float32)
+    for i, fact in enumerate(added):
+        for other in (*bank.facts, *added[:i]):
+            if not _hashes(other).isdisjoint(_hashes(fact)):
+                bonus[i, other.row] = mention[other.row]
+    at = np.asarray([f.row for f in added])
+    scores = np.asarray(_scores_between(bank.table, at, bonus))
     for fact, score in zip(added, scores, strict=True):
-        found = []
-        for earlier in facts:
-            shared = not _hashes(earlier).isdisjoint(_hashes(fact))
-            total = score[earlier.row] + (mention[earlier.row] if shared else 0)
-            least = min(threshold[earlier.row], threshold[fact.row])
-            if earlier.targets != fact.targets and total > least:
-                found.append(Conflict(earlier, float(total)))
+        found = [
+            Conflict(earlier, float(score[earlier.row]))
+            for earlier in facts
+            if earlier.targets != fact.targets and score[earlier.row] > 0
+        ]
         conflicts += sorted(found, key=lambda c: -c.score)
         facts.append(fact._replace(over=tuple(sorted(c.fact.id for c in found))))
     return facts, tuple(conflicts)
@@ -509,9 +512,19 @@ def _hashes_of(names: tuple[str, ...]) -> frozenset[int]:
 
 
 @jax.jit
-def _scores_between(table: KeyTable, rows: Int[Array, " k"]) -> Float[Array, "k F"]:
-    """Return the largest cosine between keys of some facts and keys of each fact."""
-    keys, mask = table.keys[rows], table.mask[rows]
-    scores = fact_scores(table, keys.reshape(-1, keys.shape[-1]))
-    scores = scores.reshape(*mask.shape, -1)
-    return jnp.where(mask[..., None], scores, -jnp.inf).max(1)
+def _scores_between(
+    table: KeyTable, rows: Int[Array, " k"], bonus: Float[Array, "k F"]
+) -> Float[Array, "k F"]:
+    """Return the largest scores of keys of some facts, by the lower thresholds of each two facts."""
+
+    def of_one(row: Int[Array, ""], bonus: Float[Array, " F"]) -> Float[Array, " F"]:
+        lower = jnp.minimum(table.threshold, table.threshold[row][None])
+        keys, real = table.keys[row], table.mask[row]
+        scores = fact_scores(
+            dataclasses.replace(table, threshold=lower),
+            keys,
+            jnp.broadcast_to(bonus, (len(keys), *bonus.shape)),
+        )
+        return jnp.where(real[:, None], scores, -jnp.inf).max(0)
+
+    return jax.vmap(of_one)(rows, bonus)

@@ -98,7 +98,7 @@ def _checked_shapes(arrays: Mapping[str, np.ndarray]) -> tuple[int, dict[str, tu
     if types != ["float32", "bool", "float32", "float32"]:
         raise ValueError(f"{', '.join(_TABLE)} have types {types}")
     keys, *sizes = (arrays[name].shape for name in _TABLE)
-    if len(keys) != 3 or sizes != [keys[:2], keys[:1], keys[:1]]:
+    if len(keys) != 3 or sizes != [keys[:2], (keys[0], 2), keys[:1]]:
         raise ValueError(f"{', '.join(_TABLE)} have shapes {[keys, *sizes]}")
     n, shapes, dtypes = keys[0], {}, set()
     names = sorted({name.rpartition(".")[0] for name in arrays if name not in _TABLE})

@@ -28,7 +28,7 @@ from mend_jax.core.compose import sum_edits
 from mend_jax.core.forward import TrunkStates, gate_matches
 from mend_jax.core.mentions import TOKEN_TEXT_RULES, NameTable, TokenTexts, mentions
 from mend_jax.core.nearest_key import KeyTable, Match, look_up
-from mend_jax.core.scope import SCOPE_RULES, Projection, Scope, project
+from mend_jax.core.scope import SCOPE_RULES, Scope, project_both
 from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import MIXED, AppliedEdit, Edit, variables
@@ -52,15 +52,19 @@ class BankGate:
     `texts`: of the base's tokens; None: mentions of subjects do not count.
     """
 
-    projection: Projection
+    scope: Scope
     table: KeyTable
     names: NameTable
     texts: TokenTexts | None
-    site: GateSite = flax.struct.field(pytree_node=False)
 
-    def __call__(self, z: Float[Array, "B T_or_1 D"], so_far: TextSoFar) -> Match:
+    @property
+    def site(self) -> GateSite:
+        """Where it reads."""
+        return self.scope.site
+
+    def __call__(self, z: Float[Array, "B T_or_1 2*D"], so_far: TextSoFar) -> Match:
         """Return the match of states at the site; no gradient flows through it."""
-        keys = project(self.projection, jax.lax.stop_gradient(z))
+        keys = project_both(self.scope, jax.lax.stop_gradient(z))
         if self.texts is None:
             return jax.lax.stop_gradient(look_up(self.table, keys))
         found = mentions(self.texts, self.names, so_far)
@@ -151,7 +155,7 @@ class GatedBank:
     def collections(self) -> dict[str, Any]:
         """Return the linen collections that the model reads: the gate, and the gated deltas."""
         bank, scope = self.bank, self.scope
-        gate = BankGate(scope.projection, bank.table, bank.names, self.texts, scope.site)
+        gate = BankGate(scope, bank.table, bank.names, self.texts)
         deltas = {f"{n}/delta": GatedDelta(d.a, d.b) for n, d in bank.deltas.items()}
         return {EDITS: nest(deltas), GATE: {"gate": gate}}
 
@@ -207,7 +211,7 @@ class GatedBank:
 
     def arrays_only(self) -> GatedBank:
         """Return it without what is static except for the site: one compile for each capacity."""
-        scope = Scope(self.scope.projection, self.scope.site)
+        scope = Scope(self.scope.subject, self.scope.question, self.scope.site)
         return GatedBank(self.bank.arrays_only(), scope, self.texts)
 
 

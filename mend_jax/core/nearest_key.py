@@ -1,10 +1,12 @@
 """The lookup of a bank: which fact's key is nearest to a projected state, and near enough.
 
-A token that comes after a name of a fact's subject needs a smaller cosine: its score is
+A query and a key have two halves, of the subject and of the question (`scope.HEADS`), and both must
+be near. A token that comes after a name of a fact's subject needs a smaller cosine of subjects. The
+score of a fact is the smaller of two margins, at the best of its keys:
 
-  s = max_n f(z) . k_n + w [the subject is mentioned],   a match if s > tau
+  max_n min(s . s_n + w [the subject is mentioned] - tau_s, q . q_n - tau_q),   a match if above 0
 
-so tau is the threshold without a mention, and tau - w the one with it.
+so tau_s is the threshold of subjects without a mention, and tau_s - w the one with it.
 
 Shape letters: F facts, R keys of a fact, K width of a key, B texts, T tokens that ask.
 """
@@ -35,9 +37,9 @@ class KeyTable:
     """The keys of F facts, as arrays of one capacity.
 
     Attributes:
-      keys: unit vectors, float32.
+      keys: two unit vectors, one behind the other, float32.
       mask: True on real keys.
-      threshold: tau of each fact; a score must be above it.
+      threshold: (tau_s, tau_q) of each fact.
       mention: w of each fact, at least 0.
       active: False on empty rows.
       priority: of equal matches the highest wins.
@@ -45,7 +47,7 @@ class KeyTable:
 
     keys: Float[Array, "F R K"]
     mask: Bool[Array, "F R"]
-    threshold: Float[Array, " F"]
+    threshold: Float[Array, "F 2"]
     mention: Float[Array, " F"]
     active: Bool[Array, " F"]
     priority: Int[Array, " F"]
@@ -59,7 +61,7 @@ class Match:
       fact: row of the matched fact; -1 for none.
       nearest: row of the matched fact or, without a match, of the fact with the nearest key; -1 if
         there is no key.
-      score: s of the token and that fact; -inf if there is no key.
+      score: of the token and that fact; -inf if there is no key.
     """
 
     fact: Int[Array, "*tokens"]
@@ -76,15 +78,15 @@ def look_up(
 ) -> Match:
     """Return the best match of each query.
 
-    A fact matches if its score is above its own threshold. Of the facts that match, the highest
-    score wins. Of those within `TIE` of it the highest priority wins, then the higher score, then
-    the lower row. A threshold below -1 lets everything match.
+    A fact matches if its score is above 0. Of the facts that match, the highest score wins. Of
+    those within `TIE` of it the highest priority wins, then the higher score, then the lower row.
+    Thresholds below -1 let everything match.
 
     The matmul is blocked over queries, so its scores take at most 128 MB, and it may be split over
     devices along F.
 
     Args:
-      queries: unit vectors; with `mentions` [B, T, K].
+      queries: two unit vectors, one behind the other; with `mentions` [B, T, K].
       names, mentions: of the table's facts, and in the texts; None: nothing is mentioned.
       exact_keys: how many keys are compared exactly. Beyond, the 8 best facts are found
         approximately (Chern et al. 2022, arXiv:2206.14286, recall 0.99), which is faster on a TPU
@@ -113,15 +115,26 @@ def look_up(
     return jax.tree.map(lambda leaf: leaf.reshape(lead), found)
 
 
-def fact_scores(table: KeyTable, queries: Float[Array, "Q K"]) -> Float[Array, "Q F"]:
-    """Return the largest cosine of each fact's keys with each query; -inf for empty rows."""
+def fact_scores(
+    table: KeyTable, queries: Float[Array, "Q K"], bonus: Float[Array, "Q F"] | None = None
+) -> Float[Array, "Q F"]:
+    """Return the score of each fact for each query; -inf for empty rows.
+
+    Args:
+      bonus: what a mention adds to the cosine of subjects.
+    """
     F, R, K = table.keys.shape
+    halves = jnp.split(queries, 2, axis=-1), jnp.split(table.keys.reshape(F * R, K), 2, axis=-1)
     # By default a TPU rounds the factors to bfloat16, which is coarser than the thresholds.
-    cosines = jnp.matmul(
-        queries, table.keys.reshape(F * R, K).T, precision=jax.lax.Precision.HIGHEST
+    subject, question = (
+        jnp.matmul(x, keys.T, precision=jax.lax.Precision.HIGHEST).reshape(-1, F, R)
+        for x, keys in zip(*halves, strict=True)
     )
+    subject = subject - table.threshold[None, :, :1]
+    question = question - table.threshold[None, :, 1:]
+    subject = subject if bonus is None else subject + bonus[..., None]
     real = (table.mask & table.active[:, None])[None]
-    return jnp.where(real, cosines.reshape(-1, F, R), -jnp.inf).max(-1)
+    return jnp.where(real, jnp.minimum(subject, question), -jnp.inf).max(-1)
 
 
 def _look_up_block(
@@ -131,9 +144,8 @@ def _look_up_block(
     n_candidates: int | None,
 ) -> Match:
     """Return the match of queries; with `n_candidates` among approximately the best."""
-    scores = fact_scores(table, queries)
-    scores = scores if bonus is None else scores + bonus
-    matching = jnp.where(scores > table.threshold[None], scores, -jnp.inf)
+    scores = fact_scores(table, queries, bonus)
+    matching = jnp.where(scores > 0, scores, -jnp.inf)
     nearest, nearest_score = _first_of_highest(scores)
     if n_candidates is None:
         row, score = _winner(matching, jnp.broadcast_to(table.priority[None], matching.shape))

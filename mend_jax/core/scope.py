@@ -1,9 +1,11 @@
 """The scope of an edit: where in texts it applies, as keys that states are compared with.
 
-A token is in the scope of an edit if its trunk state z, projected to a unit vector f(z), is closer
-to one of the edit's keys than a threshold. The trunk lies below every edited block, so f(z) depends
-on no edit. f is learned once for a base (`mend_jax.core.contrastive_loss`); the keys of an edit are
-f(z) at its own scored positions.
+A token is in the scope of an edit if it asks the edit's question about the edit's subject. Both are
+decided by trunk states, each projected to a unit vector: q(z_l) of a block in the middle of the
+base, where a state is about the question, and s(z_L) of where the trunk ends, where it is about the
+subject. The trunk lies below every edited block, so they depend on no edit. The projections are
+learned once for a base (`mend_jax.core.contrastive_loss`); the keys of an edit are (s, q) at its
+own scored positions. How they are compared: `mend_jax.core.nearest_key`.
 
 A retriever over edits is SERAC's scope classifier (Mitchell et al. 2022, arXiv:2206.06520, section
 3), keys in hidden states are those of GRACE (Hartvigsen et al. 2023, arXiv:2211.11031, section 3);
@@ -32,6 +34,8 @@ from mend_jax.parallel.sharding import Rule
 
 SCOPE_RULES = (Rule(r"(.*/)?(center|spread|w1|b1|w2|b2)"),)
 """A projection is small and whole on every device."""
+HEADS = ("subject", "question")
+"""The parts of a key, in order; each has half of its width."""
 
 
 @flax.struct.dataclass
@@ -52,35 +56,45 @@ class Projection:
 
 @flax.struct.dataclass
 class Scope:
-    """A learned projection and the place whose states it reads.
+    """Two learned projections and the places whose states they read.
 
     Attributes:
-      projection: f.
+      subject, question: s and q, of one width of key.
       site: where the states are read.
-      base: fingerprint of the base that f was learned on, "" if unknown.
+      base: fingerprint of the base that they were learned on, "" if unknown.
     """
 
-    projection: Projection
+    subject: Projection
+    question: Projection
     site: GateSite = flax.struct.field(pytree_node=False)
     base: str = flax.struct.field(pytree_node=False, default="")
 
     @property
     def d_key(self) -> int:
-        """The width of keys."""
-        return self.projection.w2.shape[-1]
+        """The width of keys, of both parts."""
+        return self.subject.w2.shape[-1] + self.question.w2.shape[-1]
+
+    @property
+    def d_model(self) -> int:
+        """The width of the states that are read."""
+        return self.subject.w1.shape[0]
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of all that decides a key; on the host."""
         digest = hashlib.sha256(json.dumps([*vars(self.site).values(), self.base]).encode())
-        for name, leaf in sorted(vars(self.projection).items()):
-            array = np.asarray(jax.device_get(leaf))
-            digest.update(f"|{name}|{array.dtype.name}|{array.shape}|".encode())
-            digest.update(array.tobytes())
+        for head in HEADS:
+            for name, leaf in sorted(vars(getattr(self, head)).items()):
+                array = np.asarray(jax.device_get(leaf))
+                digest.update(f"|{head}.{name}|{array.dtype.name}|{array.shape}|".encode())
+                digest.update(array.tobytes())
         return digest.hexdigest()[:16]
 
 
 def first_site(model: EditableModel) -> GateSite:
-    """Return where the trunk of a model ends: the input of the first editable block.
+    """Return where the trunk of a model ends, the input of the first editable block, and its middle.
+
+    The question is read at two thirds of the depth. Of SmolLM2-135M's 30 blocks, the states at
+    block 20 tell questions about one subject apart best (docs/scoped_edits.md).
 
     Of an encoder-decoder with editable encoder blocks it is the encoder's: below the decoder's
     blocks there is no state that an edit of the encoder does not change. Its match, one for a
@@ -92,8 +106,14 @@ def first_site(model: EditableModel) -> GateSite:
     for stack in model.stacks:
         if stack.n_top:
             reads_both_ways = model.kind == "classifier" or stack.name.startswith("encoder")
-            return GateSite(stack.name, stack.n_trunk, reads_both_ways)
+            question = min(round(2 * stack.n_layer / 3), stack.n_trunk)
+            return GateSite(stack.name, stack.n_trunk, question, reads_both_ways)
     raise ValueError("the model has no editable block: load it with last_n_blocks of at least 1")
+
+
+def reading(model: EditableModel, site: GateSite) -> EditableModel:
+    """Return the same model, which keeps the states that a gate at this site reads."""
+    return model.clone(question=(site.stack, site.question))
 
 
 def init_projection(
@@ -140,9 +160,16 @@ def project(f: Projection, z: Float[Array, "*lead D"]) -> Float[Array, "*lead K"
     return y * jax.lax.rsqrt(jnp.square(y).sum(-1, keepdims=True) + 1e-12)
 
 
+def project_both(scope: Scope, z: Float[Array, "*lead 2*D"]) -> Float[Array, "*lead K"]:
+    """Return s of the first half of states and q of the second, one behind the other."""
+    states = jnp.split(z, 2, axis=-1)
+    parts = [project(getattr(scope, head), x) for head, x in zip(HEADS, states, strict=True)]
+    return jnp.concatenate(parts, axis=-1)
+
+
 def scored_scope_states(
     model: EditableModel, params: Params, site: GateSite, h: TrunkStates, texts: TokenBatch
-) -> tuple[Float[Array, "*batch S_or_1 D"], Bool[Array, "*batch S_or_1"]]:
+) -> tuple[Float[Array, "*batch S_or_1 2*D"], Bool[Array, "*batch S_or_1"]]:
     """Return the states that decide at the scored positions of texts, and which are real.
 
     They are the last prompt token and the answer's tokens but the last: there the next token is of
@@ -160,7 +187,7 @@ def scope_keys(
 ) -> tuple[Float[Array, "*batch S_or_1 K"], Bool[Array, "*batch S_or_1"]]:
     """Return the keys of an edit that is made from these texts, and which are real."""
     z, real = scored_scope_states(model, params, scope.site, h, texts)
-    return project(scope.projection, z), real
+    return project_both(scope, z), real
 
 
 def after_answer(texts: TokenBatch) -> Bool[Array, "*batch T"]:

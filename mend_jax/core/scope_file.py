@@ -1,4 +1,4 @@
-"""Scopes as files: the projection, the place whose states it reads, and the chosen threshold."""
+"""Scopes as files: the projections, the places whose states they read, the chosen thresholds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mend_jax.core.scope import Projection, Scope
+from mend_jax.core.scope import HEADS, Projection, Scope
 from mend_jax.errors import CheckpointError
 from mend_jax.io import array_files
 from mend_jax.models.gate_site import GateSite
 
 FORMAT = "mend_jax_scope/1"
 _KIND = "scope file"
+_NAMES = tuple(Projection.__dataclass_fields__)
 _STACKS = ("block", "encoder_block", "decoder_block")
 
 
@@ -24,14 +25,15 @@ class LearnedScope(NamedTuple):
     """A scope and how it was learned.
 
     Attributes:
-      scope: projection and site.
-      threshold: what a match's score must exceed, chosen from validation scores.
-      mention: what a mention of the subject adds to the score, chosen likewise.
+      scope: projections and site.
+      threshold: (tau_s, tau_q): cosines of subject and question that a match must exceed, chosen
+        from validation scores.
+      mention: w, what a mention of the subject adds to the first, chosen likewise.
       description: JSON values: data, seed, steps, rates of matches.
     """
 
     scope: Scope
-    threshold: float
+    threshold: tuple[float, float]
     mention: float
     description: dict[str, Any]
 
@@ -40,8 +42,9 @@ class _Metadata(TypedDict):
     base: str
     stack: str
     block: int
+    question: int
     per_text: bool
-    threshold: float
+    threshold: list[float]
     mention: float
     description: dict[str, Any]
 
@@ -53,12 +56,17 @@ def save(path: str | Path, learned: LearnedScope) -> None:
         "base": scope.base,
         "stack": site.stack,
         "block": site.block,
+        "question": site.question,
         "per_text": site.per_text,
-        "threshold": float(learned.threshold),
+        "threshold": [float(t) for t in learned.threshold],
         "mention": float(learned.mention),
         "description": learned.description,
     }
-    arrays = jax.device_get(vars(scope.projection))
+    arrays = {
+        f"{head}.{name}": np.asarray(jax.device_get(array))
+        for head in HEADS
+        for name, array in vars(getattr(scope, head)).items()
+    }
     array_files.write(path, FORMAT, arrays, metadata)
 
 
@@ -81,29 +89,34 @@ def load(path: str | Path) -> LearnedScope:
 def _learned(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> LearnedScope:
     """Return the scope of a file's contents; ValueError if they do not make up one."""
     types = {
-        "base": str, "stack": str, "block": int, "per_text": bool, "threshold": float,
-        "mention": float, "description": dict,
+        "base": str, "stack": str, "block": int, "question": int, "per_text": bool,
+        "threshold": list, "mention": float, "description": dict,
     }  # fmt: skip
     if metadata.keys() != types.keys() or any(
         type(metadata[name]) is not wanted for name, wanted in types.items()
     ):
         raise ValueError(f"its metadata are not {', '.join(types)}")
-    if metadata["stack"] not in _STACKS or metadata["block"] < 0:
-        raise ValueError(f"it reads {metadata['stack']}_{metadata['block']}")
-    if not -2.0 <= metadata["threshold"] <= 2.0:
-        raise ValueError(f"its threshold is {metadata['threshold']}, and cosines are compared")
+    stack, block, question = (metadata[name] for name in ("stack", "block", "question"))
+    if stack not in _STACKS or not 0 <= question <= block:
+        raise ValueError(f"it reads {stack}_{block} and _{question}")
+    threshold = metadata["threshold"]
+    if len(threshold) != 2 or not all(type(t) is float and -2.0 <= t <= 2.0 for t in threshold):
+        raise ValueError(f"its thresholds are {threshold}, and two cosines are compared")
     if not 0.0 <= metadata["mention"] <= 4.0:
         raise ValueError(f"its weight of a mention is {metadata['mention']}")
-    site = GateSite(metadata["stack"], metadata["block"], metadata["per_text"])
-    scope = Scope(_projection(arrays), site, metadata["base"])
-    found = (metadata["threshold"], metadata["mention"], metadata["description"])
+    site = GateSite(stack, block, question, metadata["per_text"])
+    heads = [_projection(arrays, head) for head in HEADS]
+    if len({(f.w1.shape[0], f.w2.shape[1]) for f in heads}) != 1 or len(arrays) != 2 * len(_NAMES):
+        raise ValueError(f"its arrays {sorted(arrays)} are not two projections of one width")
+    scope = Scope(*heads, site, metadata["base"])
+    found = (tuple(threshold), metadata["mention"], metadata["description"])
     return LearnedScope(scope, *found)
 
 
-def _projection(arrays: Mapping[str, np.ndarray]) -> Projection:
-    names = set(Projection.__dataclass_fields__)
-    if arrays.keys() != names:
-        raise ValueError(f"it has arrays {sorted(arrays)}, and a projection {sorted(names)}")
+def _projection(stored: Mapping[str, np.ndarray], head: str) -> Projection:
+    if missing := [f"{head}.{name}" for name in _NAMES if f"{head}.{name}" not in stored]:
+        raise ValueError(f"it has arrays {sorted(stored)}, and not {missing}")
+    arrays = {name: stored[f"{head}.{name}"] for name in _NAMES}
     shapes = {name: array.shape for name, array in arrays.items()}
     if len(shapes["w1"]) != 2 or len(shapes["w2"]) != 2:
         raise ValueError(f"its matrices have shapes {shapes['w1']} and {shapes['w2']}")

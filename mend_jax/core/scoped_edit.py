@@ -1,8 +1,6 @@
 """A scoped edit: an edit and the keys of where it applies. A bank holds many.
 
-y_t = W x_t + g_t (x_t a^T) b,   g_t = 1 if max_n f(z_t) . k_n + w m_t > tau, else 0,
-
-with m_t = 1 where the text up to token t mentions the fact's subject (`mentions`), else 0.
+y_t = W x_t + g_t (x_t a^T) b,   g_t = 1 where token t is in the edit's scope (`nearest_key`), else 0
 """
 
 from __future__ import annotations
@@ -27,9 +25,9 @@ class ScopedEdit:
 
     Attributes:
       edit: low-rank deltas, and what they belong to.
-      keys: unit vectors; see `scope.scope_keys`.
+      keys: of subject and question; see `scope.scope_keys`.
       mask: True on real keys.
-      threshold: tau.
+      threshold: (tau_s, tau_q).
       mention: w, at least 0.
       scope: fingerprint of the scope that made the keys, "" if unknown.
       names: of the fact's subject, and aliases; without any, nothing mentions it.
@@ -38,7 +36,7 @@ class ScopedEdit:
     edit: Edit
     keys: Float[Array, "*batch R K"]
     mask: Bool[Array, "*batch R"]
-    threshold: Float[Array, "*batch"]
+    threshold: Float[Array, "*batch 2"]
     mention: Float[Array, "*batch"]
     scope: str = flax.struct.field(pytree_node=False, default="")
     names: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
@@ -53,13 +51,13 @@ class ScopedRows(NamedTuple):
 
     Attributes:
       keys: float32[R, K], the real ones.
-      threshold: tau.
+      threshold: float32[2].
       mention: w.
       deltas: a [N, d_in] and b [N, d_out] by weight, without rows that are all zero.
     """
 
     keys: np.ndarray
-    threshold: np.float32
+    threshold: np.ndarray
     mention: np.float32
     deltas: dict[str, LowRank]
 
@@ -84,7 +82,8 @@ def rows_of(scoped: ScopedEdit) -> ScopedRows:
             "scored position"
         )
     deltas = {name: _rows_of_delta(name, delta) for name, delta in sorted(edit.items())}
-    rows = ScopedRows(keys[mask], np.float32(threshold), np.float32(mention), deltas)
+    thresholds = np.asarray(threshold, np.float32)
+    rows = ScopedRows(keys[mask], thresholds, np.float32(mention), deltas)
     for what in ("keys", "threshold", "mention"):
         _require_finite(what, getattr(rows, what))
     if rows.mention < 0:

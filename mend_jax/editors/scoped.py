@@ -30,21 +30,21 @@ class ScopeGate:
 
     Attributes:
       scope: projection and site.
-      threshold: what a match's score must exceed.
-      mention: what a mention of the subject adds to a score.
+      threshold: (tau_s, tau_q).
+      mention: w.
       texts: of the base's tokens, by which mentions are found; None: they do not count.
     """
 
     scope: Scope
-    threshold: Float[Array, ""]
+    threshold: Float[Array, "2"]
     mention: Float[Array, ""]
     texts: TokenTexts | None = None
 
     @staticmethod
     def of(learned: LearnedScope, texts: TokenTexts | None) -> ScopeGate:
         """Return a learned scope with the texts of its base's tokens."""
-        numbers = jnp.float32(learned.threshold), jnp.float32(learned.mention)
-        return ScopeGate(learned.scope, *numbers, texts)
+        threshold = jnp.asarray(learned.threshold, jnp.float32)
+        return ScopeGate(learned.scope, threshold, jnp.float32(learned.mention), texts)
 
 
 def with_scope(editor: EditTransform, gate: ScopeGate) -> EditTransform:
@@ -98,6 +98,6 @@ def scoped_edits(edit: Edit, gate: ScopeGate, problem: Problem) -> ScopedEdit:
         edit,
         keys.reshape(E, -1, keys.shape[-1]),
         mask.reshape(E, -1),
-        jnp.broadcast_to(gate.threshold, (E,)),
+        jnp.broadcast_to(gate.threshold, (E, 2)),
         jnp.broadcast_to(gate.mention, (E,)),
     )

@@ -12,6 +12,7 @@ from safetensors.numpy import save as serialise
 
 from mend_jax.core.bank import canonical
 from mend_jax.core.gated_bank import GatedBank
+from mend_jax.core.scope import HEADS
 from mend_jax.errors import CheckpointError
 from mend_jax.hub.export_common import AUTO_CLASSES, readme
 from mend_jax.io.files import write_bytes, write_text
@@ -56,9 +57,8 @@ def save_torch(directory: str | Path, gated: GatedBank, model: LanguageModel) ->
     arrays, _ = canonical(bank)
     order = sorted(bank.facts, key=lambda fact: fact.id)
     rows = np.asarray([fact.row for fact in order])
-    table, names, texts, projection = jax.device_get(
-        (bank.table, bank.names, edited.texts, scope.projection)
-    )
+    heads = {head: getattr(scope, head) for head in HEADS}
+    table, names, texts, heads = jax.device_get((bank.table, bank.names, edited.texts, heads))
     modules = {
         spec.path.removesuffix("/kernel"): spec.hf.removesuffix(".weight")
         for spec in model.family.tensor_specs(model.config)
@@ -71,13 +71,15 @@ def save_torch(directory: str | Path, gated: GatedBank, model: LanguageModel) ->
     tensors |= {"of_fact": names.of_fact[rows].astype(np.int64)}
     tensors |= {"names": names.hashes.astype(np.int64)}
     tensors |= {name: _for_torch(array) for name, array in vars(texts).items()}
-    tensors |= {name: np.asarray(array) for name, array in vars(projection).items()}
+    for head, f in heads.items():
+        tensors |= {f"{head}.{name}": np.asarray(array) for name, array in vars(f).items()}
     for name, module in modules.items():
         tensors |= {f"{module}.{leaf}": arrays[f"{name}.{leaf}"] for leaf in ("a", "b")}
     metadata = {
         "format": FORMAT,
         "base": model.fingerprint,
         "site": _block(model, scope.site.block),
+        "question": _block(model, scope.site.question),
         "modules": sorted(modules.values()),
         "facts": [[list(pair) for pair in fact.facts] for fact in order],
     }

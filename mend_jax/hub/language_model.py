@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int
 from mend_jax import hub
 from mend_jax.core.chunking import round_up
 from mend_jax.core.gated_bank import GatedBank, check_site
+from mend_jax.core.scope import reading
 from mend_jax.core.weight_edit import AppliedEdit, Edit, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.hub.input_formats import LABELS, positions_needed
@@ -75,7 +76,7 @@ class LanguageModel:
             weights = [known[name] for name in edit.weight_shapes()]
             below = [w.name for w in weights if w.block < first[w.stack]]
             if isinstance(edit, GatedBank):
-                site, width = edit.scope.site, edit.scope.projection.w1.shape[0]
+                site, width = edit.scope.site, edit.scope.d_model
                 if site.stack not in first or width != self.config.d_model:
                     raise CheckpointError(
                         f"the bank's scope reads {site.stack} states of width {width}; this model "
@@ -89,7 +90,12 @@ class LanguageModel:
                     f"the edit changes or reads {below}, below the editable top of this model "
                     f"(which begins at {first}): load the model with a larger last_n_blocks"
                 )
-        return dataclasses.replace(self, edit=edit)
+        module = self.module
+        if isinstance(edit, GatedBank):
+            module = reading(module, edit.scope.site)
+        elif module.question is not None:
+            module = module.clone(question=None)
+        return dataclasses.replace(self, edit=edit, module=module)
 
     def check_edit(self, edit: Edit | GatedBank) -> None:
         """Check that the edit is for this base.

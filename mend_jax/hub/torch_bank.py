@@ -10,9 +10,9 @@ This file needs torch and safetensors and nothing else; it is written beside an 
     ...                                   # model.generate(...) as ever
     bank.remove()                         # the base again
 
-A token takes the edit of the fact whose key is nearest to its state below the edited layers, if it
-is near enough; the threshold is lower after a mention of the fact's subject. All other tokens are
-computed by the base's own weights. Texts of a batch may be padded on either side, with an attention
+A token takes the edit of the fact whose key is nearest to its states in two layers below the edited
+ones, if both are near enough; after a mention of the fact's subject less is enough. All other
+tokens are computed by the base's own weights. Texts of a batch may be padded on either side, with an attention
 mask; generation with a cache must begin with an empty one.
 """
 
@@ -29,6 +29,7 @@ MAX_TOKENS = 12
 TIE = 1e-3
 _BITS = (1 << 32) - 1
 _NEVER = 1 << 31
+_PROJECTION = ("center", "spread", "w1", "b1", "w2", "b2")
 
 
 class ScopedBank:
@@ -40,8 +41,12 @@ class ScopedBank:
         self._arrays = {name: array.to(model.device) for name, array in arrays.items()}
         self._tokens: Any = None
         self._real: Any = None
+        self._question: Any = None
         self._handles = [
             model.register_forward_pre_hook(self._read_tokens, with_kwargs=True),
+            model.get_submodule(metadata["question"]).register_forward_pre_hook(
+                self._read_question, with_kwargs=True
+            ),
             model.get_submodule(metadata["site"]).register_forward_pre_hook(
                 self._find_match, with_kwargs=True
             ),
@@ -73,11 +78,18 @@ class ScopedBank:
             mask = torch.ones_like(self._tokens)
         self._real = mask[:, : self._tokens.shape[1]].bool()
 
+    def _read_question(self, module: Any, args: Any, kwargs: Any) -> None:
+        self._question = args[0] if args else kwargs["hidden_states"]
+
     def _find_match(self, module: Any, args: Any, kwargs: Any) -> None:
-        z = args[0] if args else kwargs["hidden_states"]
-        scores = self._scores(z.float())
-        scores = scores + torch.where(self._mentioned(z.shape[1]), self._arrays["mention"], 0.0)
-        matching = torch.where(scores > self._arrays["threshold"], scores, -torch.inf)
+        z, a = args[0] if args else kwargs["hidden_states"], self._arrays
+        keys = a["keys"].chunk(2, -1)
+        subject = self._cosines("subject", z, keys[0]) - a["threshold"][:, :1]
+        mentioned = self._mentioned(z.shape[1])
+        subject = subject + torch.where(mentioned, a["mention"], 0.0)[..., None]
+        question = self._cosines("question", self._question, keys[1]) - a["threshold"][:, 1:]
+        scores = torch.where(a["mask"], torch.minimum(subject, question), -torch.inf).amax(-1)
+        matching = torch.where(scores > 0, scores, -torch.inf)
         best = matching.amax(-1, keepdim=True)
         equal = (matching > best - TIE) & (matching > -torch.inf)
         priority = torch.where(equal, self._arrays["priority"], -1)
@@ -85,14 +97,13 @@ class ScopedBank:
         row = torch.where(first, matching, -torch.inf).argmax(-1)
         self.match = torch.where(best[..., 0] > -torch.inf, row, -1)
 
-    def _scores(self, z: torch.Tensor) -> torch.Tensor:
-        """Largest cosine of each token with the keys of each fact [B, T, F]."""
-        a = self._arrays
-        x = (z - a["center"]) / a["spread"]
-        x = torch.nn.functional.gelu(x @ a["w1"] + a["b1"]) @ a["w2"] + a["b2"]
+    def _cosines(self, head: str, z: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Cosines of each projected state with the keys of each fact [B, T, F, R]."""
+        f = {name: self._arrays[f"{head}.{name}"] for name in _PROJECTION}
+        x = (z.float() - f["center"]) / f["spread"]
+        x = torch.nn.functional.gelu(x @ f["w1"] + f["b1"]) @ f["w2"] + f["b2"]
         x = x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-12)
-        cosine = torch.einsum("btk,frk->btfr", x, a["keys"])
-        return torch.where(a["mask"], cosine, -torch.inf).amax(-1)
+        return torch.einsum("btk,frk->btfr", x, keys)
 
     def _mentioned(self, n_new: int) -> torch.Tensor:
         """Whether each of the last tokens comes after a name of each fact's subject [B, T, F]."""

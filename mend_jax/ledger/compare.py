@@ -113,13 +113,13 @@ def pad_ranks(edit: Edit | GatedBank) -> Edit | GatedBank:
 def _score(
     model: LanguageModel, edit: Edit | GatedBank, encoded: Sequence[TokenBatch]
 ) -> list[dict[str, float]]:
-    applied = model.with_edit(edit).edit  # refuses an edit of another base
-    assert applied is not None
-    deltas = pad_ranks(applied).arrays_only()
+    edited = model.with_edit(edit)  # refuses an edit of another base
+    assert edited.edit is not None
+    deltas = pad_ranks(edited.edit).arrays_only()
     scores: list[dict[str, float]] = []
     for part in _parts(encoded):
         with use_mesh(mesh_of_arrays(model.params)):
-            means = _compare(model.module, model.params, deltas, stack_batches(part))
+            means = _compare(edited.module, model.params, deltas, stack_batches(part))
         means = jax.device_get(means)
         scores += [{k: float(v[i]) for k, v in means.items()} for i in range(len(part))]
     return scores[: len(encoded)]

@@ -29,24 +29,23 @@ def match_prompts(
 
     Returns:
       `prompt`; `fact`: the [prompt, target] of the matched fact, None without a match; `nearest`:
-      the same of the nearest fact; `score` and `threshold`: of that fact, a match if the score is
-      above; `mention`: what a mention of its subject adds to a score, and `names` of the subject;
-      and the continuations `before` and `after`.
+      the same of the nearest fact; `score`: of that fact, a match if it is above 0, see
+      `nearest_key`; `names` of its subject; and the continuations `before` and `after`.
 
     Raises:
       DataError: an empty prompt, or one that does not fit the model's context.
       CheckpointError: the bank is for another base.
     """
-    edited = model.with_edit(gated).edit
-    assert isinstance(edited, GatedBank)
+    edited = model.with_edit(gated)
+    assert isinstance(edited.edit, GatedBank)
+    bank = edited.edit.arrays_only()
     form, limit = input_format(model.module), model.config.n_positions
     lengths = [len(model.tokenizer.encode_with_boundaries(prompt)) for prompt in prompts]
     width = min(max(lengths) + 2, limit)
     texts = stack_batches([form.near(model.tokenizer, p, "", width, 2) for p in prompts])
     with use_mesh(mesh_of_arrays(model.params)):
-        found = jax.device_get(_matches(model.module, model.params, edited.arrays_only(), texts))
+        found = jax.device_get(_matches(edited.module, model.params, bank, texts))
     written = generate_both(model, gated, prompts, ANSWER_TOKENS)
-    table = jax.device_get(gated.bank.table)
     views = []
     for i, (prompt, (before, after)) in enumerate(zip(prompts, written, strict=True)):
         at = 0 if found.fact.shape[-1] == 1 else int(np.asarray(texts.score_pos)[i, 0])
@@ -56,8 +55,6 @@ def match_prompts(
             view |= {
                 "nearest": list(nearest.facts[0]),
                 "score": float(found.score[i, at]),
-                "threshold": float(table.threshold[nearest.row]),
-                "mention": float(table.mention[nearest.row]),
                 "names": list(nearest.names),
             }
             if found.fact[i, at] >= 0:

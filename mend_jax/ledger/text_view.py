@@ -67,9 +67,7 @@ def print_matches(views: Sequence[Mapping[str, Any]], file: IO[str] | None = Non
         else:
             fact = " => ".join(view["nearest"])
             found = "matches" if view["fact"] else "no match; the nearest is"
-            console.print(
-                f"  {found} {fact}: score {view['score']:.3f}, threshold {view['threshold']:.3f}"
-            )
+            console.print(f"  {found} {fact}: score {view['score']:+.3f}")
         console.print(f"  before: {view['before'].strip()!r}")
         console.print(f"  after:  {view['after'].strip()!r}")
 

@@ -16,6 +16,9 @@ from mend_jax.models.layers import MLP, LayerNorm, activation
 from mend_jax.parallel.layout import keep_last_axis_whole
 
 
+_IS_QUESTION = "is_question"  # of the blocks of a trunk, by a gate's question
+
+
 class Block(nn.Module):
     """Self-attention, cross-attention where there is a memory, MLP; each with norm and residual.
 
@@ -135,8 +138,9 @@ class Stack(NamedTuple):
         """Add the blocks to a model; for its `setup`."""
         block = nn.remat(block) if model.remat else block
         if self.n_trunk:
+            keeps = model.question_block(self.name) is not None
             scanned = nn.scan(
-                block,
+                _keeping_question(block) if keeps else block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=(nn.broadcast, 0, 0),
@@ -150,13 +154,25 @@ class Stack(NamedTuple):
     def trunk(
         self, model: Any, h: Float[Array, "B T D"], context: Context, cache: Cache | None = None
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Run the stacked blocks; all positions leave them."""
-        h = keep_last_axis_whole(h)
-        if not self.n_trunk:
+        """Run the stacked blocks; all positions leave them.
+
+        Where the model has a `question` in this stack, the result is [B, T, 2 D]: the states, and
+        behind them the input of that block.
+        """
+        h, asked = keep_last_axis_whole(h), model.question_block(self.name)
+        question = h
+        if self.n_trunk:
+            layers = {k: jnp.asarray(v[: self.n_trunk]) for k, v in model.layers(self.name).items()}
+            context = dataclasses.replace(context, rows=None)
+            trunk = getattr(model, self.trunk_name)
+            if asked is None:
+                return trunk(h, context, cache, layers)
+            layers[_IS_QUESTION] = jnp.arange(self.n_trunk) == asked
+            (h, question), cache = trunk((h, h), context, cache, layers)
+        if asked is None:
             return h, cache
-        layers = {k: jnp.asarray(v[: self.n_trunk]) for k, v in model.layers(self.name).items()}
-        context = dataclasses.replace(context, rows=None)
-        return getattr(model, self.trunk_name)(h, context, cache, layers)
+        question = h if asked == self.n_trunk else question
+        return jnp.concatenate([h, question], axis=-1), cache
 
     def top(
         self,
@@ -168,12 +184,15 @@ class Stack(NamedTuple):
         """Run the unrolled blocks; `context.rows`, if set, leave the last one.
 
         Raises:
-          ValueError: the gate reads this stack below its top.
+          ValueError: the gate reads this stack below its top, or another question than the trunk.
         """
-        filled, gate = [], self._gate(model)
+        filled, gate, question = [], self._gate(model), h
+        if model.question_block(self.name) is not None:
+            h, question = jnp.split(h, 2, axis=-1)
         for i in range(self.n_trunk, self.n_layer):
             if gate is not None and i == gate.site.block:
-                states = gate.site.read(h, context.attend)
+                states = jnp.concatenate([h, question], axis=-1)
+                states = gate.site.read(states, context.attend)
                 match = gate(states, context.text_so_far(gate.site))
                 context = dataclasses.replace(context, match=match)
                 model.sow(MATCHES, "match", match)
@@ -192,10 +211,16 @@ class Stack(NamedTuple):
         gate = model.get_variable(GATE, "gate")
         if gate is None or gate.site.stack != self.name:
             return None
-        if not self.n_trunk <= gate.site.block < self.n_layer:
+        site = gate.site
+        if not self.n_trunk <= site.block < self.n_layer:
             raise ValueError(
-                f"the gate reads {self.name}_{gate.site.block}, and the editable top begins at "
+                f"the gate reads {self.name}_{site.block}, and the editable top begins at "
                 f"{self.name}_{self.n_trunk}: load the model with more blocks in its top"
+            )
+        if site.question != model.question_block(self.name):
+            raise ValueError(
+                f"the gate reads {self.name}_{site.question} too, and the model keeps the states of "
+                f"{model.question}: use scope.reading(model, site)"
             )
         return gate
 
@@ -203,6 +228,21 @@ class Stack(NamedTuple):
         """Return the cache of all blocks, given that of one."""
         trunk = jax.tree.map(lambda a: jnp.zeros((self.n_trunk, *a.shape), a.dtype), block)
         return {"trunk": trunk if self.n_trunk else None, "top": [block] * self.n_top}
+
+
+def _keeping_question(block: Any) -> Any:
+    """Return a block that also passes on the states of the block that `_IS_QUESTION` is true of."""
+
+    class KeepingQuestion(block):  # type: ignore[misc]
+        """The same block; its states are a pair."""
+
+        def __call__(self, x: Any, context: Context, cache: Cache | None, layer: Layer) -> Any:
+            h, question = x
+            question = jnp.where(layer[_IS_QUESTION], h, question)
+            h, cache = super().__call__(h, context, cache, layer)
+            return (h, question), cache
+
+    return KeepingQuestion
 
 
 def trunk_name(block_name: str) -> str:

@@ -71,6 +71,8 @@ class EditableModel(nn.Module):
       text_chunk: how many texts of an edit pass at once; 0: all of them.
       logits_chunk: for how many positions of a text the logits exist at once, where a loss needs
         them only as an intermediate; 0: all.
+      question: the stack and the block whose input a gate reads too; None: no gate does. See
+        `gate_site`.
     """
 
     config: Any
@@ -79,6 +81,7 @@ class EditableModel(nn.Module):
     remat: bool = False
     text_chunk: int = 0
     logits_chunk: int = 0
+    question: tuple[str, int] | None = None
 
     kind: ClassVar[str]  # "causal", "seq2seq" or "classifier"
     block_class: ClassVar[Any]  # of the family, a `Block`
@@ -97,6 +100,10 @@ class EditableModel(nn.Module):
 
     def setup_family(self) -> None:
         """Add a family's own submodules and parameters; the last step of `setup`."""
+
+    def question_block(self, stack: str) -> int | None:
+        """Return the block of a stack whose input a gate reads too; None if there is none."""
+        return self.question[1] if self.question and self.question[0] == stack else None
 
     def layers(self, stack: str) -> dict[str, np.ndarray]:
         """Return constants that differ from block to block of a stack, each [n_layer, ...]."""

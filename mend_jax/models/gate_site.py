@@ -1,9 +1,11 @@
 """Where a gate reads the states that decide which edit a token gets.
 
-A scoped edit acts on the tokens in its scope only. A *gate* decides that from the states at one
-place, below every edited block, so its decision depends on no edit. The collection "gate" of a
-model has one variable `gate`, any `Gate`. `Stack.top` calls it once, and hands its result, the
-*match*, to the edited matmuls through the `Context`; see `mend_jax.core.gated_bank`.
+A scoped edit acts on the tokens in its scope only. A *gate* decides that from the states at two
+places, below every edited block, so its decision depends on no edit: in the middle of the base,
+where a state is about the question, and where the trunk ends, where it is about the subject and the
+answer. The collection "gate" of a model has one variable `gate`, any `Gate`. `Stack.top` calls it
+once, and hands its result, the *match*, to the edited matmuls through the `Context`; see
+`mend_jax.core.gated_bank`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ Match = Any
 
 @dataclasses.dataclass(frozen=True)
 class GateSite:
-    """The place where a gate reads: the input of one block.
+    """The places where a gate reads: the inputs of two blocks of one stack.
 
     A stack that attends to earlier tokens only is read token by token: the match of a token depends
     on nothing after it, and is the same in a full pass and with a cache. In a stack that attends in
@@ -34,20 +36,22 @@ class GateSite:
 
     Attributes:
       stack: `block`, `encoder_block` or `decoder_block`.
-      block: the number of the block whose input is read.
+      block: the number of the upper block whose input is read.
+      question: the number of the lower one, at most `block`.
       per_text: whether a text has one match.
     """
 
     stack: str
     block: int
+    question: int
     per_text: bool = False
 
     def read(
-        self, h: Float[Array, "B T D"], attend: Bool[Array, "B T S"]
-    ) -> Float[Array, "B T_or_1 D"]:
+        self, h: Float[Array, "B T 2*D"], attend: Bool[Array, "B T S"]
+    ) -> Float[Array, "B T_or_1 2*D"]:
         """Return the states that decide: of every token, or float32 means of texts.
 
-        `attend`: of the block; with `per_text` every row of it is the mask of real tokens.
+        `h`: the states at `block`, and behind them those at `question`. `attend`: of the block; with `per_text` every row of it is the mask of real tokens.
         """
         if not self.per_text:
             return h
@@ -84,5 +88,5 @@ class Gate(Protocol):
     def site(self) -> GateSite:
         """Where it reads."""
 
-    def __call__(self, z: Float[Array, "B T_or_1 D"], so_far: TextSoFar) -> Match:
+    def __call__(self, z: Float[Array, "B T_or_1 2*D"], so_far: TextSoFar) -> Match:
         """Return the match of the states that `GateSite.read` returns."""

@@ -22,6 +22,7 @@ from mend_jax import data
 from mend_jax.core import scope_file
 from mend_jax.core.editor_protocol import EditTransform, Weights, with_strength
 from mend_jax.core.gated_bank import check_site
+from mend_jax.core.scope import reading
 from mend_jax.core.scope_file import LearnedScope
 from mend_jax.data.batches import iterate_batches
 from mend_jax.data.encoded_rows import EncodedRows, Lengths, encode_rows, rows_needed
@@ -243,6 +244,8 @@ def open_experiment(
     learned = _scope_of(config, model, scope)
     if learned is not None:
         editor = with_scope(editor, ScopeGate.of(learned, model.tokenizer.token_texts))
+        module = reading(model.module, learned.scope.site)
+        model = dataclasses.replace(model, module=module)
     dataset, far = _load_data(config, config.data.name, model), _load_far_source(config)
     splits = _Splits(config, model, dataset, far)
     train = splits.split("train", config.data.train_edits)

@@ -15,6 +15,7 @@ from mend_jax.core.bank import empty_bank
 from mend_jax.core.chunking import round_up
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform
 from mend_jax.core.gated_bank import GatedBank, gate_bank
+from mend_jax.core.scope import reading
 from mend_jax.core.scope_file import LearnedScope
 from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.token_batch import TokenBatch
@@ -163,12 +164,13 @@ class Editor:
             tuple(n for n in (s, *f.aliases) if n) for s, f in zip(subjects, checked, strict=True)
         ]
         gate, found = ScopeGate.of(self.scope, self.model.tokenizer.token_texts), []
+        module = reading(self.model.module, self.scope.scope.site)
         with use_mesh(mesh_of_arrays(self.model.params)):
             for start in range(0, len(pairs), _EDITS_AT_ONCE):
                 some = slice(start, start + _EDITS_AT_ONCE)
                 texts = self._encode(pairs[some], subjects[some])
                 made = make_scoped_edits(
-                    self.transform, self.model.module, self.model.weights, gate, self.params,
+                    self.transform, module, self.model.weights, gate, self.params,
                     self.state, self.model.params, texts.reshape(-1, 1),
                 )  # fmt: skip
                 found += [made.at(i) for i in range(len(pairs[some]))]
