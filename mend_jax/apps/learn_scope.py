@@ -99,16 +99,13 @@ def learn_for(config: ConfigDict, model: LanguageModel) -> LearnedScope:
 
 
 def _print(learned: LearnedScope) -> None:
-    thresholds = learned.threshold, learned.threshold - learned.mention
-    validation = learned.description["validation"]
-    for (name, found), threshold in zip(validation.items(), thresholds, strict=True):
-        if found is not None:
-            inside = "none" if found["found"] is None else f"{found['found']:.3f}"
-            print(
-                f"scope, subject {name}: threshold {threshold:.3f}; {inside} of "
-                f"{found['n_inside']} paraphrases match, {found['false_rate']:.3f} of "
-                f"{found['n_outside']} other states"
-            )
+    rates = learned.description["matches"]
+    shares = ", ".join(f"{kind} {rate:.3f}" for kind, rate in rates.items())
+    subject, question = learned.threshold
+    print(
+        f"scope: thresholds of the subject {subject:.3f}, of the question {question:.3f}, weight of "
+        f"a mention {learned.mention:.3f}; validation texts that match: {shares}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

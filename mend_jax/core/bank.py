@@ -307,8 +307,8 @@ def canonical(bank: Bank) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     Returns:
       Arrays of n facts, ordered by id: `keys` [n, R, K], `mask` [n, R], `threshold` [n, 2],
-      `mention` [n] and for each weight `NAME.a` [n, N, d_in] and `NAME.b` [n, N, d_out], with as few rows as
-      needed; and JSON metadata.
+      `mention` [n] and for each weight `NAME.a` [n, N, d_in] and `NAME.b` [n, N, d_out], with as
+      few rows as needed; and JSON metadata.
     """
     facts = sorted(bank.facts, key=lambda f: f.id)
     at = np.asarray([f.row for f in facts], np.int64)
@@ -515,7 +515,7 @@ def _hashes_of(names: tuple[str, ...]) -> frozenset[int]:
 def _scores_between(
     table: KeyTable, rows: Int[Array, " k"], bonus: Float[Array, "k F"]
 ) -> Float[Array, "k F"]:
-    """Return the largest scores of keys of some facts, by the lower thresholds of each two facts."""
+    """Return the largest scores of some facts' keys, by the lower thresholds of each two facts."""
 
     def of_one(row: Int[Array, ""], bonus: Float[Array, " F"]) -> Float[Array, " F"]:
         lower = jnp.minimum(table.threshold, table.threshold[row][None])

@@ -91,7 +91,7 @@ class Scope:
 
 
 def first_site(model: EditableModel) -> GateSite:
-    """Return where the trunk of a model ends, the input of the first editable block, and its middle.
+    """Return where the trunk of a model ends, and where in it the question is read.
 
     The question is read at two thirds of the depth. Of SmolLM2-135M's 30 blocks, the states at
     block 20 tell questions about one subject apart best (docs/scoped_edits.md).

@@ -36,7 +36,7 @@ class ScopeGate:
     """
 
     scope: Scope
-    threshold: Float[Array, "2"]
+    threshold: Float[Array, 2]
     mention: Float[Array, ""]
     texts: TokenTexts | None = None
 

@@ -12,8 +12,8 @@ This file needs torch and safetensors and nothing else; it is written beside an 
 
 A token takes the edit of the fact whose key is nearest to its states in two layers below the edited
 ones, if both are near enough; after a mention of the fact's subject less is enough. All other
-tokens are computed by the base's own weights. Texts of a batch may be padded on either side, with an attention
-mask; generation with a cache must begin with an empty one.
+tokens are computed by the base's own weights. Texts of a batch may be padded on either side, with
+an attention mask; generation with a cache must begin with an empty one.
 """
 
 from __future__ import annotations

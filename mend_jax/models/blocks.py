@@ -15,7 +15,6 @@ from mend_jax.models.gate_site import GATE, MATCHES, Gate, Match
 from mend_jax.models.layers import MLP, LayerNorm, activation
 from mend_jax.parallel.layout import keep_last_axis_whole
 
-
 _IS_QUESTION = "is_question"  # of the blocks of a trunk, by a gate's question
 
 
@@ -219,8 +218,8 @@ class Stack(NamedTuple):
             )
         if site.question != model.question_block(self.name):
             raise ValueError(
-                f"the gate reads {self.name}_{site.question} too, and the model keeps the states of "
-                f"{model.question}: use scope.reading(model, site)"
+                f"the gate reads {self.name}_{site.question} too, and the model keeps the states "
+                f"of {model.question}: use scope.reading(model, site)"
             )
         return gate
 

@@ -51,7 +51,9 @@ class GateSite:
     ) -> Float[Array, "B T_or_1 2*D"]:
         """Return the states that decide: of every token, or float32 means of texts.
 
-        `h`: the states at `block`, and behind them those at `question`. `attend`: of the block; with `per_text` every row of it is the mask of real tokens.
+        Args:
+          h: the states at `block`, and behind them those at `question`.
+          attend: of the block; with `per_text` every row of it is the mask of real tokens.
         """
         if not self.per_text:
             return h

@@ -25,6 +25,7 @@ from mend_jax.core.mentions import (
     own_names,
     padded_hashes,
 )
+from mend_jax.core.scope import reading
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.encoded_rows import Lengths
 from mend_jax.data.hard_texts import swap_subject
@@ -43,7 +44,7 @@ from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 _TEXTS_AT_ONCE = 64
 _SPELLINGS = 4
 _BUCKET = 8  # texts are padded to a multiple of this many tokens
-_OWN_NEGATIVES = 16  # of a fact, at most
+_NEAR_STATES = 8  # of a fact and a kind, at most
 _JOINTS = (". ", "\n", ", and ", ". Also, ", "; ")  # between an answer and the next question
 
 
@@ -100,7 +101,7 @@ class StateReader:
     def __init__(self, model: LanguageModel, site: GateSite, lengths: Lengths) -> None:
         self.site = site
         self._model, self._lengths = model, lengths
-        self._form = input_format(model.module)
+        self._module, self._form = reading(model.module, site), input_format(model.module)
 
     def encode(
         self, prompt: str, target: str, subject: str = "", before: str = ""
@@ -154,7 +155,7 @@ class StateReader:
     def _states(self, texts: TokenBatch) -> tuple[np.ndarray, np.ndarray]:
         params, token_texts = self._model.params, self._model.tokenizer.token_texts
         with use_mesh(mesh_of_arrays(params)):
-            states = _read_states(self._model.module, self.site, params, token_texts, texts)
+            states = _read_states(self._module, self.site, params, token_texts, texts)
         z, mentioned = jax.device_get(states)
         return np.asarray(z), np.asarray(mentioned)
 
@@ -197,6 +198,13 @@ def _read_states(
     return z, jnp.broadcast_to(mentioned, z.shape[:2])
 
 
+class PaddedStates(NamedTuple):
+    """Some states of each of F facts: `z`, and `mask`, which is True where one is real."""
+
+    z: Float[np.ndarray, "F P D"]
+    mask: Bool[np.ndarray, "F P"]
+
+
 class FactStates(NamedTuple):
     """States of F facts in n wordings, on the host.
 
@@ -204,18 +212,23 @@ class FactStates(NamedTuple):
       z: at the scored positions.
       mask: True where a state is real.
       relation: the number of each fact's relation.
-      own: states near each fact at which its edit is not wanted: inside of its prompts, after its
-        answer, in texts about its subject.
-      own_mask: True where such a state is real.
-      outside: states of other texts at which no edit is wanted.
+      other_questions: at the scored positions of other questions about the subject.
+      inside: at other tokens: inside of prompts, and after answers.
+      other_subjects: at the scored positions of the same question about another subject, which
+        comes after the fact.
+      outside: at the tokens of plain texts.
     """
 
     z: Float[np.ndarray, "F n S D"]
     mask: Bool[np.ndarray, "F n S"]
     relation: Int[np.ndarray, " F"]
-    own: Float[np.ndarray, "F P D"]
-    own_mask: Bool[np.ndarray, "F P"]
+    other_questions: PaddedStates
+    inside: PaddedStates
+    other_subjects: PaddedStates
     outside: Float[np.ndarray, "P D"]
+
+
+_WORDING, _QUESTION, _SUBJECT = "wording", "other question", "other subject"
 
 
 def fact_states(
@@ -235,25 +248,7 @@ def fact_states(
     Raises:
       DataError: fewer than two facts have two wordings that fit.
     """
-    maker = NearTexts(pool)
-    facts: list[Row] = []
-    texts: list[ScopeText] = []
-    owner: list[tuple[int, int]] = []  # (fact, wording), or wording -1 for a text near the fact
-    for row in rows:
-        wordings = maker.wordings.of(row, n_wordings)
-        fitting = [
-            text for w in wordings if (text := reader.encode(w, row["target"], row["subject"]))
-        ]
-        if len(fitting) < 2:
-            continue
-        near = [
-            reader.encode(n.question, n.answer, row["subject"], n.before)
-            for n in maker.near(row, seed)
-        ]
-        texts += [*fitting, *(text for text in near if text is not None)]
-        owner += [(len(facts), i) for i in range(len(fitting))]
-        owner += [(len(facts), -1)] * (len(texts) - len(owner))
-        facts.append(row)
+    facts, texts, owner = _fact_texts(reader, rows, NearTexts(pool), n_wordings, seed)
     if len(facts) < 2:
         raise DataError(
             f"{len(facts)} of {len(rows)} facts have two wordings that fit: raise data.max_len, or "
@@ -265,37 +260,71 @@ def fact_states(
     size, width = max(len(r.scored()) for r in read[: len(texts)]), read[0].z.shape[-1]
     z = np.zeros((len(facts), n_wordings, size, width), np.float32)
     mask = np.zeros(z.shape[:3], bool)
-    own: list[list[np.ndarray]] = [[] for _ in facts]
-    for (fact, wording), one in zip(owner, read, strict=False):
+    near: dict[str, list[list[np.ndarray]]] = {
+        name: [[] for _ in facts] for name in (_QUESTION, _SUBJECT, "inside")
+    }
+    for (fact, kind, wording), one in zip(owner, read, strict=False):
         scored = one.scored()
-        if wording >= 0:
+        if kind == _WORDING:
             z[fact, wording, : len(scored)] = one.z[scored]
             mask[fact, wording, : len(scored)] = True
-            places = np.concatenate([rng.permutation(one.inside())[:2], one.after()[:2]])
         else:
-            places = np.concatenate([scored, rng.permutation(one.inside())[:3]])
-        own[fact].append(one.z[places])
+            near[kind][fact].append(one.z[scored])
+        inside = rng.permutation(one.inside())[:2]
+        near["inside"][fact].append(one.z[np.concatenate([inside, one.after()[:2]])])
     names = sorted({row["relation"] for row in facts})
     others = read[len(texts) :]
     outside = [o.z[o.tokens.mask] if len(o.z) > 1 else o.z for o in others]
-    near_states, near_mask = _padded([np.concatenate(states) for states in own], rng)
+    padded = {name: _padded(states, width, rng) for name, states in near.items()}
     return FactStates(
-        z, mask, np.asarray([names.index(row["relation"]) for row in facts], np.int32),
-        near_states, near_mask, np.concatenate([*outside, near_states[near_mask][:1000]]),
-    )  # fmt: skip
+        z=z,
+        mask=mask,
+        relation=np.asarray([names.index(row["relation"]) for row in facts], np.int32),
+        other_questions=padded[_QUESTION],
+        inside=padded["inside"],
+        other_subjects=padded[_SUBJECT],
+        outside=np.concatenate([*outside, np.zeros((0, width), np.float32)]),
+    )
+
+
+def _fact_texts(
+    reader: StateReader, rows: Sequence[Row], maker: NearTexts, n_wordings: int, seed: int
+) -> tuple[list[Row], list[ScopeText], list[tuple[int, str, int]]]:
+    """Return the facts with two wordings that fit, their texts, and (fact, kind, number) of each."""
+    facts: list[Row] = []
+    texts: list[ScopeText] = []
+    owner: list[tuple[int, str, int]] = []
+    for row in rows:
+        wordings = maker.wordings.of(row, n_wordings)
+        fitting = [
+            text for w in wordings if (text := reader.encode(w, row["target"], row["subject"]))
+        ]
+        if len(fitting) < 2:
+            continue
+        number = len(facts)
+        facts.append(row)
+        texts += fitting
+        owner += [(number, _WORDING, i) for i in range(len(fitting))]
+        for near in maker.near(row, seed):
+            text = reader.encode(near.question, near.answer, row["subject"], near.before)
+            if text is not None:
+                texts.append(text)
+                owner.append((number, _SUBJECT if near.before else _QUESTION, 0))
+    return facts, texts, owner
 
 
 def _padded(
-    states: Sequence[Float[np.ndarray, "_ D"]], rng: np.random.Generator
-) -> tuple[Float[np.ndarray, "F P D"], Bool[np.ndarray, "F P"]]:
-    """Return at most `_OWN_NEGATIVES` states of each fact."""
-    size = min(max(map(len, states)), _OWN_NEGATIVES)
-    found = np.zeros((len(states), size, states[0].shape[-1]), np.float32)
-    mask = np.zeros(found.shape[:2], bool)
-    for row, own in enumerate(states):
+    states: Sequence[Sequence[Float[np.ndarray, "_ D"]]], width: int, rng: np.random.Generator
+) -> PaddedStates:
+    """Return at most `_NEAR_STATES` states of each fact."""
+    joined = [np.concatenate([np.zeros((0, width), np.float32), *own]) for own in states]
+    size = min(max(map(len, joined)), _NEAR_STATES)
+    z = np.zeros((len(states), max(size, 1), width), np.float32)
+    mask = np.zeros(z.shape[:2], bool)
+    for row, own in enumerate(joined):
         some = own[rng.permutation(len(own))[:size]]
-        found[row, : len(some)], mask[row, : len(some)] = some, True
-    return found, mask
+        z[row, : len(some)], mask[row, : len(some)] = some, True
+    return PaddedStates(z, mask)
 
 
 class NearText(NamedTuple):

@@ -1,39 +1,38 @@
-"""Learns the scope of a base: a projection in which the wordings of a fact lie together.
+"""Learns the scope of a base: which texts ask a fact's question about its subject.
 
-The trunk runs once over the texts (`scope_states`); then only the projection is trained, on stored
-states. In a step are facts of few relations, so that most negatives are the same question about
-another subject: the texts that an edit would leak to. Other negatives are the tokens at which no
-edit is wanted: inside of prompts, after the answer, in plain text, in other questions about the
-same subject, and in the same question about another subject after the fact's own answer.
+The trunk runs once over the texts (`scope_states`); then two projections are trained on stored
+states (`scope.Scope`). To the question belong all facts of a relation in all wordings, against
+other relations and other questions about the same subject. To the subject belong a fact's wordings
+and other questions about it, against the same question about other subjects.
 
-Then two thresholds are chosen from validation facts: one for texts that do not mention the subject
-of a fact, such as its neighbours, and a lower one for those that do. The weight of a mention is the
-difference (`nearest_key`).
+Then three thresholds are chosen from validation facts: of the question, of the subject, and a lower
+one of the subject for texts that mention it. The weight of a mention is the difference of the two.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from mend_jax.core.contrastive_loss import (
-    ScopePositions,
-    contrastive_loss,
-    join_positions,
-    positions_in_scope,
-    positions_outside,
-)
+from mend_jax.core.contrastive_loss import NO_FACT, ScopePositions, contrastive_loss
 from mend_jax.core.factors import moments_of_rows
 from mend_jax.core.match_threshold import MatchThreshold, choose_threshold
-from mend_jax.core.scope import Projection, Scope, first_site, init_projection, project
+from mend_jax.core.scope import (
+    HEADS,
+    Projection,
+    Scope,
+    first_site,
+    init_projection,
+    project_both,
+)
 from mend_jax.core.scope_file import LearnedScope
 from mend_jax.data.encoded_rows import Lengths
 from mend_jax.data.hard_texts import HardTextMaker
@@ -46,6 +45,7 @@ from mend_jax.training.scope_states import (
     FactStates,
     NearText,
     NearTexts,
+    PaddedStates,
     ScopeText,
     StateReader,
     fact_states,
@@ -61,13 +61,16 @@ class ScopeOptions:
         this takes.
       wordings: of each fact.
       steps, lr, weight_decay: of AdamW; the rate falls along a cosine.
-      facts_per_step, relations_per_step, wordings_per_step, outside_per_step: sizes of a step.
-      own_per_step: of each fact in a step, states near it at which its edit is not wanted.
+      facts_per_step, wordings_per_step, outside_per_step: sizes of a step.
+      relations_per_step, questions_per_step: of how many relations the facts of a step are, for the
+        subject (few, so that most negatives ask the same question) and for the question.
+      near_per_step: of each fact in a step, states near it of each kind.
       temperature: of the loss.
       validation_facts: of each data set, whose scores choose the thresholds.
       neighbours: of each of these, the same wording about other subjects.
-      false_rate: the share of neighbours that may match, and of the other tokens at which no edit
-        is wanted.
+      false_rate: the share of neighbours that may match.
+      question_rate: the share of other questions about the same subject that may match.
+      next_rate: the share of questions about another subject that may match after the fact itself.
       seed: of initial values and batches.
     """
 
@@ -78,13 +81,16 @@ class ScopeOptions:
     weight_decay: float = 1e-2
     facts_per_step: int = 96
     relations_per_step: int = 4
+    questions_per_step: int = 16
     wordings_per_step: int = 3
-    own_per_step: int = 4
+    near_per_step: int = 3
     outside_per_step: int = 256
     temperature: float = 0.07
     validation_facts: int = 200
     neighbours: int = 8
     false_rate: float = 0.01
+    question_rate: float = 0.05
+    next_rate: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -92,7 +98,7 @@ class ScopeOptions:
             name: 1 for name in vars(self) if name not in ("seed", "false_rate")
         }
         least |= {"wordings": 2, "wordings_per_step": 2, "facts_per_step": 2, "lr": 0.0}
-        least |= {"weight_decay": 0.0, "temperature": 1e-6, "seed": 0, "own_per_step": 0}
+        least |= {"weight_decay": 0.0, "temperature": 1e-6, "seed": 0, "near_per_step": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"scope.{name} is {getattr(self, name)}: give at least {low}")
@@ -135,38 +141,23 @@ def learn_scope(
         states.append(
             fact_states(reader, chosen, one.train, options.wordings, one.plain_texts, options.seed)
         )
-    projection, losses = train_projection(states, options)
-    scope = Scope(projection, site, model.fingerprint)
+    heads, losses = train_heads(states, options)
+    scope = Scope(**heads, site=site, base=model.fingerprint)
     scores = join_scores(
         validation_scores(StateReader(model, site, one.lengths), scope, one, options)
         for one in data
     )
-    thresholds = choose_thresholds(scores, options.false_rate)
-    description = _description(options, losses, thresholds)
-    return LearnedScope(scope, thresholds.unmentioned.threshold, thresholds.mention, description)
-
-
-class Thresholds(NamedTuple):
-    """The thresholds of a scope, and what they do on validation scores.
-
-    Attributes:
-      unmentioned: for texts that do not mention the subject.
-      mentioned: for texts that do; None without such validation texts.
-    """
-
-    unmentioned: MatchThreshold
-    mentioned: MatchThreshold | None
-
-    @property
-    def mention(self) -> float:
-        """The weight of a mention: what it lowers the threshold by, at least 0."""
-        if self.mentioned is None:
-            return 0.0
-        return max(self.unmentioned.threshold - self.mentioned.threshold, 0.0)
+    thresholds = choose_thresholds(scores, options)
+    chosen = thresholds.subject.threshold, thresholds.question.threshold
+    description = _description(options, losses, thresholds, match_rates(scores, thresholds))
+    return LearnedScope(scope, chosen, thresholds.mention, description)
 
 
 def _description(
-    options: ScopeOptions, losses: Sequence[float], thresholds: Thresholds
+    options: ScopeOptions,
+    losses: Mapping[str, Sequence[float]],
+    thresholds: Thresholds,
+    rates: Mapping[str, float],
 ) -> dict[str, Any]:
     def described(found: MatchThreshold | None) -> dict[str, Any] | None:
         if found is None:
@@ -176,8 +167,12 @@ def _description(
 
     return {
         "options": vars(options),
-        "loss": [losses[0], losses[-1]],
-        "validation": {name: described(one) for name, one in thresholds._asdict().items()},
+        "loss": {head: [values[0], values[-1]] for head, values in losses.items()},
+        "matches": dict(rates),
+        "thresholds": {
+            name: described(getattr(thresholds, name))
+            for name in ("question", "subject", "mentioned")
+        },
     }
 
 
@@ -197,12 +192,29 @@ def _spread_over_relations(rows: Sequence[Row], count: int, seed: int) -> list[R
     return chosen[:count]
 
 
-def train_projection(
+def train_heads(
     data: Sequence[FactStates], options: ScopeOptions
+) -> tuple[dict[str, Projection], dict[str, list[float]]]:
+    """Return the projections trained with the contrastive loss, and the losses of all steps."""
+    heads, losses = {}, {}
+    for half, (head, batch) in enumerate(
+        zip(HEADS, (_subject_batch, _question_batch), strict=True)
+    ):
+        heads[head], losses[head] = _train(data, options, head, half, batch)
+    return heads, losses
+
+
+def _train(
+    data: Sequence[FactStates],
+    options: ScopeOptions,
+    head: str,
+    half: int,
+    batch: Callable[..., _Positions],
 ) -> tuple[Projection, list[float]]:
-    """Return a projection trained with the contrastive loss, and the losses of all steps."""
-    width = data[0].z.shape[-1]
-    scored = np.concatenate([states.z[states.mask] for states in data])
+    """Return a projection of one half of the states."""
+    width = data[0].z.shape[-1] // 2
+    part = slice(half * width, (half + 1) * width)
+    scored = np.concatenate([states.z[states.mask][:, part] for states in data])
     moments = moments_of_rows(jnp.asarray(scored), jnp.ones(len(scored), bool))
     f = init_projection(jax.random.key(options.seed), width, moments=moments)
     schedule = optax.cosine_decay_schedule(options.lr, options.steps)
@@ -220,45 +232,132 @@ def train_projection(
         return dataclasses.replace(trained, center=f.center, spread=f.spread), opt_state, loss
 
     opt_state, losses = tx.init(f), []
-    progress = Progress("scope", options.steps)
-    rng = key_rng("scope batches", options.seed)
+    progress, rng = Progress(f"scope, {head}", options.steps), key_rng("scope", head, options.seed)
     for number in range(options.steps):
-        f, opt_state, loss = step(f, opt_state, _batch(data[number % len(data)], options, rng))
+        found = batch(data[number % len(data)], options, rng)
+        positions = ScopePositions(
+            jnp.asarray(found.z[:, part]), jnp.asarray(found.fact), jnp.asarray(found.place),
+            jnp.asarray(found.mask),
+        )  # fmt: skip
+        f, opt_state, loss = step(f, opt_state, positions)
         losses.append(float(loss))
         progress.update(number + 1, f"loss {np.mean(losses[-50:]):.3f}")
     progress.update(options.steps, f"loss {np.mean(losses[-50:]):.3f}", force=True)
     return f, losses
 
 
-def _batch(states: FactStates, options: ScopeOptions, rng: np.random.Generator) -> ScopePositions:
-    """Return the positions of some facts of a few relations, in some wordings, and others."""
+class _Positions(NamedTuple):
+    """`ScopePositions` on the host."""
+
+    z: Float[np.ndarray, "P D"]
+    fact: Int[np.ndarray, " P"]
+    place: Int[np.ndarray, " P"]
+    mask: Bool[np.ndarray, " P"]
+
+
+def _subject_batch(
+    states: FactStates, options: ScopeOptions, rng: np.random.Generator
+) -> _Positions:
+    """Return positions that are about the subjects of facts of a few relations.
+
+    Those of a fact are its wordings and other questions about its subject. Negatives are the other
+    facts, mostly of its relation, the same question about another subject, and plain text.
+    """
+    facts, first = _few_relations(states, options, options.relations_per_step, rng)
+    own, others = _wordings(states, facts, first, options, rng), states.other_questions
+    number = np.arange(len(facts), dtype=np.int32)
+    return _join(
+        own._replace(fact=np.repeat(number, len(own.z) // len(facts))),
+        _some(others, facts, first, options, rng, number, place=0),
+        _some(states.other_subjects, facts, first, options, rng),
+        _outside(states, options, rng),
+    )
+
+
+def _question_batch(
+    states: FactStates, options: ScopeOptions, rng: np.random.Generator
+) -> _Positions:
+    """Return positions that ask the questions of many relations.
+
+    Those of a relation are its facts in all wordings, whatever their subject. Negatives are other
+    relations, other questions about the same subject, other tokens, and plain text.
+    """
+    facts, first = _few_relations(states, options, options.questions_per_step, rng)
+    own = _wordings(states, facts, first, options, rng)
+    return _join(
+        own._replace(fact=np.repeat(states.relation[facts], len(own.z) // len(facts))),
+        _some(states.other_questions, facts, first, options, rng),
+        _some(states.inside, facts, first, options, rng),
+        _outside(states, options, rng),
+    )
+
+
+def _few_relations(
+    states: FactStates, options: ScopeOptions, n_relations: int, rng: np.random.Generator
+) -> tuple[Int[np.ndarray, " k"], Bool[np.ndarray, " k"]]:
+    """Return facts of a few relations, and which of them are not copies of earlier ones."""
     members = [np.flatnonzero(states.relation == r) for r in np.unique(states.relation)]
     sizes = np.asarray([len(m) for m in members], np.float64)
-    n_relations = min(options.relations_per_step, len(members))
+    n_relations = min(n_relations, len(members))
     chosen = rng.choice(len(members), n_relations, replace=False, p=sizes / sizes.sum())
     each = max(options.facts_per_step // n_relations, 1)
     # With replacement where a relation is small: shapes stay, and a fact's copies are masked.
     facts = np.concatenate([_draw(members[i], each, rng) for i in chosen])
     first = np.zeros(len(facts), bool)
     first[np.unique(facts, return_index=True)[1]] = True
-    n = states.z.shape[1]
+    return facts, first
+
+
+def _wordings(
+    states: FactStates,
+    facts: Int[np.ndarray, " k"],
+    first: Bool[np.ndarray, " k"],
+    options: ScopeOptions,
+    rng: np.random.Generator,
+) -> _Positions:
+    """Return the scored positions of facts in some wordings; `fact` is to be filled in."""
+    n, size = states.z.shape[1:3]
     some = rng.permuted(np.tile(np.arange(n), (len(facts), 1)), axis=1)
     some = some[:, : min(options.wordings_per_step, n)]
     z, mask = (x[facts[:, None], some] for x in (states.z, states.mask))
-    inside = positions_in_scope(jnp.asarray(z), jnp.asarray(mask & first[:, None, None]))
-    outside = states.outside[rng.integers(len(states.outside), size=options.outside_per_step)]
-    others = positions_outside(jnp.asarray(outside), jnp.ones(len(outside), bool))
-    return join_positions(inside, others, _own(states, facts, options, rng))
+    mask = (mask & first[:, None, None]).reshape(-1)
+    place = np.tile(np.arange(size, dtype=np.int32), mask.size // size)
+    return _Positions(z.reshape(-1, z.shape[-1]), np.zeros(mask.size, np.int32), place, mask)
 
 
-def _own(
-    states: FactStates, facts: np.ndarray, options: ScopeOptions, rng: np.random.Generator
-) -> ScopePositions:
-    """Return some states near the facts of a step at which their edits are not wanted."""
-    places = rng.permuted(np.tile(np.arange(states.own.shape[1]), (len(facts), 1)), axis=1)
-    some = places[:, : options.own_per_step]
-    own, mask = (x[facts[:, None], some] for x in (states.own, states.own_mask))
-    return positions_outside(jnp.asarray(own), jnp.asarray(mask))
+def _some(
+    states: PaddedStates,
+    facts: Int[np.ndarray, " k"],
+    first: Bool[np.ndarray, " k"],
+    options: ScopeOptions,
+    rng: np.random.Generator,
+    number: Int[np.ndarray, " k"] | None = None,
+    place: int = 0,
+) -> _Positions:
+    """Return some states of each fact; without a `number` they belong to no fact."""
+    n = states.z.shape[1]
+    some = rng.permuted(np.tile(np.arange(n), (len(facts), 1)), axis=1)[:, : options.near_per_step]
+    z, mask = (x[facts[:, None], some] for x in states)
+    mask = (mask & first[:, None]).reshape(-1)
+    fact = np.full(mask.size, NO_FACT, np.int32)
+    if number is not None:
+        fact = np.repeat(number, some.shape[1]).astype(np.int32)
+    places = np.full(mask.size, place, np.int32)
+    return _Positions(z.reshape(-1, z.shape[-1]), fact, places, mask)
+
+
+def _outside(states: FactStates, options: ScopeOptions, rng: np.random.Generator) -> _Positions:
+    """Return positions of plain text."""
+    n, width = options.outside_per_step, states.z.shape[-1]
+    fact, place = np.full(n, NO_FACT, np.int32), np.zeros(n, np.int32)
+    if not len(states.outside):
+        return _Positions(np.zeros((n, width), np.float32), fact, place, np.zeros(n, bool))
+    z = states.outside[rng.integers(len(states.outside), size=n)]
+    return _Positions(z, fact, place, np.ones(n, bool))
+
+
+def _join(*parts: _Positions) -> _Positions:
+    return _Positions(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _draw(members: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -270,14 +369,20 @@ class ValidationScores(NamedTuple):
     """Largest cosines of validation states with the keys of a fact.
 
     Attributes:
-      score: of each state.
-      mentioned: whether it comes after the fact's subject.
-      inside: whether it is the last token of a paraphrase's prompt; else no edit is wanted there.
+      subject, question: by the half of the keys.
+      mentioned: whether the state comes after the fact's subject.
+      kind: what the state is of: "paraphrase", "neighbour", "other question", "other subject",
+        "inside" of a prompt, or "after" the answer.
     """
 
-    score: Float[np.ndarray, " n"]
+    subject: Float[np.ndarray, " n"]
+    question: Float[np.ndarray, " n"]
     mentioned: Bool[np.ndarray, " n"]
-    inside: Bool[np.ndarray, " n"]
+    kind: Any
+
+    def of(self, kind: str) -> ValidationScores:
+        """Return the scores of one kind."""
+        return ValidationScores(*(x[self.kind == kind] for x in self))
 
 
 def join_scores(parts: Any) -> ValidationScores:
@@ -285,20 +390,63 @@ def join_scores(parts: Any) -> ValidationScores:
     return ValidationScores(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def choose_thresholds(scores: ValidationScores, rate: float) -> Thresholds:
-    """Return the thresholds at which at most `rate` of the states outside of scope match.
+class Thresholds(NamedTuple):
+    """The thresholds of a scope, and what they do on validation scores.
 
-    Raises:
-      DataError: no state outside of scope that does not mention the subject.
+    Attributes:
+      question: tau_q, at which few other questions about the same subject match.
+      subject: tau_s, at which few neighbours match that ask the same question.
+      mentioned: tau_s - w, at which few other subjects match after a mention of the subject; None
+        without such validation texts.
     """
 
-    def choose(own: Bool[np.ndarray, " n"]) -> MatchThreshold:
-        outside, inside = (scores.score[own & (scores.inside == x)] for x in (False, True))
-        return choose_threshold(outside, inside, rate)
+    question: MatchThreshold
+    subject: MatchThreshold
+    mentioned: MatchThreshold | None
 
-    mentioned = scores.mentioned
-    has_mentions = bool((mentioned & ~scores.inside).any())
-    return Thresholds(choose(~mentioned), choose(mentioned) if has_mentions else None)
+    @property
+    def mention(self) -> float:
+        """w: what a mention lowers tau_s by, at least 0."""
+        if self.mentioned is None:
+            return 0.0
+        return max(self.subject.threshold - self.mentioned.threshold, 0.0)
+
+
+def choose_thresholds(scores: ValidationScores, options: ScopeOptions) -> Thresholds:
+    """Return thresholds at stated rates of false matches; each counts what the others let through.
+
+    Raises:
+      DataError: no neighbour, or no other question about a subject.
+    """
+    inside = scores.of("paraphrase")
+    others, near, after = map(scores.of, ("other question", "neighbour", "other subject"))
+    question = choose_threshold(others.question, inside.question, options.question_rate)
+
+    def chosen(outside: ValidationScores, mentioned: bool, rate: float) -> MatchThreshold:
+        both = [
+            s.subject[(s.mentioned == mentioned) & (s.question > question.threshold)]
+            for s in (outside, inside)
+        ]
+        n_all = max(int((outside.mentioned == mentioned).sum()), 1)
+        share = len(both[0]) / n_all  # of those that pass the question
+        if not len(both[0]):
+            return MatchThreshold(-1.0, 0.0, 1.0, 0, len(both[1]), 0.0, "no such text passes")
+        return choose_threshold(*both, min(rate / share, 1.0))
+
+    if not len(near.subject):
+        raise DataError(
+            "no neighbour of the validation facts: a scope needs several facts of each relation"
+        )
+    subject = chosen(near, False, options.false_rate)
+    mentioned = chosen(after, True, options.next_rate) if after.mentioned.any() else None
+    return Thresholds(question, subject, mentioned)
+
+
+def match_rates(scores: ValidationScores, thresholds: Thresholds) -> dict[str, float]:
+    """Return the share of states that match, by what they are of."""
+    least = thresholds.subject.threshold - np.where(scores.mentioned, thresholds.mention, 0.0)
+    matches = (scores.question > thresholds.question.threshold) & (scores.subject > least)
+    return {kind: float(matches[scores.kind == kind].mean()) for kind in np.unique(scores.kind)}
 
 
 def validation_scores(
@@ -306,31 +454,12 @@ def validation_scores(
 ) -> ValidationScores:
     """Return the scores that thresholds are chosen from.
 
-    States outside of scope are the last prompt tokens of neighbours, other questions about the
-    subject with their prompts, the tokens inside of the fact's own prompt and after its answer, and
-    the same question about another subject after that.
+    Raises:
+      DataError: no neighbour among the validation rows.
     """
     rows = _spread_over_relations(data.validation, options.validation_facts, options.seed)
     hard = HardTextMaker(data.validation, (), options.neighbours).add_to(rows)
-    near = NearTexts(data.validation)
-    texts: list[ScopeText] = []
-    role: list[tuple[int, str]] = []
-    for number, row in enumerate(hard):
-        target, subject = row["target"], row["subject"]
-        paraphrases = (row["rephrase"], *row["more_rephrases"])
-        named = {
-            "own": [NearText("", row["prompt"], target)],
-            "paraphrase": [NearText("", prompt, target) for prompt in paraphrases],
-            "neighbour": [NearText("", prompt, target) for prompt in row["hard_near_prompts"]],
-            "near": near.near(row, options.seed),
-        }
-        for name, some in named.items():
-            encoded = [reader.encode(n.question, n.answer, subject, n.before) for n in some]
-            fitting = [text for text in encoded if text is not None]
-            if name == "own" and not fitting:
-                break
-            texts += fitting
-            role += [(number, name)] * len(fitting)
+    texts, role = _validation_texts(reader, hard, NearTexts(data.validation), options.seed)
     if not any(name == "neighbour" for _, name in role):
         raise DataError(
             f"no neighbour of {len(rows)} validation facts: a scope needs several facts of each "
@@ -338,20 +467,56 @@ def validation_scores(
         )
     found = reader.read(texts, "trunk states of validation facts")
     keys: dict[int, np.ndarray] = {}
-    score, mentioned, inside = [], [], []
-    f = jax.jit(project)
+    parts: list[ValidationScores] = []
+    project = jax.jit(project_both)
     for (number, name), text in zip(role, found, strict=True):
-        projected = np.asarray(f(scope.projection, jnp.asarray(text.z)))
+        projected = np.asarray(project(scope, jnp.asarray(text.z)))
         scored = text.scored()
         if name == "own":
             keys[number] = projected[scored]
         places = {
-            "own": np.concatenate([text.inside(), text.after()]),
-            "paraphrase": scored[:1],
-            "neighbour": scored[:1],
-            "near": np.concatenate([scored, text.inside()]),
+            "own": [("inside", text.inside()), ("after", text.after())],
+            "paraphrase": [(name, scored[:1])],
+            "neighbour": [(name, scored[:1])],
+            "other question": [(name, scored[:1])],
+            "other subject": [(name, scored[:1])],
         }[name]
-        score.append((projected[places] @ keys[number].T).max(-1, initial=-1.0))
-        mentioned.append(text.mentioned[places])
-        inside.append(np.full(len(places), name == "paraphrase"))
-    return ValidationScores(*map(np.concatenate, (score, mentioned, inside)))
+        for kind, at in places:
+            halves = np.split(projected[at], 2, axis=-1), np.split(keys[number], 2, axis=-1)
+            subject, question = (x @ k.T for x, k in zip(*halves, strict=True))
+            best = np.minimum(subject, question).argmax(-1)[:, None]  # one key for both halves
+            parts.append(
+                ValidationScores(
+                    np.take_along_axis(subject, best, 1)[:, 0],
+                    np.take_along_axis(question, best, 1)[:, 0],
+                    text.mentioned[at],
+                    np.full(len(at), kind),
+                )
+            )
+    return join_scores(parts)
+
+
+def _validation_texts(
+    reader: StateReader, rows: Sequence[Row], maker: NearTexts, seed: int
+) -> tuple[list[ScopeText], list[tuple[int, str]]]:
+    """Return texts of facts, and of each (fact, kind)."""
+    texts: list[ScopeText] = []
+    role: list[tuple[int, str]] = []
+    for number, row in enumerate(rows):
+        target, subject = row["target"], row["subject"]
+        own = reader.encode(row["prompt"], target, subject)
+        if own is None:
+            continue
+        paraphrases = [p for p in (row["rephrase"], *row["more_rephrases"]) if p]
+        named = [("paraphrase", NearText("", prompt, target)) for prompt in paraphrases]
+        named += [("neighbour", NearText("", p, target)) for p in row["hard_near_prompts"]]
+        near = maker.near(row, seed)
+        named += [("other subject" if n.before else "other question", n) for n in near]
+        texts.append(own)
+        role.append((number, "own"))
+        for name, n in named:
+            text = reader.encode(n.question, n.answer, subject, n.before)
+            if text is not None:
+                texts.append(text)
+                role.append((number, name))
+    return texts, role
