@@ -103,8 +103,8 @@ def _print(learned: LearnedScope) -> None:
     shares = ", ".join(f"{kind} {rate:.3f}" for kind, rate in rates.items())
     subject, question = learned.threshold
     print(
-        f"scope: thresholds of the subject {subject:.3f}, of the question {question:.3f}, weight of "
-        f"a mention {learned.mention:.3f}; validation texts that match: {shares}"
+        f"scope: thresholds {subject:.3f} of the subject and {question:.3f} of the question, "
+        f"weight of a mention {learned.mention:.3f}; validation texts that match: {shares}"
     )
 
 

@@ -108,7 +108,7 @@ def _learned(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> L
     heads = [_projection(arrays, head) for head in HEADS]
     if len({(f.w1.shape[0], f.w2.shape[1]) for f in heads}) != 1 or len(arrays) != 2 * len(_NAMES):
         raise ValueError(f"its arrays {sorted(arrays)} are not two projections of one width")
-    scope = Scope(*heads, site, metadata["base"])
+    scope = Scope(heads[0], heads[1], site, metadata["base"])
     found = (tuple(threshold), metadata["mention"], metadata["description"])
     return LearnedScope(scope, *found)
 

@@ -1,6 +1,7 @@
 """A scoped edit: an edit and the keys of where it applies. A bank holds many.
 
-y_t = W x_t + g_t (x_t a^T) b,   g_t = 1 where token t is in the edit's scope, else 0 (`nearest_key`)
+y_t = W x_t + g_t (x_t a^T) b,   g_t = 1 where token t is in the edit's scope, else 0; see
+`nearest_key`.
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ class Stack(NamedTuple):
 def _keeping_question(block: Any) -> Any:
     """Return a block that also passes on the states of the block that `_IS_QUESTION` is true of."""
 
-    class KeepingQuestion(block):  # type: ignore[misc]
+    class KeepingQuestion(block):
         """The same block; its states are a pair."""
 
         def __call__(self, x: Any, context: Context, cache: Cache | None, layer: Layer) -> Any:

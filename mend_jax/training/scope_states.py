@@ -290,7 +290,7 @@ def fact_states(
 def _fact_texts(
     reader: StateReader, rows: Sequence[Row], maker: NearTexts, n_wordings: int, seed: int
 ) -> tuple[list[Row], list[ScopeText], list[tuple[int, str, int]]]:
-    """Return the facts with two wordings that fit, their texts, and (fact, kind, number) of each."""
+    """Return facts with two wordings that fit, their texts, and (fact, kind, number) of each."""
     facts: list[Row] = []
     texts: list[ScopeText] = []
     owner: list[tuple[int, str, int]] = []

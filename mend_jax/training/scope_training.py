@@ -148,9 +148,9 @@ def learn_scope(
         for one in data
     )
     thresholds = choose_thresholds(scores, options)
-    chosen = thresholds.subject.threshold, thresholds.question.threshold
+    cosines = thresholds.subject.threshold, thresholds.question.threshold
     description = _description(options, losses, thresholds, match_rates(scores, thresholds))
-    return LearnedScope(scope, chosen, thresholds.mention, description)
+    return LearnedScope(scope, cosines, thresholds.mention, description)
 
 
 def _description(
@@ -423,15 +423,16 @@ def choose_thresholds(scores: ValidationScores, options: ScopeOptions) -> Thresh
     question = choose_threshold(others.question, inside.question, options.question_rate)
 
     def chosen(outside: ValidationScores, mentioned: bool, rate: float) -> MatchThreshold:
-        both = [
+        far, own = (
             s.subject[(s.mentioned == mentioned) & (s.question > question.threshold)]
             for s in (outside, inside)
-        ]
-        n_all = max(int((outside.mentioned == mentioned).sum()), 1)
-        share = len(both[0]) / n_all  # of those that pass the question
-        if not len(both[0]):
-            return MatchThreshold(-1.0, 0.0, 1.0, 0, len(both[1]), 0.0, "no such text passes")
-        return choose_threshold(*both, min(rate / share, 1.0))
+        )
+        if not len(far):
+            return MatchThreshold(
+                -1.0, 0.0, 1.0, 0, len(own), 0.0, "the question excludes them all"
+            )
+        share = len(far) / int((outside.mentioned == mentioned).sum())
+        return choose_threshold(far, own, min(rate / share, 1.0))
 
     if not len(near.subject):
         raise DataError(
