@@ -106,7 +106,7 @@ def first_site(model: EditableModel) -> GateSite:
     for stack in model.stacks:
         if stack.n_top:
             reads_both_ways = model.kind == "classifier" or stack.name.startswith("encoder")
-            question = min(round(2 * stack.n_layer / 3), stack.n_trunk)
+            question = min(2 * stack.n_layer // 3, stack.n_trunk)
             return GateSite(stack.name, stack.n_trunk, question, reads_both_ways)
     raise ValueError("the model has no editable block: load it with last_n_blocks of at least 1")
 

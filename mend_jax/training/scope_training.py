@@ -428,9 +428,7 @@ def choose_thresholds(scores: ValidationScores, options: ScopeOptions) -> Thresh
             for s in (outside, inside)
         )
         if not len(far):
-            return MatchThreshold(
-                -1.0, 0.0, 1.0, 0, len(own), 0.0, "the question excludes them all"
-            )
+            return MatchThreshold(-1.0, 0.0, 1.0, 0, len(own), 0.0, "the question excludes all")
         share = len(far) / int((outside.mentioned == mentioned).sum())
         return choose_threshold(far, own, min(rate / share, 1.0))
 

@@ -32,6 +32,7 @@ from mend_jax.core.gated_bank import (
     matches_of,
 )
 from mend_jax.core.nearest_key import Match
+from mend_jax.core.scope import reading
 from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import CheckpointError
@@ -118,6 +119,7 @@ def llama():
     """(module, params, weights, texts, scope, scoped edits) of 12 facts."""
     module, params, weights = tiny("llama")
     texts, scope = random_sequences(0, E=12), make_scope(module)
+    module = reading(module, scope.site)
     return (
         module,
         params,
@@ -285,14 +287,14 @@ def test_edits_below_or_beside_the_site_are_refused():
         known = editable_weights(family.tensor_specs(models.parse_config(family, HF[kind])))
         return [known[name] for name in names]
 
-    check_site(GateSite("block", 2), weights("llama", "block_2/mlp/up", "block_3/attn/q"))
-    encoder, decoder = GateSite("encoder_block", 2, True), GateSite("decoder_block", 2)
+    check_site(GateSite("block", 2, 1), weights("llama", "block_2/mlp/up", "block_3/attn/q"))
+    encoder, decoder = GateSite("encoder_block", 2, 1, True), GateSite("decoder_block", 2, 1)
     both = weights("t5", "encoder_block_2/mlp/up", "decoder_block_0/mlp/up",
                    "decoder_block_2/cross/k")  # fmt: skip
     check_site(encoder, both)
     check_site(decoder, weights("t5", "decoder_block_3/cross/q"))
     for site, kind, name in (
-        (GateSite("block", 3), "llama", "block_2/mlp/up"),
+        (GateSite("block", 3, 2), "llama", "block_2/mlp/up"),
         (encoder, "t5", "encoder_block_1/mlp/up"),
         (decoder, "t5", "encoder_block_3/mlp/up"),
         (decoder, "t5", "decoder_block_3/cross/v"),

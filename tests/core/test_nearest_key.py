@@ -9,12 +9,14 @@ from mend_jax.core import nearest_key
 from mend_jax.core.mentions import Mentions, name_table
 from mend_jax.core.nearest_key import KeyTable, look_up
 
-F, R, K, Q = 12, 3, 5, 40
+F, R, K, Q = 12, 3, 10, 40  # K: two halves
 
 
 def unit(rng, *shape):
-    x = rng.normal(size=shape)
-    return jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), jnp.float32)
+    """Vectors of two unit halves."""
+    x = rng.normal(size=(*shape[:-1], 2, shape[-1] // 2))
+    x = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return jnp.asarray(x.reshape(shape), jnp.float32)
 
 
 def random_table(seed=0, facts=F):
@@ -22,7 +24,7 @@ def random_table(seed=0, facts=F):
     return KeyTable(
         keys=unit(rng, facts, R, K),
         mask=jnp.asarray(rng.random((facts, R)) < 0.7),
-        threshold=jnp.asarray(rng.uniform(0.3, 0.9, facts), jnp.float32),
+        threshold=jnp.asarray(rng.uniform(-0.2, 0.6, (facts, 2)), jnp.float32),
         mention=jnp.zeros(facts),
         active=jnp.asarray(rng.random(facts) < 0.8),
         priority=jnp.zeros(facts, jnp.int32),
@@ -37,8 +39,9 @@ def expected(table, queries):
         for f in range(len(table.active)):
             keys = np.asarray(table.keys[f])[np.asarray(table.mask[f])]
             if table.active[f] and len(keys):
-                scores[f] = float((keys @ q).max())
-        matching = {f: s for f, s in scores.items() if s > table.threshold[f]}
+                cosines = np.stack([keys[:, :5] @ q[:5], keys[:, 5:] @ q[5:]], -1)
+                scores[f] = float((cosines - np.asarray(table.threshold[f])).min(-1).max())
+        matching = {f: s for f, s in scores.items() if s > 0}
         best = max(matching, key=matching.get) if matching else -1
         nearest = best if matching else max(scores, key=scores.get)
         found.append((best, nearest, scores[nearest]))
@@ -61,14 +64,30 @@ def test_the_best_fact_above_its_own_threshold_matches():
 
 
 def test_a_fact_out_of_its_scope_hides_no_other():
-    keys = jnp.asarray([[[1.0, 0]], [[0.8, 0.6]]])
+    keys = jnp.asarray([[[1.0, 0, 1, 0]], [[0.8, 0.6, 1, 0]]])
     table = KeyTable(
-        keys, jnp.ones((2, 1), bool), jnp.asarray([2.0, 0.5]), jnp.zeros(2), jnp.ones(2, bool),
-        jnp.zeros(2, jnp.int32),
+        keys, jnp.ones((2, 1), bool), jnp.asarray([[2.0, 0.5], [0.5, 0.5]]), jnp.zeros(2),
+        jnp.ones(2, bool), jnp.zeros(2, jnp.int32),
     )  # fmt: skip
-    found = look_up(table, jnp.asarray([[1.0, 0]]))
+    found = look_up(table, jnp.asarray([[1.0, 0, 1, 0]]))
     assert (found.fact[0], found.nearest[0]) == (1, 1)
-    assert found.score[0] == pytest.approx(0.8)
+    assert found.score[0] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_subject_and_question_must_both_be_near_at_one_key(half):
+    """A query that is near one key's subject and another key's question matches neither."""
+    own, other = np.asarray([1.0, 0, 1, 0]), np.asarray([0, 1.0, 0, 1])
+    keys = jnp.asarray(np.stack([own, other])[None], jnp.float32)
+    table = KeyTable(
+        keys, jnp.ones((1, 2), bool), jnp.full((1, 2), 0.5), jnp.zeros(1), jnp.ones(1, bool),
+        jnp.zeros(1, jnp.int32),
+    )  # fmt: skip
+    mixed = own.copy()
+    mixed[2 * half : 2 * half + 2] = other[2 * half : 2 * half + 2]
+    found = look_up(table, jnp.asarray([own, other, mixed], jnp.float32))
+    assert found.fact.tolist() == [0, 0, -1]
+    np.testing.assert_allclose(found.score, [0.5, 0.5, -0.5], atol=1e-6)
 
 
 def test_blocks_of_queries_give_the_same(monkeypatch):
@@ -90,13 +109,13 @@ def test_the_approximate_lookup_finds_the_same_here():
 @pytest.mark.parametrize("exact_keys", [F * R, 1])
 def test_equal_matches_are_decided_by_priority_then_score_then_row(exact_keys):
     q = np.zeros((1, K), np.float32)
-    q[0, 0] = 1
+    q[0, [0, 5]] = 1
 
     def table(scores, priority):
         keys = np.zeros((F, R, K), np.float32)
-        keys[: len(scores), 0, 0] = scores
+        keys[: len(scores), 0, 0], keys[: len(scores), 0, 5] = scores, 1
         return KeyTable(
-            jnp.asarray(keys), jnp.ones((F, R), bool), jnp.full(F, 0.5), jnp.zeros(F),
+            jnp.asarray(keys), jnp.ones((F, R), bool), jnp.full((F, 2), 0.5), jnp.zeros(F),
             jnp.arange(F) < len(scores),
             jnp.asarray([*priority, *[0] * (F - len(priority))], jnp.int32),
         )  # fmt: skip
@@ -112,17 +131,17 @@ def test_equal_matches_are_decided_by_priority_then_score_then_row(exact_keys):
 
 
 def test_an_empty_table_matches_nothing():
-    table = random_table().replace(active=jnp.zeros(F, bool), threshold=jnp.full(F, -2.0))
+    table = random_table().replace(active=jnp.zeros(F, bool), threshold=jnp.full((F, 2), -2.0))
     found = look_up(table, unit(np.random.default_rng(1), Q, K))
     assert (found.fact == -1).all() and (found.nearest == -1).all()
     assert (found.score == -jnp.inf).all()
 
 
-def test_a_mention_of_the_subject_lowers_the_threshold():
+def test_a_mention_of_the_subject_lowers_its_threshold():
     """Fact 0 is Paris, 1 is Lyon; text 0 names Lyon from its second token on, text 1 nothing."""
-    keys = jnp.asarray([[[1.0, 0]], [[0.8, 0.6]]])
+    keys = jnp.asarray([[[1.0, 0, 1, 0]], [[0.8, 0.6, 1, 0]]])
     table = KeyTable(
-        keys, jnp.ones((2, 1), bool), jnp.full(2, 0.9), jnp.full(2, 0.15), jnp.ones(2, bool),
+        keys, jnp.ones((2, 1), bool), jnp.full((2, 2), 0.9), jnp.full(2, 0.15), jnp.ones(2, bool),
         jnp.zeros(2, jnp.int32),
     )  # fmt: skip
     names = name_table([["Paris"], ["Lyon"]])
@@ -132,9 +151,13 @@ def test_a_mention_of_the_subject_lowers_the_threshold():
         jnp.asarray(first), jnp.full((2, 3, 1), 2, jnp.int32),
         jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (2, 3)),
     )  # fmt: skip
-    query = jnp.broadcast_to(jnp.asarray([0.6, 0.8]), (2, 3, 2))  # cosines 0.6 and 0.96
-    far = jnp.broadcast_to(jnp.asarray([0.28, 0.96]), (2, 3, 2))  # 0.28 and 0.8
-    match = jax.jit(look_up)(table, far, names, found)
-    np.testing.assert_array_equal(match.fact, [[-1, 1, 1], [-1, -1, -1]])
-    np.testing.assert_allclose(match.score[:, 1], [0.95, 0.8], atol=1e-6)
-    assert (look_up(table, query, names, found).fact == 1).all()
+
+    def match(*query):
+        queries = jnp.broadcast_to(jnp.asarray(query), (2, 3, 4))
+        return jax.jit(look_up)(table, queries, names, found)
+
+    far = match(0.28, 0.96, 1, 0)  # cosines of the subject 0.28 and 0.8
+    np.testing.assert_array_equal(far.fact, [[-1, 1, 1], [-1, -1, -1]])
+    np.testing.assert_allclose(far.score[:, 1], [0.05, -0.1], atol=1e-6)
+    assert (match(0.6, 0.8, 1, 0).fact == 1).all()  # near without a mention
+    assert (match(0.28, 0.96, 0.6, 0.8).fact == -1).all()  # another question

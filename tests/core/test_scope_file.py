@@ -17,8 +17,9 @@ def path(tmp_path):
 
 
 def learned():
-    scope = Scope(init_projection(jax.random.key(0), 9), GateSite("block", 2), "b" * 16)
-    return LearnedScope(scope, 0.625, 0.25, {"seed": 0, "found": 0.9})
+    heads = [init_projection(jax.random.key(i), 9) for i in range(2)]
+    scope = Scope(*heads, GateSite("block", 2, 1), "b" * 16)
+    return LearnedScope(scope, (0.625, 0.5), 0.25, {"seed": 0, "found": 0.9})
 
 
 def test_every_bit_comes_back(path):
@@ -27,7 +28,7 @@ def test_every_bit_comes_back(path):
     again = load(path)
     assert again.scope.fingerprint() == one.scope.fingerprint()
     assert again.scope.site == one.scope.site and again.scope.base == one.scope.base
-    assert again[1:] == (0.625, 0.25, {"seed": 0, "found": 0.9})
+    assert again[1:] == ((0.625, 0.5), 0.25, {"seed": 0, "found": 0.9})
 
 
 def test_truncated_files_are_named(path):
@@ -51,19 +52,29 @@ def tell(**fields):
     return lambda arrays, metadata: metadata.update(fields)
 
 
+def narrow(arrays, metadata):
+    """A subject of another width than the question."""
+    for name, width in (("w2", 2), ("b2", 2)):
+        arrays[f"subject.{name}"] = arrays[f"subject.{name}"][..., :width]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (drop("w2"), "a projection"),
-        (change("w1", lambda x: x[:, :2]), "expected"),
-        (change("w2", lambda x: x[0]), "its matrices have shapes"),
-        (change("b1", lambda x: x.astype(np.float64)), "b1 is float64"),
-        (change("b2", lambda x: x * np.nan), "values that are not finite"),
-        (change("spread", lambda x: 0 * x), "spread has values"),
-        (tell(stack="head"), "it reads head_2"),
-        (tell(block=-1), "it reads block_-1"),
+        (drop("question.w2"), r"not \['question.w2'\]"),
+        (change("subject.w1", lambda x: x[:, :2]), "expected"),
+        (change("subject.w2", lambda x: x[0]), "its matrices have shapes"),
+        (change("question.b1", lambda x: x.astype(np.float64)), "b1 is float64"),
+        (change("subject.b2", lambda x: x * np.nan), "values that are not finite"),
+        (change("subject.spread", lambda x: 0 * x), "spread has values"),
+        (narrow, "are not two projections of one width"),
+        (tell(stack="head"), "it reads head_2 and _1"),
+        (tell(question=-1), "it reads block_2 and _-1"),
+        (tell(question=3), "it reads block_2 and _3"),
         (tell(block=True), "its metadata are not base"),
-        (tell(threshold=7.0), "its threshold is 7.0"),
+        (tell(threshold=[7.0, 0.0]), "its thresholds are"),
+        (tell(threshold=[0.5]), "its thresholds are"),
+        (tell(mention=-1.0), "its weight of a mention is -1.0"),
         (tell(other=1), "its metadata are not base"),
     ],
 )

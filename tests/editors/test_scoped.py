@@ -9,6 +9,7 @@ from support.tiny import random_sequences, tiny
 
 from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.forward import scored_logits, trunk_states
+from mend_jax.core.scope import reading
 from mend_jax.editors import make_editor
 from mend_jax.editors.scoped import ScopeGate, with_scope
 
@@ -22,20 +23,23 @@ def logits(request):
     plain = make_editor("mend", dict(rank=8, step_size=1e-1))
     params, state = plain.init(jax.random.key(0), weights)
     scope = make_scope(module)
+    kept = reading(module, scope.site)
     texts = [random_sequences(seed, E=E, n=1, kind=module.kind) for seed in (0, 7)]
 
     @jax.jit
     def run(threshold):
-        problem = make_problem(module, base, weights, texts[0])
-        editor = with_scope(plain, ScopeGate(scope, threshold, jnp.float32(0)))
+        problem = make_problem(kept, base, weights, texts[0])
+        editor = with_scope(
+            plain, ScopeGate(scope, jnp.broadcast_to(threshold, (2,)), jnp.float32(0))
+        )
         edits = {
             "scoped": editor.edit(params, state, problem, False)[0],
             "plain": plain.edit(params, state, problem, False)[0],
             "base": None,
         }
-        states = [trunk_states(module, base, one) for one in texts]
+        states = [trunk_states(kept, base, one) for one in texts]
         return {
-            name: [scored_logits(module, base, h, one, edit)
+            name: [scored_logits(kept, base, h, one, edit)
                    for h, one in zip(states, texts, strict=True)]
             for name, edit in edits.items()
         }  # fmt: skip

@@ -5,13 +5,13 @@ import os
 
 import numpy as np
 import pytest
-from support.scoped import bank_of, make_scope, random_deltas
+from support.scoped import bank_of, both, make_scope, random_deltas
 from support.tiny import save_tiny
 
 import mend_jax
 from mend_jax.core.forward import trunk_states
 from mend_jax.core.gated_bank import gate_bank
-from mend_jax.core.scope import scope_keys
+from mend_jax.core.scope import reading, scope_keys
 from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import CheckpointError
@@ -29,13 +29,14 @@ def gated_for(model, threshold=0.995, mention=0.6):
     """Two facts: the states of one, and one whose subject "abc" counts much."""
     scope = make_scope(model.module, model.fingerprint)
     prompts = [("The town of abc is", " red"), ("which is", " new")]
-    texts = stack_batches([encode(model, *pair) for pair in prompts])
-    h = trunk_states(model.module, model.params, texts)
-    keys, mask = scope_keys(scope, model.module, model.params, h, texts)
+    texts, module = stack_batches([encode(model, *pair) for pair in prompts]), model.module
+    module = reading(module, scope.site)
+    h = trunk_states(module, model.params, texts)
+    keys, mask = scope_keys(scope, module, model.params, h, texts)
     edits = [
         ScopedEdit(
             Edit(random_deltas(model.weights, i), model.fingerprint, (prompts[i],)),
-            keys[i], mask[i], np.float32(threshold), np.float32(mention), scope.fingerprint(),
+            keys[i], mask[i], both(threshold), np.float32(mention), scope.fingerprint(),
             names,
         )
         for i, names in enumerate([("abc",), ()])
@@ -72,7 +73,7 @@ def padded(tokenizer, prompts, side):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", pytest.param("gptj", marks=pytest.mark.full)])
 def test_transformers_gives_our_logits_and_tokens(kind, tmp_path):
     folder = save_tiny(tmp_path / "base", kind)
-    model = mend_jax.load_model(str(folder), last_n_blocks=2)
+    model = mend_jax.load_model(str(folder), last_n_blocks=1)
     gated = gated_for(model)
     save_torch(tmp_path / "export", gated, model)
     base, code = opened(folder, tmp_path / "export")
@@ -107,7 +108,7 @@ def test_a_mention_counts_in_torch_as_here(tmp_path):
     """With a threshold that only a mention lowers far enough: tokens after "abc" alone match."""
     folder = save_tiny(tmp_path / "base")
     model = mend_jax.load_model(str(folder), last_n_blocks=2)
-    gated = gated_for(model, threshold=1.2, mention=3.0)
+    gated = gated_for(model, threshold=(1.2, -2.0), mention=3.0)
     save_torch(tmp_path / "export", gated, model)
     base, code = opened(folder, tmp_path / "export")
     bank = code.apply_bank(base, str(tmp_path / "export" / "bank.safetensors"))

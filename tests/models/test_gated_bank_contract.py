@@ -14,6 +14,7 @@ from support.tiny import HF, random_sequences, tiny
 from mend_jax import models
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.gated_bank import FEW_FACTS, GatedBank, matches_of
+from mend_jax.core.scope import reading
 from mend_jax.core.weight_edit import variables
 from mend_jax.models.params import random_params, stack_trunk
 
@@ -49,6 +50,7 @@ class Case:
             self.module, self.params, self.weights = tiny(kind, n_top)
         self.texts = random_sequences(0, E=N_FACTS, kind=self.module.kind)
         self.scope = make_scope(self.module)
+        self.module = reading(self.module, self.scope.site)
         self.edits = scoped_edits(self.module, self.params, self.weights, self.scope, self.texts)
 
     def scored(self, edit, texts):

@@ -11,7 +11,7 @@ from mend_jax.core.scope import first_site, project
 from mend_jax.data.encoded_rows import Lengths
 from mend_jax.data.rows import make_row
 from mend_jax.errors import ConfigError, DataError
-from mend_jax.training.scope_states import FactStates, NearTexts, StateReader
+from mend_jax.training.scope_states import FactStates, NearTexts, PaddedStates, StateReader
 from mend_jax.training.scope_training import (
     ScopeData,
     ScopeOptions,
@@ -19,13 +19,14 @@ from mend_jax.training.scope_training import (
     choose_thresholds,
     join_scores,
     learn_scope,
-    train_projection,
+    match_rates,
+    train_heads,
 )
 
 LENGTHS = Lengths(max_len=64, max_target=8, far_len=16, append_eos=False)
 OPTIONS = ScopeOptions(
     facts=24, wordings=3, steps=60, facts_per_step=12, relations_per_step=2, outside_per_step=16,
-    validation_facts=8, neighbours=3, false_rate=0.1,
+    validation_facts=8, neighbours=3, false_rate=0.1, question_rate=0.1, next_rate=0.1,
 )  # fmt: skip
 FORMS = {"size": ("The size of {} is", "How large is {}? It is"),
          "place": ("The place of {} is", "Where is {}? It is in")}  # fmt: skip
@@ -69,12 +70,14 @@ def test_a_learned_scope_belongs_to_its_base_and_depends_on_the_seed(model):
     assert (one.scope.site.stack, one.scope.site.block) == ("block", 3)
     assert one.scope.fingerprint() == again.scope.fingerprint()
     assert one[1:3] == again[1:3]
-    first, last = one.description["loss"]
-    assert last < first
-    found = one.description["validation"]
-    assert found["mentioned"]["n_inside"] == 8 and found["unmentioned"]["n_outside"] >= 24
-    assert found["unmentioned"]["false_rate"] <= 0.1 and found["mentioned"]["false_rate"] <= 0.1
-    assert -1 <= one.threshold <= 1 and one.mention >= 0
+    for first, last in one.description["loss"].values():
+        assert last < first
+    found = one.description["thresholds"]
+    assert found["question"]["n_inside"] == 8 and found["question"]["false_rate"] <= 0.1
+    assert one.description["matches"]["neighbour"] <= 0.1
+    assert one.description["matches"]["other question"] <= 0.1
+    assert {"paraphrase", "inside", "after", "other subject"} < one.description["matches"].keys()
+    assert all(-1 <= t <= 1 for t in one.threshold) and one.mention >= 0
     assert one.description["options"]["seed"] == 0
     other = learn(model, dataclasses.replace(OPTIONS, seed=1))
     assert other.scope.fingerprint() != one.scope.fingerprint()
@@ -84,43 +87,74 @@ def test_a_learned_scope_belongs_to_its_base_and_depends_on_the_seed(model):
 def test_texts_of_models_that_read_both_ways_have_one_state(tmp_path):
     model = mend_jax.load_model(str(save_tiny(tmp_path, "t5", std=0.2)), last_n_blocks=1)
     learned = learn(model)
-    assert learned.scope.site.per_text and learned.description["loss"][1] < 5
+    assert learned.scope.site.per_text and learned.description["loss"]["question"][1] < 5
 
 
 def states(seed=0):
-    """Facts of four relations, whose states have a common part that is large, and an own one."""
+    """32 facts of four relations.
+
+    A subject state is the fact's own and a part of its relation's, which is large; a question state
+    is the relation's and a part of the fact's. Other questions have another relation's part.
+    """
     rng = np.random.default_rng(seed)
-    D, relations = 12, np.repeat(np.arange(4), 8).astype(np.int32)
-    common = 5 * rng.normal(size=(4, D))[relations]
-    own = rng.normal(size=(32, D))
-    wording = rng.normal(size=(1, 3, 1, D))
-    noise = 0.1 * rng.normal(size=(32, 3, 2, D))
-    z = (common + own)[:, None, None] + wording + noise
-    outside, near = 5 * rng.normal(size=(40, D)), 5 * rng.normal(size=(32, 6, D))
-    near_mask = rng.random((32, 6)) < 0.8
-    return FactStates(z.astype("f"), np.ones(z.shape[:3], bool), relations, near.astype("f"),
-                      near_mask, outside.astype("f"))  # fmt: skip
+    D, relation = 12, np.repeat(np.arange(4), 8).astype(np.int32)
+    common, own = 5 * rng.normal(size=(4, D)), rng.normal(size=(32, D))
+
+    def of(subject, question, *shape):
+        """States [F, *shape, 2 D]."""
+        ones = (1,) * len(shape)
+        halves = [
+            (common[question] + own[subject]).reshape(32, *ones, D),
+            (0.5 * common[question] + own[subject]).reshape(32, *ones, D),
+        ]
+        z = np.concatenate(halves, -1) + 0.1 * rng.normal(size=(32, *shape, 2 * D))
+        return z.astype("f")
+
+    subject, other = np.arange(32), np.roll(np.arange(32), 1)
+    near = [of(subject, (relation + 1) % 4, 2), 5 * rng.normal(size=(32, 2, 2 * D)).astype("f"),
+            of(other, relation, 2)]  # fmt: skip
+    padded = [PaddedStates(z, rng.random(z.shape[:2]) < 0.8) for z in near]
+    z = of(subject, relation, 3, 2)
+    outside = 5 * rng.normal(size=(40, 2 * D))
+    return FactStates(z, np.ones(z.shape[:3], bool), relation, *padded, outside.astype("f"))
 
 
-def test_a_projection_finds_the_fact_among_those_of_its_relation():
+OF_STATES = ScopeOptions(
+    steps=200, lr=3e-3, facts_per_step=16, relations_per_step=2, questions_per_step=4,
+    wordings_per_step=2, near_per_step=2, outside_per_step=16,
+)  # fmt: skip
+
+
+def test_the_heads_tell_subjects_and_questions_apart():
     found = states()
-    options = ScopeOptions(steps=200, lr=3e-3, facts_per_step=16, relations_per_step=2,
-                           wordings_per_step=2, outside_per_step=16)  # fmt: skip
-    f, losses = train_projection([found], options)
-    assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:5])
-    keys, queries = (np.asarray(project(f, found.z[:, i, 0])) for i in (0, 2))
+    heads, losses = train_heads([found], OF_STATES)
+    assert all(np.mean(x[-20:]) < 0.5 * np.mean(x[:5]) for x in losses.values())
+    subject, question = (found.z[..., :12], found.z[..., 12:])
+    keys, queries = (np.asarray(project(heads["subject"], subject[:, i, 0])) for i in (0, 2))
     assert (np.argmax(queries @ keys.T, axis=1) == np.arange(32)).mean() > 0.9
-    assert (np.asarray(project(f, found.outside)) @ keys.T).max(axis=1).mean() < 0.9
-    np.testing.assert_allclose(f.center, found.z.reshape(-1, 12).mean(0), rtol=1e-4, atol=1e-4)
+    keys, queries = (np.asarray(project(heads["question"], question[:, i, 0])) for i in (0, 2))
+    right = found.relation[np.argmax(queries @ keys.T, axis=1)] == found.relation
+    assert right.mean() > 0.9
+    other = found.other_questions.z[:, 0]
+    own = (np.asarray(project(heads["question"], other[:, 12:])) * keys).sum(-1)
+    assert own.mean() < (queries * keys).sum(-1).mean() - 0.3  # about the same subject
+    same = np.asarray(project(heads["subject"], other[:, :12]))
+    near = np.asarray(project(heads["subject"], found.other_subjects.z[:, 0, :12]))
+    subjects = np.asarray(project(heads["subject"], subject[:, 0, 0]))
+    assert (same * subjects).sum(-1).mean() > (near * subjects).sum(-1).mean() + 0.3
+    np.testing.assert_allclose(
+        heads["subject"].center, subject.reshape(-1, 12).mean(0), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_repeated_facts_of_small_relations_are_masked():
     """A relation with two facts in steps of eight: shapes stay, and no fact is its own negative."""
     found = states()
-    few = found._replace(relation=np.asarray([0, 0, *[1] * 30], np.int32))
-    options = ScopeOptions(steps=3, facts_per_step=16, relations_per_step=2, outside_per_step=4)
-    _, losses = train_projection([few, found], options)
-    assert np.isfinite(losses).all()
+    few = found._replace(
+        relation=np.asarray([0, 0, *[1] * 30], np.int32), outside=np.zeros((0, 24), "f")
+    )
+    _, losses = train_heads([few, found], dataclasses.replace(OF_STATES, steps=3))
+    assert all(np.isfinite(x).all() for x in losses.values())
 
 
 def test_options_and_data_that_cannot_work_are_named(model):
@@ -132,22 +166,6 @@ def test_options_and_data_that_cannot_work_are_named(model):
     alone = [{**row, "relation": row["key"]} for row in rows(4, 1)]
     with pytest.raises(DataError, match="no neighbour of 4 validation facts"):
         learn_scope(model, [ScopeData(rows(24, 0), alone, TEXTS, LENGTHS)], OPTIONS)
-
-
-def test_states_near_a_fact_are_its_own_negatives():
-    """The states of every fact, moved by one direction: near it, and not of another fact."""
-    found = states()
-    near = (found.z[:, 0, :1] + np.float32(5) * np.eye(12, dtype="f")[0]).repeat(4, axis=1)
-    found = found._replace(own=near, own_mask=np.ones(near.shape[:2], bool))
-    options = ScopeOptions(steps=200, lr=3e-3, facts_per_step=16, relations_per_step=2,
-                           wordings_per_step=2, outside_per_step=16)  # fmt: skip
-
-    def nearness(own_per_step):
-        f, _ = train_projection([found], dataclasses.replace(options, own_per_step=own_per_step))
-        keys, own = (np.asarray(project(f, z)) for z in (found.z[:, 0, 0], found.own[:, 0]))
-        return (keys * own).sum(-1).mean()
-
-    assert nearness(4) < nearness(0) - 0.1
 
 
 def test_near_texts_are_about_the_subject_and_ask_something_else():
@@ -179,17 +197,39 @@ def test_a_reader_says_which_states_come_after_the_subject(model):
     np.testing.assert_array_equal(read.after(), [27])
 
 
-def test_two_thresholds_give_the_weight_of_a_mention():
-    score = np.asarray([0.9, 0.8, 0.3, 0.2, 0.6, 0.5, 0.1, 0.05], np.float32)
-    inside = np.asarray([1, 0, 0, 0, 1, 1, 0, 0], bool)
-    mentioned = np.asarray([0, 0, 0, 0, 1, 1, 1, 1], bool)
-    found = choose_thresholds(ValidationScores(score, mentioned, inside), 0.0)
-    assert 0.8 <= found.unmentioned.threshold < 0.9 and found.unmentioned.found == 1
-    assert 0.1 <= found.mentioned.threshold < 0.5 and found.mentioned.found == 1
-    assert found.mention == pytest.approx(found.unmentioned.threshold - found.mentioned.threshold)
-    alone = ValidationScores(*(x[:4] for x in (score, mentioned, inside)))
-    assert choose_thresholds(alone, 0.0).mention == 0
-    swapped = ValidationScores(score, ~mentioned, inside)
-    assert choose_thresholds(swapped, 0.0).mention == 0  # it never counts against a match
-    both = join_scores([alone, swapped])
-    assert len(both.score) == 12
+def scores_of(*rows):
+    """(subject, question, mentioned, kind) of each state."""
+    subject, question, mentioned, kind = zip(*rows, strict=True)
+    numbers = (np.asarray(x, np.float32) for x in (subject, question))
+    return ValidationScores(*numbers, np.asarray(mentioned, bool), np.asarray(kind))
+
+
+ROWS = [
+    (0.9, 0.9, 0, "paraphrase"), (0.6, 0.8, 1, "paraphrase"), (0.7, 0.7, 0, "neighbour"),
+    (0.95, 0.1, 0, "neighbour"), (0.9, 0.5, 1, "other question"), (0.4, 0.9, 1, "other subject"),
+    (0.1, 0.1, 1, "inside"),
+]  # fmt: skip
+EXACT = dataclasses.replace(OPTIONS, false_rate=0.0, question_rate=0.0, next_rate=0.0)
+
+
+def test_three_thresholds_give_the_weight_of_a_mention():
+    """What another threshold excludes does not count: the neighbour at .95 asks something else."""
+    scores = scores_of(*ROWS)
+    found = choose_thresholds(scores, EXACT)
+    assert 0.5 <= found.question.threshold < 0.8
+    assert 0.7 <= found.subject.threshold < 0.9 and 0.4 <= found.mentioned.threshold < 0.6
+    weight = found.subject.threshold - found.mentioned.threshold
+    assert found.mention == pytest.approx(weight) and weight > 0
+    rates = match_rates(scores, found)
+    assert rates == {"paraphrase": 1, "neighbour": 0, "other question": 0, "other subject": 0,
+                     "inside": 0}  # fmt: skip
+    higher = scores_of(*ROWS[:5], (0.99, 0.9, 1, "other subject"), ROWS[6])
+    assert choose_thresholds(higher, EXACT).mention == 0  # it never counts against a match
+    without = choose_thresholds(
+        scores_of(*(row for row in ROWS if row[3] != "other subject")), EXACT
+    )
+    assert without.mentioned is None and without.mention == 0
+    assert len(join_scores([scores, higher]).subject) == 14
+    excluded = scores_of(*((*row[:1], 0.0, *row[2:]) if row[3] == "neighbour" else row
+                           for row in ROWS))  # fmt: skip
+    assert choose_thresholds(excluded, EXACT).subject.note == "the question excludes all"

@@ -84,7 +84,7 @@ def test_the_subject_and_its_aliases_are_names(editor):
 
 def test_a_mention_of_the_subject_counts(model):
     """Where nothing matches without a mention, and everything with one."""
-    gated = scoped_editor(model, threshold=1.5, mention=3.0).edit([FACTS[0]])
+    gated = scoped_editor(model, threshold=(1.5, -2.0), mention=3.0).edit([FACTS[0]])
     edited = model.with_edit(gated)
 
     def change(prompt):
@@ -99,7 +99,7 @@ def test_a_mention_of_the_subject_counts(model):
 def test_conflicts_are_told_and_the_later_fact_wins(editor):
     gated, other = editor.edit([FACTS[0]]), editor.scoped_edits([(FACTS[0][0], "Nice")])
     both, (conflict,) = gated.insert(other)
-    assert conflict.fact.facts == (FACTS[0],) and conflict.score > 0.99
+    assert conflict.fact.facts == (FACTS[0],) and conflict.score > 0
     assert both.bank.facts[1].over == (conflict.fact.id,)
     again = both.remove(both.bank.facts[1].id)
     assert again.facts == (FACTS[0],)
@@ -124,7 +124,7 @@ def test_fine_tuning_is_scoped_too(model):
     """Its deltas are dense."""
     transform = make_editor("fine_tune", dict(max_steps=5, lr=0.1))
     params, state = transform.init(jax.random.key(0), model.weights)
-    learned = LearnedScope(make_scope(model.module, model.fingerprint), OWN, 0.0, {})
+    learned = LearnedScope(make_scope(model.module, model.fingerprint), (OWN, OWN), 0.0, {})
     tuned = Editor(model, transform, params, state, name="fine_tune", scope=learned)
     gated, plain = tuned.edit(FACTS[:1]), tuned.edit(FACTS[:1], plain=True)
     edited, other = model.with_edit(gated), "The sky over the town"
