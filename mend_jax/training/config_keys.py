@@ -260,11 +260,16 @@ def current_key(name: str) -> str:
 def with_added_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a stored config of an editing run (JSON) under current names, with keys added since.
 
-    Groups that it lacks stay absent.
+    Groups that it lacks stay absent, except for new ones: all of whose keys were added since.
     """
     current = with_current_names(config)
+    new = {key.name.split(".")[0] for key in KEYS} - {
+        key.name.split(".")[0] for key in KEYS if key.absent is None
+    }
     for name, value in ADDED_KEYS.items():
         group, key = name.split(".")
+        if group in new and "train" in current:  # of a whole config
+            current.setdefault(group, {})
         if isinstance(current.get(group), dict):
             current[group].setdefault(key, list(value) if isinstance(value, tuple) else value)
     return current

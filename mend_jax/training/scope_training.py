@@ -94,9 +94,8 @@ class ScopeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least: dict[str, float] = {
-            name: 1 for name in vars(self) if name not in ("seed", "false_rate")
-        }
+        rates = {"false_rate", "question_rate", "next_rate"}  # checked by choose_threshold
+        least: dict[str, float] = dict.fromkeys(vars(self).keys() - rates, 1)
         least |= {"wordings": 2, "wordings_per_step": 2, "facts_per_step": 2, "lr": 0.0}
         least |= {"weight_decay": 0.0, "temperature": 1e-6, "seed": 0, "near_per_step": 0}
         for name, low in least.items():

@@ -76,7 +76,7 @@ def test_every_cell_runs_with_its_settings_and_seeds(flags, tmp_path, monkeypatc
     assert "FT ft_5; n = 200; seed 0" in words(tmp_path / "out" / "report.html")
     assert "| FT | " in (tmp_path / "out" / "table.md").read_text()
     lines = [line.split() for line in capsys.readouterr().err.splitlines()]
-    assert ["success", "KL", "arg", "max", "kept", "n"] in lines
+    assert ["success", "leak", "KL", "arg", "max", "kept", "n"] in lines
     assert ["mend", "91.0%"] in [line[:2] for line in lines]
 
     assert main([*flags, "--config.settings=('train.clip=9.0',)"]) == 0

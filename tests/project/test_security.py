@@ -56,11 +56,16 @@ def imports(tree):
             yield (node.module or "").split(".")[0]
 
 
+FOR_TORCH = "hub/torch_bank.py"  # is written beside an export, and reads safetensors alone
+
+
 def test_the_package_never_unpickles():
     """It imports no unpickler; numpy's loader, which could, is used once, with its safe default."""
     loads = []
     for name, tree in sources().items():
-        assert not UNPICKLE & set(imports(tree)), name
+        unpicklers = UNPICKLE - ({"torch"} if name == FOR_TORCH else set())
+        assert not unpicklers & set(imports(tree)), name
+        assert name != FOR_TORCH or not any("load" in called for called, _ in calls(tree))
         for called, node in calls(tree):
             assert not any(k.arg == "allow_pickle" for k in node.keywords), name
             if called.startswith(("np.", "numpy.", "jnp.")) and called.split(".")[-1] in LOADERS:

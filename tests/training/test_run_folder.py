@@ -279,12 +279,14 @@ def test_an_older_config_is_completed_with_the_behaviour_of_its_version(tmp_path
     for key in ADDED_KEYS:
         group, name = key.split(".")
         del held[group][name]
+    del held["scope"]  # all of whose keys were added
     write_json(tmp_path / "config.json", held)
     found = workdir_of_run.read_run_config(tmp_path)
     assert configs.to_json_dict(found) == configs.to_json_dict(config) | {
-        "train": configs.to_json_dict(config)["train"]
-        | {"doctor": False}  # the others are as today
-    }
+        "train": configs.to_json_dict(config)["train"] | {"doctor": False},
+        "eval": configs.to_json_dict(config)["eval"]
+        | {"hard_neighbours": 0, "hard_edits": 200, "continuation_tokens": 0},
+    }  # the others are as today
 
 
 @pytest.mark.parametrize(
