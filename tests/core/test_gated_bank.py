@@ -237,7 +237,7 @@ def test_a_match_names_the_fact_and_its_score():
     names = [gated.bank.at_row(int(row)).facts[0] for row in last_prompt]
     assert names == [(f"p{i}", f"t{i}") for i in range(12)]
     at = np.take_along_axis(np.asarray(found.score), flat.score_pos[:, :1], axis=1)
-    np.testing.assert_allclose(at, 1, atol=1e-5)
+    np.testing.assert_allclose(at, 1 - OWN, atol=1e-5)
     never = GatedBank(with_threshold(gated.bank, NEVER).arrays_only(), scope)
     silent = match(module, params, never, h, flat)
     assert (silent.fact == -1).all() and (silent.nearest >= 0).all()
