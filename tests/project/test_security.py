@@ -65,7 +65,7 @@ def test_the_package_never_unpickles():
     for name, tree in sources().items():
         unpicklers = UNPICKLE - ({"torch"} if name == FOR_TORCH else set())
         assert not unpicklers & set(imports(tree)), name
-        assert not any(called.startswith("torch.") and "load" in called for called, _ in calls(tree))
+        assert not any(c.startswith("torch.") and "load" in c for c, _ in calls(tree)), name
         for called, node in calls(tree):
             assert not any(k.arg == "allow_pickle" for k in node.keywords), name
             if called.startswith(("np.", "numpy.", "jnp.")) and called.split(".")[-1] in LOADERS:
