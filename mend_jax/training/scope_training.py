@@ -267,7 +267,7 @@ def _subject_batch(
     number = np.arange(len(facts), dtype=np.int32)
     return _join(
         own._replace(fact=np.repeat(number, len(own.z) // len(facts))),
-        _some(others, facts, first, options, rng, number, place=0),
+        _some(others, facts, first, options, rng, number),
         _some(states.other_subjects, facts, first, options, rng),
         _outside(states, options, rng),
     )
@@ -331,7 +331,6 @@ def _some(
     options: ScopeOptions,
     rng: np.random.Generator,
     number: Int[np.ndarray, " k"] | None = None,
-    place: int = 0,
 ) -> _Positions:
     """Return some states of each fact; without a `number` they belong to no fact."""
     n = states.z.shape[1]
@@ -341,8 +340,8 @@ def _some(
     fact = np.full(mask.size, NO_FACT, np.int32)
     if number is not None:
         fact = np.repeat(number, some.shape[1]).astype(np.int32)
-    places = np.full(mask.size, place, np.int32)
-    return _Positions(z.reshape(-1, z.shape[-1]), fact, places, mask)
+    place = np.zeros(mask.size, np.int32)
+    return _Positions(z.reshape(-1, z.shape[-1]), fact, place, mask)
 
 
 def _outside(states: FactStates, options: ScopeOptions, rng: np.random.Generator) -> _Positions:
