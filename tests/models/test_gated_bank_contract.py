@@ -72,7 +72,7 @@ class Case:
             return GatedBank(bank_of(self.edits[:3]).arrays_only(), self.scope)
         found = self.matches(self.gated(NEVER), self.texts.flat())
         scores = np.asarray(found.score)[self.texts.flat().mask]
-        return self.gated(float(np.quantile(scores, 0.5)))
+        return self.gated(NEVER + float(np.quantile(scores, 0.5)))  # a score is above a threshold
 
 
 @functools.cache
