@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 from support.scoped import bank_of, both, make_scope, random_deltas
+from support.tiers import in_tiers
 from support.tiny import save_tiny
 
 import mend_jax
@@ -70,7 +71,7 @@ def padded(tokenizer, prompts, side):
     return torch.tensor(tokens), torch.tensor(mask)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", pytest.param("gptj", marks=pytest.mark.full)])
+@pytest.mark.parametrize("kind", in_tiers(["llama"], ["llama", "gpt2", "gptj"], ["gpt2"]))
 def test_transformers_gives_our_logits_and_tokens(kind, tmp_path):
     folder = save_tiny(tmp_path / "base", kind)
     model = mend_jax.load_model(str(folder), last_n_blocks=1)
@@ -104,6 +105,7 @@ def test_transformers_gives_our_logits_and_tokens(kind, tmp_path):
     assert torch.equal(logits(), plain)  # and is undone
 
 
+@pytest.mark.slow
 def test_a_mention_counts_in_torch_as_here(tmp_path):
     """With a threshold that only a mention lowers far enough: tokens after "abc" alone match."""
     folder = save_tiny(tmp_path / "base")
@@ -123,6 +125,7 @@ def test_a_mention_counts_in_torch_as_here(tmp_path):
         assert found[: len(prompt)] == expected
 
 
+@pytest.mark.slow
 def test_a_cache_that_was_filled_without_the_hooks_is_refused(tmp_path):
     folder = save_tiny(tmp_path / "base")
     model = mend_jax.load_model(str(folder), last_n_blocks=2)
