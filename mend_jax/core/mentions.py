@@ -5,7 +5,7 @@ A name is compared as characters, not as tokens: " France", "France" at the star
 hash of its text, and hashes of texts that follow each other can be joined, so a run of tokens is
 compared with all names of a bank at once, on the device.
 
-Shape letters: B texts, S tokens of a text, T tokens that ask, U names, F facts, V names of a fact,
+Shape letters: B texts, S tokens of a text, T looked-up tokens, U names, F facts, V names of a fact,
 L lengths of a run of tokens, N tokens of the vocabulary.
 """
 
@@ -71,8 +71,8 @@ class Mentions(NamedTuple):
 
     Attributes:
       first: the first position that comes after each name; a large number for none.
-      here: the names that end at each token that asks, one for each length; U for none.
-      position: of each token that asks.
+      here: the names that end at each looked-up token, one for each length; U for none.
+      position: of each looked-up token.
     """
 
     first: Int[Array, "B U"]

@@ -8,7 +8,7 @@ score of a fact is the smaller of two margins, at the best of its keys:
 
 so tau_s is the threshold of subjects without a mention, and tau_s - w the one with it.
 
-Shape letters: F facts, R keys of a fact, K width of a key, B texts, T tokens that ask.
+Shape letters: F facts, R keys of a fact, K width of a key, B texts, T looked-up tokens.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The scope of an edit: where in texts it applies, as keys that states are compared with.
 
-A token is in the scope of an edit if it asks the edit's question about the edit's subject. Both are
+A token is in the scope of an edit if it has the question and the subject of the edit. Both are
 decided by trunk states, each projected to a unit vector: q(z_l) of a block in the middle of the
 base, where a state is about the question, and s(z_L) of where the trunk ends, where it is about the
 subject. The trunk lies below every edited block, so they depend on no edit. The projections are
@@ -94,7 +94,7 @@ def first_site(model: EditableModel) -> GateSite:
     """Return where the trunk of a model ends, and where in it the question is read.
 
     The question is read at two thirds of the depth. Of SmolLM2-135M's 30 blocks, the states at
-    block 20 tell questions about one subject apart best (docs/scoped_edits.md).
+    block 20 separate questions about one subject best (docs/scoped_edits.md).
 
     Of an encoder-decoder with editable encoder blocks it is the encoder's: below the decoder's
     blocks there is no state that an edit of the encoder does not change. Its match, one for a

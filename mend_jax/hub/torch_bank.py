@@ -120,9 +120,9 @@ class ScopedBank:
         goes_on = a["continues"][after] & a["is_open"][ordered]
         closed = ~goes_on | (place + 1 >= count)
         first = torch.where(ends & closed[..., None], place[:, None] + 1, _NEVER).amin(1)  # [B, U]
-        asked = at[:, -n_new:].clamp(max=size - 1)
-        here = ends.gather(1, asked[..., None].expand(-1, -1, ends.shape[-1]))
-        known = (first[:, None] <= asked[..., None]) | here
+        position = at[:, -n_new:].clamp(max=size - 1)
+        here = ends.gather(1, position[..., None].expand(-1, -1, ends.shape[-1]))
+        known = (first[:, None] <= position[..., None]) | here
         own = a["of_fact"]  # [F, V]
         return (known[..., own.clamp(min=0)] & (own >= 0)).any(-1)
 

@@ -158,19 +158,19 @@ class Stack(NamedTuple):
         Where the model has a `question` in this stack, the result is [B, T, 2 D]: the states, and
         behind them the input of that block.
         """
-        h, asked = keep_last_axis_whole(h), model.question_block(self.name)
+        h, number = keep_last_axis_whole(h), model.question_block(self.name)
         question = h
         if self.n_trunk:
             layers = {k: jnp.asarray(v[: self.n_trunk]) for k, v in model.layers(self.name).items()}
             context = dataclasses.replace(context, rows=None)
             trunk = getattr(model, self.trunk_name)
-            if asked is None:
+            if number is None:
                 return trunk(h, context, cache, layers)
-            layers[_IS_QUESTION] = jnp.arange(self.n_trunk) == asked
+            layers[_IS_QUESTION] = jnp.arange(self.n_trunk) == number
             (h, question), cache = trunk((h, h), context, cache, layers)
-        if asked is None:
+        if number is None:
             return h, cache
-        question = h if asked == self.n_trunk else question
+        question = h if number == self.n_trunk else question
         return jnp.concatenate([h, question], axis=-1), cache
 
     def top(

@@ -71,7 +71,7 @@ class TextSoFar:
       tokens: of each place of a cache, or of the whole text; of an encoder-decoder, the source's.
       key_positions: their positions, counted from the text's first token.
       real: False on padding and on places that are empty so far.
-      positions: of the tokens that are asked about; they come after themselves.
+      positions: of the looked-up tokens; a token comes after itself.
       whole: all of them come after the whole text: it has one match, or it is another text, a
         source.
     """

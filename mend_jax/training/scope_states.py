@@ -382,8 +382,8 @@ class NearTexts:
         if other["subject"] == row["subject"]:
             return []
         wordings = self.wordings.of(row, 4)
-        asked = wordings[int(rng.integers(len(wordings)))]
-        question = swap_subject(asked, row["subject"], other["subject"]) or other["prompt"]
+        wording = wordings[int(rng.integers(len(wordings)))]
+        question = swap_subject(wording, row["subject"], other["subject"]) or other["prompt"]
         joint = _JOINTS[int(rng.integers(len(_JOINTS)))]
         before = f"{wordings[0]} {row['target'].strip()}{joint}"
         return [NearText(before, question, other["truth"] or other["target"])]

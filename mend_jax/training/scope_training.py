@@ -1,4 +1,4 @@
-"""Learns the scope of a base: which texts ask a fact's question about its subject.
+"""Learns the scope of a base: which texts have a fact's question and its subject.
 
 The trunk runs once over the texts (`scope_states`); then two projections are trained on stored
 states (`scope.Scope`). To the question belong all facts of a relation in all wordings, against
@@ -63,7 +63,7 @@ class ScopeOptions:
       steps, lr, weight_decay: of AdamW; the rate falls along a cosine.
       facts_per_step, wordings_per_step, outside_per_step: sizes of a step.
       relations_per_step, questions_per_step: of how many relations the facts of a step are, for the
-        subject (few, so that most negatives ask the same question) and for the question.
+        subject (few, so that most negatives have the same question) and for the question.
       near_per_step: of each fact in a step, states near it of each kind.
       temperature: of the loss.
       validation_facts: of each data set, whose scores choose the thresholds.
@@ -276,7 +276,7 @@ def _subject_batch(
 def _question_batch(
     states: FactStates, options: ScopeOptions, rng: np.random.Generator
 ) -> _Positions:
-    """Return positions that ask the questions of many relations.
+    """Return positions with the questions of many relations.
 
     Those of a relation are its facts in all wordings, whatever their subject. Negatives are other
     relations, other questions about the same subject, other tokens, and plain text.
@@ -393,7 +393,7 @@ class Thresholds(NamedTuple):
 
     Attributes:
       question: tau_q, at which few other questions about the same subject match.
-      subject: tau_s, at which few neighbours match that ask the same question.
+      subject: tau_s, at which few neighbours match that have the same question.
       mentioned: tau_s - w, at which few other subjects match after a mention of the subject; None
         without such validation texts.
     """

@@ -96,7 +96,7 @@ def test_a_mention_of_the_subject_counts(model):
     assert change("FRANCE's town is") > 1e-2 and change("Franc is") < 1e-4
 
 
-def test_conflicts_are_told_and_the_later_fact_wins(editor):
+def test_conflicts_are_returned_and_the_later_fact_wins(editor):
     gated, other = editor.edit([FACTS[0]]), editor.scoped_edits([(FACTS[0][0], "Nice")])
     both, (conflict,) = gated.insert(other)
     assert conflict.fact.facts == (FACTS[0],) and conflict.score > 0
