@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.scoped import ALWAYS, NEVER, OWN, make_scope
+from support.tiers import in_tiers
 from support.tiny import random_sequences, tiny
 
 from mend_jax.core.edit_problem import make_problem
@@ -16,7 +17,7 @@ from mend_jax.editors.scoped import ScopeGate, with_scope
 E = 3
 
 
-@pytest.fixture(scope="module", params=["llama", "t5", "bert"])
+@pytest.fixture(scope="module", params=in_tiers(["llama"], ["llama", "t5", "bert"]))
 def logits(request):
     """A function of a threshold: logits of the corrections and of other texts, [E, n, S, V]."""
     module, base, weights = tiny(request.param, n_top=1)

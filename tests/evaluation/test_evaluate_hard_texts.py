@@ -56,6 +56,7 @@ def evaluated(tmp_path_factory):
     return model, edits, rows, log, results, cards
 
 
+@pytest.mark.slow
 def test_only_the_chosen_batches_have_hard_texts(evaluated):
     *_, log, results, _ = evaluated
     assert ["hard_target.exact" in batch["scores"] for batch in log.batches] == [True, False]

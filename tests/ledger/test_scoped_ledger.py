@@ -98,6 +98,7 @@ def test_a_prompt_is_said_to_match(model, editor):
     assert other["score"] < 0 and other["before"] == other["after"]
 
 
+@pytest.mark.slow
 def test_the_commands_make_and_show_scoped_edits(model, editor, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(apply_command, "choose_editor", lambda *args, **kwargs: editor)
     folder = str(tmp_path / "L")
@@ -137,6 +138,7 @@ def test_the_commands_make_and_show_scoped_edits(model, editor, tmp_path, capsys
     assert "--as torch is of scoped edits" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_session_proposes_scoped_edits(model, editor, ledger):
     session = Session(model, editor, ledger)
     proposal = session.propose(Fact(*FRANCE))

@@ -64,6 +64,7 @@ def learn(model, options=OPTIONS):
     return learn_scope(model, [data], options)
 
 
+@pytest.mark.slow
 def test_a_learned_scope_belongs_to_its_base_and_depends_on_the_seed(model):
     one, again = learn(model), learn(model)
     assert one.scope.base == model.fingerprint
