@@ -18,9 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mend_jax.apps.run_command import parse
-from mend_jax.core.editor_protocol import EditTransform
-from mend_jax.errors import CheckpointError, ConfigError, MendError, report_error
-from mend_jax.hub.language_model import LanguageModel
+from mend_jax.errors import ConfigError, MendError, report_error
 from mend_jax.io.files import write_json
 from mend_jax.training import config as configs
 
@@ -31,12 +29,13 @@ def evaluate_shipped(
     """Evaluate the shipped editor of a config's base; return what results.json holds.
 
     Args:
-      scope: a file of a learned scope, for scoped edits; "": plain edits.
+      scope: "shipped" or a file of a learned scope, for scoped edits; "": plain edits.
 
     Raises:
       ConfigError: no editor is shipped for the base, or the folder holds a run.
     """
     from mend_jax.apps.train_and_evaluate import describe_data
+    from mend_jax.editors.scoped import ScopeGate, with_scope
     from mend_jax.evaluation.evaluate_split import evaluate
     from mend_jax.evaluation.reports import run_report
     from mend_jax.parallel.mesh import use_mesh
@@ -52,8 +51,9 @@ def evaluate_shipped(
     experiment = open_experiment(config)
     editor, c, split = pretrained.load(experiment.model), config.eval, experiment.test
     transform, params = editor.transform, editor.params
-    if scope:
-        transform = _scoped(transform, scope, experiment.model)
+    if experiment.scope is not None:
+        gate = ScopeGate.of(experiment.scope, experiment.model.tokenizer.token_texts)
+        transform = with_scope(transform, gate)
     with use_mesh(experiment.mesh):
         scores, examples = evaluate(
             transform, params, editor.state, experiment.model,
@@ -80,19 +80,6 @@ def evaluate_shipped(
     write_json(workdir / "results.json", results)
     run_report.write(workdir)
     return results
-
-
-def _scoped(transform: EditTransform, path: str, model: LanguageModel) -> EditTransform:
-    from mend_jax.core import scope_file
-    from mend_jax.editors.scoped import ScopeGate, with_scope
-
-    learned = scope_file.load(path)
-    if learned.scope.base != model.fingerprint:
-        raise CheckpointError(
-            f"{path}: this scope was learned on base {learned.scope.base}, the base is "
-            f"{model.fingerprint}: learn one with mend_jax.apps.learn_scope"
-        )
-    return with_scope(transform, ScopeGate.of(learned, model.tokenizer.token_texts))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -52,13 +52,14 @@ def scope_of_run(
     """
     from mend_jax.core import scope_file
     from mend_jax.parallel.distributed import is_writer
+    from mend_jax.training import pretrained_scopes
     from mend_jax.training.assembly import uses_scope
 
     def scope(model: LanguageModel) -> LearnedScope:
         path, given = workdir / SCOPE_FILE, config.scope.file
         if path.exists():
             return scope_file.load(path)
-        learned = scope_file.load(given) if given else learn_for(config, model)
+        learned = pretrained_scopes.load(given, model) if given else learn_for(config, model)
         if is_writer():
             scope_file.save(path, learned)
         return learned

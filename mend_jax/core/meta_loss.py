@@ -26,6 +26,7 @@ from mend_jax.models.params import Params
 
 EDIT_SETS = ("edit", "rephrase")
 LOCALITY_SETS = ("near", "far")
+AFTER = "after"
 
 Metrics = dict[str, Array]
 
@@ -126,31 +127,39 @@ def meta_loss(
     weights: Weights,
     c_edit: float = 0.1,
     c_loc: float = 1.0,
+    c_after: float = 0.0,
     near_share: float = 0.5,
     edit_from_paraphrase: bool = False,
     train: bool = True,
 ) -> tuple[Float[Array, ""], tuple[Metrics, EditorState, Edit]]:
-    """Return c_edit * NLL(rephrase; edited) + c_loc * KL(base || edited; locality).
+    """Return the loss of some edits, of which an editor learns:
 
-    An editor may add a `penalty`. Both terms are means over scored tokens, then over the E
-    independent edits. Only `params` have a gradient: the base and the factors are constants.
+      c_edit NLL(rephrase; edited) + c_loc KL(base || edited; locality)
+        + c_after KL(base || edited; after)
 
-    Source: MEND, Eq. 4. Deviation: `near_share` of the KL is that of near texts; the paper has far
-    texts only.
+    `after` texts are the edited fact itself and what follows it, scored from the last token of the
+    answer on: there the edited model should go on as the base does. An editor may add a `penalty`.
+    The terms are means over scored tokens, then over the E independent edits. Only `params` have a
+    gradient: the base and the factors are constants.
+
+    Source: MEND, Eq. 4. Deviations: `near_share` of the KL is that of near texts; the paper has far
+    texts only. The paper has no term `c_after`: an editor trained without it repeats the answer.
 
     Args:
       params, state: the editor's.
       base: nested base parameters.
-      batch: `edit`, `rephrase` and the locality sets, `TokenBatch` with leading axes [E, n].
+      batch: `edit`, `rephrase`, the locality sets and `after` (without it the term is left out),
+        `TokenBatch` with leading axes [E, n].
       edit_from_paraphrase: also edit from each paraphrase and score the prompt: 2 E edits from one
         trunk pass over E rows. `edit` and `rephrase` must have the same shape. `near` texts score
-        all of them, `far` texts half: alternately, by row, the prompt's and the paraphrase's edit.
+        all of them, the others half: alternately, by row, the prompt's and the paraphrase's edit.
 
     Returns:
       The loss and (metrics: means over the edits, new editor state, the edits).
     """
     locality = locality_weights(locality_set_names(batch), near_share)
-    texts = with_trunk_states(model, base, batch, [*EDIT_SETS, *locality])
+    after = [AFTER] if c_after and AFTER in batch else []
+    texts = with_trunk_states(model, base, batch, [*EDIT_SETS, *locality, *after])
     if edit_from_paraphrase:
         texts |= {
             "edit": _concatenate(texts["edit"], texts["rephrase"]),
@@ -164,7 +173,7 @@ def meta_loss(
 
     def kl_of_set(name: str, edit: Edit) -> Float[Array, ""]:
         keep = jnp.asarray(texts[name][0].score_mask)
-        twice = edit_from_paraphrase and name != "far"
+        twice = edit_from_paraphrase and name == "near"
         if edit_from_paraphrase and not twice:
             edit = jax.tree.map(functools.partial(_alternate_rows, keep.shape[0]), edit)
         kl = edited_kl(model, base, texts[name], edit, twice)
@@ -180,5 +189,8 @@ def meta_loss(
     if editor.penalty is not None:
         metrics["penalty"] = editor.penalty(params, edit, locality_kl)
         loss = loss + metrics["penalty"]
+    for name in after:
+        metrics[f"kl_{name}"] = kl_of_set(name, edit)
+        loss = loss + c_after * metrics[f"kl_{name}"]
     metrics |= {f"kl_{name}": value for name, value in kls.items()} | {"loss": loss, "kl": kl}
     return loss, (metrics, state, edit)

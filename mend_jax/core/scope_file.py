@@ -49,8 +49,13 @@ class _Metadata(TypedDict):
     description: dict[str, Any]
 
 
-def save(path: str | Path, learned: LearnedScope) -> None:
-    """Write a learned scope atomically."""
+def save(path: str | Path, learned: LearnedScope, half: bool = False) -> None:
+    """Write a learned scope atomically.
+
+    Args:
+      half: write the matrices as float16: half of the size. It is another scope: its keys differ,
+        from the fourth digit on, and so does its fingerprint.
+    """
     scope, site = learned.scope, learned.scope.site
     metadata: _Metadata = {
         "base": scope.base,
@@ -67,7 +72,19 @@ def save(path: str | Path, learned: LearnedScope) -> None:
         for head in HEADS
         for name, array in vars(getattr(scope, head)).items()
     }
+    if half:
+        arrays = {n: a.astype(np.float16) if a.ndim == 2 else a for n, a in arrays.items()}
     array_files.write(path, FORMAT, arrays, metadata)
+
+
+def base_of(path: str | Path) -> str:
+    """Return the fingerprint of the base of a file's scope; its arrays are not checked.
+
+    Raises:
+      CheckpointError: no such file, or one of another format.
+    """
+    file = array_files.read(path, FORMAT, kind=_KIND, verify=False)
+    return str(file.metadata.get("base", ""))
 
 
 def load(path: str | Path) -> LearnedScope:
@@ -125,8 +142,8 @@ def _projection(stored: Mapping[str, np.ndarray], head: str) -> Projection:
     if shapes != expected:
         raise ValueError(f"its arrays have shapes {shapes}, expected {expected}")
     for name, array in arrays.items():
-        if array.dtype != np.float32 or not np.isfinite(array).all():
+        if array.dtype not in (np.float32, np.float16) or not np.isfinite(array).all():
             raise ValueError(f"{name} is {array.dtype.name}, or has values that are not finite")
     if not (arrays["spread"] > 0).all():
         raise ValueError("spread has values that are not above 0")
-    return Projection(**{name: jnp.asarray(array) for name, array in arrays.items()})
+    return Projection(**{name: jnp.asarray(a, jnp.float32) for name, a in arrays.items()})

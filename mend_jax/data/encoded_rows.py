@@ -14,13 +14,17 @@ from jaxtyping import Int
 
 from mend_jax.core.mentions import padded_hashes
 from mend_jax.core.token_batch import TokenBatch
+from mend_jax.data.keyed_random import key_rng
 from mend_jax.data.subject_positions import TokenizerWithOffsets, add_subject_positions
 from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
 from mend_jax.hub.input_formats import CAUSAL, InputFormat
 
-# The sets of texts of a row that training uses.
-TRAINING_SETS = ("edit", "rephrase", "near", "far")
+# The sets of texts of a row that training uses. `after` is the edited fact and what follows it.
+TRAINING_SETS = ("edit", "rephrase", "near", "far", "after")
+AFTER_TOKENS = 8
+"""Scored tokens after the answer in `after`."""
+_JOINTS = (". ", "\n", ", and ")  # between an answer and what follows it
 # Sets of texts that an edit should leave alone although they are close to it; see `hard_texts`.
 # `hard_target` has the prompts of `hard_near` with the row's new target: does it leak there?
 _SPELLINGS = 4  # of a name
@@ -85,18 +89,22 @@ def encode_rows(
     form: InputFormat = CAUSAL,
     more: bool = False,
     with_names: bool = False,
+    after: bool = False,
 ) -> EncodedRows:
     """Tokenise every row once; rows that do not fit the lengths are dropped and counted.
 
     Args:
       more: also encode the `EVALUATION_SETS`; of these, only the texts that do not fit are dropped.
       with_names: also keep the hashes of the subjects' names, for scoped edits.
+      after: also encode `after`, of rows with near texts for a causal model.
 
     Raises:
       DataError: no row fits, or only some rows have a near (or far) text.
     """
     encoder = _RowEncoder(tokenizer, lengths, form)
     names = (*_training_sets(rows), *(EVALUATION_SETS if more else ()))
+    if after and form is CAUSAL and "near" in names:
+        names = (*names, "after")
     kept: list[tuple[int, Row, dict[str, _Encoded]]] = []
     dropped: collections.Counter[str] = collections.Counter()
     example = ""
@@ -214,6 +222,8 @@ class _RowEncoder:
             return self.far(row)
         if name == "far_answers":
             return self.far_answer(row)
+        if name == "after":
+            return self.after(row)
         method, prompt_field, target_field = _FIELDS[name]
         prompts, targets = row.get(prompt_field, ()), row.get(target_field, "")
         encode = {
@@ -258,6 +268,14 @@ class _RowEncoder:
             return self.form.text(self.tokenizer, text, length)
         question = self.question(text)
         return self.form.far_pair(self.tokenizer, question, answer, length, self.lengths.max_target)
+
+    def after(self, row: Row) -> TokenBatch:
+        """Return the fact with its new target and, after it, the near question."""
+        joint = _JOINTS[int(key_rng("after", row["prompt"]).integers(len(_JOINTS)))]
+        prompt, following = self.question(row["prompt"]), joint + row["near_prompt"]
+        return text_encoding.encode_after(
+            self.tokenizer, prompt, row["target"], following, self.lengths.max_len, AFTER_TOKENS
+        )
 
     def far_answer(self, row: Row) -> TokenBatch | None:
         """Return the far question with only its answer scored, if `far` scores every token of it.

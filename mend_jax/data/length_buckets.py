@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from mend_jax.core.meta_loss import EDIT_SETS
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.data.encoded_rows import EncodedRows
+from mend_jax.data.encoded_rows import AFTER_TOKENS, EncodedRows
 from mend_jax.errors import DataError
 
 
@@ -37,9 +37,8 @@ def split_by_length(rows: EncodedRows, limits: Sequence[int], least: int) -> lis
         )
     if not limits or rows.texts["edit"].source is not None:
         return [rows]
-    longest = np.max(
-        [np.asarray(t.mask).sum(-1) for name, t in rows.texts.items() if name != "far"], axis=0
-    )
+    whole = [t for name, t in rows.texts.items() if name not in ("far", "after")]
+    longest = np.max([np.asarray(t.mask).sum(-1) for t in whole], axis=0)
     parts, left = [], np.ones(len(rows), bool)
     for limit in limits:
         pick = np.flatnonzero(left & (longest <= limit))
@@ -57,8 +56,13 @@ def split_by_length(rows: EncodedRows, limits: Sequence[int], least: int) -> lis
 
 def _part(rows: EncodedRows, pick: Int[np.ndarray, " n"], limit: int | None) -> EncodedRows:
     """Return some rows, trimmed to `limit` tokens and to the scored positions in use."""
+    longer = {"after": AFTER_TOKENS}
     texts = {
-        name: _trim(jax.tree.map(lambda a: a[pick], t), limit) for name, t in rows.texts.items()
+        name: _trim(
+            jax.tree.map(lambda a: a[pick], t),
+            None if limit is None else limit + longer.get(name, 0),
+        )
+        for name, t in rows.texts.items()
     }
     scored = {name: max(int(t.score_mask.sum(-1).max()), 1) for name, t in texts.items()}
     scored |= dict.fromkeys(EDIT_SETS, max(scored[n] for n in EDIT_SETS))  # training may swap them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -22,6 +23,8 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit
 from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params
+
+_MATCHES_ALL = -2.0  # below every cosine
 
 
 @flax.struct.dataclass
@@ -47,19 +50,26 @@ class ScopeGate:
         return ScopeGate(learned.scope, threshold, jnp.float32(learned.mention), texts)
 
 
-def with_scope(editor: EditTransform, gate: ScopeGate) -> EditTransform:
+def with_scope(
+    editor: EditTransform, gate: ScopeGate, plain_in_training: bool = False
+) -> EditTransform:
     """Return the editor with scoped edits, of the same parameters.
 
     The result of `edit` is a `GatedBank` of one fact for each of the E edits; gradients flow to its
     deltas, so the editor can be trained under its gate. What else uses an editor's edits before
     they are applied (a penalty, sequences) takes the plain editor.
+
+    Args:
+      plain_in_training: in training, every second pair of edits applies to all texts, so that the
+        editor's plain edits stay usable.
     """
 
     def edit(
         params: EditorParams, state: EditorState, problem: Problem, train: bool
     ) -> tuple[Any, EditorState]:
         plain, state = editor.edit(params, state, problem, train)
-        return gated_edits(plain, gate, problem), state
+        edits = gated_edits(plain, gate, problem)
+        return (_half_plain(edits) if train and plain_in_training else edits), state
 
     return editor._replace(edit=edit, penalty=None, lifelong_edit=None, sequential_training=None)
 
@@ -86,6 +96,15 @@ def gated_edits(edit: Edit, gate: ScopeGate, problem: Problem) -> GatedBank:
         lambda leaf: jnp.broadcast_to(leaf, (E, *leaf.shape)), (gate.scope, gate.texts)
     )
     return GatedBank(bank, *each)
+
+
+def _half_plain(edits: GatedBank) -> GatedBank:
+    """Return the banks of E edits, edits 0, 1, 4, 5, ... of which match every token."""
+    table = edits.bank.table
+    plain = jnp.arange(len(table.threshold)) // 2 % 2 == 0
+    threshold = jnp.where(plain[:, None, None], _MATCHES_ALL, table.threshold)
+    table = dataclasses.replace(table, threshold=threshold)
+    return dataclasses.replace(edits, bank=dataclasses.replace(edits.bank, table=table))
 
 
 def scoped_edits(edit: Edit, gate: ScopeGate, problem: Problem) -> ScopedEdit:

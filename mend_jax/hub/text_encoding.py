@@ -103,6 +103,32 @@ def encode_text(tokenizer: TokenizerLike, text: str, length: int) -> TokenBatch:
     return pad(tokenizer, tokens, 0, tokens[1:], length, length - 1)
 
 
+def encode_after(
+    tokenizer: TokenizerLike, prompt: str, target: str, following: str, max_len: int, count: int
+) -> TokenBatch:
+    """Encode a fact and what follows it; scored is what follows, from its target's last token on.
+
+    Args:
+      following: text after the target, with its space or punctuation; of it `count` tokens are
+        kept.
+      max_len: the most tokens of prompt and target; the result has `count` more.
+
+    Raises:
+      DataError: an empty text, or a prompt and target longer than the limit.
+    """
+    before, answer = _encode_pair(tokenizer, prompt, target)
+    pair = [*before, *answer]
+    check_lengths(prompt, target, scored=0, total=len(pair), max_len=max_len, max_target=0)
+    boundary = tokenizer.boundary_tokens[0]
+    whole = [*boundary, *tokenizer.encode(f"{prompt.rstrip(' ')} {target.strip()}{following}")]
+    # A tokenizer may write the end of the target otherwise where the text goes on.
+    rest = whole[len(pair) :] if whole[: len(pair)] == pair else tokenizer.encode(following)
+    rest = list(rest[:count])
+    if not rest:
+        raise DataError(f"no tokens in {_quote(following)}: use plain text")
+    return pad(tokenizer, pair + rest, len(pair) - 1, rest, max_len + count, count)
+
+
 def limit_scored_positions(sequences: TokenBatch, keep: int) -> TokenBatch:
     """Keep at most `keep` scored positions of each row [N, S], spread evenly, each row shifted.
 

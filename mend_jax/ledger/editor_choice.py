@@ -23,7 +23,7 @@ from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import stack_batches
 from mend_jax.models.params import Params
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
-from mend_jax.training import pretrained
+from mend_jax.training import pretrained, pretrained_scopes
 from mend_jax.training.restored_editor import Editor
 
 ReportProgress = Callable[[str], None]
@@ -46,6 +46,7 @@ def choose_editor(
       model: the base.
       name: "" for the editor shipped for this base, a name in `untrained_editors()`, the folder of
         a run of `mend_jax.main`, or a file of `mend_jax.training.pretrained`.
+        An editor without a scope of its own gets the one that is shipped for the base, if any.
       strength: the scale of its edits.
       options: of an editor without training; they override the options that it declares.
       report_progress: receives a sentence before slow work.
@@ -66,7 +67,11 @@ def choose_editor(
         )
     else:
         editor = _trained(model, name)
-    return dataclasses.replace(editor, transform=with_strength(editor.transform, strength))
+    return dataclasses.replace(
+        editor,
+        transform=with_strength(editor.transform, strength),
+        scope=editor.scope or pretrained_scopes.find(model),
+    )
 
 
 def describe_untrained() -> str:

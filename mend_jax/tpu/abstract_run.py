@@ -11,14 +11,20 @@ import numpy as np
 import optax
 
 from mend_jax import hub
-from mend_jax.data.encoded_rows import TRAINING_SETS
+from mend_jax.data.encoded_rows import AFTER_TOKENS, TRAINING_SETS
 from mend_jax.editors import EditTransform
-from mend_jax.hub.input_formats import input_format
+from mend_jax.hub.input_formats import CAUSAL, input_format
 from mend_jax.hub.published_configs import PUBLISHED
-from mend_jax.hub.text_encoding import limit_scored_positions, stack_batches
+from mend_jax.hub.text_encoding import encode_after, limit_scored_positions, stack_batches
 from mend_jax.models.abstract_model import DTYPES, AbstractModel, abstract_model
 from mend_jax.models.params import nest
-from mend_jax.training.assembly import abstract_state, build_editor, build_optimizer, text_lengths
+from mend_jax.training.assembly import (
+    abstract_state,
+    build_editor,
+    build_optimizer,
+    scores_after,
+    text_lengths,
+)
 from mend_jax.training.config_check import check_editing_config
 from mend_jax.training.step import TrainState
 
@@ -56,6 +62,9 @@ class AbstractRun:
         far = stack_batches([form.text(words, "a b c", lengths.far_len)])
         far = limit_scored_positions(far, self.config.train.far_scored_tokens) if training else far
         kinds = dict(edit=qa, rephrase=qa, near=near, far=jax.tree.map(lambda a: a[0], far))
+        if training and scores_after(self.config) and form is CAUSAL:
+            after = encode_after(words, "a", "b", " c", lengths.max_len, AFTER_TOKENS)
+            kinds["after"] = after
         lead = (edits, c.edits_per_batch)
         return {
             name: jax.tree.map(
@@ -63,6 +72,7 @@ class AbstractRun:
                 kinds[name],
             )
             for name in TRAINING_SETS
+            if name in kinds
         }
 
 

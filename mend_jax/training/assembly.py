@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mend_jax import data
-from mend_jax.core import scope_file
 from mend_jax.core.editor_protocol import EditTransform, Weights, with_strength
 from mend_jax.core.gated_bank import check_site
 from mend_jax.core.scope import reading
@@ -42,6 +41,7 @@ from mend_jax.models.abstract_model import AbstractModel
 from mend_jax.parallel.mesh import batch_axis_size, local_edit_numbers, make_mesh, round_up_edits
 from mend_jax.parallel.sharding import place
 from mend_jax.training import config as configs
+from mend_jax.training import pretrained_scopes
 from mend_jax.training.config_check import check_editing_config, longest_sequence
 from mend_jax.training.optimizer import make_optimizer
 from mend_jax.training.step import (
@@ -99,8 +99,8 @@ def build_train_step(
     c = config.train
     return make_train_step(
         editor, tx, model=model.module, weights=model.weights, c_loc=c.c_loc,
-        near_share=c.near_share, edit_from_paraphrase=c.edit_from_paraphrase,
-        max_non_finite_steps=c.max_non_finite_steps,
+        c_after=c.c_after, near_share=c.near_share,
+        edit_from_paraphrase=c.edit_from_paraphrase, max_non_finite_steps=c.max_non_finite_steps,
         c_edit=success_weight(c.c_edit_start, c.c_edit, c.steps), shardings=shardings,
     )  # fmt: skip
 
@@ -243,12 +243,13 @@ def open_experiment(
     _check_context(config, model)
     learned = _scope_of(config, model, scope)
     if learned is not None:
-        editor = with_scope(editor, ScopeGate.of(learned, model.tokenizer.token_texts))
+        gate = ScopeGate.of(learned, model.tokenizer.token_texts)
+        editor = with_scope(editor, gate, config.scope.plain_in_training)
         module = reading(model.module, learned.scope.site)
         model = dataclasses.replace(model, module=module)
     dataset, far = _load_data(config, config.data.name, model), _load_far_source(config)
     splits = _Splits(config, model, dataset, far)
-    train = splits.split("train", config.data.train_edits)
+    train = splits.split("train", config.data.train_edits, after=scores_after(config))
     extra = {name: _load_data(config, name, model) for name in config.eval.extra_data_sets}
     return Experiment(
         config, model, editor, tx, mesh, dataset, far,
@@ -269,7 +270,8 @@ def _scope_of(
     """Return the learned scope of a run, checked against its base."""
     if scope is None and not config.scope.file:
         return None
-    learned = scope_file.load(config.scope.file) if scope is None else scope(model)
+    given = functools.partial(pretrained_scopes.load, config.scope.file)
+    learned = (scope or given)(model)
     if learned.scope.base != model.fingerprint:
         raise CheckpointError(
             f"scope.file {config.scope.file} was learned on base {learned.scope.base}, the base is "
@@ -277,6 +279,12 @@ def _scope_of(
         )
     check_site(learned.scope.site, model.weights)
     return learned
+
+
+def scores_after(config: ConfigDict) -> bool:
+    """Return whether training scores what follows the answer, if model and data allow it."""
+    always_scoped = uses_scope(config) and not config.scope.plain_in_training
+    return bool(config.train.c_after) and not (config.data.append_eos or always_scoped)
 
 
 def uses_scope(config: ConfigDict) -> bool:
@@ -338,10 +346,12 @@ class _Splits:
     dataset: data.DataSet
     far: data.DataSet | None
 
-    def split(self, name: str, count: int, for_evaluation: bool = False) -> Split:
+    def split(
+        self, name: str, count: int, for_evaluation: bool = False, after: bool = False
+    ) -> Split:
         """Return `count` rows of a split that fit the lengths (0: all), or all that fit."""
         rows = self.dataset.split(name)
-        return self._choose(self.dataset, rows, count, name, for_evaluation)
+        return self._choose(self.dataset, rows, count, name, for_evaluation, after)
 
     def unseen_test_split(self, dataset: data.DataSet, train: Split) -> Split:
         """Return the test split of another data set, without the facts of training."""
@@ -366,7 +376,7 @@ class _Splits:
 
     def _choose(
         self, dataset: data.DataSet, rows: Sequence[Row], count: int, name: str,
-        for_evaluation: bool,
+        for_evaluation: bool, after: bool = False,
     ) -> Split:  # fmt: skip
         together = self.config.data.edits_per_batch > 1  # facts of one edit must not conflict
         choose = choose_sequential_rows if together else choose_rows
@@ -381,11 +391,13 @@ class _Splits:
         chosen = choose(rows, taken)
         if for_evaluation:
             chosen = self._add_hard_texts(chosen, rows, dataset)
-        return self._encode(chosen, name, for_evaluation)
+        return self._encode(chosen, name, for_evaluation, after)
 
-    def _encode(self, rows: Sequence[Row], name: str, for_evaluation: bool) -> Split:
+    def _encode(
+        self, rows: Sequence[Row], name: str, for_evaluation: bool, after: bool = False
+    ) -> Split:
         rows = self._add_far_texts(rows, name)
-        return encode_split(self.config, self.model, rows, for_evaluation)
+        return encode_split(self.config, self.model, rows, for_evaluation, after)
 
     def _add_hard_texts(
         self, rows: list[Row], split: Sequence[Row], dataset: data.DataSet
@@ -419,13 +431,22 @@ def _shuffle(n: int) -> np.ndarray:
 
 
 def encode_split(
-    config: ConfigDict, model: LanguageModel, rows: Sequence[Row], for_evaluation: bool
+    config: ConfigDict,
+    model: LanguageModel,
+    rows: Sequence[Row],
+    for_evaluation: bool,
+    after: bool = False,
 ) -> Split:
-    """Return rows with their tokens; `for_evaluation`: also the sets that only evaluation uses."""
+    """Return rows with their tokens.
+
+    Args:
+      for_evaluation: also the sets that only evaluation uses.
+      after: also what follows the answer.
+    """
     form = input_format(model.module)
     encoded = encode_rows(
         rows, model.tokenizer, text_lengths(config), form, for_evaluation,
-        with_names=uses_scope(config),
+        with_names=uses_scope(config), after=after,
     )  # fmt: skip
     return Split(rows, encoded)
 

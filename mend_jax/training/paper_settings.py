@@ -55,7 +55,7 @@ def paper_config(
         c.eval.baselines.fine_tune.update(dict(max_steps=2, edits=4, edits_per_step=2))
     elif variant == "paper":
         c.data.update(PAPER_DATA[task])
-        c.train.near_share = 0.0  # the paper scores unrelated texts alone
+        c.train.near_share = c.train.c_after = 0.0  # the paper scores unrelated texts alone
         if task == "fever":
             c.train.far_scored_tokens = c.eval.max_new_tokens = 1
     elif variant:

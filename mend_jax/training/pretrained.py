@@ -25,6 +25,7 @@ FORMAT = "mend_jax_shipped_editor/2"
 _OLD_FORMAT = "mend_jax_shipped_editor/1"
 FOLDER = Path(__file__).parent / "pretrained_editors"
 MOST_BYTES = 10_000_000
+"""Of an editor; with its scope (`pretrained_scopes`) it is below 12 MB."""
 DTYPES = ("int8", "bfloat16", "float32")
 _SCALE = "/int8_scale"
 _PARTS = ("params", "state")
@@ -87,6 +88,7 @@ def read(path: str | Path, model: Any) -> Any:
 
     from mend_jax.parallel.mesh import mesh_of_arrays
     from mend_jax.parallel.sharding import key_path_name, place
+    from mend_jax.training import pretrained_scopes
     from mend_jax.training.assembly import base_identity, build_editor
     from mend_jax.training.checkpoints import refuse_other_run
     from mend_jax.training.config_keys import with_added_keys
@@ -109,7 +111,10 @@ def read(path: str | Path, model: Any) -> Any:
         )
     tree = jax.tree.map_with_path(lambda k, x: np.asarray(flat[key_path_name(k)], x.dtype), like)
     params, state = place(mesh_of_arrays(model.params), tree, transform.sharding_rules).values()
-    return Editor(model, transform, params, state, meta["append_eos"], meta["config"]["name"])
+    return Editor(
+        model, transform, params, state, meta["append_eos"], meta["config"]["name"],
+        pretrained_scopes.find(model),
+    )  # fmt: skip
 
 
 def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[str, Any]:

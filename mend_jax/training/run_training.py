@@ -10,7 +10,13 @@ from typing import Any
 import jax
 from orbax.checkpoint import CheckpointManager
 
-from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, locality_weights, token_batches
+from mend_jax.core.meta_loss import (
+    AFTER,
+    EDIT_SETS,
+    locality_set_names,
+    locality_weights,
+    token_batches,
+)
 from mend_jax.errors import Preempted
 from mend_jax.evaluation.evaluate_split import make_scorer, validate
 from mend_jax.io.files import write_text
@@ -121,8 +127,9 @@ def batch_placement(experiment: Experiment) -> Iterator[Callable[[Any], Any]]:
         return
     parts, model = experiment.train_parts, experiment.model
     locality = locality_weights(locality_set_names(parts[0].texts), c.near_share)
+    after = [AFTER] if AFTER in parts[0].texts else []
     cache = TrunkCache(
-        c.trunk_cache, model.module, model.params, mesh, parts, [*EDIT_SETS, *locality],
+        c.trunk_cache, model.module, model.params, mesh, parts, [*EDIT_SETS, *locality, *after],
         limit_gib=c.trunk_cache_gib, fingerprint=model.fingerprint,
     )  # fmt: skip
     try:

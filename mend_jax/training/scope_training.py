@@ -314,13 +314,20 @@ def _wordings(
     options: ScopeOptions,
     rng: np.random.Generator,
 ) -> _Positions:
-    """Return the scored positions of facts in some wordings; `fact` is to be filled in."""
+    """Return two scored positions of each fact in some wordings; `fact` is to be filled in.
+
+    They are the last token of the prompt and one of the answer, the same in all wordings.
+    """
     n, size = states.z.shape[1:3]
     some = rng.permuted(np.tile(np.arange(n), (len(facts), 1)), axis=1)
-    some = some[:, : min(options.wordings_per_step, n)]
-    z, mask = (x[facts[:, None], some] for x in (states.z, states.mask))
+    some = some[:, : min(options.wordings_per_step, n), None]
+    places = np.zeros((len(facts), 1, min(size, 2)), np.int64)
+    longest = states.mask[facts].any(1).sum(-1)
+    places[..., 1:] = 1 + rng.integers(np.maximum(longest - 1, 1))[:, None, None]
+    rows = facts[:, None, None]
+    z, mask = (x[rows, some, np.minimum(places, size - 1)] for x in (states.z, states.mask))
+    place = np.broadcast_to(places, mask.shape).reshape(-1).astype(np.int32)
     mask = (mask & first[:, None, None]).reshape(-1)
-    place = np.tile(np.arange(size, dtype=np.int32), mask.size // size)
     return _Positions(z.reshape(-1, z.shape[-1]), np.zeros(mask.size, np.int32), place, mask)
 
 

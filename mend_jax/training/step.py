@@ -82,6 +82,7 @@ class StepSettings:
     weights: Weights
     c_edit: Callable[[jax.Array], jax.Array]
     c_loc: float
+    c_after: float
     near_share: float
     edit_from_paraphrase: bool
     max_non_finite_steps: int
@@ -100,7 +101,12 @@ class StepSettings:
         )  # fmt: skip
         if self.editor.sequential_training is not None:
             return functools.partial(sequential_loss, **fixed)
-        return functools.partial(meta_loss, edit_from_paraphrase=self.edit_from_paraphrase, **fixed)
+        return functools.partial(
+            meta_loss,
+            c_after=self.c_after,
+            edit_from_paraphrase=self.edit_from_paraphrase,
+            **fixed,
+        )
 
 
 def init_state(
@@ -122,6 +128,7 @@ def make_train_step(
     weights: Weights,
     c_edit: Callable[[jax.Array], jax.Array],
     c_loc: float,
+    c_after: float = 0.0,
     near_share: float = 0.5,
     edit_from_paraphrase: bool = False,
     max_non_finite_steps: int = 1,
@@ -141,7 +148,7 @@ def make_train_step(
     """
     leaves, tree = jax.tree.flatten(shardings)
     return _compiled_step(StepSettings(
-        editor, tx, model, weights, c_edit, c_loc, near_share, edit_from_paraphrase,
+        editor, tx, model, weights, c_edit, c_loc, c_after, near_share, edit_from_paraphrase,
         max_non_finite_steps, tuple(leaves), tree,
     ))  # fmt: skip
 

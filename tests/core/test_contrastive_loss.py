@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from mend_jax.core.contrastive_loss import (
     NO_FACT,
@@ -65,6 +66,7 @@ def test_without_pairs_the_loss_is_zero():
     assert loss == 0 and not any(np.any(g) for g in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_training_separates_facts_whose_states_are_alike():
     """Wordings share a direction that is small beside what all facts have in common."""
     rng = np.random.default_rng(0)

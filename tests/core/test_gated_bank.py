@@ -199,6 +199,7 @@ def test_other_contents_of_one_capacity_compile_nothing():
     assert scored._cache_size() == n
 
 
+@pytest.mark.slow
 def test_banks_of_one_run_under_vmap_and_have_gradients():
     """As an editor is trained under its own gate: E edits, each with its own keys and texts."""
     module, params, weights, texts, scope, edits = llama()
@@ -315,6 +316,7 @@ def gated_for(model, threshold=ALWAYS):
     return gate_bank(bank_of(edits), scope)
 
 
+@pytest.mark.slow
 def test_a_language_model_runs_under_a_bank(language_model):
     gated, prompt = gated_for(language_model), "The capital of France is"
     edited = language_model.with_edit(gated)

@@ -95,6 +95,7 @@ def test_a_name_is_found_as_characters(text, after):
     assert list(found) == expected("lyon", text)
 
 
+@pytest.mark.slow
 def test_random_texts_give_what_a_search_gives():
     rng = np.random.default_rng(0)
     pieces = [t for t in VOCABULARY if t.strip() and "\n" not in t and "é" not in t]

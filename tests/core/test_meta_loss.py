@@ -46,3 +46,27 @@ def test_the_share_of_near_texts_in_the_loss(edit_from_paraphrase):
     assert "kl_near" not in metrics
     wanted = 0.5 * float(metrics["nll_rephrase"]) + float(metrics["kl_far"])
     assert float(total) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("edit_from_paraphrase", in_tiers([True], [False, True]))
+def test_what_follows_the_answer_has_a_weight(edit_from_paraphrase):
+    module, base, weights = tiny("gpt2", n_top=1)
+    editor = make_editor("mend", dict(rank=4, step_size=1e-2))
+    params, state = editor.init(jax.random.key(0), weights)
+    batch = random_batch(0)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def loss(c_after, batch):
+        total, (metrics, _, _) = meta_loss(
+            params, state, base, batch, editor=editor, model=module, weights=weights,
+            c_after=c_after, edit_from_paraphrase=edit_from_paraphrase,
+        )  # fmt: skip
+        return total, metrics
+
+    with_after = batch | {"after": batch["far"]}
+    without, metrics = loss(0.5, batch)
+    assert "kl_after" not in metrics and "kl_after" not in loss(0.0, with_after)[1]
+    total, metrics = loss(0.5, with_after)
+    assert float(metrics["kl_after"]) == pytest.approx(float(metrics["kl_far"]), rel=1e-5) != 0
+    assert float(total) == pytest.approx(float(without + 0.5 * metrics["kl_after"]), rel=1e-5)
+    assert float(metrics["loss"]) == float(total)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mend_jax.core.scope import Scope, init_projection
-from mend_jax.core.scope_file import FORMAT, LearnedScope, load, save
+from mend_jax.core.scope_file import FORMAT, LearnedScope, base_of, load, save
 from mend_jax.errors import CheckpointError
 from mend_jax.io import array_files
 from mend_jax.models.gate_site import GateSite
@@ -29,6 +29,30 @@ def test_every_bit_comes_back(path):
     assert again.scope.fingerprint() == one.scope.fingerprint()
     assert again.scope.site == one.scope.site and again.scope.base == one.scope.base
     assert again[1:] == ((0.625, 0.5), 0.25, {"seed": 0, "found": 0.9})
+
+
+def test_half_of_the_size(path):
+    one = learned()
+    save(path, one)
+    size = path.stat().st_size
+    save(path, one, half=True)
+    assert path.stat().st_size < 0.8 * size  # the header and the vectors stay
+    again = load(path)
+    for head in ("subject", "question"):
+        f, g = getattr(one.scope, head), getattr(again.scope, head)
+        assert g.w1.dtype == np.float32
+        np.testing.assert_array_equal(g.w1, np.asarray(f.w1).astype(np.float16))
+        np.testing.assert_array_equal(g.b1, f.b1)
+    assert again.scope.fingerprint() != one.scope.fingerprint()
+    save(path, again, half=True)
+    assert load(path).scope.fingerprint() == again.scope.fingerprint()
+
+
+def test_the_base_of_a_file(path):
+    save(path, learned())
+    assert base_of(path) == "b" * 16
+    with pytest.raises(CheckpointError, match="none.safetensors: not a readable scope file"):
+        base_of(path.with_name("none.safetensors"))
 
 
 def test_truncated_files_are_named(path):

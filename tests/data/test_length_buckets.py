@@ -90,3 +90,15 @@ def test_processes_return_parts_of_the_same_steps():
     for _ in range(10):
         halves = [next(one)["index"] for one in mine]
         assert np.array_equal(next(whole)["index"], np.concatenate(halves))
+
+
+def test_what_follows_the_answer_is_whole_in_each_part():
+    encoded = encode_rows(ROWS, TOKENIZER, LENGTHS, after=True)
+    parts = split_by_length(encoded, (15, 18), 4)
+    sizes = [24, 18, 15]
+    assert [p.texts["after"].tokens.shape[-1] for p in parts] == [15 + 8, 18 + 8, 24 + 8]
+    assert [p.texts["edit"].tokens.shape[-1] for p in parts] == sizes[::-1]
+    for part in parts:
+        for at, number in enumerate(part.index):
+            assert real(part.texts["after"], at) == real(encoded.texts["after"], number)
+            assert part.texts["after"].score_mask[at].sum() == 8

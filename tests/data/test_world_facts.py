@@ -12,11 +12,16 @@ import pytest
 
 from mend_jax import data
 from mend_jax.data.name_matching import NameGroups, is_plain_name, names_overlap, normalise_name
+from mend_jax.data.neighbours import without_subject
 from mend_jax.data.rows import fingerprint_rows
 from mend_jax.data.sources import world_facts
 from mend_jax.data.sources.world_facts import counterfactuals
 from mend_jax.data.sources.world_facts import facts as world_facts_facts
-from mend_jax.data.sources.world_facts.templates import TEMPLATES, fill_template
+from mend_jax.data.sources.world_facts.templates import (
+    FURTHER_TEMPLATES,
+    TEMPLATES,
+    fill_template,
+)
 from mend_jax.errors import DataError
 from mend_jax.io import package_cache
 
@@ -273,3 +278,27 @@ def test_groups_join():
     assert groups.find("a") != groups.find("c")
     groups.join("b", "d")
     assert len({groups.find(x) for x in "abcd"}) == 1 and groups.find("e") == "e"
+
+
+def test_the_config_wordings_has_more_wordings_of_the_same_facts(rows, tmp_path):
+    more = data.load("world_facts/wordings", folder=tmp_path)
+    templates = collections.defaultdict(set)
+    for split in more.splits:
+        mine, theirs = list(more.split(split)), rows[split]
+        assert [r["key"] for r in mine] == [r["key"] for r in theirs]
+        for row in mine:
+            for text in (row["prompt"], row["rephrase"]):
+                templates[split, row["relation"]].add(without_subject(text, row["subject"]))
+    for relation, (training, held_out) in TEMPLATES.items():
+        known = {*training, *FURTHER_TEMPLATES[relation]}
+        assert held_out not in known and len(known) == len(training) + 10
+        used = templates["train", relation]
+        assert len(used) >= 14 and without_subject(held_out.replace("{s}", "X"), "X") not in used
+
+
+def test_further_wordings_have_one_subject_and_no_answer():
+    for relation, wordings in FURTHER_TEMPLATES.items():
+        assert relation in TEMPLATES
+        for wording in wordings:
+            assert len(re.findall(r"\{[sS]\}", wording)) == 1, wording
+            assert wording == wording.strip() and "  " not in wording

