@@ -19,6 +19,7 @@ from mend_jax.training.config import load_config
 def get_config(variant=""):
     """Variants: "" and "smoke" (the same in under a minute)."""
     c = load_config("quickstart.py" + (f":{variant}" if variant else ""))
+    c.scope.file, c.train.c_after = "", 0.0  # edits apply to all texts, as in the paper
     c.model.spec = "runs/fever_finetune/model"
     c.data.name = "fever"
     c.data.max_len = 32  # 9 of 1,660 test rows are longer

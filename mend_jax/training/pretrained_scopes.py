@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 from mend_jax.core import scope_file
 from mend_jax.core.scope import first_site
 from mend_jax.core.scope_file import LearnedScope
-from mend_jax.errors import ConfigError, MendError, report_error
+from mend_jax.errors import MendError, report_error
+from mend_jax.parallel.distributed import print_once
 
 if TYPE_CHECKING:
     from mend_jax.hub.language_model import LanguageModel
 
 FOLDER = Path(__file__).parent / "pretrained_scopes"
 SHIPPED = "shipped"
-"""The value of `scope.file` that stands for the shipped scope of the base."""
+"""The value of `scope.file` that stands for the shipped scope of the base, if there is one."""
 
 
 def find(model: LanguageModel) -> LearnedScope | None:
@@ -38,21 +39,24 @@ def find(model: LanguageModel) -> LearnedScope | None:
     return None
 
 
-def load(name: str, model: LanguageModel) -> LearnedScope:
+def load(name: str, model: LanguageModel) -> LearnedScope | None:
     """Return a scope for a base.
 
     Args:
-      name: "shipped" or a file.
+      name: "shipped" or a file. Without a shipped scope for this base and its editable blocks the
+        result is None, and a line says so.
 
     Raises:
-      ConfigError: none is shipped for this base and these editable blocks.
       CheckpointError: a damaged file.
     """
-    learned = find(model) if name == SHIPPED else scope_file.load(name)
+    if name != SHIPPED:
+        return scope_file.load(name)
+    learned = find(model)
     if learned is None:
-        raise ConfigError(
-            f"no scope is shipped for {model.spec} ({model.fingerprint}) with edits from block "
-            f"{first_site(model.module).block} on: learn one with `mend-jax learn-scope`"
+        print_once(
+            f"no scope is shipped for {model.spec} with edits from block "
+            f"{first_site(model.module).block} on: edits apply to all texts; learn one with "
+            "`mend-jax learn-scope`"
         )
     return learned
 

@@ -1,0 +1,29 @@
+"""Train the editor and the scope that come with the package, for SmolLM2-135M-Instruct.
+
+Command: MEND_DATA_DIR=DATA python -m mend_jax.main --config=shipped_smollm2.py
+then python -m mend_jax.training.pretrained and pretrained_scopes write the files of the package.
+Hardware and time: see docs/results/shipped.md; about an hour on two cores.
+Expected: the numbers of docs/results/shipped.md.
+
+The scope is learned first, on facts of three data sets (two of them are raw data, see
+docs/data.md); then the editor is trained under its gate. Half of its edits in training are plain,
+so that plain edits stay usable.
+"""
+
+from mend_jax.training.config import load_config
+
+
+def get_config(variant=""):
+    """Variants: "" (the files of the package) and "smoke" (a few steps, to check that it works)."""
+    c = load_config("quickstart.py" + {"": "", "smoke": ":smoke"}[variant])
+    c.data.name = "world_facts/wordings"  # in more wordings than world_facts
+    c.scope.file = ""
+    c.scope.learn = True
+    c.scope.facts = 1200
+    c.scope.wordings = 7
+    c.eval.extra_data_sets = ("world_facts",)
+    if variant == "smoke":
+        c.scope.update(dict(facts=40, wordings=3, steps=10, validation_facts=20))
+    else:
+        c.scope.data_sets = ("zsre", "counterfact")
+    return c
