@@ -8,6 +8,7 @@ edits; the scope reads the states below them and belongs to every editor of thes
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from mend_jax.hub.language_model import LanguageModel
 from mend_jax.training.run_folder import SCOPE_FILE
 
 _PLAIN_TEXTS = 500
+_LEAST_LENGTH = 40
 
 
 def learn(config: ConfigDict, workdir: str | Path) -> Path:
@@ -78,6 +80,8 @@ def learn_for(config: ConfigDict, model: LanguageModel) -> LearnedScope:
     from mend_jax.training.assembly import text_lengths
     from mend_jax.training.scope_training import ScopeData, ScopeOptions, learn_scope
 
+    lengths = text_lengths(config)  # an editor may see shorter texts than a gate
+    lengths = dataclasses.replace(lengths, max_len=max(lengths.max_len, _LEAST_LENGTH))
     sources = []
     for name in (config.data.name, *config.scope.data_sets):
         dataset = data.load(name, config.data.dir or None, model=model)
@@ -88,7 +92,7 @@ def learn_for(config: ConfigDict, model: LanguageModel) -> LearnedScope:
                 "another one"
             )
         plain = [row["far"] for row in train[:_PLAIN_TEXTS] if row["far"]]
-        sources.append(ScopeData(train, validation, plain, text_lengths(config)))
+        sources.append(ScopeData(train, validation, plain, lengths))
     c = config.scope
     options = ScopeOptions(
         facts=c.facts, wordings=c.wordings, steps=c.steps, validation_facts=c.validation_facts,

@@ -30,6 +30,8 @@ from mend_jax.parallel import distributed
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 from mend_jax.parallel.sharding import Rule, base_shardings
 
+Messages = Sequence[Mapping[str, str]]
+"""A conversation: messages with a "role" and a "content"."""
 _BUCKET = 16  # prompts are padded to a multiple of this, so that few shapes are compiled
 
 
@@ -127,23 +129,29 @@ class LanguageModel:
     ) -> str: ...
     @overload
     def generate(
-        self, prompts: Sequence[str], max_new_tokens: int = 16, temperature: float = 0.0,
-        seed: int = 0,
+        self, prompts: Messages, max_new_tokens: int = 16, temperature: float = 0.0, seed: int = 0
+    ) -> str: ...
+    @overload
+    def generate(
+        self, prompts: Sequence[str] | Sequence[Messages], max_new_tokens: int = 16,
+        temperature: float = 0.0, seed: int = 0,
     ) -> list[str]: ...  # fmt: skip
     def generate(
-        self, prompts: str | Sequence[str], max_new_tokens: int = 16, temperature: float = 0.0,
-        seed: int = 0,
+        self, prompts: str | Messages | Sequence[str] | Sequence[Messages],
+        max_new_tokens: int = 16, temperature: float = 0.0, seed: int = 0,
     ) -> str | list[str]:  # fmt: skip
         """Return continuations up to the end-of-text token or `max_new_tokens`.
 
-        Greedy, or with a `temperature` sampled: the draws depend on `seed` and on the index of the
-        prompt.
+        A prompt is a text or, for a chat model, a conversation: a list of messages such as
+        `{"role": "user", "content": "Where is Oslo?"}`. Greedy, or with a `temperature` sampled:
+        the draws depend on `seed` and on the index of the prompt.
 
         Raises:
           DataError: an empty prompt, or one that does not fit the model's context.
         """
         self._require_generator()
         many = _as_list(prompts)
+        alone = isinstance(prompts, str) or bool(many) and many[0] is prompts
         if not many or max_new_tokens < 1:
             raise DataError(
                 f"{len(many)} prompts and {max_new_tokens} new tokens: give at least one of each"
@@ -160,7 +168,7 @@ class LanguageModel:
                 self.tokenizer.eos_id, *draws,
             )  # fmt: skip
         texts = [self.decode_output(row) for row in np.asarray(out)]
-        return texts[0] if isinstance(prompts, str) else texts
+        return texts[0] if alone else texts
 
     def next_token_log_probs(self, prompts: str | Sequence[str]) -> np.ndarray:
         """Return log-probabilities of the token after each prompt: float32[n, V], [V] for one text.
@@ -212,7 +220,7 @@ class LanguageModel:
         stop = ids.index(self.tokenizer.eos_id) if self.tokenizer.eos_id in ids else len(ids)
         return self.tokenizer.decode(ids[:stop])
 
-    def _prompts(self, many: Sequence[str], max_new: int) -> Inputs:
+    def _prompts(self, many: Sequence[str | Messages], max_new: int) -> Inputs:
         """Return what the model reads before it generates."""
         tokens, mask = self._encode(many, max_new)
         if self.module.kind != "seq2seq":
@@ -227,28 +235,36 @@ class LanguageModel:
             )
 
     def _encode(
-        self, prompts: Sequence[str], max_new: int
+        self, prompts: Sequence[str | Messages], max_new: int
     ) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
         """Return padded token ids and the mask of the real ones."""
         is_causal = self.module.kind == "causal"
         before, after = self.tokenizer.boundary_tokens
-        plain = [self.tokenizer.encode(p) for p in prompts]
+        tokenizer = self.tokenizer
+        plain = [tokenizer.encode(p) if isinstance(p, str) else [] for p in prompts]
         rows = [[*before, *row, *([] if is_causal else after)] for row in plain]
+        for i, prompt in enumerate(prompts):
+            if not isinstance(prompt, str):  # the chat template has its own boundary tokens
+                plain[i] = rows[i] = tokenizer.encode_chat(prompt)
         for prompt, text, row in zip(prompts, plain, rows, strict=True):
             if not text:
                 raise DataError(f"prompt {prompt!r} has no tokens: give some text to continue")
             if positions_needed(self.module, len(row), max_new) > self.config.n_positions:
                 raise DataError(
                     f"a prompt of {len(row)} tokens and {max_new} new ones do not fit the model's "
-                    f"context of {self.config.n_positions}: shorten {prompt[:60]!r}..."
+                    f"context of {self.config.n_positions}: shorten {str(prompt)[:60]!r}..."
                 )
         width = round_up(max(map(len, rows)), _BUCKET)
         padded = [pad_ids(row, width, self.tokenizer.pad_id) for row in rows]
         return np.stack([ids for ids, _ in padded]), np.stack([mask for _, mask in padded])
 
 
-def _as_list(texts: str | Sequence[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts)
+def _as_list(texts: Any) -> list[Any]:
+    """Return texts and conversations as a list; one text or one conversation is a list of one."""
+    if isinstance(texts, str):
+        return [texts]
+    many = list(texts)
+    return [texts] if many and isinstance(many[0], Mapping) else many
 
 
 def _deltas_only(edit: Edit | GatedBank | None) -> Edit | GatedBank | None:

@@ -62,6 +62,23 @@ def encode_fact(
     return pad(tokenizer, before + scored, len(before) - 1, scored, max_len, max_target)
 
 
+def encode_after_tokens(
+    tokenizer: TokenizerLike, prompt: Sequence[int], target: str, max_len: int, max_target: int
+) -> TokenBatch:
+    """Encode a target after given tokens, such as those of a chat; the target's are scored.
+
+    Raises:
+      DataError: an empty target, or a text longer than the limits.
+    """
+    scored = list(tokenizer.encode(target.strip()))
+    check_pair("a chat", target)
+    check_lengths(
+        "a chat", target, scored=len(scored), total=len(prompt) + len(scored),
+        max_len=max_len, max_target=max_target,
+    )  # fmt: skip
+    return pad(tokenizer, [*prompt, *scored], len(prompt) - 1, scored, max_len, max_target)
+
+
 def encode_near(
     tokenizer: TokenizerLike, prompt: str, answer: str, max_len: int, max_target: int
 ) -> TokenBatch:

@@ -81,6 +81,9 @@ def parser() -> argparse.ArgumentParser:
         help="say which scoped edit this text matches, how surely, and what the model writes with "
         "and without it; can be repeated",
     )  # fmt: skip
+    show.add_argument(
+        "--picture", metavar="FILE", help="with --prompt: also draw what is written, as a PNG"
+    )
     form = show.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--html", metavar="FILE", help="write an HTML page")

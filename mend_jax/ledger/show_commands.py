@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation.reports.formatting import printable
-from mend_jax.io.files import write_text
+from mend_jax.io.files import write_bytes, write_text
 from mend_jax.ledger import text_view
 from mend_jax.ledger.edit_ledger import Ledger
 
@@ -17,6 +17,8 @@ def show(args: argparse.Namespace) -> int:
     """Show the active edits, or any one edit, as they were measured by `apply`."""
     if args.prompt:
         return _show_matches(args)
+    if args.picture:
+        raise ConfigError("--picture draws what is written after prompts: give --prompt TEXT")
     ledger = Ledger.open(args.ledger)
     entries = ledger.active() if args.entry is None else [ledger.entry(args.entry)]
     view = text_view.describe_ledger(ledger, entries)
@@ -58,6 +60,16 @@ def _show_matches(args: argparse.Namespace) -> int:
         print(json.dumps(views, indent=2))
     else:
         text_view.print_matches(views)
+    if args.picture:
+        from mend_jax.ledger.match_plot import matches_png
+
+        try:
+            write_bytes(Path(args.picture), matches_png(edit.facts, views))
+        except OSError as e:
+            raise ConfigError(
+                f"--picture {args.picture} cannot be written ({e}): choose another file"
+            ) from e
+        print(f"picture: {args.picture}")
     return 0
 
 

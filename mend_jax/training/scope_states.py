@@ -33,9 +33,9 @@ from mend_jax.data.keyed_random import key_rng
 from mend_jax.data.rows import Row
 from mend_jax.data.wordings import Wordings
 from mend_jax.errors import DataError
-from mend_jax.hub.input_formats import input_format
+from mend_jax.hub.input_formats import CAUSAL, input_format
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.hub.text_encoding import stack_batches
+from mend_jax.hub.text_encoding import encode_after_tokens, stack_batches
 from mend_jax.io.progress import Progress
 from mend_jax.models.attention import full_context
 from mend_jax.models.gate_site import GateSite
@@ -104,25 +104,43 @@ class StateReader:
         self._module, self._form = reading(model.module, site), input_format(model.module)
 
     def encode(
-        self, prompt: str, target: str, subject: str = "", before: str = ""
+        self,
+        prompt: str,
+        target: str,
+        subject: str = "",
+        before: str = "",
+        chat: bool = False,
     ) -> ScopeText | None:
         """Return the text of a question and a target; None if it does not fit.
 
         Args:
           before: comes before the question, which may then be twice as long.
+          chat: the question is a user's message, and the target begins the answer to it.
         """
         lengths, tokenizer = self._lengths, self._model.tokenizer
-        prompt = before + lengths.template.replace("{}", prompt)
+        longest = lengths.max_len * (2 if before or chat else 1)
         try:
-            text = self._form.fact(
-                tokenizer, prompt, target, lengths.max_len * (2 if before else 1),
-                lengths.max_target, append_eos=lengths.append_eos,
-            )  # fmt: skip
+            if chat:
+                prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
+                text = encode_after_tokens(
+                    tokenizer, prompt_ids, target, longest, lengths.max_target
+                )
+            else:
+                prompt = before + lengths.template.replace("{}", prompt)
+                text = self._form.fact(
+                    tokenizer, prompt, target, longest, lengths.max_target,
+                    append_eos=lengths.append_eos,
+                )  # fmt: skip
         except DataError:
             return None
         names = padded_hashes([[subject]], _SPELLINGS)[0]
         begins = len(tokenizer.encode(before.rstrip())) if before else 0
         return ScopeText(dataclasses.replace(text, names=names), begins)
+
+    @property
+    def chats(self) -> bool:
+        """Whether the base is a chat model."""
+        return self._model.tokenizer.chat_template is not None and self._form is CAUSAL
 
     def encode_plain(self, text: str) -> ScopeText | None:
         """Return plain text; None if it is too short."""
@@ -241,6 +259,8 @@ def fact_states(
 ) -> FactStates:
     """Return the states of facts in several wordings, and of what is near them.
 
+    For a chat model one wording more is a user's message.
+
     Args:
       rows: the facts.
       pool: all rows whose wordings, subjects and answers may be used.
@@ -258,7 +278,7 @@ def fact_states(
     read = reader.read([*texts, *plain], "trunk states of facts")
     rng = key_rng("scope states", seed)
     size, width = max(len(r.scored()) for r in read[: len(texts)]), read[0].z.shape[-1]
-    z = np.zeros((len(facts), n_wordings, size, width), np.float32)
+    z = np.zeros((len(facts), n_wordings + reader.chats, size, width), np.float32)
     mask = np.zeros(z.shape[:3], bool)
     near: dict[str, list[list[np.ndarray]]] = {
         name: [[] for _ in facts] for name in (_QUESTION, _SUBJECT, "inside")
@@ -305,6 +325,12 @@ def _fact_texts(
         facts.append(row)
         texts += fitting
         owner += [(number, _WORDING, i) for i in range(len(fitting))]
+        if reader.chats:
+            at = int(key_rng("chat", seed, row["key"]).integers(len(wordings)))
+            chat = reader.encode(wordings[at], row["target"], row["subject"], chat=True)
+            if chat is not None:
+                texts.append(chat)
+                owner.append((number, _WORDING, n_wordings))
         for near in maker.near(row, seed):
             text = reader.encode(near.question, near.answer, row["subject"], near.before)
             if text is not None:
@@ -327,6 +353,24 @@ def _padded(
     return PaddedStates(z, mask)
 
 
+def _relations_with_common_answers(rows: Sequence[Row]) -> Mapping[str, frozenset[str]]:
+    """Return the relations whose questions may be those of each relation in other words.
+
+    They are itself and those that share half of the answers of one of the two.
+    """
+    answers: dict[str, set[str]] = collections.defaultdict(set)
+    for row in rows:
+        answers[row["relation"]].add(row["truth"] or row["target"])
+    return {
+        one: frozenset(
+            other
+            for other, theirs in answers.items()
+            if other == one or 2 * len(mine & theirs) >= min(len(mine), len(theirs))
+        )
+        for one, mine in answers.items()
+    }
+
+
 class NearText(NamedTuple):
     """A question near a fact.
 
@@ -346,6 +390,7 @@ class NearTexts:
     def __init__(self, pool: Sequence[Row]) -> None:
         self.wordings = Wordings(pool)
         self._rows = [row for row in pool if row["subject"]]
+        self._kin = _relations_with_common_answers(self._rows)
         self._of_relation: Mapping[str, list[Row]] = collections.defaultdict(list)
         self._about: Mapping[str, list[Row]] = collections.defaultdict(list)
         for row in self._rows:
@@ -355,15 +400,19 @@ class NearTexts:
     def near(self, row: Row, seed: int) -> list[NearText]:
         """Return other questions about the subject, and one after the fact itself.
 
-        - facts of other relations about the subject, at most two; where there are none, the
-          question of another relation with this subject;
+        - facts of other relations about the subject with another answer, at most two; where there
+          are none, the question of another relation, which has other answers, with this subject;
         - after the fact and its new answer, the same question about another subject.
         """
         rng = key_rng("near texts", seed, row["key"])
         return [*self._same_subject(row, rng), *self._next_question(row, rng)]
 
     def _same_subject(self, row: Row, rng: np.random.Generator) -> list[NearText]:
-        own = [r for r in self._about[row["subject"]] if r["relation"] != row["relation"]]
+        own = [
+            r
+            for r in self._about[row["subject"]]
+            if r["relation"] != row["relation"] and (not r["truth"] or r["truth"] != row["truth"])
+        ]
         found = [
             NearText("", own[i]["prompt"], own[i]["target"]) for i in rng.permutation(len(own))[:2]
         ]
@@ -371,7 +420,7 @@ class NearTexts:
             if len(found) >= 2:
                 break
             other = self._rows[int(rng.integers(len(self._rows)))]
-            if other["relation"] != row["relation"]:
+            if other["relation"] not in self._kin[row["relation"]]:
                 prompt = swap_subject(other["prompt"], other["subject"], row["subject"])
                 found += [NearText("", prompt, row["target"])] if prompt else []
         return found

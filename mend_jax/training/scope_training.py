@@ -76,10 +76,10 @@ class ScopeOptions:
 
     facts: int = 1800
     wordings: int = 4
-    steps: int = 1200
+    steps: int = 900
     lr: float = 1e-3
     weight_decay: float = 1e-2
-    facts_per_step: int = 96
+    facts_per_step: int = 64
     relations_per_step: int = 4
     questions_per_step: int = 16
     wordings_per_step: int = 3
@@ -89,8 +89,8 @@ class ScopeOptions:
     validation_facts: int = 200
     neighbours: int = 8
     false_rate: float = 0.01
-    question_rate: float = 0.05
-    next_rate: float = 0.1
+    question_rate: float = 0.08
+    next_rate: float = 0.2
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -376,8 +376,8 @@ class ValidationScores(NamedTuple):
     Attributes:
       subject, question: by the half of the keys.
       mentioned: whether the state comes after the fact's subject.
-      kind: what the state is of: "paraphrase", "neighbour", "other question", "other subject",
-        "inside" of a prompt, or "after" the answer.
+      kind: what the state is of: "paraphrase", "chat" (a paraphrase in one), "neighbour", "other
+        question", "other subject", "inside" of a prompt, or "after" the answer.
     """
 
     subject: Float[np.ndarray, " n"]
@@ -481,6 +481,7 @@ def validation_scores(
         places = {
             "own": [("inside", text.inside()), ("after", text.after())],
             "paraphrase": [(name, scored[:1])],
+            "chat": [(name, scored[:1])],
             "neighbour": [(name, scored[:1])],
             "other question": [(name, scored[:1])],
             "other subject": [(name, scored[:1])],
@@ -518,6 +519,11 @@ def _validation_texts(
         named += [("other subject" if n.before else "other question", n) for n in near]
         texts.append(own)
         role.append((number, "own"))
+        if reader.chats:
+            chat = reader.encode(row["rephrase"] or row["prompt"], target, subject, chat=True)
+            if chat is not None:
+                texts.append(chat)
+                role.append((number, "chat"))
         for name, n in named:
             text = reader.encode(n.question, n.answer, subject, n.before)
             if text is not None:

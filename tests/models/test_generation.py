@@ -1,5 +1,6 @@
 """Sampled generation; test_model_contract.py compares greedy generation with the reference."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,8 +10,9 @@ import pytest
 from support.tiers import in_tiers
 from support.tiny import random_sequences, save_tiny, tiny
 
-from mend_jax.errors import DataError
+from mend_jax.errors import ConfigError, DataError
 from mend_jax.hub.language_model import load_model
+from mend_jax.hub.tokenizer import Tokenizer
 from mend_jax.models.editable_model import Inputs
 from mend_jax.models.generation import generate, greedy, sampler
 
@@ -117,3 +119,21 @@ def test_a_language_model_samples_with_a_temperature(tmp_path):
     assert drawn != model.generate(prompts, 5, temperature=1.0, seed=2)
     with pytest.raises(DataError, match="temperature -1 is negative: give 0"):
         model.generate(prompts, 5, temperature=-1)
+
+
+def test_a_chat_model_answers_messages(tmp_path, monkeypatch):
+    """With control tokens, which the same characters in a text are not."""
+    model = load_model(str(save_tiny(tmp_path)))
+    talk = [{"role": "user", "content": "Where is Oslo?"}]
+    with pytest.raises(ConfigError, match="no chat template"):
+        model.generate(talk, 8)
+    template = "{% for m in messages %}{{ m.role }}<|eos|>{{ m.content }}{% endfor %}>"
+    tokenizer = Tokenizer(model.tokenizer.inner, model.tokenizer.eos_id, chat_template=template)
+    model = dataclasses.replace(model, tokenizer=tokenizer)
+    ids = tokenizer.encode_chat(talk)
+    assert ids.count(tokenizer.eos_id) == 1
+    one = model.generate(talk, 8)
+    assert isinstance(one, str) and model.generate([talk, talk], 8) == [one, one]
+    assert model.generate(tokenizer.apply_chat_template(talk), 8) != one
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: ids)
+    assert model.generate("in these tokens", 8) == one

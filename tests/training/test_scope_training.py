@@ -41,7 +41,7 @@ def rows(count, seed):
         prompt, rephrase = (form.format(subject) for form in FORMS[relation])
         found.append(make_row(
             key=f"{seed}-{number}", relation=relation, subject=subject, prompt=prompt,
-            rephrase=rephrase, target="".join(rng.choice(list("xyz"), 4)), truth="w",
+            rephrase=rephrase, target="".join(rng.choice(list("xyz"), 4)), truth={"size": "w", "place": "v"}[relation],
         ))  # fmt: skip
     return found
 
@@ -173,7 +173,7 @@ def test_options_and_data_that_cannot_work_are_named(model):
 
 def test_near_texts_are_about_the_subject_and_ask_something_else():
     pool = [*rows(8, 0), {**rows(1, 0)[0], "relation": "place", "prompt": "The place of it is",
-                          "key": "other"}]  # fmt: skip
+                          "key": "other", "truth": "v"}]  # fmt: skip
     row = pool[0]
     near = NearTexts(pool).near(row, 0)
     assert near[0] == ("", "The place of it is", row["target"])  # its own fact of another relation
@@ -236,3 +236,30 @@ def test_three_thresholds_give_the_weight_of_a_mention():
     excluded = scores_of(*((*row[:1], 0.0, *row[2:]) if row[3] == "neighbour" else row
                            for row in ROWS))  # fmt: skip
     assert choose_thresholds(excluded, EXACT).subject.note == "the question excludes all"
+
+
+def test_a_question_with_the_same_answers_is_no_other_question():
+    """Two relations with one set of answers, and two facts of one subject with one answer."""
+    country = {"relation": "country", "prompt": "The country of {} is", "rephrase": ""}
+    nation = {"relation": "nation", "prompt": "The nation of {} is", "rephrase": ""}
+    size = {"relation": "size", "prompt": "The size of {} is", "rephrase": ""}
+
+    def row(kind, subject, truth):
+        prompt = kind["prompt"].format(subject)
+        return {**rows(1, 0)[0], **kind, "prompt": prompt, "subject": subject, "truth": truth,
+                "target": "xy", "key": prompt}  # fmt: skip
+
+    answers = [f"land {i}" for i in range(4)]
+    pool = [row(country, f"town {i}", a) for i, a in enumerate(answers)]
+    pool += [row(nation, f"city {i}", a) for i, a in enumerate(answers)]
+    pool += [row(size, f"town {i}", f"{i} km") for i in range(2)]
+    pool += [row(nation, "town 0", "land 0"), row(nation, "town 1", "land 3")]
+    near = NearTexts(pool)
+
+    def questions(number):
+        return {n.question for seed in range(20) for n in near.near(pool[number], seed)
+                if not n.before}  # fmt: skip
+
+    assert questions(0) == {"The size of town 0 is"}  # "nation" of town 0 has the same answer
+    assert questions(1) == {"The size of town 1 is", "The nation of town 1 is"}
+    assert questions(3) == {"The size of town 3 is"}  # its own facts are of no other relation
