@@ -19,12 +19,12 @@ def get_config(variant=""):
     c.data.name = "world_facts/wordings"  # in more wordings than world_facts
     c.scope.file = ""
     c.scope.learn = True
-    c.scope.facts = 900
+    c.scope.facts = 800
     c.scope.wordings = 7
     c.eval.extra_data_sets = ("world_facts",)
     if variant == "smoke":
         c.scope.update(dict(facts=40, wordings=3, steps=10, validation_facts=20))
     else:
         c.scope.data_sets = ("zsre", "counterfact")
-        c.scope.validation_facts = 120
+        c.scope.validation_facts = 100
     return c

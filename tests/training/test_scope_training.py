@@ -41,7 +41,8 @@ def rows(count, seed):
         prompt, rephrase = (form.format(subject) for form in FORMS[relation])
         found.append(make_row(
             key=f"{seed}-{number}", relation=relation, subject=subject, prompt=prompt,
-            rephrase=rephrase, target="".join(rng.choice(list("xyz"), 4)), truth={"size": "w", "place": "v"}[relation],
+            rephrase=rephrase, target="".join(rng.choice(list("xyz"), 4)),
+            truth={"size": "w", "place": "v"}[relation],
         ))  # fmt: skip
     return found
 
