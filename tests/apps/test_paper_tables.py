@@ -34,6 +34,11 @@ def test_every_editor_is_in_table_four():
     for name in ("rome", "memit"):  # the matrix that they edit
         assert made[name].model.edit_roles == ("mlp/down",)
         assert made[name].model.last_n_blocks > 15  # of SmolLM2's 30: in the middle
+    for name in ("mend", "malmen", "fine_tune_lora"):  # the same editors under a scope
+        scoped = made[f"{name}_scoped"]
+        assert scoped.scope.file == "shipped" and not made[name].scope.file
+        assert scoped.editor == made[name].editor
+        assert config.cells[f"{name}_scoped"].method == f"{config.cells[name].method}, scoped"
     assert config.cells.mend.seeds == (0, 1, 2) and config.cells.fine_tune.seeds == (0,)
     smoke = configs.load_config("paper_table4.py:smoke")
     mend = run_config(smoke, "mend")

@@ -105,6 +105,7 @@ def test_missing_raw_data_is_named(base, tmp_path):
         run(base, tmp_path / "run", **settings(tmp_path, **{"data.name": "fever"}))
 
 
+@pytest.mark.slow
 def test_test_edits_have_hard_texts_unless_they_are_switched_off(base, tmp_path):
     """They come from the test split, follow its edits, and change neither data nor identity."""
     identities = []

@@ -280,6 +280,7 @@ def test_groups_join():
     assert len({groups.find(x) for x in "abcd"}) == 1 and groups.find("e") == "e"
 
 
+@pytest.mark.slow
 def test_the_config_wordings_has_more_wordings_of_the_same_facts(rows, tmp_path):
     more = data.load("world_facts/wordings", folder=tmp_path)
     templates = collections.defaultdict(set)
