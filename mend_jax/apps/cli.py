@@ -32,6 +32,9 @@ COMMANDS = {
     "evaluate-shipped": Command(
         "mend_jax.apps.evaluate_shipped", "evaluate the editor that is shipped for a base"
     ),
+    "evaluate-bank": Command(
+        "mend_jax.apps.evaluate_bank", "evaluate many scoped edits in one bank"
+    ),
     "learn-scope": Command(
         "mend_jax.apps.learn_scope", "learn which texts are about a fact, for scoped edits"
     ),
