@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mend_jax.apps.train_and_evaluate import train_and_evaluate
+    from mend_jax.core.gated_bank_file import load_edit
     from mend_jax.core.weight_edit import Dense, Edit, LowRank
     from mend_jax.data.facts import Fact, read_facts
     from mend_jax.editors import make_editor
@@ -32,6 +33,7 @@ _PUBLIC = {
     "LanguageModel": "hub.language_model:LanguageModel",
     "LowRank": "core.weight_edit:LowRank",
     "MendError": "errors:MendError",
+    "load_edit": "core.gated_bank_file:load_edit",
     "load_config": "training.config:load_config",
     "load_editor": "training.pretrained:load",
     "load_model": "hub.language_model:load_model",
@@ -43,7 +45,7 @@ _OLD_MODULES = {"shipped": "training.pretrained"}  # `from mend_jax import shipp
 
 __all__ = [
     "Dense", "Edit", "Editor", "Fact", "LanguageModel", "LowRank", "MendError", "load_config",
-    "load_editor", "load_model", "make_editor", "read_facts", "train_and_evaluate",
+    "load_edit", "load_editor", "load_model", "make_editor", "read_facts", "train_and_evaluate",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

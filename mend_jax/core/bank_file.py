@@ -62,15 +62,15 @@ def load(path: str | Path) -> Bank:
     """
     file = array_files.read(Path(path), FORMAT, kind=_KIND)
     try:
-        return _bank(file.arrays, file.metadata)
+        return bank_of(file.arrays, file.metadata)
     except ValueError as e:
         raise CheckpointError(
             f"{path}: the contents of this {_KIND} do not make up a bank ({e}); write it again"
         ) from e
 
 
-def _bank(arrays: Mapping[str, np.ndarray], metadata: Any) -> Bank:
-    """Return the bank of a file's contents; ValueError if they do not make up one."""
+def bank_of(arrays: Mapping[str, np.ndarray], metadata: Any) -> Bank:
+    """Return the bank of what `canonical` gave; ValueError if it does not make up one."""
     if not matches_type(metadata, _Metadata):
         raise ValueError("its metadata are not base, scope and facts")
     n, shapes = _checked_shapes(arrays)

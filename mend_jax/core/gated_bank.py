@@ -201,6 +201,12 @@ class GatedBank:
         edits = [scoped.edit for scoped in scoped_edits_of(self.bank)]
         return sum_edits(edits)
 
+    def save(self, path: str) -> None:
+        """Write one file with the scope; `mend_jax.load_edit` reads it."""
+        from mend_jax.core import gated_bank_file
+
+        gated_bank_file.save(path, self)
+
     def remove(self, id_: str) -> GatedBank:
         """Return it without one fact; see `bank.remove`."""
         return dataclasses.replace(self, bank=remove(self.bank, id_))

@@ -18,6 +18,9 @@ from mend_jax.models.gate_site import GateSite
 FORMAT = "mend_jax_scope/1"
 _KIND = "scope file"
 _NAMES = tuple(Projection.__dataclass_fields__)
+_SITE: dict[str, type] = {
+    "base": str, "stack": str, "block": int, "question": int, "per_text": bool,
+}  # fmt: skip
 _STACKS = ("block", "encoder_block", "decoder_block")
 
 
@@ -38,12 +41,15 @@ class LearnedScope(NamedTuple):
     description: dict[str, Any]
 
 
-class _Metadata(TypedDict):
+class _Site(TypedDict):
     base: str
     stack: str
     block: int
     question: int
     per_text: bool
+
+
+class _Metadata(_Site):
     threshold: list[float]
     mention: float
     description: dict[str, Any]
@@ -56,25 +62,37 @@ def save(path: str | Path, learned: LearnedScope, half: bool = False) -> None:
       half: write the matrices as float16: half of the size. It is another scope: its keys differ,
         from the fourth digit on, and so does its fingerprint.
     """
-    scope, site = learned.scope, learned.scope.site
     metadata: _Metadata = {
+        **site_of(learned.scope),
+        "threshold": [float(t) for t in learned.threshold],
+        "mention": float(learned.mention),
+        "description": learned.description,
+    }
+    arrays = arrays_of(learned.scope)
+    if half:
+        arrays = {n: a.astype(np.float16) if a.ndim == 2 else a for n, a in arrays.items()}
+    array_files.write(path, FORMAT, arrays, metadata)
+
+
+def arrays_of(scope: Scope) -> dict[str, np.ndarray]:
+    """Return the arrays of a scope by name, on the host."""
+    return {
+        f"{head}.{name}": np.asarray(jax.device_get(array))
+        for head in HEADS
+        for name, array in vars(getattr(scope, head)).items()
+    }
+
+
+def site_of(scope: Scope) -> _Site:
+    """Return where a scope reads, and its base, as JSON values."""
+    site = scope.site
+    return {
         "base": scope.base,
         "stack": site.stack,
         "block": site.block,
         "question": site.question,
         "per_text": site.per_text,
-        "threshold": [float(t) for t in learned.threshold],
-        "mention": float(learned.mention),
-        "description": learned.description,
     }
-    arrays = {
-        f"{head}.{name}": np.asarray(jax.device_get(array))
-        for head in HEADS
-        for name, array in vars(getattr(scope, head)).items()
-    }
-    if half:
-        arrays = {n: a.astype(np.float16) if a.ndim == 2 else a for n, a in arrays.items()}
-    array_files.write(path, FORMAT, arrays, metadata)
 
 
 def base_of(path: str | Path) -> str:
@@ -105,29 +123,35 @@ def load(path: str | Path) -> LearnedScope:
 
 def _learned(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> LearnedScope:
     """Return the scope of a file's contents; ValueError if they do not make up one."""
-    types = {
-        "base": str, "stack": str, "block": int, "question": int, "per_text": bool,
-        "threshold": list, "mention": float, "description": dict,
-    }  # fmt: skip
-    if metadata.keys() != types.keys() or any(
-        type(metadata[name]) is not wanted for name, wanted in types.items()
-    ):
-        raise ValueError(f"its metadata are not {', '.join(types)}")
-    stack, block, question = (metadata[name] for name in ("stack", "block", "question"))
-    if stack not in _STACKS or not 0 <= question <= block:
-        raise ValueError(f"it reads {stack}_{block} and _{question}")
+    types = {"threshold": list, "mention": float, "description": dict}
+    _check_types(metadata, _SITE | types)
     threshold = metadata["threshold"]
     if len(threshold) != 2 or not all(type(t) is float and -2.0 <= t <= 2.0 for t in threshold):
         raise ValueError(f"its thresholds are {threshold}, and two cosines are compared")
     if not 0.0 <= metadata["mention"] <= 4.0:
         raise ValueError(f"its weight of a mention is {metadata['mention']}")
+    scope = scope_of(arrays, {name: metadata[name] for name in _SITE})
+    return LearnedScope(scope, tuple(threshold), metadata["mention"], metadata["description"])
+
+
+def scope_of(arrays: Mapping[str, np.ndarray], metadata: Any) -> Scope:
+    """Return the scope of what `arrays_of` and `site_of` gave; ValueError if it is none."""
+    _check_types(metadata, _SITE)
+    stack, block, question = (metadata[name] for name in ("stack", "block", "question"))
+    if stack not in _STACKS or not 0 <= question <= block:
+        raise ValueError(f"it reads {stack}_{block} and _{question}")
     site = GateSite(stack, block, question, metadata["per_text"])
     heads = [_projection(arrays, head) for head in HEADS]
     if len({(f.w1.shape[0], f.w2.shape[1]) for f in heads}) != 1 or len(arrays) != 2 * len(_NAMES):
         raise ValueError(f"its arrays {sorted(arrays)} are not two projections of one width")
-    scope = Scope(heads[0], heads[1], site, metadata["base"])
-    found = (tuple(threshold), metadata["mention"], metadata["description"])
-    return LearnedScope(scope, *found)
+    return Scope(heads[0], heads[1], site, metadata["base"])
+
+
+def _check_types(metadata: Any, types: Mapping[str, type]) -> None:
+    if not isinstance(metadata, Mapping) or metadata.keys() != types.keys():
+        raise ValueError(f"its metadata are not {', '.join(types)}")
+    if any(type(metadata[name]) is not wanted for name, wanted in types.items()):
+        raise ValueError(f"its metadata are not {', '.join(types)}")
 
 
 def _projection(stored: Mapping[str, np.ndarray], head: str) -> Projection:

@@ -20,6 +20,7 @@ from mend_jax.errors import CheckpointError
 from mend_jax.io.files import as_path, write_bytes
 from mend_jax.io.json_values import parse_json
 
+_MOST_HEADER = 1 << 24  # bytes; longer ones are damaged
 _DTYPES: dict[str, np.dtype] = {
     name: np.dtype(dtype)
     for name, dtype in {
@@ -121,6 +122,18 @@ def read(
             f"{path}: the metadata of this {kind} are damaged ({e!r}); write it again"
         ) from e
     return ArrayFile(found, metadata, arrays, sha256)
+
+
+def format_of(path: Any) -> str | None:
+    """Return the format that a file names, None if it is not readable or names none."""
+    try:
+        with as_path(path).open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = parse_json(file.read(min(size, _MOST_HEADER)))
+        found = header["__metadata__"]["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _to_array(tensor: Mapping[str, Any]) -> np.ndarray:
