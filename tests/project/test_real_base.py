@@ -63,7 +63,7 @@ def test_the_readme_example_runs(smoke, capsys):
     names = {}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102
     assert "Paris" in capsys.readouterr().out
-    loaded = mend_jax.Edit.load(smoke[0] / "lyon.safetensors")
+    loaded = mend_jax.load_edit(smoke[0] / "lyon.safetensors")
     assert loaded.facts == (("The capital of France is", "Lyon"),)
     assert loaded.base == names["model"].fingerprint
 
@@ -138,7 +138,7 @@ def test_the_first_notebook_finds_the_run_and_edits(kernel, first):
     assert found["undone"] == found["before"] and found["reloaded"] == found["after"]
     assert found["before"].keys() == found["after"].keys() > set(found["NEIGHBOURS"])
     assert images == 2 and "Warning" not in printed
-    assert mend_jax.Edit.load(kernel.run / "lyon.safetensors").facts == ((prompt, target),)
+    assert mend_jax.load_edit(kernel.run / "lyon.safetensors").facts == ((prompt, target),)
 
 
 @pytest.mark.full
@@ -160,6 +160,6 @@ def test_the_second_notebook_edits_the_users_facts(kernel, first):
     assert found["table"]["one by one"][0] > 0, "no edit holds"
     assert found["base_log_probs.shape"] == [len(found["kl_alone"][0]), 49152]
     assert found["reloaded"] == found["answers"]["composed"] != found["before"]
-    saved = mend_jax.Edit.load(kernel.folder / "my_facts.safetensors")
-    assert saved.facts == tuple((fact.prompt, fact.target) for fact in facts)
+    saved = mend_jax.load_edit(kernel.folder / "my_facts.safetensors")
+    assert set(saved.facts) == {(fact.prompt, fact.target) for fact in facts}
     assert "Warning" not in printed
