@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -231,7 +232,8 @@ class FactStates(NamedTuple):
       mask: True where a state is real.
       relation: the number of each fact's relation.
       other_questions: at the scored positions of other questions about the subject.
-      inside: at other tokens: inside of prompts, and after answers.
+      inside: at other tokens of prompts.
+      after: at the last tokens of answers.
       other_subjects: at the scored positions of the same question about another subject, which
         comes after the fact.
       outside: at the tokens of plain texts.
@@ -242,6 +244,7 @@ class FactStates(NamedTuple):
     relation: Int[np.ndarray, " F"]
     other_questions: PaddedStates
     inside: PaddedStates
+    after: PaddedStates
     other_subjects: PaddedStates
     outside: Float[np.ndarray, "P D"]
 
@@ -281,7 +284,7 @@ def fact_states(
     z = np.zeros((len(facts), n_wordings + reader.chats, size, width), np.float32)
     mask = np.zeros(z.shape[:3], bool)
     near: dict[str, list[list[np.ndarray]]] = {
-        name: [[] for _ in facts] for name in (_QUESTION, _SUBJECT, "inside")
+        name: [[] for _ in facts] for name in (_QUESTION, _SUBJECT, "inside", "after")
     }
     for (fact, kind, wording), one in zip(owner, read, strict=False):
         scored = one.scored()
@@ -290,8 +293,8 @@ def fact_states(
             mask[fact, wording, : len(scored)] = True
         else:
             near[kind][fact].append(one.z[scored])
-        inside = rng.permutation(one.inside())[:2]
-        near["inside"][fact].append(one.z[np.concatenate([inside, one.after()[:2]])])
+        near["inside"][fact].append(one.z[rng.permutation(one.inside())[:2]])
+        near["after"][fact].append(one.z[one.after()[:1]])
     names = sorted({row["relation"] for row in facts})
     others = read[len(texts) :]
     outside = [o.z[o.tokens.mask] if len(o.z) > 1 else o.z for o in others]
@@ -302,6 +305,7 @@ def fact_states(
         relation=np.asarray([names.index(row["relation"]) for row in facts], np.int32),
         other_questions=padded[_QUESTION],
         inside=padded["inside"],
+        after=padded["after"],
         other_subjects=padded[_SUBJECT],
         outside=np.concatenate([*outside, np.zeros((0, width), np.float32)]),
     )
@@ -398,14 +402,15 @@ class NearTexts:
             self._about[row["subject"]].append(row)
 
     def near(self, row: Row, seed: int) -> list[NearText]:
-        """Return other questions about the subject, and one after the fact itself.
+        """Return other questions about the subject, and some after the fact itself.
 
         - facts of other relations about the subject with another answer, at most two; where there
           are none, the question of another relation, which has other answers, with this subject;
-        - after the fact and its new answer, the same question about another subject.
+        - after the fact and its new answer, the same question about other subjects.
         """
         rng = key_rng("near texts", seed, row["key"])
-        return [*self._same_subject(row, rng), *self._next_question(row, rng)]
+        following = [self._next_question(row, rng) for _ in range(2)]
+        return [*self._same_subject(row, rng), *dict.fromkeys(itertools.chain(*following))]
 
     def _same_subject(self, row: Row, rng: np.random.Generator) -> list[NearText]:
         own = [

@@ -71,6 +71,7 @@ class ScopeOptions:
       false_rate: the share of neighbours that may match.
       question_rate: the share of other questions about the same subject that may match.
       next_rate: the share of questions about another subject that may match after the fact itself.
+      after_rate: the share of last tokens of answers that may match, where an edit should end.
       seed: of initial values and batches.
     """
 
@@ -91,10 +92,16 @@ class ScopeOptions:
     false_rate: float = 0.01
     question_rate: float = 0.08
     next_rate: float = 0.2
+    after_rate: float = 0.03
     seed: int = 0
 
     def __post_init__(self) -> None:
-        rates = {"false_rate", "question_rate", "next_rate"}  # checked by choose_threshold
+        rates = {
+            "false_rate",
+            "question_rate",
+            "next_rate",
+            "after_rate",
+        }  # checked by choose_threshold
         least: dict[str, float] = dict.fromkeys(vars(self).keys() - rates, 1)
         least |= {"wordings": 2, "wordings_per_step": 2, "facts_per_step": 2, "lr": 0.0}
         least |= {"weight_decay": 0.0, "temperature": 1e-6, "seed": 0, "near_per_step": 0}
@@ -279,7 +286,8 @@ def _question_batch(
     """Return positions with the questions of many relations.
 
     Those of a relation are its facts in all wordings, whatever their subject. Negatives are other
-    relations, other questions about the same subject, other tokens, and plain text.
+    relations, other questions about the same subject, other tokens, ends of answers, and plain
+    text.
     """
     facts, first = _few_relations(states, options, options.questions_per_step, rng)
     own = _wordings(states, facts, first, options, rng)
@@ -287,6 +295,7 @@ def _question_batch(
         own._replace(fact=np.repeat(states.relation[facts], len(own.z) // len(facts))),
         _some(states.other_questions, facts, first, options, rng),
         _some(states.inside, facts, first, options, rng),
+        _some(states.after, facts, first, options, rng),
         _outside(states, options, rng),
     )
 
@@ -426,6 +435,10 @@ def choose_thresholds(scores: ValidationScores, options: ScopeOptions) -> Thresh
     inside = scores.of("paraphrase")
     others, near, after = map(scores.of, ("other question", "neighbour", "other subject"))
     question = choose_threshold(others.question, inside.question, options.question_rate)
+    end = scores.of("after").question
+    if len(end):
+        ended = choose_threshold(end, inside.question, options.after_rate)
+        question = max(question, ended, key=lambda found: found.threshold)
 
     def chosen(outside: ValidationScores, mentioned: bool, rate: float) -> MatchThreshold:
         far, own = (
