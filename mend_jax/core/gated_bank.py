@@ -31,7 +31,7 @@ from mend_jax.core.nearest_key import KeyTable, Match, look_up
 from mend_jax.core.scope import SCOPE_RULES, Scope, project_both
 from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.weight_edit import MIXED, AppliedEdit, Edit, variables
+from mend_jax.core.weight_edit import MIXED, AppliedEdit, Delta, Edit, LowRank, variables
 from mend_jax.errors import CheckpointError
 from mend_jax.models import WeightSpec
 from mend_jax.models.editable_model import EditableModel
@@ -219,6 +219,14 @@ class GatedBank:
         """Return it without what is static except for the site: one compile for each capacity."""
         scope = Scope(self.scope.subject, self.scope.question, self.scope.site)
         return GatedBank(self.bank.arrays_only(), scope, self.texts)
+
+
+def deltas_of_edits(edits: Edit | GatedBank) -> dict[str, Delta]:
+    """Return the deltas of E edits by weight; of E banks of one fact those of the fact."""
+    if isinstance(edits, Edit):
+        return dict(edits.deltas)
+    deltas = edits.bank.deltas.items()
+    return {name: LowRank(delta.a[:, 0], delta.b[:, 0]) for name, delta in deltas}
 
 
 def gate_bank(bank: Bank, scope: Scope, texts: TokenTexts | None = None) -> GatedBank:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
-from mend_jax.core.gated_bank import GatedBank
+from mend_jax.core.gated_bank import deltas_of_edits
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, locality_weights, token_batches
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit, relative_norms
@@ -111,20 +111,10 @@ def validate(
         edits, scores = scorer(params, state, model.params, token_batches(placed))
         valid = gather(placed["valid"])
         parts.append(valid_scores(scores, valid))
-        if deltas := _deltas_of(edits):
+        if deltas := deltas_of_edits(edits):
             sizes = relative_norms(Edit(deltas), model.params)
             norms += gather(sizes)[valid.any(axis=-1)].tolist()
     return _validation_numbers(_join(parts), sets, norms, c_edit, c_loc, near_share)
-
-
-def _deltas_of(edits: Any) -> dict[str, Any]:
-    """Return the deltas of E edits by weight; of E banks those of their one fact."""
-    if isinstance(edits, GatedBank):
-        return {
-            name: jax.tree.map(lambda leaf: leaf[:, 0], delta)
-            for name, delta in edits.bank.deltas.items()
-        }
-    return dict(edits.deltas)
 
 
 def _validation_numbers(

@@ -24,6 +24,7 @@ from mend_jax.apps.doctor.check_result import (
 from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.forward import scored_logits
+from mend_jax.core.gated_bank import deltas_of_edits
 from mend_jax.core.losses import masked_mean, token_nll
 from mend_jax.core.meta_loss import token_batches
 from mend_jax.core.token_batch import TokenBatch
@@ -90,7 +91,7 @@ def _edit_and_measure(
     return {
         "before": before,
         "after": nll(scored_logits(model, base, problem.trunk_states, facts, edit)),
-        "deltas": {name: delta.squared_norm() for name, delta in edit.deltas.items()},
+        "deltas": {name: delta.squared_norm() for name, delta in deltas_of_edits(edit).items()},
         "factors": {
             name: {
                 "u": jnp.abs(f.u * f.mask[..., None].astype(f.u.dtype)).max(),
