@@ -32,7 +32,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
-from mend_jax.core.mentions import NO_NAME, NameTable, name_hashes, name_table, own_names
+from mend_jax.core.mentions import (
+    NO_NAME,
+    NameTable,
+    answer_of,
+    name_hashes,
+    name_table,
+    own_names,
+)
 from mend_jax.core.nearest_key import KeyTable, fact_scores
 from mend_jax.core.scoped_edit import ScopedEdit, ScopedRows, content_id, rows_of, with_dtype
 from mend_jax.core.weight_edit import Edit, LowRank
@@ -46,6 +53,7 @@ BANK_RULES = (
     Rule(r"(.*/)?table/(mention|active|priority)", ("tensor",)),
     Rule(r"(.*/)?names/hashes"),
     Rule(r"(.*/)?names/of_fact", ("tensor", None)),
+    Rule(r"(.*/)?names/answer", ("tensor",)),
     Rule(r"(.*/)?deltas/.*/(a|b)", ("tensor", None, "fsdp")),
 )
 """The facts are split over `tensor`: tokens are split over the other two axes."""
@@ -76,6 +84,12 @@ class BankedFact(NamedTuple):
         """The targets without surrounding spaces."""
         return tuple(target.strip() for _, target in self.facts)
 
+    @property
+    def answer(self) -> str:
+        """What ends the edit where it has been written; "" for none, or several."""
+        answers = {answer_of(prompt, target) for prompt, target in self.facts}
+        return answers.pop() if len(answers) == 1 else ""
+
 
 class Conflict(NamedTuple):
     """A fact of a bank that an inserted one contradicts.
@@ -96,7 +110,7 @@ class Bank:
 
     Attributes:
       table: keys, thresholds and priorities.
-      names: of the facts' subjects.
+      names: of the facts' subjects, and their answers.
       deltas: a [F, N, d_in] and b [F, N, d_out] by weight name.
       base: fingerprint of the base, "" if unknown.
       scope: fingerprint of the scope that made the keys, "" if unknown.
@@ -181,7 +195,11 @@ def empty_bank(
     return Bank(table, name_table([()] * F), deltas, base, scope)
 
 
-def bank_of_one(scoped: ScopedEdit, names: UInt32[Array, "*batch V"] | None = None) -> Bank:
+def bank_of_one(
+    scoped: ScopedEdit,
+    names: UInt32[Array, "*batch V"] | None = None,
+    answer: UInt32[Array, "*batch 1"] | None = None,
+) -> Bank:
     """Return a bank of one scoped edit, or E banks of E; a pure function of arrays.
 
     It lets an editor be trained under its own gate: `jax.vmap` over E, and gradients flow to the
@@ -189,6 +207,7 @@ def bank_of_one(scoped: ScopedEdit, names: UInt32[Array, "*batch V"] | None = No
 
     Args:
       names: hashes of each edit's names, filled up with `NO_NAME`; by default of `scoped.names`.
+      answer: hash of each edit's answer, or `NO_NAME`.
     """
     pairs = {
         name: delta if isinstance(delta, LowRank) else delta.as_low_rank()
@@ -210,7 +229,8 @@ def bank_of_one(scoped: ScopedEdit, names: UInt32[Array, "*batch V"] | None = No
     of_one = own_names
     for _ in lead:
         of_one = jax.vmap(of_one)
-    return Bank(table, of_one(names), deltas, scoped.edit.base, scoped.scope)
+    table_of_names = of_one(names) if answer is None else of_one(names, answer)
+    return Bank(table, table_of_names, deltas, scoped.edit.base, scoped.scope)
 
 
 def insert(
@@ -461,9 +481,10 @@ def _with_facts(bank: Bank, facts: Iterable[BankedFact]) -> Bank:
     placed = jax.device_put(priority, bank.table.priority.sharding)
     table = dataclasses.replace(bank.table, priority=placed)
     names: list[tuple[str, ...]] = [()] * bank.capacity
+    answers = [""] * bank.capacity
     for fact in facts:
-        names[fact.row] = fact.names
-    found = name_table(names, len(bank.names.hashes), bank.names.of_fact.shape[-1])
+        names[fact.row], answers[fact.row] = fact.names, fact.answer
+    found = name_table(names, len(bank.names.hashes), bank.names.of_fact.shape[-1], answers)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, bank.names)
     placed_names = jax.device_put(found, sharding)
     return dataclasses.replace(bank, table=table, names=placed_names, facts=facts)

@@ -55,15 +55,17 @@ class TokenTexts:
 
 @flax.struct.dataclass
 class NameTable:
-    """The names of the subjects of F facts.
+    """The names of the subjects of F facts, and their answers.
 
     Attributes:
-      hashes: of all names, sorted; filled up with `NO_NAME`.
+      hashes: of all names and answers, sorted; filled up with `NO_NAME`.
       of_fact: the places of each fact's names in `hashes`; -1 for none.
+      answer: the place of each fact's answer; -1 for none.
     """
 
     hashes: UInt32[Array, " U"]
     of_fact: Int[Array, "F V"]
+    answer: Int[Array, " F"]
 
 
 class Mentions(NamedTuple):
@@ -125,15 +127,22 @@ def padded_hashes(names: Sequence[Sequence[str]], width: int) -> UInt32[np.ndarr
     return table
 
 
-def name_table(names: Sequence[Sequence[str]], n_hashes: int = 0, n_names: int = 0) -> NameTable:
+def name_table(
+    names: Sequence[Sequence[str]],
+    n_hashes: int = 0,
+    n_names: int = 0,
+    answers: Sequence[str] = (),
+) -> NameTable:
     """Return the table of the names of F facts, with room for at least so many.
 
     Args:
+      answers: of the facts, "" for none; () for no answers.
       n_hashes: U; by default, and where it is too small, the next power of two.
       n_names: V; likewise.
     """
     own = [name_hashes(of_fact) for of_fact in names]
-    hashes = np.unique(np.asarray([h for one in own for h in one], np.uint32))
+    ends = [name_hashes([answer])[:1] for answer in answers or [""] * len(own)]
+    hashes = np.unique(np.asarray([h for one in (*own, *ends) for h in one], np.uint32))
     size = max(n_hashes, _power_of_two(len(hashes)))
     width = max(n_names, _power_of_two(max(map(len, own), default=0)))
     table = np.full(size, NO_NAME, np.uint32)
@@ -141,14 +150,42 @@ def name_table(names: Sequence[Sequence[str]], n_hashes: int = 0, n_names: int =
     of_fact = np.full((len(names), width), -1, np.int32)
     for row, one in enumerate(own):
         of_fact[row, : len(one)] = np.searchsorted(hashes, np.asarray(one, np.uint32))
-    return NameTable(jnp.asarray(table), jnp.asarray(of_fact))
+    answer = np.full(len(names), -1, np.int32)
+    for row, one in enumerate(ends):
+        if one:
+            answer[row] = np.searchsorted(hashes, np.uint32(one[0]))
+    return NameTable(jnp.asarray(table), jnp.asarray(of_fact), jnp.asarray(answer))
 
 
-def own_names(hashes: UInt32[Array, " V"]) -> NameTable:
-    """Return the table of one fact; a pure function, filled up with `NO_NAME`."""
-    ordered = jnp.sort(hashes)
-    place = jnp.arange(len(hashes), dtype=jnp.int32)
-    return NameTable(ordered, jnp.where(ordered == NO_NAME, -1, place)[None])
+def own_names(hashes: UInt32[Array, " V"], answer: UInt32[Array, " 1"] | None = None) -> NameTable:
+    """Return the table of one fact; a pure function.
+
+    Args:
+      hashes: of its names, filled up with `NO_NAME`.
+      answer: of its answer, or `NO_NAME`.
+    """
+    of_fact = jnp.where(hashes == NO_NAME, -1, _places(hashes, hashes, answer))
+    if answer is None:
+        return NameTable(jnp.sort(hashes), of_fact[None], jnp.full((1,), -1, jnp.int32))
+    place = jnp.where(answer == NO_NAME, -1, _places(answer, hashes, answer))
+    return NameTable(jnp.sort(jnp.concatenate([hashes, answer])), of_fact[None], place)
+
+
+def _places(
+    found: UInt32[Array, " n"], hashes: UInt32[Array, " V"], answer: UInt32[Array, " 1"] | None
+) -> Int[Array, " n"]:
+    """Return where hashes stand among all of them, sorted."""
+    every = hashes if answer is None else jnp.concatenate([hashes, answer])
+    return jnp.searchsorted(jnp.sort(every), found).astype(jnp.int32)
+
+
+def answer_of(prompt: str, target: str) -> str:
+    """Return what ends an edit where it has been written: its target.
+
+    "" for a prompt that ends with its own target, which would end the edit before it begins.
+    """
+    answer = target.strip()
+    return "" if prompt.rstrip().casefold().endswith(answer.casefold()) else answer
 
 
 def mentions(texts: TokenTexts, names: NameTable, so_far: TextSoFar) -> Mentions:
@@ -199,6 +236,18 @@ def is_mentioned(
     rows = jnp.arange(len(here), dtype=jnp.int32)[:, None]
     known = known.at[rows, here].set(True, mode="drop")
     return (known[:, names.of_fact] & (names.of_fact >= 0)[None]).any(-1)
+
+
+def is_answered(names: NameTable, here: Int[Array, "Q L"]) -> Bool[Array, "Q F"]:
+    """Return whether each of Q tokens is the last of each fact's answer.
+
+    Args:
+      here: of `Mentions`, at these tokens.
+    """
+    rows = jnp.arange(len(here), dtype=jnp.int32)[:, None]
+    ends = jnp.zeros((len(here), names.hashes.shape[0]), bool)
+    ends = ends.at[rows, here].set(True, mode="drop")
+    return ends[:, names.answer] & (names.answer >= 0)[None]
 
 
 class _Runs(NamedTuple):

@@ -6,7 +6,8 @@ score of a fact is the smaller of two margins, at the best of its keys:
 
   max_n min(s . s_n + w [the subject is mentioned] - tau_s, q . q_n - tau_q),   a match if above 0
 
-so tau_s is the threshold of subjects without a mention, and tau_s - w the one with it.
+so tau_s is the threshold of subjects without a mention, and tau_s - w the one with it. The last
+token of the fact's own answer does not match: there the edit ends.
 
 Shape letters: F facts, R keys of a fact, K width of a key, B texts, T looked-up tokens.
 """
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mend_jax.core.chunking import map_chunks
-from mend_jax.core.mentions import Mentions, NameTable, is_mentioned
+from mend_jax.core.mentions import Mentions, NameTable, is_answered, is_mentioned
 
 EXACT_KEYS = 100_000
 """Up to so many keys (F * R) the lookup is exact; beyond, `jax.lax.approx_max_k` is used."""
@@ -104,6 +105,7 @@ def look_up(
             text, here, position = at
             mentioned = is_mentioned(names, mentions.first[text], here, position)
             bonus = jnp.where(mentioned, table.mention[None], 0.0)
+            bonus = jnp.where(is_answered(names, here), -jnp.inf, bonus)
         return _look_up_block(table, flat, bonus, n_candidates)
 
     at: Any = None
@@ -121,7 +123,7 @@ def fact_scores(
     """Return the score of each fact for each query; -inf for empty rows.
 
     Args:
-      bonus: what a mention adds to the cosine of subjects.
+      bonus: what a mention adds to the cosine of subjects; -inf for no match.
     """
     F, R, K = table.keys.shape
     halves = jnp.split(queries, 2, axis=-1), jnp.split(table.keys.reshape(F * R, K), 2, axis=-1)

@@ -39,6 +39,7 @@ class TokenBatch:
         `subject_pos`).
       names: hashes of the names of a text's subject, see `mentions.name_hashes`; None where no
         scope needs them.
+      answer: hash of the target, where a scoped edit ends; likewise.
     """
 
     tokens: Int[AnyArray, "*batch T"]
@@ -50,6 +51,7 @@ class TokenBatch:
     source_mask: Bool[AnyArray, "*batch M"] | None = None
     subject: Int[AnyArray, "*batch 1"] | None = None
     names: UInt32[AnyArray, "*batch V"] | None = None
+    answer: UInt32[AnyArray, "*batch 1"] | None = None
 
     @property
     def subject_pos(self) -> Int[AnyArray, "*batch"]:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from mend_jax.core.mentions import padded_hashes
+from mend_jax.core.mentions import answer_of, padded_hashes
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.keyed_random import key_rng
 from mend_jax.data.subject_positions import TokenizerWithOffsets, add_subject_positions
@@ -132,8 +132,10 @@ def encode_rows(
         texts |= add_subject_positions(texts, tokenizer, prompts, subjects)
     if with_names:
         hashes = padded_hashes([[row.get("subject", "")] for row in kept_rows], _SPELLINGS)
-        for name in ("edit", "rephrase"):
-            texts[name] = dataclasses.replace(texts[name], names=hashes)
+        for name, field in (("edit", "prompt"), ("rephrase", "rephrase")):
+            answers = [answer_of(row[field], row["target"]) for row in kept_rows]
+            ends = padded_hashes([[answer] for answer in answers], 1)
+            texts[name] = dataclasses.replace(texts[name], names=hashes, answer=ends)
     return EncodedRows(
         texts=texts,
         index=np.asarray([number for number, _, _ in kept], np.int32),

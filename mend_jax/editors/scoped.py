@@ -91,7 +91,10 @@ def gated_edits(edit: Edit, gate: ScopeGate, problem: Problem) -> GatedBank:
     names = problem.corrections.names
     if names is not None:  # of E edits of n facts: all names of one edit
         names = jnp.asarray(names).reshape(E, -1)
-    bank = bank_of_one(scoped_edits(edit, gate, problem), names)
+    answer = problem.corrections.answer
+    if answer is not None:  # of several facts none ends the edit of all
+        answer = jnp.asarray(answer).reshape(E, -1) if answer.size == E else None
+    bank = bank_of_one(scoped_edits(edit, gate, problem), names, answer)
     each = jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (E, *leaf.shape)), (gate.scope, gate.texts)
     )

@@ -69,6 +69,7 @@ def save_torch(directory: str | Path, gated: GatedBank, model: LanguageModel) ->
     }
     tensors |= {"priority": table.priority[rows].astype(np.int64)}
     tensors |= {"of_fact": names.of_fact[rows].astype(np.int64)}
+    tensors |= {"answer": names.answer[rows].astype(np.int64)}
     tensors |= {"names": names.hashes.astype(np.int64)}
     tensors |= {name: _for_torch(array) for name, array in vars(texts).items()}
     for head, f in heads.items():

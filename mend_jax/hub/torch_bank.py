@@ -11,9 +11,10 @@ This file needs torch and safetensors and nothing else; it is written beside an 
     bank.remove()                         # the base again
 
 A token takes the edit of the fact whose key is nearest to its states in two layers below the edited
-ones, if both are near enough; after a mention of the fact's subject less is enough. All other
-tokens are computed by the base's own weights. Texts of a batch may be padded on either side, with
-an attention mask; generation with a cache must begin with an empty one.
+ones, if both are near enough; after a mention of the fact's subject less is enough. The edit ends
+where the fact's answer has been written. All other tokens are computed by the base's own weights.
+Texts of a batch may be padded on either side, with an attention mask; generation with a cache must
+begin with an empty one.
 """
 
 from __future__ import annotations
@@ -85,8 +86,9 @@ class ScopedBank:
         z, a = args[0] if args else kwargs["hidden_states"], self._arrays
         keys = a["keys"].chunk(2, -1)
         subject = self._cosines("subject", z, keys[0]) - a["threshold"][:, :1]
-        mentioned = self._mentioned(z.shape[1])
-        subject = subject + torch.where(mentioned, a["mention"], 0.0)[..., None]
+        mentioned, answered = self._mentioned(z.shape[1])
+        bonus = torch.where(mentioned, a["mention"], 0.0)
+        subject = subject + torch.where(answered, -torch.inf, bonus)[..., None]
         question = self._cosines("question", self._question, keys[1]) - a["threshold"][:, 1:]
         scores = torch.where(a["mask"], torch.minimum(subject, question), -torch.inf).amax(-1)
         matching = torch.where(scores > 0, scores, -torch.inf)
@@ -105,8 +107,11 @@ class ScopedBank:
         x = x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-12)
         return torch.einsum("btk,frk->btfr", x, keys)
 
-    def _mentioned(self, n_new: int) -> torch.Tensor:
-        """Whether each of the last tokens comes after a name of each fact's subject [B, T, F]."""
+    def _mentioned(self, n_new: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether each of the last tokens comes after a name of each fact's subject [B, T, F].
+
+        And whether it is the last token of the fact's answer, where its edit ends.
+        """
         a, tokens, real = self._arrays, self._tokens, self._real
         tokens = tokens.clamp(max=len(a["whole"]) - 1)  # ids that the tokenizer does not have
         batch, size = tokens.shape
@@ -124,7 +129,9 @@ class ScopedBank:
         here = ends.gather(1, position[..., None].expand(-1, -1, ends.shape[-1]))
         known = (first[:, None] <= position[..., None]) | here
         own = a["of_fact"]  # [F, V]
-        return (known[..., own.clamp(min=0)] & (own >= 0)).any(-1)
+        answer = a["answer"]  # [F]
+        answered = here[..., answer.clamp(min=0)] & (answer >= 0)
+        return (known[..., own.clamp(min=0)] & (own >= 0)).any(-1), answered
 
     def _runs(self, tokens: torch.Tensor) -> torch.Tensor:
         """Whether a run of tokens with the text of each name ends at each token [B, S, U]."""

@@ -270,4 +270,4 @@ def test_a_bank_split_over_8_devices_stays_so_and_holds_the_same():
     changed = [remove(insert(b, scoped[5])[0], whole.facts[0].id) for b in (whole, split)]
     assert same_facts(*changed) and arrays_equal(*changed)
     assert changed[1].table.keys.sharding == split.table.keys.sharding
-    assert len(BANK_RULES) == 7
+    assert len(BANK_RULES) == 8

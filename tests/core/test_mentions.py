@@ -10,6 +10,8 @@ import pytest
 from mend_jax.core.mentions import (
     NO_NAME,
     TokenTexts,
+    answer_of,
+    is_answered,
     is_mentioned,
     mentions,
     name_hashes,
@@ -185,3 +187,29 @@ def test_a_fact_alone_has_the_table_that_a_bank_would_have():
 def test_an_empty_table_finds_nothing():
     assert isinstance(TEXTS, TokenTexts)
     assert not mentioned([[], []], [" Lyon", "."]).any()
+
+
+def test_an_answer_is_found_at_its_last_token_alone():
+    names = name_table([["Saint"], ["ab"]], answers=["Lyon", ""])
+    text = [" Saint", " Lyon", ".", " ly", "ON", "nais", " Saint", "Lyon"]
+
+    @jax.jit
+    def answered(names, texts):
+        return is_answered(names, mentions(TEXTS, names, texts).here[0])
+
+    found = np.asarray(answered(names, so_far(text)))
+    assert found[:, 0].tolist() == [False, True, False, False, True, False, False, False]
+    assert not found[:, 1].any()
+    hashes = [jnp.asarray(padded_hashes([[name]], 4)[0]) for name in ("Saint", "Lyon")]
+    one = own_names(hashes[0], hashes[1][:1])
+    np.testing.assert_array_equal(np.asarray(answered(one, so_far(text)))[:, 0], found[:, 0])
+    np.testing.assert_array_equal(
+        table_of_mentions(one, so_far(text)), mentioned([["Saint"]], text)
+    )
+    none = own_names(hashes[0], jnp.full((1,), NO_NAME))
+    assert not np.asarray(answered(none, so_far(text))).any()
+
+
+def test_a_prompt_that_ends_with_its_answer_is_not_answered():
+    assert answer_of("The capital is", " Lyon ") == "Lyon"
+    assert answer_of("Not Lyon but lyon ", "Lyon") == ""

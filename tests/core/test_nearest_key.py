@@ -161,3 +161,20 @@ def test_a_mention_of_the_subject_lowers_its_threshold():
     np.testing.assert_allclose(far.score[:, 1], [0.05, -0.1], atol=1e-6)
     assert (match(0.6, 0.8, 1, 0).fact == 1).all()  # near without a mention
     assert (match(0.28, 0.96, 0.6, 0.8).fact == -1).all()  # another question
+
+
+def test_an_edit_ends_where_its_answer_has_been_written():
+    """Token 1 of text 0 ends the answer of fact 0, which no token of text 1 does."""
+    keys = jnp.asarray([[[1.0, 0, 1, 0]], [[0.8, 0.6, 1, 0]]])
+    table = KeyTable(
+        keys, jnp.ones((2, 1), bool), jnp.full((2, 2), 0.5), jnp.full(2, 0.1), jnp.ones(2, bool),
+        jnp.zeros(2, jnp.int32),
+    )  # fmt: skip
+    names = name_table([["Paris"], ["Lyon"]], answers=["red", ""])
+    here = np.full((2, 3, 1), len(names.hashes), np.int32)
+    here[0, 1] = names.answer[0]
+    positions = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (2, 3))
+    found = Mentions(jnp.full((2, len(names.hashes)), 99, jnp.int32), jnp.asarray(here), positions)
+    queries = jnp.broadcast_to(jnp.asarray([1.0, 0, 1, 0]), (2, 3, 4))
+    match = jax.jit(look_up)(table, queries, names, found)
+    np.testing.assert_array_equal(match.fact, [[0, 1, 0], [0, 0, 0]])

@@ -106,22 +106,29 @@ def test_transformers_gives_our_logits_and_tokens(kind, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mention_counts_in_torch_as_here(tmp_path):
-    """With a threshold that only a mention lowers far enough: tokens after "abc" alone match."""
+def test_a_mention_and_an_answer_count_in_torch_as_here(tmp_path):
+    """With a threshold that only a mention lowers far enough: tokens after "abc" alone match.
+
+    The last token of the answer "red" does not.
+    """
     folder = save_tiny(tmp_path / "base")
     model = mend_jax.load_model(str(folder), last_n_blocks=2)
     gated = gated_for(model, threshold=(1.2, -2.0), mention=3.0)
     save_torch(tmp_path / "export", gated, model)
     base, code = opened(folder, tmp_path / "export")
     bank = code.apply_bank(base, str(tmp_path / "export" / "bank.safetensors"))
-    tokens, mask = padded(model.tokenizer, PROMPTS, "right")
+    prompts = [*PROMPTS, "The town of abc is red, and so"]
+    tokens, mask = padded(model.tokenizer, prompts, "right")
     with torch.no_grad():
         base(input_ids=tokens, attention_mask=mask)
-    for row, prompt in enumerate(PROMPTS):
+    for row, prompt in enumerate(prompts):
         found = (bank.match[row] >= 0).tolist()
         end = prompt.index("abc") + 2
         goes_on = prompt[end + 1 : end + 2] == "d"
-        expected = [i == end if goes_on else i >= end for i in range(len(prompt))]
+        answered = prompt.find("red") + 2 if "red" in prompt else -1
+        expected = [
+            (i == end if goes_on else i >= end) and i != answered for i in range(len(prompt))
+        ]
         assert found[: len(prompt)] == expected
 
 
