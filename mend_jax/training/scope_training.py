@@ -71,7 +71,6 @@ class ScopeOptions:
       false_rate: the share of neighbours that may match.
       question_rate: the share of other questions about the same subject that may match.
       next_rate: the share of questions about another subject that may match after the fact itself.
-      after_rate: the share of last tokens of answers that may match, where an edit should end.
       seed: of initial values and batches.
     """
 
@@ -90,18 +89,13 @@ class ScopeOptions:
     validation_facts: int = 200
     neighbours: int = 8
     false_rate: float = 0.01
-    question_rate: float = 0.08
+    question_rate: float = 0.1
     next_rate: float = 0.2
-    after_rate: float = 0.03
     seed: int = 0
 
     def __post_init__(self) -> None:
-        rates = {
-            "false_rate",
-            "question_rate",
-            "next_rate",
-            "after_rate",
-        }  # checked by choose_threshold
+        # choose_threshold checks them
+        rates = {"false_rate", "question_rate", "next_rate"}
         least: dict[str, float] = dict.fromkeys(vars(self).keys() - rates, 1)
         least |= {"wordings": 2, "wordings_per_step": 2, "facts_per_step": 2, "lr": 0.0}
         least |= {"weight_decay": 0.0, "temperature": 1e-6, "seed": 0, "near_per_step": 0}
@@ -386,7 +380,8 @@ class ValidationScores(NamedTuple):
       subject, question: by the half of the keys.
       mentioned: whether the state comes after the fact's subject.
       kind: what the state is of: "paraphrase", "chat" (a paraphrase in one), "neighbour", "other
-        question", "other subject", "inside" of a prompt, or "after" the answer.
+        question", "other subject", "inside" of a prompt, or "after" the answer, where the
+        gate ends an edit whatever the score.
     """
 
     subject: Float[np.ndarray, " n"]
@@ -435,10 +430,6 @@ def choose_thresholds(scores: ValidationScores, options: ScopeOptions) -> Thresh
     inside = scores.of("paraphrase")
     others, near, after = map(scores.of, ("other question", "neighbour", "other subject"))
     question = choose_threshold(others.question, inside.question, options.question_rate)
-    end = scores.of("after").question
-    if len(end):
-        ended = choose_threshold(end, inside.question, options.after_rate)
-        question = max(question, ended, key=lambda found: found.threshold)
 
     def chosen(outside: ValidationScores, mentioned: bool, rate: float) -> MatchThreshold:
         far, own = (

@@ -214,9 +214,7 @@ ROWS = [
     (0.95, 0.1, 0, "neighbour"), (0.9, 0.5, 1, "other question"), (0.4, 0.9, 1, "other subject"),
     (0.1, 0.1, 1, "inside"),
 ]  # fmt: skip
-EXACT = dataclasses.replace(
-    OPTIONS, false_rate=0.0, question_rate=0.0, next_rate=0.0, after_rate=0.0
-)
+EXACT = dataclasses.replace(OPTIONS, false_rate=0.0, question_rate=0.0, next_rate=0.0)
 
 
 def test_three_thresholds_give_the_weight_of_a_mention():
@@ -267,11 +265,3 @@ def test_a_question_with_the_same_answers_is_no_other_question():
     assert questions(0) == {"The size of town 0 is"}  # "nation" of town 0 has the same answer
     assert questions(1) == {"The size of town 1 is", "The nation of town 1 is"}
     assert questions(3) == {"The size of town 3 is"}  # its own facts are of no other relation
-
-
-def test_no_end_of_an_answer_matches():
-    """A threshold of the question that other questions would allow lets ends of answers match."""
-    scores = scores_of(*ROWS, (0.9, 0.78, 1, "after"))
-    assert choose_thresholds(scores_of(*ROWS), EXACT).question.threshold < 0.78
-    assert 0.78 <= choose_thresholds(scores, EXACT).question.threshold < 0.8
-    assert match_rates(scores, choose_thresholds(scores, EXACT))["after"] == 0
