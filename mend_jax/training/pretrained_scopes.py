@@ -21,7 +21,7 @@ from mend_jax.parallel.distributed import print_once
 if TYPE_CHECKING:
     from mend_jax.hub.language_model import LanguageModel
 
-FOLDER = Path(__file__).parent / "pretrained_scopes"
+FOLDER = Path(__file__).parent / "pretrained_scope_files"
 SHIPPED = "shipped"
 """The value of `scope.file` that stands for the shipped scope of the base, if there is one."""
 
