@@ -13,10 +13,11 @@ from support.tiny import save_tiny
 
 import mend_jax
 from mend_jax.apps.run_command import parse
+from mend_jax.core import scope_file
 from mend_jax.errors import CheckpointError, ConfigError
 from mend_jax.io import array_files
 from mend_jax.ledger.editor_choice import choose_editor
-from mend_jax.training import pretrained
+from mend_jax.training import pretrained, pretrained_scopes
 from mend_jax.training.assembly import build_editor
 from mend_jax.training.config_keys import with_added_keys
 
@@ -227,3 +228,10 @@ def test_shipped_files_are_intact_and_small():
         config = with_added_keys({"editor": description["config"]})
         assert "step_size" in config["editor"]["options"]  # shipped under its old name
         assert build_editor(ml_collections.ConfigDict(config)).trainable
+
+
+def test_the_scope_of_a_shipped_editor_is_shipped_too():
+    scopes = sorted(pretrained_scopes.FOLDER.glob("*.safetensors"))
+    assert {scope_file.load(path).scope.base for path in scopes} == pretrained.names().keys()
+    files = [*scopes, *pretrained.FOLDER.glob("*.safetensors")]
+    assert sum(path.stat().st_size for path in files) < 12_000_000
