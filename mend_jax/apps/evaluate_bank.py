@@ -1,5 +1,5 @@
 """python -m mend_jax.apps.evaluate_bank --config=NAME.py [--facts=1,10,100,1000] [--edits=200]
-  [--editor=NAME] [--workdir=DIR] [--config.KEY=VALUE ...]
+  [--editor=RUN] [--workdir=DIR] [--config.KEY=VALUE ...]
 
 Evaluates many scoped edits in one bank. The first `--edits` test facts of the config's data are
 evaluated; a bank of n facts holds some of them and, where they are too few, facts of the training
@@ -256,8 +256,8 @@ def table(results: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 for an error that the message explains."""
-    from mend_jax.ledger.editor_choice import choose_editor
     from mend_jax.parallel.mesh import make_mesh
+    from mend_jax.training import pretrained
     from mend_jax.training.assembly import build_model
 
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -267,13 +267,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--facts", default="1,10,100,1000", help="sizes of banks")
     parser.add_argument("--edits", type=int, default=200, help="test facts that are evaluated")
-    parser.add_argument("--editor", default="", help="as for `edit apply`")
+    parser.add_argument(
+        "--editor", default="", help="the folder of a run; default: the shipped one"
+    )
     args, rest = parser.parse_known_args(argv)
     try:
         config, workdir, name = parse(rest)
         sizes = _sizes(args.facts)
         model = build_model(config, make_mesh(dict(config.mesh)))
-        editor = choose_editor(model, args.editor)
+        editor = Editor.restore(args.editor, model) if args.editor else pretrained.load(model)
         found = evaluate_bank(config, editor, sizes, args.edits, config.seed)
         path = Path(f"{workdir}-bank" if "--workdir" not in " ".join(rest) else workdir)
         path.mkdir(parents=True, exist_ok=True)

@@ -59,8 +59,8 @@ def test_the_command_names_what_is_missing(base, config, tmp_path, capsys):
     flags += ["--config=quickstart.py", f"--config.model.spec={base}", f"--workdir={tmp_path}"]
     assert evaluate_bank.main([*flags, "--facts=many"]) == 2
     assert "--facts=many: give numbers of facts" in capsys.readouterr().err
-    assert evaluate_bank.main([*flags, "--editor=fine_tune", "--edits=2"]) == 2
-    assert "no scope is learned for" in capsys.readouterr().err
+    assert evaluate_bank.main([*flags, "--edits=2"]) == 2
+    assert "no editor is shipped for" in capsys.readouterr().err
     editor = scoped_editor(mend_jax.load_model(base, last_n_blocks=1))
     with pytest.raises(DataError, match="facts are known: lower --facts"):
         evaluate_bank.evaluate_bank(config, editor, (10**6,), 2)
