@@ -44,6 +44,7 @@ def get_config(variant=""):
     c.train.decay = True
     c.train.c_edit_start = 0.7
     c.train.c_edit = 0.42  # the paper's is 0.1 throughout
+    c.train.c_after = 1.0  # the paper has no such term
     c.train.log_every = 10
     c.train.val_every = 160
     c.train.val_edits = 96  # with half of them the noise of the loss chose the step
@@ -76,7 +77,7 @@ def get_config(variant=""):
     elif variant:
         raise KeyError(variant)
     if variant == "lean":
-        c.scope.file = ""
+        c.scope.file, c.train.c_after = "", 0.0
         c.model.last_n_blocks = 1
         c.editor.options.rank = 32
         c.eval.hard_neighbours = c.eval.continuation_tokens = 0

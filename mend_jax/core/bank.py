@@ -57,6 +57,8 @@ BANK_RULES = (
     Rule(r"(.*/)?deltas/.*/(a|b)", ("tensor", None, "fsdp")),
 )
 """The facts are split over `tensor`: tokens are split over the other two axes."""
+_HASHES = 4
+"""Of names and answers that there is room for, a fact: more facts compile nothing anew."""
 
 
 class BankedFact(NamedTuple):
@@ -192,7 +194,7 @@ def empty_bank(
         name: LowRank(jnp.zeros((F, N, d_in), dtype), jnp.zeros((F, N, d_out), dtype))
         for name, (d_in, d_out) in sorted(weights.items())
     }
-    return Bank(table, name_table([()] * F), deltas, base, scope)
+    return Bank(table, name_table([()] * F, _HASHES * F), deltas, base, scope)
 
 
 def bank_of_one(
@@ -484,7 +486,8 @@ def _with_facts(bank: Bank, facts: Iterable[BankedFact]) -> Bank:
     answers = [""] * bank.capacity
     for fact in facts:
         names[fact.row], answers[fact.row] = fact.names, fact.answer
-    found = name_table(names, len(bank.names.hashes), bank.names.of_fact.shape[-1], answers)
+    n_hashes = max(len(bank.names.hashes), _HASHES * bank.capacity)
+    found = name_table(names, n_hashes, bank.names.of_fact.shape[-1], answers)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, bank.names)
     placed_names = jax.device_put(found, sharding)
     return dataclasses.replace(bank, table=table, names=placed_names, facts=facts)

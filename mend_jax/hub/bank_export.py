@@ -12,6 +12,7 @@ from safetensors.numpy import save as serialise
 
 from mend_jax.core.bank import canonical
 from mend_jax.core.gated_bank import GatedBank
+from mend_jax.core.mentions import NO_NAME
 from mend_jax.core.scope import HEADS
 from mend_jax.errors import CheckpointError
 from mend_jax.hub.export_common import AUTO_CLASSES, readme
@@ -70,7 +71,8 @@ def save_torch(directory: str | Path, gated: GatedBank, model: LanguageModel) ->
     tensors |= {"priority": table.priority[rows].astype(np.int64)}
     tensors |= {"of_fact": names.of_fact[rows].astype(np.int64)}
     tensors |= {"answer": names.answer[rows].astype(np.int64)}
-    tensors |= {"names": names.hashes.astype(np.int64)}
+    used = max(int((names.hashes != NO_NAME).sum()), 1)  # they are sorted
+    tensors |= {"names": names.hashes[:used].astype(np.int64)}
     tensors |= {name: _for_torch(array) for name, array in vars(texts).items()}
     for head, f in heads.items():
         tensors |= {f"{head}.{name}": np.asarray(array) for name, array in vars(f).items()}

@@ -152,7 +152,7 @@ KEYS = (
     Key("train.c_edit_start", 0.1, "weight of edit success at the first step", above=0.0),
     Key("train.c_edit", 0.1, "weight of edit success at the last step", above=0.0),
     Key("train.c_loc", 1.0, "weight of locality", least=0.0),
-    Key("train.c_after", 1.0,
+    Key("train.c_after", 0.0,
         "weight of the KL after the answer, where the edited model should go on as the base; only "
         "of a causal model with near texts, without data.append_eos and with plain edits",
         least=0.0, absent=0.0),

@@ -210,7 +210,7 @@ def with_silence(gated):
     return gated.replace(bank=with_threshold(gated.bank, NEVER))
 
 
-@pytest.mark.parametrize("kind", in_tiers(("llama",), WRITERS, ("t5", *SLOW)))
+@pytest.mark.parametrize("kind", in_tiers(("llama",), WRITERS, ("t5", "gpt2", "gptj")))
 def test_generation_with_a_cache_equals_full_passes(kind):
     c = case(kind)
     check_generation(c, c.halfway())

@@ -105,9 +105,10 @@ def test_an_error_of_the_machine_moves_no_step(saved, tmp_path, monkeypatch, err
 def test_a_run_whose_config_lacks_a_key_is_resumed(key):
     config = configs.load_config("quickstart.py")
     ours = configs.to_json_dict(config)
-    ours["train"]["doctor"] = False
-    theirs = json.loads(json.dumps(ours))
     group, name = key.split(".")
+    ours["train"]["doctor"] = False
+    ours[group][name] = ADDED_KEYS[key]  # what a run without it did
+    theirs = json.loads(json.dumps(ours))
     del theirs[group][name]
     if not theirs[group]:
         del theirs[group]
