@@ -47,6 +47,7 @@ def test_edits_are_scoped_where_the_base_has_a_scope(editor, model):
     )
 
 
+@pytest.mark.slow
 def test_a_scoped_edit_is_the_plain_one_in_its_scope(editor, model):
     prompt, _ = fact = FACTS[0]
     plain, gated = editor.edit([fact], plain=True), editor.edit([fact])
