@@ -53,7 +53,7 @@ def test_a_silent_bank_changes_nothing_and_others_change_the_facts_in_them(model
     assert evaluate_bank.table(own).count("\n") == 3
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_command_names_what_is_missing(base, config, tmp_path, capsys):
     flags = [f"--config.{k}={v}" for k, v in SETTINGS.items()]
     flags += ["--config=quickstart.py", f"--config.model.spec={base}", f"--workdir={tmp_path}"]
