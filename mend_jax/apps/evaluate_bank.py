@@ -10,7 +10,6 @@ runs/NAME-bank) and prints a table. Several seeds are several orders of insertio
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import sys
 import time
@@ -21,13 +20,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from mend_jax.apps.run_command import parse
-from mend_jax.core.bank import Bank, canonical, empty_bank, insert, remove
+from mend_jax.core.bank import Bank, insert, remove
+from mend_jax.core.bank_file import same_facts
 from mend_jax.core.forward import top_logits, trunk_states
-from mend_jax.core.gated_bank import GatedBank, gate_bank
+from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.losses import token_kl
 from mend_jax.core.scope import reading
 from mend_jax.core.scoped_edit import ScopedEdit
@@ -36,6 +36,7 @@ from mend_jax.data.facts import Fact
 from mend_jax.data.hard_texts import HardTextMaker
 from mend_jax.data.rows import Row
 from mend_jax.errors import ConfigError, DataError, MendError, report_error
+from mend_jax.evaluation.hard_case import mean_by_edit
 from mend_jax.evaluation.statistics import wilson_interval
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.files import write_json
@@ -75,8 +76,7 @@ def evaluate_bank(
     rows = choose_rows(test, n_edits)
     known = {row["key"] for row in rows}
     pool = [row for row in test if row["key"] not in known]
-    maker = HardTextMaker([*rows, *pool], [], config.eval.hard_neighbours)
-    outside = dataclasses.replace(maker, pool=pool)  # neighbours of facts that are in no bank
+    outside = HardTextMaker(pool, [], config.eval.hard_neighbours)  # of facts that are in no bank
     split = encode_split(config, editor.model, outside.add_to(rows), for_evaluation=True)
     rows = [split.rows[int(i)] for i in split.encoded.index]
     texts = {name: t for name, t in split.encoded.texts.items() if name in _SETS}
@@ -110,32 +110,17 @@ def _of_size(
     for group in groups:
         more = np.arange(n, n + size - len(group)) if size > n else np.arange(0)
         order = np.random.default_rng(seed).permutation(np.concatenate([group, more]))
-        bank, found = insert(_empty(editor, size), [scoped[i] for i in order])
+        gated, found = editor.empty_bank(size).insert([scoped[i] for i in order])
         conflicts += len(found)
         some = {name: jax.tree.map(lambda a, g=group: a[g], t) for name, t in texts.items()}
-        parts.append(_scores(editor.model, _gated(editor, bank), some))
+        parts.append(_scores(editor.model, gated, some))
         if group is groups[-1]:
-            seconds = _seconds_of_insert(bank, scoped[order[0]])
-            exact = _removal_is_exact(editor, bank, [scoped[i] for i in order])
+            seconds = _seconds_of_insert(gated.bank, scoped[order[0]])
+            exact = _removal_is_exact(editor, gated.bank, [scoped[i] for i in order])
     scores = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return _summary(scores, before, rows) | {
         "facts": size, "conflicts": conflicts, "seconds_insert": seconds, "exact_removal": exact,
     }  # fmt: skip
-
-
-def _empty(editor: Editor, capacity: int) -> Bank:
-    assert editor.scope is not None
-    weights = {w.name: (w.d_in, w.d_out) for w in editor.model.weights}
-    scope = editor.scope.scope
-    return empty_bank(
-        weights, scope.d_key, base=editor.model.fingerprint, scope=scope.fingerprint(),
-        capacity=capacity,
-    )  # fmt: skip
-
-
-def _gated(editor: Editor, bank: Bank) -> GatedBank:
-    assert editor.scope is not None
-    return gate_bank(bank, editor.scope.scope, editor.model.tokenizer.token_texts)
 
 
 def _seconds_of_insert(bank: Bank, one: ScopedEdit) -> float:
@@ -148,12 +133,9 @@ def _seconds_of_insert(bank: Bank, one: ScopedEdit) -> float:
 
 def _removal_is_exact(editor: Editor, bank: Bank, inserted: Sequence[ScopedEdit]) -> bool:
     """Return whether the bank without its last fact is that of the others, bit for bit."""
-    without = insert(_empty(editor, 1), inserted[:-1])[0]
+    without = editor.empty_bank(1).insert(inserted[:-1])[0].bank
     (last,) = {fact.id for fact in bank.facts} - {fact.id for fact in without.facts}
-    one, other = canonical(remove(bank, last)), canonical(without)
-    return one[1] == other[1] and all(
-        np.array_equal(array, other[0][name]) for name, array in one[0].items()
-    )
+    return same_facts(remove(bank, last), without)
 
 
 def _scores(model: LanguageModel, gated: GatedBank | None, texts: dict[str, TokenBatch]) -> Scores:
@@ -217,23 +199,16 @@ def _summary(scores: Scores, before: Scores, rows: Sequence[Row]) -> dict[str, A
         "paraphrase_unseen": scores["rephrase", "exact"][unseen],
     }
     by_edit = {
-        "leak": _mean_by_edit(scores["hard_target", "exact"], scores["hard_target", "real"]),
-        "leak_before": _mean_by_edit(before["hard_target", "exact"], before["hard_target", "real"]),
-        "kept": _mean_by_edit(scores["hard_near", "kept"], real),
+        "leak": mean_by_edit(scores["hard_target", "exact"], scores["hard_target", "real"]),
+        "leak_before": mean_by_edit(before["hard_target", "exact"], before["hard_target", "real"]),
+        "kept": mean_by_edit(scores["hard_near", "kept"], real),
     }
     shares |= by_edit
     found: dict[str, Any] = {k: float(v.mean()) for k, v in shares.items() if len(v)}
     found["ci95"] = {k: wilson_interval(found[k], len(v)) for k, v in shares.items() if len(v)}
-    found["kl"] = float(_mean_by_edit(scores["hard_near", "kl"], real).mean())
+    found["kl"] = float(mean_by_edit(scores["hard_near", "kl"], real).mean())
     found["kl_far"] = float(scores["far", "kl_mean"].mean())
     return found | {"evaluated": len(rows), "neighbours": int(real.sum())}
-
-
-def _mean_by_edit(
-    values: Float[np.ndarray, "N k"], real: Float[np.ndarray, "N k"]
-) -> Float[np.ndarray, " M"]:
-    some = real.any(-1)
-    return np.where(real, values, 0).sum(-1)[some] / real.sum(-1)[some]
 
 
 _COLUMNS = {

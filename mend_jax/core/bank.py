@@ -294,7 +294,7 @@ def replace(bank: Bank, id_: str, scoped: ScopedEdit) -> tuple[Bank, tuple[Confl
 
 
 def grow(bank: Bank, capacity: int = 0, key_rows: int = 0, delta_rows: int = 0) -> Bank:
-    """Return the bank with room for at least so many facts, keys and delta rows."""
+    """Return the bank with at least these capacities: of facts, keys and delta rows."""
     F, R = max(capacity, bank.capacity), max(key_rows, bank.key_rows)
     N = max(delta_rows, bank.delta_rows)
 

@@ -34,28 +34,6 @@ class ScopePositions:
     mask: Bool[Array, " P"]
 
 
-def positions_in_scope(
-    z: Float[Array, "F n S D"], mask: Bool[Array, "F n S"], first_fact: int = 0
-) -> ScopePositions:
-    """Return the scored positions of F facts in n wordings each, numbered from `first_fact`."""
-    F, n, S, D = z.shape
-    fact, _, place = jnp.indices((F, n, S), dtype=jnp.int32, sparse=True)
-    fact, place = (jnp.broadcast_to(x, (F, n, S)).reshape(-1) for x in (fact + first_fact, place))
-    return ScopePositions(z.reshape(-1, D), fact, place, jnp.asarray(mask).reshape(-1))
-
-
-def positions_outside(z: Float[Array, "*lead D"], mask: Bool[Array, "*lead"]) -> ScopePositions:
-    """Return positions that are in the scope of no fact."""
-    mask = jnp.asarray(mask).reshape(-1)
-    fact = jnp.full(mask.shape, NO_FACT, jnp.int32)
-    return ScopePositions(z.reshape(-1, z.shape[-1]), fact, jnp.zeros_like(fact), mask)
-
-
-def join_positions(*parts: ScopePositions) -> ScopePositions:
-    """Return all positions together."""
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-
-
 def contrastive_loss(
     f: Projection, positions: ScopePositions, temperature: float | Float[Array, ""] = 0.07
 ) -> Float[Array, ""]:

@@ -41,7 +41,8 @@ from mend_jax.models.params import Params, nest
 
 GATED_BANK_RULES = (*BANK_RULES, *SCOPE_RULES, *TOKEN_TEXT_RULES)
 FEW_FACTS = 8
-"""Up to so many facts a pass multiplies by all of them; beyond, it gathers each token's."""
+"""A pass multiplies by all facts of a bank up to this size; of a larger one each token gathers its
+own."""
 _TOKENS_AT_ONCE = 64  # that gather their factors; a multiple of that many costs memory
 
 

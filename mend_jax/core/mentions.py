@@ -24,6 +24,8 @@ from jaxtyping import Array, Bool, Int, UInt32
 from mend_jax.models.gate_site import TextSoFar
 from mend_jax.parallel.sharding import Rule
 
+SPELLINGS = 4
+"""Hashes that are kept of a fact's names where arrays have one width."""
 MAX_TOKENS = 12
 """The longest name that is found, in tokens."""
 NO_NAME = np.uint32(2**32 - 1)
@@ -118,7 +120,9 @@ def name_hashes(names: Iterable[str]) -> list[int]:
     return [_hash(form.encode()) for form in forms]
 
 
-def padded_hashes(names: Sequence[Sequence[str]], width: int) -> UInt32[np.ndarray, "F V"]:
+def padded_hashes(
+    names: Sequence[Sequence[str]], width: int = SPELLINGS
+) -> UInt32[np.ndarray, "F V"]:
     """Return the hashes of the names of F facts, at most `width` each, filled up with `NO_NAME`."""
     table = np.full((len(names), width), NO_NAME, np.uint32)
     for row, one in enumerate(map(name_hashes, names)):
@@ -164,19 +168,13 @@ def own_names(hashes: UInt32[Array, " V"], answer: UInt32[Array, " 1"] | None = 
       hashes: of its names, filled up with `NO_NAME`.
       answer: of its answer, or `NO_NAME`.
     """
-    of_fact = jnp.where(hashes == NO_NAME, -1, _places(hashes, hashes, answer))
-    if answer is None:
-        return NameTable(jnp.sort(hashes), of_fact[None], jnp.full((1,), -1, jnp.int32))
-    place = jnp.where(answer == NO_NAME, -1, _places(answer, hashes, answer))
-    return NameTable(jnp.sort(jnp.concatenate([hashes, answer])), of_fact[None], place)
+    ordered = jnp.sort(hashes if answer is None else jnp.concatenate([hashes, answer]))
 
+    def places(found: UInt32[Array, " n"]) -> Int[Array, " n"]:
+        return jnp.where(found == NO_NAME, -1, jnp.searchsorted(ordered, found).astype(jnp.int32))
 
-def _places(
-    found: UInt32[Array, " n"], hashes: UInt32[Array, " V"], answer: UInt32[Array, " 1"] | None
-) -> Int[Array, " n"]:
-    """Return where hashes stand among all of them, sorted."""
-    every = hashes if answer is None else jnp.concatenate([hashes, answer])
-    return jnp.searchsorted(jnp.sort(every), found).astype(jnp.int32)
+    ends = jnp.full((1,), -1, jnp.int32) if answer is None else places(answer)
+    return NameTable(ordered, places(hashes)[None], ends)
 
 
 def answer_of(prompt: str, target: str) -> str:
@@ -255,7 +253,7 @@ class _Runs(NamedTuple):
 
     Attributes:
       hashes: of their texts.
-      real: whether the text has so many tokens there, and a word begins with them.
+      real: whether the text has a run of that length there, and a word begins with it.
     """
 
     hashes: UInt32[Array, "B S L"]

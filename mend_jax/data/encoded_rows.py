@@ -27,7 +27,6 @@ AFTER_TOKENS = 8
 _JOINTS = (". ", "\n", ", and ")  # between an answer and what follows it
 # Sets of texts that an edit should leave alone although they are close to it; see `hard_texts`.
 # `hard_target` has the prompts of `hard_near` with the row's new target: does it leak there?
-_SPELLINGS = 4  # of a name
 HARD_SETS = ("hard_near", "hard_target", "same_subject", "target_facts", "subject_text")
 # Further sets for evaluation; several texts a row, except for `far_answers`.
 EVALUATION_SETS = ("more_rephrases", "more_near", "hops", "far_answers", *HARD_SETS)
@@ -131,7 +130,7 @@ def encode_rows(
         subjects = [row.get("subject", "") for row in kept_rows]
         texts |= add_subject_positions(texts, tokenizer, prompts, subjects)
     if with_names:
-        hashes = padded_hashes([[row.get("subject", "")] for row in kept_rows], _SPELLINGS)
+        hashes = padded_hashes([[row.get("subject", "")] for row in kept_rows])
         for name, field in (("edit", "prompt"), ("rephrase", "rephrase")):
             answers = [answer_of(row[field], row["target"]) for row in kept_rows]
             ends = padded_hashes([[answer] for answer in answers], 1)

@@ -138,13 +138,29 @@ class Editor:
         """
         if self.scope is None or plain:
             return self.plain_edit(facts)
-        scoped = self.scoped_edits(facts)
+        return self.empty_bank().insert(self.scoped_edits(facts))[0]
+
+    def empty_bank(self, capacity: int = 16) -> GatedBank:
+        """Return a bank without facts, for the scoped edits of this editor.
+
+        Raises:
+          ConfigError: the base has no learned scope.
+        """
+        scope = self._learned_scope().scope
         weights = {w.name: (w.d_in, w.d_out) for w in self.model.weights}
-        scope = self.scope.scope
         empty = empty_bank(
-            weights, scope.d_key, base=self.model.fingerprint, scope=scope.fingerprint()
-        )
-        return gate_bank(empty, scope, self.model.tokenizer.token_texts).insert(scoped)[0]
+            weights, scope.d_key, base=self.model.fingerprint, scope=scope.fingerprint(),
+            capacity=capacity,
+        )  # fmt: skip
+        return gate_bank(empty, scope, self.model.tokenizer.token_texts)
+
+    def _learned_scope(self) -> LearnedScope:
+        if self.scope is None:
+            raise ConfigError(
+                f"no scope is learned for {self.model.spec}: learn one with "
+                "`mend-jax learn-scope`, or make plain edits"
+            )
+        return self.scope
 
     def scoped_edits(self, facts: Sequence[Fact | tuple[str, str]]) -> list[ScopedEdit]:
         """Return a scoped edit of each fact; see `edit`.
@@ -153,18 +169,14 @@ class Editor:
           ConfigError: the base has no learned scope; and as `edit`.
           DataError: as `edit`.
         """
-        if self.scope is None:
-            raise ConfigError(
-                f"no scope is learned for {self.model.spec}: learn one with "
-                "`mend-jax learn-scope`, or make plain edits"
-            )
+        learned = self._learned_scope()
         checked = self._checked(facts)
         pairs, subjects = _pairs(checked), [f.subject or guess_subject(f.prompt) for f in checked]
         names = [
             tuple(n for n in (s, *f.aliases) if n) for s, f in zip(subjects, checked, strict=True)
         ]
-        gate, found = ScopeGate.of(self.scope, self.model.tokenizer.token_texts), []
-        module = reading(self.model.module, self.scope.scope.site)
+        gate, found = ScopeGate.of(learned, self.model.tokenizer.token_texts), []
+        module = reading(self.model.module, learned.scope.site)
         with use_mesh(mesh_of_arrays(self.model.params)):
             for start in range(0, len(pairs), _EDITS_AT_ONCE):
                 some = slice(start, start + _EDITS_AT_ONCE)
@@ -175,7 +187,7 @@ class Editor:
                 )  # fmt: skip
                 found += [made.at(i) for i in range(len(pairs[some]))]
         common = dict(base=self.model.fingerprint, editor=self.id, created=utc_timestamp())
-        fingerprint = self.scope.scope.fingerprint()
+        fingerprint = learned.scope.fingerprint()
         return [
             dataclasses.replace(
                 one, edit=dataclasses.replace(one.edit, facts=(pair,), **common),

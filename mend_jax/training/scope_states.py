@@ -43,7 +43,6 @@ from mend_jax.models.gate_site import GateSite
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 
 _TEXTS_AT_ONCE = 64
-_SPELLINGS = 4
 _BUCKET = 8  # texts are padded to a multiple of this many tokens
 _NEAR_STATES = 8  # of a fact and a kind, at most
 _JOINTS = (". ", "\n", ", and ", ". Also, ", "; ")  # between an answer and the next question
@@ -134,7 +133,7 @@ class StateReader:
                 )  # fmt: skip
         except DataError:
             return None
-        names = padded_hashes([[subject]], _SPELLINGS)[0]
+        names = padded_hashes([[subject]])[0]
         begins = len(tokenizer.encode(before.rstrip())) if before else 0
         return ScopeText(dataclasses.replace(text, names=names), begins)
 
@@ -149,7 +148,7 @@ class StateReader:
             encoded = self._form.text(self._model.tokenizer, text, self._lengths.max_len)
         except DataError:
             return None
-        return ScopeText(dataclasses.replace(encoded, names=padded_hashes([[]], _SPELLINGS)[0]))
+        return ScopeText(dataclasses.replace(encoded, names=padded_hashes([[]])[0]))
 
     def read(self, texts: Sequence[ScopeText], what: str) -> list[ReadText]:
         """Return the states of texts."""

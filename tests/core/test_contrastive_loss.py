@@ -8,14 +8,32 @@ import pytest
 
 from mend_jax.core.contrastive_loss import (
     NO_FACT,
+    ScopePositions,
     contrastive_loss,
-    join_positions,
-    positions_in_scope,
-    positions_outside,
 )
 from mend_jax.core.scope import init_projection, project
 
 F, N, S, D = 3, 2, 2, 6
+
+
+def positions_in_scope(z, mask, first_fact=0):
+    """Return the scored positions of F facts in n wordings each, numbered from `first_fact`."""
+    F, n, S, D = z.shape
+    fact, _, place = jnp.indices((F, n, S), dtype=jnp.int32, sparse=True)
+    fact, place = (jnp.broadcast_to(x, (F, n, S)).reshape(-1) for x in (fact + first_fact, place))
+    return ScopePositions(z.reshape(-1, D), fact, place, jnp.asarray(mask).reshape(-1))
+
+
+def positions_outside(z, mask):
+    """Return positions that are in the scope of no fact."""
+    mask = jnp.asarray(mask).reshape(-1)
+    fact = jnp.full(mask.shape, NO_FACT, jnp.int32)
+    return ScopePositions(z.reshape(-1, z.shape[-1]), fact, jnp.zeros_like(fact), mask)
+
+
+def join_positions(*parts):
+    """Return all positions together."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def positions(seed=0):
