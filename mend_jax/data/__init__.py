@@ -29,6 +29,7 @@ DATA_SETS: Registry[RecipeFunction] = Registry(
         "facts": f"{_SOURCES}.own_facts:recipe",
         "fever": f"{_SOURCES}.fever:recipe",
         "wikitext_gen": f"{_SOURCES}.wikitext_gen:recipe",
+        "named_things": f"{_SOURCES}.named_things:recipe",
         "world_facts": f"{_SOURCES}.world_facts:recipe",
         "zsre": f"{_SOURCES}.zsre:recipe",
         # Rows of these are unrelated texts (`far`), not edits.
