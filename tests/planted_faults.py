@@ -56,7 +56,7 @@ FAULTS = (
     Fault("the question is read where the trunk ends", "models/blocks.py",
           "jnp.where(layer[_IS_QUESTION], h, question)", "h"),
     Fault("an edit goes on after its answer", "core/nearest_key.py",
-          "is_answered(names, here), -jnp.inf", "is_answered(names, here), 0.0"),
+          "is_answered(names, ends), -jnp.inf", "is_answered(names, ends), 0.0"),
     Fault("of equal matches the earlier wins", "core/nearest_key.py",
           "jnp.where(equal, priority, -1).max(-1", "jnp.where(equal, priority, 99).min(-1"),
     Fault("an empty row of a bank matches", "core/nearest_key.py",

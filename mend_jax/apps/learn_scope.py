@@ -78,7 +78,8 @@ def learn_for(config: ConfigDict, model: LanguageModel) -> LearnedScope:
     """
     from mend_jax import data
     from mend_jax.training.assembly import text_lengths
-    from mend_jax.training.scope_training import ScopeData, ScopeOptions, learn_scope
+    from mend_jax.training.scope_options import ScopeData, ScopeOptions
+    from mend_jax.training.scope_training import learn_scope
 
     lengths = text_lengths(config)  # an editor may see shorter texts than a gate
     lengths = dataclasses.replace(lengths, max_len=max(lengths.max_len, _LEAST_LENGTH))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mend_jax.core.bank import Bank, BankedFact, canonical, empty_bank, restore
+from mend_jax.core.chunking import power_of_two
 from mend_jax.core.scoped_edit import ScopedRows, content_id
 from mend_jax.core.weight_edit import Edit, LowRank
 from mend_jax.errors import CheckpointError
@@ -82,9 +83,9 @@ def bank_of(arrays: Mapping[str, np.ndarray], metadata: Any) -> Bank:
         arrays["keys"].shape[-1],
         base=metadata["base"],
         scope=metadata["scope"],
-        capacity=_power_of_two(16, n),
-        key_rows=_power_of_two(4, arrays["keys"].shape[1]),
-        delta_rows=_power_of_two(4, max(a.shape[1] for a in deltas)),
+        capacity=power_of_two(n, 16),
+        key_rows=power_of_two(arrays["keys"].shape[1], 4),
+        delta_rows=power_of_two(max(a.shape[1] for a in deltas), 4),
         dtype=deltas[0].dtype,
     )
     return restore(empty, entries)
@@ -149,7 +150,3 @@ def _rows(
     if content_id(rows, edit, fact.names) != fact.id:
         raise ValueError(f"fact {fact.id} has other contents than its id says")
     return rows
-
-
-def _power_of_two(least: int, needed: int) -> int:
-    return max(least, 1 << max(needed - 1, 0).bit_length())

@@ -56,6 +56,11 @@ def round_up(n: Whole, multiple: int) -> Whole:
     return -(-n // multiple) * multiple
 
 
+def power_of_two(n: int, least: int = 1) -> int:
+    """Return the smallest power of two that is at least n, or `least` where that is larger."""
+    return max(least, 1 << max(n - 1, 0).bit_length())
+
+
 def split_into_chunks(size: int, tree: Tree, axis: int) -> Any:
     """Return the tree in chunks of `size` places along `axis`, on a new first axis.
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
+from mend_jax.core.chunking import power_of_two
 from mend_jax.models.gate_site import TextSoFar
 from mend_jax.parallel.sharding import Rule
 
@@ -147,8 +148,8 @@ def name_table(
     own = [name_hashes(of_fact) for of_fact in names]
     ends = [name_hashes([answer])[:1] for answer in answers or [""] * len(own)]
     hashes = np.unique(np.asarray([h for one in (*own, *ends) for h in one], np.uint32))
-    size = max(n_hashes, _power_of_two(len(hashes)))
-    width = max(n_names, _power_of_two(max(map(len, own), default=0)))
+    size = max(n_hashes, power_of_two(len(hashes)))
+    width = max(n_names, power_of_two(max(map(len, own), default=0)))
     table = np.full(size, NO_NAME, np.uint32)
     table[: len(hashes)] = hashes
     of_fact = np.full((len(names), width), -1, np.int32)
@@ -219,32 +220,39 @@ def mentions(texts: TokenTexts, names: NameTable, so_far: TextSoFar) -> Mentions
     return Mentions(first, here, position)
 
 
-def is_mentioned(
-    names: NameTable,
-    first: Int[Array, "Q U"],
-    here: Int[Array, "Q L"],
-    position: Int[Array, " Q"],
-) -> Bool[Array, "Q F"]:
-    """Return whether each of Q tokens comes after a name of each fact.
-
-    Args:
-      first, here, position: of `Mentions`, at these tokens.
-    """
-    known = first <= position[:, None]
-    rows = jnp.arange(len(here), dtype=jnp.int32)[:, None]
-    known = known.at[rows, here].set(True, mode="drop")
-    return (known[:, names.of_fact] & (names.of_fact >= 0)[None]).any(-1)
-
-
-def is_answered(names: NameTable, here: Int[Array, "Q L"]) -> Bool[Array, "Q F"]:
-    """Return whether each of Q tokens is the last of each fact's answer.
+def ending_names(names: NameTable, here: Int[Array, "Q L"]) -> Bool[Array, "Q U"]:
+    """Return whether each name, or answer, ends at each of Q tokens.
 
     Args:
       here: of `Mentions`, at these tokens.
     """
     rows = jnp.arange(len(here), dtype=jnp.int32)[:, None]
     ends = jnp.zeros((len(here), names.hashes.shape[0]), bool)
-    ends = ends.at[rows, here].set(True, mode="drop")
+    return ends.at[rows, here].set(True, mode="drop")
+
+
+def is_mentioned(
+    names: NameTable,
+    ends: Bool[Array, "Q U"],
+    first: Int[Array, "Q U"],
+    position: Int[Array, " Q"],
+) -> Bool[Array, "Q F"]:
+    """Return whether each of Q tokens comes after a name of each fact.
+
+    Args:
+      ends: of `ending_names`.
+      first, position: of `Mentions`, at these tokens.
+    """
+    known = ends | (first <= position[:, None])
+    return (known[:, names.of_fact] & (names.of_fact >= 0)[None]).any(-1)
+
+
+def is_answered(names: NameTable, ends: Bool[Array, "Q U"]) -> Bool[Array, "Q F"]:
+    """Return whether each of Q tokens is the last of each fact's answer.
+
+    Args:
+      ends: of `ending_names`.
+    """
     return ends[:, names.answer] & (names.answer >= 0)[None]
 
 
@@ -296,7 +304,3 @@ def _hash(text: bytes) -> int:
 def _in_word(char: bytes) -> bool:
     """Return whether a byte is of a letter or digit; bytes beyond ASCII count as letters."""
     return bool(char) and (char.isalnum() or char[0] >= 128)
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()

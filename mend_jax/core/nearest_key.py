@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mend_jax.core.chunking import map_chunks
-from mend_jax.core.mentions import Mentions, NameTable, is_answered, is_mentioned
+from mend_jax.core.mentions import Mentions, NameTable, ending_names, is_answered, is_mentioned
 
 EXACT_KEYS = 100_000
 """Up to so many keys (F * R) the lookup is exact; beyond, `jax.lax.approx_max_k` is used."""
@@ -103,9 +103,10 @@ def look_up(
         bonus = None
         if names is not None and mentions is not None:
             text, here, position = at
-            mentioned = is_mentioned(names, mentions.first[text], here, position)
+            ends = ending_names(names, here)
+            mentioned = is_mentioned(names, ends, mentions.first[text], position)
             bonus = jnp.where(mentioned, table.mention[None], 0.0)
-            bonus = jnp.where(is_answered(names, here), -jnp.inf, bonus)
+            bonus = jnp.where(is_answered(names, ends), -jnp.inf, bonus)
         return _look_up_block(table, flat, bonus, n_candidates)
 
     at: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -13,14 +14,12 @@ import numpy as np
 from mend_jax.core.scope import HEADS, Projection, Scope
 from mend_jax.errors import CheckpointError
 from mend_jax.io import array_files
+from mend_jax.io.json_values import matches_type
 from mend_jax.models.gate_site import GateSite
 
 FORMAT = "mend_jax_scope/1"
 _KIND = "scope file"
 _NAMES = tuple(Projection.__dataclass_fields__)
-_SITE: dict[str, type] = {
-    "base": str, "stack": str, "block": int, "question": int, "per_text": bool,
-}  # fmt: skip
 _STACKS = ("block", "encoder_block", "decoder_block")
 
 
@@ -123,20 +122,19 @@ def load(path: str | Path) -> LearnedScope:
 
 def _learned(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> LearnedScope:
     """Return the scope of a file's contents; ValueError if they do not make up one."""
-    types = {"threshold": list, "mention": float, "description": dict}
-    _check_types(metadata, _SITE | types)
+    _check_fields(metadata, _Metadata)
     threshold = metadata["threshold"]
-    if len(threshold) != 2 or not all(type(t) is float and -2.0 <= t <= 2.0 for t in threshold):
+    if len(threshold) != 2 or not all(-2.0 <= t <= 2.0 for t in threshold):
         raise ValueError(f"its thresholds are {threshold}, and two cosines are compared")
     if not 0.0 <= metadata["mention"] <= 4.0:
         raise ValueError(f"its weight of a mention is {metadata['mention']}")
-    scope = scope_of(arrays, {name: metadata[name] for name in _SITE})
+    scope = scope_of(arrays, metadata)
     return LearnedScope(scope, tuple(threshold), metadata["mention"], metadata["description"])
 
 
 def scope_of(arrays: Mapping[str, np.ndarray], metadata: Any) -> Scope:
     """Return the scope of what `arrays_of` and `site_of` gave; ValueError if it is none."""
-    _check_types(metadata, _SITE)
+    _check_fields(metadata, _Site)
     stack, block, question = (metadata[name] for name in ("stack", "block", "question"))
     if stack not in _STACKS or not 0 <= question <= block:
         raise ValueError(f"it reads {stack}_{block} and _{question}")
@@ -147,11 +145,9 @@ def scope_of(arrays: Mapping[str, np.ndarray], metadata: Any) -> Scope:
     return Scope(heads[0], heads[1], site, metadata["base"])
 
 
-def _check_types(metadata: Any, types: Mapping[str, type]) -> None:
-    if not isinstance(metadata, Mapping) or metadata.keys() != types.keys():
-        raise ValueError(f"its metadata are not {', '.join(types)}")
-    if any(type(metadata[name]) is not wanted for name, wanted in types.items()):
-        raise ValueError(f"its metadata are not {', '.join(types)}")
+def _check_fields(metadata: Any, fields: type) -> None:
+    if not matches_type(metadata, fields):
+        raise ValueError(f"its metadata are not {', '.join(typing.get_type_hints(fields))}")
 
 
 def _projection(stored: Mapping[str, np.ndarray], head: str) -> Projection:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from mend_jax.core.chunking import round_up
 from mend_jax.core.forward import states_at_site, trunk_states
 from mend_jax.core.mentions import (
     TokenTexts,
+    ending_names,
     is_mentioned,
     mentions,
     own_names,
@@ -29,10 +29,8 @@ from mend_jax.core.mentions import (
 from mend_jax.core.scope import reading
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.encoded_rows import Lengths
-from mend_jax.data.hard_texts import swap_subject
 from mend_jax.data.keyed_random import key_rng
 from mend_jax.data.rows import Row
-from mend_jax.data.wordings import Wordings
 from mend_jax.errors import DataError
 from mend_jax.hub.input_formats import CAUSAL, input_format
 from mend_jax.hub.language_model import LanguageModel
@@ -41,11 +39,11 @@ from mend_jax.io.progress import Progress
 from mend_jax.models.attention import full_context
 from mend_jax.models.gate_site import GateSite
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
+from mend_jax.training.near_texts import NearTexts
 
 _TEXTS_AT_ONCE = 64
 _BUCKET = 8  # texts are padded to a multiple of this many tokens
 _NEAR_STATES = 8  # of a fact and a kind, at most
-_JOINTS = (". ", "\n", ", and ", ". Also, ", "; ")  # between an answer and the next question
 
 
 class ScopeText(NamedTuple):
@@ -210,7 +208,8 @@ def _read_states(
         names = own_names(hashes)
         found = mentions(token_texts, names, jax.tree.map(lambda leaf: leaf[None], text))
         rows = jnp.zeros(found.position.shape[1], jnp.int32)
-        return is_mentioned(names, found.first[rows], found.here[0], found.position[0])[:, 0]
+        ends = ending_names(names, found.here[0])
+        return is_mentioned(names, ends, found.first[rows], found.position[0])[:, 0]
 
     mentioned = jax.vmap(of_one)(jnp.asarray(texts.names), so_far)
     return z, jnp.broadcast_to(mentioned, z.shape[:2])
@@ -354,89 +353,3 @@ def _padded(
         some = own[rng.permutation(len(own))[:size]]
         z[row, : len(some)], mask[row, : len(some)] = some, True
     return PaddedStates(z, mask)
-
-
-def _relations_with_common_answers(rows: Sequence[Row]) -> Mapping[str, frozenset[str]]:
-    """Return the relations whose questions may be those of each relation in other words.
-
-    They are itself and those that share half of the answers of one of the two.
-    """
-    answers: dict[str, set[str]] = collections.defaultdict(set)
-    for row in rows:
-        answers[row["relation"]].add(row["truth"] or row["target"])
-    return {
-        one: frozenset(
-            other
-            for other, theirs in answers.items()
-            if other == one or 2 * len(mine & theirs) >= min(len(mine), len(theirs))
-        )
-        for one, mine in answers.items()
-    }
-
-
-class NearText(NamedTuple):
-    """A question near a fact.
-
-    Attributes:
-      before: the fact itself, where the question comes after it: in the fact's scope.
-      question, answer: out of its scope.
-    """
-
-    before: str
-    question: str
-    answer: str
-
-
-class NearTexts:
-    """Texts about a fact's subject in which its edit is not wanted, from the rows of a split."""
-
-    def __init__(self, pool: Sequence[Row]) -> None:
-        self.wordings = Wordings(pool)
-        self._rows = [row for row in pool if row["subject"]]
-        self._kin = _relations_with_common_answers(self._rows)
-        self._of_relation: Mapping[str, list[Row]] = collections.defaultdict(list)
-        self._about: Mapping[str, list[Row]] = collections.defaultdict(list)
-        for row in self._rows:
-            self._of_relation[row["relation"]].append(row)
-            self._about[row["subject"]].append(row)
-
-    def near(self, row: Row, seed: int) -> list[NearText]:
-        """Return other questions about the subject, and some after the fact itself.
-
-        - facts of other relations about the subject with another answer, at most two; where there
-          are none, the question of another relation, which has other answers, with this subject;
-        - after the fact and its new answer, the same question about other subjects.
-        """
-        rng = key_rng("near texts", seed, row["key"])
-        following = [self._next_question(row, rng) for _ in range(2)]
-        return [*self._same_subject(row, rng), *dict.fromkeys(itertools.chain(*following))]
-
-    def _same_subject(self, row: Row, rng: np.random.Generator) -> list[NearText]:
-        own = [
-            r
-            for r in self._about[row["subject"]]
-            if r["relation"] != row["relation"] and (not r["truth"] or r["truth"] != row["truth"])
-        ]
-        found = [
-            NearText("", own[i]["prompt"], own[i]["target"]) for i in rng.permutation(len(own))[:2]
-        ]
-        for _ in range(4):
-            if len(found) >= 2:
-                break
-            other = self._rows[int(rng.integers(len(self._rows)))]
-            if other["relation"] not in self._kin[row["relation"]]:
-                prompt = swap_subject(other["prompt"], other["subject"], row["subject"])
-                found += [NearText("", prompt, row["target"])] if prompt else []
-        return found
-
-    def _next_question(self, row: Row, rng: np.random.Generator) -> list[NearText]:
-        of_relation = self._of_relation[row["relation"]]
-        other = of_relation[int(rng.integers(len(of_relation)))]
-        if other["subject"] == row["subject"]:
-            return []
-        wordings = self.wordings.of(row, 4)
-        wording = wordings[int(rng.integers(len(wordings)))]
-        question = swap_subject(wording, row["subject"], other["subject"]) or other["prompt"]
-        joint = _JOINTS[int(rng.integers(len(_JOINTS)))]
-        before = f"{wordings[0]} {row['target'].strip()}{joint}"
-        return [NearText(before, question, other["truth"] or other["target"])]

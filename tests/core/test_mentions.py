@@ -11,6 +11,7 @@ from mend_jax.core.mentions import (
     NO_NAME,
     TokenTexts,
     answer_of,
+    ending_names,
     is_answered,
     is_mentioned,
     mentions,
@@ -47,7 +48,12 @@ def table_of_mentions(names, texts):
     found = mentions(TEXTS, names, texts)
     B, T = found.position.shape
     rows = [
-        is_mentioned(names, found.first[jnp.full(T, b)], found.here[b], found.position[b])
+        is_mentioned(
+            names,
+            ending_names(names, found.here[b]),
+            found.first[jnp.full(T, b)],
+            found.position[b],
+        )
         for b in range(B)
     ]
     return jnp.stack(rows)
@@ -195,7 +201,7 @@ def test_an_answer_is_found_at_its_last_token_alone():
 
     @jax.jit
     def answered(names, texts):
-        return is_answered(names, mentions(TEXTS, names, texts).here[0])
+        return is_answered(names, ending_names(names, mentions(TEXTS, names, texts).here[0]))
 
     found = np.asarray(answered(names, so_far(text)))
     assert found[:, 0].tolist() == [False, True, False, False, True, False, False, False]

@@ -11,17 +11,16 @@ from mend_jax.core.scope import first_site, project
 from mend_jax.data.encoded_rows import Lengths
 from mend_jax.data.rows import make_row
 from mend_jax.errors import ConfigError, DataError
-from mend_jax.training.scope_states import FactStates, NearTexts, PaddedStates, StateReader
-from mend_jax.training.scope_training import (
-    ScopeData,
-    ScopeOptions,
+from mend_jax.training.near_texts import NearTexts
+from mend_jax.training.scope_options import ScopeData, ScopeOptions
+from mend_jax.training.scope_states import FactStates, PaddedStates, StateReader
+from mend_jax.training.scope_thresholds import (
     ValidationScores,
     choose_thresholds,
     join_scores,
-    learn_scope,
     match_rates,
-    train_heads,
 )
+from mend_jax.training.scope_training import learn_scope, train_heads
 
 LENGTHS = Lengths(max_len=64, max_target=8, far_len=16, append_eos=False)
 OPTIONS = ScopeOptions(
