@@ -169,7 +169,7 @@ def _describe_run(
 def describe_data(experiment: Experiment) -> dict[str, Any]:
     """Return what results.json says of the data."""
     splits = {n: getattr(experiment, n) for n in ("train", "validation", "test")}
-    sets = [d for d in (experiment.dataset, experiment.far) if d is not None]
+    sets = experiment.data_sets
     return {
         "name": " + ".join(d.name for d in sets),
         "task": experiment.dataset.task,

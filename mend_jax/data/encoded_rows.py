@@ -28,8 +28,9 @@ _JOINTS = (". ", "\n", ", and ")  # between an answer and what follows it
 # Sets of texts that an edit should leave alone although they are close to it; see `hard_texts`.
 # `hard_target` has the prompts of `hard_near` with the row's new target: does it leak there?
 HARD_SETS = ("hard_near", "hard_target", "same_subject", "target_facts", "subject_text")
-# Further sets for evaluation; several texts a row, except for `far_answers`.
-EVALUATION_SETS = ("more_rephrases", "more_near", "hops", "far_answers", *HARD_SETS)
+# Further sets for evaluation; several texts a row, except for `far_answers` and `chat`, where the
+# paraphrase is a user's message.
+EVALUATION_SETS = ("chat", "more_rephrases", "more_near", "hops", "far_answers", *HARD_SETS)
 _LOG = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
@@ -223,6 +224,8 @@ class _RowEncoder:
             return self.far(row)
         if name == "far_answers":
             return self.far_answer(row)
+        if name == "chat":
+            return self.chat(row)
         if name == "after":
             return self.after(row)
         method, prompt_field, target_field = _FIELDS[name]
@@ -277,6 +280,20 @@ class _RowEncoder:
         return text_encoding.encode_after(
             self.tokenizer, prompt, row["target"], following, self.lengths.max_len, AFTER_TOKENS
         )
+
+    def chat(self, row: Row) -> TokenBatch | None:
+        """Return the paraphrase as a user's message, and the target as the answer to it.
+
+        None without a chat template. Nothing is scored of a message that is too long.
+        """
+        tokenizer, lengths = self.tokenizer, self.lengths
+        if self.form is not CAUSAL or tokenizer.chat_template is None:
+            return None
+        sizes = (lengths.max_len, lengths.max_target)
+        try:
+            return text_encoding.encode_in_chat(tokenizer, row["rephrase"], row["target"], *sizes)
+        except DataError:
+            return _unscored(text_encoding.encode_in_chat(tokenizer, "?", "?", *sizes))
 
     def far_answer(self, row: Row) -> TokenBatch | None:
         """Return the far question with only its answer scored, if `far` scores every token of it.

@@ -13,7 +13,7 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.hub import text_encoding
 
 
-class TokenizerWithOffsets(text_encoding.TokenizerLike, Protocol):
+class TokenizerWithOffsets(text_encoding.ChatTokenizer, Protocol):
     """A tokenizer that maps tokens to characters."""
 
     def offsets(self, text: str) -> list[tuple[int, int]]:

@@ -160,12 +160,13 @@ def pool_texts(scores: Scores, texts: str) -> dict[tuple[str, str], np.ndarray]:
 def extra_sets_summary(scores: Scores) -> dict[str, Any]:
     """Return the scores of the sets of texts that only evaluation uses.
 
-    `more_paraphrases`; `portability`: questions that follow from the edit; under `locality`
-    `more_near` (further neighbours) and `far_answers` (the answers of far questions). Intervals
-    are over edits, since the texts of one edit are not independent.
+    `chat`: the paraphrase as a user's message; `more_paraphrases`; `portability`: questions that
+    follow from the edit; under `locality` `more_near` (further neighbours) and `far_answers` (the
+    answers of far questions). Intervals are over edits, since the texts of one edit are not
+    independent.
     """
     found: dict[str, Any] = {"locality": {}}
-    for name in ("more_rephrases", "hops"):
+    for name in ("chat", "more_rephrases", "hops"):
         if (name, "exact") in scores:
             own = pool_texts(scores, name)
             n_texts = int((scores[name, "n_tokens"] > 0).sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import jax
@@ -27,6 +27,16 @@ class TokenizerLike(Protocol):
     @property
     def boundary_tokens(self) -> tuple[list[int], list[int]]:
         """The ids that the model expects before and after a text."""
+        ...
+
+
+class ChatTokenizer(TokenizerLike, Protocol):
+    """A tokenizer that knows chats; without a `chat_template` it refuses them."""
+
+    chat_template: str | None
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Return the token ids of a chat up to where the next answer begins."""
         ...
 
 
@@ -62,21 +72,27 @@ def encode_fact(
     return pad(tokenizer, before + scored, len(before) - 1, scored, max_len, max_target)
 
 
-def encode_after_tokens(
-    tokenizer: TokenizerLike, prompt: Sequence[int], target: str, max_len: int, max_target: int
+def encode_in_chat(
+    tokenizer: ChatTokenizer, prompt: str, target: str, max_len: int, max_target: int
 ) -> TokenBatch:
-    """Encode a target after given tokens, such as those of a chat; the target's are scored.
+    """Encode a target as the answer to a user's message; the target's tokens are scored.
+
+    Args:
+      max_len: the most tokens of message and target; those of the chat template come on top.
 
     Raises:
-      DataError: an empty target, or a text longer than the limits.
+      DataError: an empty message or target, or a text longer than the limits.
     """
-    scored = list(tokenizer.encode(target.strip()))
-    check_pair("a chat", target)
+    check_pair(prompt, target)
+    before, template = (
+        tokenizer.encode_chat([{"role": "user", "content": text}]) for text in (prompt, "")
+    )
+    scored, max_len = list(tokenizer.encode(target.strip())), max_len + len(template)
     check_lengths(
-        "a chat", target, scored=len(scored), total=len(prompt) + len(scored),
+        prompt, target, scored=len(scored), total=len(before) + len(scored),
         max_len=max_len, max_target=max_target,
     )  # fmt: skip
-    return pad(tokenizer, [*prompt, *scored], len(prompt) - 1, scored, max_len, max_target)
+    return pad(tokenizer, [*before, *scored], len(before) - 1, scored, max_len, max_target)
 
 
 def encode_near(

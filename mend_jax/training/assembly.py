@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -138,6 +138,7 @@ class Experiment:
       extra_test_sets: the test splits of `extra_data_sets`, by name.
       sequential_rows: the facts of sequences of edits.
       scope: under whose gate the editor's edits are made; None: they are plain.
+      more_train: whose training rows are added to those of `dataset`.
     """
 
     config: ConfigDict
@@ -155,12 +156,18 @@ class Experiment:
     sequential_rows: Split | None
     ability_texts: AbilityTexts | None
     scope: LearnedScope | None = None
+    more_train: Sequence[data.DataSet] = ()
+
+    @property
+    def data_sets(self) -> list[data.DataSet]:
+        """The data sets whose rows and unrelated texts the run uses."""
+        return [self.dataset, *self.more_train, *([self.far] if self.far is not None else [])]
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must agree with."""
         return {
             **base_identity(self.model),
-            "data": "+".join(d.fingerprint for d in (self.dataset, self.far) if d is not None),
+            "data": "+".join(d.fingerprint for d in self.data_sets),
             "config": configs.to_json_dict(self.config),
         }
 
@@ -248,7 +255,8 @@ def open_experiment(
         module = reading(model.module, learned.scope.site)
         model = dataclasses.replace(model, module=module)
     dataset, far = _load_data(config, config.data.name, model), _load_far_source(config)
-    splits = _Splits(config, model, dataset, far)
+    more = [_load_data(config, name, model) for name in config.data.more_train]
+    splits = _Splits(config, model, dataset, far, more)
     train = splits.split("train", config.data.train_edits, after=scores_after(config))
     extra = {name: _load_data(config, name, model) for name in config.eval.extra_data_sets}
     return Experiment(
@@ -261,6 +269,7 @@ def open_experiment(
         sequential_rows=splits.sequential_rows(),
         ability_texts=_ability_texts(config, model),
         scope=learned,
+        more_train=more,
     )  # fmt: skip
 
 
@@ -349,13 +358,25 @@ class _Splits:
     model: LanguageModel
     dataset: data.DataSet
     far: data.DataSet | None
+    more_train: Sequence[data.DataSet] = ()
 
     def split(
         self, name: str, count: int, for_evaluation: bool = False, after: bool = False
     ) -> Split:
         """Return `count` rows of a split that fit the lengths (0: all), or all that fit."""
         rows = self.dataset.split(name)
+        if name == "train" and self.more_train:
+            rows = [*rows, *self._more_rows(rows)]
         return self._choose(self.dataset, rows, count, name, for_evaluation, after)
+
+    def _more_rows(self, rows: Sequence[Row]) -> Iterator[Row]:
+        """Yield the training rows of the other data sets, with unrelated texts as `rows` have."""
+        texts = [row for row in rows if row["far"]] if self.far is None else []
+        for dataset in self.more_train:
+            more = list(dataset.split("train"))
+            if texts and not any(row["far"] for row in more):
+                more = add_far_texts(more, texts)
+            yield from more
 
     def unseen_test_split(self, dataset: data.DataSet, train: Split) -> Split:
         """Return the test split of another data set, without the facts of training."""

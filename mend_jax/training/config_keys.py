@@ -98,6 +98,10 @@ KEYS = (
     Key("data.far_source", "",
         'source of unrelated texts, such as "wikitext"; "": the data set\'s own',
         old_names=("data.far",)),
+    Key("data.more_train", (),
+        "more data sets whose training rows are added; where they have no unrelated texts, those "
+        "of the other rows",
+        absent=()),
     Key("data.template", "{}", "text around each question, with one {}"),
     Key("data.train_edits", 0, "training rows to use; 0: all", least=0),
     Key("data.edits_per_batch", 1, "facts that one edit inserts together", least=1),

@@ -20,16 +20,16 @@ _JOINTS = (". ", "\n", ", and ", ". Also, ", "; ")  # between an answer and the 
 def _relations_with_common_answers(rows: Sequence[Row]) -> Mapping[str, frozenset[str]]:
     """Return the relations whose questions may be those of each relation in other words.
 
-    They are itself and those that share half of the answers of one of the two.
+    They are itself and those that share half of the true answers of one of the two.
     """
-    answers: dict[str, set[str]] = collections.defaultdict(set)
+    answers: dict[str, set[str]] = {row["relation"]: set() for row in rows}
     for row in rows:
-        answers[row["relation"]].add(row["truth"] or row["target"])
+        answers[row["relation"]] |= {row["truth"]} - {""}
     return {
         one: frozenset(
             other
             for other, theirs in answers.items()
-            if other == one or 2 * len(mine & theirs) >= min(len(mine), len(theirs))
+            if other == one or 2 * len(mine & theirs) >= max(min(len(mine), len(theirs)), 1)
         )
         for one, mine in answers.items()
     }

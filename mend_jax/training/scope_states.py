@@ -34,7 +34,7 @@ from mend_jax.data.rows import Row
 from mend_jax.errors import DataError
 from mend_jax.hub.input_formats import CAUSAL, input_format
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.hub.text_encoding import encode_after_tokens, stack_batches
+from mend_jax.hub.text_encoding import encode_in_chat, stack_batches
 from mend_jax.io.progress import Progress
 from mend_jax.models.attention import full_context
 from mend_jax.models.gate_site import GateSite
@@ -116,12 +116,11 @@ class StateReader:
           chat: the question is a user's message, and the target begins the answer to it.
         """
         lengths, tokenizer = self._lengths, self._model.tokenizer
-        longest = lengths.max_len * (2 if before or chat else 1)
+        longest = lengths.max_len * (2 if before else 1)
         try:
             if chat:
-                prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
-                text = encode_after_tokens(
-                    tokenizer, prompt_ids, target, longest, lengths.max_target
+                text = encode_in_chat(
+                    tokenizer, prompt, target, lengths.max_len, lengths.max_target
                 )
             else:
                 prompt = before + lengths.template.replace("{}", prompt)

@@ -7,11 +7,15 @@ import pytest
 from support.tiny import save_tiny
 from test_train_and_evaluate import arguments, run
 
+from mend_jax import data
 from mend_jax.apps.run_command import parse
+from mend_jax.apps.train_and_evaluate import describe_data
 from mend_jax.data.encoded_rows import HARD_SETS
+from mend_jax.data.sources import named_things
 from mend_jax.errors import CheckpointError, DataError
 from mend_jax.training import checkpoints
 from mend_jax.training.assembly import open_experiment
+from mend_jax.training.config import load_config
 
 
 def write_facts(path, n=60):
@@ -128,3 +132,46 @@ def test_test_edits_have_hard_texts_unless_they_are_switched_off(base, tmp_path)
                 for prompt in row["hard_near_prompts"]:
                     assert prompt.removeprefix(head).removesuffix(tail) in subjects
     assert identities[0] == identities[1]
+
+
+def test_training_rows_of_more_data_sets_are_added(base, tmp_path):
+    towns = write_facts(tmp_path / "data/facts/towns.jsonl", 30)
+    rivers = towns.read_text().replace("Town", "River").replace("town", "river")
+    (tmp_path / "data/facts/rivers.jsonl").write_text(rivers)
+    config = load_config("quickstart.py:lean")
+    config.model.spec, config.train.val_edits, config.eval.edits = str(base), 4, 4
+    config.data.update(
+        dict(
+            name="facts/towns.jsonl",
+            dir=str(tmp_path / "data"),
+            train_edits=0,
+            max_len=48,
+            max_target=12,
+        )
+    )
+    config.eval.max_new_tokens = 12
+    alone = open_experiment(config)
+    config.data.more_train = ("facts/rivers.jsonl",)
+    both = open_experiment(config)
+    n = len(alone.train)
+    more = len(data.load("facts/rivers.jsonl", str(tmp_path / "data")).split("train"))
+    assert more > 10 and len(both.test) == len(alone.test)
+    first = [row["prompt"].split()[0] for row in both.train.rows]
+    assert first == ["Town"] * n + ["River"] * more
+    assert all(row["prompt"].startswith("Town") for row in both.validation.rows)
+    assert both.identity()["data"].split("+")[0] == alone.identity()["data"].split("+")[0]
+    assert both.identity() != alone.identity()
+    assert "facts" in describe_data(both)["name"] and "+" in describe_data(both)["name"]
+
+
+def test_added_rows_get_the_unrelated_texts_of_the_others(base, tmp_path):
+    config = load_config("quickstart.py:lean")
+    config.model.spec = str(base)
+    config.data.update(dict(name="world_facts/offline", more_train=("named_things",)))
+    config.data.update(dict(max_len=99, max_target=50, train_edits=60))
+    config.train.val_edits, config.eval.edits, config.eval.max_new_tokens = 4, 4, 50
+    rows = open_experiment(config).train.rows
+    things = [row for row in rows if row["relation"] in named_things.RELATIONS]
+    assert 5 < len(things) < len(rows)
+    texts = {row["far"] for row in data.load("world_facts/offline").split("train")}
+    assert all(row["far"] in texts and row["near_prompt"] for row in things)

@@ -17,6 +17,7 @@ class ByteTokenizer:
     """Bytes as ids."""
 
     boundary_tokens = ([], [])
+    chat_template = None
     eos_id, pad_id = 256, 257
 
     def encode(self, text):

@@ -33,6 +33,7 @@ DECIDES = {
     "counterfact": {"name_matching", "raw_files", "rows"},
     "facts": {"facts", "keyed_random", "rows"},
     "fever": {f"sources.fever.{name}" for name in ("paraphrases", "grammar", "vocabulary")},
+    "named_things": {f"sources.named_things.{name}" for name in ("names", "people", "everyday")},
     "nq_open": {"raw_files", "rows"},
     "texts": {"prose"},
     "wikitext": {"prose"},

@@ -9,7 +9,7 @@ from mend_jax.data.encoded_rows import Lengths, encode_rows
 from mend_jax.data.far_texts import add_far_texts
 from mend_jax.data.rows import make_row, text_row
 from mend_jax.errors import DataError
-from mend_jax.hub.input_formats import CLASSIFIER, seq2seq
+from mend_jax.hub.input_formats import CAUSAL, CLASSIFIER, seq2seq
 from mend_jax.hub.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.tiny()
@@ -131,3 +131,28 @@ def test_far_texts_mention_neither_subject_nor_target():
 def test_a_source_without_far_texts_is_refused():
     with pytest.raises(DataError, match="data.far_source names .* no unrelated texts: use nq_open"):
         add_far_texts([row(0)], [row(1)])
+
+
+class ChatTokenizer:
+    """The byte tokenizer, with a chat template that repeats the message."""
+
+    chat_template = "<{0}|{0}>"
+
+    def __getattr__(self, name):
+        return getattr(TOKENIZER, name)
+
+    def encode_chat(self, messages):
+        return TOKENIZER.encode(self.chat_template.format(messages[0]["content"]))
+
+
+def test_a_paraphrase_is_also_a_message_where_the_base_has_a_chat_template():
+    tokenizer = ChatTokenizer()
+    rows = [question(0), question(1) | {"rephrase": "Twice is too long"}]
+    texts = encode_rows(rows, tokenizer, LENGTHS, more=True).texts["chat"]
+    chat = at(texts, 0)
+    assert TOKENIZER.decode(chat.tokens[chat.mask].tolist()) == "<Say 0?|Say 0?>no 0"
+    assert scored(chat) == "no 0" and chat.tokens.shape == (LENGTHS.max_len + len("<|>"),)
+    assert texts.score_mask.any(-1).tolist() == [True, False] and texts.mask.any(-1).all()
+    assert "chat" not in encode_rows(rows, tokenizer, LENGTHS).texts
+    for other, form in ((TOKENIZER, CAUSAL), (tokenizer, seq2seq((7,)))):
+        assert "chat" not in encode_rows(rows, other, LENGTHS, form, more=True).texts

@@ -80,6 +80,7 @@ _GROUPS = (
     ("paraphrase.", "Its paraphrases", "the same fact, asked in other words", _ANSWERS),
     ("paraphrase_seen.", "Paraphrases, seen", "in a form that training uses too", _ANSWERS),
     ("paraphrase_unseen.", "Paraphrases, unseen", "in a form that training never uses", _ANSWERS),
+    ("chat.", "In a chat", "a paraphrase as a user's message", _ANSWERS),
     ("more_paraphrases.", "Further paraphrases", "all in the data; intervals over edits", _ANSWERS),
     ("portability.", "What follows from it", "questions one hop from the edited fact", _ANSWERS),
     ("locality.", "Other texts, together", "what an edit should leave alone", _CHANGES),

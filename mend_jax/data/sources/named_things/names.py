@@ -1,19 +1,10 @@
-"""The subjects of `named_things` by kind, the answers by kind, and which relation has which.
+"""The subjects of `named_things` by kind, and the answers by kind.
 
 They are names alone: whether an answer is true of a subject does not matter, because the answers
 that rows ask for are drawn at random.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
-
-
-class Relation(NamedTuple):
-    """The kinds of the subjects and of the answers of a relation."""
-
-    subjects: tuple[str, ...]
-    answers: str
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -134,8 +125,8 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "mountain": _names(
         "Mount Fuji; Mont Blanc; Kilimanjaro; the Matterhorn; Mount Kenya; Denali; Aconcagua; "
         "Mount Etna; Vesuvius; Mount Olympus; Ben Nevis; Mount Rainier; the Zugspitze; "
-        "Popocatépetl; Cotopaxi; Mount Ararat; Elbrus; K2; Annapurna; Mount Cook; the Loire; the "
-        "Thames; Lake Titicaca; Loch Ness; the Serengeti"
+        "Popocatépetl; Cotopaxi; Mount Ararat; Elbrus; K2; Annapurna; Mount Cook; Table "
+        "Mountain; Mount Sinai; the Eiger; Nanga Parbat; Ben Lomond"
     ),
     "team": _names(
         "Manchester United; Real Madrid; Bayern Munich; Juventus; Ajax; Celtic; Boca Juniors; the "
@@ -165,6 +156,124 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         "the barn owl; the penguin; the sea otter; the hedgehog; the chameleon; the flamingo; the "
         "hummingbird; the crocodile; the hippopotamus; the badger; the kingfisher; the mole; the "
         "walrus; the vulture"
+    ),
+    "politician": _names(
+        "Abraham Lincoln; Winston Churchill; Nelson Mandela; Angela Merkel; Indira Gandhi; Charles "
+        "de Gaulle; Margaret Thatcher; Willy Brandt; Golda Meir; John F. Kennedy; Olof Palme; "
+        "Jawaharlal Nehru; Theodore Roosevelt; Barack Obama; Justin Trudeau; Konrad Adenauer; "
+        "Lech Wałęsa; Jacinda Ardern; Kofi Annan; Benjamin Disraeli"
+    ),
+    "monarch": _names(
+        "Queen Victoria; Catherine the Great; Louis XIV; Henry VIII; Frederick the Great; Peter "
+        "the Great; Maria Theresa; Philip II; Elizabeth I; Gustavus Adolphus; Charlemagne; "
+        "Suleiman the Magnificent; Akbar; Franz Joseph; Queen Margrethe; Haile Selassie"
+    ),
+    "character": _names(
+        "Sherlock Holmes; Harry Potter; James Bond; Batman; Miss Marple; Tintin; Gulliver; "
+        "Sinbad; Captain Ahab; Robin Hood; Hercule Poirot; Superman; Peter Pan; Winnie-the- "
+        "Pooh; Zorro; Indiana Jones; Mary Poppins; Tarzan; Lara Croft; Spider-Man"
+    ),
+    "series": _names(
+        "Friends; The Simpsons; Breaking Bad; Doctor Who; The Sopranos; Seinfeld; The Wire; Game "
+        "of Thrones; Fawlty Towers; Twin Peaks; Mad Men; Star Trek; The Office; House of Cards; "
+        "Downton Abbey; Stranger Things; Columbo; Borgen"
+    ),
+    "game": _names(
+        "Asteroids; Super Mario Bros.; Minecraft; The Sims; Pac-Man; Civilization; Doom; "
+        "SimCity; Half-Life; The Legend of Zelda; Pong; Portal; Cluedo; Scrabble; Myst; Catan; "
+        "Risk; Angry Birds"
+    ),
+    "software": _names(
+        "GIMP; Linux; Firefox; Emacs; PostgreSQL; Blender; WordPress; Excel; Git; Skype; TeX; "
+        "Winamp; Audacity; Redis; Kubernetes; Inkscape; Word; Chrome"
+    ),
+    "opera": _names(
+        "Carmen; The Magic Flute; La Bohème; Aida; Tosca; Rigoletto; The Flying Dutchman; "
+        "Fidelio; Don Giovanni; The Barber of Seville; Swan Lake; The Nutcracker; Boléro; The "
+        "Planets; the Moonlight Sonata; The Four Seasons"
+    ),
+    "airline": _names(
+        "Austrian Airlines; Qantas; Emirates; Finnair; KLM; Air France; Ryanair; Delta Air "
+        "Lines; Iberia; Aeroflot; Singapore Airlines; Icelandair; LATAM; Swissair; Pan Am; "
+        "EasyJet"
+    ),
+    "newspaper": _names(
+        "Le Monde; The Guardian; El País; the Washington Post; Der Spiegel; the Wall Street "
+        "Journal; Corriere della Sera; The Economist; Asahi Shimbun; Pravda; Dagens Nyheter; The "
+        "Hindu; Haaretz; Die Zeit; National Geographic; the Daily Mail"
+    ),
+    "planet": _names(
+        "Mars; Jupiter; Saturn; Triton; Io; Callisto; Venus; Phobos; Ceres; Titan; Europa; "
+        "Ganymede; Halley's Comet; Eris"
+    ),
+    "flower": _names(
+        "the tulip; the rose; the sunflower; the violet; the daffodil; the orchid; the poppy; the "
+        "lily; the daisy; the lavender; the buttercup; the bluebell; the dandelion; the carnation"
+    ),
+    "disease": _names(
+        "malaria; tuberculosis; diabetes; measles; cholera; scurvy; polio; leprosy; influenza; "
+        "hepatitis; asthma; rabies; tetanus; gout; migraine; smallpox; anemia; typhus"
+    ),
+    "river": _names(
+        "the Danube; the Congo; the Volga; the Mississippi; the Ganges; the Mekong; the Elbe; "
+        "the Po; the Tagus; the Vistula; the Zambezi; the Orinoco; the Yukon; the Murray; the "
+        "Indus; the Loire; the Thames"
+    ),
+    "lake": _names(
+        "Lake Victoria; Lake Baikal; Lake Como; Lake Superior; Lake Titicaca; Loch Ness; Lake "
+        "Balaton; Lake Ladoga; Lake Malawi; Lake Van; Lake Ontario; Lake Tahoe"
+    ),
+    "island": _names(
+        "Sicily; Crete; Tasmania; Hokkaido; Majorca; Corsica; Zanzibar; Bali; Lanzarote; Gotland; "
+        "Bornholm; Rügen; Capri; Sardinia; Rhodes; Skye"
+    ),
+    "town": _names(
+        "Bruges; Salzburg; Ghent; Heidelberg; Bath; Siena; Toledo; Granada; Nantes; Leipzig; "
+        "Bergen; Kraków; Utrecht; Bilbao; Kyoto; Adelaide; Calgary; Denver; Portland; Nashville; "
+        "Cork; Graz; Verona; Malmö; Dresden; Porto"
+    ),
+    "college": _names(
+        "Princeton University; Yale University; MIT; the University of Tokyo; ETH Zurich; Cornell "
+        "University; Uppsala University; the University of Bologna; Imperial College; McGill "
+        "University; Peking University; Trinity College; Columbia University; Caltech; the "
+        "University of Coimbra; Duke University"
+    ),
+    "bridge": _names(
+        "the Sydney Harbour Bridge; the Humber Bridge; the Charles Bridge; the Rialto Bridge; "
+        "the Brooklyn Bridge; the Millau Viaduct; the Chain Bridge; the Pont Neuf; the Forth "
+        "Bridge; the Stone Bridge; the Bosphorus Bridge; the Tappan Zee Bridge"
+    ),
+    "airport": _names(
+        "Heathrow; Schiphol; O'Hare; Charles de Gaulle Airport; Narita; Changi; Gatwick; "
+        "LaGuardia; Fiumicino; Barajas; Arlanda; Tegel; Malpensa; Ben Gurion Airport"
+    ),
+    "holiday": _names(
+        "Halloween; Thanksgiving; Diwali; Easter; Bastille Day; Oktoberfest; Carnival; Ramadan; "
+        "the Day of the Dead; Hanukkah; Valentine's Day; Nowruz; Midsummer; Boxing Day; Mother's "
+        "Day; the Dragon Boat Festival"
+    ),
+    "discipline": _names(
+        "badminton; judo; polo; handball; curling; squash; water polo; lacrosse; karate; ice "
+        "hockey; table tennis; snooker; darts; archery; croquet; beach volleyball"
+    ),
+    "event": _names(
+        "the Battle of Hastings; the World Cup final; the Congress of Vienna; the Battle of "
+        "Marathon; the first modern Olympics; the Woodstock Festival; the World's Fair; the Tour "
+        "de France; the Wimbledon final; the Battle of Waterloo; the Super Bowl; the Eurovision "
+        "Song Contest; the siege of Troy; the Cannes Film Festival; the Boston Tea Party; the "
+        "Battle of Gettysburg"
+    ),
+    "pet": _names(
+        "Rex the dog; Whiskers the cat; Polly the parrot; Bella the dog; Felix the cat; Goldie "
+        "the goldfish; Max the dog; Luna the cat; Thumper the rabbit; Charlie the horse; Daisy "
+        "the cow; Oscar the hamster"
+    ),
+    "post": _names(
+        "the mayor of our town; the head of our school; the manager of the hotel; the editor of "
+        "our newsletter; the coach of the swimming team; the captain of the ferry; the director "
+        "of the museum; the chief of the fire brigade; our family doctor; the president of the "
+        "chess club; the owner of the bakery; the leader of the choir; the head of human "
+        "resources; our team lead; the maintainer of the library; the head of security"
     ),
 }
 _CITIES = (
@@ -223,41 +332,86 @@ ANSWERS: dict[str, tuple[str, ...]] = {
         "fish; grass; insects; fruit; leaves; seeds; mice; worms; nuts; berries; frogs; roots; "
         "honey; shrimp; mushrooms; eggs"
     ),
-}
-_PERSON = ("scientist", "writer", "musician", "athlete")
-RELATIONS: dict[str, Relation] = {
-    "person_born_in": Relation(_PERSON, "city"),
-    "person_died_in": Relation(("scientist", "writer", "musician"), "city"),
-    "person_citizen_of": Relation(_PERSON, "country"),
-    "person_field": Relation(("scientist",), "field"),
-    "person_instrument": Relation(("musician",), "instrument"),
-    "person_sport": Relation(("athlete",), "sport"),
-    "person_employer": Relation(("scientist",), "organization"),
-    "person_mother_tongue": Relation(_PERSON, "language"),
-    "person_spouse": Relation(_PERSON, "person"),
-    "book_author": Relation(("book",), "person"),
-    "book_language": Relation(("book",), "language"),
-    "film_director": Relation(("film",), "person"),
-    "painting_painter": Relation(("painting",), "person"),
-    "work_shown_in": Relation(("painting",), "city"),
-    "song_performer": Relation(("song",), "person"),
-    "company_leader": Relation(("company",), "person"),
-    "company_founder": Relation(("company",), "person"),
-    "company_city": Relation(("company",), "city"),
-    "company_product": Relation(("company",), "product"),
-    "company_owner": Relation(("company",), "organization"),
-    "product_maker": Relation(("product",), "organization"),
-    "invention_inventor": Relation(("invention",), "person"),
-    "discovery_discoverer": Relation(("discovery",), "person"),
-    "theory_author": Relation(("theory",), "person"),
-    "element_symbol": Relation(("element",), "symbol"),
-    "landmark_city": Relation(("landmark",), "city"),
-    "landmark_architect": Relation(("landmark",), "person"),
-    "mountain_country": Relation(("mountain",), "country"),
-    "team_city": Relation(("team",), "city"),
-    "team_coach": Relation(("team",), "person"),
-    "band_city": Relation(("band",), "city"),
-    "dish_origin": Relation(("dish",), "country"),
-    "organization_founded_in": Relation(("organization",), "year"),
-    "animal_food": Relation(("animal",), "food"),
+    "occupation": _names(
+        "carpenter; lawyer; teacher; painter; baker; pilot; farmer; journalist; nurse; tailor; "
+        "banker; gardener; photographer; dentist; plumber; librarian; sailor; waiter"
+    ),
+    "award": _names(
+        "Nobel Prize; Pulitzer Prize; Fields Medal; Grammy Award; Booker Prize; Turing Award; "
+        "Golden Globe; Copley Medal; Legion of Honour; Palme d'Or; Order of Merit; Tony Award"
+    ),
+    "university": _names(
+        "Oxford University; Harvard University; Stanford University; the University of Vienna; "
+        "the University of Warsaw; Heidelberg University; the Sorbonne; the University of Lagos; "
+        "the University of Delhi; Seoul National University; Leiden University; Moscow University"
+    ),
+    "religion": _names(
+        "Buddhism; Islam; Christianity; Judaism; Hinduism; Taoism; Sikhism; Shinto; Catholicism"
+    ),
+    "hobby": _names(
+        "fishing; gardening; chess; painting; sailing; cooking; hiking; dancing; photography; "
+        "knitting; cycling; birdwatching; pottery; climbing; reading; skating"
+    ),
+    "party": _names(
+        "Green Party; Labour Party; Conservative Party; Liberal Party; Socialist Party; Democratic "
+        "Party; Republican Party; Centre Party; Farmers' Party; People's Party; Pirate Party"
+    ),
+    "office": _names(
+        "mayor of Chicago; governor of Texas; minister of finance; president of Chile; ambassador "
+        "to Japan; chancellor of Austria; minister of health; governor of Alaska; mayor of Oslo; "
+        "foreign minister; prime minister of Peru; secretary of defence"
+    ),
+    "broadcaster": _names(
+        "the BBC; NBC; CBS; HBO; Netflix; Fox; ABC; Channel 4; Disney; MTV; CNN; Sky"
+    ),
+    "genre": _names(
+        "jazz; horror; comedy; science fiction; romance; reggae; folk; fantasy; opera; satire; "
+        "blues; crime; tragedy; techno; punk; soul"
+    ),
+    "programming_language": _names(
+        "Python; Java; Rust; Fortran; C; Lisp; Haskell; Go; Pascal; Ruby; Perl; Swift; Ada; Cobol"
+    ),
+    "number": _names("two; three; four; five; six; seven; eight; nine; ten; eleven; twelve; forty"),
+    "color": _names(
+        "red; blue; green; yellow; purple; orange; black; white; grey; pink; brown; silver; gold"
+    ),
+    "habitat": _names(
+        "deserts; rainforests; swamps; caves; mountains; rivers; grasslands; cities; oceans; "
+        "forests; the tundra; gardens; the savanna; lakes"
+    ),
+    "animal_class": _names(
+        "birds; reptiles; mammals; fish; amphibians; insects; spiders; rodents; cats; bears; "
+        "whales; deer; bats; molluscs"
+    ),
+    "cause": _names(
+        "bacteria; a virus; stress; lead; smoke; sugar; a fungus; cold air; dust; worms; sunlight; "
+        "mosquitoes; a lack of iron; pollen; noise"
+    ),
+    "medicine": _names(
+        "penicillin; aspirin; insulin; quinine; morphine; garlic; vitamin C; iron; honey; "
+        "cortisone; ibuprofen; ginger; zinc; warm baths"
+    ),
+    "organ": _names(
+        "liver; heart; lungs; kidneys; skin; eyes; brain; stomach; spleen; bones; ears; nerves"
+    ),
+    "sea": _names(
+        "Black Sea; North Sea; Baltic Sea; Atlantic Ocean; Pacific Ocean; Indian Ocean; Caspian "
+        "Sea; Red Sea; Adriatic Sea; Arctic Ocean; Mediterranean; Gulf of Mexico"
+    ),
+    "river_name": _names(
+        "Rhine; Thames; Seine; Nile; Rhône; Oder; Tiber; Hudson; Ebro; Main; Neva; Dnieper; "
+        "Moldau; Colorado; Tigris; Yangtze"
+    ),
+    "stadium": _names(
+        "Wembley; the Maracanã; Camp Nou; Old Trafford; San Siro; the Rose Bowl; Fenway Park; "
+        "Anfield; Lambeau Field; the Olympic Stadium; Ullevi; Croke Park"
+    ),
+    "ingredient": _names(
+        "potatoes; rice; beans; cheese; fish; cabbage; lentils; eggs; mushrooms; pork; spinach; "
+        "maize; apples; almonds; chicken; carrots; pumpkin; tofu"
+    ),
+    "month": _names(
+        "January; February; March; April; May; June; July; August; September; October; November; "
+        "December"
+    ),
 }
