@@ -20,7 +20,7 @@ def get_config(variant=""):
     c.data.more_train = ("named_things",)  # answers of other kinds: people, works, years
     c.scope.file = ""
     c.scope.learn = True
-    c.scope.facts = 800
+    c.scope.facts = 500
     c.scope.wordings = 7
     c.eval.baselines = {}  # `evaluate-shipped` evaluates the files on world_facts
     if variant == "smoke":

@@ -88,6 +88,8 @@ FAULTS = (
           "jnp.where(mask, values, 0.0).sum(axes)", "(values * mask.astype(kept.dtype)).sum(axes)"),
     Fault("far texts get the share of near texts", "core/meta_loss.py",
           '"far": 1.0 - near_share', '"far": near_share'),
+    Fault("the token after the answer weighs no more than the others", "core/meta_loss.py",
+          'kl_of_set(name, edit, _half_on_the_first)', 'kl_of_set(name, edit)'),
     Fault("a window of local attention is one too wide", "models/attention.py",
           "(back_BxTxS < window)", "(back_BxTxS <= window)"),
     Fault("left padding shifts positions", "models/attention.py",

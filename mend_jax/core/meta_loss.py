@@ -6,12 +6,12 @@ Shape letters: E edits, n texts per edit, S scored positions.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mend_jax.core.chunking import map_text_chunks
 from mend_jax.core.edit_problem import Problem
@@ -116,6 +116,19 @@ def _alternate_rows(n: int, both: Array) -> Array:
     return jnp.where(even, both[:n], both[n:])
 
 
+def _mean(values: Float[Array, "E n S"], mask: Bool[Array, "E n S"]) -> Float[Array, ""]:
+    """Return the mean over scored positions, then over edits."""
+    return masked_mean(values, mask, axes=(1, 2)).mean()
+
+
+def _half_on_the_first(
+    values: Float[Array, "E n S"], mask: Bool[Array, "E n S"]
+) -> Float[Array, ""]:
+    """Return the mean of two means: over first scored positions, and over all others."""
+    first, others = (_mean(values[..., s], mask[..., s]) for s in (slice(1), slice(1, None)))
+    return (first + others) / 2
+
+
 def meta_loss(
     params: EditorParams,
     state: EditorState,
@@ -138,9 +151,10 @@ def meta_loss(
         + c_after KL(base || edited; after)
 
     `after` texts are the edited fact itself and what follows it, scored from the last token of the
-    answer on: there the edited model should go on as the base does. An editor may add a `penalty`.
-    The terms are means over scored tokens, then over the E independent edits. Only `params` have a
-    gradient: the base and the factors are constants.
+    answer on: there the edited model should go on as the base does. That token has half of the
+    weight, for it decides whether the answer is repeated. An editor may add a `penalty`. The terms
+    are means over scored tokens, then over the E independent edits. Only `params` have a gradient:
+    the base and the factors are constants.
 
     Source: MEND, Eq. 4. Deviations: `near_share` of the KL is that of near texts; the paper has far
     texts only. The paper has no term `c_after`: an editor trained without it repeats the answer.
@@ -169,16 +183,16 @@ def meta_loss(
     edit, state = editor.edit(params, state, problem, train)
 
     nll = edited_nll(model, base, texts["rephrase"], edit)
-    nll = masked_mean(nll, texts["rephrase"][0].score_mask, axes=(1, 2)).mean()
+    nll = _mean(nll, jnp.asarray(texts["rephrase"][0].score_mask))
 
-    def kl_of_set(name: str, edit: Edit) -> Float[Array, ""]:
+    def kl_of_set(name: str, edit: Edit, mean: Callable[..., Array] = _mean) -> Float[Array, ""]:
         keep = jnp.asarray(texts[name][0].score_mask)
         twice = edit_from_paraphrase and name == "near"
         if edit_from_paraphrase and not twice:
             edit = jax.tree.map(functools.partial(_alternate_rows, keep.shape[0]), edit)
         kl = edited_kl(model, base, texts[name], edit, twice)
         keep = _concatenate(keep, keep) if twice else keep
-        return masked_mean(kl, keep, axes=(1, 2)).mean()
+        return mean(kl, keep)
 
     def locality_kl(edit: Edit) -> Float[Array, ""]:
         return weighted_sum({name: kl_of_set(name, edit) for name in locality}, locality)
@@ -190,7 +204,7 @@ def meta_loss(
         metrics["penalty"] = editor.penalty(params, edit, locality_kl)
         loss = loss + metrics["penalty"]
     for name in after:
-        metrics[f"kl_{name}"] = kl_of_set(name, edit)
+        metrics[f"kl_{name}"] = kl_of_set(name, edit, _half_on_the_first)
         loss = loss + c_after * metrics[f"kl_{name}"]
     metrics |= {f"kl_{name}": value for name, value in kls.items()} | {"loss": loss, "kl": kl}
     return loss, (metrics, state, edit)

@@ -19,6 +19,7 @@ from mend_jax.core.scope import Scope, project_both
 from mend_jax.data.hard_texts import HardTextMaker
 from mend_jax.data.rows import Row
 from mend_jax.errors import DataError
+from mend_jax.training.contexts import Contexts
 from mend_jax.training.near_texts import NearText, NearTexts
 from mend_jax.training.scope_options import ScopeData, ScopeOptions, spread_over_relations
 from mend_jax.training.scope_states import ScopeText, StateReader
@@ -30,9 +31,9 @@ class ValidationScores(NamedTuple):
     Attributes:
       subject, question: by the half of the keys.
       mentioned: whether the state comes after the fact's subject.
-      kind: what the state is of: "paraphrase", "chat" (a paraphrase in one), "neighbour", "other
-        question", "other subject", "inside" of a prompt, or "after" the answer, where the
-        gate ends an edit whatever the score.
+      kind: what the state is of: "paraphrase", "chat" (a paraphrase in one), "in context" (a
+        paraphrase after another text), "neighbour", "other question", "other subject", "inside" of
+        a prompt, or "after" the answer, where the gate ends an edit whatever the score.
     """
 
     subject: Float[np.ndarray, " n"]
@@ -118,7 +119,9 @@ def validation_scores(
     """
     rows = spread_over_relations(data.validation, options.validation_facts, options.seed)
     hard = HardTextMaker(data.validation, (), options.neighbours).add_to(rows)
-    texts, role = _validation_texts(reader, hard, NearTexts(data.validation), options.seed)
+    contexts = Contexts(data.validation, data.plain_texts)
+    near = NearTexts(data.validation)
+    texts, role = _validation_texts(reader, hard, near, contexts, options.seed)
     if not any(name == "neighbour" for _, name in role):
         raise DataError(
             f"no neighbour of {len(rows)} validation facts: a scope needs several facts of each "
@@ -133,14 +136,9 @@ def validation_scores(
         scored = text.scored()
         if name == "own":
             keys[number] = projected[scored]
-        places = {
-            "own": [("inside", text.inside()), ("after", text.after())],
-            "paraphrase": [(name, scored[:1])],
-            "chat": [(name, scored[:1])],
-            "neighbour": [(name, scored[:1])],
-            "other question": [(name, scored[:1])],
-            "other subject": [(name, scored[:1])],
-        }[name]
+        places = [(name, scored[:1])]
+        if name == "own":
+            places = [("inside", text.inside()), ("after", text.after())]
         for kind, at in places:
             halves = np.split(projected[at], 2, axis=-1), np.split(keys[number], 2, axis=-1)
             subject, question = (x @ k.T for x, k in zip(*halves, strict=True))
@@ -157,7 +155,7 @@ def validation_scores(
 
 
 def _validation_texts(
-    reader: StateReader, rows: Sequence[Row], maker: NearTexts, seed: int
+    reader: StateReader, rows: Sequence[Row], maker: NearTexts, contexts: Contexts, seed: int
 ) -> tuple[list[ScopeText], list[tuple[int, str]]]:
     """Return texts of facts, and of each (fact, kind)."""
     texts: list[ScopeText] = []
@@ -172,6 +170,10 @@ def _validation_texts(
         named += [("neighbour", NearText("", p, target)) for p in row["hard_near_prompts"]]
         near = maker.near(row, seed)
         named += [("other subject" if n.before else "other question", n) for n in near]
+        named += [
+            ("in context", NearText(contexts.before(row, i, seed), p, target))
+            for i, p in enumerate(paraphrases)
+        ]
         texts.append(own)
         role.append((number, "own"))
         if reader.chats:
