@@ -6,7 +6,9 @@ from mend_jax.data.rows import make_row
 from mend_jax.training.contexts import Contexts
 
 ROWS = [
-    make_row(key=f"k{i}", prompt=f"The size of n{i} is", target=f" {i}", rephrase="-", subject=f"n{i}")
+    make_row(
+        key=f"k{i}", prompt=f"The size of n{i} is", target=f" {i}", rephrase="-", subject=f"n{i}"
+    )
     for i in range(6)
 ]  # fmt: skip
 TEXTS = [
