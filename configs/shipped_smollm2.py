@@ -22,10 +22,12 @@ def get_config(variant=""):
     c.scope.learn = True
     c.scope.facts = 500
     c.scope.wordings = 7
+    c.train.c_edit_start = c.train.c_edit = 1.0  # the scope sees to locality
     c.eval.baselines = {}  # `evaluate-shipped` evaluates the files on world_facts
     if variant == "smoke":
         c.scope.update(dict(facts=40, wordings=3, steps=10, validation_facts=20))
     else:
+        c.train.steps = 800
         c.scope.data_sets = ("named_things", "zsre", "counterfact")
         c.scope.validation_facts = 100
     return c
