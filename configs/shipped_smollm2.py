@@ -27,7 +27,8 @@ def get_config(variant=""):
     if variant == "smoke":
         c.scope.update(dict(facts=40, wordings=3, steps=10, validation_facts=20))
     else:
-        c.train.steps = 800
+        c.train.steps = 640
         c.scope.data_sets = ("named_things", "zsre", "counterfact")
+        c.scope.steps = 2000
         c.scope.validation_facts = 100
     return c

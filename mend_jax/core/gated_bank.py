@@ -121,9 +121,6 @@ class GatedDelta:
         return jnp.einsum("gtn,gno->gto", jnp.einsum("gtd,gnd->gtn", x, a), b)
 
     def _sorted(self, x: Float[Array, "T d_in"], fact: Int[Array, " T"]) -> Float[Array, "T d_out"]:
-        if len(fact) <= _TOKENS_AT_ONCE:
-            return self._gathered(x[:, None], fact)[:, 0]
-
         def change(chunk: tuple[Array, Array]) -> Array:
             x, fact = chunk
             none = jnp.zeros((len(x), self.b.shape[-1]), x.dtype)
@@ -131,6 +128,8 @@ class GatedDelta:
                 (fact >= 0).any(), lambda: self._gathered(x[:, None], fact)[:, 0], lambda: none
             )
 
+        if len(fact) <= _TOKENS_AT_ONCE:
+            return change((x, fact))
         order = jnp.argsort(fact < 0, stable=True)
         changes = map_chunks(change, _TOKENS_AT_ONCE, (x[order], fact[order]), axis=0)
         return jnp.zeros_like(changes).at[order].set(changes)

@@ -55,8 +55,10 @@ def abstract_bank(model: AbstractModel, facts: int, delta_rows: int, dtype: Any)
     def make() -> GatedBank:
         heads = [init_projection(jax.random.key(0), width) for _ in range(2)]
         scope = Scope(heads[0], heads[1], site)
-        rows = {"key_rows": delta_rows, "delta_rows": delta_rows}
-        bank = empty_bank(sizes, scope.d_key, capacity=facts, dtype=dtype, **rows)
+        bank = empty_bank(
+            sizes, scope.d_key, capacity=facts, key_rows=delta_rows, delta_rows=delta_rows,
+            dtype=dtype,
+        )  # fmt: skip
         hashes, flags = jnp.zeros((n_tokens,), jnp.uint32), jnp.zeros((n_tokens,), bool)
         texts = TokenTexts(hashes, hashes, hashes, flags, flags)
         return GatedBank(bank, scope, texts).arrays_only()

@@ -236,6 +236,7 @@ class FactStates(NamedTuple):
       other_subjects: at the scored positions of the same question about another subject, which
         comes after the fact.
       outside: at the tokens of plain texts.
+      n_contexts: how many of the n wordings, the last ones, come after another text.
     """
 
     z: Float[np.ndarray, "F n S D"]
@@ -246,6 +247,7 @@ class FactStates(NamedTuple):
     after: PaddedStates
     other_subjects: PaddedStates
     outside: Float[np.ndarray, "P D"]
+    n_contexts: int = 0
 
 
 _WORDING, _QUESTION, _SUBJECT = "wording", "other question", "other subject"
@@ -261,7 +263,7 @@ def fact_states(
 ) -> FactStates:
     """Return the states of facts in several wordings, and of what is near them.
 
-    Two wordings more come after another text, and for a chat model one is a user's message.
+    For a chat model one wording more is a user's message, and two come after another text.
 
     Args:
       rows: the facts.
@@ -281,7 +283,7 @@ def fact_states(
     read = reader.read([*texts, *plain], "trunk states of facts")
     rng = key_rng("scope states", seed)
     size, width = max(len(r.scored()) for r in read[: len(texts)]), read[0].z.shape[-1]
-    n_texts = 1 + max(number for _, kind, number in owner if kind == _WORDING)
+    n_texts = n_wordings + reader.chats + _CONTEXTS
     z = np.zeros((len(facts), n_texts, size, width), np.float32)
     mask = np.zeros(z.shape[:3], bool)
     near: dict[str, list[list[np.ndarray]]] = {
@@ -309,6 +311,7 @@ def fact_states(
         after=padded["after"],
         other_subjects=padded[_SUBJECT],
         outside=np.concatenate([*outside, np.zeros((0, width), np.float32)]),
+        n_contexts=_CONTEXTS,
     )
 
 
@@ -350,14 +353,15 @@ def _fact_texts(
 def _in_context(
     reader: StateReader, row: Row, wordings: Sequence[str], contexts: Contexts, seed: int
 ) -> Iterator[ScopeText | None]:
-    """Yield wordings of a fact after another text and, for a chat model, in a chat."""
+    """Yield a wording of a fact in a chat, for a chat model, and some after another text."""
     rng = key_rng("in context", seed, row["key"])
     target, subject = row["target"], row["subject"]
-    for i, at in enumerate(rng.integers(len(wordings), size=_CONTEXTS)):
+    *places, in_chat = rng.integers(len(wordings), size=_CONTEXTS + 1)
+    if reader.chats:
+        yield reader.encode(wordings[int(in_chat)], target, subject, chat=True)
+    for i, at in enumerate(places):
         before = contexts.before(row, i, seed)
         yield reader.encode(wordings[int(at)], target, subject, before)
-    if reader.chats:
-        yield reader.encode(wordings[int(rng.integers(len(wordings)))], target, subject, chat=True)
 
 
 def _padded(
