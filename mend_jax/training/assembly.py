@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from mend_jax.data.encoded_rows import EncodedRows, Lengths, encode_rows, rows_n
 from mend_jax.data.far_texts import add_far_texts
 from mend_jax.data.hard_texts import HardTextMaker
 from mend_jax.data.length_buckets import split_by_length
+from mend_jax.data.more_training_rows import more_training_rows
 from mend_jax.data.rows import Row, unseen_rows
 from mend_jax.data.sequential_rows import choose_sequential_rows
 from mend_jax.editors import make_editor
@@ -366,17 +367,10 @@ class _Splits:
         """Return `count` rows of a split that fit the lengths (0: all), or all that fit."""
         rows = self.dataset.split(name)
         if name == "train" and self.more_train:
-            rows = [*rows, *self._more_rows(rows)]
+            others = [dataset.split("train") for dataset in self.more_train]
+            more = more_training_rows(self.dataset.splits, others, self.far is None)
+            rows = [*rows, *more]
         return self._choose(self.dataset, rows, count, name, for_evaluation, after)
-
-    def _more_rows(self, rows: Sequence[Row]) -> Iterator[Row]:
-        """Yield the training rows of the other data sets, with unrelated texts as `rows` have."""
-        texts = [row for row in rows if row["far"]] if self.far is None else []
-        for dataset in self.more_train:
-            more = list(dataset.split("train"))
-            if texts and not any(row["far"] for row in more):
-                more = add_far_texts(more, texts)
-            yield from more
 
     def unseen_test_split(self, dataset: data.DataSet, train: Split) -> Split:
         """Return the test split of another data set, without the facts of training."""

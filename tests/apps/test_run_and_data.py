@@ -11,7 +11,6 @@ from mend_jax import data
 from mend_jax.apps.run_command import parse
 from mend_jax.apps.train_and_evaluate import describe_data
 from mend_jax.data.encoded_rows import HARD_SETS
-from mend_jax.data.sources import named_things
 from mend_jax.errors import CheckpointError, DataError
 from mend_jax.training import checkpoints
 from mend_jax.training.assembly import open_experiment
@@ -162,16 +161,3 @@ def test_training_rows_of_more_data_sets_are_added(base, tmp_path):
     assert both.identity()["data"].split("+")[0] == alone.identity()["data"].split("+")[0]
     assert both.identity() != alone.identity()
     assert "facts" in describe_data(both)["name"] and "+" in describe_data(both)["name"]
-
-
-def test_added_rows_get_the_unrelated_texts_of_the_others(base, tmp_path):
-    config = load_config("quickstart.py:lean")
-    config.model.spec = str(base)
-    config.data.update(dict(name="world_facts/offline", more_train=("named_things",)))
-    config.data.update(dict(max_len=99, max_target=50, train_edits=60))
-    config.train.val_edits, config.eval.edits, config.eval.max_new_tokens = 4, 4, 50
-    rows = open_experiment(config).train.rows
-    things = [row for row in rows if row["relation"] in named_things.RELATIONS]
-    assert 5 < len(things) < len(rows)
-    texts = {row["far"] for row in data.load("world_facts/offline").split("train")}
-    assert all(row["far"] in texts and row["near_prompt"] for row in things)
