@@ -23,6 +23,7 @@ class Fact:
       subject: what the fact is about, if known.
       neighbours: prompts whose answers must not change.
       aliases: other names of the subject ("the UK").
+      relation: the kind of fact ("capital"), by which a scope is learned; editing does not use it.
     """
 
     prompt: str
@@ -31,6 +32,7 @@ class Fact:
     subject: str = ""
     neighbours: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    relation: str = ""
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Fact))
@@ -46,8 +48,8 @@ def read_facts(path: str | os.PathLike[str]) -> list[Fact]:
 
     Args:
       path: the file. Fields: `prompt` and `target` (texts), optionally `paraphrases`,
-        `neighbours` and `aliases` (lists of texts) and `subject` (text). Old names of fields are
-        read too.
+        `neighbours` and `aliases` (lists of texts), `subject` and `relation` (texts). Old names of
+        fields are read too.
 
     Raises:
       DataError: the file cannot be read or is empty, or a line is not a usable fact; names the

@@ -30,8 +30,9 @@ def load(tmp_path, records):
 
 def test_a_few_facts_are_all_for_testing(tmp_path):
     full = record(
-        0, rephrases=["Hero 0's home is", "Hero 0 dwells in"], locality=["Tea is", "Rain is", "So"]
-    )
+        0, rephrases=["Hero 0's home is", "Hero 0 dwells in"], locality=["Tea is", "Rain is", "So"],
+        relation="home",
+    )  # fmt: skip
     plain = record(1) | {"subject": "", "prompt": "Where is it?"}
     del plain["subject"]
     found = load(tmp_path, [full, plain])
@@ -40,6 +41,7 @@ def test_a_few_facts_are_all_for_testing(tmp_path):
         found.split("train")
     one, two = found.split("test")
     assert (one["prompt"], one["target"], one["subject"]) == ("Hero 0 lives in", "Town 0", "Hero 0")
+    assert (one["relation"], two["relation"]) == ("home", "")
     assert one["rephrase"] == "Hero 0's home is" and one["more_rephrases"] == ["Hero 0 dwells in"]
     assert (one["near_prompt"], one["near_answer"], one["near_scope"]) == ("Tea is", "", "")
     assert one["more_near_prompts"] == ["Rain is", "So"] and one["more_near_answers"] == ["", ""]

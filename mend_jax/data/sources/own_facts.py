@@ -21,7 +21,7 @@ from mend_jax.data.keyed_random import key_rng
 from mend_jax.data.name_matching import canonical_name
 from mend_jax.errors import DataError
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 FEWEST = 30  # facts that are split; fewer are all for testing
 LICENSE = "the user's own"
 DESCRIPTION = (
@@ -76,6 +76,7 @@ def make_rows(part: Sequence[_NumberedFact], every: Sequence[_NumberedFact]) -> 
         near = {"near_prompt": own[0]} if own else _near_fact(f, part) or _near_fact(f, every)
         row = rows.make_row(
             key=f"{f.number:05d}",
+            relation=fact.relation,
             subject=fact.subject,
             scope=f.scope,
             prompt=fact.prompt,
