@@ -1,4 +1,4 @@
-"""Mentions: which tokens of a text come after a name of a fact's subject.
+"""Mentions: which tokens of a text come after a name of a fact's subject, in the same sentence.
 
 A name is compared as characters, not as tokens: " France", "France" at the start of a text and
 "FRANCE" in two tokens are one name, and "French" or "Franceville" are others. Every token has the
@@ -29,12 +29,15 @@ SPELLINGS = 4
 """Hashes that are kept of a fact's names where arrays have one width."""
 MAX_TOKENS = 12
 """The longest name that is found, in tokens."""
+SENTENCES = 8
+"""Sentences of a text that are told apart; all later ones count as one."""
 NO_NAME = np.uint32(2**32 - 1)
 """The hash that fills empty places of a table; no text has it."""
 _BASE = 16_777_619  # odd: a power of it is never 0 modulo 2^32
-TOKEN_TEXT_RULES = (Rule(r"(.*/)?texts/(whole|bare|power|continues|is_open)"),)
+TOKEN_TEXT_RULES = (Rule(r"(.*/)?texts/(whole|bare|power|continues|is_open|stops|starts)"),)
 _ARTICLE = re.compile(r"(?:the|a|an)\s+(?=\w)", re.IGNORECASE)
 _NEVER = np.iinfo(np.int32).max
+_AFTER_STOPS = b" \t\r\n\"')"  # may come between a full stop and the next sentence
 
 
 @flax.struct.dataclass
@@ -47,6 +50,8 @@ class TokenTexts:
       power: what a hash is multiplied by where this token follows it.
       continues: True if a word that ends before the token would go on in it.
       is_open: True if the token ends inside of a word, or with one.
+      stops: True if the token ends with a full stop or an exclamation mark.
+      starts: True if a sentence may begin with the token: with a capital, a quote, a new line.
     """
 
     whole: UInt32[Array, " N"]
@@ -54,6 +59,8 @@ class TokenTexts:
     power: UInt32[Array, " N"]
     continues: Bool[Array, " N"]
     is_open: Bool[Array, " N"]
+    stops: Bool[Array, " N"]
+    starts: Bool[Array, " N"]
 
 
 @flax.struct.dataclass
@@ -75,14 +82,16 @@ class Mentions(NamedTuple):
     """Which names the tokens of some texts come after; see `is_mentioned`.
 
     Attributes:
-      first: the first position that comes after each name; a large number for none.
+      first: the first position of each sentence that comes after each name; a large number for
+        none. There is one sentence where one token of a text is looked up.
       here: the names that end at each looked-up token, one for each length; U for none.
-      position: of each looked-up token.
+      position, sentence: of each looked-up token.
     """
 
-    first: Int[Array, "B U"]
+    first: Int[Array, "B 1_or_8 U"]
     here: Int[Array, "B T L"]
     position: Int[Array, "B T"]
+    sentence: Int[Array, "B T"]
 
 
 def token_texts(texts: Sequence[bytes]) -> TokenTexts:
@@ -95,6 +104,8 @@ def token_texts(texts: Sequence[bytes]) -> TokenTexts:
         power=jnp.asarray([pow(_BASE, len(text), 2**32) for text in lower], jnp.uint32),
         continues=jnp.asarray([_in_word(text[:1]) for text in lower], bool),
         is_open=jnp.asarray([_in_word(text[-1:]) for text in lower], bool),
+        stops=jnp.asarray([text.rstrip(_AFTER_STOPS).endswith((b".", b"!")) for text in lower]),
+        starts=jnp.asarray([_starts_sentence(text) for text in texts]),
     )
 
 
@@ -190,9 +201,11 @@ def answer_of(prompt: str, target: str) -> str:
 def mentions(texts: TokenTexts, names: NameTable, so_far: TextSoFar) -> Mentions:
     """Return which names the tokens of texts come after.
 
-    A name is mentioned at its own last token, and at all later ones unless the word goes on after
-    it: "Lyon" is at the token after "Lyon", and no more where that is "nais". Nothing depends on
-    later tokens, so a pass with a cache finds the same.
+    A name is mentioned at its own last token, and at all later ones of the sentence unless the word
+    goes on after it: "Lyon" is at the token after "Lyon", and no more where that is "nais". A
+    sentence ends with a full stop or an exclamation mark and a token that may begin one, so a
+    question and its answer are one. Nothing depends on later tokens, so a pass with a cache finds
+    the same.
 
     A name of more than `MAX_TOKENS` tokens is not found. Hashes have 32 bits: in a text of 100
     tokens another name of 10^5 is found by mistake in one of 40 texts.
@@ -210,14 +223,28 @@ def mentions(texts: TokenTexts, names: NameTable, so_far: TextSoFar) -> Mentions
     closed = ~goes_on | (place + 1 >= n_real)
     after = jnp.broadcast_to((place + 1)[..., None], ids.shape)
     rows = jnp.arange(len(tokens), dtype=jnp.int32)[:, None, None]
-    first = jnp.full((len(tokens), U), _NEVER, jnp.int32)
-    first = first.at[rows, jnp.where(closed[..., None], ids, U)].min(after, mode="drop")
     position = so_far.positions
-    here = jnp.take_along_axis(ids, jnp.minimum(position, S - 1)[..., None], axis=1)
+    at = jnp.minimum(position, S - 1)
+    here = jnp.take_along_axis(ids, at[..., None], axis=1)
+    of_token = jnp.zeros_like(tokens) if so_far.whole else _sentences(texts, tokens)
+    sentence, n_sentences = jnp.take_along_axis(of_token, at, axis=1), SENTENCES
+    if so_far.whole or sentence.shape[1] == 1:  # names of other sentences are dropped
+        of_token, n_sentences = jnp.where(of_token == sentence[:, :1], 0, 1), 1
+        sentence = jnp.zeros_like(sentence)
+    first = jnp.full((len(tokens), n_sentences, U), _NEVER, jnp.int32)
+    ids = jnp.where(closed[..., None], ids, U)
+    first = first.at[rows, of_token[..., None], ids].min(after, mode="drop")
     if so_far.whole:
         here = jnp.full_like(here, U)
         position = jnp.full_like(position, _NEVER - 1)
-    return Mentions(first, here, position)
+    return Mentions(first, here, position, sentence)
+
+
+def _sentences(texts: TokenTexts, tokens: Int[Array, "B S"]) -> Int[Array, "B S"]:
+    """Return the number of each token's sentence, at most `SENTENCES` - 1."""
+    ends = texts.stops[tokens] & texts.starts[jnp.roll(tokens, -1, axis=1)]
+    before = jnp.cumsum(ends, axis=1, dtype=jnp.int32) - ends.astype(jnp.int32)
+    return jnp.minimum(before, SENTENCES - 1)
 
 
 def ending_names(names: NameTable, here: Int[Array, "Q L"]) -> Bool[Array, "Q U"]:
@@ -241,7 +268,7 @@ def is_mentioned(
 
     Args:
       ends: of `ending_names`.
-      first, position: of `Mentions`, at these tokens.
+      first, position: of `Mentions`, at these tokens and in their sentences.
     """
     known = ends | (first <= position[:, None])
     return (known[:, names.of_fact] & (names.of_fact >= 0)[None]).any(-1)
@@ -299,6 +326,12 @@ def _hash(text: bytes) -> int:
     for byte in text:
         value = (value * _BASE + byte + 1) % 2**32
     return value
+
+
+def _starts_sentence(text: bytes) -> bool:
+    """Return whether a sentence may begin with a token: not with a small letter or a digit."""
+    first = text.lstrip()[:1]
+    return bool(text) and (not first or first.isupper() or first in b'"([<' or first[0] >= 128)
 
 
 def _in_word(char: bytes) -> bool:

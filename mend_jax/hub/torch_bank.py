@@ -11,10 +11,10 @@ This file needs torch and safetensors and nothing else; it is written beside an 
     bank.remove()                         # the base again
 
 A token takes the edit of the fact whose key is nearest to its states in two layers below the edited
-ones, if both are near enough; after a mention of the fact's subject less is enough. The edit ends
-where the fact's answer has been written. All other tokens are computed by the base's own weights.
-Texts of a batch may be padded on either side, with an attention mask; generation with a cache must
-begin with an empty one.
+ones, if both are near enough; after a mention of the fact's subject in the same sentence less is
+enough. The edit ends where the fact's answer has been written. All other tokens are computed by the
+base's own weights. Texts of a batch may be padded on either side, with an attention mask;
+generation with a cache must begin with an empty one.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from safetensors import safe_open
 
 FORMAT = "mend_jax_torch_bank/1"
 MAX_TOKENS = 12
+SENTENCES = 8
 TIE = 1e-3
 _BITS = (1 << 32) - 1
 _NEVER = 1 << 31
@@ -110,7 +111,8 @@ class ScopedBank:
     def _mentioned(self, n_new: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Whether each of the last tokens comes after a name of each fact's subject [B, T, F].
 
-        And whether it is the last token of the fact's answer, where its edit ends.
+        Both are in one sentence. And whether it is the last token of the fact's answer, where its
+        edit ends.
         """
         a, tokens, real = self._arrays, self._tokens, self._real
         tokens = tokens.clamp(max=len(a["whole"]) - 1)  # ids that the tokenizer does not have
@@ -124,10 +126,17 @@ class ScopedBank:
         after = torch.roll(ordered, -1, 1)
         goes_on = a["continues"][after] & a["is_open"][ordered]
         closed = ~goes_on | (place + 1 >= count)
-        first = torch.where(ends & closed[..., None], place[:, None] + 1, _NEVER).amin(1)  # [B, U]
+        stops = a["stops"][ordered] & a["starts"][after]
+        sentence = (stops.cumsum(1) - stops.long()).clamp(max=SENTENCES - 1)  # [B, S]
         position = at[:, -n_new:].clamp(max=size - 1)
+        own = sentence.gather(1, position)[..., None]  # [B, T, 1]
+        known = torch.zeros_like(ends[:, :1])  # [B, T, U]
+        for number in range(SENTENCES):
+            inside = ends & (closed & (sentence == number))[..., None]
+            first = torch.where(inside, place[:, None] + 1, _NEVER).amin(1, keepdim=True)
+            known = known | ((own == number) & (first <= position[..., None]))
         here = ends.gather(1, position[..., None].expand(-1, -1, ends.shape[-1]))
-        known = (first[:, None] <= position[..., None]) | here
+        known = known | here
         own = a["of_fact"]  # [F, V]
         answer = a["answer"]  # [F]
         answered = here[..., answer.clamp(min=0)] & (answer >= 0)

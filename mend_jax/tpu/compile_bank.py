@@ -60,7 +60,7 @@ def abstract_bank(model: AbstractModel, facts: int, delta_rows: int, dtype: Any)
             dtype=dtype,
         )  # fmt: skip
         hashes, flags = jnp.zeros((n_tokens,), jnp.uint32), jnp.zeros((n_tokens,), bool)
-        texts = TokenTexts(hashes, hashes, hashes, flags, flags)
+        texts = TokenTexts(hashes, hashes, hashes, flags, flags, flags, flags)
         return GatedBank(bank, scope, texts).arrays_only()
 
     return jax.eval_shape(make)

@@ -31,7 +31,8 @@ class ScopeOptions:
       neighbours: of each of these, the same wording about other subjects.
       false_rate: the share of neighbours that may match.
       question_rate: the share of other questions about the same subject that may match.
-      next_rate: the share of questions about another subject that may match after the fact itself.
+      next_rate: of questions about another subject that come after the fact itself, in its sentence,
+        the share that may match.
       seed: of initial values and batches.
     """
 
@@ -51,7 +52,7 @@ class ScopeOptions:
     neighbours: int = 8
     false_rate: float = 0.01
     question_rate: float = 0.1
-    next_rate: float = 0.2
+    next_rate: float = 0.3
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -208,9 +208,8 @@ def _read_states(
     def of_one(hashes: UInt32[jax.Array, " V"], text: Any) -> Bool[jax.Array, " T_or_1"]:
         names = own_names(hashes)
         found = mentions(token_texts, names, jax.tree.map(lambda leaf: leaf[None], text))
-        rows = jnp.zeros(found.position.shape[1], jnp.int32)
         ends = ending_names(names, found.here[0])
-        return is_mentioned(names, ends, found.first[rows], found.position[0])[:, 0]
+        return is_mentioned(names, ends, found.first[0, found.sentence[0]], found.position[0])[:, 0]
 
     mentioned = jax.vmap(of_one)(jnp.asarray(texts.names), so_far)
     return z, jnp.broadcast_to(mentioned, z.shape[:2])

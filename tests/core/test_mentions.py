@@ -9,6 +9,7 @@ import pytest
 
 from mend_jax.core.mentions import (
     NO_NAME,
+    SENTENCES,
     TokenTexts,
     answer_of,
     ending_names,
@@ -49,13 +50,11 @@ def table_of_mentions(names, texts):
     B, T = found.position.shape
     rows = [
         is_mentioned(
-            names,
-            ending_names(names, found.here[b]),
-            found.first[jnp.full(T, b)],
+            names, ending_names(names, found.here[b]), found.first[b, found.sentence[b]],
             found.position[b],
         )
         for b in range(B)
-    ]
+    ]  # fmt: skip
     return jnp.stack(rows)
 
 
@@ -65,10 +64,16 @@ def mentioned(names, *texts, **options):
     return np.asarray(table_of_mentions(names, so_far(*texts, **options)))
 
 
+def begins_sentence(before, token):
+    first = token.strip()[:1]
+    return before[-1].strip() == "." and (not first or first.isupper() or first == "é")
+
+
 def expected(name, text):
-    """Whether each token comes after the name, by a search in the text up to it."""
+    """Whether each token comes after the name, by a search in its sentence up to it."""
     whole = "".join(text)
     ends = np.cumsum([len(token) for token in text])
+    sentence = np.cumsum([t > 0 and begins_sentence(text[:t], text[t]) for t in range(len(text))])
 
     def ends_with_name(end):
         return re.search(rf"(?<!\w){re.escape(name)}$", whole[:end], re.IGNORECASE)
@@ -76,7 +81,7 @@ def expected(name, text):
     return [
         any(
             ends_with_name(end) and (end == ends[t] or not whole[end].isalnum())
-            for end in ends[: t + 1]
+            for end in ends[: t + 1][sentence[: t + 1] == sentence[t]]
         )
         for t in range(len(text))
     ]
@@ -95,6 +100,8 @@ def expected(name, text):
         ([" L", "yon", "\n"], [0, 1, 1]),
         ([" Lyon", "nais", " Lyon", "."], [1, 0, 1, 1]),
         ([" the", " the"], [0, 0]),
+        ([" Lyon", ".", " the", ".", " Saint", "a"], [1, 1, 1, 1, 0, 0]),  # another sentence
+        ([" Lyon", ".", "\n", "Lyon", ".", "1"], [1, 1, 0, 1, 1, 1]),
     ],
 )
 def test_a_name_is_found_as_characters(text, after):
@@ -114,6 +121,27 @@ def test_random_texts_give_what_a_search_gives():
         right = np.asarray([expected(name, text) for text in texts])
         np.testing.assert_array_equal(found[:, :, f], right, err_msg=name)
     assert found.any((0, 1)).sum() >= 4
+
+
+def test_what_comes_after_many_sentences_is_one_sentence():
+    text = [" Saint", "."] * SENTENCES + ["Lyon", ".", "ON", ".", "ON"]
+    found = mentioned([["Lyon"]], text)[0, :, 0]
+    np.testing.assert_array_equal(found, [False] * 2 * SENTENCES + [True] * 5)
+    alone = so_far(text).replace(positions=jnp.asarray([[len(text) - 1]], jnp.int32))
+    assert table_of_mentions(name_table([["Lyon"]]), alone).all()
+
+
+@pytest.mark.parametrize(
+    ("token", "stops", "starts"),
+    [
+        (".", 1, 0), (".\n", 1, 0), ('!"', 1, 0), ("?", 0, 0), (" St.", 1, 1), (" The", 0, 1),
+        ("The", 0, 1), (" the", 0, 0), (" 5", 0, 0), ("\n", 0, 1), (" é", 0, 1), (' "', 0, 1),
+        (",", 0, 0), ("", 0, 0),
+    ],
+)  # fmt: skip
+def test_where_sentences_end_and_begin(token, stops, starts):
+    texts = token_texts([token.encode()])
+    assert (int(texts.stops[0]), int(texts.starts[0])) == (stops, starts)
 
 
 def test_each_fact_has_its_own_names():

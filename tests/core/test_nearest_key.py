@@ -145,12 +145,11 @@ def test_a_mention_of_the_subject_lowers_its_threshold():
         jnp.zeros(2, jnp.int32),
     )  # fmt: skip
     names = name_table([["Paris"], ["Lyon"]])
-    first = np.full((2, 2), 99, np.int32)
-    first[0, names.of_fact[1, 0]] = 1
-    found = Mentions(
-        jnp.asarray(first), jnp.full((2, 3, 1), 2, jnp.int32),
-        jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (2, 3)),
-    )  # fmt: skip
+    first = np.full((2, 1, 2), 99, np.int32)
+    first[0, 0, names.of_fact[1, 0]] = 1
+    positions = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (2, 3))
+    here = jnp.full((2, 3, 1), 2, jnp.int32)
+    found = Mentions(jnp.asarray(first), here, positions, jnp.zeros_like(positions))
 
     def match(*query):
         queries = jnp.broadcast_to(jnp.asarray(query), (2, 3, 4))
@@ -174,7 +173,8 @@ def test_an_edit_ends_where_its_answer_has_been_written():
     here = np.full((2, 3, 1), len(names.hashes), np.int32)
     here[0, 1] = names.answer[0]
     positions = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (2, 3))
-    found = Mentions(jnp.full((2, len(names.hashes)), 99, jnp.int32), jnp.asarray(here), positions)
+    first = jnp.full((2, 1, len(names.hashes)), 99, jnp.int32)
+    found = Mentions(first, jnp.asarray(here), positions, jnp.zeros_like(positions))
     queries = jnp.broadcast_to(jnp.asarray([1.0, 0, 1, 0]), (2, 3, 4))
     match = jax.jit(look_up)(table, queries, names, found)
     np.testing.assert_array_equal(match.fact, [[0, 1, 0], [0, 0, 0]])
