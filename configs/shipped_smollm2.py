@@ -20,7 +20,7 @@ def get_config(variant=""):
     c.data.more_train = ("named_things",)  # answers of other kinds: people, works, years
     c.scope.file = ""
     c.scope.learn = True
-    c.scope.facts = 500
+    c.scope.facts = 800
     c.scope.wordings = 7
     c.train.c_edit_start = c.train.c_edit = 1.0  # the scope sees to locality
     c.eval.baselines = {}  # `evaluate-shipped` evaluates the files on world_facts
@@ -29,6 +29,5 @@ def get_config(variant=""):
     else:
         c.train.steps = 640
         c.scope.data_sets = ("named_things", "zsre", "counterfact")
-        c.scope.steps = 2000
         c.scope.validation_facts = 100
     return c

@@ -1,4 +1,4 @@
-"""Texts before a question, which has the same answer after them as alone."""
+"""Texts before a question, which has the same answer after them as alone: to validate a scope."""
 
 from __future__ import annotations
 

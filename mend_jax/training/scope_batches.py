@@ -26,15 +26,11 @@ def subject_batch(
 ) -> HostPositions:
     """Return positions that are about the subjects of facts of a few relations.
 
-    Those of a fact are its wordings, alone and in chats, and other questions about its subject. In
-    texts of several names a small projection does not find the subject, and what it learns of them
-    costs the rest (docs/scoped_edits.md). Negatives are the other facts, mostly of its relation,
-    the same question about another subject, and plain text.
+    Those of a fact are its wordings and other questions about its subject. Negatives are the other
+    facts, mostly of its relation, the same question about another subject, and plain text.
     """
     facts, first = _few_relations(states, options, options.relations_per_step, rng)
-    alone = states.z.shape[1] - states.n_contexts
-    own = _wordings(states, facts, first, options, rng, alone)
-    others = states.other_questions
+    own, others = _wordings(states, facts, first, options, rng), states.other_questions
     number = np.arange(len(facts), dtype=np.int32)
     return _join(
         own._replace(fact=np.repeat(number, len(own.z) // len(facts))),
@@ -54,7 +50,7 @@ def question_batch(
     text.
     """
     facts, first = _few_relations(states, options, options.questions_per_step, rng)
-    own = _wordings(states, facts, first, options, rng, states.z.shape[1])
+    own = _wordings(states, facts, first, options, rng)
     return _join(
         own._replace(fact=np.repeat(states.relation[facts], len(own.z) // len(facts))),
         _some(states.other_questions, facts, first, options, rng),
@@ -86,15 +82,12 @@ def _wordings(
     first: Bool[np.ndarray, " k"],
     options: ScopeOptions,
     rng: np.random.Generator,
-    n: int,
 ) -> HostPositions:
-    """Return two scored positions of each fact in some of the first n wordings.
-
-    `fact` is to be filled in.
+    """Return two scored positions of each fact in some wordings; `fact` is to be filled in.
 
     They are the last token of the prompt and one of the answer, the same in all wordings.
     """
-    size = states.z.shape[2]
+    n, size = states.z.shape[1:3]
     some = rng.permuted(np.tile(np.arange(n), (len(facts), 1)), axis=1)
     some = some[:, : min(options.wordings_per_step, n), None]
     places = np.zeros((len(facts), 1, min(size, 2)), np.int64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,13 +39,11 @@ from mend_jax.io.progress import Progress
 from mend_jax.models.attention import full_context
 from mend_jax.models.gate_site import GateSite
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
-from mend_jax.training.contexts import Contexts
 from mend_jax.training.near_texts import NearTexts
 
 _TEXTS_AT_ONCE = 64
 _BUCKET = 8  # texts are padded to a multiple of this many tokens
 _NEAR_STATES = 8  # of a fact and a kind, at most
-_CONTEXTS = 2  # wordings of a fact after another text
 
 
 class ScopeText(NamedTuple):
@@ -235,7 +233,6 @@ class FactStates(NamedTuple):
       other_subjects: at the scored positions of the same question about another subject, which
         comes after the fact.
       outside: at the tokens of plain texts.
-      n_contexts: how many of the n wordings, the last ones, come after another text.
     """
 
     z: Float[np.ndarray, "F n S D"]
@@ -246,7 +243,6 @@ class FactStates(NamedTuple):
     after: PaddedStates
     other_subjects: PaddedStates
     outside: Float[np.ndarray, "P D"]
-    n_contexts: int = 0
 
 
 _WORDING, _QUESTION, _SUBJECT = "wording", "other question", "other subject"
@@ -262,7 +258,7 @@ def fact_states(
 ) -> FactStates:
     """Return the states of facts in several wordings, and of what is near them.
 
-    For a chat model one wording more is a user's message, and two come after another text.
+    For a chat model one wording more is a user's message.
 
     Args:
       rows: the facts.
@@ -271,8 +267,7 @@ def fact_states(
     Raises:
       DataError: fewer than two facts have two wordings that fit.
     """
-    contexts = Contexts(pool, plain_texts)
-    facts, texts, owner = _fact_texts(reader, rows, NearTexts(pool), contexts, n_wordings, seed)
+    facts, texts, owner = _fact_texts(reader, rows, NearTexts(pool), n_wordings, seed)
     if len(facts) < 2:
         raise DataError(
             f"{len(facts)} of {len(rows)} facts have two wordings that fit: raise data.max_len, or "
@@ -282,8 +277,7 @@ def fact_states(
     read = reader.read([*texts, *plain], "trunk states of facts")
     rng = key_rng("scope states", seed)
     size, width = max(len(r.scored()) for r in read[: len(texts)]), read[0].z.shape[-1]
-    n_texts = n_wordings + reader.chats + _CONTEXTS
-    z = np.zeros((len(facts), n_texts, size, width), np.float32)
+    z = np.zeros((len(facts), n_wordings + reader.chats, size, width), np.float32)
     mask = np.zeros(z.shape[:3], bool)
     near: dict[str, list[list[np.ndarray]]] = {
         name: [[] for _ in facts] for name in (_QUESTION, _SUBJECT, "inside", "after")
@@ -310,17 +304,11 @@ def fact_states(
         after=padded["after"],
         other_subjects=padded[_SUBJECT],
         outside=np.concatenate([*outside, np.zeros((0, width), np.float32)]),
-        n_contexts=_CONTEXTS,
     )
 
 
 def _fact_texts(
-    reader: StateReader,
-    rows: Sequence[Row],
-    maker: NearTexts,
-    contexts: Contexts,
-    n_wordings: int,
-    seed: int,
+    reader: StateReader, rows: Sequence[Row], maker: NearTexts, n_wordings: int, seed: int
 ) -> tuple[list[Row], list[ScopeText], list[tuple[int, str, int]]]:
     """Return facts with two wordings that fit, their texts, and (fact, kind, number) of each."""
     facts: list[Row] = []
@@ -337,30 +325,18 @@ def _fact_texts(
         facts.append(row)
         texts += fitting
         owner += [(number, _WORDING, i) for i in range(len(fitting))]
-        for i, text in enumerate(_in_context(reader, row, wordings, contexts, seed)):
-            if text is not None:
-                texts.append(text)
-                owner.append((number, _WORDING, n_wordings + i))
+        if reader.chats:
+            at = int(key_rng("chat", seed, row["key"]).integers(len(wordings)))
+            chat = reader.encode(wordings[at], row["target"], row["subject"], chat=True)
+            if chat is not None:
+                texts.append(chat)
+                owner.append((number, _WORDING, n_wordings))
         for near in maker.near(row, seed):
             text = reader.encode(near.question, near.answer, row["subject"], near.before)
             if text is not None:
                 texts.append(text)
                 owner.append((number, _SUBJECT if near.before else _QUESTION, 0))
     return facts, texts, owner
-
-
-def _in_context(
-    reader: StateReader, row: Row, wordings: Sequence[str], contexts: Contexts, seed: int
-) -> Iterator[ScopeText | None]:
-    """Yield a wording of a fact in a chat, for a chat model, and some after another text."""
-    rng = key_rng("in context", seed, row["key"])
-    target, subject = row["target"], row["subject"]
-    *places, in_chat = rng.integers(len(wordings), size=_CONTEXTS + 1)
-    if reader.chats:
-        yield reader.encode(wordings[int(in_chat)], target, subject, chat=True)
-    for i, at in enumerate(places):
-        before = contexts.before(row, i, seed)
-        yield reader.encode(wordings[int(at)], target, subject, before)
 
 
 def _padded(
