@@ -31,8 +31,8 @@ class ScopeOptions:
       neighbours: of each of these, the same wording about other subjects.
       false_rate: the share of neighbours that may match.
       question_rate: the share of other questions about the same subject that may match.
-      next_rate: of questions about another subject that come after the fact itself, in its sentence,
-        the share that may match.
+      next_rate: of questions about another subject that come after the fact itself, in its
+        sentence, the share that may match.
       seed: of initial values and batches.
     """
 
