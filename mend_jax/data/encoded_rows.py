@@ -284,14 +284,16 @@ class _RowEncoder:
     def chat(self, row: Row) -> TokenBatch | None:
         """Return the paraphrase as a user's message, and the target as the answer to it.
 
-        None without a chat template. Nothing is scored of a message that is too long.
+        With its space, as an edit has learned it; a reader sees the same without. None without a
+        chat template. Nothing is scored of a message that is too long.
         """
         tokenizer, lengths = self.tokenizer, self.lengths
         if self.form is not CAUSAL or tokenizer.chat_template is None:
             return None
         sizes = (lengths.max_len, lengths.max_target)
         try:
-            return text_encoding.encode_in_chat(tokenizer, row["rephrase"], row["target"], *sizes)
+            target = f" {row['target'].strip()}"
+            return text_encoding.encode_in_chat(tokenizer, row["rephrase"], target, *sizes)
         except DataError:
             return _unscored(text_encoding.encode_in_chat(tokenizer, "?", "?", *sizes))
 

@@ -78,6 +78,7 @@ def encode_in_chat(
     """Encode a target as the answer to a user's message; the target's tokens are scored.
 
     Args:
+      target: with its space, or without: an answer in a chat may begin with either.
       max_len: the most tokens of message and target; those of the chat template come on top.
 
     Raises:
@@ -87,7 +88,7 @@ def encode_in_chat(
     before, template = (
         tokenizer.encode_chat([{"role": "user", "content": text}]) for text in (prompt, "")
     )
-    scored, max_len = list(tokenizer.encode(target.strip())), max_len + len(template)
+    scored, max_len = list(tokenizer.encode(target)), max_len + len(template)
     check_lengths(
         prompt, target, scored=len(scored), total=len(before) + len(scored),
         max_len=max_len, max_target=max_target,

@@ -120,7 +120,7 @@ class StateReader:
         try:
             if chat:
                 text = encode_in_chat(
-                    tokenizer, prompt, target, lengths.max_len, lengths.max_target
+                    tokenizer, prompt, target.strip(), lengths.max_len, lengths.max_target
                 )
             else:
                 prompt = before + lengths.template.replace("{}", prompt)

@@ -150,8 +150,8 @@ def test_a_paraphrase_is_also_a_message_where_the_base_has_a_chat_template():
     rows = [question(0), question(1) | {"rephrase": "Twice is too long"}]
     texts = encode_rows(rows, tokenizer, LENGTHS, more=True).texts["chat"]
     chat = at(texts, 0)
-    assert TOKENIZER.decode(chat.tokens[chat.mask].tolist()) == "<Say 0?|Say 0?>no 0"
-    assert scored(chat) == "no 0" and chat.tokens.shape == (LENGTHS.max_len + len("<|>"),)
+    assert TOKENIZER.decode(chat.tokens[chat.mask].tolist()) == "<Say 0?|Say 0?> no 0"
+    assert scored(chat) == " no 0" and chat.tokens.shape == (LENGTHS.max_len + len("<|>"),)
     assert texts.score_mask.any(-1).tolist() == [True, False] and texts.mask.any(-1).all()
     assert "chat" not in encode_rows(rows, tokenizer, LENGTHS).texts
     for other, form in ((TOKENIZER, CAUSAL), (tokenizer, seq2seq((7,)))):
