@@ -128,7 +128,7 @@ def _learned(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> L
         raise ValueError(f"its thresholds are {threshold}, and two cosines are compared")
     if not 0.0 <= metadata["mention"] <= 4.0:
         raise ValueError(f"its weight of a mention is {metadata['mention']}")
-    scope = scope_of(arrays, metadata)
+    scope = scope_of(arrays, {name: metadata[name] for name in typing.get_type_hints(_Site)})
     return LearnedScope(scope, tuple(threshold), metadata["mention"], metadata["description"])
 
 
@@ -146,8 +146,9 @@ def scope_of(arrays: Mapping[str, np.ndarray], metadata: Any) -> Scope:
 
 
 def _check_fields(metadata: Any, fields: type) -> None:
-    if not matches_type(metadata, fields):
-        raise ValueError(f"its metadata are not {', '.join(typing.get_type_hints(fields))}")
+    names = typing.get_type_hints(fields)
+    if not matches_type(metadata, fields) or metadata.keys() != names.keys():
+        raise ValueError(f"its metadata are not {', '.join(names)}")
 
 
 def _projection(stored: Mapping[str, np.ndarray], head: str) -> Projection:
