@@ -64,7 +64,7 @@ def test_a_tiny_model_with_a_bank_is_compiled_for_a_slice(tmp_path):
     run = abstract_run(load_config(str(tmp_path / "tiny.py")))
     bank = abstract_bank(run.model, 4096, 2, run.base["embedding"].dtype)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(bank))
-    assert found and int(found[2]) >= int(size / 4096 / 1024) > 0  # all facts are on the chips
+    assert found and int(found[2]) * 1024 >= size / 4096  # all facts are on the chips
 
 
 def test_a_wrong_slice_is_named(capsys):
