@@ -4,7 +4,7 @@
 Evaluates many scoped edits in one bank. The first `--edits` test facts of the config's data are
 evaluated; a bank of n facts holds some of them and, where they are too few, facts of the training
 split. Neighbours are of test facts that are in no bank. Writes DIR/bank.json (default DIR
-runs/NAME-bank) and prints a table. Several seeds are several orders of insertion.
+runs/NAME-bank), after each size, and prints a table. Several seeds are several orders of insertion.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import functools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from mend_jax.apps.run_command import parse
 from mend_jax.core.bank import Bank, insert, remove
 from mend_jax.core.bank_file import same_facts
+from mend_jax.core.chunking import power_of_two
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.losses import token_kl
@@ -52,8 +53,9 @@ Scores = dict[tuple[str, str], np.ndarray]
 
 
 def evaluate_bank(
-    config: ConfigDict, editor: Editor, sizes: Sequence[int], n_edits: int, seed: int = 0
-) -> dict[str, Any]:
+    config: ConfigDict, editor: Editor, sizes: Sequence[int], n_edits: int, seed: int = 0,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
+) -> dict[str, Any]:  # fmt: skip
     """Return what banks of several sizes do, by size.
 
     Each entry has `facts`, `evaluated` (of them), `edit`, `paraphrase`, `paraphrase_unseen` (in
@@ -61,6 +63,9 @@ def evaluate_bank(
     `leak`, `kept` and `kl` of hard neighbours of facts that are in no bank, `leak_before` of the
     base; `kl_far`; `exact_removal`: whether the bank without its last fact is that of the others,
     bit for bit; `seconds_insert`: of one fact more; `conflicts`; and `ci95`.
+
+    Args:
+      keep: receives what is found so far, after each size.
 
     Raises:
       ConfigError: the base has no learned scope.
@@ -87,7 +92,11 @@ def evaluate_bank(
         raise DataError(f"{len(rows) + len(filling)} facts are known: lower --facts")
     scoped = _scoped_edits(editor, [*rows, *filling])
     before = _scores(editor.model, None, texts)
-    return {str(size): _of_size(editor, scoped, size, rows, texts, before, seed) for size in sizes}
+    found: dict[str, Any] = {}
+    for size in sizes:
+        found[str(size)] = _of_size(editor, scoped, size, rows, texts, before, seed)
+        keep(found)
+    return found
 
 
 def _scoped_edits(editor: Editor, rows: Sequence[Row]) -> list[ScopedEdit]:
@@ -107,6 +116,7 @@ def _of_size(
     n = len(rows)
     groups = [np.arange(n)[i : i + size] for i in range(0, n, size)]
     parts, conflicts, seconds, exact = [], 0, 0.0, True
+    progress, n_done = Progress(f"banks of {size}", n), 0
     for group in groups:
         more = np.arange(n, n + size - len(group)) if size > n else np.arange(0)
         order = np.random.default_rng(seed).permutation(np.concatenate([group, more]))
@@ -114,6 +124,8 @@ def _of_size(
         conflicts += len(found)
         some = {name: jax.tree.map(lambda a, g=group: a[g], t) for name, t in texts.items()}
         parts.append(_scores(editor.model, gated, some))
+        n_done += len(group)
+        progress.update(n_done, force=n_done == n)
         if group is groups[-1]:
             seconds = _seconds_of_insert(gated.bank, scoped[order[0]])
             exact = _removal_is_exact(editor, gated.bank, [scoped[i] for i in order])
@@ -147,9 +159,10 @@ def _scores(model: LanguageModel, gated: GatedBank | None, texts: dict[str, Toke
         for name, batch in texts.items():
             flat = batch.reshape(-1)
             for start in range(0, len(flat.tokens), _BATCH):
-                some = jax.tree.map(lambda a, i=start: _padded(a[i : i + _BATCH]), flat)
-                scores = jax.device_get(_score(module, model.module, model.params, bank, some))
                 n = min(_BATCH, len(flat.tokens) - start)
+                size = power_of_two(n)  # of a bank of one fact there is one text
+                some = jax.tree.map(lambda a, i=start, s=size: _padded(a[i : i + s], s), flat)
+                scores = jax.device_get(_score(module, model.module, model.params, bank, some))
                 for key, values in scores.items():
                     found.setdefault((name, key), []).append(np.asarray(values)[:n])
     return {
@@ -158,8 +171,8 @@ def _scores(model: LanguageModel, gated: GatedBank | None, texts: dict[str, Toke
     }
 
 
-def _padded(array: np.ndarray) -> np.ndarray:
-    missing = _BATCH - len(array)
+def _padded(array: np.ndarray, size: int) -> np.ndarray:
+    missing = size - len(array)
     return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
 
 
@@ -251,12 +264,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sizes = _sizes(args.facts)
         model = build_model(config, make_mesh(dict(config.mesh)))
         editor = Editor.restore(args.editor, model) if args.editor else pretrained.load(model)
-        found = evaluate_bank(config, editor, sizes, args.edits, config.seed)
         path = Path(f"{workdir}-bank" if "--workdir" not in " ".join(rest) else workdir)
         path.mkdir(parents=True, exist_ok=True)
-        results = {"config_name": name, "editor": editor.id, "seed": config.seed,
-                   "hardware": hardware(), "sizes": found}  # fmt: skip
-        write_json(path / "bank.json", results)
+        about = {"config_name": name, "editor": editor.id, "seed": config.seed,
+                 "hardware": hardware()}  # fmt: skip
+
+        def keep(found: dict[str, Any]) -> None:
+            write_json(path / "bank.json", about | {"sizes": found})
+
+        found = evaluate_bank(config, editor, sizes, args.edits, config.seed, keep)
     except MendError as e:
         return report_error(e)
     print(table(found))

@@ -36,10 +36,16 @@ def config(base):
 
 @pytest.mark.slow
 def test_a_silent_bank_changes_nothing_and_others_change_the_facts_in_them(model, config):
+    kept: list[list[str]] = []
+
+    def keep(found: dict) -> None:
+        kept.append(list(found))
+
     never, own, always = (
-        evaluate_bank.evaluate_bank(config, scoped_editor(model, t), (1, 6), 4)
+        evaluate_bank.evaluate_bank(config, scoped_editor(model, t), (1, 6), 4, keep=keep)
         for t in (NEVER, OWN, ALWAYS)
     )
+    assert kept == 3 * [["1"], ["1", "6"]]  # written after each size
     for found in (never, own, always):
         assert [entry["facts"] for entry in found.values()] == [1, 6]
         assert all(entry["exact_removal"] and entry["evaluated"] == 4 for entry in found.values())
