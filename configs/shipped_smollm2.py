@@ -23,6 +23,7 @@ def get_config(variant=""):
     c.scope.facts = 800
     c.scope.wordings = 7
     c.train.c_edit_start = c.train.c_edit = 1.0  # the scope sees to locality
+    c.train.c_chat = 1.0  # the base is a chat model
     c.eval.baselines = {}  # `evaluate-shipped` evaluates the files on world_facts
     if variant == "smoke":
         c.scope.update(dict(facts=40, wordings=3, steps=10, validation_facts=20))

@@ -102,7 +102,8 @@ def evaluate_bank(
 def _scoped_edits(editor: Editor, rows: Sequence[Row]) -> list[ScopedEdit]:
     progress, found = Progress("scoped edits", len(rows)), []
     for start in range(0, len(rows), _BATCH):
-        facts = [Fact(r["prompt"], r["target"], r["subject"]) for r in rows[start : start + _BATCH]]
+        some = rows[start : start + _BATCH]
+        facts = [Fact(r["prompt"], r["target"], subject=r["subject"]) for r in some]
         found += editor.scoped_edits(facts)
         progress.update(len(found), force=len(found) == len(rows))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,8 +20,9 @@ from mend_jax.errors import DataError
 from mend_jax.hub import text_encoding
 from mend_jax.hub.input_formats import CAUSAL, InputFormat
 
-# The sets of texts of a row that training uses. `after` is the edited fact and what follows it.
-TRAINING_SETS = ("edit", "rephrase", "near", "far", "after")
+# The sets of texts of a row that training uses. `after` is the edited fact and what follows it,
+# `chat` the paraphrase as a user's message and the target as the answer.
+TRAINING_SETS = ("edit", "rephrase", "near", "far", "after", "chat")
 AFTER_TOKENS = 8
 """Scored tokens after the answer in `after`."""
 _JOINTS = (". ", "\n", ", and ")  # between an answer and what follows it
@@ -89,22 +90,25 @@ def encode_rows(
     form: InputFormat = CAUSAL,
     more: bool = False,
     with_names: bool = False,
-    after: bool = False,
+    also: Collection[str] = (),
 ) -> EncodedRows:
     """Tokenise every row once; rows that do not fit the lengths are dropped and counted.
 
     Args:
       more: also encode the `EVALUATION_SETS`; of these, only the texts that do not fit are dropped.
       with_names: also keep the hashes of the subjects' names, for scoped edits.
-      after: also encode `after`, of rows with near texts for a causal model.
+      also: further `TRAINING_SETS`: `after`, of rows with near texts for a causal model, and
+        `chat`, of a chat model.
 
     Raises:
       DataError: no row fits, or only some rows have a near (or far) text.
     """
     encoder = _RowEncoder(tokenizer, lengths, form)
     names = (*_training_sets(rows), *(EVALUATION_SETS if more else ()))
-    if after and form is CAUSAL and "near" in names:
+    if "after" in also and form is CAUSAL and "near" in names:
         names = (*names, "after")
+    if "chat" in also and "chat" not in names:
+        names = (*names, "chat")
     kept: list[tuple[int, Row, dict[str, _Encoded]]] = []
     dropped: collections.Counter[str] = collections.Counter()
     example = ""

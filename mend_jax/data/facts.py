@@ -28,6 +28,7 @@ class Fact:
 
     prompt: str
     target: str
+    _: dataclasses.KW_ONLY
     paraphrases: tuple[str, ...] = ()
     subject: str = ""
     neighbours: tuple[str, ...] = ()

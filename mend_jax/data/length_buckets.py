@@ -37,7 +37,7 @@ def split_by_length(rows: EncodedRows, limits: Sequence[int], least: int) -> lis
         )
     if not limits or rows.texts["edit"].source is not None:
         return [rows]
-    whole = [t for name, t in rows.texts.items() if name not in ("far", "after")]
+    whole = [t for name, t in rows.texts.items() if name not in ("far", "after", "chat")]
     longest = np.max([np.asarray(t.mask).sum(-1) for t in whole], axis=0)
     parts, left = [], np.ones(len(rows), bool)
     for limit in limits:
@@ -57,6 +57,8 @@ def split_by_length(rows: EncodedRows, limits: Sequence[int], least: int) -> lis
 def _part(rows: EncodedRows, pick: Int[np.ndarray, " n"], limit: int | None) -> EncodedRows:
     """Return some rows, trimmed to `limit` tokens and to the scored positions in use."""
     longer = {"after": AFTER_TOKENS}
+    if "chat" in rows.texts:  # by its template
+        longer["chat"] = rows.texts["chat"].tokens.shape[-1] - rows.texts["edit"].tokens.shape[-1]
     texts = {
         name: _trim(
             jax.tree.map(lambda a: a[pick], t),

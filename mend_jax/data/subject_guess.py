@@ -6,6 +6,10 @@ import re
 
 _WORD = re.compile(r"[^\W_][\w.'’&-]*")
 _QUOTED = re.compile(r"[\"“«]([^\"”»]+)[\"”»]")
+_LABEL = re.compile(
+    r"^[^\S\n]*(?:question|q|answer|a|prompt|fact|user|assistant|human)[^\S\n]*:", re.I | re.M
+)
+"""What stands before a question or an answer at the start of a line."""
 _ABBREVIATION = 4  # letters of "St.", "Dr." or "J." and the full stop
 _JOINING = frozenset(
     "of the de la le les du del da di do dos van von der den and & y e in for".split()
@@ -25,7 +29,7 @@ def guess_subject(prompt: str) -> str:
     quoted = _QUOTED.findall(prompt)
     if quoted:
         return quoted[0].strip() if len(quoted) == 1 else ""
-    names = _names(prompt)
+    names = _names(_LABEL.sub(lambda label: " " * len(label[0]), prompt))
     return names[0] if len(names) == 1 else ""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from mend_jax import data
 from mend_jax.core.editor_protocol import EditTransform, Weights, with_strength
 from mend_jax.core.gated_bank import check_site
+from mend_jax.core.meta_loss import AFTER, CHAT
 from mend_jax.core.scope import reading
 from mend_jax.core.scope_file import LearnedScope
 from mend_jax.data.batches import iterate_batches
@@ -100,7 +101,7 @@ def build_train_step(
     c = config.train
     return make_train_step(
         editor, tx, model=model.module, weights=model.weights, c_loc=c.c_loc,
-        c_after=c.c_after, near_share=c.near_share,
+        c_after=c.c_after, c_chat=c.c_chat, near_share=c.near_share,
         edit_from_paraphrase=c.edit_from_paraphrase, max_non_finite_steps=c.max_non_finite_steps,
         c_edit=success_weight(c.c_edit_start, c.c_edit, c.steps), shardings=shardings,
     )  # fmt: skip
@@ -258,7 +259,7 @@ def open_experiment(
     dataset, far = _load_data(config, config.data.name, model), _load_far_source(config)
     more = [_load_data(config, name, model) for name in config.data.more_train]
     splits = _Splits(config, model, dataset, far, more)
-    train = splits.split("train", config.data.train_edits, after=scores_after(config))
+    train = splits.split("train", config.data.train_edits, also=more_training_sets(config))
     extra = {name: _load_data(config, name, model) for name in config.eval.extra_data_sets}
     return Experiment(
         config, model, editor, tx, mesh, dataset, far,
@@ -299,6 +300,12 @@ def scores_after(config: ConfigDict) -> bool:
     """Return whether training scores what follows the answer, if model and data allow it."""
     always_scoped = uses_scope(config) and not config.scope.plain_in_training
     return bool(config.train.c_after) and not (config.data.append_eos or always_scoped)
+
+
+def more_training_sets(config: ConfigDict) -> tuple[str, ...]:
+    """Return the sets of texts that training scores besides those of every run."""
+    sets = {AFTER: scores_after(config), CHAT: bool(config.train.c_chat)}
+    return tuple(name for name, is_scored in sets.items() if is_scored)
 
 
 def uses_scope(config: ConfigDict) -> bool:
@@ -362,7 +369,7 @@ class _Splits:
     more_train: Sequence[data.DataSet] = ()
 
     def split(
-        self, name: str, count: int, for_evaluation: bool = False, after: bool = False
+        self, name: str, count: int, for_evaluation: bool = False, also: Collection[str] = ()
     ) -> Split:
         """Return `count` rows of a split that fit the lengths (0: all), or all that fit."""
         rows = self.dataset.split(name)
@@ -370,7 +377,7 @@ class _Splits:
             others = [dataset.split("train") for dataset in self.more_train]
             more = more_training_rows(self.dataset.splits, others, self.far is None)
             rows = [*rows, *more]
-        return self._choose(self.dataset, rows, count, name, for_evaluation, after)
+        return self._choose(self.dataset, rows, count, name, for_evaluation, also)
 
     def unseen_test_split(self, dataset: data.DataSet, train: Split) -> Split:
         """Return the test split of another data set, without the facts of training."""
@@ -395,7 +402,7 @@ class _Splits:
 
     def _choose(
         self, dataset: data.DataSet, rows: Sequence[Row], count: int, name: str,
-        for_evaluation: bool, after: bool = False,
+        for_evaluation: bool, also: Collection[str] = (),
     ) -> Split:  # fmt: skip
         together = self.config.data.edits_per_batch > 1  # facts of one edit must not conflict
         choose = choose_sequential_rows if together else choose_rows
@@ -410,13 +417,13 @@ class _Splits:
         chosen = choose(rows, taken)
         if for_evaluation:
             chosen = self._add_hard_texts(chosen, rows, dataset)
-        return self._encode(chosen, name, for_evaluation, after)
+        return self._encode(chosen, name, for_evaluation, also)
 
     def _encode(
-        self, rows: Sequence[Row], name: str, for_evaluation: bool, after: bool = False
+        self, rows: Sequence[Row], name: str, for_evaluation: bool, also: Collection[str] = ()
     ) -> Split:
         rows = self._add_far_texts(rows, name)
-        return encode_split(self.config, self.model, rows, for_evaluation, after)
+        return encode_split(self.config, self.model, rows, for_evaluation, also)
 
     def _add_hard_texts(
         self, rows: list[Row], split: Sequence[Row], dataset: data.DataSet
@@ -454,18 +461,18 @@ def encode_split(
     model: LanguageModel,
     rows: Sequence[Row],
     for_evaluation: bool,
-    after: bool = False,
+    also: Collection[str] = (),
 ) -> Split:
     """Return rows with their tokens.
 
     Args:
       for_evaluation: also the sets that only evaluation uses.
-      after: also what follows the answer.
+      also: see `encode_rows`.
     """
     form = input_format(model.module)
     encoded = encode_rows(
         rows, model.tokenizer, text_lengths(config), form, for_evaluation,
-        with_names=uses_scope(config), after=after,
+        with_names=uses_scope(config), also=also,
     )  # fmt: skip
     return Split(rows, encoded)
 

@@ -160,6 +160,10 @@ KEYS = (
         "weight of the KL after the answer, where the edited model should go on as the base; only "
         "of a causal model with near texts, without data.append_eos and with plain edits",
         least=0.0, absent=0.0),
+    Key("train.c_chat", 0.0,
+        "weight, within that of edit success, of the target as the answer to the paraphrase in a "
+        "chat; of a chat model alone",
+        least=0.0, absent=0.0),
     Key("train.near_share", 0.5, "share of the near texts in the locality KL; far texts: the rest",
         least=0.0, most=1.0),
     Key("train.calibration_texts", 512,

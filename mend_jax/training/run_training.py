@@ -12,6 +12,7 @@ from orbax.checkpoint import CheckpointManager
 
 from mend_jax.core.meta_loss import (
     AFTER,
+    CHAT,
     EDIT_SETS,
     locality_set_names,
     locality_weights,
@@ -127,9 +128,9 @@ def batch_placement(experiment: Experiment) -> Iterator[Callable[[Any], Any]]:
         return
     parts, model = experiment.train_parts, experiment.model
     locality = locality_weights(locality_set_names(parts[0].texts), c.near_share)
-    after = [AFTER] if AFTER in parts[0].texts else []
+    others = [name for name in (AFTER, CHAT) if name in parts[0].texts]
     cache = TrunkCache(
-        c.trunk_cache, model.module, model.params, mesh, parts, [*EDIT_SETS, *locality, *after],
+        c.trunk_cache, model.module, model.params, mesh, parts, [*EDIT_SETS, *locality, *others],
         limit_gib=c.trunk_cache_gib, fingerprint=model.fingerprint,
     )  # fmt: skip
     try:

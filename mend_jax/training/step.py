@@ -83,6 +83,7 @@ class StepSettings:
     c_edit: Callable[[jax.Array], jax.Array]
     c_loc: float
     c_after: float
+    c_chat: float
     near_share: float
     edit_from_paraphrase: bool
     max_non_finite_steps: int
@@ -104,6 +105,7 @@ class StepSettings:
         return functools.partial(
             meta_loss,
             c_after=self.c_after,
+            c_chat=self.c_chat,
             edit_from_paraphrase=self.edit_from_paraphrase,
             **fixed,
         )
@@ -129,6 +131,7 @@ def make_train_step(
     c_edit: Callable[[jax.Array], jax.Array],
     c_loc: float,
     c_after: float = 0.0,
+    c_chat: float = 0.0,
     near_share: float = 0.5,
     edit_from_paraphrase: bool = False,
     max_non_finite_steps: int = 1,
@@ -148,8 +151,8 @@ def make_train_step(
     """
     leaves, tree = jax.tree.flatten(shardings)
     return _compiled_step(StepSettings(
-        editor, tx, model, weights, c_edit, c_loc, c_after, near_share, edit_from_paraphrase,
-        max_non_finite_steps, tuple(leaves), tree,
+        editor, tx, model, weights, c_edit, c_loc, c_after, c_chat, near_share,
+        edit_from_paraphrase, max_non_finite_steps, tuple(leaves), tree,
     ))  # fmt: skip
 
 

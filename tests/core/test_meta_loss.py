@@ -8,7 +8,12 @@ import pytest
 from support.tiers import in_tiers
 from support.tiny import random_batch, tiny
 
-from mend_jax.core.meta_loss import locality_weights, meta_loss
+from mend_jax.core.meta_loss import (
+    edited_nll,
+    locality_weights,
+    meta_loss,
+    with_trunk_states,
+)
 from mend_jax.editors import make_editor
 
 
@@ -78,3 +83,34 @@ def test_what_follows_the_answer_has_a_weight(edit_from_paraphrase):
     assert float(metrics["kl_after"]) == pytest.approx((first + others) / 2, rel=1e-3)
     assert float(total) == pytest.approx(float(without + 0.5 * metrics["kl_after"]), rel=1e-5)
     assert float(metrics["loss"]) == float(total)
+
+
+@pytest.mark.parametrize("edit_from_paraphrase", in_tiers([True], [False, True]))
+def test_answers_in_a_chat_have_a_weight(edit_from_paraphrase):
+    """One edit of each row is scored in its chat: of the prompt, of the paraphrase, in turn."""
+    module, base, weights = tiny("gpt2", n_top=1)
+    editor = make_editor("mend", dict(rank=4, step_size=1e-2))
+    params, state = editor.init(jax.random.key(0), weights)
+    batch, other = random_batch(0), random_batch(3)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def loss(c_chat, batch):
+        total, (metrics, _, edit) = meta_loss(
+            params, state, base, batch, editor=editor, model=module, weights=weights,
+            c_edit=0.7, c_chat=c_chat, edit_from_paraphrase=edit_from_paraphrase,
+        )  # fmt: skip
+        return total, metrics, edit
+
+    chat = batch | {"chat": other["edit"]}
+    without, metrics, edit = loss(0.5, batch)
+    assert "nll_chat" not in metrics and "nll_chat" not in loss(0.0, chat)[1]
+    total, metrics, _ = loss(0.5, chat)
+    assert float(total) == pytest.approx(float(without + 0.35 * metrics["nll_chat"]), rel=1e-5)
+    (texts,) = with_trunk_states(module, base, chat, ["chat"]).values()
+    E = texts[0].batch_shape[0]
+    use = np.where(np.arange(E) % 2 == 0, np.arange(E), np.arange(E) + E)
+    one = jax.tree.map(lambda x: x[use if edit_from_paraphrase else np.arange(E)], edit)
+    nll = np.asarray(edited_nll(module, base, texts, one))
+    keep = np.asarray(texts[0].score_mask)
+    wanted = np.mean((nll * keep).sum((1, 2)) / keep.sum((1, 2)))
+    assert float(metrics["nll_chat"]) == pytest.approx(wanted, rel=1e-4)

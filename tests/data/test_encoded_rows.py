@@ -7,6 +7,7 @@ import pytest
 from mend_jax.data.batches import iterate_batches
 from mend_jax.data.encoded_rows import Lengths, encode_rows
 from mend_jax.data.far_texts import add_far_texts
+from mend_jax.data.length_buckets import split_by_length
 from mend_jax.data.rows import make_row, text_row
 from mend_jax.errors import DataError
 from mend_jax.hub.input_formats import CAUSAL, CLASSIFIER, seq2seq
@@ -154,5 +155,9 @@ def test_a_paraphrase_is_also_a_message_where_the_base_has_a_chat_template():
     assert scored(chat) == " no 0" and chat.tokens.shape == (LENGTHS.max_len + len("<|>"),)
     assert texts.score_mask.any(-1).tolist() == [True, False] and texts.mask.any(-1).all()
     assert "chat" not in encode_rows(rows, tokenizer, LENGTHS).texts
+    trained = encode_rows(rows, tokenizer, LENGTHS, also=("chat",))
+    np.testing.assert_array_equal(trained.texts["chat"].tokens, texts.tokens)
+    short, *_ = split_by_length(trained, (20,), 1)  # trimmed with its template
+    assert short.texts["chat"].tokens.shape[-1] == 20 + len("<|>")
     for other, form in ((TOKENIZER, CAUSAL), (tokenizer, seq2seq((7,)))):
         assert "chat" not in encode_rows(rows, other, LENGTHS, form, more=True).texts

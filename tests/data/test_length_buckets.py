@@ -93,7 +93,7 @@ def test_processes_return_parts_of_the_same_steps():
 
 
 def test_what_follows_the_answer_is_whole_in_each_part():
-    encoded = encode_rows(ROWS, TOKENIZER, LENGTHS, after=True)
+    encoded = encode_rows(ROWS, TOKENIZER, LENGTHS, also=("after",))
     parts = split_by_length(encoded, (15, 18), 4)
     sizes = [24, 18, 15]
     assert [p.texts["after"].tokens.shape[-1] for p in parts] == [15 + 8, 18 + 8, 24 + 8]

@@ -17,6 +17,9 @@ from mend_jax.data.subject_guess import guess_subject
         ("Apple was founded by", "Apple"),
         ("In which country is the University of Vienna?", "University of Vienna"),
         ("J. K. Rowling was born in", "J. K. Rowling"),
+        ("Question: What is the capital of Hungary?\nAnswer:", "Hungary"),
+        ("Q: Who leads Hungary?\nA:", "Hungary"),
+        ("Where is the Q: drive?", "Q"),  # not at the start of a line
         ("The chemical symbol of gold is", ""),  # no name
         ("Was Marie Curie born in Poland?", ""),  # two
         ("He lives in France. What is its capital?", "France"),

@@ -54,8 +54,14 @@ def test_a_file_can_mix_arrow_lines_and_json_lines(tmp_path):
     path.write_bytes(text.encode())
     wanted = [
         LYON,
-        Fact("Oslo lies in", "Peru", ("Oslo is in",), "Oslo", ("Rome lies in",)),
-        Fact("p", "t", ("q",), "", ("r",)),
+        Fact(
+            "Oslo lies in",
+            "Peru",
+            paraphrases=("Oslo is in",),
+            subject="Oslo",
+            neighbours=("Rome lies in",),
+        ),
+        Fact("p", "t", paraphrases=("q",), neighbours=("r",)),
     ]
     assert read_facts_or_stdin(str(path)) == wanted
     packed = tmp_path / "facts.jsonl.gz"
