@@ -14,6 +14,7 @@ import numpy as np
 
 from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform
+from mend_jax.core.merged_edits import MergeOptions
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.rows import fingerprint_rows
 from mend_jax.editors import make_editor
@@ -28,7 +29,7 @@ from mend_jax.evaluation.general_ability import (
 )
 from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.scoring import make_edit
-from mend_jax.evaluation.sequential_edits import evaluate_sequential_edits
+from mend_jax.evaluation.sequential_edits import Merge, evaluate_sequential_edits
 from mend_jax.evaluation.sequential_state import SequentialState
 from mend_jax.io import checksums
 from mend_jax.io.progress import Progress
@@ -39,6 +40,7 @@ from mend_jax.parallel.sharding import place
 from mend_jax.training import config as configs
 from mend_jax.training.assembly import Experiment, Split
 from mend_jax.training.calibration import calibrate
+from mend_jax.training.key_covariance import measure_key_covariance
 from mend_jax.training.provenance import code_fingerprint
 from mend_jax.training.step import TrainState
 from mend_jax.training.threshold_tuning import tune_threshold
@@ -162,12 +164,22 @@ class RunEvaluation:
         }  # fmt: skip
         scores = evaluate_sequential_edits(
             transform, params, state, e.model, e.sequential_rows.encoded, checkpoints=lengths,
-            facts_per_edit=facts, between=self.between,
+            facts_per_edit=facts, merge=self.merge, between=self.between,
             log=ScoredBatches(self._file("sequential", name, ".jsonl"), mark),
             saved=SequentialState(self._file("sequential", name, ".safetensors"), mark),
             what=f"sequential edits, {name or e.config.editor.name}",
         )  # fmt: skip
         return {"sequential": scores}
+
+    @functools.cached_property
+    def merge(self) -> Merge | None:
+        """How edits of a sequence are merged, by the config; None: they are added."""
+        c = self.experiment.config.eval
+        if not c.merge:
+            return None
+        covariance = measure_key_covariance(self.experiment) if c.merge_covariance else None
+        options = MergeOptions(c.merge_ridge, c.merge_covariance)
+        return Merge(c.merge, options, c.merge_limited, covariance)
 
     def _general_ability(self, editor: EditorUnderTest) -> dict[str, Any]:
         """Return the effect of `eval.ability_edits` test edits on texts and facts they share."""

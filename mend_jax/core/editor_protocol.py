@@ -136,6 +136,7 @@ class EditTransform(NamedTuple):
       calibrate: (params, state, problem) -> state, or None. An editor that needs ordinary texts
         first (for covariances, for what to keep) receives training texts before it edits, as the
         corrections of a Problem in which every token is scored. Never in a training step.
+      finish_calibration: (params, state) -> state, once after the last of those texts, or None.
       calibrate_on: which texts of training rows those are; "edit" are other corrections.
       penalty: (params, edits with axis E, locality_kl) -> scalar, or None: an additional term of
         the meta-loss. locality_kl(edits with axis E) is the locality KL of any edits of the batch.
@@ -154,6 +155,7 @@ class EditTransform(NamedTuple):
     edit: Callable[[EditorParams, EditorState, Problem, bool], tuple[Edit, EditorState]]
     trainable: bool = True
     calibrate: Callable[[EditorParams, EditorState, Problem], EditorState] | None = None
+    finish_calibration: Callable[[EditorParams, EditorState], EditorState] | None = None
     calibrate_on: Literal["far", "edit"] = "far"
     penalty: (
         Callable[[EditorParams, Edit, Callable[[Edit], Float[Array, ""]]], Float[Array, ""]] | None

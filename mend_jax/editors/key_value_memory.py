@@ -177,6 +177,18 @@ def zero_padding_facts(problem: Problem, x: Float[Array, "E N d"]) -> Float[Arra
     return jnp.where(is_fact, x, 0.0)
 
 
+def known_keys(state: EditorState, weight: WeightSpec) -> Float[Array, "I I"]:
+    """Return C of a weight, in full on every device; before calibration it is the identity.
+
+    eps tr(C) is added to the diagonal, at most the rounding error of forming it, which keeps C
+    positive.
+    """
+    moment = gather_weight(state["second_moment"][weight.name], None, None)
+    eye = jnp.eye(weight.d_in)
+    known = moment + jnp.finfo(moment.dtype).eps * jnp.trace(moment) * eye
+    return jnp.where(state["seen"] > 0, known, eye)
+
+
 def write_pairs(
     state: EditorState,
     weight: WeightSpec,
@@ -191,14 +203,15 @@ def write_pairs(
     what rounding raises it to, K dW = D holds: for one key dW = C^-1 k d^T / (k^T C^-1 k), ROME's
     Eq. 2; for several the smallest dW in the norm of C under all of those constraints, as in EMMET
     (Gupta et al. 2024).
-
-    eps tr(C) is added to the diagonal of C, at most the rounding error of forming it, which keeps C
-    positive. Before calibration C is the identity.
     """
-    moment = gather_weight(state["second_moment"][weight.name], None, None)
-    eye = jnp.eye(weight.d_in)
-    known = moment + jnp.finfo(moment.dtype).eps * jnp.trace(moment) * eye
-    lower_IxI = jnp.linalg.cholesky(jnp.where(state["seen"] > 0, known, eye))
+    return solve_pairs(known_keys(state, weight), k, d, ridge)
+
+
+def solve_pairs(
+    known: Float[Array, "I I"], k: Float[Array, "E N I"], d: Float[Array, "E N O"], ridge: float
+) -> Delta:
+    """Return (ridge A + K^T K)^-1 K^T D for a symmetric positive A; see `write_pairs`."""
+    lower_IxI = jnp.linalg.cholesky(known)
     delta = least_squares(_whiten(lower_IxI, k), d, ridge)
     if isinstance(delta, LowRank):
         return dataclasses.replace(delta, a=_whiten(lower_IxI, delta.a, transpose=True))

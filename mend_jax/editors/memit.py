@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
+from jaxtyping import Array, Float
 
 from mend_jax.core.edit_problem import Problem
 from mend_jax.core.editor_protocol import EditorState, EditTransform, Weights
-from mend_jax.core.weight_edit import Edit
+from mend_jax.core.weight_edit import Delta, Edit
 from mend_jax.editors.key_value_memory import (
     SHARDING,
     add_texts,
@@ -23,6 +25,11 @@ from mend_jax.editors.key_value_memory import (
 from mend_jax.editors.untrained import parameter_free_editor, usable_untrained
 from mend_jax.editors.value_search import ValueSearch, subject_outputs
 from mend_jax.errors import ConfigError
+from mend_jax.models import WeightSpec
+
+Keys = Float[Array, "E N I"]
+Write = Callable[[WeightSpec, Keys, Float[Array, "E N O"]], Delta]
+"""(a weight, keys K, changes R of its values at them) -> its delta."""
 
 
 @usable_untrained("as rome, over several blocks")
@@ -66,21 +73,37 @@ def memit(
         return empty_statistics(memory_weights(weights, blocks), n_prefixes)
 
     def edit(state: EditorState, problem: Problem) -> Edit:
-        require_residual_sum(problem)
+        def write(w: WeightSpec, k: Keys, r: Float[Array, "E N O"]) -> Delta:
+            return write_pairs(state, w, k, r, ridge=preserve * w.d_in)
+
         layers = memory_weights(problem.weights, blocks)
-        last = f"block_{layers[-1].block}"
-        start, prefixed = subject_outputs(problem, last), with_prefixes(state, problem)
-        z = start + search.find_shift(prefixed, layers[-1], start)
-        edit = Edit({})
-        for number, w in enumerate(layers):
-            r = (z - subject_outputs(problem, last, edit)) / (len(layers) - number)
-            r = zero_padding_facts(problem, r)
-            k = subject_keys(problem, prefixed, w, edit)
-            delta = write_pairs(state, w, k, r, ridge=preserve * w.d_in)
-            edit = dataclasses.replace(edit, deltas={**edit.deltas, w.name: delta})
-        return edit
+        return spread_over_blocks(state, problem, search, layers, write)[0]
 
     return parameter_free_editor(edit, init_state, add_texts, sharding=SHARDING)
+
+
+def spread_over_blocks(
+    state: EditorState, problem: Problem, search: ValueSearch, layers: Sequence[WeightSpec],
+    write: Write,
+) -> tuple[Edit, dict[str, Keys]]:  # fmt: skip
+    """Return MEMIT's edit with any solve, and the keys at which it was written.
+
+    Args:
+      layers: the edited weights, in order; the state after the last is searched.
+      write: gives the delta of one weight.
+    """
+    require_residual_sum(problem)
+    last = f"block_{layers[-1].block}"
+    start, prefixed = subject_outputs(problem, last), with_prefixes(state, problem)
+    z = start + search.find_shift(prefixed, layers[-1], start)
+    edit, keys = Edit({}), {}
+    for number, w in enumerate(layers):
+        r = (z - subject_outputs(problem, last, edit)) / (len(layers) - number)
+        r = zero_padding_facts(problem, r)
+        keys[w.name] = subject_keys(problem, prefixed, w, edit)
+        delta = write(w, keys[w.name], r)
+        edit = dataclasses.replace(edit, deltas={**edit.deltas, w.name: delta})
+    return edit, keys
 
 
 def require_residual_sum(problem: Problem) -> None:

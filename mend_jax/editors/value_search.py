@@ -19,13 +19,20 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from mend_jax.core.edit_problem import Problem
-from mend_jax.core.losses import masked_mean, token_kl, token_nll
+from mend_jax.core.losses import (
+    all_tokens_correct,
+    correct_tokens,
+    masked_mean,
+    token_kl,
+    token_nll,
+)
 from mend_jax.core.weight_edit import Delta, Edit
 from mend_jax.editors.key_value_memory import rows_at_subject
 from mend_jax.models import WeightSpec
 
 Shift = Float[Array, "E N D"]
 Losses = Float[Array, "E N"]
+Solved = Bool[Array, "E N"]
 
 
 @flax.struct.dataclass
@@ -56,7 +63,8 @@ class ValueSearch:
 
     The loss is -log p(target), the mean over its tokens, + c_kl KL(shifted || base) at the token
     after the subject (ROME, Eq. 4) + decay |d| / |v|^2, as in the original code. A correction whose
-    loss is below `enough` stops, as there.
+    loss is below `enough` stops, as there. With `stop_after` it also stops once every token of the target has
+    been the arg max for that many steps in a row, alone and after each prefix (ENCORE).
 
     -log p is the mean over the correction alone and after each prefix (`with_prefixes`), so that d
     works wherever the subject is in a text.
@@ -72,6 +80,7 @@ class ValueSearch:
       decay: weight of |d|.
       clamp: the largest |d|, as a multiple of |v|.
       enough: the loss at which a correction stops.
+      stop_after: steps in a row after which it stops; 0: the loss alone decides.
     """
 
     steps: int
@@ -80,6 +89,7 @@ class ValueSearch:
     decay: float
     clamp: float
     enough: float = 5e-2
+    stop_after: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or min(self.lr, self.clamp) <= 0:
@@ -100,32 +110,41 @@ class ValueSearch:
         """
         losses, tx = self.losses(prefixed, weight, v), optax.adam(self.lr)
         max_norm_EN = self.clamp * jnp.linalg.norm(v, axis=-1)
-        Carry = tuple[Int[Array, ""], Shift, Any, Bool[Array, "E N"]]
+        Carry = tuple[Int[Array, ""], Shift, Any, Int[Array, "E N"], Bool[Array, "E N"]]
 
-        def total_loss(d: Shift) -> tuple[Float[Array, ""], Losses]:
-            loss_EN = losses(d)
-            return loss_EN.sum(), loss_EN
+        def total_loss(d: Shift) -> tuple[Float[Array, ""], tuple[Losses, Solved]]:
+            loss_EN, solved_EN = losses(d)
+            return loss_EN.sum(), (loss_EN, solved_EN)
 
         def is_unfinished(carry: Carry) -> Bool[Array, ""]:
-            number, _, _, is_done = carry
+            number, _, _, _, is_done = carry
             return (number < self.steps) & ~is_done.all()
 
         def step(carry: Carry) -> Carry:
-            number, d, opt_state, _ = carry
-            gradient, loss_EN = jax.grad(total_loss, has_aux=True)(d)
+            number, d, opt_state, streak, _ = carry
+            gradient, (loss_EN, solved_EN) = jax.grad(total_loss, has_aux=True)(d)
             with jax.numpy_dtype_promotion("standard"):
                 updates, opt_state = tx.update(gradient, opt_state)
             new = d + updates
             new = new * jnp.minimum(1.0, max_norm_EN / _norm(new))[..., None]
+            streak = jnp.where(solved_EN, streak + 1, 0)
             is_done = loss_EN < self.enough
-            return number + 1, jnp.where(is_done[..., None], d, new), opt_state, is_done
+            if self.stop_after:
+                is_done = is_done | (streak >= self.stop_after)
+            return number + 1, jnp.where(is_done[..., None], d, new), opt_state, streak, is_done
 
         zero = jnp.zeros_like(v)
-        first = (jnp.zeros((), jnp.int32), zero, tx.init(zero), jnp.zeros(zero.shape[:2], bool))
+        none_EN = jnp.zeros(zero.shape[:2], jnp.int32)
+        first = (jnp.zeros((), jnp.int32), zero, tx.init(zero), none_EN, none_EN > 0)
         return jax.lax.while_loop(is_unfinished, step, first)[1]
 
-    def losses(self, prefixed: Problem, weight: WeightSpec, v: Shift) -> Callable[[Shift], Losses]:
-        """Return the function from d to the loss of each correction; see `find_shift`."""
+    def losses(
+        self, prefixed: Problem, weight: WeightSpec, v: Shift
+    ) -> Callable[[Shift], tuple[Losses, Solved]]:
+        """Return the function from d to each correction's loss, and to whether it is solved.
+
+        Solved is a correction whose target tokens are all the arg max, alone and after each prefix.
+        """
         texts, at = prefixed.corrections, jnp.asarray(prefixed.corrections.subject_pos)
         # One more position is scored, for the KL: the subject's last token.
         extra = {"score_pos": at, "target": at, "score_mask": jnp.zeros(at.shape, bool)}
@@ -148,12 +167,14 @@ class ValueSearch:
 
         before = logits(jnp.zeros_like(v))[:, ::M, -1]
 
-        def losses(d: Shift) -> Losses:
+        def losses(d: Shift) -> tuple[Losses, Solved]:
             after = logits(d)
+            correct = all_tokens_correct(correct_tokens(after, texts.target), texts.score_mask)
+            solved_EN = correct.reshape(-1, n_facts, M).all(-1)
             nll = masked_mean(token_nll(after, texts.target), texts.score_mask, axes=(2,))
             nll_EN = nll.reshape(-1, n_facts, M).mean(-1)
             kl_EN = jnp.where(has_kl_EN, token_kl(after[:, ::M, -1], before), 0.0)
-            return nll_EN + self.c_kl * kl_EN + decay_EN * _norm(d)
+            return nll_EN + self.c_kl * kl_EN + decay_EN * _norm(d), solved_EN
 
         return losses
 

@@ -1,9 +1,10 @@
 """Sequential edits on one model: what remains of the first ones, and of everything else.
 
 The base is edited by the first test facts, the edited model by the next, and so on. Every edit is
-made on the model as edited so far (`Problem.applied`); a lifelong editor accumulates what it edits
-(`EditTransform.lifelong_edit`). The edits so far are kept as one dense delta a weight: low-rank
-pairs would grow with every edit, and each length would have to be compiled.
+made on the model as edited so far (`Problem.applied`) and added to it, or all edits are merged by
+least squares (`Merge`); a lifelong editor accumulates what it edits (`EditTransform.lifelong_edit`).
+The edits so far are kept as one dense delta a weight: low-rank pairs would grow with every edit,
+and each length would have to be compiled.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,15 @@ from jaxtyping import Array, Float, Int
 from mend_jax.core.edit_problem import Problem
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.forward import TrunkStates, scored_logits, trunk_states
+from mend_jax.core.merged_edits import (
+    MergeOptions,
+    RequestedRows,
+    add_rows,
+    empty_sums,
+    requested_rows,
+    solve,
+    with_lengths_of,
+)
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_states
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Dense, Edit, squared_norms
@@ -47,6 +57,23 @@ SAVE_EVERY = 100
 """Edits after which the edited model is saved, so that an interrupted run can be resumed."""
 
 Numbers = Int[np.ndarray, " n"]
+
+
+class Merge(NamedTuple):
+    """How the edits of a sequence are merged (`core.merged_edits`).
+
+    Attributes:
+      made_on: the model that each edit is made on: the base (SimIE), or the model as edited so far
+        (RLSEdit).
+      options: of the solve.
+      limited: whether no change of an edit on the edited model is longer than on the base.
+      covariance: C by weight name, of keys of ordinary texts, or None.
+    """
+
+    made_on: Literal["base", "current"] = "base"
+    options: MergeOptions = MergeOptions()
+    limited: bool = False
+    covariance: Mapping[str, Array] | None = None
 
 
 def retention_windows(n_facts: int, width: int, most: int) -> dict[str, Numbers]:
@@ -95,12 +122,44 @@ def next_edit(
     """
     h = trunk_states(model, base, corrections)
     problem = Problem(model, base, weights, corrections, h, applied=applied)
-    if editor.lifelong_edit is None:
-        edit, _ = editor.edit(params, state, problem, False)
-    else:
-        edit, state = editor.lifelong_edit(params, state, problem)
+    edit, state = _make_edit(editor, params, state, problem)
     together = applied.compose(edit)
     return Edit(deltas={n: Dense(d.dense()) for n, d in together.deltas.items()}), state
+
+
+def request_change(
+    params: EditorParams, state: EditorState, applied: Edit, base: Params, corrections: TokenBatch,
+    *, editor: EditTransform, model: EditableModel, weights: Weights,
+    made_on: Literal["base", "current"], limited: bool,
+) -> tuple[dict[str, RequestedRows], EditorState]:  # fmt: skip
+    """Return what the edit of the facts `corrections` [1, n] does at its own keys; see `Merge`.
+
+    Args:
+      params, state: the editor's.
+      applied: the edits so far, dense, leading axis 1.
+
+    Returns:
+      The rows by weight name; and the editor's new state.
+    """
+    h = trunk_states(model, base, corrections)
+
+    def request(applied: Edit | None) -> tuple[dict[str, RequestedRows], EditorState]:
+        problem = Problem(model, base, weights, corrections, h, applied=applied)
+        edit, new_state = _make_edit(editor, params, state, problem)
+        return requested_rows(edit, problem), new_state
+
+    if made_on == "base":
+        return request(None)
+    rows, state_after = request(applied)
+    return (with_lengths_of(rows, request(None)[0]) if limited else rows), state_after
+
+
+def _make_edit(
+    editor: EditTransform, params: EditorParams, state: EditorState, problem: Problem
+) -> tuple[Edit, EditorState]:
+    if editor.lifelong_edit is not None:
+        return editor.lifelong_edit(params, state, problem)
+    return editor.edit(params, state, problem, False)[0], state
 
 
 def score_texts(
@@ -145,6 +204,7 @@ class _Programs(NamedTuple):
     """The jitted functions of a pass."""
 
     next_edit: Callable[..., Any]
+    request_change: Callable[..., Any]
     score_texts: Callable[..., Any]
     edit_norms: Callable[..., Any]
     trunk_states: Callable[..., Any]
@@ -154,6 +214,10 @@ class _Programs(NamedTuple):
 def _programs(editor: EditTransform, model: EditableModel, weights: Weights) -> _Programs:
     return _Programs(
         jax.jit(functools.partial(next_edit, editor=editor, model=model, weights=weights)),
+        jax.jit(
+            functools.partial(request_change, editor=editor, model=model, weights=weights),
+            static_argnames=("made_on", "limited"),
+        ),
         jax.jit(functools.partial(score_texts, editor=editor, model=model, weights=weights)),
         jax.jit(edit_norms),
         jax.jit(functools.partial(trunk_states, model)),
@@ -167,6 +231,7 @@ class _Pass:
     Attributes:
       params: the editor's.
       texts: the sets of texts by name, [N, ...]; edit k is made of the k-th `facts_per_edit` rows.
+      merge: how edits are merged; None: they are added.
     """
 
     editor: EditTransform
@@ -175,16 +240,30 @@ class _Pass:
     texts: Mapping[str, TokenBatch]
     facts_per_edit: int
     n_facts: int
+    merge: Merge | None = None
+
+    def start(self, state: EditorState) -> Any:
+        """Return the state before the first edit: the editor's, and the sums of a merge."""
+        return state if self.merge is None else (state, empty_sums(self.model.weights))
 
     @property
     def programs(self) -> _Programs:
         return _programs(self.editor, self.model.module, self.model.weights)
 
-    def edit(self, k: int, applied: Edit, state: EditorState) -> tuple[Edit, EditorState]:
-        """Return the first k edits together, and the editor's state after them."""
+    def edit(self, k: int, applied: Edit, state: Any) -> tuple[Edit, Any]:
+        """Return the first k edits together, and the state after them; see `start`."""
         rows = np.arange((k - 1) * self.facts_per_edit, k * self.facts_per_edit)
         corrections = take_rows(self.texts["edit"], rows[None])
-        return self.programs.next_edit(self.params, state, applied, self.model.params, corrections)
+        base, merge = self.model.params, self.merge
+        if merge is None:
+            return self.programs.next_edit(self.params, state, applied, base, corrections)
+        state, sums = state
+        requested, state = self.programs.request_change(
+            self.params, state, applied, base, corrections,
+            made_on=merge.made_on, limited=merge.limited,
+        )  # fmt: skip
+        sums = add_rows(sums, requested, applied if merge.made_on == "current" else None)
+        return solve(sums, merge.options, merge.covariance), (state, sums)
 
     def measure(self, k: int, applied: Edit, log: ScoredBatches) -> None:
         """Score the model after k edits."""
@@ -230,6 +309,7 @@ def evaluate_sequential_edits(
     facts_per_edit: int,
     log: ScoredBatches,
     saved: SequentialState,
+    merge: Merge | None = None,
     what: str = "sequential edits",
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -246,6 +326,7 @@ def evaluate_sequential_edits(
       checkpoints: the values of k.
       log: keeps the scores of each checkpoint; those that it holds already are not measured again.
       saved: keeps the edits so far, from which an interrupted pass is resumed.
+      merge: how edits are merged; None: each is made on the model as edited so far, and added.
       between: called before each edit; it may raise to end the pass.
     """
     last, n_facts = max(checkpoints), max(checkpoints) * facts_per_edit
@@ -253,9 +334,10 @@ def evaluate_sequential_edits(
     texts = {name: encoded.texts[name] for name in names}
     if "near" in texts:
         texts["near"] = near_texts_outside_edits(encoded, n_facts)
-    run = _Pass(editor, params, model, texts, facts_per_edit, n_facts)
+    run = _Pass(editor, params, model, texts, facts_per_edit, n_facts, merge)
     if waiting := list(checkpoints)[len(log.batches) :]:
-        start, applied, state = saved.load(no_edits(model.weights), state, waiting[0])
+        fresh = run.start(state)
+        start, applied, state = saved.load(no_edits(model.weights), fresh, waiting[0])
         progress = Progress(what, last, start=start, writer=distributed.is_writer())
         for k in range(start, last + 1):
             if k > start:

@@ -50,11 +50,12 @@ class SequentialState:
             saved = self._read((fresh, state))
         if saved is None or saved[0] > latest:
             return 0, fresh, state
-        placed = jax.tree.map(
-            lambda x, old: jax.device_put(x, old.sharding) if isinstance(old, jax.Array) else x,
-            saved[1],
-            (fresh, state),
-        )
+        with jax.enable_x64(True):  # sums of merged edits are in float64
+            placed = jax.tree.map(
+                lambda x, old: jax.device_put(x, old.sharding) if isinstance(old, jax.Array) else x,
+                saved[1],
+                (fresh, state),
+            )
         return saved[0], *placed
 
     def _read(self, like: tuple[Edit, EditorState]) -> tuple[int, tuple[Edit, EditorState]] | None:

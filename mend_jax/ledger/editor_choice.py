@@ -127,7 +127,8 @@ def _calibrated(model: LanguageModel, transform: EditTransform, params: Any, sta
         while len(batch := list(itertools.islice(texts, _BATCH_SIZE))) == _BATCH_SIZE:
             stacked = stack_batches(batch).reshape(_BATCH_SIZE, 1)
             state = observe(params, state, model.params, stacked)
-    return state
+    finish = transform.finish_calibration
+    return state if finish is None else jax.jit(finish)(params, state)
 
 
 def _calibration_texts(model: LanguageModel, calibrate_on: str) -> Iterator[TokenBatch]:

@@ -53,7 +53,8 @@ def calibrate(
         batch = jax.tree.map(lambda leaf, at=rows: leaf[at][:, None], texts)
         state = observe(params, state, model.params, shard_batch(mesh, batch))
         progress.update((number + 1) * per_batch, force=number + 1 == n_batches)
-    return state
+    finish = editor.finish_calibration
+    return state if finish is None else jax.jit(finish)(params, state)
 
 
 def _calibration_texts(experiment: Experiment, editor: EditTransform) -> TokenBatch:

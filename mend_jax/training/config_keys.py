@@ -195,6 +195,18 @@ KEYS = (
     Key("eval.sequential", (),
         "lengths of a sequence of edits on one model at which it is scored, such as (1, 10, 100)",
         absent=()),
+    Key("eval.merge", "",
+        'the model on which each edit of a sequence is made, if all are merged by least squares; "": '
+        "each is made on the model as edited so far, and added",
+        choices=("", "base", "current"), absent=""),
+    Key("eval.merge_ridge", 0.01, "ridge of that solve, in units of the mean |k|^2 of keys",
+        above=0.0, absent=0.01),
+    Key("eval.merge_covariance", 0.0,
+        "number of ordinary keys, of plain texts, whose outputs that solve keeps", least=0.0,
+        absent=0.0),
+    Key("eval.merge_limited", False,
+        "whether no change that an edit on the edited model requests is longer than on the base",
+        absent=False),
     Key("eval.max_new_tokens", 12, "tokens generated after a prompt", least=1),
     Key("eval.hard_neighbours", 8,
         "neighbours an edit in its own wording, from data sets with relations or templates; 0: "

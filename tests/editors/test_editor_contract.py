@@ -37,6 +37,10 @@ OPTIONS = {
     "ultraedit": dict(lr=1e-2),
     "rome": dict(steps=5, lr=0.1),
     "memit": dict(steps=5, lr=0.1),
+    "rlsedit": dict(steps=5, lr=0.1),
+    "encore": dict(steps=5, lr=0.1, n_prefixes=0),
+    "alphaedit": dict(steps=5, lr=0.1, null_share=0.5),
+    "betaedit": dict(steps=5, lr=0.1, n_prefixes=0, null_share=0.5, refresh=2),
     "in_context": dict(separator=(7,)),
     "cache": dict(eps=1e-3),
     "point_repair": dict(rivals=4),
@@ -49,6 +53,8 @@ STARTS = {
     "malmen": None, "rledit": None,
 }  # fmt: skip
 
+MEMORIES = {"rome", "memit", "rlsedit", "encore", "alphaedit", "betaedit"}
+"""They edit a block before the last, of decoder-only models."""
 PREDICTORS = {"in_context", "cache"}  # they change no weight
 ONE_DEVICE = {"point_repair"}  # it refuses a mesh of more
 
@@ -57,7 +63,7 @@ SEQS = random_sequences(0, E=4)
 
 def tiny_for(name, kind="llama"):
     """The tiny model of an editor: one block is edited, two where an editor spreads an edit."""
-    return tiny(kind, n_top=2 if name in ("rome", "memit") else 1)
+    return tiny(kind, n_top=2 if name in MEMORIES else 1)
 
 
 def test_every_editor_is_under_contract():
@@ -122,6 +128,8 @@ def case(request):
             lambda state, base: editor.calibrate(params, state, made.problem(base, texts))
         )
         state = see(state, base)
+    if editor.finish_calibration is not None:
+        state = jax.jit(editor.finish_calibration)(params, state)
     if editor.trainable:
         _, state = made.run(params, state, base, SEQS, train=True)
     return made._replace(state=state)
@@ -257,11 +265,9 @@ def test_the_meta_gradient_equals_finite_differences(name, float64):
 
 # Editors that a family of models refuses, by name.
 REFUSED = {
-    "t5": {"rome": "encoder", "memit": "encoder"},
-    "bert": {
-        "rome": "decoder-only", "memit": "decoder-only", "in_context": "a classifier",
-    },
-}  # fmt: skip
+    "t5": dict.fromkeys(MEMORIES, "encoder"),
+    "bert": dict.fromkeys(MEMORIES, "decoder-only") | {"in_context": "a classifier"},
+}
 # Behind the last edited weight of BERT a norm follows: the repair that is linear in it need not
 # hold, and one that does not is given up.
 MAY_BE_NOTHING = {("bert", "point_repair")}

@@ -16,6 +16,7 @@ import mend_jax
 from mend_jax.apps.run_command import parse
 from mend_jax.core.edit_problem import Problem, make_problem
 from mend_jax.core.editor_protocol import EditTransform, Predictor, with_strength
+from mend_jax.core.merged_edits import MergeOptions
 from mend_jax.core.weight_edit import Dense, Edit, merge
 from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.data.sequential_rows import choose_sequential_rows
@@ -24,6 +25,7 @@ from mend_jax.errors import ConfigError
 from mend_jax.evaluation import sequential_edits
 from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.sequential_edits import (
+    Merge,
     evaluate_sequential_edits,
     next_edit,
     no_edits,
@@ -139,6 +141,80 @@ def test_an_interrupted_pass_is_resumed(whole, tmp_path, monkeypatch):
     assert pass_of(mend_editor(), tmp_path, between=stop_after(3)) == whole  # 6, 7 and 8
     assert not (tmp_path / "s.safetensors").exists()
     assert pass_of(mend_editor(), tmp_path, between=stop_after(0)) == whole  # nothing is left to do
+
+
+MERGES = {
+    "base": Merge("base", MergeOptions(0.05)),
+    "current": Merge("current", MergeOptions(0.05, 2.0), True, {w.name: jnp.eye(w.d_in) for w in WEIGHTS}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("made_on", MERGES)
+def test_a_merged_pass_is_resumed_with_its_sums(made_on, tmp_path, monkeypatch):
+    """The sums of all edits, in float64, are part of what an interrupted pass keeps."""
+    monkeypatch.setattr(sequential_edits, "SAVE_EVERY", 2)
+    wanted = pass_of(mend_editor(), turns=(1, 6), merge=MERGES[made_on])
+    calls = []
+
+    def stop():
+        calls.append(1)
+        if len(calls) > 4:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        pass_of(mend_editor(), tmp_path, (1, 6), merge=MERGES[made_on], between=stop)
+    assert pass_of(mend_editor(), tmp_path, (1, 6), merge=MERGES[made_on]) == wanted
+
+
+def test_merged_edits_of_the_base_are_one_solve_over_their_rows():
+    """Whatever the order: an edit on the base depends on no other."""
+    editor, params, state = mend_editor()
+    merge = MERGES["base"]
+    run = sequential_edits._Pass(editor, params, MODEL, encoded().texts, 1, 4, merge)
+    orders, found = ((1, 2, 3, 4), (3, 1, 4, 2)), []
+    for order in orders:
+        applied, kept = no_edits(WEIGHTS), run.start(state)
+        for k in order:
+            applied, kept = run.edit(k, applied, kept)
+        found.append(applied)
+    for name in found[0].deltas:
+        one, other = (np.asarray(edit.deltas[name].w) for edit in found)
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
+    name = WEIGHTS[0].name
+    keys, changes = [], []
+    for i in range(4):
+        problem = make_problem(MODULE, BASE, WEIGHTS, rows_of(encoded().texts["edit"], i))
+        delta = editor.edit(params, state, problem, False)[0].deltas[name].dense()[0]
+        f = problem.factors(rows="answer")[name]
+        keys.append(np.asarray(f.u[0], np.float64)[np.asarray(f.mask[0])])
+        changes.append(keys[-1] @ np.asarray(delta, np.float64))
+    k, r = np.concatenate(keys), np.concatenate(changes)
+    system = k.T @ k + 0.05 * np.square(k).sum(-1).mean() * np.eye(k.shape[1])
+    wanted = np.linalg.solve(system, k.T @ r)
+    np.testing.assert_allclose(found[0].deltas[name].w[0], wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_changes_on_an_edited_model_are_limited_to_those_on_the_base():
+    editor, params, state = mend_editor()
+    rng = np.random.default_rng(3)
+    large = {
+        w.name: Dense(jnp.asarray(rng.normal(size=(1, w.d_in, w.d_out)), jnp.float32))
+        for w in WEIGHTS
+    }
+    program = sequential_edits._programs(editor, MODULE, WEIGHTS).request_change
+    facts = rows_of(encoded().texts["edit"], 0)
+
+    def lengths(made_on, limited):
+        rows, _ = program(
+            params, state, Edit(large), BASE, facts, made_on=made_on, limited=limited
+        )
+        return {n: np.linalg.norm(np.asarray(r.change), axis=-1) for n, r in rows.items()}
+
+    base, free, limited = lengths("base", False), lengths("current", False), lengths("current", True)
+    assert any((free[n] > 1.01 * base[n] + 1e-6).any() for n in base)
+    for name in base:
+        wanted = np.minimum(free[name], base[name])
+        np.testing.assert_allclose(limited[name], wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_the_state_of_another_pass_is_not_used(tmp_path):

@@ -1,0 +1,209 @@
+"""Edits made one after another, merged into one weight change by least squares over all of them.
+
+A sum of edits destroys itself: each is made without regard to what the others do at its keys. Here
+every edit only says what it wants. With keys K[n, d_in], the inputs of a weight W at the rows where
+the edit acts, and R[n, d_out], the changes of the outputs that it makes there, the merged change of
+edits 1..T is
+
+    dW = (A + sum_t K_t^T K_t)^-1 sum_t K_t^T (R_t + K_t dW_t),    A = lambda I + mu C,
+
+where dW_t is the change under which edit t was made (0 for edits made on the base) and C = E[k k^T]
+are keys of ordinary texts, whose outputs should not change. This is the recursion of RLSEdit
+(arXiv:2601.15686, where keys are columns) and, with mu = 0 and edits made on the base, that of
+SimIE (ICML 2025); theirs carry the inverse from edit to edit.
+
+Deviation: the two sums are carried, and solved when dW is needed. No error of updating an inverse
+accumulates, the order of edits made on the base does not matter, and an edit is taken out by
+subtracting its rows. A solve is O(d_in^3) where a recursive update is O(d_in^2 n).
+
+Sums and solves are in float64 on CPUs and in float32 elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mend_jax.core.edit_problem import Problem, Rows
+from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
+from mend_jax.models import WeightSpec
+
+
+@flax.struct.dataclass
+class RequestedRows:
+    """What one edit does to one weight's outputs, at its own keys; zero rows count for nothing.
+
+    Attributes:
+      keys: K, inputs of the weight.
+      change: R, the edit's changes of the outputs there.
+    """
+
+    keys: Float[Array, "n d_in"]
+    change: Float[Array, "n d_out"]
+
+
+@flax.struct.dataclass
+class MergeSums:
+    """The sums of all edits so far, for one weight.
+
+    Attributes:
+      gram: sum K^T K.
+      moment: sum K^T V, with V = R + K dW_t the changes of the base's outputs.
+      n_rows: the number of rows that are not zero.
+    """
+
+    gram: Float[Array, "d_in d_in"]
+    moment: Float[Array, "d_in d_out"]
+    n_rows: Float[Array, ""]
+
+
+class MergeOptions(NamedTuple):
+    """How edits are merged.
+
+    Attributes:
+      ridge: lambda, in units of the mean |k|^2 of ordinary keys, or of the edits' where C is not
+        known.
+      covariance: mu, in keys: how many ordinary keys weigh as much as the edits' own.
+    """
+
+    ridge: float = 0.01
+    covariance: float = 0.0
+
+
+ByWeight = Mapping[str, MergeSums]
+
+
+def requested_rows(edit: Edit, problem: Problem, rows: Rows = "answer") -> dict[str, RequestedRows]:
+    """Return what an edit does at the keys of its own corrections, in float32.
+
+    Args:
+      edit: of `problem`, with leading axis 1.
+      rows: which tokens are its keys; see `Problem.factors`.
+    """
+    factors = problem.factors(rows=rows)
+    found = {}
+    for name, delta in edit.deltas.items():
+        f = factors[name]
+        keys = jnp.where(f.mask[..., None], f.u, 0.0)[0]
+        found[name] = RequestedRows(keys, _change_at(delta, keys))
+    return found
+
+
+def _change_at(delta: Delta, keys: Float[Array, "n d_in"]) -> Float[Array, "n d_out"]:
+    highest = jax.lax.Precision.HIGHEST
+    if isinstance(delta, LowRank):
+        inner = jnp.matmul(keys, delta.a[0].T.astype(keys.dtype), precision=highest)
+        return jnp.matmul(inner, delta.b[0].astype(keys.dtype), precision=highest)
+    return jnp.matmul(keys, delta.w[0].astype(keys.dtype), precision=highest)
+
+
+def with_lengths_of(
+    rows: Mapping[str, RequestedRows], base: Mapping[str, RequestedRows]
+) -> dict[str, RequestedRows]:
+    """Return the rows, none of whose changes is longer than the same edit's on the base.
+
+    On an edited model requested changes grow with the change of its weights, and the weights with
+    them (norm-anchor scaling, arXiv:2602.02543, which scales to a mean length over facts).
+    """
+    return {name: one.replace(change=_clipped(one.change, base[name].change)) for name, one in rows.items()}
+
+
+def _clipped(change: Array, like: Array) -> Array:
+    length, most = (jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (change, like))
+    return change * jnp.minimum(1.0, most / jnp.maximum(length, jnp.finfo(change.dtype).tiny))
+
+
+def sum_dtype() -> str:
+    """Return the dtype of sums and solves on this machine."""
+    return "float64" if jax.default_backend() == "cpu" else "float32"
+
+
+def empty_sums(weights: tuple[WeightSpec, ...]) -> dict[str, MergeSums]:
+    """Return the sums of no edits."""
+    with jax.enable_x64(True):
+        dtype = sum_dtype()
+        return {
+            w.name: MergeSums(
+                jnp.zeros((w.d_in, w.d_in), dtype), jnp.zeros((w.d_in, w.d_out), dtype),
+                jnp.zeros((), dtype),
+            )
+            for w in weights
+        }  # fmt: skip
+
+
+def add_rows(
+    sums: ByWeight,
+    rows: Mapping[str, RequestedRows],
+    applied: Edit | None = None,
+    sign: float = 1.0,
+) -> dict[str, MergeSums]:
+    """Return the sums with one more edit.
+
+    Args:
+      applied: the dense edit, with leading axis 1, under which it was made; None: the base.
+      sign: -1.0 takes out the rows of an edit that was made on the base.
+    """
+    with jax.enable_x64(True):
+        return _add_rows(dict(sums), dict(rows), applied, jnp.asarray(sign, sum_dtype()))
+
+
+@jax.jit
+def _add_rows(
+    sums: dict[str, MergeSums], rows: dict[str, RequestedRows], applied: Edit | None, sign: Array
+) -> dict[str, MergeSums]:
+    added = dict(sums)
+    for name, one in rows.items():
+        old = sums[name]
+        k, v = (x.astype(old.gram.dtype) for x in (one.keys, one.change))
+        if applied is not None and name in applied.deltas:
+            v = v + _product(k, applied.deltas[name].dense()[0].astype(k.dtype))
+        count = (k != 0).any(-1).sum().astype(k.dtype)
+        added[name] = MergeSums(
+            old.gram + sign * _product(k.T, k), old.moment + sign * _product(k.T, v),
+            old.n_rows + sign * count,
+        )  # fmt: skip
+    return added
+
+
+def solve(
+    sums: ByWeight, options: MergeOptions, covariance: Mapping[str, Array] | None = None
+) -> Edit:
+    """Return the merged edit: Dense, float32, with leading axis 1; zero where nothing is summed.
+
+    Args:
+      covariance: C by weight name, float[d_in, d_in]; needed where `options.covariance` is not 0.
+    """
+    with jax.enable_x64(True):
+        return Edit(
+            {
+                name: Dense(_solve_one(one, options, None if covariance is None else covariance[name]))
+                for name, one in sums.items()
+            }
+        )
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _solve_one(
+    sums: MergeSums, options: MergeOptions, covariance: Array | None
+) -> Float[Array, "1 d_in d_out"]:
+    dtype, (d_in, _) = sums.gram.dtype, sums.gram.shape
+    mean_square = jnp.trace(sums.gram) / jnp.maximum(sums.n_rows, 1.0)
+    system = sums.gram
+    if covariance is not None:
+        c = covariance.astype(dtype)
+        mean_square = jnp.trace(c)
+        system = system + options.covariance * c
+    ridge = jnp.where(mean_square > 0, options.ridge * mean_square, 1.0)
+    system = system + ridge * jnp.eye(d_in, dtype=dtype)
+    factor = jax.scipy.linalg.cho_factor(0.5 * (system + system.T), lower=True)
+    return jax.scipy.linalg.cho_solve(factor, sums.moment)[None].astype(jnp.float32)
+
+
+def _product(x: Array, y: Array) -> Array:
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)

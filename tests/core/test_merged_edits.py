@@ -1,0 +1,122 @@
+"""Merged edits against one ridge solve over all rows, by numpy in float64."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+from mend_jax.core.merged_edits import (
+    MergeOptions,
+    RequestedRows,
+    add_rows,
+    empty_sums,
+    solve,
+    with_lengths_of,
+)
+
+from mend_jax.models import WeightSpec
+
+WEIGHT = WeightSpec("block_3/mlp/up", 12, 8)
+
+
+
+def _turns(n_turns: int, n: int, seed: int = 0) -> list[RequestedRows]:
+    rng = np.random.default_rng(seed)
+    return [
+        RequestedRows(
+            jnp.asarray(rng.normal(size=(n, WEIGHT.d_in)), jnp.float32),
+            jnp.asarray(rng.normal(size=(n, WEIGHT.d_out)), jnp.float32),
+        )
+        for _ in range(n_turns)
+    ]
+
+
+def _merged(turns: list[RequestedRows], options: MergeOptions, covariance=None) -> np.ndarray:
+    sums = empty_sums((WEIGHT,))
+    for rows in turns:
+        sums = add_rows(sums, {WEIGHT.name: rows})
+    edit = solve(sums, options, None if covariance is None else {WEIGHT.name: covariance})
+    return np.asarray(edit.deltas[WEIGHT.name].dense()[0])
+
+
+def _reference(k: np.ndarray, v: np.ndarray, system: np.ndarray) -> np.ndarray:
+    return np.linalg.solve(system + k.T @ k, k.T @ v)
+
+
+def _stacked(turns: list[RequestedRows]) -> tuple[np.ndarray, np.ndarray]:
+    keys, changes = ([np.asarray(getattr(t, side), np.float64) for t in turns] for side in ("keys", "change"))
+    return np.concatenate(keys), np.concatenate(changes)
+
+
+def test_turns_are_one_ridge_solve_in_any_order() -> None:
+    turns = _turns(100, 2)
+    k, v = _stacked(turns)
+    ridge = 0.01 * np.square(k).sum(-1).mean()
+    expected = _reference(k, v, ridge * np.eye(WEIGHT.d_in))
+    order = np.random.default_rng(1).permutation(len(turns))
+    for found in (_merged(turns, MergeOptions()), _merged([turns[i] for i in order], MergeOptions())):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_ordinary_keys_count_as_their_weight_says() -> None:
+    turns, rng = _turns(3, 2), np.random.default_rng(2)
+    ordinary = rng.normal(size=(50, WEIGHT.d_in)).astype(np.float32)
+    c = ordinary.T.astype(np.float64) @ ordinary / len(ordinary)
+    k, v = _stacked(turns)
+    expected = _reference(k, v, 0.1 * np.trace(c) * np.eye(WEIGHT.d_in) + 5.0 * c)
+    found = _merged(turns, MergeOptions(0.1, 5.0), jnp.asarray(c, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_edit_on_an_edited_model_adds_to_what_is_there() -> None:
+    """V = R + K dW_t: the wanted outputs are relative to the base."""
+    first, second = _turns(2, 3)
+    sums = add_rows(empty_sums((WEIGHT,)), {WEIGHT.name: first})
+    applied = solve(sums, MergeOptions())
+    sums = add_rows(sums, {WEIGHT.name: second}, applied)
+    found = solve(sums, MergeOptions()).deltas[WEIGHT.name].dense()[0]
+    k, r = _stacked([first, second])
+    v = r.copy()
+    v[3:] += k[3:] @ np.asarray(applied.deltas[WEIGHT.name].dense()[0], np.float64)
+    ridge = 0.01 * np.square(k).sum(-1).mean()
+    expected = _reference(k, v, ridge * np.eye(WEIGHT.d_in))
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_removed_edit_leaves_the_others() -> None:
+    turns = _turns(4, 2)
+    sums = empty_sums((WEIGHT,))
+    for rows in turns:
+        sums = add_rows(sums, {WEIGHT.name: rows})
+    sums = add_rows(sums, {WEIGHT.name: turns[1]}, sign=-1.0)
+    found = solve(sums, MergeOptions()).deltas[WEIGHT.name].dense()[0]
+    expected = _merged([turns[0], *turns[2:]], MergeOptions())
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sums_are_in_float64_on_a_cpu_and_the_edit_in_float32() -> None:
+    sums = add_rows(empty_sums((WEIGHT,)), {WEIGHT.name: _turns(1, 2)[0]})
+    assert sums[WEIGHT.name].gram.dtype == np.float64
+    assert solve(sums, MergeOptions()).deltas[WEIGHT.name].dense().dtype == jnp.float32
+
+
+def test_masked_rows_count_for_nothing() -> None:
+    (rows,) = _turns(1, 3)
+    padded = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros((5, x.shape[1]))]), rows)
+    np.testing.assert_array_equal(_merged([rows], MergeOptions()), _merged([padded], MergeOptions()))
+
+
+def test_no_edits_change_nothing() -> None:
+    delta = solve(empty_sums((WEIGHT,)), MergeOptions()).deltas[WEIGHT.name].dense()
+    assert not np.asarray(delta).any()
+
+
+def test_changes_are_no_longer_than_those_on_the_base() -> None:
+    rows, base = _turns(2, 4)
+    found = with_lengths_of({WEIGHT.name: rows}, {WEIGHT.name: base})[WEIGHT.name].change
+    length = np.linalg.norm(np.asarray(found), axis=-1)
+    most = np.linalg.norm(np.asarray(base.change), axis=-1)
+    own = np.linalg.norm(np.asarray(rows.change), axis=-1)
+    np.testing.assert_allclose(length, np.minimum(own, most), rtol=1e-5)
