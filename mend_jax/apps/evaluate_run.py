@@ -15,8 +15,10 @@ import numpy as np
 from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform
 from mend_jax.core.merged_edits import MergeOptions
+from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.data.rows import fingerprint_rows
+from mend_jax.data.facts import Fact
+from mend_jax.data.rows import Row, fingerprint_rows
 from mend_jax.editors import make_editor
 from mend_jax.evaluation.edit_costs import time_edits
 from mend_jax.evaluation.evaluate_split import evaluate
@@ -29,7 +31,7 @@ from mend_jax.evaluation.general_ability import (
 )
 from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.scoring import make_edit
-from mend_jax.evaluation.sequential_edits import Merge, evaluate_sequential_edits
+from mend_jax.evaluation.sequential_edits import Banked, Merge, evaluate_sequential_edits
 from mend_jax.evaluation.sequential_state import SequentialState
 from mend_jax.io import checksums
 from mend_jax.io.progress import Progress
@@ -38,10 +40,11 @@ from mend_jax.parallel.distributed import gather, is_writer
 from mend_jax.parallel.mesh import shard_batch
 from mend_jax.parallel.sharding import place
 from mend_jax.training import config as configs
-from mend_jax.training.assembly import Experiment, Split
+from mend_jax.training.assembly import Experiment, Split, build_editor
 from mend_jax.training.calibration import calibrate
 from mend_jax.training.key_covariance import measure_key_covariance
 from mend_jax.training.provenance import code_fingerprint
+from mend_jax.training.restored_editor import Editor
 from mend_jax.training.step import TrainState
 from mend_jax.training.threshold_tuning import tune_threshold
 
@@ -164,7 +167,7 @@ class RunEvaluation:
         }  # fmt: skip
         scores = evaluate_sequential_edits(
             transform, params, state, e.model, e.sequential_rows.encoded, checkpoints=lengths,
-            facts_per_edit=facts, merge=self.merge, between=self.between,
+            facts_per_edit=facts, merge=self.merge, bank=self._bank(editor), between=self.between,
             log=ScoredBatches(self._file("sequential", name, ".jsonl"), mark),
             saved=SequentialState(self._file("sequential", name, ".safetensors"), mark),
             what=f"sequential edits, {name or e.config.editor.name}",
@@ -180,6 +183,26 @@ class RunEvaluation:
         covariance = measure_key_covariance(self.experiment) if c.merge_covariance else None
         options = MergeOptions(c.merge_ridge, c.merge_covariance)
         return Merge(c.merge, options, c.merge_limited, covariance)
+
+    def _bank(self, editor: EditorUnderTest) -> Banked | None:
+        """Return where the scoped edits of a sequence are kept; None: its edits are plain."""
+        e = self.experiment
+        if e.scope is None or editor.transform is not e.editor or e.sequential_rows is None:
+            return None
+        maker = Editor(
+            e.model, build_editor(e.config), editor.params, editor.state,
+            append_eos=e.config.data.append_eos, name=e.config.editor.name, scope=e.scope,
+        )  # fmt: skip
+        rows = [e.sequential_rows.rows[int(i)] for i in e.sequential_rows.encoded.index]
+
+        def as_fact(row: Row) -> Fact:
+            prompt = e.config.data.template.replace("{}", row["prompt"])
+            return Fact(prompt, row["target"], row["subject"])
+
+        def scoped_edits(numbers: Sequence[int]) -> list[ScopedEdit]:
+            return maker.scoped_edits([as_fact(rows[i]) for i in numbers])
+
+        return Banked(maker.empty_bank(len(rows)), scoped_edits)
 
     def _general_ability(self, editor: EditorUnderTest) -> dict[str, Any]:
         """Return the effect of `eval.ability_edits` test edits on texts and facts they share."""

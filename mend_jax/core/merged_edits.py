@@ -111,7 +111,10 @@ def with_lengths_of(
     On an edited model requested changes grow with the change of its weights, and the weights with
     them (norm-anchor scaling, arXiv:2602.02543, which scales to a mean length over facts).
     """
-    return {name: one.replace(change=_clipped(one.change, base[name].change)) for name, one in rows.items()}
+    return {
+        name: one.replace(change=_clipped(one.change, base[name].change))
+        for name, one in rows.items()
+    }
 
 
 def _clipped(change: Array, like: Array) -> Array:
@@ -182,7 +185,9 @@ def solve(
     with jax.enable_x64(True):
         return Edit(
             {
-                name: Dense(_solve_one(one, options, None if covariance is None else covariance[name]))
+                name: Dense(
+                    _solve_one(one, options, None if covariance is None else covariance[name])
+                )
                 for name, one in sums.items()
             }
         )

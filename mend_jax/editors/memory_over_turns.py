@@ -63,11 +63,13 @@ class TurnSolve(NamedTuple):
         """Raises: ValueError: a number out of its range."""
         if min(self.preserve, self.ridge) < 0 or self.preserve + self.ridge == 0:
             raise ValueError(
-                f"preserve {self.preserve} and ridge {self.ridge} must be at least 0, and not both 0"
+                f"preserve {self.preserve} and ridge {self.ridge} must be at least 0, "
+                "and not both 0"
             )
         if not 0 <= self.null_share < 1 or self.refresh < 0:
             raise ValueError(
-                f"null_share {self.null_share} must be in [0, 1) and refresh {self.refresh} at least 0"
+                f"null_share {self.null_share} must be in [0, 1) and refresh {self.refresh} "
+                "at least 0"
             )
 
 
@@ -82,11 +84,17 @@ def memory_over_turns(
     def init_state(key: jax.Array, weights: Weights) -> EditorState:
         del key
         layers = memory_weights(weights, blocks)
-        return empty_statistics(layers, n_prefixes) | {
-            "written": {w.name: jnp.zeros((w.d_in, w.d_in)) for w in layers},
-            "turns": jnp.zeros(()),
-        } | (
-            {"projection": {w.name: jnp.eye(w.d_in) for w in layers}} if solve.null_share else {}
+        return (
+            empty_statistics(layers, n_prefixes)
+            | {
+                "written": {w.name: jnp.zeros((w.d_in, w.d_in)) for w in layers},
+                "turns": jnp.zeros(()),
+            }
+            | (
+                {"projection": {w.name: jnp.eye(w.d_in) for w in layers}}
+                if solve.null_share
+                else {}
+            )
         )
 
     def edit_and_keys(state: EditorState, problem: Problem) -> tuple[Edit, dict[str, Keys]]:

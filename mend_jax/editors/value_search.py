@@ -63,8 +63,8 @@ class ValueSearch:
 
     The loss is -log p(target), the mean over its tokens, + c_kl KL(shifted || base) at the token
     after the subject (ROME, Eq. 4) + decay |d| / |v|^2, as in the original code. A correction whose
-    loss is below `enough` stops, as there. With `stop_after` it also stops once every token of the target has
-    been the arg max for that many steps in a row, alone and after each prefix (ENCORE).
+    loss is below `enough` stops, as there. With `stop_after` it also stops once every token of the
+    target has been the arg max for that many steps in a row, alone and after each prefix (ENCORE).
 
     -log p is the mean over the correction alone and after each prefix (`with_prefixes`), so that d
     works wherever the subject is in a text.

@@ -2,8 +2,8 @@
 
 The base is edited by the first test facts, the edited model by the next, and so on. Every edit is
 made on the model as edited so far (`Problem.applied`) and added to it, or all edits are merged by
-least squares (`Merge`); a lifelong editor accumulates what it edits (`EditTransform.lifelong_edit`).
-The edits so far are kept as one dense delta a weight: low-rank pairs would grow with every edit,
+least squares (`Merge`), or kept apart in a bank of scoped edits (`Banked`); a lifelong editor
+accumulates what it edits (`EditTransform.lifelong_edit`). The edits so far are kept as one dense delta a weight: low-rank pairs would grow with every edit,
 and each length would have to be compiled.
 """
 
@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from mend_jax.core.edit_problem import Problem
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.forward import TrunkStates, scored_logits, trunk_states
+from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.merged_edits import (
     MergeOptions,
     RequestedRows,
@@ -32,6 +33,7 @@ from mend_jax.core.merged_edits import (
     with_lengths_of,
 )
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_states
+from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Dense, Edit, squared_norms
 from mend_jax.data.encoded_rows import EncodedRows
@@ -74,6 +76,18 @@ class Merge(NamedTuple):
     options: MergeOptions = MergeOptions()
     limited: bool = False
     covariance: Mapping[str, Array] | None = None
+
+
+class Banked(NamedTuple):
+    """Scoped edits, kept apart in one bank; each is made on the base.
+
+    Attributes:
+      empty: the bank without facts.
+      scoped_edits: (numbers of facts) -> their edits.
+    """
+
+    empty: GatedBank
+    scoped_edits: Callable[[Sequence[int]], list[ScopedEdit]]
 
 
 def retention_windows(n_facts: int, width: int, most: int) -> dict[str, Numbers]:
@@ -163,7 +177,8 @@ def _make_edit(
 
 
 def score_texts(
-    params: EditorParams, applied: Edit, base: Params, facts: tuple[TokenBatch, TrunkStates] | None,
+    params: EditorParams, applied: Edit | GatedBank, base: Params,
+    facts: tuple[TokenBatch, TrunkStates] | None,
     batch: Mapping[str, TokenBatch],
     *, editor: EditTransform, model: EditableModel, weights: Weights,
 ) -> dict[str, TextScores]:  # fmt: skip
@@ -251,7 +266,10 @@ class _Pass:
         return _programs(self.editor, self.model.module, self.model.weights)
 
     def edit(self, k: int, applied: Edit, state: Any) -> tuple[Edit, Any]:
-        """Return the first k edits together, and the state after them; see `start`."""
+        """Return the first k edits together, and the state after them; see `start`.
+
+        Edits made on the base are merged by `together`, where they are needed.
+        """
         rows = np.arange((k - 1) * self.facts_per_edit, k * self.facts_per_edit)
         corrections = take_rows(self.texts["edit"], rows[None])
         base, merge = self.model.params, self.merge
@@ -262,20 +280,39 @@ class _Pass:
             self.params, state, applied, base, corrections,
             made_on=merge.made_on, limited=merge.limited,
         )  # fmt: skip
-        sums = add_rows(sums, requested, applied if merge.made_on == "current" else None)
-        return solve(sums, merge.options, merge.covariance), (state, sums)
+        if merge.made_on == "base":
+            return applied, (state, add_rows(sums, requested))
+        state = (state, add_rows(sums, requested, applied))
+        return self.together(applied, state), state
 
-    def measure(self, k: int, applied: Edit, log: ScoredBatches) -> None:
+    def together(self, applied: Edit, state: Any) -> Edit:
+        """Return all edits so far as one."""
+        if self.merge is None:
+            return applied
+        return solve(state[1], self.merge.options, self.merge.covariance)
+
+    def measure(self, k: int, applied: Any, log: ScoredBatches) -> None:
         """Score the model after k edits."""
         windows = retention_windows(k * self.facts_per_edit, WINDOW_FACTS, MAX_FACTS)
         edited = np.unique(np.concatenate([*windows.values()]))
         others = evenly_spaced(self.n_facts, MAX_FACTS)
         facts = self._facts_so_far(k)
-        norms = distributed.gather(self.programs.edit_norms(self.model.params, applied))
-        scores = {("norm", name): values for name, values in norms.items()}
-        scores |= self._score(EDIT_SETS, edited, applied, facts)
-        scores |= self._score(locality_set_names(self.texts), others, applied, facts)
+        scores = {("norm", name): values for name, values in self.norms(applied).items()}
+        under = self.in_forward_pass(applied)
+        scores |= self._score(EDIT_SETS, edited, under, facts)
+        scores |= self._score(locality_set_names(self.texts), others, under, facts)
         log.add(edited.tolist(), scores, {})
+
+    def norms(self, applied: Any) -> dict[str, np.ndarray]:
+        """Return |dW| and |W|; see `edit_norms`."""
+        found: dict[str, np.ndarray] = distributed.gather(
+            self.programs.edit_norms(self.model.params, applied)
+        )
+        return found
+
+    def in_forward_pass(self, applied: Any) -> Any:
+        """Return all edits as a forward pass takes them, with leading axis 1."""
+        return applied
 
     def _facts_so_far(self, k: int) -> tuple[TokenBatch, TrunkStates] | None:
         if self.editor.predictor is None:
@@ -284,7 +321,7 @@ class _Pass:
         return facts, self.programs.trunk_states(self.model.params, facts)
 
     def _score(
-        self, names: Sequence[str], numbers: Numbers, applied: Edit, facts: Any
+        self, names: Sequence[str], numbers: Numbers, applied: Any, facts: Any
     ) -> dict[tuple[str, str], np.ndarray]:
         parts: dict[tuple[str, str], list[np.ndarray]] = {}
         for block, new in padded_blocks(numbers, BLOCK_SIZE) if names else ():
@@ -296,6 +333,38 @@ class _Pass:
                 for key, values in group.items():
                     parts.setdefault((name, key), []).append(np.asarray(values)[0, :new])
         return {key: np.concatenate(values) for key, values in parts.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _BankPass(_Pass):
+    """A sequence of scoped edits; all of them enter the bank where it is needed."""
+
+    bank: Banked = None  # type: ignore[assignment]
+
+    def start(self, state: EditorState) -> Any:
+        """Return no edits."""
+        del state
+        return ()
+
+    def edit(self, k: int, applied: Any, state: Any) -> tuple[Any, Any]:
+        """Return the edits that are in no bank so far, with the k-th."""
+        start = (k - 1) * self.facts_per_edit
+        made = self.bank.scoped_edits(range(start, start + self.facts_per_edit))
+        return applied, (*state, *made)
+
+    def together(self, applied: Any, state: Any) -> GatedBank:
+        """Return the bank of all edits."""
+        del applied
+        return self.bank.empty.insert(list(state))[0] if state else self.bank.empty
+
+    def norms(self, applied: Any) -> dict[str, np.ndarray]:
+        """Return |dW| of no weight: none changes for all texts."""
+        del applied
+        return super().norms(no_edits(self.model.weights))
+
+    def in_forward_pass(self, applied: Any) -> Any:
+        """Return the bank with leading axis 1."""
+        return jax.tree.map(lambda leaf: leaf[None], applied.arrays_only())
 
 
 def evaluate_sequential_edits(
@@ -310,6 +379,7 @@ def evaluate_sequential_edits(
     log: ScoredBatches,
     saved: SequentialState,
     merge: Merge | None = None,
+    bank: Banked | None = None,
     what: str = "sequential edits",
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -327,6 +397,7 @@ def evaluate_sequential_edits(
       log: keeps the scores of each checkpoint; those that it holds already are not measured again.
       saved: keeps the edits so far, from which an interrupted pass is resumed.
       merge: how edits are merged; None: each is made on the model as edited so far, and added.
+      bank: where scoped edits are kept apart instead. An interrupted pass makes them again.
       between: called before each edit; it may raise to end the pass.
     """
     last, n_facts = max(checkpoints), max(checkpoints) * facts_per_edit
@@ -334,7 +405,9 @@ def evaluate_sequential_edits(
     texts = {name: encoded.texts[name] for name in names}
     if "near" in texts:
         texts["near"] = near_texts_outside_edits(encoded, n_facts)
-    run = _Pass(editor, params, model, texts, facts_per_edit, n_facts, merge)
+    settings = (editor, params, model, texts, facts_per_edit, n_facts, merge)
+    run = _Pass(*settings) if bank is None else _BankPass(*settings, bank)
+    saved = saved if bank is None else SequentialState()
     if waiting := list(checkpoints)[len(log.batches) :]:
         fresh = run.start(state)
         start, applied, state = saved.load(no_edits(model.weights), fresh, waiting[0])
@@ -345,6 +418,7 @@ def evaluate_sequential_edits(
                 applied, state = run.edit(k, applied, state)
                 progress.update(k, force=k == last)
             if k in waiting:
+                applied = run.together(applied, state)
                 saved.save(k, applied, state)
                 run.measure(k, applied, log)
             elif k > start and k % SAVE_EVERY == 0:

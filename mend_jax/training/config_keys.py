@@ -196,8 +196,8 @@ KEYS = (
         "lengths of a sequence of edits on one model at which it is scored, such as (1, 10, 100)",
         absent=()),
     Key("eval.merge", "",
-        'the model on which each edit of a sequence is made, if all are merged by least squares; "": '
-        "each is made on the model as edited so far, and added",
+        "the model on which each edit of a sequence is made, if all are merged by least squares; "
+        '"": each is made on the model as edited so far, and added',
         choices=("", "base", "current"), absent=""),
     Key("eval.merge_ridge", 0.01, "ridge of that solve, in units of the mean |k|^2 of keys",
         above=0.0, absent=0.01),

@@ -17,7 +17,8 @@ SETTINGS = {
     "eval.edits_per_step": 4, "eval.max_new_tokens": 24, "eval.continuation_tokens": 8,
     "eval.examples": 1, "eval.baselines": "{}", "editor.options.rank": 4,
     "model.last_n_blocks": 1, "train.doctor": False, "scope.file": "", "scope.learn": True,
-    "scope.facts": 16, "scope.wordings": 2, "scope.steps": 3, "scope.validation_facts": 24,
+    "eval.sequential": (1, 3), "scope.facts": 16, "scope.wordings": 2, "scope.steps": 3,
+    "scope.validation_facts": 24,
 }  # fmt: skip
 
 
@@ -28,6 +29,8 @@ def test_a_run_learns_a_scope_and_edits_under_it(tmp_path):
     flags += ["--config=quickstart.py", f"--workdir={tmp_path / 'run'}"]
     results = mend_jax.train_and_evaluate(*parse([*flags, f"--config.model.spec={spec}"]))
     assert {"hard_near", "after_answer", "locality"} < results["eval"].keys()
+    turns = results["eval"]["sequential"]  # kept apart in one bank: no weight changes for all texts
+    assert list(turns) == ["1", "3"] and turns["3"]["relative_norm"] == 0.0
     learned = scope_file.load(tmp_path / "run" / "scope.safetensors")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 from mend_jax.core.merged_edits import (
     MergeOptions,
     RequestedRows,
@@ -15,11 +14,9 @@ from mend_jax.core.merged_edits import (
     solve,
     with_lengths_of,
 )
-
 from mend_jax.models import WeightSpec
 
 WEIGHT = WeightSpec("block_3/mlp/up", 12, 8)
-
 
 
 def _turns(n_turns: int, n: int, seed: int = 0) -> list[RequestedRows]:
@@ -46,7 +43,9 @@ def _reference(k: np.ndarray, v: np.ndarray, system: np.ndarray) -> np.ndarray:
 
 
 def _stacked(turns: list[RequestedRows]) -> tuple[np.ndarray, np.ndarray]:
-    keys, changes = ([np.asarray(getattr(t, side), np.float64) for t in turns] for side in ("keys", "change"))
+    keys, changes = (
+        [np.asarray(getattr(t, side), np.float64) for t in turns] for side in ("keys", "change")
+    )
     return np.concatenate(keys), np.concatenate(changes)
 
 
@@ -56,7 +55,10 @@ def test_turns_are_one_ridge_solve_in_any_order() -> None:
     ridge = 0.01 * np.square(k).sum(-1).mean()
     expected = _reference(k, v, ridge * np.eye(WEIGHT.d_in))
     order = np.random.default_rng(1).permutation(len(turns))
-    for found in (_merged(turns, MergeOptions()), _merged([turns[i] for i in order], MergeOptions())):
+    for found in (
+        _merged(turns, MergeOptions()),
+        _merged([turns[i] for i in order], MergeOptions()),
+    ):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -105,7 +107,9 @@ def test_sums_are_in_float64_on_a_cpu_and_the_edit_in_float32() -> None:
 def test_masked_rows_count_for_nothing() -> None:
     (rows,) = _turns(1, 3)
     padded = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros((5, x.shape[1]))]), rows)
-    np.testing.assert_array_equal(_merged([rows], MergeOptions()), _merged([padded], MergeOptions()))
+    np.testing.assert_array_equal(
+        _merged([rows], MergeOptions()), _merged([padded], MergeOptions())
+    )
 
 
 def test_no_edits_change_nothing() -> None:

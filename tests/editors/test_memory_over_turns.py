@@ -56,7 +56,12 @@ def test_each_turn_solves_with_what_earlier_turns_wrote(name):
     the solve is checked by its normal equations: (A + K^T K) dW lies in the span of P K^T."""
     editor, state = calibrated(name)
     options = EDITORS[name]
-    zero = Edit({n: Dense(jnp.zeros((1, DOWN[i].d_in, DOWN[i].d_out))) for i, n in zip((1, 2), NAMES, strict=True)})
+    zero = Edit(
+        {
+            n: Dense(jnp.zeros((1, DOWN[i].d_in, DOWN[i].d_out)))
+            for i, n in zip((1, 2), NAMES, strict=True)
+        }
+    )
     first, after = turn(editor, state, single(SEQS, 0), zero)
     applied = zero.compose(first)
     second, last = turn(editor, after, single(SEQS, 1), applied)
@@ -69,14 +74,20 @@ def test_each_turn_solves_with_what_earlier_turns_wrote(name):
     c = c + np.finfo(np.float32).eps * np.trace(c) * np.eye(len(c))
     k2 = keys_of(state, single(SEQS, 1), applied, second, NAMES[0])
     kept = options.get("preserve", 0.0) * len(c) * c + k1.T @ k1
-    p = np.asarray(after["projection"][NAMES[0]], np.float64) if "projection" in after else np.eye(len(c))
+    p = (
+        np.asarray(after["projection"][NAMES[0]], np.float64)
+        if "projection" in after
+        else np.eye(len(c))
+    )
     system = p @ (kept + k2.T @ k2) @ p + options["ridge"] * np.trace(c) * np.eye(len(c))
     wanted_side = np.asarray(second.deltas[NAMES[0]].dense()[0], np.float64)
     moment = system @ wanted_side  # = P K^T R for some R
     span = p @ k2.T
     r, *_ = np.linalg.lstsq(span, moment, rcond=None)
     np.testing.assert_allclose(span @ r, moment, atol=2e-3 * np.abs(moment).max())
-    without = p @ (kept - k1.T @ k1 + k2.T @ k2) @ p + options["ridge"] * np.trace(c) * np.eye(len(c))
+    without = p @ (kept - k1.T @ k1 + k2.T @ k2) @ p + options["ridge"] * np.trace(c) * np.eye(
+        len(c)
+    )
     other = without @ wanted_side
     r, *_ = np.linalg.lstsq(span, other, rcond=None)
     assert np.abs(span @ r - other).max() > 1e-2 * np.abs(other).max()
