@@ -20,6 +20,7 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.facts import Fact
 from mend_jax.data.rows import Row, fingerprint_rows
 from mend_jax.editors import make_editor
+from mend_jax.editors.lifelong import with_lifelong_statistics
 from mend_jax.evaluation.edit_costs import time_edits
 from mend_jax.evaluation.evaluate_split import evaluate
 from mend_jax.evaluation.general_ability import (
@@ -165,9 +166,12 @@ class RunEvaluation:
             "of": name, "turns": list(lengths), "n": facts,
             "rows": rows_fingerprint(e.sequential_rows), **mark,
         }  # fmt: skip
+        rows, bank = e.config.eval.lifelong_rows, self._bank(editor)
+        if rows and transform.lifelong_edit is None and bank is None:
+            transform = with_lifelong_statistics(transform, rows)
         scores = evaluate_sequential_edits(
             transform, params, state, e.model, e.sequential_rows.encoded, checkpoints=lengths,
-            facts_per_edit=facts, merge=self.merge, bank=self._bank(editor), between=self.between,
+            facts_per_edit=facts, merge=self.merge, bank=bank, between=self.between,
             log=ScoredBatches(self._file("sequential", name, ".jsonl"), mark),
             saved=SequentialState(self._file("sequential", name, ".safetensors"), mark),
             what=f"sequential edits, {name or e.config.editor.name}",

@@ -38,8 +38,8 @@ def betaedit(
     """
     if null_share <= 0 or refresh < 1 or preserve <= 0:
         raise ValueError(
-            f"null_share {null_share} and preserve {preserve} must be above 0, refresh {refresh} at "
-            "least 1"
+            f"null_share {null_share} and preserve {preserve} must be above 0, and refresh "
+            f"{refresh} at least 1"
         )
     search = ValueSearch(steps, lr, c_kl, decay, clamp)
     solve = TurnSolve(preserve, ridge, null_share, refresh)

@@ -3,8 +3,8 @@
 The base is edited by the first test facts, the edited model by the next, and so on. Every edit is
 made on the model as edited so far (`Problem.applied`) and added to it, or all edits are merged by
 least squares (`Merge`), or kept apart in a bank of scoped edits (`Banked`); a lifelong editor
-accumulates what it edits (`EditTransform.lifelong_edit`). The edits so far are kept as one dense delta a weight: low-rank pairs would grow with every edit,
-and each length would have to be compiled.
+accumulates what it edits (`EditTransform.lifelong_edit`). Edits are kept as one dense delta a
+weight: low-rank pairs would grow with every edit, and each length would have to be compiled.
 """
 
 from __future__ import annotations

@@ -195,6 +195,10 @@ KEYS = (
     Key("eval.sequential", (),
         "lengths of a sequence of edits on one model at which it is scored, such as (1, 10, 100)",
         absent=()),
+    Key("eval.lifelong_rows", 0,
+        "rows of tokens that an editor's statistics remember in a sequence of edits; 0: they stay "
+        "as trained",
+        least=0, absent=0),
     Key("eval.merge", "",
         "the model on which each edit of a sequence is made, if all are merged by least squares; "
         '"": each is made on the model as edited so far, and added',
