@@ -107,6 +107,15 @@ _CELLS: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
             _DOWN | _CALIBRATED | {"model.last_n_blocks": 20},
         )
     },
+    **{
+        name: {
+            "": (
+                _SEARCH | dict(blocks=(10, 11, 12, 13, 14)),
+                _DOWN | _CALIBRATED | {"model.last_n_blocks": 20},
+            )
+        }
+        for name in ("rlsedit", "encore", "alphaedit", "betaedit")
+    },
     "in_context": {"": (dict(separator=(NEWLINE,)), {})},
     "cache": {"": ({}, _TUNED)},
 }
@@ -125,7 +134,8 @@ METHODS = {
     "malmen": "MALMEN", "rledit": "RLEdit", "ultraedit": "UltraEdit",
     "ultraedit_low": "UltraEdit, 0.001", "ultraedit_high": "UltraEdit, 0.003",
     "ultraedit_last": "UltraEdit, last blocks", "rome": "ROME",
-    "memit": "MEMIT", "cache": "cache",
+    "memit": "MEMIT", "rlsedit": "RLSEdit", "encore": "ENCORE", "alphaedit": "AlphaEdit",
+    "betaedit": "BetaEdit", "cache": "cache",
     "in_context": "in context", "point_repair": "point repair",
 }  # fmt: skip
 
@@ -133,7 +143,9 @@ SCOPED = ("mend", "malmen", "fine_tune_lora")
 _UNDER_THE_SCOPE = {"scope.file": "shipped", "scope.plain_in_training": False}
 TRAINED = ("mend", "enn", "malmen")
 BATCHED = ("mend", "enn", "fine_tune", "malmen", "ultraedit", "memit")
-SEQUENTIAL = (*BATCHED, "rledit")
+MEMORIES = ("rlsedit", "encore", "alphaedit", "betaedit")
+"""Editors as MEMIT whose solve counts what earlier turns wrote."""
+SEQUENTIAL = (*BATCHED, "rledit", *MEMORIES)
 SIZES = (1, 5, 25, 75, 125)
 MAX_SIZE = 500
 """Facts per edit, for `LEAST_SQUARES`, whose editors solve for them and do not search.
@@ -234,10 +246,13 @@ def table4(variant: str = "") -> ConfigDict:
     return new_grid("Every editor, one fact an edit (the paper's Table 4)", cells)
 
 
-def scoped_cells(variant: str = "") -> dict[str, ConfigDict]:
-    """Return cells of the editors in `SCOPED`, trained and evaluated under the shipped scope."""
+def scoped_cells(
+    variant: str = "", editors: Iterable[str] = SCOPED, more: Mapping[str, Any] | None = None
+) -> dict[str, ConfigDict]:
+    """Return cells of editors that are trained and evaluated under the shipped scope."""
     cells = {}
-    for name, found in method_cells(variant, SCOPED, _UNDER_THE_SCOPE).items():
+    settings = _UNDER_THE_SCOPE | dict(more or {})
+    for name, found in method_cells(variant, editors, settings).items():
         found.method, found.seeds = f"{found.method}, scoped", (0,)
         cells[f"{name}_scoped"] = found
     return cells
@@ -295,17 +310,55 @@ def with_one_seed(one: ConfigDict) -> ConfigDict:
     return one
 
 
-def _sequential_grid(variant: str) -> ConfigDict:
-    """Return the grid of sequential edits of one fact, for the editors of Table 5 and RLEdit.
+MERGED = {"eval.merge": "base", "eval.merge_ridge": 0.1}
+"""Edits made on the base, merged by least squares (`core.merged_edits`)."""
+IN_SEQUENCE: dict[str, tuple[str, dict[str, Any]]] = {
+    "merged": ("merged", MERGED),
+    "kept": ("merged, ordinary keys kept", MERGED | {"eval.merge_covariance": 1000.0}),
+    "current": (
+        "merged, made on the edited model",
+        MERGED | {"eval.merge": "current", "eval.merge_limited": True},
+    ),
+    "lifelong": ("lifelong statistics", {"eval.lifelong_rows": 200}),
+}
+"""Ways to make a trained editor's edits in sequence, by the suffix of the cell; each begins with
+the editor of the plain cell, whose edits are made on the edited model and added."""
+A_HUNDRED = ("ultraedit", "memit", "rlsedit", "alphaedit")
+"""Editors without training that also have a cell of a hundred facts a turn."""
 
-    CounterFact has subjects for 1,000: --config.settings="('data.name=counterfact',)".
+
+def _sequential_grid(variant: str) -> ConfigDict:
+    """Return the grid of sequential edits: the editors of Table 5, and those made for sequences.
+
+    One fact a turn, and for `A_HUNDRED` also a hundred. CounterFact has subjects for 1,000:
+    --config.settings="('data.name=counterfact',)".
     """
     lengths = (1, 3) if variant else (1, 10, 100, MAX_SIZE)
     more = {"eval.sequential": lengths, "eval.edits": 10}  # single edits are in Table 4
     cells = method_cells(variant, BATCHED, more)
     rledit = {k: v for k, v in _RLEDIT_SEQUENTIAL.items() if not (variant and k == "train.steps")}
     cells |= method_cells(variant, ["rledit"], more | rledit, options=dict(depth=10))
+    searching = more | {"eval.sequential": lengths[:3]}  # a search takes seconds a fact
+    cells |= method_cells(variant, MEMORIES, searching)
     cells = {name: with_one_seed(cells[name]) for name in SEQUENTIAL if name in cells}
+    for editor in ("mend", "malmen"):
+        for suffix, (how, settings) in IN_SEQUENCE.items() if editor in cells else ():
+            one = method_cells(variant, [editor], more | settings | {"train.steps": 0}, editor)
+            cells[f"{editor}_{suffix}"] = with_one_seed(one[editor])
+            cells[f"{editor}_{suffix}"].method = f"{METHODS[editor]}, {how}"
+    for name, one in scoped_cells(variant, ("mend",), more).items():
+        cells[name] = one
+    n = 3 if variant else 100
+    hundred = more | {
+        "data.edits_per_batch": n, "eval.edits_per_step": 1, "eval.edits": n,
+        "eval.sequential": (1, 2) if variant else (1, 5), "data.length_buckets": (),
+    }  # fmt: skip
+    for editor in A_HUNDRED if not variant else A_HUNDRED[:1]:
+        options = dict(warm_up=False) if editor == "ultraedit" else {}  # as its authors run it
+        for name, one in method_cells(variant, [editor], hundred, options=options).items():
+            if name == editor:
+                one.method = f"{one.method}, 100 a turn"
+                cells[f"{name}_hundred"] = with_one_seed(one)
     return new_grid("Edits that follow one another on one model", cells)
 
 

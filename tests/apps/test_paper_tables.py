@@ -9,6 +9,7 @@ from mend_jax.editors import EDITORS, make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.hub.tokenizer import load_tokenizer
 from mend_jax.training import config as configs
+from mend_jax.training.config_keys import key_value
 
 
 @pytest.mark.parametrize("number", [4, 5, 6, 9, 11])
@@ -72,6 +73,14 @@ def test_table_five_trains_and_evaluates_whole_edits():
         c = run_config(configs.load_config(name), "rledit")
         assert (c.train.edits_per_step, c.editor.options.depth, c.train.c_loc) == (20, 10, 0.6)
     assert run_config(turns, "rledit").train.steps == 40
+    for editor in ("mend", "malmen"):  # ways to make the edits of one trained editor
+        for suffix, (_, settings) in paper_tables.IN_SEQUENCE.items():
+            c = run_config(turns, f"{editor}_{suffix}")
+            assert turns.cells[f"{editor}_{suffix}"].start == editor and c.train.steps == 0
+            assert c.editor.options == run_config(turns, editor).editor.options
+            assert {k: key_value(c, k) for k in settings} == settings
+    assert run_config(turns, "mend_scoped").scope.file == "shipped"
+    assert run_config(turns, "alphaedit_hundred").data.edits_per_batch == 100
 
 
 def test_table_six_leaves_out_one_part_at_a_time():
