@@ -41,6 +41,7 @@ EDITORS: Registry[EditorFactory] = Registry(
         "malmen": "mend_jax.editors.malmen:malmen",
         "rledit": "mend_jax.editors.rledit:rledit",
         "ultraedit": "mend_jax.editors.ultraedit:ultraedit",
+        "stableedit": "mend_jax.editors.stableedit:stableedit",
         "rome": "mend_jax.editors.rome:rome",
         "memit": "mend_jax.editors.memit:memit",
         "rlsedit": "mend_jax.editors.rlsedit:rlsedit",

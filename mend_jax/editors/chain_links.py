@@ -41,6 +41,7 @@ def normalize(
     one_by_one: bool = False,
     pass_through: bool = False,
     lifelong: bool = False,
+    sides: tuple[str, ...] = ("u", "delta"),
 ) -> Link:
     """Per-dimension z-scoring of u and delta with running statistics (paper, section 3.1).
 
@@ -56,13 +57,15 @@ def normalize(
         code, the paper's "no norm" ablation).
       lifelong: after training, each edit is normalised by the statistics together with its own rows
         (UltraEdit); the state does not change.
+      sides: which sides are normalised.
     """
 
     def init(key: jax.Array, weights: Weights) -> tuple[EditorParams, EditorState]:
         del key
+        widths = {g.key: {"u": g.d_in, "delta": g.d_out} for g in group_weights(weights, shared)}
         return {}, {
-            g.key: {"u": zero_moments(g.d_in), "delta": zero_moments(g.d_out)}
-            for g in group_weights(weights, shared)
+            key: {side: zero_moments(width[side]) for side in sides}
+            for key, width in widths.items()
         }
 
     def apply(

@@ -35,6 +35,7 @@ OPTIONS = {
     "malmen": dict(rank=8, step_size=1e-1),
     "rledit": dict(rank=8, n_hidden=1, step_size=1e-1, depth=2),
     "ultraedit": dict(lr=1e-2),
+    "stableedit": dict(lr=1e-2),
     "rome": dict(steps=5, lr=0.1),
     "memit": dict(steps=5, lr=0.1),
     "rlsedit": dict(steps=5, lr=0.1),
