@@ -28,11 +28,13 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from mend_jax.core.edit_problem import Problem, Rows
 from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
 from mend_jax.models import WeightSpec
+from mend_jax.parallel.sharding import Rule, place
 
 
 @flax.struct.dataclass
@@ -77,6 +79,7 @@ class MergeOptions(NamedTuple):
 
 
 ByWeight = Mapping[str, MergeSums]
+MERGE_RULES = (Rule(r".*/(gram|moment)", ("fsdp", "tensor")), Rule(r".*/n_rows"))
 
 
 def requested_rows(edit: Edit, problem: Problem, rows: Rows = "answer") -> dict[str, RequestedRows]:
@@ -127,17 +130,18 @@ def sum_dtype() -> str:
     return "float64" if jax.default_backend() == "cpu" else "float32"
 
 
-def empty_sums(weights: tuple[WeightSpec, ...]) -> dict[str, MergeSums]:
-    """Return the sums of no edits."""
+def empty_sums(weights: tuple[WeightSpec, ...], mesh: Mesh | None = None) -> dict[str, MergeSums]:
+    """Return the sums of no edits, split over a mesh where there is one."""
     with jax.enable_x64(True):
         dtype = sum_dtype()
-        return {
+        sums = {
             w.name: MergeSums(
                 jnp.zeros((w.d_in, w.d_in), dtype), jnp.zeros((w.d_in, w.d_out), dtype),
                 jnp.zeros((), dtype),
             )
             for w in weights
         }  # fmt: skip
+        return sums if mesh is None else place(mesh, sums, MERGE_RULES)
 
 
 def add_rows(

@@ -48,6 +48,7 @@ from mend_jax.io.progress import Progress
 from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params
 from mend_jax.parallel import distributed
+from mend_jax.parallel.mesh import mesh_of_arrays
 
 WINDOW_FACTS = 16
 """Facts of the first, the middle and the last edits that are scored again."""
@@ -259,7 +260,9 @@ class _Pass:
 
     def start(self, state: EditorState) -> Any:
         """Return the state before the first edit: the editor's, and the sums of a merge."""
-        return state if self.merge is None else (state, empty_sums(self.model.weights))
+        if self.merge is None:
+            return state
+        return state, empty_sums(self.model.weights, mesh_of_arrays(self.model.params))
 
     @property
     def programs(self) -> _Programs:

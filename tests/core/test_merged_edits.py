@@ -15,6 +15,7 @@ from mend_jax.core.merged_edits import (
     with_lengths_of,
 )
 from mend_jax.models import WeightSpec
+from mend_jax.parallel.mesh import make_mesh
 
 WEIGHT = WeightSpec("block_3/mlp/up", 12, 8)
 
@@ -102,6 +103,18 @@ def test_sums_are_in_float64_on_a_cpu_and_the_edit_in_float32() -> None:
     sums = add_rows(empty_sums((WEIGHT,)), {WEIGHT.name: _turns(1, 2)[0]})
     assert sums[WEIGHT.name].gram.dtype == np.float64
     assert solve(sums, MergeOptions()).deltas[WEIGHT.name].dense().dtype == jnp.float32
+
+
+def test_sums_split_over_8_devices_give_what_one_gives() -> None:
+    turns, sums = _turns(3, 2), empty_sums((WEIGHT,), make_mesh(dict(data=1, fsdp=4, tensor=2)))
+    for rows in turns:
+        sums = add_rows(sums, {WEIGHT.name: rows})
+    assert len(sums[WEIGHT.name].gram.sharding.device_set) == 8
+    assert sums[WEIGHT.name].gram.addressable_shards[0].data.shape == (3, 6)
+    found = solve(sums, MergeOptions()).deltas[WEIGHT.name].dense()[0]
+    np.testing.assert_allclose(
+        np.asarray(found), _merged(turns, MergeOptions()), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_masked_rows_count_for_nothing() -> None:

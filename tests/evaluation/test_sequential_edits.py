@@ -36,7 +36,8 @@ from mend_jax.evaluation.sequential_state import SequentialState
 
 N = 12
 MODULE, BASE, WEIGHTS = tiny("llama")
-MODEL = SimpleNamespace(params=BASE, module=MODULE, weights=WEIGHTS)
+ON_DEVICE = jax.device_put(BASE, jax.devices()[0])
+MODEL = SimpleNamespace(params=ON_DEVICE, module=MODULE, weights=WEIGHTS)
 
 
 @functools.cache
