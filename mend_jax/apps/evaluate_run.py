@@ -184,6 +184,8 @@ class RunEvaluation:
         c = self.experiment.config.eval
         if not c.merge:
             return None
+        if c.merge == "sum":
+            return Merge("base", None)
         covariance = measure_key_covariance(self.experiment) if c.merge_covariance else None
         options = MergeOptions(c.merge_ridge, c.merge_covariance)
         return Merge(c.merge, options, c.merge_limited, covariance)

@@ -68,13 +68,13 @@ class Merge(NamedTuple):
     Attributes:
       made_on: the model that each edit is made on: the base (SimIE), or the model as edited so far
         (RLSEdit).
-      options: of the solve.
+      options: of the solve; None: edits made on the base are added, as a ledger does.
       limited: whether no change of an edit on the edited model is longer than on the base.
       covariance: C by weight name, of keys of ordinary texts, or None.
     """
 
     made_on: Literal["base", "current"] = "base"
-    options: MergeOptions = MergeOptions()
+    options: MergeOptions | None = MergeOptions()
     limited: bool = False
     covariance: Mapping[str, Array] | None = None
 
@@ -124,19 +124,21 @@ def no_edits(weights: Weights) -> Edit:
 
 def next_edit(
     params: EditorParams, state: EditorState, applied: Edit, base: Params, corrections: TokenBatch,
-    *, editor: EditTransform, model: EditableModel, weights: Weights,
+    *, editor: EditTransform, model: EditableModel, weights: Weights, on_base: bool = False,
 ) -> tuple[Edit, EditorState]:  # fmt: skip
     """Make one more edit, of the facts `corrections` [1, n], on the model as edited so far.
 
     Args:
       params, state: the editor's.
       applied: the edits so far, dense, leading axis 1.
+      on_base: whether it is made on the base instead.
 
     Returns:
       All edits together, dense, leading axis 1; and the editor's new state.
     """
     h = trunk_states(model, base, corrections)
-    problem = Problem(model, base, weights, corrections, h, applied=applied)
+    made_on = None if on_base else applied
+    problem = Problem(model, base, weights, corrections, h, applied=made_on)
     edit, state = _make_edit(editor, params, state, problem)
     together = applied.compose(edit)
     return Edit(deltas={n: Dense(d.dense()) for n, d in together.deltas.items()}), state
@@ -229,7 +231,10 @@ class _Programs(NamedTuple):
 @functools.lru_cache(maxsize=8)  # passes of equal settings share what is compiled
 def _programs(editor: EditTransform, model: EditableModel, weights: Weights) -> _Programs:
     return _Programs(
-        jax.jit(functools.partial(next_edit, editor=editor, model=model, weights=weights)),
+        jax.jit(
+            functools.partial(next_edit, editor=editor, model=model, weights=weights),
+            static_argnames="on_base",
+        ),
         jax.jit(
             functools.partial(request_change, editor=editor, model=model, weights=weights),
             static_argnames=("made_on", "limited"),
@@ -260,7 +265,7 @@ class _Pass:
 
     def start(self, state: EditorState) -> Any:
         """Return the state before the first edit: the editor's, and the sums of a merge."""
-        if self.merge is None:
+        if self.merge is None or self.merge.options is None:
             return state
         return state, empty_sums(self.model.weights, mesh_of_arrays(self.model.params))
 
@@ -276,8 +281,10 @@ class _Pass:
         rows = np.arange((k - 1) * self.facts_per_edit, k * self.facts_per_edit)
         corrections = take_rows(self.texts["edit"], rows[None])
         base, merge = self.model.params, self.merge
-        if merge is None:
-            return self.programs.next_edit(self.params, state, applied, base, corrections)
+        if merge is None or merge.options is None:
+            return self.programs.next_edit(
+                self.params, state, applied, base, corrections, on_base=merge is not None
+            )
         state, sums = state
         requested, state = self.programs.request_change(
             self.params, state, applied, base, corrections,
@@ -290,7 +297,7 @@ class _Pass:
 
     def together(self, applied: Edit, state: Any) -> Edit:
         """Return all edits so far as one."""
-        if self.merge is None:
+        if self.merge is None or self.merge.options is None:
             return applied
         return solve(state[1], self.merge.options, self.merge.covariance)
 

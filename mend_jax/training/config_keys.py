@@ -200,9 +200,10 @@ KEYS = (
         "as trained",
         least=0, absent=0),
     Key("eval.merge", "",
-        "the model on which each edit of a sequence is made, if all are merged by least squares; "
-        '"": each is made on the model as edited so far, and added',
-        choices=("", "base", "current"), absent=""),
+        'how the edits of a sequence are combined; "": each is made on the model as edited so far, '
+        "and added; sum: made on the base, and added; base: made on the base, and merged by least "
+        "squares; current: made on the model as edited so far, and merged",
+        choices=("", "sum", "base", "current"), absent=""),
     Key("eval.merge_ridge", 0.01, "ridge of that solve, in units of the mean |k|^2 of keys",
         above=0.0, absent=0.01),
     Key("eval.merge_covariance", 0.0,

@@ -197,6 +197,23 @@ def test_merged_edits_of_the_base_are_one_solve_over_their_rows():
     np.testing.assert_allclose(found[0].deltas[name].w[0], wanted, atol=1e-4 * np.abs(wanted).max())
 
 
+def test_edits_of_the_base_can_be_added():
+    """What a ledger of plain edits does: their sum."""
+    editor, params, state = mend_editor()
+    run = sequential_edits._Pass(editor, params, MODEL, encoded().texts, 1, 2, Merge("base", None))
+    applied, kept = no_edits(WEIGHTS), run.start(state)
+    for k in (1, 2):
+        applied, kept = run.edit(k, applied, kept)
+    alone = [
+        editor.edit(params, state, make_problem(
+            MODULE, BASE, WEIGHTS, rows_of(encoded().texts["edit"], i)), False)[0]
+        for i in (0, 1)
+    ]  # fmt: skip
+    for name, delta in run.together(applied, kept).deltas.items():
+        wanted = sum(one.deltas[name].dense() for one in alone)
+        np.testing.assert_allclose(delta.w, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
 def test_changes_on_an_edited_model_are_limited_to_those_on_the_base():
     editor, params, state = mend_editor()
     rng = np.random.default_rng(3)
