@@ -39,8 +39,9 @@ from mend_jax.core.weight_edit import Dense, Edit, squared_norms
 from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.data.sequential_rows import near_texts_outside_edits
 from mend_jax.evaluation import metrics
+from mend_jax.evaluation.hard_case import hard_case_summary
 from mend_jax.evaluation.scored_batches import ScoredBatches
-from mend_jax.evaluation.scoring import TextScores, answer_scores, locality_scores
+from mend_jax.evaluation.scoring import TextScores, answer_scores, first_change, locality_scores
 from mend_jax.evaluation.sequential_state import SequentialState
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import take_rows
@@ -56,6 +57,9 @@ MAX_FACTS = 128
 """Facts of all edits so far that are scored again, and rows whose other texts are scored."""
 BLOCK_SIZE = 16
 """Texts that are scored at once."""
+HARD_FACTS = 16
+"""Facts whose hard neighbours are scored: other subjects, in the wording of the edit."""
+HARD = ("hard_near", "hard_target")
 SAVE_EVERY = 100
 """Edits after which the edited model is saved, so that an interrupted run can be resumed."""
 
@@ -200,9 +204,15 @@ def score_texts(
             after = editor.predictor.logits(params, problem, seqs, h)
         if name in EDIT_SETS:
             found[name] = answer_scores(after, seqs)
-        else:
-            before = scored_logits(model, base, h, seqs)
-            found[name] = locality_scores(before, after, seqs, model.kind == "classifier")
+            continue
+        before = scored_logits(model, base, h, seqs)
+        if name == "hard_target":
+            exact = answer_scores(before, seqs)["exact"]
+            found[name] = answer_scores(after, seqs) | {"exact_before": exact}
+            continue
+        found[name] = locality_scores(before, after, seqs, model.kind == "classifier")
+        if name == "hard_near":
+            found[name] |= first_change(before, after)
     return found
 
 
@@ -311,6 +321,9 @@ class _Pass:
         under = self.in_forward_pass(applied)
         scores |= self._score(EDIT_SETS, edited, under, facts)
         scores |= self._score(locality_set_names(self.texts), others, under, facts)
+        hard = evenly_spaced(self.n_facts, HARD_FACTS)
+        for name in (name for name in HARD if name in self.texts):
+            scores |= self._score([name], hard, under, facts)
         log.add(edited.tolist(), scores, {})
 
     def norms(self, applied: Any) -> dict[str, np.ndarray]:
@@ -330,18 +343,25 @@ class _Pass:
         facts = take_rows(self.texts["edit"], np.arange(k * self.facts_per_edit)[None])
         return facts, self.programs.trunk_states(self.model.params, facts)
 
+    def _per_fact(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a fact's texts: () of one text, (k,) of several."""
+        return self.texts[name].batch_shape[1:]
+
     def _score(
         self, names: Sequence[str], numbers: Numbers, applied: Any, facts: Any
     ) -> dict[tuple[str, str], np.ndarray]:
         parts: dict[tuple[str, str], list[np.ndarray]] = {}
         for block, new in padded_blocks(numbers, BLOCK_SIZE) if names else ():
-            batch = {name: take_rows(self.texts[name], block[None]) for name in names}
+            batch = {
+                name: take_rows(self.texts[name], block).reshape(1, -1) for name in names
+            }  # of hard texts there are several a fact
             scores = distributed.gather(
                 self.programs.score_texts(self.params, applied, self.model.params, facts, batch)
             )
             for name, group in scores.items():
                 for key, values in group.items():
-                    parts.setdefault((name, key), []).append(np.asarray(values)[0, :new])
+                    by_fact = np.asarray(values).reshape(len(block), *self._per_fact(name))
+                    parts.setdefault((name, key), []).append(by_fact[:new])
         return {key: np.concatenate(values) for key, values in parts.items()}
 
 
@@ -395,8 +415,9 @@ def evaluate_sequential_edits(
 ) -> dict[str, Any]:
     """Return the entry `sequential` of an evaluation: the scores after k edits, by k.
 
-    `first`, `middle`, `last` and `all`: exact success on the edit and its paraphrase (see
-    `retention_windows`); `locality` against the unedited base, on the same texts for every k, none
+    `first`, `middle`, `last` and `all`: exact success on the edit and its paraphrase, and the share
+    of their tokens (see `retention_windows`); `hard_near`, of `HARD_FACTS` facts (see
+    `hard_case_summary`); `locality` against the unedited base, on the same texts for every k, none
     of which an edit up to the last checkpoint may rightly change; `relative_norm`, |dW| / |W| with
     W all parameters of the base, and `relative_norm_by_weight`.
 
@@ -411,7 +432,11 @@ def evaluate_sequential_edits(
       between: called before each edit; it may raise to end the pass.
     """
     last, n_facts = max(checkpoints), max(checkpoints) * facts_per_edit
-    names = (*EDIT_SETS, *locality_set_names(encoded.texts))
+    names = (
+        *EDIT_SETS,
+        *locality_set_names(encoded.texts),
+        *(n for n in HARD if n in encoded.texts),
+    )
     texts = {name: encoded.texts[name] for name in names}
     if "near" in texts:
         texts["near"] = near_texts_outside_edits(encoded, n_facts)
@@ -453,11 +478,16 @@ def _summarise_checkpoint(
     position = {number: i for i, number in enumerate(index)}
     for window, numbers in retention_windows(n_facts, WINDOW_FACTS, MAX_FACTS).items():
         own = [position[int(number)] for number in numbers]
-        exact = {
-            f"{metrics.result_name(name)}_exact": float(scores[name, "exact"][own].mean())
-            for name in EDIT_SETS
-        }
-        found[window] = {"n": len(own), "success": sum(exact.values()) / len(exact), **exact}
+        exact, token = (
+            {
+                f"{metrics.result_name(name)}_{kind}": float(scores[name, kind][own].mean())
+                for name in EDIT_SETS
+            }
+            for kind in ("exact", "token")
+        )
+        success = sum(exact.values()) / len(exact)
+        found[window] = {"n": len(own), "success": success, **exact, **token}
+    found |= hard_case_summary(scores)
     sets = locality_set_names({name: None for name, _ in scores})
     by_set = {name: metrics.locality_summary(scores, name) for name in sets}
     found["locality"] = metrics.pooled_locality(by_set) | by_set

@@ -391,7 +391,9 @@ class _Splits:
             return None
         spare = needed // 4 + 16  # some do not fit
         rows = choose_sequential_rows(self.dataset.split("test"), needed + spare)
-        split = self._encode(rows, "test", for_evaluation=False)
+        others = self.dataset.split("validation")  # neighbours are of facts that no edit changes
+        hard = self._add_hard_texts(rows, others, self.dataset)
+        split = self._encode(hard, "test", for_evaluation=hard is not rows)
         if len(split) < needed:
             raise ConfigError(
                 f"eval.sequential (or a baseline's) needs {needed} facts for a sequence of edits, "

@@ -1,5 +1,6 @@
 """Sequential edits: made on the edited model, scored, resumed; and edits of several facts."""
 
+import dataclasses
 import functools
 import json
 from types import SimpleNamespace
@@ -102,12 +103,35 @@ def test_the_scores_of_each_checkpoint(whole):
         assert found["edits"] == found["facts"] == int(k)
         assert [found[w]["n"] for w in ("first", "middle", "last", "all")] == [int(k)] * 4
         for window in ("first", "all"):
+            assert found[window]["edit_token"] >= found[window]["edit_exact"]
             both = found[window]["edit_exact"] + found[window]["paraphrase_exact"]
             assert found[window]["success"] == pytest.approx(both / 2)
     norms = [found["relative_norm"] for found in whole.values()]
     assert 0 < norms[0] < norms[1] < norms[2] and set(whole["1"]["relative_norm_by_weight"]) == {
         w.name for w in WEIGHTS
     }
+
+
+def test_hard_neighbours_are_scored_at_each_checkpoint(whole, monkeypatch):
+    """Two a fact, of which the second of row 0 is missing; other scores stay as they are."""
+    rows = encoded()
+    near, target = (random_sequences(seed, E=N, n=2) for seed in (7, 8))
+    mask = near.score_mask.copy()
+    mask[0, 1] = False
+    absent = target.score_mask & mask[..., :1]
+    hard = {
+        "hard_near": near.replace(score_mask=mask),
+        "hard_target": target.replace(score_mask=absent),
+    }
+    more = dataclasses.replace(rows, texts={**rows.texts, **hard})
+    monkeypatch.setattr("test_sequential_edits.encoded", lambda: more)
+    found = pass_of(mend_editor())
+    for k, scores in found.items():
+        hard_near = scores.pop("hard_near")
+        assert (hard_near["n"], hard_near["texts"]) == (8, 15)  # of the eight edited facts
+        assert 0 <= hard_near["kept"] <= 1 and hard_near["kl"] > 0
+        assert {"leak", "before"} < hard_near.keys()
+        assert scores == whole[k]
 
 
 def test_locality_is_of_the_same_texts_against_the_unedited_base(whole):
