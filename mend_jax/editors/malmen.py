@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from mend_jax.core.edit_problem import Rows
-from mend_jax.core.editor_protocol import EditTransform, Link
+from mend_jax.core.edit_problem import Problem, Rows
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Link
 from mend_jax.editors.chain_links import normalize
 from mend_jax.editors.low_rank_mlp import Film, Init, Sides, VInit, low_rank_mlp
-from mend_jax.editors.ridge_editor import ridge_editor
+from mend_jax.editors.ordinary_keys import add_keys, with_basis
+from mend_jax.editors.ridge_editor import KEPT, ridge_editor
 from mend_jax.editors.ridge_regression import RidgeSolve, keep_key, ridge_solve, value_shift
 from mend_jax.editors.untrained import usable_untrained
 
@@ -28,6 +29,7 @@ def malmen(
     step_size: float = 1e-6,
     log_step_size: bool = False,
     ridge: float = 1.0,
+    ordinary: float = 0.0,
     rows: Rows = "answer",
 ) -> EditTransform:
     """keep_key -> normalize -> low_rank_mlp -> value_shift -> ridge_solve (MALMEN, section 4).
@@ -47,6 +49,10 @@ def malmen(
       step_size: initial value of the learned step sizes eta.
       log_step_size: learn log(eta); the original learns eta.
       ridge: initial value of the learned lambda.
+      ordinary: mu of lambda I + mu C in the solve, with C = E[k k^T] of plain texts
+        (`ordinary_keys`): how many ordinary keys weigh as much as the edits' own. Keys of answers
+        to different questions are almost parallel, and what distinguishes them is small; C gives
+        it weight, and keeps the outputs of ordinary text. Not in the paper; 0: as there.
       rows: "answer": only the tokens before the target's tokens, as in the original; "all": every
         token.
     """
@@ -54,7 +60,19 @@ def malmen(
         low_rank_mlp(rank, n_hidden, shared, sides, init, v_init, film),
         shared, norm, step_size, log_step_size, ridge,
     )  # fmt: skip
-    return ridge_editor(value_links, solve, rows)
+    if ordinary < 0:
+        raise ValueError(f"ordinary {ordinary} must be at least 0")
+    editor = ridge_editor(value_links, solve, rows, ordinary=ordinary)
+    if not ordinary:
+        return editor
+
+    def calibrate(params: EditorParams, state: EditorState, problem: Problem) -> EditorState:
+        return {**state, KEPT: add_keys(state[KEPT], problem)}
+
+    def finish(params: EditorParams, state: EditorState) -> EditorState:
+        return {**state, KEPT: with_basis(state[KEPT])}
+
+    return editor._replace(calibrate=calibrate, finish_calibration=finish)
 
 
 def malmen_links(

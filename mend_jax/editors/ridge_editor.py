@@ -22,6 +22,7 @@ from mend_jax.core.editor_protocol import (
     EditTransform,
     Link,
     LinkContext,
+    Weights,
     chain,
     factor_editor,
 )
@@ -29,12 +30,23 @@ from mend_jax.core.forward import TrunkStates
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Delta, Edit
 from mend_jax.editors.chain_links import Signal
+from mend_jax.editors.ordinary_keys import (
+    KEY_RULES,
+    kept_least_squares,
+    no_basis,
+    second_moments,
+    strengths_of,
+)
 from mend_jax.editors.ridge_regression import (
     NormalEquations,
     RidgeSolve,
     normal_equations,
     solve_normal,
+    unmasked_rows,
 )
+
+KEPT = "kept"
+"""The state of ordinary keys in that of an editor."""
 
 
 class Chunk(NamedTuple):
@@ -58,6 +70,7 @@ def ridge_editor(
     *,
     lifelong: bool = False,
     remembers: bool = False,
+    ordinary: float = 0.0,
 ) -> EditTransform:
     """Return an editor of links that compute each row's change of value, and the solve for all.
 
@@ -73,9 +86,13 @@ def ridge_editor(
       rows: see `Problem.factors`.
       lifelong: whether the links normalise an edit including its own rows (`normalize`).
       remembers: whether statistics accumulate over sequential edits.
+      ordinary: mu of mu C in the solve, whose state `KEPT` (`ordinary_keys`) is set by calibration.
     """
+    values = chain(*value_links)
     whole = chain(*value_links, solve.link)
-    chunks = _ChunkedEdit(chain(*value_links), tuple(value_links), solve, rows, lifelong)
+    chunks = _ChunkedEdit(values, tuple(value_links), solve, rows, lifelong, ordinary)
+    if ordinary:
+        whole = _keeping_ordinary_keys(values, solve, ordinary)
 
     def is_chunked(problem: Problem) -> bool:
         return 0 < problem.model.text_chunk < problem.corrections.batch_shape[1]
@@ -102,6 +119,32 @@ def ridge_editor(
     return editor._replace(edit=edit, lifelong_edit=lifelong_edit if remembers else None)
 
 
+def _keeping_ordinary_keys(values: Link, solve: RidgeSolve, ordinary: float) -> Link:
+    """Return the chain of value links and a solve whose state has C; see `ridge_editor`."""
+
+    def init(key: jax.Array, weights: Weights) -> tuple[EditorParams, EditorState]:
+        params, state = values.init(key, weights)
+        own, _ = solve.link.init(key, weights)
+        return {**params, solve.link.name: own}, {
+            **state, solve.link.name: {}, KEPT: no_basis(weights)
+        }  # fmt: skip
+
+    def apply(
+        params: EditorParams, state: EditorState, signal: Signal, context: LinkContext
+    ) -> tuple[Edit, EditorState]:
+        signal, after = values.apply(params, state, signal, context)
+        kept, deltas = jax.lax.stop_gradient(state[KEPT]), {}
+        for name, f in signal.items():
+            ridge = solve.strength(params[solve.link.name], name)
+            strengths = strengths_of(kept, name, ridge, ordinary)
+            deltas[name] = kept_least_squares(*unmasked_rows(f), kept["basis"][name], strengths)
+        return Edit(deltas), {**state, **after}
+
+    own = tuple(part._replace(path=solve.link.name) for part in solve.link.step_sizes)
+    rules = (*values.sharding, *(rule.under(f"{KEPT}/") for rule in KEY_RULES))
+    return Link(values.name, init, apply, rules, (*values.step_sizes, *own))
+
+
 class _ChunkedEdit(NamedTuple):
     """The edit of a `ridge_editor` in chunks of facts."""
 
@@ -110,6 +153,7 @@ class _ChunkedEdit(NamedTuple):
     solve: RidgeSolve
     rows: Rows
     lifelong: bool
+    ordinary: float = 0.0
 
     def edit(
         self, params: EditorParams, state: EditorState, problem: Problem, train: bool
@@ -128,6 +172,9 @@ class _ChunkedEdit(NamedTuple):
         deltas: dict[str, Delta] = {}
         for name, normal in total.items():
             strength = self.solve.strength(params[self.solve.link.name], name)
+            if self.ordinary:
+                c = second_moments(jax.lax.stop_gradient(state[KEPT]))[name]
+                normal = normal.replace(gram=normal.gram + self.ordinary * c[None])
             deltas[name] = solve_normal(normal, strength, self.solve.relative)
         return Edit(deltas), state | (own_state if train else {})
 

@@ -105,13 +105,14 @@ def ridge_solve(ridge: float = 1.0, learned: bool = True, relative: bool = False
 
 def solve_rows(f: Factors, ridge: Scalar, relative: bool = False) -> Delta:
     """Return `least_squares` of the unmasked rows; masked ones are zero and change nothing."""
-    k, d = _unmasked(f)
+    k, d = unmasked_rows(f)
     if relative:
         ridge = ridge * _mean_square(jnp.square(k).sum((-2, -1)), f.mask.sum(-1))
     return least_squares(k, d, ridge)
 
 
-def _unmasked(f: Factors) -> tuple[Array, Array]:
+def unmasked_rows(f: Factors) -> tuple[Array, Array]:
+    """Return keys and requested changes, zero in masked rows."""
     keep = f.mask[..., None]
     return jnp.where(keep, key_of(f), 0.0), jnp.where(keep, f.delta, 0.0)
 
@@ -138,7 +139,7 @@ class NormalEquations:
 
 def normal_equations(f: Factors) -> NormalEquations:
     """Return the normal equations of the unmasked rows."""
-    return _normal_equations(*_unmasked(f), f.mask.sum(-1, dtype=f.u.dtype))
+    return _normal_equations(*unmasked_rows(f), f.mask.sum(-1, dtype=f.u.dtype))
 
 
 def _normal_equations(k: Array, d: Array, n_rows: Array) -> NormalEquations:
