@@ -21,6 +21,7 @@ Sums and solves are in float64 on CPUs and in float32 elsewhere.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -115,7 +116,7 @@ def with_lengths_of(
     them (norm-anchor scaling, arXiv:2602.02543, which scales to a mean length over facts).
     """
     return {
-        name: one.replace(change=_clipped(one.change, base[name].change))
+        name: dataclasses.replace(one, change=_clipped(one.change, base[name].change))
         for name, one in rows.items()
     }
 

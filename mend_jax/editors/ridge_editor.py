@@ -174,7 +174,8 @@ class _ChunkedEdit(NamedTuple):
             strength = self.solve.strength(params[self.solve.link.name], name)
             if self.ordinary:
                 c = second_moments(jax.lax.stop_gradient(state[KEPT]))[name]
-                normal = normal.replace(gram=normal.gram + self.ordinary * c[None])
+                gram = normal.gram + self.ordinary * c[None]
+                normal = dataclasses.replace(normal, gram=gram)
             deltas[name] = solve_normal(normal, strength, self.solve.relative)
         return Edit(deltas), state | (own_state if train else {})
 

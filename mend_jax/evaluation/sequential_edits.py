@@ -305,8 +305,8 @@ class _Pass:
         state = (state, add_rows(sums, requested, applied))
         return self.together(applied, state), state
 
-    def together(self, applied: Edit, state: Any) -> Edit:
-        """Return all edits so far as one."""
+    def together(self, applied: Any, state: Any) -> Any:
+        """Return all edits so far as one, an `Edit`."""
         if self.merge is None or self.merge.options is None:
             return applied
         return solve(state[1], self.merge.options, self.merge.covariance)
