@@ -188,7 +188,7 @@ class RunEvaluation:
             return Merge("base", None)
         covariance = measure_key_covariance(self.experiment) if c.merge_covariance else None
         options = MergeOptions(c.merge_ridge, c.merge_covariance)
-        return Merge(c.merge, options, c.merge_limited, covariance)
+        return Merge(c.merge, options, c.merge_limited, c.merge_rows, covariance)
 
     def _bank(self, editor: EditorUnderTest) -> Banked | None:
         """Return where the scoped edits of a sequence are kept; None: its edits are plain."""
@@ -203,7 +203,7 @@ class RunEvaluation:
 
         def as_fact(row: Row) -> Fact:
             prompt = e.config.data.template.replace("{}", row["prompt"])
-            return Fact(prompt, row["target"], row["subject"])
+            return Fact(prompt, row["target"], subject=row["subject"])
 
         def scoped_edits(numbers: Sequence[int]) -> list[ScopedEdit]:
             return maker.scoped_edits([as_fact(rows[i]) for i in numbers])

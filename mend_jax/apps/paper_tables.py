@@ -314,12 +314,12 @@ def with_one_seed(one: ConfigDict) -> ConfigDict:
     return one
 
 
-MERGED = {"eval.merge": "base", "eval.merge_ridge": 0.1}
+MERGED = {"eval.merge": "base", "eval.merge_ridge": 0.01}
 """Edits made on the base, merged by least squares (`core.merged_edits`)."""
 IN_SEQUENCE: dict[str, tuple[str, dict[str, Any]]] = {
     "added": ("added on the base", {"eval.merge": "sum"}),
     "merged": ("merged", MERGED),
-    "kept": ("merged, ordinary keys kept", MERGED | {"eval.merge_covariance": 1000.0}),
+    "kept": ("merged, ordinary keys kept", MERGED | {"eval.merge_covariance": 30.0}),
     "current": (
         "merged, made on the edited model",
         MERGED | {"eval.merge": "current", "eval.merge_limited": True},

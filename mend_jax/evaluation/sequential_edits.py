@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mend_jax.core.edit_problem import Problem
+from mend_jax.core.edit_problem import Problem, Rows
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.forward import TrunkStates, scored_logits, trunk_states
 from mend_jax.core.gated_bank import GatedBank
@@ -74,12 +74,14 @@ class Merge(NamedTuple):
         (RLSEdit).
       options: of the solve; None: edits made on the base are added, as a ledger does.
       limited: whether no change of an edit on the edited model is longer than on the base.
+      rows: the tokens whose inputs are an edit's keys.
       covariance: C by weight name, of keys of ordinary texts, or None.
     """
 
     made_on: Literal["base", "current"] = "base"
     options: MergeOptions | None = MergeOptions()
     limited: bool = False
+    rows: Rows = "all"
     covariance: Mapping[str, Array] | None = None
 
 
@@ -151,7 +153,7 @@ def next_edit(
 def request_change(
     params: EditorParams, state: EditorState, applied: Edit, base: Params, corrections: TokenBatch,
     *, editor: EditTransform, model: EditableModel, weights: Weights,
-    made_on: Literal["base", "current"], limited: bool,
+    made_on: Literal["base", "current"], limited: bool, rows: Rows,
 ) -> tuple[dict[str, RequestedRows], EditorState]:  # fmt: skip
     """Return what the edit of the facts `corrections` [1, n] does at its own keys; see `Merge`.
 
@@ -167,12 +169,12 @@ def request_change(
     def request(applied: Edit | None) -> tuple[dict[str, RequestedRows], EditorState]:
         problem = Problem(model, base, weights, corrections, h, applied=applied)
         edit, new_state = _make_edit(editor, params, state, problem)
-        return requested_rows(edit, problem), new_state
+        return requested_rows(edit, problem, rows), new_state
 
     if made_on == "base":
         return request(None)
-    rows, state_after = request(applied)
-    return (with_lengths_of(rows, request(None)[0]) if limited else rows), state_after
+    found, state_after = request(applied)
+    return (with_lengths_of(found, request(None)[0]) if limited else found), state_after
 
 
 def _make_edit(
@@ -247,7 +249,7 @@ def _programs(editor: EditTransform, model: EditableModel, weights: Weights) -> 
         ),
         jax.jit(
             functools.partial(request_change, editor=editor, model=model, weights=weights),
-            static_argnames=("made_on", "limited"),
+            static_argnames=("made_on", "limited", "rows"),
         ),
         jax.jit(functools.partial(score_texts, editor=editor, model=model, weights=weights)),
         jax.jit(edit_norms),
@@ -298,7 +300,7 @@ class _Pass:
         state, sums = state
         requested, state = self.programs.request_change(
             self.params, state, applied, base, corrections,
-            made_on=merge.made_on, limited=merge.limited,
+            made_on=merge.made_on, limited=merge.limited, rows=merge.rows,
         )  # fmt: skip
         if merge.made_on == "base":
             return applied, (state, add_rows(sums, requested))

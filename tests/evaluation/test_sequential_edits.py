@@ -171,7 +171,8 @@ def test_an_interrupted_pass_is_resumed(whole, tmp_path, monkeypatch):
 MERGES = {
     "base": Merge("base", MergeOptions(0.05)),
     "current": Merge(
-        "current", MergeOptions(0.05, 2.0), True, {w.name: jnp.eye(w.d_in) for w in WEIGHTS}
+        "current", MergeOptions(0.05, 2.0), True,
+        covariance={w.name: jnp.eye(w.d_in) for w in WEIGHTS},
     ),
 }  # fmt: skip
 
@@ -212,7 +213,7 @@ def test_merged_edits_of_the_base_are_one_solve_over_their_rows():
     for i in range(4):
         problem = make_problem(MODULE, BASE, WEIGHTS, rows_of(encoded().texts["edit"], i))
         delta = editor.edit(params, state, problem, False)[0].deltas[name].dense()[0]
-        f = problem.factors(rows="answer")[name]
+        f = problem.factors()[name]
         keys.append(np.asarray(f.u[0], np.float64)[np.asarray(f.mask[0])])
         changes.append(keys[-1] @ np.asarray(delta, np.float64))
     k, r = np.concatenate(keys), np.concatenate(changes)
@@ -249,7 +250,9 @@ def test_changes_on_an_edited_model_are_limited_to_those_on_the_base():
     facts = rows_of(encoded().texts["edit"], 0)
 
     def lengths(made_on, limited):
-        rows, _ = program(params, state, Edit(large), BASE, facts, made_on=made_on, limited=limited)
+        rows, _ = program(
+            params, state, Edit(large), BASE, facts, made_on=made_on, limited=limited, rows="all"
+        )
         return {n: np.linalg.norm(np.asarray(r.change), axis=-1) for n, r in rows.items()}
 
     base, free, limited = (
