@@ -15,10 +15,11 @@ from mend_jax.io import array_files
 from mend_jax.io.files import write_bytes
 from mend_jax.io.json_values import parse_json
 
-FORMAT = "mend_jax_edit/3"
+FORMAT = "mend_jax_edit/4"
 # Metadata of the old formats are strings, `facts` is JSON and `created` is called `made`; version 1
-# has neither `editor` nor `made`.
+# has neither `editor` nor `made`. Only version 4 has keys.
 _OLD_FORMATS = ("mend_jax_edit/1", "mend_jax_edit/2")
+_EARLIER = ("mend_jax_edit/3",)
 
 
 def save(path: str | Path, edit: Edit) -> None:
@@ -30,7 +31,8 @@ def to_bytes(edit: Edit) -> bytes:
     """Return the file of one edit (without a leading axis E).
 
     Arrays are `WEIGHT.a` [N, d_in] and `WEIGHT.b` [N, d_out] of a low-rank delta, W' = W + a^T b,
-    or `WEIGHT.w` [d_in, d_out] of a dense one. Zero rows of a low-rank pair are left out.
+    or `WEIGHT.w` [d_in, d_out] of a dense one, and `WEIGHT.key` [n, d_in] of an edit with keys.
+    Zero rows of a low-rank pair and of keys are left out.
 
     Raises:
       CheckpointError: the edit still has a leading axis of several edits.
@@ -47,6 +49,9 @@ def to_bytes(edit: Edit) -> bytes:
             rows = (leaves["a"] != 0).any(-1) & (leaves["b"] != 0).any(-1)
             leaves = {leaf: a[rows] for leaf, a in leaves.items()}
         arrays |= {f"{name}.{leaf}": a for leaf, a in leaves.items()}
+    for name, keys in (edit.keys or {}).items():
+        rows = np.asarray(jax.device_get(keys))
+        arrays[f"{name}.key"] = rows[(rows != 0).any(-1)]
     metadata = {
         "base": edit.base, "facts": edit.facts, "editor": edit.editor, "created": edit.created,
     }  # fmt: skip
@@ -60,7 +65,9 @@ def load(path: str | Path) -> Edit:
       CheckpointError: no such file, a damaged or truncated one, one of another format, or arrays
         that do not make up deltas.
     """
-    file = array_files.read(Path(path), FORMAT, kind="edit file", old_formats=_OLD_FORMATS)
+    file = array_files.read(
+        Path(path), FORMAT, kind="edit file", old_formats=_OLD_FORMATS, earlier=_EARLIER
+    )
     metadata = file.metadata
     if file.format in _OLD_FORMATS:
         metadata = metadata | {"created": metadata.get("made", "")}
@@ -68,9 +75,19 @@ def load(path: str | Path) -> Edit:
     for name, array in file.arrays.items():
         weight, _, leaf = name.rpartition(".")
         by_weight.setdefault(weight, {})[leaf] = array
-    deltas = {w: _delta(path, w, leaves) for w, leaves in sorted(by_weight.items())}
+    keys: dict[str, Any] = {
+        weight: leaves.pop("key") for weight, leaves in by_weight.items() if "key" in leaves
+    }
+    deltas = {w: _delta(path, w, leaves) for w, leaves in sorted(by_weight.items()) if leaves}
+    widths = {name: keys[name].shape[1] for name in keys if keys[name].ndim == 2}
+    if keys and widths != {name: delta.shape[0] for name, delta in deltas.items()}:
+        raise CheckpointError(
+            f"{path}: the keys {sorted(keys)} do not fit the deltas {sorted(deltas)}; save the "
+            "edit again"
+        )
     base, editor, created = (_text(path, metadata, key) for key in ("base", "editor", "created"))
-    return Edit(deltas, base, _facts(path, metadata.get("facts", [])), editor, created)
+    facts = _facts(path, metadata.get("facts", []))
+    return Edit(deltas, base, facts, editor, created, keys or None)
 
 
 def _text(path: str | Path, metadata: Mapping[str, Any], key: str) -> str:

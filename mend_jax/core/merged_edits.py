@@ -23,15 +23,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from mend_jax.core.compose import sum_edits
 from mend_jax.core.edit_problem import Problem, Rows
 from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
 from mend_jax.models import WeightSpec
@@ -83,6 +86,15 @@ ByWeight = Mapping[str, MergeSums]
 MERGE_RULES = (Rule(r".*/(gram|moment)", ("fsdp", "tensor")), Rule(r".*/n_rows"))
 
 
+def fact_keys(problem: Problem, rows: Rows = "all") -> dict[str, Array]:
+    """Return the inputs of every weight at the tokens of the corrections, [E, n, d_in].
+
+    They are zero at tokens that do not count.
+    """
+    factors = problem.factors(rows=rows).items()
+    return {name: jnp.where(f.mask[..., None], f.u, 0.0) for name, f in factors}
+
+
 def requested_rows(edit: Edit, problem: Problem, rows: Rows = "answer") -> dict[str, RequestedRows]:
     """Return what an edit does at the keys of its own corrections, in float32.
 
@@ -90,13 +102,11 @@ def requested_rows(edit: Edit, problem: Problem, rows: Rows = "answer") -> dict[
       edit: of `problem`, with leading axis 1.
       rows: which tokens are its keys; see `Problem.factors`.
     """
-    factors = problem.factors(rows=rows)
-    found = {}
-    for name, delta in edit.deltas.items():
-        f = factors[name]
-        keys = jnp.where(f.mask[..., None], f.u, 0.0)[0]
-        found[name] = RequestedRows(keys, _change_at(delta, keys))
-    return found
+    keys = fact_keys(problem, rows)
+    return {
+        name: RequestedRows(keys[name][0], _change_at(delta, keys[name][0]))
+        for name, delta in edit.deltas.items()
+    }
 
 
 def _change_at(delta: Delta, keys: Float[Array, "n d_in"]) -> Float[Array, "n d_out"]:
@@ -105,6 +115,51 @@ def _change_at(delta: Delta, keys: Float[Array, "n d_in"]) -> Float[Array, "n d_
         inner = jnp.matmul(keys, delta.a[0].T.astype(keys.dtype), precision=highest)
         return jnp.matmul(inner, delta.b[0].astype(keys.dtype), precision=highest)
     return jnp.matmul(keys, delta.w[0].astype(keys.dtype), precision=highest)
+
+
+def merge(edits: Sequence[Edit], ridge: float = 0.01) -> Edit:
+    """Return edits that were made on the base as one, by least squares at the keys of each.
+
+    A sum of ten edits destroys all of them; merged, each keeps what it does at its own tokens. One
+    edit stays as it is. Edits without keys (of older files, of sums) are added to the merged ones.
+    The result depends on the order by rounding alone.
+
+    Raises:
+      ConfigError: no edits.
+      CheckpointError: the edits are for different bases.
+    """
+    total = sum_edits(edits)
+    with_keys = [edit for edit in edits if edit.keys is not None]
+    if len(with_keys) < 2:
+        return total
+    deltas: dict[str, Delta] = {}
+    for name in dict.fromkeys(n for edit in with_keys for n in edit.deltas):
+        rows = [_host_rows(edit, name) for edit in with_keys if name in edit.deltas]
+        deltas[name] = _dual_solution(*map(np.concatenate, zip(*rows, strict=True)), ridge)
+    others = [dataclasses.replace(e, keys=None) for e in edits if e.keys is None]
+    merged = dataclasses.replace(total, deltas=deltas, keys=None)
+    if others:
+        merged = dataclasses.replace(total, deltas=sum_edits([merged, *others]).deltas, keys=None)
+    return merged
+
+
+def _host_rows(edit: Edit, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys of an edit of one weight, and its changes there, in float64."""
+    assert edit.keys is not None
+    delta = jax.tree.map(lambda x: np.asarray(jax.device_get(x), np.float64), edit.deltas[name])
+    keys = np.asarray(jax.device_get(edit.keys[name]), np.float64)
+    if isinstance(delta, LowRank):
+        return keys, (keys @ delta.a.T) @ delta.b
+    return keys, keys @ delta.w
+
+
+def _dual_solution(keys: np.ndarray, changes: np.ndarray, ridge: float) -> Delta:
+    """Return dW = K^T (K K^T + lambda I)^-1 R as the pair a = L^-1 K, b = L^-1 R."""
+    gram = keys @ keys.T
+    mean_square = max(np.trace(gram) / len(keys), np.finfo(np.float64).tiny)
+    lower = np.linalg.cholesky(gram + ridge * mean_square * np.eye(len(keys)))
+    a, b = (scipy.linalg.solve_triangular(lower, x, lower=True) for x in (keys, changes))
+    return LowRank(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
 
 
 def with_lengths_of(

@@ -153,6 +153,8 @@ class Edit:
       facts: the (prompt, target) pairs that the edit was made from.
       editor: the editor that made it, such as "mend@0f3a9c41" or "fine_tune"; "" if unknown.
       created: an ISO date and time in UTC; "" if unknown.
+      keys: name -> [n, d_in], the weight's inputs at the tokens of the facts, by which edits of
+        several facts are merged (`merged_edits.merge`); None if unknown, as of a sum.
     """
 
     deltas: dict[str, Delta]
@@ -160,6 +162,7 @@ class Edit:
     facts: tuple[tuple[str, str], ...] = flax.struct.field(pytree_node=False, default=())
     editor: str = flax.struct.field(pytree_node=False, default="")
     created: str = flax.struct.field(pytree_node=False, default="")
+    keys: dict[str, Array] | None = None
 
     def collections(self) -> dict[str, Any]:
         """Return the linen collection "edits" that `EditableDense` reads."""

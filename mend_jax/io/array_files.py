@@ -81,12 +81,14 @@ def read(
     *,
     kind: str,
     old_formats: Sequence[str | None] = (),
+    earlier: Sequence[str] = (),
     verify: bool = True,
 ) -> ArrayFile:
     """Read a file of this format, or of an old one, which has no checksum of this module.
 
     Args:
       kind: the word for such a file in errors, e.g. "edit file".
+      earlier: formats that this module wrote too, read as today's.
       verify: whether to compare the checksum.
 
     Raises:
@@ -102,8 +104,8 @@ def read(
     found = texts.get("format")
     if found in old_formats:
         return ArrayFile(found, texts, arrays, texts.get("sha256", ""))
-    if found != format:
-        known = ", ".join(str(f) for f in (*old_formats, format) if f)
+    if found not in (*earlier, format):
+        known = ", ".join(str(f) for f in (*old_formats, *earlier, format) if f)
         raise CheckpointError(
             f"{path}: format {found!r} is none of {known}; another program or a later version "
             "wrote it: read it with that"

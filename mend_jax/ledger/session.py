@@ -31,8 +31,8 @@ class Proposal:
       measured: this edit alone, see `measurement_schema`.
       together: this edit and all active edits at once, measured on its fact and the latest of
         theirs; None if there are no active edits.
-      clashes: the numbers of the active edits of the same prompt. Edits are summed: the proposal
-        would not replace them.
+      clashes: the numbers of the active edits of the same prompt, which the proposal would not
+        replace.
     """
 
     number: int
@@ -76,7 +76,7 @@ class Session:
         if active is not None:
             pairs = [pair for entry in entries for pair in entry.facts][-MAX_RECHECKED:]
             rechecked = [_prompt_only(*pair) for pair in pairs]
-            everything = active.compose(edit)
+            everything = self._with_proposal(active, edit)
             together = measure_edit(self.model, everything, [prompts, *rechecked], self.strength)
         clashes = tuple(e.number for e in entries if fact.prompt in [p for p, _ in e.facts])
         self._n_proposed += 1
@@ -117,13 +117,24 @@ class Session:
         """
         edit, n_active = self.active_edit(), len(self._active[0])
         if self.proposal is not None:
-            edit = self.proposal.edit if edit is None else edit.compose(self.proposal.edit)
+            proposed = self.proposal.edit
+            edit = proposed if edit is None else self._with_proposal(edit, proposed)
         if edit is None:
             before = after = self.model.generate(prompt, ANSWER_TOKENS)
         else:
             ((before, after),) = generate_both(self.model, edit, [prompt], ANSWER_TOKENS)
         return {"prompt": prompt, "before": before, "after": after, "edits": n_active,
                 "proposed": self.proposal is not None}  # fmt: skip
+
+    def _with_proposal(
+        self, active: Edit | GatedBank, proposed: Edit | GatedBank
+    ) -> Edit | GatedBank:
+        """Return what would be active with a proposal."""
+        if isinstance(proposed, Edit):
+            together = self.ledger.composed(proposed)
+            assert together is not None  # the proposal at least
+            return together
+        return active.compose(proposed)
 
     def active_edit(self) -> Edit | GatedBank | None:
         """Return the ledger's active edits as one; None if there are none."""

@@ -13,8 +13,10 @@ from mend_jax import hub
 from mend_jax.core import scope_file
 from mend_jax.core.bank import empty_bank
 from mend_jax.core.chunking import round_up
-from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform
+from mend_jax.core.edit_problem import make_problem
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.gated_bank import GatedBank, gate_bank
+from mend_jax.core.merged_edits import fact_keys
 from mend_jax.core.scope import reading
 from mend_jax.core.scope_file import LearnedScope
 from mend_jax.core.scoped_edit import ScopedEdit
@@ -25,11 +27,12 @@ from mend_jax.data.subject_guess import guess_subject
 from mend_jax.data.subject_positions import add_subject_positions
 from mend_jax.editors.scoped import ScopeGate, make_scoped_edits
 from mend_jax.errors import CheckpointError, ConfigError, DataError
-from mend_jax.evaluation.scoring import make_edit
 from mend_jax.hub.input_formats import CAUSAL, input_format
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import stack_batches
 from mend_jax.io.files import as_path
+from mend_jax.models.editable_model import EditableModel
+from mend_jax.models.params import Params
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 from mend_jax.parallel.sharding import abstract_arrays, make_shardings
 from mend_jax.training import assembly, checkpoints
@@ -199,7 +202,8 @@ class Editor:
     def plain_edit(self, facts: Sequence[Fact | tuple[str, str]]) -> Edit:
         """Return one edit that inserts all the facts together: one pass forward and back.
 
-        It changes the weights for all texts; compose such edits to stack them.
+        It changes the weights for all texts. `mend_jax.core.merged_edits.merge` combines several,
+        as a ledger does; a sum of more than two or three destroys them.
 
         Raises:
           DataError, ConfigError: as `edit`.
@@ -208,7 +212,7 @@ class Editor:
         pairs = _pairs(checked)
         texts = stack_batches([self._encode(pairs, [fact.subject for fact in checked])])
         with use_mesh(mesh_of_arrays(self.model.params)):
-            edit = make_edit(
+            edit = _make_plain_edits(
                 self.transform, self.model.module, self.model.weights, self.params, self.state,
                 self.model.params, texts,
             )  # fmt: skip
@@ -259,6 +263,18 @@ class Editor:
             return texts
         prompts = {"edit": [prompt for prompt, _ in pairs]}
         return add_subject_positions({"edit": texts}, tokenizer, prompts, subjects)["edit"]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _make_plain_edits(
+    editor: EditTransform, model: EditableModel, weights: Weights,
+    params: EditorParams, state: EditorState, base: Params, corrections: TokenBatch,
+) -> Edit:  # fmt: skip
+    """Return the E edits of corrections [E, n] with their keys; the first three are static."""
+    problem = make_problem(model, base, weights, corrections)
+    edit, _ = editor.edit(params, state, problem, False)
+    keys = fact_keys(problem)
+    return dataclasses.replace(edit, keys={name: keys[name] for name in edit.deltas})
 
 
 def _pairs(facts: Sequence[Fact]) -> list[tuple[str, str]]:

@@ -44,6 +44,36 @@ def test_save_and_load_keep_every_bit(path, rows):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+def test_keys_are_kept_without_their_zero_rows(path):
+    edit = small_edit()
+    keys = {name: np.zeros((4, d.shape[0]), np.float32) for name, d in edit.deltas.items()}
+    for rows in keys.values():
+        rows[:2] = np.arange(1, 1 + rows[:2].size).reshape(2, -1)
+    edit.replace(keys=keys).save(path)
+    loaded = Edit.load(path)
+    for name, rows in keys.items():
+        np.testing.assert_array_equal(loaded.keys[name], rows[:2])
+    jax.tree.map(np.testing.assert_array_equal, loaded.deltas, edit.deltas)
+
+
+def test_files_of_the_third_format_have_no_keys(path):
+    metadata = {"base": FINGERPRINT, "facts": [["Who?", "x"]], "editor": "", "created": MADE}
+    arrays = {f"{UP}.w": np.full((2, 3), 0.5, np.float32)}
+    path.write_bytes(array_files.encode("mend_jax_edit/3", arrays, metadata))
+    edit = Edit.load(path)
+    assert edit.keys is None and (edit.facts, edit.created) == ((("Who?", "x"),), MADE)
+
+
+@pytest.mark.parametrize("keys", [{f"{UP}.key": np.ones((2, 5), np.float32)},
+                                  {f"{UP}.key": np.ones(3, np.float32)},
+                                  {"block_9/mlp/up.key": np.ones((2, 3), np.float32)}])  # fmt: skip
+def test_keys_that_fit_no_delta_are_refused(path, keys):
+    metadata = {"base": FINGERPRINT, "facts": [], "editor": "", "created": MADE}
+    write_new(path, {f"{UP}.w": np.full((3, 4), 0.5, np.float32)} | keys, metadata)
+    with pytest.raises(CheckpointError, match="do not fit the deltas"):
+        Edit.load(path)
+
+
 def test_unknown_metadata_are_empty(path):
     Edit({UP: Dense(jnp.ones((3, 4)))}).save(path)
     loaded = Edit.load(path)
@@ -97,11 +127,11 @@ def test_truncated_files_are_named(path):
         Edit.load(path.with_name("nowhere"))
 
 
-@pytest.mark.parametrize("form", ["mend_jax_edit/4", "mend_jax_edit/", "lora", None])
+@pytest.mark.parametrize("form", ["mend_jax_edit/5", "mend_jax_edit/", "lora", None])
 def test_files_of_other_formats_are_named(path, form):
     metadata = {"base": "x"} | ({} if form is None else {"format": form})
     path.write_bytes(serialise({f"{UP}.w": np.ones((2, 3))}, metadata))
-    with pytest.raises(CheckpointError, match=f"format {form!r} is none of mend_jax_edit/1, .*3;"):
+    with pytest.raises(CheckpointError, match=f"format {form!r} is none of mend_jax_edit/1, .*4;"):
         Edit.load(path)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,11 @@ from mend_jax.core.merged_edits import (
     RequestedRows,
     add_rows,
     empty_sums,
+    merge,
     solve,
     with_lengths_of,
 )
+from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
 from mend_jax.models import WeightSpec
 from mend_jax.parallel.mesh import make_mesh
 
@@ -137,3 +141,65 @@ def test_changes_are_no_longer_than_those_on_the_base() -> None:
     most = np.linalg.norm(np.asarray(base.change), axis=-1)
     own = np.linalg.norm(np.asarray(rows.change), axis=-1)
     np.testing.assert_allclose(length, np.minimum(own, most), rtol=1e-5)
+
+
+OTHER = WeightSpec("block_3/mlp/down", 8, 12)
+
+
+def _edit_with_keys(seed: int, dense: bool = False, n: int = 3) -> Edit:
+    rng = np.random.default_rng(seed)
+
+    def array(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    deltas: dict[str, Delta] = {}
+    for w in (WEIGHT, OTHER):
+        low_rank = LowRank(array(2, w.d_in), array(2, w.d_out))
+        deltas[w.name] = Dense(low_rank.dense()) if dense else low_rank
+    keys = {w.name: array(n, w.d_in) for w in (WEIGHT, OTHER)}
+    return Edit(deltas, "base", ((f"p{seed}", "t"),), "mend", "", keys)
+
+
+def test_edits_are_merged_by_least_squares_at_their_keys() -> None:
+    edits = [_edit_with_keys(0), _edit_with_keys(1, dense=True), _edit_with_keys(2)]
+    found = merge(edits, ridge=0.1)
+    for w in (WEIGHT, OTHER):
+        keys = [np.asarray(e.keys[w.name], np.float64) for e in edits if e.keys]
+        changes = [
+            k @ np.asarray(e.deltas[w.name].dense(), np.float64)
+            for k, e in zip(keys, edits, strict=True)
+        ]
+        k, r = np.concatenate(keys), np.concatenate(changes)
+        system = k.T @ k + 0.1 * np.square(k).sum(-1).mean() * np.eye(w.d_in)
+        wanted = np.linalg.solve(system, k.T @ r)
+        np.testing.assert_allclose(found.deltas[w.name].dense(), wanted, rtol=1e-4, atol=1e-5)
+    assert found.facts == (("p0", "t"), ("p1", "t"), ("p2", "t")) and found.keys is None
+    other_order = merge([edits[2], edits[0], edits[1]], ridge=0.1)
+    for name, delta in found.deltas.items():
+        np.testing.assert_allclose(
+            other_order.deltas[name].dense(), delta.dense(), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_one_edit_stays_as_it_is() -> None:
+    edit = _edit_with_keys(0)
+    jax.tree.map(np.testing.assert_array_equal, merge([edit]).deltas, edit.deltas)
+
+
+def test_edits_without_keys_are_added() -> None:
+    edits = [_edit_with_keys(0), _edit_with_keys(1)]
+    old = dataclasses.replace(_edit_with_keys(2), keys=None)
+    found, merged = merge([old, *edits]), merge(edits)
+    for name, delta in merged.deltas.items():
+        wanted = delta.dense() + old.deltas[name].dense()
+        np.testing.assert_allclose(found.deltas[name].dense(), wanted, rtol=1e-5, atol=1e-5)
+    assert found.facts[0] == ("p2", "t")
+    one = merge([old, edits[0]])  # a single one with keys: their sum
+    wanted = old.compose(edits[0])
+    jax.tree.map(np.testing.assert_array_equal, one.deltas, wanted.deltas)
+
+
+def test_keys_belong_to_one_edit() -> None:
+    edit = _edit_with_keys(0)
+    assert edit.compose(_edit_with_keys(1)).keys is None
+    assert edit.negate().keys is not None and edit.arrays_only().keys is None

@@ -184,7 +184,7 @@ def test_compare_applies_the_active_edits_and_the_proposal(session):
     session.keep(1)
     session.propose(Fact("ef gh", "zz"))
     found = session.compare("ef gh")
-    both = session.ledger.composed().compose(session.proposal.edit)
+    both = session.ledger.composed(session.proposal.edit)
     assert found["before"] == model.generate("ef gh", 24)
     assert found["after"] == model.with_edit(both).generate("ef gh", 24) != found["before"]
     assert (found["edits"], found["proposed"]) == (1, True)
