@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mend_jax.apps.train_and_evaluate import train_and_evaluate
+    from mend_jax.core.combined_edits import combine_edits
     from mend_jax.core.gated_bank_file import load_edit
     from mend_jax.core.weight_edit import Dense, Edit, LowRank
     from mend_jax.data.facts import Fact, read_facts
@@ -33,6 +34,7 @@ _PUBLIC = {
     "LanguageModel": "hub.language_model:LanguageModel",
     "LowRank": "core.weight_edit:LowRank",
     "MendError": "errors:MendError",
+    "combine_edits": "core.combined_edits:combine_edits",
     "load_edit": "core.gated_bank_file:load_edit",
     "load_config": "training.config:load_config",
     "load_editor": "training.pretrained:load",
@@ -44,8 +46,8 @@ _PUBLIC = {
 _OLD_MODULES = {"shipped": "training.pretrained"}  # `from mend_jax import shipped`
 
 __all__ = [
-    "Dense", "Edit", "Editor", "Fact", "LanguageModel", "LowRank", "MendError", "load_config",
-    "load_edit", "load_editor", "load_model", "make_editor", "read_facts", "train_and_evaluate",
+    "Dense", "Edit", "Editor", "Fact", "LanguageModel", "LowRank", "MendError",
+    "combine_edits", "load_config", "load_edit", "load_editor", "load_model", "make_editor", "read_facts", "train_and_evaluate",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mend_jax.core.combined_edits import SolveOptions
 from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform
-from mend_jax.core.merged_edits import MergeOptions
 from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.facts import Fact
@@ -32,7 +32,7 @@ from mend_jax.evaluation.general_ability import (
 )
 from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.scoring import make_edit
-from mend_jax.evaluation.sequential_edits import Banked, Merge, evaluate_sequential_edits
+from mend_jax.evaluation.sequential_edits import Banked, Combination, evaluate_sequential_edits
 from mend_jax.evaluation.sequential_state import SequentialState
 from mend_jax.io import checksums
 from mend_jax.io.progress import Progress
@@ -171,7 +171,7 @@ class RunEvaluation:
             transform = with_lifelong_statistics(transform, rows)
         scores = evaluate_sequential_edits(
             transform, params, state, e.model, e.sequential_rows.encoded, checkpoints=lengths,
-            facts_per_edit=facts, merge=self.merge, bank=bank, between=self.between,
+            facts_per_edit=facts, combination=self.combination, bank=bank, between=self.between,
             log=ScoredBatches(self._file("sequential", name, ".jsonl"), mark),
             saved=SequentialState(self._file("sequential", name, ".safetensors"), mark),
             what=f"sequential edits, {name or e.config.editor.name}",
@@ -179,16 +179,16 @@ class RunEvaluation:
         return {"sequential": scores}
 
     @functools.cached_property
-    def merge(self) -> Merge | None:
-        """How edits of a sequence are merged, by the config; None: they are added."""
+    def combination(self) -> Combination | None:
+        """How edits of a sequence are combined, by the config; None: they are added."""
         c = self.experiment.config.eval
-        if not c.merge:
+        if not c.combine:
             return None
-        if c.merge == "sum":
-            return Merge("base", None)
-        covariance = measure_key_covariance(self.experiment) if c.merge_covariance else None
-        options = MergeOptions(c.merge_ridge, c.merge_covariance)
-        return Merge(c.merge, options, c.merge_limited, c.merge_rows, covariance)
+        if c.combine == "sum":
+            return Combination("base", None)
+        covariance = measure_key_covariance(self.experiment) if c.combine_covariance else None
+        options = SolveOptions(c.combine_ridge, c.combine_covariance)
+        return Combination(c.combine, options, c.combine_limited, c.combine_rows, covariance)
 
     def _bank(self, editor: EditorUnderTest) -> Banked | None:
         """Return where the scoped edits of a sequence are kept; None: its edits are plain."""

@@ -314,15 +314,15 @@ def with_one_seed(one: ConfigDict) -> ConfigDict:
     return one
 
 
-MERGED = {"eval.merge": "base", "eval.merge_ridge": 0.01}
-"""Edits made on the base, merged by least squares (`core.merged_edits`)."""
+COMBINED = {"eval.combine": "base", "eval.combine_ridge": 0.01}
+"""Edits made on the base, combined by least squares (`core.combined_edits`)."""
 IN_SEQUENCE: dict[str, tuple[str, dict[str, Any]]] = {
-    "added": ("added on the base", {"eval.merge": "sum"}),
-    "merged": ("merged", MERGED),
-    "kept": ("merged, ordinary keys kept", MERGED | {"eval.merge_covariance": 30.0}),
+    "added": ("added on the base", {"eval.combine": "sum"}),
+    "combined": ("combined", COMBINED),
+    "kept": ("combined, ordinary keys kept", COMBINED | {"eval.combine_covariance": 30.0}),
     "current": (
-        "merged, made on the edited model",
-        MERGED | {"eval.merge": "current", "eval.merge_limited": True},
+        "combined, made on the edited model",
+        COMBINED | {"eval.combine": "current", "eval.combine_limited": True},
     ),
     "lifelong": ("lifelong statistics", {"eval.lifelong_rows": 200}),
 }

@@ -154,7 +154,7 @@ class Edit:
       editor: the editor that made it, such as "mend@0f3a9c41" or "fine_tune"; "" if unknown.
       created: an ISO date and time in UTC; "" if unknown.
       keys: name -> [n, d_in], the weight's inputs at the tokens of the facts, by which edits of
-        several facts are merged (`merged_edits.merge`); None if unknown, as of a sum.
+        several facts are combined (`combined_edits.combine_edits`); None if unknown, as of a sum.
     """
 
     deltas: dict[str, Delta]

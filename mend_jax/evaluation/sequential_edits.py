@@ -1,8 +1,8 @@
 """Sequential edits on one model: what remains of the first ones, and of everything else.
 
 The base is edited by the first test facts, the edited model by the next, and so on. Every edit is
-made on the model as edited so far (`Problem.applied`) and added to it, or all edits are merged by
-least squares (`Merge`), or kept apart in a bank of scoped edits (`Banked`); a lifelong editor
+made on the model as edited so far (`Problem.applied`) and added to it, or all edits are combined by
+least squares (`Combination`), or kept apart in a bank of scoped edits (`Banked`); a lifelong editor
 accumulates what it edits (`EditTransform.lifelong_edit`). Edits are kept as one dense delta a
 weight: low-rank pairs would grow with every edit, and each length would have to be compiled.
 """
@@ -19,19 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mend_jax.core.edit_problem import Problem, Rows
-from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
-from mend_jax.core.forward import TrunkStates, scored_logits, trunk_states
-from mend_jax.core.gated_bank import GatedBank
-from mend_jax.core.merged_edits import (
-    MergeOptions,
+from mend_jax.core.combined_edits import (
     RequestedRows,
+    SolveOptions,
     add_rows,
     empty_sums,
     requested_rows,
     solve,
     with_lengths_of,
 )
+from mend_jax.core.edit_problem import Problem, Rows
+from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
+from mend_jax.core.forward import TrunkStates, scored_logits, trunk_states
+from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.meta_loss import EDIT_SETS, locality_set_names, with_trunk_states
 from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.token_batch import TokenBatch
@@ -66,8 +66,8 @@ SAVE_EVERY = 100
 Numbers = Int[np.ndarray, " n"]
 
 
-class Merge(NamedTuple):
-    """How the edits of a sequence are merged (`core.merged_edits`).
+class Combination(NamedTuple):
+    """How the edits of a sequence are combined (`core.combined_edits`).
 
     Attributes:
       made_on: the model that each edit is made on: the base (SimIE), or the model as edited so far
@@ -79,7 +79,7 @@ class Merge(NamedTuple):
     """
 
     made_on: Literal["base", "current"] = "base"
-    options: MergeOptions | None = MergeOptions()
+    options: SolveOptions | None = SolveOptions()
     limited: bool = False
     rows: Rows = "all"
     covariance: Mapping[str, Array] | None = None
@@ -155,7 +155,7 @@ def request_change(
     *, editor: EditTransform, model: EditableModel, weights: Weights,
     made_on: Literal["base", "current"], limited: bool, rows: Rows,
 ) -> tuple[dict[str, RequestedRows], EditorState]:  # fmt: skip
-    """Return what the edit of the facts `corrections` [1, n] does at its own keys; see `Merge`.
+    """Return what the edit of the facts `corrections` [1, n] does at its own keys.
 
     Args:
       params, state: the editor's.
@@ -264,7 +264,7 @@ class _Pass:
     Attributes:
       params: the editor's.
       texts: the sets of texts by name, [N, ...]; edit k is made of the k-th `facts_per_edit` rows.
-      merge: how edits are merged; None: they are added.
+      combination: how edits are combined; None: they are added.
     """
 
     editor: EditTransform
@@ -273,11 +273,11 @@ class _Pass:
     texts: Mapping[str, TokenBatch]
     facts_per_edit: int
     n_facts: int
-    merge: Merge | None = None
+    combination: Combination | None = None
 
     def start(self, state: EditorState) -> Any:
-        """Return the state before the first edit: the editor's, and the sums of a merge."""
-        if self.merge is None or self.merge.options is None:
+        """Return the state before the first edit: the editor's, and the sums of a combination."""
+        if self.combination is None or self.combination.options is None:
             return state
         return state, empty_sums(self.model.weights, mesh_of_arrays(self.model.params))
 
@@ -288,30 +288,30 @@ class _Pass:
     def edit(self, k: int, applied: Edit, state: Any) -> tuple[Edit, Any]:
         """Return the first k edits together, and the state after them; see `start`.
 
-        Edits made on the base are merged by `together`, where they are needed.
+        Edits made on the base are combined by `together`, where they are needed.
         """
         rows = np.arange((k - 1) * self.facts_per_edit, k * self.facts_per_edit)
         corrections = take_rows(self.texts["edit"], rows[None])
-        base, merge = self.model.params, self.merge
-        if merge is None or merge.options is None:
+        base, combination = self.model.params, self.combination
+        if combination is None or combination.options is None:
             return self.programs.next_edit(
-                self.params, state, applied, base, corrections, on_base=merge is not None
+                self.params, state, applied, base, corrections, on_base=combination is not None
             )
         state, sums = state
         requested, state = self.programs.request_change(
             self.params, state, applied, base, corrections,
-            made_on=merge.made_on, limited=merge.limited, rows=merge.rows,
+            made_on=combination.made_on, limited=combination.limited, rows=combination.rows,
         )  # fmt: skip
-        if merge.made_on == "base":
+        if combination.made_on == "base":
             return applied, (state, add_rows(sums, requested))
         state = (state, add_rows(sums, requested, applied))
         return self.together(applied, state), state
 
     def together(self, applied: Any, state: Any) -> Any:
         """Return all edits so far as one, an `Edit`."""
-        if self.merge is None or self.merge.options is None:
+        if self.combination is None or self.combination.options is None:
             return applied
-        return solve(state[1], self.merge.options, self.merge.covariance)
+        return solve(state[1], self.combination.options, self.combination.covariance)
 
     def measure(self, k: int, applied: Any, log: ScoredBatches) -> None:
         """Score the model after k edits."""
@@ -410,7 +410,7 @@ def evaluate_sequential_edits(
     facts_per_edit: int,
     log: ScoredBatches,
     saved: SequentialState,
-    merge: Merge | None = None,
+    combination: Combination | None = None,
     bank: Banked | None = None,
     what: str = "sequential edits",
     between: Callable[[], None] = lambda: None,
@@ -429,7 +429,8 @@ def evaluate_sequential_edits(
       checkpoints: the values of k.
       log: keeps the scores of each checkpoint; those that it holds already are not measured again.
       saved: keeps the edits so far, from which an interrupted pass is resumed.
-      merge: how edits are merged; None: each is made on the model as edited so far, and added.
+      combination: how edits are combined; None: each is made on the model as edited so far, and
+        added.
       bank: where scoped edits are kept apart instead. An interrupted pass makes them again.
       between: called before each edit; it may raise to end the pass.
     """
@@ -442,7 +443,7 @@ def evaluate_sequential_edits(
     texts = {name: encoded.texts[name] for name in names}
     if "near" in texts:
         texts["near"] = near_texts_outside_edits(encoded, n_facts)
-    settings = (editor, params, model, texts, facts_per_edit, n_facts, merge)
+    settings = (editor, params, model, texts, facts_per_edit, n_facts, combination)
     run = _Pass(*settings) if bank is None else _BankPass(*settings, bank)
     saved = saved if bank is None else SequentialState()
     if waiting := list(checkpoints)[len(log.batches) :]:

@@ -50,7 +50,7 @@ class SequentialState:
             saved = self._read((fresh, state))
         if saved is None or saved[0] > latest:
             return 0, fresh, state
-        with jax.enable_x64(True):  # sums of merged edits are in float64
+        with jax.enable_x64(True):  # sums of combined edits are in float64
             placed = jax.tree.map(
                 lambda x, old: jax.device_put(x, old.sharding) if isinstance(old, jax.Array) else x,
                 saved[1],

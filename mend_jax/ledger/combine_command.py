@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from mend_jax.core.combined_edits import combine_edits
 from mend_jax.core.compose import delta_inner_products, interference, renormalised_sum, sum_edits
 from mend_jax.core.gated_bank import GatedBank
-from mend_jax.core.merged_edits import merge
 from mend_jax.core.weight_edit import Edit
 from mend_jax.data.facts import Fact
 from mend_jax.errors import ConfigError, LedgerError
@@ -25,7 +25,7 @@ from mend_jax.ledger.open_ledger import open_base, report_progress
 
 _MAX_PAIRS = 8  # of edits that interfere most, to be listed
 WAYS = {
-    "merged": "least squares at the keys of the edits, as the ledger applies them",
+    "combined": "least squares at the keys of the edits, as the ledger applies them",
     "stacked": "the sum of the edits",
     "renormalised": "the sum, each weight scaled to the norm that independent edits would have",
     "together": "one new edit of all facts",
@@ -43,7 +43,7 @@ def combine(args: argparse.Namespace) -> int:
     edits = [_plain(ledger.edit(entry.number)) for entry in entries]
     prompts = [p for entry in entries for p in _evaluation_prompts(entry)]
     ways = {
-        "merged": merge(edits), "stacked": sum_edits(edits),
+        "combined": combine_edits(edits), "stacked": sum_edits(edits),
         "renormalised": renormalised_sum(edits),
     }  # fmt: skip
     try:

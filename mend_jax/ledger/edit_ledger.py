@@ -8,9 +8,9 @@
     scope.safetensors  the scope of the scoped edits, see `core.scope_file`
     lock            locked by whichever process writes
 
-Every edit is computed on the unedited base. The active edits are merged (`core.merged_edits.merge`)
-or put into one bank, and reverting one leaves it out: the result is bit for bit what it would be
-without that edit.
+Every edit is computed on the unedited base. The active edits are combined (`combine_edits`) or put
+into one bank, and reverting one leaves it out: the result is bit for bit what it would be without
+that edit.
 A ledger has either plain or scoped edits.
 """
 
@@ -27,8 +27,8 @@ from typing import Any, Literal, TypedDict, get_type_hints
 
 from mend_jax.core import bank_file, edit_file, scope_file
 from mend_jax.core.bank import scoped_edits_of
+from mend_jax.core.combined_edits import combine_edits
 from mend_jax.core.gated_bank import GatedBank, gate_bank
-from mend_jax.core.merged_edits import merge
 from mend_jax.core.scope_file import LearnedScope
 from mend_jax.core.weight_edit import MIXED, Edit, utc_timestamp
 from mend_jax.errors import CheckpointError, LedgerError
@@ -189,10 +189,10 @@ class Ledger:
         return self._load(self.entry(number))
 
     def composed(self, more: Edit | None = None) -> Edit | GatedBank | None:
-        """Return the active edits as one: merged, or one bank; None without any.
+        """Return the active edits as one: combined, or one bank; None without any.
 
         Args:
-          more: a plain edit that is not in the ledger, merged with its edits.
+          more: a plain edit that is not in the ledger, combined with its edits.
         """
         edits = [self._load(entry) for entry in self.active()]
         edits += [] if more is None else [more]
@@ -201,7 +201,7 @@ class Ledger:
         if plain and scoped:  # `append` lets no such ledger arise
             raise LedgerError(f"{self.path}: {MIXED}")
         if plain:
-            return merge(plain)
+            return combine_edits(plain)
         if not scoped:
             return None
         return scoped[0].insert([s for e in scoped[1:] for s in scoped_edits_of(e.bank)])[0]

@@ -199,20 +199,20 @@ KEYS = (
         "rows of tokens that an editor's statistics remember in a sequence of edits; 0: they stay "
         "as trained",
         least=0, absent=0),
-    Key("eval.merge", "",
+    Key("eval.combine", "",
         'how the edits of a sequence are combined; "": each is made on the model as edited so far, '
-        "and added; sum: made on the base, and added; base: made on the base, and merged by least "
-        "squares; current: made on the model as edited so far, and merged",
+        "and added; sum: made on the base, and added; base: made on the base, and solved together by "
+        "least squares; current: made on the model as edited so far, and solved together",
         choices=("", "sum", "base", "current"), absent=""),
-    Key("eval.merge_ridge", 0.01, "ridge of that solve, in units of the mean |k|^2 of keys",
+    Key("eval.combine_ridge", 0.01, "ridge of that solve, in units of the mean |k|^2 of keys",
         above=0.0, absent=0.01),
-    Key("eval.merge_rows", "all",
+    Key("eval.combine_rows", "all",
         "tokens of a correction whose inputs that solve takes as its keys",
         choices=("all", "answer"), absent="all"),
-    Key("eval.merge_covariance", 0.0,
+    Key("eval.combine_covariance", 0.0,
         "number of ordinary keys, of plain texts, whose outputs that solve keeps", least=0.0,
         absent=0.0),
-    Key("eval.merge_limited", False,
+    Key("eval.combine_limited", False,
         "whether no change that an edit on the edited model requests is longer than on the base",
         absent=False),
     Key("eval.max_new_tokens", 12, "tokens generated after a prompt", least=1),

@@ -1,4 +1,4 @@
-"""The second moment of a base's ordinary keys, for merging edits (`core.merged_edits`)."""
+"""The second moment of a base's ordinary keys, for combining edits (`core.combined_edits`)."""
 
 from __future__ import annotations
 

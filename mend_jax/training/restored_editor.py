@@ -13,10 +13,10 @@ from mend_jax import hub
 from mend_jax.core import scope_file
 from mend_jax.core.bank import empty_bank
 from mend_jax.core.chunking import round_up
+from mend_jax.core.combined_edits import fact_keys
 from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.gated_bank import GatedBank, gate_bank
-from mend_jax.core.merged_edits import fact_keys
 from mend_jax.core.scope import reading
 from mend_jax.core.scope_file import LearnedScope
 from mend_jax.core.scoped_edit import ScopedEdit
@@ -202,8 +202,8 @@ class Editor:
     def plain_edit(self, facts: Sequence[Fact | tuple[str, str]]) -> Edit:
         """Return one edit that inserts all the facts together: one pass forward and back.
 
-        It changes the weights for all texts. `mend_jax.core.merged_edits.merge` combines several,
-        as a ledger does; a sum of more than two or three destroys them.
+        It changes the weights for all texts. `mend_jax.combine_edits` makes one of several, as a
+        ledger does; a sum of more than two or three destroys them.
 
         Raises:
           DataError, ConfigError: as `edit`.

@@ -15,9 +15,9 @@ from test_train_and_evaluate import SETTINGS
 
 import mend_jax
 from mend_jax.apps.run_command import parse
+from mend_jax.core.combined_edits import SolveOptions
 from mend_jax.core.edit_problem import Problem, make_problem
 from mend_jax.core.editor_protocol import EditTransform, Predictor, with_strength
-from mend_jax.core.merged_edits import MergeOptions
 from mend_jax.core.weight_edit import Dense, Edit, merge
 from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.data.sequential_rows import choose_sequential_rows
@@ -26,7 +26,7 @@ from mend_jax.errors import ConfigError
 from mend_jax.evaluation import sequential_edits
 from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.sequential_edits import (
-    Merge,
+    Combination,
     evaluate_sequential_edits,
     next_edit,
     no_edits,
@@ -168,20 +168,20 @@ def test_an_interrupted_pass_is_resumed(whole, tmp_path, monkeypatch):
     assert pass_of(mend_editor(), tmp_path, between=stop_after(0)) == whole  # nothing is left to do
 
 
-MERGES = {
-    "base": Merge("base", MergeOptions(0.05)),
-    "current": Merge(
-        "current", MergeOptions(0.05, 2.0), True,
+COMBINATIONS = {
+    "base": Combination("base", SolveOptions(0.05)),
+    "current": Combination(
+        "current", SolveOptions(0.05, 2.0), True,
         covariance={w.name: jnp.eye(w.d_in) for w in WEIGHTS},
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("made_on", MERGES)
-def test_a_merged_pass_is_resumed_with_its_sums(made_on, tmp_path, monkeypatch):
+@pytest.mark.parametrize("made_on", COMBINATIONS)
+def test_a_combined_pass_is_resumed_with_its_sums(made_on, tmp_path, monkeypatch):
     """The sums of all edits, in float64, are part of what an interrupted pass keeps."""
     monkeypatch.setattr(sequential_edits, "SAVE_EVERY", 2)
-    wanted = pass_of(mend_editor(), turns=(1, 6), merge=MERGES[made_on])
+    wanted = pass_of(mend_editor(), turns=(1, 6), combination=COMBINATIONS[made_on])
     calls = []
 
     def stop():
@@ -190,15 +190,15 @@ def test_a_merged_pass_is_resumed_with_its_sums(made_on, tmp_path, monkeypatch):
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        pass_of(mend_editor(), tmp_path, (1, 6), merge=MERGES[made_on], between=stop)
-    assert pass_of(mend_editor(), tmp_path, (1, 6), merge=MERGES[made_on]) == wanted
+        pass_of(mend_editor(), tmp_path, (1, 6), combination=COMBINATIONS[made_on], between=stop)
+    assert pass_of(mend_editor(), tmp_path, (1, 6), combination=COMBINATIONS[made_on]) == wanted
 
 
-def test_merged_edits_of_the_base_are_one_solve_over_their_rows():
+def test_combined_edits_of_the_base_are_one_solve_over_their_rows():
     """Whatever the order: an edit on the base depends on no other."""
     editor, params, state = mend_editor()
-    merge = MERGES["base"]
-    run = sequential_edits._Pass(editor, params, MODEL, encoded().texts, 1, 4, merge)
+    combination = COMBINATIONS["base"]
+    run = sequential_edits._Pass(editor, params, MODEL, encoded().texts, 1, 4, combination)
     orders, found = ((1, 2, 3, 4), (3, 1, 4, 2)), []
     for order in orders:
         applied, kept = no_edits(WEIGHTS), run.start(state)
@@ -225,7 +225,9 @@ def test_merged_edits_of_the_base_are_one_solve_over_their_rows():
 def test_edits_of_the_base_can_be_added():
     """What a ledger of plain edits does: their sum."""
     editor, params, state = mend_editor()
-    run = sequential_edits._Pass(editor, params, MODEL, encoded().texts, 1, 2, Merge("base", None))
+    run = sequential_edits._Pass(
+        editor, params, MODEL, encoded().texts, 1, 2, Combination("base", None)
+    )
     applied, kept = no_edits(WEIGHTS), run.start(state)
     for k in (1, 2):
         applied, kept = run.edit(k, applied, kept)

@@ -150,7 +150,7 @@ def test_together_makes_one_edit_of_all_facts(base, tmp_path, capsys, monkeypatc
 @pytest.mark.slow
 def test_combine_measures_the_ways_side_by_side(filled, capsys):
     found = json.loads(out_of(capsys, "combine", "--ledger", filled, *FINE_TUNE, "--json"))
-    assert list(found["ways"]) == ["merged", "stacked", "renormalised", "together"]
+    assert list(found["ways"]) == ["combined", "stacked", "renormalised", "together"]
     ledger = Ledger.open(filled)
     for measured in found["ways"].values():
         assert [f["target"] for f in measured["facts"]] == ["Lyon", "Peru"]

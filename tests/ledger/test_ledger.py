@@ -16,8 +16,8 @@ from support.full_counts import KILLS
 from support.ledger_kills import BASE
 from support.small_edits import DOWN, FINGERPRINT, UP, bits, small_delta, small_edit
 
+from mend_jax.core.combined_edits import combine_edits
 from mend_jax.core.compose import sum_edits
-from mend_jax.core.merged_edits import merge
 from mend_jax.errors import CheckpointError, LedgerError
 from mend_jax.ledger import journal
 from mend_jax.ledger.edit_ledger import Base, Ledger
@@ -71,24 +71,26 @@ def test_an_appended_edit_is_read_back(ledger):
 
 
 def with_keys(seed):
-    """Return an edit that is merged with others by least squares."""
+    """Return an edit that is combined with others by least squares."""
     edit, rng = mixed(seed), np.random.default_rng(seed + 200)
     keys = {n: rng.normal(size=(3, d.shape[0])).astype("f") for n, d in edit.deltas.items()}
     return edit.replace(keys=keys)
 
 
-def test_edits_with_keys_are_merged_and_a_revert_leaves_one_out(ledger, tmp_path):
+def test_edits_with_keys_are_combined_and_a_revert_leaves_one_out(ledger, tmp_path):
     without = Ledger.create(tmp_path / "without", BASE)
     for seed in range(4):
         ledger.append(with_keys(seed))
         if seed != 1:
             without.append(with_keys(seed))
-    assert bits(ledger.composed()) == bits(merge([with_keys(seed) for seed in range(4)]))
+    assert bits(ledger.composed()) == bits(combine_edits([with_keys(seed) for seed in range(4)]))
     assert bits(ledger.composed()) != bits(sum_edits([with_keys(seed) for seed in range(4)]))
     ledger.revert(2)
     assert bits(ledger.composed()) == bits(without.composed())
     more = with_keys(9)
-    assert bits(ledger.composed(more)) == bits(merge([with_keys(s) for s in (0, 2, 3)] + [more]))
+    assert bits(ledger.composed(more)) == bits(
+        combine_edits([with_keys(s) for s in (0, 2, 3)] + [more])
+    )
     for number in (1, 4):
         ledger.revert(number)
     assert bits(ledger.composed()) == bits(with_keys(2))  # the only one stays as it is

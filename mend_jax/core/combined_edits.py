@@ -1,9 +1,9 @@
-"""Edits made one after another, merged into one weight change by least squares over all of them.
+"""Edits made one after another, combined into one weight change by least squares over all of them.
 
 A sum of edits destroys itself: each is made without regard to what the others do at its keys. Here
 every edit only says what it wants. With keys K[n, d_in], the inputs of a weight W at the rows where
-the edit acts, and R[n, d_out], the changes of the outputs that it makes there, the merged change of
-edits 1..T is
+the edit acts, and R[n, d_out], the changes of the outputs that it makes there, the combined change
+of edits 1..T is
 
     dW = (A + sum_t K_t^T K_t)^-1 sum_t K_t^T (R_t + K_t dW_t),    A = lambda I + mu C,
 
@@ -55,7 +55,7 @@ class RequestedRows:
 
 
 @flax.struct.dataclass
-class MergeSums:
+class KeySums:
     """The sums of all edits so far, for one weight.
 
     Attributes:
@@ -69,8 +69,8 @@ class MergeSums:
     n_rows: Float[Array, ""]
 
 
-class MergeOptions(NamedTuple):
-    """How edits are merged.
+class SolveOptions(NamedTuple):
+    """How edits are combined.
 
     Attributes:
       ridge: lambda, in units of the mean |k|^2 of ordinary keys, or of the edits' where C is not
@@ -82,8 +82,8 @@ class MergeOptions(NamedTuple):
     covariance: float = 0.0
 
 
-ByWeight = Mapping[str, MergeSums]
-MERGE_RULES = (Rule(r".*/(gram|moment)", ("fsdp", "tensor")), Rule(r".*/n_rows"))
+ByWeight = Mapping[str, KeySums]
+KEY_SUM_RULES = (Rule(r".*/(gram|moment)", ("fsdp", "tensor")), Rule(r".*/n_rows"))
 
 
 def fact_keys(problem: Problem, rows: Rows = "all") -> dict[str, Array]:
@@ -117,12 +117,12 @@ def _change_at(delta: Delta, keys: Float[Array, "n d_in"]) -> Float[Array, "n d_
     return jnp.matmul(keys, delta.w[0].astype(keys.dtype), precision=highest)
 
 
-def merge(edits: Sequence[Edit], ridge: float = 0.01) -> Edit:
+def combine_edits(edits: Sequence[Edit], ridge: float = 0.01) -> Edit:
     """Return edits that were made on the base as one, by least squares at the keys of each.
 
-    A sum of ten edits destroys all of them; merged, each keeps what it does at its own tokens. One
-    edit stays as it is. Edits without keys (of older files, of sums) are added to the merged ones.
-    The result depends on the order by rounding alone.
+    A sum of ten edits destroys all of them; here each keeps what it does at its own tokens. One
+    edit stays as it is. Edits without keys (of older files, of sums) are added to the others. The
+    result depends on the order by rounding alone.
 
     Raises:
       ConfigError: no edits.
@@ -137,10 +137,12 @@ def merge(edits: Sequence[Edit], ridge: float = 0.01) -> Edit:
         rows = [_host_rows(edit, name) for edit in with_keys if name in edit.deltas]
         deltas[name] = _dual_solution(*map(np.concatenate, zip(*rows, strict=True)), ridge)
     others = [dataclasses.replace(e, keys=None) for e in edits if e.keys is None]
-    merged = dataclasses.replace(total, deltas=deltas, keys=None)
+    combined = dataclasses.replace(total, deltas=deltas, keys=None)
     if others:
-        merged = dataclasses.replace(total, deltas=sum_edits([merged, *others]).deltas, keys=None)
-    return merged
+        combined = dataclasses.replace(
+            total, deltas=sum_edits([combined, *others]).deltas, keys=None
+        )
+    return combined
 
 
 def _host_rows(edit: Edit, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -186,18 +188,18 @@ def sum_dtype() -> str:
     return "float64" if jax.default_backend() == "cpu" else "float32"
 
 
-def empty_sums(weights: tuple[WeightSpec, ...], mesh: Mesh | None = None) -> dict[str, MergeSums]:
+def empty_sums(weights: tuple[WeightSpec, ...], mesh: Mesh | None = None) -> dict[str, KeySums]:
     """Return the sums of no edits, split over a mesh where there is one."""
     with jax.enable_x64(True):
         dtype = sum_dtype()
         sums = {
-            w.name: MergeSums(
+            w.name: KeySums(
                 jnp.zeros((w.d_in, w.d_in), dtype), jnp.zeros((w.d_in, w.d_out), dtype),
                 jnp.zeros((), dtype),
             )
             for w in weights
         }  # fmt: skip
-        return sums if mesh is None else place(mesh, sums, MERGE_RULES)
+        return sums if mesh is None else place(mesh, sums, KEY_SUM_RULES)
 
 
 def add_rows(
@@ -205,7 +207,7 @@ def add_rows(
     rows: Mapping[str, RequestedRows],
     applied: Edit | None = None,
     sign: float = 1.0,
-) -> dict[str, MergeSums]:
+) -> dict[str, KeySums]:
     """Return the sums with one more edit.
 
     Args:
@@ -218,8 +220,8 @@ def add_rows(
 
 @jax.jit
 def _add_rows(
-    sums: dict[str, MergeSums], rows: dict[str, RequestedRows], applied: Edit | None, sign: Array
-) -> dict[str, MergeSums]:
+    sums: dict[str, KeySums], rows: dict[str, RequestedRows], applied: Edit | None, sign: Array
+) -> dict[str, KeySums]:
     added = dict(sums)
     for name, one in rows.items():
         old = sums[name]
@@ -227,7 +229,7 @@ def _add_rows(
         if applied is not None and name in applied.deltas:
             v = v + _product(k, applied.deltas[name].dense()[0].astype(k.dtype))
         count = (k != 0).any(-1).sum().astype(k.dtype)
-        added[name] = MergeSums(
+        added[name] = KeySums(
             old.gram + sign * _product(k.T, k), old.moment + sign * _product(k.T, v),
             old.n_rows + sign * count,
         )  # fmt: skip
@@ -235,9 +237,9 @@ def _add_rows(
 
 
 def solve(
-    sums: ByWeight, options: MergeOptions, covariance: Mapping[str, Array] | None = None
+    sums: ByWeight, options: SolveOptions, covariance: Mapping[str, Array] | None = None
 ) -> Edit:
-    """Return the merged edit: Dense, float32, with leading axis 1; zero where nothing is summed.
+    """Return the combined edit: Dense, float32, with leading axis 1; zero where nothing is summed.
 
     Args:
       covariance: C by weight name, float[d_in, d_in]; needed where `options.covariance` is not 0.
@@ -255,7 +257,7 @@ def solve(
 
 @functools.partial(jax.jit, static_argnames="options")
 def _solve_one(
-    sums: MergeSums, options: MergeOptions, covariance: Array | None
+    sums: KeySums, options: SolveOptions, covariance: Array | None
 ) -> Float[Array, "1 d_in d_out"]:
     dtype, (d_in, _) = sums.gram.dtype, sums.gram.shape
     mean_square = jnp.trace(sums.gram) / jnp.maximum(sums.n_rows, 1.0)

@@ -1,4 +1,4 @@
-"""Merged edits against one ridge solve over all rows, by numpy in float64."""
+"""Combined edits against one ridge solve over all rows, by numpy in float64."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mend_jax.core.merged_edits import (
-    MergeOptions,
+from mend_jax.core.combined_edits import (
     RequestedRows,
+    SolveOptions,
     add_rows,
+    combine_edits,
     empty_sums,
-    merge,
     solve,
     with_lengths_of,
 )
@@ -35,7 +35,7 @@ def _turns(n_turns: int, n: int, seed: int = 0) -> list[RequestedRows]:
     ]
 
 
-def _merged(turns: list[RequestedRows], options: MergeOptions, covariance=None) -> np.ndarray:
+def _combined(turns: list[RequestedRows], options: SolveOptions, covariance=None) -> np.ndarray:
     sums = empty_sums((WEIGHT,))
     for rows in turns:
         sums = add_rows(sums, {WEIGHT.name: rows})
@@ -61,8 +61,8 @@ def test_turns_are_one_ridge_solve_in_any_order() -> None:
     expected = _reference(k, v, ridge * np.eye(WEIGHT.d_in))
     order = np.random.default_rng(1).permutation(len(turns))
     for found in (
-        _merged(turns, MergeOptions()),
-        _merged([turns[i] for i in order], MergeOptions()),
+        _combined(turns, SolveOptions()),
+        _combined([turns[i] for i in order], SolveOptions()),
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -73,7 +73,7 @@ def test_ordinary_keys_count_as_their_weight_says() -> None:
     c = ordinary.T.astype(np.float64) @ ordinary / len(ordinary)
     k, v = _stacked(turns)
     expected = _reference(k, v, 0.1 * np.trace(c) * np.eye(WEIGHT.d_in) + 5.0 * c)
-    found = _merged(turns, MergeOptions(0.1, 5.0), jnp.asarray(c, jnp.float32))
+    found = _combined(turns, SolveOptions(0.1, 5.0), jnp.asarray(c, jnp.float32))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -81,9 +81,9 @@ def test_an_edit_on_an_edited_model_adds_to_what_is_there() -> None:
     """V = R + K dW_t: the wanted outputs are relative to the base."""
     first, second = _turns(2, 3)
     sums = add_rows(empty_sums((WEIGHT,)), {WEIGHT.name: first})
-    applied = solve(sums, MergeOptions())
+    applied = solve(sums, SolveOptions())
     sums = add_rows(sums, {WEIGHT.name: second}, applied)
-    found = solve(sums, MergeOptions()).deltas[WEIGHT.name].dense()[0]
+    found = solve(sums, SolveOptions()).deltas[WEIGHT.name].dense()[0]
     k, r = _stacked([first, second])
     v = r.copy()
     v[3:] += k[3:] @ np.asarray(applied.deltas[WEIGHT.name].dense()[0], np.float64)
@@ -98,15 +98,15 @@ def test_a_removed_edit_leaves_the_others() -> None:
     for rows in turns:
         sums = add_rows(sums, {WEIGHT.name: rows})
     sums = add_rows(sums, {WEIGHT.name: turns[1]}, sign=-1.0)
-    found = solve(sums, MergeOptions()).deltas[WEIGHT.name].dense()[0]
-    expected = _merged([turns[0], *turns[2:]], MergeOptions())
+    found = solve(sums, SolveOptions()).deltas[WEIGHT.name].dense()[0]
+    expected = _combined([turns[0], *turns[2:]], SolveOptions())
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_sums_are_in_float64_on_a_cpu_and_the_edit_in_float32() -> None:
     sums = add_rows(empty_sums((WEIGHT,)), {WEIGHT.name: _turns(1, 2)[0]})
     assert sums[WEIGHT.name].gram.dtype == np.float64
-    assert solve(sums, MergeOptions()).deltas[WEIGHT.name].dense().dtype == jnp.float32
+    assert solve(sums, SolveOptions()).deltas[WEIGHT.name].dense().dtype == jnp.float32
 
 
 def test_sums_split_over_8_devices_give_what_one_gives() -> None:
@@ -115,9 +115,9 @@ def test_sums_split_over_8_devices_give_what_one_gives() -> None:
         sums = add_rows(sums, {WEIGHT.name: rows})
     assert len(sums[WEIGHT.name].gram.sharding.device_set) == 8
     assert sums[WEIGHT.name].gram.addressable_shards[0].data.shape == (3, 6)
-    found = solve(sums, MergeOptions()).deltas[WEIGHT.name].dense()[0]
+    found = solve(sums, SolveOptions()).deltas[WEIGHT.name].dense()[0]
     np.testing.assert_allclose(
-        np.asarray(found), _merged(turns, MergeOptions()), rtol=1e-5, atol=1e-6
+        np.asarray(found), _combined(turns, SolveOptions()), rtol=1e-5, atol=1e-6
     )
 
 
@@ -125,12 +125,12 @@ def test_masked_rows_count_for_nothing() -> None:
     (rows,) = _turns(1, 3)
     padded = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros((5, x.shape[1]))]), rows)
     np.testing.assert_array_equal(
-        _merged([rows], MergeOptions()), _merged([padded], MergeOptions())
+        _combined([rows], SolveOptions()), _combined([padded], SolveOptions())
     )
 
 
 def test_no_edits_change_nothing() -> None:
-    delta = solve(empty_sums((WEIGHT,)), MergeOptions()).deltas[WEIGHT.name].dense()
+    delta = solve(empty_sums((WEIGHT,)), SolveOptions()).deltas[WEIGHT.name].dense()
     assert not np.asarray(delta).any()
 
 
@@ -160,9 +160,9 @@ def _edit_with_keys(seed: int, dense: bool = False, n: int = 3) -> Edit:
     return Edit(deltas, "base", ((f"p{seed}", "t"),), "mend", "", keys)
 
 
-def test_edits_are_merged_by_least_squares_at_their_keys() -> None:
+def test_edits_are_combined_by_least_squares_at_their_keys() -> None:
     edits = [_edit_with_keys(0), _edit_with_keys(1, dense=True), _edit_with_keys(2)]
-    found = merge(edits, ridge=0.1)
+    found = combine_edits(edits, ridge=0.1)
     for w in (WEIGHT, OTHER):
         keys = [np.asarray(e.keys[w.name], np.float64) for e in edits if e.keys]
         changes = [
@@ -174,7 +174,7 @@ def test_edits_are_merged_by_least_squares_at_their_keys() -> None:
         wanted = np.linalg.solve(system, k.T @ r)
         np.testing.assert_allclose(found.deltas[w.name].dense(), wanted, rtol=1e-4, atol=1e-5)
     assert found.facts == (("p0", "t"), ("p1", "t"), ("p2", "t")) and found.keys is None
-    other_order = merge([edits[2], edits[0], edits[1]], ridge=0.1)
+    other_order = combine_edits([edits[2], edits[0], edits[1]], ridge=0.1)
     for name, delta in found.deltas.items():
         np.testing.assert_allclose(
             other_order.deltas[name].dense(), delta.dense(), rtol=1e-5, atol=1e-5
@@ -183,18 +183,18 @@ def test_edits_are_merged_by_least_squares_at_their_keys() -> None:
 
 def test_one_edit_stays_as_it_is() -> None:
     edit = _edit_with_keys(0)
-    jax.tree.map(np.testing.assert_array_equal, merge([edit]).deltas, edit.deltas)
+    jax.tree.map(np.testing.assert_array_equal, combine_edits([edit]).deltas, edit.deltas)
 
 
 def test_edits_without_keys_are_added() -> None:
     edits = [_edit_with_keys(0), _edit_with_keys(1)]
     old = dataclasses.replace(_edit_with_keys(2), keys=None)
-    found, merged = merge([old, *edits]), merge(edits)
-    for name, delta in merged.deltas.items():
+    found, combined = combine_edits([old, *edits]), combine_edits(edits)
+    for name, delta in combined.deltas.items():
         wanted = delta.dense() + old.deltas[name].dense()
         np.testing.assert_allclose(found.deltas[name].dense(), wanted, rtol=1e-5, atol=1e-5)
     assert found.facts[0] == ("p2", "t")
-    one = merge([old, edits[0]])  # a single one with keys: their sum
+    one = combine_edits([old, edits[0]])  # a single one with keys: their sum
     wanted = old.compose(edits[0])
     jax.tree.map(np.testing.assert_array_equal, one.deltas, wanted.deltas)
 
