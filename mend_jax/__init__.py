@@ -47,7 +47,8 @@ _OLD_MODULES = {"shipped": "training.pretrained"}  # `from mend_jax import shipp
 
 __all__ = [
     "Dense", "Edit", "Editor", "Fact", "LanguageModel", "LowRank", "MendError",
-    "combine_edits", "load_config", "load_edit", "load_editor", "load_model", "make_editor", "read_facts", "train_and_evaluate",
+    "combine_edits", "load_config", "load_edit", "load_editor", "load_model", "make_editor",
+    "read_facts", "train_and_evaluate",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

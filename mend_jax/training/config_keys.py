@@ -201,8 +201,8 @@ KEYS = (
         least=0, absent=0),
     Key("eval.combine", "",
         'how the edits of a sequence are combined; "": each is made on the model as edited so far, '
-        "and added; sum: made on the base, and added; base: made on the base, and solved together by "
-        "least squares; current: made on the model as edited so far, and solved together",
+        "and added; sum: made on the base, and added; base: made on the base, and solved together "
+        "by least squares; current: made on the model as edited so far, and solved together",
         choices=("", "sum", "base", "current"), absent=""),
     Key("eval.combine_ridge", 0.01, "ridge of that solve, in units of the mean |k|^2 of keys",
         above=0.0, absent=0.01),
