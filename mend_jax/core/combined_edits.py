@@ -135,7 +135,8 @@ def combine_edits(edits: Sequence[Edit], ridge: float = 0.01) -> Edit:
     deltas: dict[str, Delta] = {}
     for name in dict.fromkeys(n for edit in with_keys for n in edit.deltas):
         rows = [_host_rows(edit, name) for edit in with_keys if name in edit.deltas]
-        deltas[name] = _dual_solution(*map(np.concatenate, zip(*rows, strict=True)), ridge)
+        keys, changes = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+        deltas[name] = _dual_solution(keys, changes, ridge)
     others = [dataclasses.replace(e, keys=None) for e in edits if e.keys is None]
     combined = dataclasses.replace(total, deltas=deltas, keys=None)
     if others:
