@@ -97,7 +97,7 @@ def learn_for(config: ConfigDict, model: LanguageModel) -> LearnedScope:
     c = config.scope
     options = ScopeOptions(
         facts=c.facts, wordings=c.wordings, steps=c.steps, validation_facts=c.validation_facts,
-        false_rate=c.false_rate, seed=config.seed,
+        false_rate=c.false_rate, question_rate=c.question_rate, seed=config.seed,
     )  # fmt: skip
     learned = learn_scope(model, sources, options)
     _print(learned)

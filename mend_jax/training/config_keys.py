@@ -139,6 +139,10 @@ KEYS = (
         absent=True),
     Key("scope.false_rate", 0.01, "share of texts out of scope that may match", least=0.0, most=1.0,
         absent=0.01),
+    Key("scope.question_rate", 0.1,
+        "share of other questions about the same subject that may match: less keeps more of them, "
+        "and misses more paraphrases",
+        least=0.0, most=1.0, absent=0.1),
     Key("train.steps", 500_000, "training steps", least=0),
     Key("train.edits_per_step", 1, "independent edits a step, each of one row", least=1),
     Key("train.edit_from_paraphrase", False,
