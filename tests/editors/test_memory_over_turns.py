@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.rome_case import APPLIED, DOWN, SEQS, WEIGHTS, problem_of, texts
+from support.tiers import in_tiers
 
 from mend_jax.core.weight_edit import Dense, Edit
 from mend_jax.editors import make_editor
@@ -50,7 +51,7 @@ def keys_of(state, seqs, applied, edit, name):
     return np.asarray(keys[0], np.float64)
 
 
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", in_tiers(["betaedit"], EDITORS))
 def test_each_turn_solves_with_what_earlier_turns_wrote(name):
     """Of the first weight: the change at its keys, R, is that which the later ones do not make, so
     the solve is checked by its normal equations: (A + K^T K) dW lies in the span of P K^T."""

@@ -177,7 +177,7 @@ COMBINATIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("made_on", COMBINATIONS)
+@pytest.mark.parametrize("made_on", in_tiers(["current"], COMBINATIONS))
 def test_a_combined_pass_is_resumed_with_its_sums(made_on, tmp_path, monkeypatch):
     """The sums of all edits, in float64, are part of what an interrupted pass keeps."""
     monkeypatch.setattr(sequential_edits, "SAVE_EVERY", 2)
