@@ -23,7 +23,13 @@ def test_reads_every_field(tmp_path):
     path = write(tmp_path / "f.jsonl", json.dumps(GOOD), "", json.dumps(full), "")
     assert read_facts(path) == [
         Fact("The capital of France is", "Lyon"),
-        Fact("The capital of France is", "Lyon", ("France's capital is",), "France", ("Oslo",)),
+        Fact(
+            "The capital of France is",
+            "Lyon",
+            paraphrases=("France's capital is",),
+            subject="France",
+            neighbours=("Oslo",),
+        ),
     ]
     assert read_facts(str(path)) == read_facts(path)
 
@@ -31,7 +37,9 @@ def test_reads_every_field(tmp_path):
 def test_reads_the_field_names_of_earlier_versions(tmp_path):
     old = {**GOOD, "rephrases": ["France's capital is"], "locality": ["Oslo"]}
     path = write(tmp_path / "f.jsonl", json.dumps(old))
-    assert read_facts(path) == [Fact(*GOOD.values(), ("France's capital is",), "", ("Oslo",))]
+    assert read_facts(path) == [
+        Fact(*GOOD.values(), paraphrases=("France's capital is",), neighbours=("Oslo",))
+    ]
 
 
 def test_reads_windows_files(tmp_path):

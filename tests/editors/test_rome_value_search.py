@@ -28,7 +28,7 @@ TERMS = ValueSearch(steps=1, lr=1.0, c_kl=0.3, decay=0.7, clamp=1.0)
 
 @jax.jit
 def losses(seqs, v, d):
-    return TERMS.losses(problem_of(seqs, APPLIED), DOWN[2], v)(d)
+    return TERMS.losses(problem_of(seqs, APPLIED), DOWN[2], v)(d)[0]
 
 
 def at_one_token(k_MTd, at_M, d_MD):
@@ -76,10 +76,10 @@ def losses_with_prefixes(state, seqs, v, d):
         for m in range(4)
     ]
     nlls = [
-        plain.losses(dataclasses.replace(behind, corrections=of, trunk_states=h), DOWN[2], v)(d)
+        plain.losses(dataclasses.replace(behind, corrections=of, trunk_states=h), DOWN[2], v)(d)[0]
         for of, h in one_by_one
     ]
-    return TERMS.losses(behind, DOWN[2], v)(d), jnp.stack(nlls)
+    return TERMS.losses(behind, DOWN[2], v)(d)[0], jnp.stack(nlls)
 
 
 @pytest.mark.slow
