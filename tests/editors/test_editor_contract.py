@@ -60,12 +60,12 @@ PREDICTORS = {"in_context", "cache"}  # they change no weight
 ONE_DEVICE = {"point_repair"}  # it refuses a mesh of more
 
 SHARED = {"rlsedit", "encore", "alphaedit"}
-"""As betaedit but for options of one solve: in the slow tier."""
+"""As betaedit but for options of one solve: with `--full`."""
 
 
-def in_default_or_slow(names):
-    """Return the editors, those of `SHARED` in the slow tier."""
-    return in_tiers(sorted(names - SHARED), sorted(names))
+def all_editors(names):
+    """Return the editors, those of `SHARED` for `--full` alone."""
+    return in_tiers(sorted(names - SHARED), sorted(names), [])
 
 
 SEQS = random_sequences(0, E=4)
@@ -123,7 +123,7 @@ class Case(NamedTuple):
         return self.run(self.params, self.state, self.base, seqs)[0]
 
 
-@pytest.fixture(scope="module", params=in_default_or_slow(OPTIONS.keys()))
+@pytest.fixture(scope="module", params=all_editors(OPTIONS.keys()))
 def case(request):
     """Every editor; tests of trained editors use `STARTS` instead."""
     editor = make_editor(request.param, OPTIONS[request.param])
@@ -174,7 +174,7 @@ def test_edits_of_one_step_are_independent_of_each_other_and_of_padding(case):
     same(case.edit(SEQS), jax.tree.map(lambda leaf: leaf[:, 0], vmapped))
 
 
-@pytest.mark.parametrize("case", in_default_or_slow(OPTIONS.keys() - PREDICTORS), indirect=True)
+@pytest.mark.parametrize("case", all_editors(OPTIONS.keys() - PREDICTORS), indirect=True)
 def test_editing_lowers_the_loss_of_the_correction(case):
     """A small step in the direction of any editor's first edit lowers the inner loss."""
 
