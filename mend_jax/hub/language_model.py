@@ -308,6 +308,7 @@ def load_model(
     remat: bool = False,
     text_chunk: int = 0,
     logits_chunk: int = 0,
+    trunk_products: str = "float32",
     mesh: jax.sharding.Mesh | None = None,
     new_parameters: Sequence[str] = (),
 ) -> LanguageModel:
@@ -324,6 +325,8 @@ def load_model(
       remat: recompute each block's activations in a backward pass instead of keeping them.
       text_chunk: how many texts of an edit pass at once, in training and evaluation; 0: all.
       logits_chunk: logits of this many positions a text at a time in training; 0: of all.
+      trunk_products: how the blocks below the editable ones multiply, "float32", "bfloat16" (with
+        float32 sums) or "auto": bfloat16 where the processor has units for it.
       mesh: devices to place the weights on, by the family's sharding rules; each device reads only
         its slices from the files. None: whole, on the first device.
       new_parameters: flat paths of parameters that the files may lack because they will be
@@ -341,6 +344,7 @@ def load_model(
         remat,
         text_chunk,
         logits_chunk,
+        trunk_products,
     )
     family, config, module, weights = abstract
     specs = [_make_optional(spec, new_parameters) for spec in family.tensor_specs(config)]

@@ -12,6 +12,7 @@ from mend_jax.models.editable_model import EditableModel, ModelConfig
 from mend_jax.models.editable_weights import WeightSpec, choose_weights, count_top_blocks
 from mend_jax.models.family import Family, HFConfig, find_family, parse_config
 from mend_jax.models.params import stacked_paths
+from mend_jax.parallel import processor
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -41,18 +42,23 @@ def abstract_model(
     remat: bool = False,
     text_chunk: int = 0,
     logits_chunk: int = 0,
+    trunk_products: str = "float32",
 ) -> AbstractModel:
     """Return the model of a Hugging Face config; see `load_model` for the arguments.
 
     Raises:
-      ConfigError: an unknown dtype or role, or more blocks than there are.
+      ConfigError: an unknown dtype, kind of products or role, or more blocks than there are.
       WeightsError: an unsupported architecture.
     """
+    products = processor.trunk_products(trunk_products)
     if dtype not in DTYPES:
         raise ConfigError(f"model.dtype is {dtype!r}; known: {sorted(DTYPES)}")
     family = find_family(hf_config)
     config = parse_config(family, hf_config)
     weights = choose_weights(family, config, last_n_blocks, edit_roles)
     n_top = count_top_blocks(family, config, weights)
-    module = family.model_class(config, n_top, DTYPES[dtype], remat, text_chunk, logits_chunk)
+    trunk_dtype = DTYPES[products] if dtype != products == "bfloat16" else None
+    module = family.model_class(
+        config, n_top, DTYPES[dtype], remat, text_chunk, logits_chunk, trunk_dtype
+    )
     return AbstractModel(family, config, module, weights)

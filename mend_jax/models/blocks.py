@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from mend_jax.models.attention import Cache, Context, CrossAttention, Layer, SelfAttention
 from mend_jax.models.gate_site import GATE, MATCHES, Gate, Match
-from mend_jax.models.layers import MLP, LayerNorm, activation
+from mend_jax.models.layers import MLP, LayerNorm, activation, products_in
 from mend_jax.parallel.layout import keep_last_axis_whole
 
 _IS_QUESTION = "is_question"  # of the blocks of a trunk, by a gate's question
@@ -164,10 +164,11 @@ class Stack(NamedTuple):
             layers = {k: jnp.asarray(v[: self.n_trunk]) for k, v in model.layers(self.name).items()}
             context = dataclasses.replace(context, rows=None)
             trunk = getattr(model, self.trunk_name)
-            if number is None:
-                return trunk(h, context, cache, layers)
-            layers[_IS_QUESTION] = jnp.arange(self.n_trunk) == number
-            (h, question), cache = trunk((h, h), context, cache, layers)
+            with products_in(model.trunk_dtype):
+                if number is None:
+                    return trunk(h, context, cache, layers)
+                layers[_IS_QUESTION] = jnp.arange(self.n_trunk) == number
+                (h, question), cache = trunk((h, h), context, cache, layers)
         if number is None:
             return h, cache
         question = h if number == self.n_trunk else question

@@ -71,6 +71,7 @@ class EditableModel(nn.Module):
       text_chunk: how many texts of an edit pass at once; 0: all of them.
       logits_chunk: for how many positions of a text the logits exist at once, where a loss needs
         them only as an intermediate; 0: all.
+      trunk_dtype: of the products of the trunk, whose sums are float32; None: `dtype`.
       question: the stack and the block whose input a gate reads too; None: no gate does. See
         `gate_site`.
     """
@@ -81,6 +82,7 @@ class EditableModel(nn.Module):
     remat: bool = False
     text_chunk: int = 0
     logits_chunk: int = 0
+    trunk_dtype: Any = None
     question: tuple[str, int] | None = None
 
     kind: ClassVar[str]  # "causal", "seq2seq" or "classifier"

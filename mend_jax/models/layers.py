@@ -5,8 +5,10 @@ Shape letters: B batch, T positions, D model width, F inner width.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -54,6 +56,32 @@ def _float32_product_backward(
 float32_product.defvjp(_float32_product_forward, _float32_product_backward, symbolic_zeros=True)
 
 
+_PRODUCTS: contextvars.ContextVar[Any] = contextvars.ContextVar("products", default=None)
+
+
+@contextlib.contextmanager
+def products_in(dtype: Any) -> Iterator[None]:
+    """Within it, `EditableDense` multiplies in this dtype, with float32 sums (None: in its own).
+
+    For passes without gradients. States, norms, attention weights and biases keep their dtype.
+    """
+    token = _PRODUCTS.set(dtype)
+    try:
+        yield
+    finally:
+        _PRODUCTS.reset(token)
+
+
+def _product(
+    x: Float[Array, "*lead d_in"], kernel: Float[Array, "d_in d_out"]
+) -> Float[Array, "*lead d_out"]:
+    dtype = _PRODUCTS.get()
+    if dtype is None:
+        return x @ kernel
+    # The kernel is rounded here, in every pass: reading it rounded is slower on CPUs.
+    return float32_product(x.astype(dtype), kernel.astype(dtype), 0).astype(x.dtype)
+
+
 def broadcast_last(
     vector: Float[Array, " D"], like: Float[Array, "*lead D"]
 ) -> Float[Array, "*ones D"]:
@@ -95,7 +123,7 @@ class EditableDense(nn.Module):
             delta: Any = self.get_variable(EDITS, "delta")
             y = delta(x, kernel) if match is None else delta(x, kernel, match)
         else:
-            y = x @ kernel
+            y = _product(x, kernel)
         if self.has_variable(TAPS, "tap") or self.is_mutable_collection(TAPS):
             tap = self.variable(
                 TAPS,

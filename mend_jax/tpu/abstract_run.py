@@ -104,7 +104,14 @@ def abstract_run(config: ml_collections.ConfigDict) -> AbstractRun:
     published = PUBLISHED.get(c.spec)
     hf_config = published if published is not None else hub.read_model_config(hub.resolve(c.spec))
     model = abstract_model(
-        hf_config, c.last_n_blocks, c.edit_roles, c.dtype, c.remat, c.text_chunk, c.logits_chunk
+        hf_config,
+        c.last_n_blocks,
+        c.edit_roles,
+        c.dtype,
+        c.remat,
+        c.text_chunk,
+        c.logits_chunk,
+        c.trunk_products,
     )
     dtype = DTYPES[c.dtype]
     base = nest({p: jax.ShapeDtypeStruct(s, dtype) for p, s in model.shapes().items()})

@@ -86,7 +86,8 @@ def build_model(config: ConfigDict, mesh: Mesh | None = None) -> LanguageModel:
     c = config.model
     return load_model(
         c.spec, last_n_blocks=c.last_n_blocks, edit_roles=c.edit_roles, dtype=c.dtype,
-        remat=c.remat, text_chunk=c.text_chunk, logits_chunk=c.logits_chunk, mesh=mesh,
+        remat=c.remat, text_chunk=c.text_chunk, logits_chunk=c.logits_chunk,
+        trunk_products=c.trunk_products, mesh=mesh,
     )  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mend_jax.parallel.processor import PRODUCTS
+
 TRUNK_CACHES = ("", "device", "host", "disk")
 
 
@@ -87,6 +89,10 @@ KEYS = (
     Key("model.last_n_blocks", 3, "number of blocks edited, the last of every stack", least=1),
     Key("model.edit_roles", (), "edited matmuls of a block; (): those of the family's MLP"),
     Key("model.dtype", "float32", "dtype of the base's weights and activations"),
+    Key("model.trunk_products", "float32",
+        "how the blocks below the edited ones multiply: bfloat16 has float32 sums; auto: bfloat16 "
+        "where the processor has units for it (AMX), which are two to four times as fast",
+        choices=PRODUCTS, absent="float32"),
     Key("model.remat", False, "recompute activations in the backward pass, to save memory"),
     Key("model.text_chunk", 0, "texts of an edit processed at once; 0: all. For many facts an edit",
         least=0, absent=0),

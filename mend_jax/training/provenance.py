@@ -6,17 +6,16 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 
 import jax
 
 from mend_jax.parallel.distributed import source_digests
+from mend_jax.parallel.processor import processor_name
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers",
     "safetensors",
 )  # fmt: skip
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 def code_fingerprint() -> str:
@@ -39,13 +38,3 @@ def hardware() -> str:
     kind = devices[0].device_kind
     kind = (processor_name() or kind) if devices[0].platform == "cpu" else kind
     return f"{len(devices)} x {kind}, {os.cpu_count()} cores, {platform.machine()}"
-
-
-def processor_name() -> str:
-    """Return the processor's name; "" where the system does not provide it."""
-    try:
-        lines = _CPUINFO.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError):
-        return ""
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "")

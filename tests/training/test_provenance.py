@@ -2,7 +2,7 @@
 
 import jax
 
-from mend_jax.parallel import distributed
+from mend_jax.parallel import distributed, processor
 from mend_jax.training import provenance
 
 
@@ -32,8 +32,8 @@ def test_versions_cover_all_packages_that_compute():
 
 def test_the_processor_is_named(tmp_path, monkeypatch):
     path = tmp_path / "cpuinfo"
-    monkeypatch.setattr(provenance, "_CPUINFO", path)
-    assert provenance.processor_name() == "" and " x cpu, " in provenance.hardware()
+    monkeypatch.setattr(processor, "_CPUINFO", path)
+    assert processor.processor_name() == "" and " x cpu, " in provenance.hardware()
     path.write_text("processor : 0\nmodel name\t: Some CPU 9 @ 2 GHz\nmodel name : other\n")
-    assert provenance.processor_name() == "Some CPU 9 @ 2 GHz"
+    assert processor.processor_name() == "Some CPU 9 @ 2 GHz"
     assert f"{jax.device_count()} x Some CPU 9 @ 2 GHz, " in provenance.hardware()

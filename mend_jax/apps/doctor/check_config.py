@@ -76,7 +76,14 @@ def abstract_base(config: ConfigDict) -> AbstractModel:
     published = PUBLISHED.get(c.spec)
     hf_config = published if published is not None else hub.read_model_config(hub.resolve(c.spec))
     return abstract_model(
-        hf_config, c.last_n_blocks, c.edit_roles, c.dtype, c.remat, c.text_chunk, c.logits_chunk
+        hf_config,
+        c.last_n_blocks,
+        c.edit_roles,
+        c.dtype,
+        c.remat,
+        c.text_chunk,
+        c.logits_chunk,
+        c.trunk_products,
     )
 
 
