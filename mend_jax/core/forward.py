@@ -13,14 +13,14 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mend_jax.core.chunking import map_text_chunks
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import AppliedEdit, variables
 from mend_jax.models.editable_model import EditableModel, Inputs
 from mend_jax.models.factor_capture import TAPS
-from mend_jax.models.gate_site import GATE, MATCHES, GateSite, TextSoFar
+from mend_jax.models.gate_site import GATE, MATCHES, GateSite, Nowhere, TextSoFar
 from mend_jax.models.generation import generate
 from mend_jax.models.params import Params, flatten, nest
 from mend_jax.parallel.layout import split_over_edits, vmap_edits
@@ -173,6 +173,12 @@ class _Reader:
         self, z: Float[Array, "B T_or_1 D"], so_far: TextSoFar
     ) -> Float[Array, "B T_or_1 D"]:
         return z
+
+    def in_scope(self, match: Float[Array, "B T_or_1 D"]) -> Bool[Array, "B T_or_1"]:
+        return jnp.zeros(match.shape[:2], bool)
+
+    def of_base_stream(self, match: Any) -> Nowhere:
+        return Nowhere()
 
 
 def states_at_site(

@@ -5,10 +5,12 @@
 A model reads two collections: "gate", the lookup, called once with the trunk states of a pass
 (`models.gate_site`), and "edits", one `GatedDelta` for each weight.
 
-Where no fact matches, the result is selected from W x, not summed with zero: it is the base's to
-the last bit. What follows it is the base's too only where XLA compiles it alike: with its
-optimisations off, its code for an activation depends on what else it fuses. The contract tests
-compare logits as XLA compiles by default.
+Where no fact matches, the token leaves the pass from the stream that has no edits: it is the base's
+to the last bit, whatever matched before it in the text (`models.gate_site` has the two streams). A
+text with one match has one stream, in which the result is selected from W x, not summed with zero.
+What follows it is the base's too only where XLA compiles it alike: with its optimisations off, its
+code for an activation depends on what else it fuses. The contract tests compare logits as XLA
+compiles by default.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mend_jax.core.bank import BANK_RULES, Bank, Conflict, insert, remove, scoped_edits_of
 from mend_jax.core.chunking import map_chunks
@@ -35,7 +37,7 @@ from mend_jax.core.weight_edit import MIXED, AppliedEdit, Delta, Edit, LowRank, 
 from mend_jax.errors import CheckpointError
 from mend_jax.models import WeightSpec
 from mend_jax.models.editable_model import EditableModel
-from mend_jax.models.gate_site import GATE, GateSite, TextSoFar
+from mend_jax.models.gate_site import GATE, GateSite, Nowhere, TextSoFar
 from mend_jax.models.layers import EDITS
 from mend_jax.models.params import Params, nest
 
@@ -50,13 +52,16 @@ _TOKENS_AT_ONCE = 64  # that gather their factors; a multiple of that many costs
 class BankGate:
     """The lookup as the models call it.
 
-    `texts`: of the base's tokens; None: mentions of subjects do not count.
+    Attributes:
+      texts: of the base's tokens; None: mentions of subjects do not count.
+      is_plain: whether later tokens see what its edits do to earlier ones; None: they do not.
     """
 
     scope: Scope
     table: KeyTable
     names: NameTable
     texts: TokenTexts | None
+    is_plain: Bool[Array, ""] | None = None
 
     @property
     def site(self) -> GateSite:
@@ -70,6 +75,16 @@ class BankGate:
             return jax.lax.stop_gradient(look_up(self.table, keys))
         found = mentions(self.texts, self.names, so_far)
         return jax.lax.stop_gradient(look_up(self.table, keys, self.names, found))
+
+    def in_scope(self, match: Match) -> Bool[Array, "B T_or_1"]:
+        """Return which tokens match a fact."""
+        return match.fact >= 0
+
+    def of_base_stream(self, match: Match) -> Match | Nowhere:
+        """Return the match in the stream that later tokens attend to."""
+        if self.is_plain is None:
+            return Nowhere()
+        return dataclasses.replace(match, fact=jnp.where(self.is_plain, match.fact, -1))
 
 
 @flax.struct.dataclass
@@ -141,11 +156,13 @@ class GatedBank:
 
     Attributes:
       texts: of the base's tokens, by which mentions of subjects are found; None: they do not count.
+      is_plain: in training, whether later tokens see what the edits do to earlier ones.
     """
 
     bank: Bank
     scope: Scope
     texts: TokenTexts | None = None
+    is_plain: Bool[Array, ""] | None = None
 
     @property
     def base(self) -> str:
@@ -155,7 +172,7 @@ class GatedBank:
     def collections(self) -> dict[str, Any]:
         """Return the linen collections that the model reads: the gate, and the gated deltas."""
         bank, scope = self.bank, self.scope
-        gate = BankGate(scope, bank.table, bank.names, self.texts)
+        gate = BankGate(scope, bank.table, bank.names, self.texts, self.is_plain)
         deltas = {f"{n}/delta": GatedDelta(d.a, d.b) for n, d in bank.deltas.items()}
         return {EDITS: nest(deltas), GATE: {"gate": gate}}
 
@@ -218,7 +235,7 @@ class GatedBank:
     def arrays_only(self) -> GatedBank:
         """Return it without what is static except for the site: one compile for each capacity."""
         scope = Scope(self.scope.subject, self.scope.question, self.scope.site)
-        return GatedBank(self.bank.arrays_only(), scope, self.texts)
+        return GatedBank(self.bank.arrays_only(), scope, self.texts, self.is_plain)
 
 
 def deltas_of_edits(edits: Edit | GatedBank) -> dict[str, Delta]:
@@ -258,12 +275,19 @@ def gate_bank(bank: Bank, scope: Scope, texts: TokenTexts | None = None) -> Gate
 
 
 def check_site(site: GateSite, weights: Sequence[WeightSpec]) -> None:
-    """Check that no edit of these weights changes the states at the site.
+    """Check that no edit of these weights changes the states at the site, and that all act.
 
     Raises:
-      CheckpointError: a weight below the site, or one at other tokens than those that are read.
+      CheckpointError: a weight below the site, or one at other tokens than those that are read; a
+        weight of keys or values where later tokens do not see edits.
     """
     for w in weights:
+        if not site.per_text and w.role in ("attn/k", "attn/v", "attn/qkv"):
+            raise CheckpointError(
+                f"the bank changes {w.name}: no token attends to keys and values of an edited "
+                "token, so a scoped edit of them does nothing: set model.edit_roles to other "
+                "matmuls, or make plain edits"
+            )
         above = w.stack == site.stack and w.block >= site.block
         if site.stack.startswith("encoder"):
             above = above or w.stack.startswith("decoder")

@@ -102,12 +102,14 @@ def gated_edits(edit: Edit, gate: ScopeGate, problem: Problem) -> GatedBank:
 
 
 def _half_plain(edits: GatedBank) -> GatedBank:
-    """Return the banks of E edits, edits 0, 1, 4, 5, ... of which match every token."""
+    """Return the banks of E edits, edits 0, 1, 4, 5, ... of which are plain: they match every token,
+    and later tokens see it."""
     table = edits.bank.table
     plain = jnp.arange(len(table.threshold)) // 2 % 2 == 0
     threshold = jnp.where(plain[:, None, None], _MATCHES_ALL, table.threshold)
     table = dataclasses.replace(table, threshold=threshold)
-    return dataclasses.replace(edits, bank=dataclasses.replace(edits.bank, table=table))
+    bank = dataclasses.replace(edits.bank, table=table)
+    return dataclasses.replace(edits, bank=bank, is_plain=plain)
 
 
 def scoped_edits(edit: Edit, gate: ScopeGate, problem: Problem) -> ScopedEdit:

@@ -13,12 +13,14 @@ This file needs torch and safetensors and nothing else; it is written beside an 
 A token takes the edit of the fact whose key is nearest to its states in two layers below the edited
 ones, if both are near enough; after a mention of the fact's subject in the same sentence less is
 enough. The edit ends where the fact's answer has been written. All other tokens are computed by the
-base's own weights. Texts of a batch may be padded on either side, with an attention mask;
-generation with a cache must begin with an empty one.
+base's own weights, from keys and values of the base: no later token sees an edit. Texts of a batch
+may be padded on either side, with an attention mask; generation with a cache must begin with an
+empty one.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
@@ -32,6 +34,27 @@ TIE = 1e-3
 _BITS = (1 << 32) - 1
 _NEVER = 1 << 31
 _PROJECTION = ("center", "spread", "w1", "b1", "w2", "b2")
+_CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")
+
+
+class _KeptKeys:
+    """A layer's cache that gives the keys and values of the base's pass a second time."""
+
+    def __init__(self, cache: Any):
+        self._cache = cache
+        self._found: Any = None
+        self.again = False
+
+    def update(self, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.again:
+            found = key, value
+            if self._cache is not None:
+                found = self._cache.update(key, value, *args, **kwargs)
+            self._found = found
+        return self._found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
 
 
 class ScopedBank:
@@ -44,6 +67,8 @@ class ScopedBank:
         self._tokens: Any = None
         self._real: Any = None
         self._question: Any = None
+        self._edited: Any = None  # the edited stream's states, between two layers
+        self._is_editing = False
         self._handles = [
             model.register_forward_pre_hook(self._read_tokens, with_kwargs=True),
             model.get_submodule(metadata["question"]).register_forward_pre_hook(
@@ -53,6 +78,17 @@ class ScopedBank:
                 self._find_match, with_kwargs=True
             ),
         ]
+        parent, _, first = metadata["site"].rpartition(".")
+        layers = list(model.get_submodule(parent))[int(first) :]
+        for layer in layers:
+            signature = inspect.signature(layer.forward)
+            cache = next(name for name in _CACHE_NAMES if name in signature.parameters)
+            self._handles += [
+                layer.register_forward_pre_hook(self._keep_keys(signature, cache), with_kwargs=True),
+                layer.register_forward_hook(
+                    self._edited_stream(signature, cache, layer is layers[-1]), with_kwargs=True
+                ),
+            ]
         for name in metadata["modules"]:
             hook = self._edit(f"{name}.a", f"{name}.b")
             self._handles.append(model.get_submodule(name).register_forward_hook(hook))
@@ -98,7 +134,36 @@ class ScopedBank:
         priority = torch.where(equal, self._arrays["priority"], -1)
         first = equal & (priority == priority.amax(-1, keepdim=True))
         row = torch.where(first, matching, -torch.inf).argmax(-1)
-        self.match = torch.where(best[..., 0] > -torch.inf, row, -1)
+        self.match, self._edited = torch.where(best[..., 0] > -torch.inf, row, -1), None
+
+    def _keep_keys(self, signature: inspect.Signature, cache: str) -> Any:
+        def hook(module: Any, args: Any, kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            bound.arguments[cache] = _KeptKeys(bound.arguments.get(cache))
+            return bound.args, bound.kwargs
+
+        return hook
+
+    def _edited_stream(self, signature: inspect.Signature, cache: str, is_last: bool) -> Any:
+        """A layer's second pass, under the edits, with the keys and values of the first."""
+
+        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+            if not (self.match >= 0).any():
+                return output
+            bound = signature.bind(*args, **kwargs)
+            if self._edited is not None:
+                bound.arguments["hidden_states"] = self._edited
+            bound.arguments[cache].again = self._is_editing = True
+            edited = module.forward(*bound.args, **bound.kwargs)
+            self._is_editing = False
+            self._edited = edited[0] if isinstance(edited, tuple) else edited
+            if not is_last:
+                return output
+            states = output[0] if isinstance(output, tuple) else output
+            states = torch.where((self.match >= 0)[..., None], self._edited, states)
+            return (states, *output[1:]) if isinstance(output, tuple) else states
+
+        return hook
 
     def _cosines(self, head: str, z: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Cosines of each projected state with the keys of each fact [B, T, F, R]."""
@@ -161,7 +226,7 @@ class ScopedBank:
     def _edit(self, a_name: str, b_name: str) -> Any:
         def hook(module: Any, args: Any, y: torch.Tensor) -> torch.Tensor:
             match, x = self.match, args[0]
-            if not (match >= 0).any():
+            if not self._is_editing:
                 return y
             row = match.clamp(min=0)
             a, b = (self._arrays[name][row].to(x.dtype) for name in (a_name, b_name))

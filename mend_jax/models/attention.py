@@ -36,6 +36,9 @@ class Context:
       attend: True where a query may attend to a key.
       bias: added to the scores (T5), or None.
       write_at: first cache slot that this pass fills, or None without a cache.
+      keep_keys: whether a block returns its keys and values where there is no cache.
+      keys_given: whether a block attends to the keys and values that it is given, of another
+        stream; see `models.gate_site`.
       rows: the only queries whose output is wanted after this block, or None for all.
       memory: what cross-attention attends to; None reads its keys from the cache.
       memory_attend: True on the memory's real positions.
@@ -50,6 +53,8 @@ class Context:
     attend: Bool[Array, "B T S"]
     bias: Float[Array, "#B H T S"] | None = None
     write_at: Int[Array, ""] | None = None
+    keep_keys: bool = flax.struct.field(pytree_node=False, default=False)
+    keys_given: bool = flax.struct.field(pytree_node=False, default=False)
     rows: Int[Array, "B R"] | None = None
     memory: Float[Array, "B M D"] | None = None
     memory_attend: Bool[Array, "B 1 M"] | None = None
@@ -228,7 +233,12 @@ class SelfAttention(nn.Module):
         if self.rotate is not None:
             q = self.rotate(q, query_context.positions, layer)
             k = self.rotate(k, context.positions, layer)
-        k, v, cache = update_cache(cache, k, v, context.write_at)
+        if context.keys_given:
+            assert cache is not None
+            k, v = cache["k"], cache["v"]
+        else:
+            k, v, cache = update_cache(cache, k, v, context.write_at)
+            cache = {"k": k, "v": v} if cache is None and context.keep_keys else cache
         attend = query_context.attend
         if "window" in layer:
             attend = within_window(query_context, layer["window"])

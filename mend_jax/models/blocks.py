@@ -187,6 +187,7 @@ class Stack(NamedTuple):
           ValueError: the gate reads this stack below its top, or another question than the trunk.
         """
         filled, gate, question = [], self._gate(model), h
+        edited, own, match = None, context, context.match
         if model.question_block(self.name) is not None:
             h, question = jnp.split(h, 2, axis=-1)
         for i in range(self.n_trunk, self.n_layer):
@@ -194,17 +195,30 @@ class Stack(NamedTuple):
                 states = jnp.concatenate([h, question], axis=-1)
                 states = gate.site.read(states, context.attend)
                 match = gate(states, context.text_so_far(gate.site))
-                context = dataclasses.replace(context, match=match)
                 model.sow(MATCHES, "match", match)
+                own = dataclasses.replace(context, match=match)
+                if gate.site.per_text:
+                    context = own
+                else:
+                    edited, own = context.keep_rows(h), own.at_rows()
+                    own = dataclasses.replace(own, keys_given=True)
+                    context = dataclasses.replace(
+                        context, match=gate.of_base_stream(match), keep_keys=True
+                    )
             cache = None if caches is None else caches[i - self.n_trunk]
             layer = {k: v[i] for k, v in model.layers(self.name).items()}
             is_last = i == self.n_layer - 1
             here = context if is_last else dataclasses.replace(context, rows=None)
-            h, cache = getattr(model, f"{self.name}_{i}")(h, here, cache, layer)
+            block = getattr(model, f"{self.name}_{i}")
+            h, cache = block(h, here, cache, layer)
+            if edited is not None:
+                edited, _ = block(edited, own, cache, layer)
             filled.append(cache)
         if not self.n_top:
             h = context.keep_rows(h)
-        return TopOutput(h, None if caches is None else filled, context.match)
+        if edited is not None:
+            h = jnp.where(gate.in_scope(own.match)[..., None], edited, h)
+        return TopOutput(h, None if caches is None else filled, match)
 
     def _gate(self, model: Any) -> Gate | None:
         """Return the gate, if it reads this stack."""

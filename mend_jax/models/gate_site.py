@@ -6,6 +6,12 @@ where a state is about the question, and where the trunk ends, where it is about
 answer. The collection "gate" of a model has one variable `gate`, any `Gate`. `Stack.top` calls it
 once, and hands its result, the *match*, to the edited matmuls through the `Context`; see
 `mend_jax.core.gated_bank`.
+
+Where tokens have matches of their own, later tokens do not see what an edit does to earlier ones.
+From the site on a pass has two streams. The base's stream is computed without edits; its keys and
+values are what every query attends to. The edited stream has its own residual, queries and MLPs at
+each token. A token with a match leaves the pass from the edited stream, any other token from the
+base's. So after the answer of an edit the model is the base again, to the last bit.
 """
 
 from __future__ import annotations
@@ -23,6 +29,11 @@ MATCHES = "matches"
 """The collection to which a pass writes its match, where it is mutable."""
 Match = Any
 """A pytree with leaves [B, T], one entry a token, or [B, 1], one for all tokens of a text."""
+
+
+@flax.struct.dataclass
+class Nowhere:
+    """The match of the base's stream, in which no token is edited."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,3 +103,9 @@ class Gate(Protocol):
 
     def __call__(self, z: Float[Array, "B T_or_1 2*D"], so_far: TextSoFar) -> Match:
         """Return the match of the states that `GateSite.read` returns."""
+
+    def in_scope(self, match: Match) -> Bool[Array, "B T_or_1"]:
+        """Return which tokens match."""
+
+    def of_base_stream(self, match: Match) -> Match:
+        """Return the match in the base's stream: edits that later tokens see; else `Nowhere`."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mend_jax.models.factor_capture import TAPS, tap_factors
-from mend_jax.models.gate_site import Match
+from mend_jax.models.gate_site import Match, Nowhere
 
 EDITS = "edits"
 
@@ -119,7 +119,7 @@ class EditableDense(nn.Module):
         kernel = self.param("kernel", nn.initializers.normal(0.02), (d_in, self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y: jax.Array
-        if self.has_variable(EDITS, "delta"):
+        if self.has_variable(EDITS, "delta") and not isinstance(match, Nowhere):
             delta: Any = self.get_variable(EDITS, "delta")
             y = delta(x, kernel) if match is None else delta(x, kernel, match)
         else:

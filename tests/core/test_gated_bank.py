@@ -294,6 +294,9 @@ def test_edits_below_or_beside_the_site_are_refused():
                    "decoder_block_2/cross/k")  # fmt: skip
     check_site(encoder, both)
     check_site(decoder, weights("t5", "decoder_block_3/cross/q"))
+    with pytest.raises(CheckpointError, match="a scoped edit of them does nothing"):
+        check_site(GateSite("block", 2, 1), weights("llama", "block_3/attn/v"))
+    check_site(encoder, weights("t5", "encoder_block_3/attn/v"))  # a text has one match
     for site, kind, name in (
         (GateSite("block", 3, 2), "llama", "block_2/mlp/up"),
         (encoder, "t5", "encoder_block_1/mlp/up"),

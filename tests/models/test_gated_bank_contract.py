@@ -123,7 +123,32 @@ def test_a_bank_is_the_plain_edit_where_all_tokens_match(kind):
         plain = c.scored(one.edit.arrays_only(), texts)
         for capacity in (1, 16):
             bank = with_threshold(bank_of([one], capacity).arrays_only(), ALWAYS)
-            np.testing.assert_allclose(c.scored(GatedBank(bank, c.scope), texts), plain, atol=2e-4)
+            gated = GatedBank(bank, c.scope, is_plain=jnp.asarray(True))
+            np.testing.assert_allclose(c.scored(gated, texts), plain, atol=2e-4)
+
+
+_all_logits = jax.jit(
+    lambda module, params, edit, inputs: module.apply(variables(params, edit), inputs),
+    static_argnums=0, compiler_options=AS_USERS_COMPILE,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", in_tiers(QUICK, KINDS, SLOW))
+def test_a_token_without_a_match_is_the_base_whatever_matched_before_it(kind):
+    """To the last bit: later tokens attend to what the base makes of the tokens before them."""
+    c = case(kind)
+    if c.scope.site.per_text:
+        pytest.skip("a text has one match")
+    gated, inputs = c.halfway(), c.texts.flat().inputs
+    matched = np.asarray(c.matches(gated, c.texts.flat()).fact) >= 0
+    after = ~matched & (matched.cumsum(1) > 0) & inputs.mask
+    assert after.any()
+    base = np.asarray(_all_logits(c.module, c.params, None, inputs))
+    edited = np.asarray(_all_logits(c.module, c.params, gated, inputs))
+    np.testing.assert_array_equal(edited[after], base[after])
+    assert (edited != base).any(-1)[matched & inputs.mask].all()
+    seen = gated.replace(is_plain=jnp.asarray(True))
+    assert (np.asarray(_all_logits(c.module, c.params, seen, inputs)) != base)[after].any()
 
 
 @pytest.mark.parametrize("kind", in_tiers(QUICK, KINDS, SLOW))
