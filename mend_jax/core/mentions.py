@@ -85,11 +85,13 @@ class Mentions(NamedTuple):
       first: the first position of each sentence that comes after each name; a large number for
         none. There is one sentence where one token of a text is looked up.
       here: the names that end at each looked-up token, one for each length; U for none.
+      before: the names that end at the token before it.
       position, sentence: of each looked-up token.
     """
 
     first: Int[Array, "B 1_or_8 U"]
     here: Int[Array, "B T L"]
+    before: Int[Array, "B T L"]
     position: Int[Array, "B T"]
     sentence: Int[Array, "B T"]
 
@@ -192,10 +194,10 @@ def own_names(hashes: UInt32[Array, " V"], answer: UInt32[Array, " 1"] | None = 
 def answer_of(prompt: str, target: str) -> str:
     """Return what ends an edit where it has been written: its target.
 
-    "" for a prompt that ends with its own target, which would end the edit before it begins.
+    "" for a prompt that has its own target in it, which could end the edit before it begins.
     """
     answer = target.strip()
-    return "" if prompt.rstrip().casefold().endswith(answer.casefold()) else answer
+    return "" if answer.casefold() in prompt.casefold() else answer
 
 
 def mentions(texts: TokenTexts, names: NameTable, so_far: TextSoFar) -> Mentions:
@@ -226,6 +228,8 @@ def mentions(texts: TokenTexts, names: NameTable, so_far: TextSoFar) -> Mentions
     position = so_far.positions
     at = jnp.minimum(position, S - 1)
     here = jnp.take_along_axis(ids, at[..., None], axis=1)
+    before = jnp.take_along_axis(ids, jnp.maximum(at - 1, 0)[..., None], axis=1)
+    before = jnp.where((at > 0)[..., None], before, U)
     of_token = jnp.zeros_like(tokens) if so_far.whole else _sentences(texts, tokens)
     sentence, n_sentences = jnp.take_along_axis(of_token, at, axis=1), SENTENCES
     if so_far.whole or sentence.shape[1] == 1:  # names of other sentences are dropped
@@ -235,9 +239,9 @@ def mentions(texts: TokenTexts, names: NameTable, so_far: TextSoFar) -> Mentions
     ids = jnp.where(closed[..., None], ids, U)
     first = first.at[rows, of_token[..., None], ids].min(after, mode="drop")
     if so_far.whole:
-        here = jnp.full_like(here, U)
+        here = before = jnp.full_like(here, U)
         position = jnp.full_like(position, _NEVER - 1)
-    return Mentions(first, here, position, sentence)
+    return Mentions(first, here, before, position, sentence)
 
 
 def _sentences(texts: TokenTexts, tokens: Int[Array, "B S"]) -> Int[Array, "B S"]:
@@ -251,7 +255,7 @@ def ending_names(names: NameTable, here: Int[Array, "Q L"]) -> Bool[Array, "Q U"
     """Return whether each name, or answer, ends at each of Q tokens.
 
     Args:
-      here: of `Mentions`, at these tokens.
+      here: of `Mentions`, at these tokens; or `before`, or both along L.
     """
     rows = jnp.arange(len(here), dtype=jnp.int32)[:, None]
     ends = jnp.zeros((len(here), names.hashes.shape[0]), bool)
@@ -275,10 +279,12 @@ def is_mentioned(
 
 
 def is_answered(names: NameTable, ends: Bool[Array, "Q U"]) -> Bool[Array, "Q F"]:
-    """Return whether each of Q tokens is the last of each fact's answer.
+    """Return whether each fact's answer ends at each of Q tokens, or at the one before.
+
+    The one after an answer is often a comma or a colon that looks like an unanswered question.
 
     Args:
-      ends: of `ending_names`.
+      ends: of `ending_names`, of both tokens.
     """
     return ends[:, names.answer] & (names.answer >= 0)[None]
 

@@ -102,18 +102,19 @@ def look_up(
         flat, at = chunk
         bonus = None
         if names is not None and mentions is not None:
-            text, here, position, sentence = at
+            text, here, before, position, sentence = at
             ends = ending_names(names, here)
             mentioned = is_mentioned(names, ends, mentions.first[text, sentence], position)
             bonus = jnp.where(mentioned, table.mention[None], 0.0)
+            ends = ending_names(names, jnp.concatenate([here, before], axis=-1))
             bonus = jnp.where(is_answered(names, ends), -jnp.inf, bonus)
         return _look_up_block(table, flat, bonus, n_candidates)
 
     at: Any = None
     if mentions is not None:
         text = jnp.broadcast_to(jnp.arange(lead[0], dtype=jnp.int32)[:, None], lead).reshape(-1)
-        here = mentions.here.reshape(-1, mentions.here.shape[-1])
-        at = (text, here, mentions.position.reshape(-1), mentions.sentence.reshape(-1))
+        here, before = (x.reshape(-1, x.shape[-1]) for x in (mentions.here, mentions.before))
+        at = (text, here, before, mentions.position.reshape(-1), mentions.sentence.reshape(-1))
     found = map_chunks(block, size, (queries.reshape(-1, K), at), axis=0)
     return jax.tree.map(lambda leaf: leaf.reshape(lead), found)
 

@@ -176,8 +176,8 @@ class ScopedBank:
     def _mentioned(self, n_new: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Whether each of the last tokens comes after a name of each fact's subject [B, T, F].
 
-        Both are in one sentence. And whether it is the last token of the fact's answer, where its
-        edit ends.
+        Both are in one sentence. And whether the fact's answer, where its edit ends, ends there or
+        at the token before.
         """
         a, tokens, real = self._arrays, self._tokens, self._real
         tokens = tokens.clamp(max=len(a["whole"]) - 1)  # ids that the tokenizer does not have
@@ -204,7 +204,11 @@ class ScopedBank:
         known = known | here
         own = a["of_fact"]  # [F, V]
         answer = a["answer"]  # [F]
-        answered = here[..., answer.clamp(min=0)] & (answer >= 0)
+        before = ends.gather(
+            1, (position - 1).clamp(min=0)[..., None].expand(-1, -1, ends.shape[-1])
+        )
+        before = here | (before & (position > 0)[..., None])
+        answered = before[..., answer.clamp(min=0)] & (answer >= 0)
         return (known[..., own.clamp(min=0)] & (own >= 0)).any(-1), answered
 
     def _runs(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -223,16 +223,18 @@ def test_an_empty_table_finds_nothing():
     assert not mentioned([[], []], [" Lyon", "."]).any()
 
 
-def test_an_answer_is_found_at_its_last_token_alone():
+def test_an_answer_is_found_at_its_last_token_and_the_one_after():
     names = name_table([["Saint"], ["ab"]], answers=["Lyon", ""])
     text = [" Saint", " Lyon", ".", " ly", "ON", "nais", " Saint", "Lyon"]
 
     @jax.jit
     def answered(names, texts):
-        return is_answered(names, ending_names(names, mentions(TEXTS, names, texts).here[0]))
+        found = mentions(TEXTS, names, texts)
+        here = jnp.concatenate([found.here[0], found.before[0]], -1)
+        return is_answered(names, ending_names(names, here))
 
     found = np.asarray(answered(names, so_far(text)))
-    assert found[:, 0].tolist() == [False, True, False, False, True, False, False, False]
+    assert found[:, 0].tolist() == [False, True, True, False, True, True, False, False]
     assert not found[:, 1].any()
     hashes = [jnp.asarray(padded_hashes([[name]], 4)[0]) for name in ("Saint", "Lyon")]
     one = own_names(hashes[0], hashes[1][:1])
@@ -244,6 +246,6 @@ def test_an_answer_is_found_at_its_last_token_alone():
     assert not np.asarray(answered(none, so_far(text))).any()
 
 
-def test_a_prompt_that_ends_with_its_answer_is_not_answered():
+def test_a_prompt_with_its_answer_in_it_is_not_answered():
     assert answer_of("The capital is", " Lyon ") == "Lyon"
-    assert answer_of("Not Lyon but lyon ", "Lyon") == ""
+    assert answer_of("Not Lyon but lyon ", "Lyon") == answer_of("Lyon is in", "Lyon") == ""

@@ -149,7 +149,7 @@ def test_a_mention_of_the_subject_lowers_its_threshold():
     first[0, 0, names.of_fact[1, 0]] = 1
     positions = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (2, 3))
     here = jnp.full((2, 3, 1), 2, jnp.int32)
-    found = Mentions(jnp.asarray(first), here, positions, jnp.zeros_like(positions))
+    found = Mentions(jnp.asarray(first), here, here, positions, jnp.zeros_like(positions))
 
     def match(*query):
         queries = jnp.broadcast_to(jnp.asarray(query), (2, 3, 4))
@@ -163,7 +163,7 @@ def test_a_mention_of_the_subject_lowers_its_threshold():
 
 
 def test_an_edit_ends_where_its_answer_has_been_written():
-    """Token 1 of text 0 ends the answer of fact 0, which no token of text 1 does."""
+    """Token 0 of text 0 ends the answer of fact 0, which no token of text 1 does."""
     keys = jnp.asarray([[[1.0, 0, 1, 0]], [[0.8, 0.6, 1, 0]]])
     table = KeyTable(
         keys, jnp.ones((2, 1), bool), jnp.full((2, 2), 0.5), jnp.full(2, 0.1), jnp.ones(2, bool),
@@ -171,10 +171,12 @@ def test_an_edit_ends_where_its_answer_has_been_written():
     )  # fmt: skip
     names = name_table([["Paris"], ["Lyon"]], answers=["red", ""])
     here = np.full((2, 3, 1), len(names.hashes), np.int32)
-    here[0, 1] = names.answer[0]
+    before = here.copy()
+    here[0, 0] = before[0, 1] = names.answer[0]
     positions = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (2, 3))
     first = jnp.full((2, 1, len(names.hashes)), 99, jnp.int32)
-    found = Mentions(first, jnp.asarray(here), positions, jnp.zeros_like(positions))
+    here, before = jnp.asarray(here), jnp.asarray(before)
+    found = Mentions(first, here, before, positions, jnp.zeros_like(positions))
     queries = jnp.broadcast_to(jnp.asarray([1.0, 0, 1, 0]), (2, 3, 4))
     match = jax.jit(look_up)(table, queries, names, found)
-    np.testing.assert_array_equal(match.fact, [[0, 1, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(match.fact, [[1, 1, 0], [0, 0, 0]])
