@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, UInt32
 
@@ -74,6 +75,24 @@ class TokenBatch:
         """Return the same sequences with a mask that ends at the first scored position."""
         place = np.arange(self.tokens.shape[-1]).reshape(*[1] * len(self.batch_shape), -1)
         return dataclasses.replace(self, mask=self.mask & (place <= self.score_pos[..., :1]))
+
+    def given_targets(self, eos: int) -> TokenBatch:
+        """Return the same sequences, of one stack, up to the last token of their targets.
+
+        An end-of-text token is not part of them.
+        """
+        n = self.tokens.shape[-1] + 1
+        place = np.arange(n, dtype=np.int32).reshape(*[1] * (len(self.batch_shape) + 1), -1)
+        own = self.score_mask & (self.target != eos) & (self.target != NO_TARGET)
+        at_BxSxT = (self.score_pos[..., None] + 1 == place) & own[..., None]
+        target = jnp.where(at_BxSxT, jnp.asarray(self.target)[..., None], 0).sum(-2, dtype=np.int32)
+        widths = [(0, 0)] * len(self.batch_shape) + [(0, 1)]
+        is_target = at_BxSxT.any(-2)
+        return dataclasses.replace(
+            self,
+            tokens=jnp.where(is_target, target, jnp.pad(jnp.asarray(self.tokens), widths)),
+            mask=jnp.pad(jnp.asarray(self.prompts().mask), widths) | is_target,
+        )
 
     def reshape(self, *batch_shape: int) -> TokenBatch:
         """Return the same sequences with other leading axes."""

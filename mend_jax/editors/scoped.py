@@ -102,8 +102,10 @@ def gated_edits(edit: Edit, gate: ScopeGate, problem: Problem) -> GatedBank:
 
 
 def _half_plain(edits: GatedBank) -> GatedBank:
-    """Return the banks of E edits, edits 0, 1, 4, 5, ... of which are plain: they match every token,
-    and later tokens see it."""
+    """Return the banks of E edits, of which 0, 1, 4, 5, ... are plain.
+
+    These match every token, and later tokens see it.
+    """
     table = edits.bank.table
     plain = jnp.arange(len(table.threshold)) // 2 % 2 == 0
     threshold = jnp.where(plain[:, None, None], _MATCHES_ALL, table.threshold)

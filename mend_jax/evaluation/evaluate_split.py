@@ -53,8 +53,12 @@ def _scorer(editor: EditTransform, module: EditableModel, weights: Weights) -> C
 
 
 @functools.lru_cache(maxsize=8)
-def _generator(module: EditableModel, max_new: int, eos: int) -> Callable[..., Any]:
-    return jax.jit(functools.partial(generate_answers, module, max_new=max_new, eos_id=eos))
+def _generator(
+    module: EditableModel, max_new: int, eos: int, given: bool = False
+) -> Callable[..., Any]:
+    return jax.jit(
+        functools.partial(generate_answers, module, max_new=max_new, eos_id=eos, given=given)
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -250,7 +254,26 @@ class _Writer:
                     scores |= {(f"after_{name}", k + suffix): v for k, v in found.items()}
             if "hard_target" in texts and not self.model.is_classifier:
                 answers["hard_near" + suffix] = self._neighbours(active, texts, valid)
+        if self.continuation and "edit" in texts and self.model.module.kind == "causal":
+            own = self._after_given_targets(texts["edit"], valid)
+            found = self._continuation_scores(own, spellings, edited=True)
+            scores |= {("after_edit", f"{k}_given"): v for k, v in found.items()}
         return answers, scores
+
+    def _after_given_targets(self, texts: TokenBatch, valid: np.ndarray) -> np.ndarray:
+        """Return the targets of the valid texts, and what the base writes after them, int32 [N, T].
+
+        It is what an edited model would write that is the base again after its answer.
+        """
+        eos = self.model.tokenizer.eos_id
+        write = _generator(self.model.module, self.continuation, eos, True)
+        batch: Any = (write(self.model.params, [texts], None)[0], texts.target, texts.score_mask)
+        ids, target, real = (np.asarray(a)[valid] for a in gather(batch))
+        rows = []
+        for row, goal, is_real in zip(ids, target, real, strict=True):
+            answer = [t for t in goal[is_real].tolist() if t != eos]
+            rows.append([*answer, *row.tolist()][: self.continuation])
+        return np.asarray(rows, np.int32)
 
     def _neighbours(
         self, edit: Edit | None, texts: Mapping[str, TokenBatch], valid: np.ndarray

@@ -112,7 +112,9 @@ def after_answer_summary(scores: Scores, tokens: int) -> dict[str, Any]:
 
     For `edit` and `paraphrase`: `repeated_twice` and `repeated_three_times`, the share of
     continuations in which the answer stands that often or more; `distinct_2`; `natural_stop`; with
-    `ci95`, and `before`: the base's continuation of its own answer. See `continuations`.
+    `ci95`, and `before`: the base's continuation of its own answer. `given` is the base's
+    continuation of the prompt with the target: what a model writes that is the base again after its
+    answer. See `continuations`.
     """
     found: dict[str, Any] = {}
     for entry, name in _CONTINUATIONS.items():
@@ -127,6 +129,10 @@ def after_answer_summary(scores: Scores, tokens: int) -> dict[str, Any]:
         earlier = {key: float(values.mean()) for key, values in before.items()}
         n = len(after["natural_stop"])
         found[entry] = {"n": n, **means, "before": earlier, "ci95": ci95}
+    if ("after_edit", "occurrences_given") in scores:
+        given = _continuation_values(scores, "after_edit", "_given")
+        n = len(given["natural_stop"])
+        found["given"] = {"n": n} | {key: float(v.mean()) for key, v in given.items()}
     return {"tokens": tokens, **found} if found else {}
 
 

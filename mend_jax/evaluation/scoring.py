@@ -198,8 +198,11 @@ def generate_answers(
     *,
     max_new: int,
     eos_id: int,
+    given: bool = False,
 ) -> list[Int[Array, "E n max_new"]]:
     """Return free greedy continuations of the prompts of several sets of texts.
+
+    With `given` the targets of the texts belong to the prompts.
 
     All sets, which must be of one length, are generated together: a decoding step reads every
     weight, however few rows it has. A classifier's answer is its class, 0 or 1.
@@ -208,7 +211,7 @@ def generate_answers(
         h = [trunk_states(model, base, s) for s in texts]
         logits = [scored_logits(model, base, h, s, edit) for h, s in zip(h, texts, strict=True)]
         return [jnp.argmax(one, axis=-1).astype(jnp.int32) for one in logits]
-    prompts = [s.prompts().inputs for s in texts]
+    prompts = [(s.given_targets(eos_id) if given else s.prompts()).inputs for s in texts]
     together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *prompts)
     if edit is not None:
         edit = densify_once(edit, together.tokens, model.text_chunk)

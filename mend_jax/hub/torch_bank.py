@@ -84,7 +84,9 @@ class ScopedBank:
             signature = inspect.signature(layer.forward)
             cache = next(name for name in _CACHE_NAMES if name in signature.parameters)
             self._handles += [
-                layer.register_forward_pre_hook(self._keep_keys(signature, cache), with_kwargs=True),
+                layer.register_forward_pre_hook(
+                    self._keep_keys(signature, cache), with_kwargs=True
+                ),
                 layer.register_forward_hook(
                     self._edited_stream(signature, cache, layer is layers[-1]), with_kwargs=True
                 ),

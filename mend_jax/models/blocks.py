@@ -216,7 +216,7 @@ class Stack(NamedTuple):
             filled.append(cache)
         if not self.n_top:
             h = context.keep_rows(h)
-        if edited is not None:
+        if gate is not None and edited is not None:
             h = jnp.where(gate.in_scope(own.match)[..., None], edited, h)
         return TopOutput(h, None if caches is None else filled, match)
 

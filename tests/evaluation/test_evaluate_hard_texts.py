@@ -69,6 +69,18 @@ def test_only_the_chosen_batches_have_hard_texts(evaluated):
     assert results["target_facts"]["n"] == 2 and results["subject_text"]["texts"] == 6
     assert list(results)[:4] == ["hard_near", "same_subject", "target_facts", "subject_text"]
     assert results["after_answer"]["edit"]["n"] == 4 and results["after_answer"]["tokens"] == 9
+    assert results["after_answer"]["given"]["n"] == 4
+
+
+@pytest.mark.slow
+def test_the_base_goes_on_after_a_given_target(evaluated):
+    model, _, rows, log, _, _ = evaluated
+    scores = log.scores()
+    for i, row in enumerate(rows):
+        asked, answered = row["prompt"], f"{row['prompt']} {row['target']}"
+        n = len(model.tokenizer.encode(answered)) - len(model.tokenizer.encode(asked))
+        written = model.generate(answered, 9 - n)
+        assert scores["after_edit", "occurrences_given"][i] == f" Xo{written}".count("Xo")
 
 
 @pytest.mark.slow

@@ -108,6 +108,10 @@ def test_how_texts_go_on_after_their_answer():
     }  # fmt: skip
     assert edit["ci95"]["repeated_twice"] == pytest.approx(wilson_interval(0.75, 4))
     assert hard_case.after_answer_summary({}, 24) == {}
+    given = {f"{k}_given": v for k, v in after.items()}
+    found = hard_case.after_answer_summary(named(after_edit=after | before | given), 24)
+    assert found["given"] == {"n": 4, "repeated_twice": 0.75, "repeated_three_times": 0.5,
+                              "distinct_2": 0.5, "natural_stop": 0.25}  # fmt: skip
 
 
 def test_batches_with_hard_texts_are_spread_over_the_pass():

@@ -109,7 +109,7 @@ def test_transformers_gives_our_logits_and_tokens(kind, tmp_path):
 def test_a_mention_and_an_answer_count_in_torch_as_here(tmp_path):
     """With a threshold that only a mention lowers far enough: tokens after "abc" alone match.
 
-    The last token of the answer "red" does not.
+    The last token of the answer "red" and the one after do not.
     """
     folder = save_tiny(tmp_path / "base")
     model = mend_jax.load_model(str(folder), last_n_blocks=2)
@@ -125,9 +125,10 @@ def test_a_mention_and_an_answer_count_in_torch_as_here(tmp_path):
         found = (bank.match[row] >= 0).tolist()
         end = prompt.index("abc") + 2
         goes_on = prompt[end + 1 : end + 2] == "d"
-        answered = prompt.find("red") + 2 if "red" in prompt else -1
+        answered = prompt.find("red") + 2 if "red" in prompt else -2
         expected = [
-            (i == end if goes_on else i >= end) and i != answered for i in range(len(prompt))
+            (i == end if goes_on else i >= end) and i not in (answered, answered + 1)
+            for i in range(len(prompt))
         ]
         assert found[: len(prompt)] == expected
 

@@ -14,7 +14,7 @@ from mend_jax.parallel import processor
 
 @pytest.mark.parametrize("kind", sorted(HF))
 def test_only_products_of_the_trunk_are_rounded(kind):
-    """Its states stay float32 and change by about the rounding of bfloat16; the top is as before."""
+    """States stay float32 and change by about the rounding of bfloat16; the top is as before."""
     module, params = twin(kind).ours(n_top=1)
     fast, inputs = module.clone(trunk_dtype=jnp.bfloat16), texts(kind).inputs
 

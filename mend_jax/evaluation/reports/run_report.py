@@ -74,6 +74,8 @@ _GROUPS = (
     ("subject_text.", "Subject in plain text", "sentences that mention it", _PLAIN_TEXT),
     ("after_answer.edit.", "After the answer", "what is written on; before: the base after its "
      "own answer", _CONTINUATIONS),
+    ("after_answer.given.", "The base after the new answer", "given the prompt and the answer: "
+     "what a model writes that is the base again after it", _CONTINUATIONS),
     ("after_answer.paraphrase.", "After a paraphrase's", "the same", _CONTINUATIONS),
     ("", "In all", "success and cost", _COSTS),
     ("edit.", "The edited question", "the text that the edit was made from", _ANSWERS),
