@@ -209,16 +209,33 @@ class Stack(NamedTuple):
             layer = {k: v[i] for k, v in model.layers(self.name).items()}
             is_last = i == self.n_layer - 1
             here = context if is_last else dataclasses.replace(context, rows=None)
-            block = getattr(model, f"{self.name}_{i}")
-            h, cache = block(h, here, cache, layer)
-            if edited is not None:
-                edited, _ = block(edited, own, cache, layer)
+            h, cache = getattr(model, f"{self.name}_{i}")(h, here, cache, layer)
             filled.append(cache)
         if not self.n_top:
             h = context.keep_rows(h)
         if gate is not None and edited is not None:
-            h = jnp.where(gate.in_scope(own.match)[..., None], edited, h)
+            kept, in_scope = filled[gate.site.block - self.n_trunk :], gate.in_scope(own.match)
+            if caches is None:
+                edited = self._edited_stream(model, edited, own, kept)
+            else:  # most tokens that are generated match nothing
+                edited = nn.cond(
+                    in_scope.any(),
+                    lambda model, edited: self._edited_stream(model, edited, own, kept),
+                    lambda model, edited: edited,
+                    model, edited,
+                )  # fmt: skip
+            h = jnp.where(in_scope[..., None], edited, h)
         return TopOutput(h, None if caches is None else filled, match)
+
+    def _edited_stream(
+        self, model: Any, edited: Float[Array, "B R D"], own: Context, kept: list[Any]
+    ) -> Float[Array, "B R D"]:
+        """Return the last states of edited tokens, given those at the site and the base's keys."""
+        first = self.n_layer - len(kept)
+        for i, cache in enumerate(kept, first):
+            layer = {k: v[i] for k, v in model.layers(self.name).items()}
+            edited, _ = getattr(model, f"{self.name}_{i}")(edited, own, cache, layer)
+        return edited
 
     def _gate(self, model: Any) -> Gate | None:
         """Return the gate, if it reads this stack."""
