@@ -32,7 +32,12 @@ from mend_jax.evaluation.general_ability import (
 )
 from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.scoring import make_edit
-from mend_jax.evaluation.sequential_edits import Banked, Combination, evaluate_sequential_edits
+from mend_jax.evaluation.sequential_edits import (
+    Ability,
+    Banked,
+    Combination,
+    evaluate_sequential_edits,
+)
 from mend_jax.evaluation.sequential_state import SequentialState
 from mend_jax.io import checksums
 from mend_jax.io.progress import Progress
@@ -91,7 +96,7 @@ class RunEvaluation:
             name: self._pass(split, own, f"also {name}", c.edits_per_step)[0]
             for name, split in e.extra_test_sets.items()
         }
-        if e.ability_texts is not None:
+        if c.ability_edits:
             evaluation["ability"] = self._general_ability(own)
         baselines = {
             name: self._baseline(name, options.to_dict()) for name, options in c.baselines.items()
@@ -174,9 +179,20 @@ class RunEvaluation:
             facts_per_edit=facts, combination=self.combination, bank=bank, between=self.between,
             log=ScoredBatches(self._file("sequential", name, ".jsonl"), mark),
             saved=SequentialState(self._file("sequential", name, ".safetensors"), mark),
+            ability=self.ability if e.config.eval.sequential_ability else None,
             what=f"sequential edits, {name or e.config.editor.name}",
         )  # fmt: skip
         return {"sequential": scores}
+
+    @functools.cached_property
+    def ability(self) -> Ability:
+        """What general ability is measured by: preferably facts that the base recalls."""
+        texts, model = self.experiment.ability_texts, self.experiment.model
+        assert texts is not None
+        known = jax.jit(functools.partial(base_ability, model=model.module))(model.params, texts)
+        return Ability(
+            *prefer_recalled_facts(texts, known, self.experiment.config.eval.ability_facts)
+        )
 
     @functools.cached_property
     def combination(self) -> Combination | None:

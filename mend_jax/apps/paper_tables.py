@@ -330,6 +330,19 @@ IN_SEQUENCE: dict[str, tuple[str, dict[str, Any]]] = {
 the editor of the plain cell, whose edits are made on the edited model and added."""
 A_HUNDRED = ("ultraedit", "memit", "rlsedit", "alphaedit")
 """Editors without training that also have a cell of a hundred facts a turn."""
+TRUE_ANSWERS = ("mend_scoped", "malmen_kept", "ultraedit_hundred", "alphaedit_hundred")
+"""Cells of sequences that are measured with true answers too, as most of the field's tables are."""
+ORDERS = (1, 2)
+"""Further orders of the facts, for the cell of scoped edits."""
+
+
+def _measured_again(one: ConfigDict, name: str, how: str, setting: str) -> ConfigDict:
+    """Return a cell with one more setting, which begins with the editor that the cell has."""
+    again = ConfigDict(one)
+    again.method, again.settings = f"{one.method}, {how}", (*one.settings, setting)
+    if "train.steps=0" not in one.settings:  # it is trained there
+        again.start, again.settings = name, (*again.settings, "train.steps=0")
+    return again
 
 
 def _sequential_grid(variant: str) -> ConfigDict:
@@ -353,6 +366,9 @@ def _sequential_grid(variant: str) -> ConfigDict:
             cells[f"{editor}_{suffix}"].method = f"{METHODS[editor]}, {how}"
     for name, one in scoped_cells(variant, ("mend",), more).items():
         cells[name] = one
+        for order in ORDERS if not variant else ():
+            again = _measured_again(one, name, f"order {order}", f"eval.sequential_order={order}")
+            cells[f"{name}_order_{order}"] = again
     n = 3 if variant else 100
     hundred = more | {
         "data.edits_per_batch": n, "eval.edits_per_step": 1, "eval.edits": n,
@@ -364,6 +380,10 @@ def _sequential_grid(variant: str) -> ConfigDict:
             if name == editor:
                 one.method = f"{one.method}, 100 a turn"
                 cells[f"{name}_hundred"] = with_one_seed(one)
+    for name in TRUE_ANSWERS[:1] if variant else TRUE_ANSWERS:
+        if name in cells:
+            again = _measured_again(cells[name], name, "true answers", "data.true_targets=True")
+            cells[f"{name}_true"] = again
     return new_grid("Edits that follow one another on one model", cells)
 
 

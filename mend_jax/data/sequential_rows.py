@@ -12,13 +12,16 @@ from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.data.rows import Row
 
 
-def choose_sequential_rows(rows: Sequence[Row], count: int) -> list[Row]:
+def choose_sequential_rows(rows: Sequence[Row], count: int, order: int = 0) -> list[Row]:
     """Return up to `count` rows in a fixed random order, only the first of each scope.
 
     A later edit of the same scope would rightly change what an earlier one had taught.
+
+    Args:
+      order: the seed of the order.
     """
     by_scope: dict[str, Row] = {}
-    for i in np.random.default_rng(0).permutation(len(rows)):
+    for i in np.random.default_rng(order).permutation(len(rows)):
         row = rows[int(i)]
         by_scope.setdefault(row.get("scope") or row.get("subject") or row["key"], row)
         if len(by_scope) == count:

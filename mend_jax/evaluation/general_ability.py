@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mend_jax import data
 from mend_jax.core.chunking import Tree, map_chunks
 from mend_jax.core.forward import TrunkStates, trunk_states
+from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.losses import all_tokens_correct, token_nll
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit, variables
@@ -192,7 +193,7 @@ def prefer_recalled_facts(
 
 
 def score_ability(
-    params: Params, edit: Edit, inputs: AbilityTexts, base: BaseAbility,
+    params: Params, edit: Edit | GatedBank, inputs: AbilityTexts, base: BaseAbility,
     *, model: EditableModel, chunk: int = 8,
 ) -> dict[str, Float[Array, " E"]]:  # fmt: skip
     """Return what each of E edits does to ability texts; pure, to be jitted.
@@ -257,7 +258,7 @@ def _repeat(x: Any, n_edits: int) -> Array:
 
 def _score_texts(
     params: Params,
-    edit: Edit | None,
+    edit: Edit | GatedBank | None,
     h: TrunkStates,
     seqs: TokenBatch,
     model: EditableModel,
@@ -266,7 +267,9 @@ def _score_texts(
     """Score texts under each edit, `chunk` texts at a time; E = 1 without an edit."""
     n_edits = 1 if edit is None else len(jax.tree.leaves(edit)[0])
 
-    def top(h: TrunkStates, seqs: TokenBatch, edit: Edit | None) -> Float[Array, "c S D"]:
+    def top(
+        h: TrunkStates, seqs: TokenBatch, edit: Edit | GatedBank | None
+    ) -> Float[Array, "c S D"]:
         bound = variables(params, edit)
         return jnp.asarray(model.apply(bound, h, seqs.inputs, seqs.score_pos, method="run_top"))
 

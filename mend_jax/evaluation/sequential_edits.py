@@ -9,8 +9,10 @@ weight: low-rank pairs would grow with every edit, and each length would have to
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +41,12 @@ from mend_jax.core.weight_edit import Dense, Edit, squared_norms
 from mend_jax.data.encoded_rows import EncodedRows
 from mend_jax.data.sequential_rows import near_texts_outside_edits
 from mend_jax.evaluation import metrics
+from mend_jax.evaluation.general_ability import (
+    AbilityTexts,
+    BaseAbility,
+    score_ability,
+    summarise_ability,
+)
 from mend_jax.evaluation.hard_case import hard_case_summary
 from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.scoring import TextScores, answer_scores, first_change, locality_scores
@@ -83,6 +91,18 @@ class Combination(NamedTuple):
     limited: bool = False
     rows: Rows = "all"
     covariance: Mapping[str, Array] | None = None
+
+
+class Ability(NamedTuple):
+    """Texts and facts by which the general ability of the edited model is measured.
+
+    Attributes:
+      inputs: see `general_ability`.
+      base: what the unedited base predicts for them.
+    """
+
+    inputs: AbilityTexts
+    base: BaseAbility
 
 
 class Banked(NamedTuple):
@@ -238,6 +258,7 @@ class _Programs(NamedTuple):
     score_texts: Callable[..., Any]
     edit_norms: Callable[..., Any]
     trunk_states: Callable[..., Any]
+    score_ability: Callable[..., Any]
 
 
 @functools.lru_cache(maxsize=8)  # passes of equal settings share what is compiled
@@ -254,6 +275,7 @@ def _programs(editor: EditTransform, model: EditableModel, weights: Weights) -> 
         jax.jit(functools.partial(score_texts, editor=editor, model=model, weights=weights)),
         jax.jit(edit_norms),
         jax.jit(functools.partial(trunk_states, model)),
+        jax.jit(functools.partial(score_ability, model=model)),
     )
 
 
@@ -265,6 +287,7 @@ class _Pass:
       params: the editor's.
       texts: the sets of texts by name, [N, ...]; edit k is made of the k-th `facts_per_edit` rows.
       combination: how edits are combined; None: they are added.
+      ability: what general ability is measured by; None: it is not.
     """
 
     editor: EditTransform
@@ -274,6 +297,7 @@ class _Pass:
     facts_per_edit: int
     n_facts: int
     combination: Combination | None = None
+    ability: Ability | None = None
 
     def start(self, state: EditorState) -> Any:
         """Return the state before the first edit: the editor's, and the sums of a combination."""
@@ -313,14 +337,23 @@ class _Pass:
             return applied
         return solve(state[1], self.combination.options, self.combination.covariance)
 
-    def measure(self, k: int, applied: Any, log: ScoredBatches) -> None:
-        """Score the model after k edits."""
+    def measure(self, k: int, applied: Any, log: ScoredBatches, seconds: float) -> None:
+        """Score the model after k edits.
+
+        Args:
+          seconds: that a fact took to edit.
+        """
         windows = retention_windows(k * self.facts_per_edit, WINDOW_FACTS, MAX_FACTS)
         edited = np.unique(np.concatenate([*windows.values()]))
         others = evenly_spaced(self.n_facts, MAX_FACTS)
         facts = self._facts_so_far(k)
         scores = {("norm", name): values for name, values in self.norms(applied).items()}
+        scores["cost", "seconds"] = np.asarray([seconds], np.float32)
         under = self.in_forward_pass(applied)
+        if self.ability is not None and self.editor.predictor is None:
+            found = self.programs.score_ability(self.model.params, under, *self.ability)
+            found = distributed.gather(found)
+            scores |= {("ability", name): np.asarray(values) for name, values in found.items()}
         scores |= self._score(EDIT_SETS, edited, under, facts)
         scores |= self._score(locality_set_names(self.texts), others, under, facts)
         hard = evenly_spaced(self.n_facts, HARD_FACTS)
@@ -412,6 +445,7 @@ def evaluate_sequential_edits(
     saved: SequentialState,
     combination: Combination | None = None,
     bank: Banked | None = None,
+    ability: Ability | None = None,
     what: str = "sequential edits",
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -421,7 +455,9 @@ def evaluate_sequential_edits(
     of their tokens (see `retention_windows`); `hard_near`, of `HARD_FACTS` facts (see
     `hard_case_summary`); `locality` against the unedited base, on the same texts for every k, none
     of which an edit up to the last checkpoint may rightly change; `relative_norm`, |dW| / |W| with
-    W all parameters of the base, and `relative_norm_by_weight`.
+    W all parameters of the base, and `relative_norm_by_weight`; `seconds_per_fact`, that an edit
+    took on average since the checkpoint before, with what combines them; with `ability` the entry
+    of that name, see `general_ability`.
 
     Args:
       params, state: the editor's.
@@ -432,6 +468,7 @@ def evaluate_sequential_edits(
       combination: how edits are combined; None: each is made on the model as edited so far, and
         added.
       bank: where scoped edits are kept apart instead. An interrupted pass makes them again.
+      ability: measures general ability too; not of an editor with a predictor.
       between: called before each edit; it may raise to end the pass.
     """
     last, n_facts = max(checkpoints), max(checkpoints) * facts_per_edit
@@ -443,34 +480,62 @@ def evaluate_sequential_edits(
     texts = {name: encoded.texts[name] for name in names}
     if "near" in texts:
         texts["near"] = near_texts_outside_edits(encoded, n_facts)
-    settings = (editor, params, model, texts, facts_per_edit, n_facts, combination)
+    settings = (editor, params, model, texts, facts_per_edit, n_facts, combination, ability)
     run = _Pass(*settings) if bank is None else _BankPass(*settings, bank)
     saved = saved if bank is None else SequentialState()
     if waiting := list(checkpoints)[len(log.batches) :]:
         fresh = run.start(state)
         start, applied, state = saved.load(no_edits(model.weights), fresh, waiting[0])
         progress = Progress(what, last, start=start, writer=distributed.is_writer())
+        watch = _Watch()
         for k in range(start, last + 1):
             if k > start:
                 between()
-                applied, state = run.edit(k, applied, state)
+                with watch.of(facts_per_edit):
+                    applied, state = jax.block_until_ready(run.edit(k, applied, state))
                 progress.update(k, force=k == last)
             if k in waiting:
-                applied = run.together(applied, state)
+                with watch.of(0):
+                    applied = jax.block_until_ready(run.together(applied, state))
                 saved.save(k, applied, state)
-                run.measure(k, applied, log)
+                run.measure(k, applied, log, watch.seconds_per_fact())
             elif k > start and k % SAVE_EVERY == 0:
                 saved.save(k, applied, state)
     saved.forget()
     return {
-        str(k): _summarise_checkpoint(log.scores([batch]), batch["index"], k, facts_per_edit)
+        str(k): _summarise_checkpoint(
+            log.scores([batch]), batch["index"], k, facts_per_edit, ability
+        )
         for k, batch in zip(checkpoints, log.batches, strict=True)
     }
 
 
+class _Watch:
+    """Adds up the time of edits since the last reading."""
+
+    def __init__(self) -> None:
+        self._seconds, self._facts = 0.0, 0
+
+    @contextlib.contextmanager
+    def of(self, facts: int) -> Iterator[None]:
+        """Count what happens within, and the facts that it edits."""
+        start = time.perf_counter()
+        yield
+        self._seconds, self._facts = (
+            self._seconds + time.perf_counter() - start, self._facts + facts,
+        )  # fmt: skip
+
+    def seconds_per_fact(self) -> float:
+        """Return the time of a fact, 0 without any, and begin again."""
+        found = self._seconds / self._facts if self._facts else 0.0
+        self._seconds, self._facts = 0.0, 0
+        return found
+
+
 def _summarise_checkpoint(
-    scores: metrics.Scores, index: Sequence[int], n_edits: int, facts_per_edit: int
-) -> dict[str, Any]:
+    scores: metrics.Scores, index: Sequence[int], n_edits: int, facts_per_edit: int,
+    ability: Ability | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Return the numbers of one checkpoint.
 
     Args:
@@ -498,4 +563,10 @@ def _summarise_checkpoint(
     relative = {name: float(delta / weight) for name, (delta, weight) in norms.items()}
     found["relative_norm"] = relative.pop("")
     found["relative_norm_by_weight"] = relative
+    (seconds,) = scores["cost", "seconds"].tolist()
+    found["seconds_per_fact"] = seconds or None
+    general = {name: values for (kind, name), values in scores.items() if kind == "ability"}
+    if ability is not None and general:
+        found["ability"] = summarise_ability(general, *ability)
+        del found["ability"]["ci95"]  # of one edited model there is none
     return found

@@ -32,6 +32,7 @@ from mend_jax.data.length_buckets import split_by_length
 from mend_jax.data.more_training_rows import more_training_rows
 from mend_jax.data.rows import Row, unseen_rows
 from mend_jax.data.sequential_rows import choose_sequential_rows
+from mend_jax.data.true_answers import with_true_answers
 from mend_jax.editors import make_editor
 from mend_jax.editors.scoped import ScopeGate, with_scope
 from mend_jax.errors import CheckpointError, ConfigError
@@ -341,7 +342,8 @@ def _check_context(config: ConfigDict, model: LanguageModel) -> None:
 
 
 def _load_data(config: ConfigDict, name: str, model: LanguageModel) -> data.DataSet:
-    return data.load(name, config.data.dir or None, model=model)
+    dataset = data.load(name, config.data.dir or None, model=model)
+    return with_true_answers(dataset) if config.data.true_targets else dataset
 
 
 def _load_far_source(config: ConfigDict) -> data.DataSet | None:
@@ -351,7 +353,7 @@ def _load_far_source(config: ConfigDict) -> data.DataSet | None:
 
 def _ability_texts(config: ConfigDict, model: LanguageModel) -> AbilityTexts | None:
     c = config.eval
-    if not c.ability_edits:
+    if not c.ability_edits and not (c.sequential_ability and longest_sequence(config)):
         return None
     return load_ability_texts(
         config.data.dir or None, model.tokenizer, model.module,
@@ -391,7 +393,8 @@ class _Splits:
         if not needed:
             return None
         spare = needed // 4 + 16  # some do not fit
-        rows = choose_sequential_rows(self.dataset.split("test"), needed + spare)
+        order = self.config.eval.sequential_order
+        rows = choose_sequential_rows(self.dataset.split("test"), needed + spare, order)
         others = self.dataset.split("validation")  # neighbours are of facts that no edit changes
         hard = self._add_hard_texts(rows, others, self.dataset)
         split = self._encode(hard, "test", for_evaluation=hard is not rows)

@@ -108,6 +108,9 @@ KEYS = (
         "more data sets whose training rows are added; where they have no unrelated texts, those "
         "of the other rows",
         absent=()),
+    Key("data.true_targets", False,
+        "whether edits insert the true answers, where they are known, in place of new ones",
+        absent=False),
     Key("data.template", "{}", "text around each question, with one {}"),
     Key("data.train_edits", 0, "training rows to use; 0: all", least=0),
     Key("data.edits_per_batch", 1, "facts that one edit inserts together", least=1),
@@ -205,6 +208,8 @@ KEYS = (
     Key("eval.sequential", (),
         "lengths of a sequence of edits on one model at which it is scored, such as (1, 10, 100)",
         absent=()),
+    Key("eval.sequential_order", 0, "seed of the order of the facts of a sequence", least=0,
+        absent=0),
     Key("eval.lifelong_rows", 0,
         "rows of tokens that an editor's statistics remember in a sequence of edits; 0: they stay "
         "as trained",
@@ -237,6 +242,9 @@ KEYS = (
     Key("eval.examples", 10, "examples in the report", least=0),
     Key("eval.ability_edits", 0,
         "edits under which general ability is measured (needs raw data); 0: not measured", least=0),
+    Key("eval.sequential_ability", False,
+        "whether general ability is measured during a sequence too (needs raw data)",
+        absent=False),
     Key("eval.ability_texts", 32, "passages for perplexity", least=1),
     Key("eval.ability_facts", 64, "facts for recall, first those that the base recalls", least=1),
     Key("eval.ability_pool", 1024, "facts among which those are chosen", least=1),

@@ -24,8 +24,10 @@ from mend_jax.data.sequential_rows import choose_sequential_rows
 from mend_jax.editors import make_editor
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation import sequential_edits
+from mend_jax.evaluation.general_ability import AbilityTexts, base_ability, score_ability
 from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.sequential_edits import (
+    Ability,
     Combination,
     evaluate_sequential_edits,
     next_edit,
@@ -63,10 +65,30 @@ def mend_editor():
 def pass_of(editor, tmp_path=None, turns=(1, 3, 8), n=1, **options):
     of = {"turns": list(turns)}
     files = [tmp_path and tmp_path / name for name in ("s.jsonl", "s.safetensors")]
-    return evaluate_sequential_edits(
+    found = evaluate_sequential_edits(
         *editor, MODEL, encoded(), checkpoints=turns, facts_per_edit=n,
         log=ScoredBatches(files[0], of), saved=SequentialState(files[1], of), **options,
     )  # fmt: skip
+    assert all((after.pop("seconds_per_fact") or 1) > 0 for after in found.values())  # time varies
+    return found
+
+
+def test_general_ability_is_that_of_all_edits_so_far():
+    editor = mend_editor()
+    texts = random_sequences(5, E=3).reshape(3)
+    inputs = AbilityTexts(texts, random_sequences(6, E=4).reshape(4))
+    base = jax.jit(functools.partial(base_ability, model=MODULE))(ON_DEVICE, inputs)
+    found = pass_of(editor, turns=(1, 3), ability=Ability(inputs, base))
+    assert found["1"]["ability"]["before"] == found["3"]["ability"]["before"]
+    transform, params, state = editor
+    first = jax.jit(lambda base, seqs: transform.edit(
+        params, state, make_problem(MODULE, base, WEIGHTS, seqs), False)[0])(
+            ON_DEVICE, rows_of(encoded().texts["edit"], 0))  # fmt: skip
+    alone = jax.jit(functools.partial(score_ability, model=MODULE))(ON_DEVICE, first, inputs, base)
+    expected = np.exp(float(alone["nll"][0]) / float(base.n_tokens))
+    assert found["1"]["ability"]["perplexity"] == pytest.approx(expected, rel=1e-4)
+    assert found["3"]["ability"]["perplexity"] != found["1"]["ability"]["perplexity"]
+    assert "ability" not in pass_of(editor, turns=(1,))["1"]
 
 
 def rows_of(texts, *numbers):
@@ -397,6 +419,8 @@ def test_sequential_rows_have_different_scopes():
     assert sorted(row["scope"] for row in found) == [f"s{i}" for i in range(7)]
     assert [r["key"] for r in found] != sorted(r["key"] for r in found)
     assert choose_sequential_rows(rows, 3) == found[:3]
+    other = choose_sequential_rows(rows, 99, order=1)
+    assert other != found and len(other) == len(found)
 
 
 @pytest.fixture(scope="module")
