@@ -10,7 +10,7 @@ import platform
 import jax
 
 from mend_jax.parallel.distributed import source_digests
-from mend_jax.parallel.processor import processor_name
+from mend_jax.parallel.processor import multiplies_bfloat16, processor_name
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers",
@@ -32,9 +32,11 @@ def versions() -> dict[str, str]:
 def hardware() -> str:
     """Return a description of the machine: accelerators (or the CPU's name), cores, system.
 
-    The processor matters to numbers: its instructions decide how sums are rounded.
+    The processor matters to numbers: its instructions decide how sums are rounded, and its units
+    for bfloat16 whether the trunk uses them (`model.trunk_products`).
     """
     devices = jax.devices()
     kind = devices[0].device_kind
     kind = (processor_name() or kind) if devices[0].platform == "cpu" else kind
-    return f"{len(devices)} x {kind}, {os.cpu_count()} cores, {platform.machine()}"
+    units = ", bfloat16 units" if multiplies_bfloat16() else ""
+    return f"{len(devices)} x {kind}, {os.cpu_count()} cores, {platform.machine()}{units}"
