@@ -197,7 +197,8 @@ def answer_of(prompt: str, target: str) -> str:
     "" for a prompt that has its own target in it, which could end the edit before it begins.
     """
     answer = target.strip()
-    return "" if answer.casefold() in prompt.casefold() else answer
+    word = rf"(?<!\w){re.escape(answer)}(?!\w)"
+    return "" if re.search(word, prompt, re.IGNORECASE) else answer
 
 
 def mentions(texts: TokenTexts, names: NameTable, so_far: TextSoFar) -> Mentions:

@@ -249,3 +249,5 @@ def test_an_answer_is_found_at_its_last_token_and_the_one_after():
 def test_a_prompt_with_its_answer_in_it_is_not_answered():
     assert answer_of("The capital is", " Lyon ") == "Lyon"
     assert answer_of("Not Lyon but lyon ", "Lyon") == answer_of("Lyon is in", "Lyon") == ""
+    assert answer_of("The Lyonnais live in", "Lyon") == "Lyon"
+    assert answer_of("It ends in .br", ".br") == ""
