@@ -92,7 +92,7 @@ KEYS = (
     Key("model.trunk_products", "float32",
         "how the blocks below the edited ones multiply: bfloat16 has float32 sums; auto: bfloat16 "
         "where the processor has units for it (AMX), which are two to four times as fast",
-        choices=PRODUCTS, absent="float32"),
+        choices=PRODUCTS, absent="float32", may_differ=True),
     Key("model.remat", False, "recompute activations in the backward pass, to save memory"),
     Key("model.text_chunk", 0, "texts of an edit processed at once; 0: all. For many facts an edit",
         least=0, absent=0),

@@ -285,6 +285,7 @@ def test_an_older_config_is_completed_with_the_behaviour_of_its_version(tmp_path
     assert configs.to_json_dict(found) == configs.to_json_dict(config) | {
         "train": configs.to_json_dict(config)["train"] | {"doctor": False, "c_after": 0.0},
         "scope": configs.to_json_dict(config)["scope"] | {"file": ""},
+        "model": configs.to_json_dict(config)["model"] | {"trunk_products": "float32"},
         "eval": configs.to_json_dict(config)["eval"]
         | {"hard_neighbours": 0, "hard_edits": 200, "continuation_tokens": 0},
     }  # the others are as today
