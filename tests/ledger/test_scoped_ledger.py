@@ -142,10 +142,10 @@ def test_the_commands_make_and_show_scoped_edits(model, editor, tmp_path, capsys
 @pytest.mark.slow
 def test_a_session_proposes_scoped_edits(model, editor, ledger):
     session = Session(model, editor, ledger)
-    proposal = session.propose(Fact(*FRANCE))
+    proposal = session.propose(Fact(*OSLO))
     assert isinstance(proposal.edit, GatedBank) and proposal.together is None
     session.keep(proposal.number)
-    session.propose(Fact(*OSLO))
-    compared = session.compare(OSLO[0])
+    session.propose(Fact(*FRANCE))
+    compared = session.compare(FRANCE[0])
     assert compared["before"] != compared["after"] and compared["edits"] == 1
     assert session.proposal.together is not None
