@@ -201,9 +201,10 @@ class TrunkCache:
         """Return a digest of base, trunk and texts, the name of the tables' folder."""
         about = {
             "base": fingerprint, "names": self._names, "dtype": np.dtype(self._model.dtype).name,
-            "products": str(self._model.trunk_dtype),
             "stacks": [[s.name, s.n_trunk] for s in self._model.stacks],
         }  # fmt: skip
+        if self._model.trunk_dtype is not None:
+            about["products"] = np.dtype(self._model.trunk_dtype).name
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for part in self._parts:
             for name in self._names:

@@ -40,7 +40,8 @@ def made(tmp_path_factory):
     """(run folder, config, experiment) with an untrained editor, saved as by a run."""
     base = save_tiny(tmp_path_factory.mktemp("base"))
     settings = {"model.spec": base, "model.last_n_blocks": 2} | SETTINGS
-    settings |= {"model.trunk_products": "float32", "editor.options.step_size": 1.0, "editor.options.rank": 8}
+    settings |= {"editor.options.step_size": 1.0, "editor.options.rank": 8}
+    settings["model.trunk_products"] = "float32"
     config, _, _ = parse(
         ["--config=quickstart.py"] + [f"--config.{k}={v}" for k, v in settings.items()]
     )
