@@ -27,7 +27,7 @@ from mend_jax.core.forward import (
 from mend_jax.core.logits import map_logits
 from mend_jax.core.losses import all_tokens_correct, correct_tokens, masked_mean, token_nll
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.weight_edit import Edit
+from mend_jax.core.weight_edit import AppliedEdit, Edit
 from mend_jax.models import WeightSpec
 from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params, flatten
@@ -64,7 +64,7 @@ class Problem:
     def n_edits(self) -> int:
         return self.corrections.batch_shape[0]
 
-    def loss(self, edit: Edit | None = None) -> Float[Array, " E"]:
+    def loss(self, edit: AppliedEdit | None = None) -> Float[Array, " E"]:
         """Return the mean token NLL of each edit's corrections (MEND's inner loss)."""
         return self.loss_and_solved(edit)[0]
 
@@ -73,17 +73,17 @@ class Problem:
         edit = self._with_applied(edit)
         return scored_logits(self.model, self.params, self.trunk_states, self.corrections, edit)
 
-    def _with_applied(self, edit: Edit | None) -> Edit | None:
+    def _with_applied(self, edit: AppliedEdit | None) -> AppliedEdit | None:
         if self.applied is None or edit is None:
             return edit if self.applied is None else self.applied
         return self.applied.compose(edit)
 
-    def solved(self, edit: Edit | None = None) -> Bool[Array, " E"]:
+    def solved(self, edit: AppliedEdit | None = None) -> Bool[Array, " E"]:
         """Return whether every target token of an edit's corrections is the arg max."""
         return self.loss_and_solved(edit)[1]
 
     def loss_and_solved(
-        self, edit: Edit | None = None
+        self, edit: AppliedEdit | None = None
     ) -> tuple[Float[Array, " E"], Bool[Array, " E"]]:
         """Return `loss` and `solved` from one forward pass."""
         edit = self._with_applied(edit)

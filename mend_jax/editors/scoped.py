@@ -1,4 +1,9 @@
-"""Any editor under a learned scope: its edits apply to the tokens in their scope alone."""
+"""Any editor under a learned scope: its edits apply to the tokens in their scope alone.
+
+A plain edit is as strong as its locality allows: a stronger one changes more of other texts. A
+scoped edit has no such limit, so each has the one of a few strengths at which the edited model finds
+the edit's own answer likeliest. That takes a few passes of the edited blocks over the correction.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +29,12 @@ from mend_jax.core.weight_edit import Edit
 from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params
 
+STRENGTHS = (1.0, 1.5, 2.0)
+"""Factors of an editor's edit, the best of which a scoped edit has.
+
+On validation facts (SmolLM2-135M, n = 96 of each data set) an edit at 3 often destroys its own
+answer; with 2.5 as a fourth factor no more facts are answered.
+"""
 _MATCHES_ALL = -2.0  # below every cosine
 
 
@@ -36,18 +47,21 @@ class ScopeGate:
       threshold: (tau_s, tau_q).
       mention: w.
       texts: of the base's tokens, by which mentions are found; None: they do not count.
+      strengths: factors of the editor's edit; each scoped edit has the best of them.
     """
 
     scope: Scope
     threshold: Float[Array, 2]
     mention: Float[Array, ""]
     texts: TokenTexts | None = None
+    strengths: tuple[float, ...] = flax.struct.field(pytree_node=False, default=(1.0,))
 
     @staticmethod
     def of(learned: LearnedScope, texts: TokenTexts | None) -> ScopeGate:
         """Return a learned scope with the texts of its base's tokens."""
         threshold = jnp.asarray(learned.threshold, jnp.float32)
-        return ScopeGate(learned.scope, threshold, jnp.float32(learned.mention), texts)
+        mention = jnp.float32(learned.mention)
+        return ScopeGate(learned.scope, threshold, mention, texts, STRENGTHS)
 
 
 def with_scope(
@@ -57,7 +71,8 @@ def with_scope(
 
     The result of `edit` is a `GatedBank` of one fact for each of the E edits; gradients flow to its
     deltas, so the editor can be trained under its gate. What else uses an editor's edits before
-    they are applied (a penalty, sequences) takes the plain editor.
+    they are applied (a penalty, sequences) takes the plain editor. In training the edit keeps the
+    strength that the editor gives it; else it has the best of `gate.strengths`.
 
     Args:
       plain_in_training: in training, every second pair of edits applies to all texts, so that the
@@ -68,7 +83,8 @@ def with_scope(
         params: EditorParams, state: EditorState, problem: Problem, train: bool
     ) -> tuple[Any, EditorState]:
         plain, state = editor.edit(params, state, problem, train)
-        edits = gated_edits(plain, gate, problem)
+        edits = plain if train else at_best_strength(plain, gate, problem)
+        edits = gated_edits(edits, gate, problem)
         return (_half_plain(edits) if train and plain_in_training else edits), state
 
     return editor._replace(edit=edit, penalty=None, lifelong_edit=None, sequential_training=None)
@@ -82,7 +98,26 @@ def make_scoped_edits(
     """Return the E scoped edits of corrections [E, n]; the first three arguments are static."""
     problem = make_problem(model, base, weights, corrections)
     edit, _ = editor.edit(params, state, problem, False)
-    return scoped_edits(edit, gate, problem)
+    return scoped_edits(at_best_strength(edit, gate, problem), gate, problem)
+
+
+def at_best_strength(edit: Edit, gate: ScopeGate, problem: Problem) -> Edit:
+    """Return E edits, each times the one of `gate.strengths` with the least loss under the gate.
+
+    The loss is of the edit's own corrections; of equal ones the earliest factor wins.
+    """
+    if gate.strengths == (1.0,):
+        return edit
+    losses_SxE = jnp.stack(
+        [problem.loss(gated_edits(edit.scale(s), gate, problem)) for s in gate.strengths]
+    )
+    losses_SxE = jnp.where(jnp.isnan(losses_SxE), jnp.inf, losses_SxE)
+    factor_Ex1x1 = jnp.asarray(gate.strengths)[jnp.argmin(losses_SxE, axis=0)][:, None, None]
+    deltas = {
+        name: delta.scale(factor_Ex1x1.astype(jax.tree.leaves(delta)[0].dtype))
+        for name, delta in edit.deltas.items()
+    }
+    return dataclasses.replace(edit, deltas=deltas)
 
 
 def gated_edits(edit: Edit, gate: ScopeGate, problem: Problem) -> GatedBank:
