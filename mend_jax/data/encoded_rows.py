@@ -30,8 +30,11 @@ _JOINTS = (". ", "\n", ", and ")  # between an answer and what follows it
 # `hard_target` has the prompts of `hard_near` with the row's new target: does it leak there?
 HARD_SETS = ("hard_near", "hard_target", "same_subject", "target_facts", "subject_text")
 # Further sets for evaluation; several texts a row, except for `far_answers` and `chat`, where the
-# paraphrase is a user's message.
-EVALUATION_SETS = ("chat", "more_rephrases", "more_near", "hops", "far_answers", *HARD_SETS)
+# paraphrase is a user's message. `true_answers` has the prompt and the paraphrase with the answer
+# that was true before the edit.
+EVALUATION_SETS = (
+    "chat", "more_rephrases", "more_near", "hops", "far_answers", "true_answers", *HARD_SETS
+)  # fmt: skip
 _LOG = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
@@ -232,6 +235,8 @@ class _RowEncoder:
             return self.chat(row)
         if name == "after":
             return self.after(row)
+        if name == "true_answers":
+            return self.true_answers(row)
         method, prompt_field, target_field = _FIELDS[name]
         prompts, targets = row.get(prompt_field, ()), row.get(target_field, "")
         encode = {
@@ -255,6 +260,13 @@ class _RowEncoder:
             self.tokenizer, self.question(prompt), target, lengths.max_len, lengths.max_target,
             append_eos=lengths.append_eos,
         )  # fmt: skip
+
+    def true_answers(self, row: Row) -> list[TokenBatch | None]:
+        """Return the prompt and the paraphrase with the true answer, if it is not the target."""
+        truth = row.get("truth", "")
+        if not truth or truth == row["target"]:
+            return [None, None]
+        return [_if_it_fits(self.fact, row[field], truth) for field in ("prompt", "rephrase")]
 
     def near(self, prompt: str, answer: str) -> TokenBatch:
         sizes = (self.lengths.max_len, self.lengths.max_target)

@@ -1,8 +1,9 @@
 """Any editor under a learned scope: its edits apply to the tokens in their scope alone.
 
 A plain edit is as strong as its locality allows: a stronger one changes more of other texts. A
-scoped edit has no such limit, so each has the one of a few strengths at which the edited model finds
-the edit's own answer likeliest. That takes a few passes of the edited blocks over the correction.
+scoped edit has no such limit, so each has the one of a few strengths at which the edited model
+finds the edit's own answer likeliest. That takes a few passes of the edited blocks over the
+correction.
 """
 
 from __future__ import annotations

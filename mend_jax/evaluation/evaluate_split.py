@@ -32,6 +32,7 @@ from mend_jax.evaluation.hard_case import after_answer_summary, hard_case_summar
 from mend_jax.evaluation.metric_registry import METRICS, EvaluatedEdits, metric_results
 from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.scoring import edit_and_score, generate_answers, generate_with_predictor
+from mend_jax.evaluation.text_entropy import LONG_TEXT
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.progress import Progress
 from mend_jax.models.editable_model import EditableModel
@@ -250,6 +251,8 @@ class _Writer:
                 answers[name + suffix] = self._decode(own[:, : self.max_new])
                 if self.continuation and name in EDIT_SETS:
                     own = own[:, : self.continuation]
+                    if name == "edit":
+                        answers[LONG_TEXT + suffix] = self._decode(own)
                     found = self._continuation_scores(own, spellings, edited=not suffix)
                     scores |= {(f"after_{name}", k + suffix): v for k, v in found.items()}
             if "hard_target" in texts and not self.model.is_classifier:

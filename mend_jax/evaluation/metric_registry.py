@@ -95,7 +95,12 @@ class Metric:
 
 
 METRICS: Registry[Metric | MetricFunction] = Registry(
-    "metric", group="mend_jax.metrics", entries={}
+    "metric",
+    group="mend_jax.metrics",
+    entries={
+        "rome": "mend_jax.evaluation.rome_scores:METRIC",
+        "text_entropy": "mend_jax.evaluation.text_entropy:METRIC",
+    },
 )
 
 

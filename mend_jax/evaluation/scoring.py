@@ -29,7 +29,7 @@ from mend_jax.models.params import Params
 from mend_jax.parallel.layout import vmap_edits
 
 TextScores = dict[str, Float[Array, "E n"]]
-ANSWER_SETS = (*EDIT_SETS, "chat", "more_rephrases", "hops", "hard_target")
+ANSWER_SETS = (*EDIT_SETS, "chat", "more_rephrases", "hops", "true_answers", "hard_target")
 """The sets of texts that are scored by a target; the others should stay as they are."""
 HARD_TEXT_CHUNK = 8
 """Hard texts of an edit that are scored at once; they are many, and all their logits too large."""

@@ -106,6 +106,19 @@ def test_rows_may_have_several_evaluation_texts_or_none():
     assert set(encode_rows(rows, TOKENIZER, LENGTHS).texts) == {"edit", "rephrase", "near", "far"}
 
 
+def test_the_true_answers_follow_prompt_and_paraphrase():
+    rows = [row(0, truth="yes"), row(1), row(2, truth="no 2"), row(3, truth="far too long, by far")]
+    encoded = encode_rows(rows, TOKENIZER, LENGTHS, more=True)
+    texts = encoded.texts["true_answers"]
+    assert texts.score_mask.any(-1).tolist() == [[True, True], *[[False, False]] * 3]
+    for k, prompt in enumerate(("Who 0?", "Say 0?")):
+        one = at(texts, 0, k)
+        assert scored(one) == " yes"
+        assert TOKENIZER.decode(one.tokens[one.mask].tolist()) == f"{prompt} yes"
+    assert "true_answers" not in encode_rows(rows, TOKENIZER, LENGTHS).texts
+    assert "true_answers" not in encode_rows(rows[1:3], TOKENIZER, LENGTHS, more=True).texts
+
+
 def test_a_neighbour_without_an_answer_is_scored_at_its_last_token():
     encoded = encode_rows([question(0) | {"near_answer": ""}], TOKENIZER, LENGTHS)
     near = at(encoded.texts["near"], 0)
