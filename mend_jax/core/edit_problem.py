@@ -68,7 +68,7 @@ class Problem:
         """Return the mean token NLL of each edit's corrections (MEND's inner loss)."""
         return self.loss_and_solved(edit)[0]
 
-    def logits(self, edit: Edit | None = None) -> Float[Array, "E n S V"]:
+    def logits(self, edit: AppliedEdit | None = None) -> Float[Array, "E n S V"]:
         """Return the logits at the scored positions of the corrections."""
         edit = self._with_applied(edit)
         return scored_logits(self.model, self.params, self.trunk_states, self.corrections, edit)
@@ -102,18 +102,18 @@ class Problem:
         keep = self.corrections.score_mask
         return masked_mean(nll, keep, axes=(1, 2)), all_tokens_correct(correct, keep).all(-1)
 
-    def outputs(self, name: str, edit: Edit | None = None) -> Float[Array, "E n T_or_S d"]:
+    def outputs(self, name: str, edit: AppliedEdit | None = None) -> Float[Array, "E n T_or_S d"]:
         """Return the output of a part of the top at every token; see `forward.top_outputs`."""
         edit = self._with_applied(edit)
 
-        def outputs_of_one(h: TrunkStates, texts: TokenBatch, edit: Edit | None) -> Array:
+        def outputs_of_one(h: TrunkStates, texts: TokenBatch, edit: AppliedEdit | None) -> Array:
             return top_outputs(self.model, self.params, h, texts, name, edit)
 
         return vmap_edits(outputs_of_one, self.n_edits)(
             self.trunk_states, self.corrections, split_over_edits(edit, self.n_edits)
         )
 
-    def factors(self, edit: Edit | None = None, rows: Rows = "all") -> dict[str, Factors]:
+    def factors(self, edit: AppliedEdit | None = None, rows: Rows = "all") -> dict[str, Factors]:
         """Return (u, delta) of every editable weight, by one backward pass of the top.
 
         Rows are tokens, [E, n * T]. In the last block only scored positions take part: weights
@@ -134,14 +134,16 @@ class Problem:
         captured = self._captured_taps(self._with_applied(edit), rows)
         return {w.name: self._factors_of(w, captured, rows) for w in self.weights}
 
-    def _captured_taps(self, edit: Edit | None, rows: Rows) -> dict[str, Array]:
+    def _captured_taps(self, edit: AppliedEdit | None, rows: Rows) -> dict[str, Array]:
         """Return what the taps of all editable weights capture, [E, n, T or S, d], by path."""
         names, E = [w.name for w in self.weights], self.n_edits
         n_scored = jnp.asarray(self.corrections.score_mask).astype(jnp.float32).sum(-1)
         if rows == "all":
             n_scored = jnp.broadcast_to(n_scored.sum(1, keepdims=True), n_scored.shape)
 
-        def tapped_states(h: TrunkStates, texts: TokenBatch, taps: Any, edit: Edit | None) -> Array:
+        def tapped_states(
+            h: TrunkStates, texts: TokenBatch, taps: Any, edit: AppliedEdit | None
+        ) -> Array:
             return top_states(self.model, self.params, h, texts, edit, taps)
 
         def capture(chunk: tuple[TokenBatch, TrunkStates, Array]) -> Any:

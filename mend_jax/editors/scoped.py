@@ -84,8 +84,9 @@ def with_scope(
         params: EditorParams, state: EditorState, problem: Problem, train: bool
     ) -> tuple[Any, EditorState]:
         plain, state = editor.edit(params, state, problem, train)
-        edits = plain if train else at_best_strength(plain, gate, problem)
-        edits = gated_edits(edits, gate, problem)
+        if not train:
+            plain = at_best_strength(plain, gate, problem)
+        edits = gated_edits(plain, gate, problem)
         return (_half_plain(edits) if train and plain_in_training else edits), state
 
     return editor._replace(edit=edit, penalty=None, lifelong_edit=None, sequential_training=None)
