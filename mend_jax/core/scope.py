@@ -14,6 +14,7 @@ here the keys are compared after a learned projection, and what a match selects 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 
@@ -146,6 +147,20 @@ def init_projection(
         w2=init(key_2, (d_hidden, d_key), jnp.float32),
         b2=jnp.zeros((d_key,)),
     )
+
+
+def raw_projection(moments: Moments) -> Projection:
+    """Return f(z) = normalise((z - center) / spread): the state itself, standardised, not learned.
+
+    gelu(x) - gelu(-x) = x, so W1 = [I, -I] and W2 = [I, -I]^T project to x. These are the keys of
+    GRACE (Hartvigsen et al. 2023, arXiv:2211.11031, section 3), compared by their cosine instead of
+    their distance; what learned projections are measured against.
+    """
+    width = moments.mean.shape[-1]
+    f = init_projection(jax.random.key(0), width, 2 * width, width, moments)
+    one = jnp.eye(width)
+    both = jnp.concatenate([one, -one], axis=1)
+    return dataclasses.replace(f, w1=both, w2=both.T)
 
 
 def project(f: Projection, z: Float[Array, "*lead D"]) -> Float[Array, "*lead K"]:

@@ -21,7 +21,8 @@ class ScopeOptions:
       facts: training facts of each data set; the trunk reads each in all wordings, most of the time
         this takes.
       wordings: of each fact.
-      steps, lr, weight_decay: of AdamW; the rate falls along a cosine.
+      steps, lr, weight_decay: of AdamW; the rate falls along a cosine. Without a step the states
+        themselves are the keys (`scope.raw_projection`).
       facts_per_step, wordings_per_step, outside_per_step: sizes of a step.
       relations_per_step, questions_per_step: of how many relations the facts of a step are, for the
         subject (few, so that most negatives have the same question) and for the question.
@@ -61,6 +62,7 @@ class ScopeOptions:
         least: dict[str, float] = dict.fromkeys(vars(self).keys() - rates, 1)
         least |= {"wordings": 2, "wordings_per_step": 2, "facts_per_step": 2, "lr": 0.0}
         least |= {"weight_decay": 0.0, "temperature": 1e-6, "seed": 0, "near_per_step": 0}
+        least |= {"steps": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"scope.{name} is {getattr(self, name)}: give at least {low}")

@@ -23,7 +23,14 @@ import optax
 from mend_jax.core.contrastive_loss import ScopePositions, contrastive_loss
 from mend_jax.core.factors import moments_of_rows
 from mend_jax.core.match_threshold import MatchThreshold
-from mend_jax.core.scope import HEADS, Projection, Scope, first_site, init_projection
+from mend_jax.core.scope import (
+    HEADS,
+    Projection,
+    Scope,
+    first_site,
+    init_projection,
+    raw_projection,
+)
 from mend_jax.core.scope_file import LearnedScope
 from mend_jax.data.keyed_random import key_rng
 from mend_jax.hub.language_model import LanguageModel
@@ -88,7 +95,7 @@ def _description(
 
     return {
         "options": vars(options),
-        "loss": {head: [values[0], values[-1]] for head, values in losses.items()},
+        "loss": {head: [*values[:1], *values[-1:]] for head, values in losses.items()},
         "matches": dict(rates),
         "thresholds": {
             name: described(getattr(thresholds, name))
@@ -119,6 +126,8 @@ def _train(
     part = slice(half * width, (half + 1) * width)
     scored = np.concatenate([states.z[states.mask][:, part] for states in data])
     moments = moments_of_rows(jnp.asarray(scored), jnp.ones(len(scored), bool))
+    if not options.steps:
+        return raw_projection(moments), []
     f = init_projection(jax.random.key(options.seed), width, moments=moments)
     schedule = optax.cosine_decay_schedule(options.lr, options.steps)
     tx = optax.adamw(schedule, weight_decay=options.weight_decay)

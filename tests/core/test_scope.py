@@ -18,6 +18,7 @@ from mend_jax.core.scope import (
     first_site,
     init_projection,
     project,
+    raw_projection,
     reading,
     scope_keys,
 )
@@ -39,6 +40,17 @@ def test_the_projection_is_two_layers_of_the_stated_sizes():
     h = jax.nn.gelu(z @ f.w1 + f.b1[None, None], approximate=False) @ f.w2 + f.b2[None, None]
     np.testing.assert_allclose(found, h / np.linalg.norm(h, axis=-1, keepdims=True), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
+
+
+def test_raw_projections_are_standardised_states():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(3, [1, 10, 100, 0], (50, 4)).astype(np.float32)
+    f = raw_projection(moments_of_rows(jnp.asarray(rows), jnp.ones(50, bool)))
+    z = rng.normal(3, 50, (5, 4)).astype(np.float32)
+    std = rows.std(0, ddof=1, dtype=np.float64)
+    want = (z - rows.mean(0, dtype=np.float64)) / np.where(std > 0, std, 1)
+    want /= np.linalg.norm(want, axis=-1, keepdims=True)
+    np.testing.assert_allclose(project(f, jnp.asarray(z)), want, atol=2e-4)
 
 
 def test_bfloat16_states_give_float32_keys():

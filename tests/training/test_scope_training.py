@@ -84,6 +84,16 @@ def test_a_learned_scope_belongs_to_its_base_and_depends_on_the_seed(model):
     assert other.scope.fingerprint() != one.scope.fingerprint()
 
 
+def test_without_steps_the_states_are_the_keys(model):
+    scope = learn(model, dataclasses.replace(OPTIONS, steps=0)).scope
+    assert scope.d_key == 2 * scope.d_model
+    z = np.random.default_rng(0).normal(size=(3, scope.d_model)).astype(np.float32)
+    for f in (scope.subject, scope.question):
+        want = (z - f.center) / f.spread
+        want /= np.linalg.norm(want, axis=-1, keepdims=True)
+        np.testing.assert_allclose(project(f, z), want, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_texts_of_models_that_read_both_ways_have_one_state(tmp_path):
     model = mend_jax.load_model(str(save_tiny(tmp_path, "t5", std=0.2)), last_n_blocks=1)
