@@ -89,7 +89,7 @@ def test_without_steps_the_states_are_the_keys(model):
     assert scope.d_key == 2 * scope.d_model
     z = np.random.default_rng(0).normal(size=(3, scope.d_model)).astype(np.float32)
     for f in (scope.subject, scope.question):
-        want = (z - f.center) / f.spread
+        want = (z - np.asarray(f.center)) / np.asarray(f.spread)
         want /= np.linalg.norm(want, axis=-1, keepdims=True)
         np.testing.assert_allclose(project(f, z), want, atol=1e-4)
 
