@@ -28,6 +28,7 @@ DATA_SETS: Registry[RecipeFunction] = Registry(
         "counterfact": f"{_SOURCES}.counterfact:recipe",
         "facts": f"{_SOURCES}.own_facts:recipe",
         "fever": f"{_SOURCES}.fever:recipe",
+        "knowedit": f"{_SOURCES}.knowedit:recipe",
         "wikitext_gen": f"{_SOURCES}.wikitext_gen:recipe",
         "named_things": f"{_SOURCES}.named_things:recipe",
         "world_facts": f"{_SOURCES}.world_facts:recipe",

@@ -17,6 +17,7 @@ from mend_jax.errors import ConfigError, DataError
 HOME = "mend_jax.data"
 FILES = (
     *(f"counterfact/counterfact-{name}.json" for name in ("train", "val", "edit")),
+    *("knowedit/wiki_counterfact_train.jsonl", "knowedit/wiki_counterfact_test.jsonl"),
     *("fever/train.jsonl", "fever/eval.jsonl", "facts/mine.jsonl", "web/a.txt"),
     *("nq_open/NQ-open.train.jsonl", "nq_open/NQ-open.dev.jsonl"),
     *("nq_open/NQ-open.efficientqa.dev.1.1.jsonl", "zsre/levy_positive.jsonl"),
@@ -33,6 +34,7 @@ DECIDES = {
     "counterfact": {"name_matching", "raw_files", "rows"},
     "facts": {"facts", "keyed_random", "rows"},
     "fever": {f"sources.fever.{name}" for name in ("paraphrases", "grammar", "vocabulary")},
+    "knowedit": {"name_matching", "neighbours", "raw_files", "rows"},
     "named_things": {f"sources.named_things.{name}" for name in ("names", "people", "everyday")},
     "nq_open": {"raw_files", "rows"},
     "texts": {"prose"},
