@@ -29,6 +29,8 @@ DATA_SETS: Registry[RecipeFunction] = Registry(
         "facts": f"{_SOURCES}.own_facts:recipe",
         "fever": f"{_SOURCES}.fever:recipe",
         "knowedit": f"{_SOURCES}.knowedit:recipe",
+        "mquake": f"{_SOURCES}.mquake:recipe",
+        "qaedit": f"{_SOURCES}.qaedit:recipe",
         "wikitext_gen": f"{_SOURCES}.wikitext_gen:recipe",
         "named_things": f"{_SOURCES}.named_things:recipe",
         "world_facts": f"{_SOURCES}.world_facts:recipe",

@@ -18,6 +18,7 @@ HOME = "mend_jax.data"
 FILES = (
     *(f"counterfact/counterfact-{name}.json" for name in ("train", "val", "edit")),
     *("knowedit/wiki_counterfact_train.jsonl", "knowedit/wiki_counterfact_test.jsonl"),
+    *("mquake/MQuAKE-CF-3k.json", "qaedit/QAEdit.json"),
     *("fever/train.jsonl", "fever/eval.jsonl", "facts/mine.jsonl", "web/a.txt"),
     *("nq_open/NQ-open.train.jsonl", "nq_open/NQ-open.dev.jsonl"),
     *("nq_open/NQ-open.efficientqa.dev.1.1.jsonl", "zsre/levy_positive.jsonl"),
@@ -35,6 +36,8 @@ DECIDES = {
     "facts": {"facts", "keyed_random", "rows"},
     "fever": {f"sources.fever.{name}" for name in ("paraphrases", "grammar", "vocabulary")},
     "knowedit": {"name_matching", "neighbours", "raw_files", "rows"},
+    "mquake": {"name_matching", "neighbours", "raw_files", "rows"},
+    "qaedit": {"name_matching", "raw_files", "rows"},
     "named_things": {f"sources.named_things.{name}" for name in ("names", "people", "everyday")},
     "nq_open": {"raw_files", "rows"},
     "texts": {"prose"},

@@ -1,7 +1,7 @@
 """`knowedit`: edits of Wikidata facts, with questions that follow from them.
 
 Source: KnowEdit's `wiki_counterfact` (Zhang et al. 2024, arXiv:2401.01286), which is made from
-RippleEdits (Cohen et al. 2023, arXiv:2307.12976, section 3). Licence: MIT; Wikidata's facts are CC0.
+RippleEdits (Cohen et al. 2023, arXiv:2307.12976, section 3). Licence: MIT; facts of Wikidata CC0.
 
 A row is the beginning of a statement about a subject with a new, false end. Its paraphrase is the
 same statement under another name of the subject (RippleEdits: Subject Aliasing). What must follow
