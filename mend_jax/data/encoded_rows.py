@@ -28,7 +28,10 @@ AFTER_TOKENS = 8
 _JOINTS = (". ", "\n", ", and ")  # between an answer and what follows it
 # Sets of texts that an edit should leave alone although they are close to it; see `hard_texts`.
 # `hard_target` has the prompts of `hard_near` with the row's new target: does it leak there?
-HARD_SETS = ("hard_near", "hard_target", "same_subject", "target_facts", "subject_text")
+# `near_after_fact` has neighbours after the edited fact, so its texts may be twice as long.
+HARD_SETS = (
+    "hard_near", "hard_target", "near_after_fact", "same_subject", "target_facts", "subject_text"
+)  # fmt: skip
 # Further sets for evaluation; several texts a row, except for `far_answers` and `chat`, where the
 # paraphrase is a user's message. `true_answers` has the prompt and the paraphrase with the answer
 # that was true before the edit.
@@ -206,6 +209,7 @@ _FIELDS = {  # encoder method, fields of the prompts and of the targets
     "hops": ("fact", "hop_prompts", "hop_answers"),
     "hard_near": ("near", "hard_near_prompts", "hard_near_answers"),
     "hard_target": ("answer", "hard_near_prompts", "target"),
+    "near_after_fact": ("long", "near_after_fact_prompts", "near_after_fact_answers"),
     "same_subject": ("near", "same_subject_prompts", "same_subject_answers"),
     "target_facts": ("near", "target_fact_prompts", "target_fact_answers"),
     "subject_text": ("text", "subject_texts", ""),
@@ -213,6 +217,7 @@ _FIELDS = {  # encoder method, fields of the prompts and of the targets
 _SCOPE_FIELDS = {
     "hard_near": "hard_near_scopes",
     "hard_target": "hard_near_scopes",
+    "near_after_fact": "near_after_fact_scopes",
     "target_facts": "target_fact_scopes",
 }
 
@@ -240,7 +245,8 @@ class _RowEncoder:
         method, prompt_field, target_field = _FIELDS[name]
         prompts, targets = row.get(prompt_field, ()), row.get(target_field, "")
         encode = {
-            "fact": self.fact, "near": self.near, "answer": self.answer, "text": self.text
+            "fact": self.fact, "near": self.near, "answer": self.answer, "text": self.text,
+            "long": self.long_near,
         }[method]  # fmt: skip
         if isinstance(prompts, str):
             return encode(prompts, targets)
@@ -270,6 +276,11 @@ class _RowEncoder:
 
     def near(self, prompt: str, answer: str) -> TokenBatch:
         sizes = (self.lengths.max_len, self.lengths.max_target)
+        return self.form.near(self.tokenizer, self.question(prompt), answer, *sizes)
+
+    def long_near(self, prompt: str, answer: str) -> TokenBatch:
+        """Return a near fact after another fact."""
+        sizes = (2 * self.lengths.max_len, self.lengths.max_target)
         return self.form.near(self.tokenizer, self.question(prompt), answer, *sizes)
 
     def answer(self, prompt: str, target: str) -> TokenBatch:

@@ -1,6 +1,8 @@
 """Hard texts: what an edit should leave alone although it is close to the edited fact.
 
 - hard neighbours: the edit's own wording about another subject of the same relation;
+- the same after the edited fact, as CounterFact+ has it (Hoelscher-Obermaier et al. 2023,
+  arXiv:2305.17553, section 3): "The capital of France is Lyon. The capital of Germany is";
 - the same subject under other relations, and its name in plain text;
 - facts about the new target itself.
 
@@ -29,6 +31,8 @@ from mend_jax.errors import DataError
 
 OTHER_FACTS = 4
 """The most facts about the same subject, and about the new target."""
+AFTER_FACT = 2
+"""Neighbours of a row that also stand after the edited fact."""
 _SENTENCES = (  # written for this purpose; the subject comes early, so that most tokens follow it
     "About {s} there was a long article in the paper this morning.",
     "We read about {s} at school and soon forgot most of it.",
@@ -97,7 +101,8 @@ class HardTextMaker:
         Which texts a row gets depends on its key and on the rows of the split alone.
 
         Returns:
-          Rows with `hard_near_prompts`, `_answers` and `_scopes`; `same_subject_prompts` and
+          Rows with `hard_near_prompts`, `_answers` and `_scopes`; the same of `near_after_fact`;
+          `same_subject_prompts` and
           `_answers`; `target_fact_prompts`, `_answers` and `_scopes`; `subject_texts`: lists, empty
           where there is no such text. An answer "" is not known.
         """
@@ -105,7 +110,12 @@ class HardTextMaker:
 
     def _fields(self, row: Row) -> dict[str, list[str]]:
         near, same, about = self._neighbours(row), self._same_subject(row), self._about_target(row)
+        fact = f"{row['prompt']} {row['target']}"
+        fact = fact if fact.endswith((".", "!", "?")) else f"{fact}."
         return {
+            "near_after_fact_prompts": [f"{fact} {prompt}" for prompt, _ in near[:AFTER_FACT]],
+            "near_after_fact_answers": [other["truth"] for _, other in near[:AFTER_FACT]],
+            "near_after_fact_scopes": [_scope(other) for _, other in near[:AFTER_FACT]],
             "hard_near_prompts": [prompt for prompt, _ in near],
             "hard_near_answers": [other["truth"] for _, other in near],
             "hard_near_scopes": [_scope(other) for _, other in near],

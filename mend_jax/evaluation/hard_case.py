@@ -19,11 +19,14 @@ PerText = Float[np.ndarray, "N k"]
 
 _LEAKS = {"leak": "exact", "leak_first": "first", "leak_generated": "generated"}
 _CHANGES = {"kept": "agree_first", "kept_answer": "agree", "kl": "kl_first", "kl_answer": "kl"}
+_KEPT_SETS = ("near_after_fact", "same_subject", "target_facts")
 _TOTALS = ("agree", "kl")  # sums over the scored tokens of a text
 
 
 def hard_case_summary(scores: Scores) -> dict[str, Any]:
-    """Return the entries `hard_near`, `same_subject`, `target_facts` and `subject_text` of results.
+    """Return the entries of results that are about hard texts.
+
+    They are `hard_near`, `near_after_fact`, `same_subject`, `target_facts` and `subject_text`.
 
     Each has the number `n` of edits with such texts, the number of `texts`, means over edits, and
     `ci95`. An entry without texts is left out.
@@ -37,14 +40,14 @@ def hard_case_summary(scores: Scores) -> dict[str, Any]:
     of it is the arg max, teacher-forced), `leak_first` (its first token is the arg max),
     `leak_generated` (it is generated freely), and `before`: the same of the unedited base.
     """
-    found = {name: _changes(scores, name, _CHANGES) for name in ("same_subject", "target_facts")}
+    found = {name: _changes(scores, name, _CHANGES) for name in _KEPT_SETS}
     found["subject_text"] = _changes(scores, "subject_text", {"kept": "agree", "kl": "kl"})
     near = _changes(scores, "hard_near", _CHANGES)
     leaks = _leaks(scores)
     if near or leaks:
         ci95 = {**leaks.pop("ci95", {}), **near.pop("ci95", {})}
         found["hard_near"] = {**near, **leaks, "ci95": ci95}
-    order = ("hard_near", "same_subject", "target_facts", "subject_text")
+    order = ("hard_near", *_KEPT_SETS, "subject_text")
     return {name: found[name] for name in order if found.get(name)}
 
 

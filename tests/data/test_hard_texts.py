@@ -80,6 +80,19 @@ def test_hard_neighbours_have_the_same_wording_another_subject_and_another_answe
         assert not any(same_answer(a, row["target"]) for _, a in subjects)
 
 
+def test_two_neighbours_stand_after_the_edited_fact_too():
+    rows = capitals(templates=("The capital of {} is",))
+    (row,) = HardTextMaker(rows, rows, count=8).add_to(rows[:1])
+    near = pairs(row, "hard_near")[:2]
+    assert pairs(row, "near_after_fact") == [
+        (f"The capital of France is Lyon. {prompt}", answer) for prompt, answer in near
+    ]
+    assert row["near_after_fact_scopes"] == row["hard_near_scopes"][:2]
+    ended = rows[0] | {"target": "Lyon!"}
+    (row,) = HardTextMaker(rows, rows, count=1).add_to([ended])
+    assert row["near_after_fact_prompts"][0].startswith("The capital of France is Lyon! The")
+
+
 def test_a_neighbour_that_has_the_target_or_names_the_subject_is_left_out():
     rows = [
         fact("France", "capital", TEMPLATES[0], "Paris", target="the Oslo"),
@@ -115,6 +128,7 @@ def test_the_rows_of_a_split_stay_as_they_are():
     for row, new in zip(rows, found, strict=True):
         assert row.items() <= new.items()
         assert {k.split("_")[0] for k in new.keys() - row.keys()} == {
+            "near",
             "hard", "same", "target", "subject",
         }  # fmt: skip
 

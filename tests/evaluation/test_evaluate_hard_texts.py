@@ -67,7 +67,10 @@ def test_only_the_chosen_batches_have_hard_texts(evaluated):
     assert results["n"] == 4 and results["hard_near"]["n"] == 2
     assert results["hard_near"]["texts"] == 4 and results["same_subject"]["n"] == 1
     assert results["target_facts"]["n"] == 2 and results["subject_text"]["texts"] == 6
-    assert list(results)[:4] == ["hard_near", "same_subject", "target_facts", "subject_text"]
+    assert results["near_after_fact"]["texts"] == 4
+    assert list(results)[:5] == [
+        "hard_near", "near_after_fact", "same_subject", "target_facts", "subject_text"
+    ]  # fmt: skip
     assert results["after_answer"]["edit"]["n"] == 4 and results["after_answer"]["tokens"] == 9
     assert results["after_answer"]["given"]["n"] == 4
 
@@ -147,7 +150,7 @@ def test_a_neighbour_that_its_edit_changes_too_is_not_scored(evaluated):
         encoded, edits_per_step=1, edits_per_batch=2, shuffle=False, num_epochs=1
     )
     edited = {"Ulm", "Rom"}  # the first two rows
-    for name in ("hard_near", "hard_target"):
+    for name in ("hard_near", "hard_target", "near_after_fact"):
         scored = batch[name].score_mask.any(-1).reshape(2, 2)
         wanted = [[s not in edited for s in row["hard_near_scopes"]] for row in rows[:2]]
         assert scored.tolist() == wanted

@@ -69,6 +69,8 @@ _COSTS = (
 _GROUPS = (
     ("hard_near.", "Neighbours, same wording", "the hard case: the edited question about another "
      "subject; intervals over edits", (*_LEAKS, *_KEPT)),
+    ("near_after_fact.", "Neighbours after the fact", "the edited fact stands before the neighbour",
+     _KEPT),
     ("same_subject.", "Same subject", "other facts about it, means over edits", _KEPT),
     ("target_facts.", "The new answer's own facts", "facts about it, means over edits", _KEPT),
     ("subject_text.", "Subject in plain text", "sentences that mention it", _PLAIN_TEXT),
