@@ -6,8 +6,8 @@ Hardware and time: two cores; 20 minutes for the scope and 22 for the editor.
 Expected: the numbers of docs/scoped_edits.md.
 
 The scope is learned first, on facts of four data sets (two of them are raw data, see docs/data.md);
-then the editor is trained under its gate, on world_facts, named_things and zsRE. Half of its edits in
-training are plain, so that plain edits stay usable, and half of its success is the answer to the
+then the editor is trained under its gate, on world_facts, named_things and zsRE. Half of its edits
+in training are plain, so that plain edits stay usable, and half of its success is the answer to the
 paraphrase as a user's message.
 """
 
@@ -29,6 +29,7 @@ def get_config(variant=""):
     c.train.c_chat = 1.0  # the base is a chat model
     c.eval.baselines = {}  # `evaluate-shipped` evaluates the files on world_facts
     if variant == "smoke":
+        c.data.more_train = ("named_things",)  # without raw data
         c.scope.update(dict(facts=40, wordings=3, steps=10, validation_facts=20))
     else:
         c.train.steps = 600
