@@ -150,6 +150,7 @@ class RunEvaluation:
             n_hard=e.config.eval.hard_edits, continuation=e.config.eval.continuation_tokens,
             what=f"evaluate {name or e.config.editor.name}", between=self.between,
             log=ScoredBatches(self._file("edits", name, ".jsonl"), mark),
+            records=self._file("records", name, ".jsonl"),
         )  # fmt: skip
         evaluation["facts_per_edit"] = e.config.data.edits_per_batch
         if transform.predictor is None:  # a predictor makes no edit

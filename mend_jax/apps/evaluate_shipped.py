@@ -2,8 +2,9 @@
   [--config.KEY=VALUE ...]
 
 Evaluates the editor that is shipped for a config's base, without training: on the test edits of the
-config's data, as a run evaluates its own. Writes DIR/results.json and report.html (default
-DIR runs/NAME). The config's `train` and `editor` sections are not used, nor are its baselines.
+config's data, as a run evaluates its own. Writes DIR/results.json, report.html and records.jsonl,
+one line for each edit (default DIR runs/NAME). The config's `train` and `editor` sections are not
+used, nor are its baselines.
 With --scope its edits are scoped: they apply where that learned scope finds their fact.
 """
 
@@ -54,14 +55,15 @@ def evaluate_shipped(
     if experiment.scope is not None:
         gate = ScopeGate.of(experiment.scope, experiment.model.tokenizer.token_texts)
         transform = with_scope(transform, gate)
+    workdir.mkdir(parents=True, exist_ok=True)
     with use_mesh(experiment.mesh):
         scores, examples = evaluate(
             transform, params, editor.state, experiment.model,
             experiment.eval_batches(split, c.edits_per_step), split.rows, experiment.mesh,
             n_edits=len(split), max_new=c.max_new_tokens, n_examples=c.examples,
             n_hard=c.hard_edits, continuation=c.continuation_tokens,
+            records=workdir / "records.jsonl",
         )  # fmt: skip
-    workdir.mkdir(parents=True, exist_ok=True)
     results = {
         "config_name": name,
         "config": configs.to_json_dict(config) | {"editor": {"name": editor.name}},

@@ -20,6 +20,7 @@ from mend_jax.core.weight_edit import Edit, relative_norms
 from mend_jax.data.encoded_rows import EVALUATION_SETS, HARD_SETS
 from mend_jax.evaluation import metrics
 from mend_jax.evaluation.continuations import continuation_scores, end_tokens
+from mend_jax.evaluation.edit_records import write_records
 from mend_jax.evaluation.examples import (
     GENERATED_SETS,
     choose_examples,
@@ -154,6 +155,7 @@ def evaluate(
     what: str = "evaluate",
     between: Callable[[], None] = lambda: None,
     log: ScoredBatches | None = None,
+    records: Any = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the `eval` entry of results.json and examples, over one pass of `batches`.
 
@@ -171,6 +173,7 @@ def evaluate(
       continuation: tokens after a prompt in which repetition and stops are counted; 0: not counted.
       between: called before each batch; it may raise to end the pass.
       log: keeps each scored batch; those that it holds already are not scored again.
+      records: the file that gets one JSON line for each edit (`edit_records`); None: none.
     """
     scorer = make_scorer(editor, model)
     writer = _Writer(editor, params, model, max_new, 0 if model.is_classifier else continuation)
@@ -197,6 +200,8 @@ def evaluate(
         log.add(row_numbers[valid].tolist(), found, answers)
         progress.update(log.n_edits, force=log.n_edits == n_edits)
     edits = _evaluated_edits(log, rows, sets, model.is_classifier)
+    if records is not None and is_writer():
+        write_records(records, edits)
     cards = make_examples(edits)
     summary = _summary(edits, continuation) | {"faults": fault_shares(cards)}
     return summary, choose_examples(cards, n_examples)
