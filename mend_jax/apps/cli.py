@@ -35,6 +35,9 @@ COMMANDS = {
     "evaluate-bank": Command(
         "mend_jax.apps.evaluate_bank", "evaluate many scoped edits in one bank"
     ),
+    "judge": Command(
+        "mend_jax.evaluation.judge", "let another model judge what edited models wrote"
+    ),
     "learn-scope": Command(
         "mend_jax.apps.learn_scope", "learn which texts are about a fact, for scoped edits"
     ),
