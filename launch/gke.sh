@@ -8,7 +8,11 @@
 #   gke.sh delete --with-cluster --cluster=CLUSTER --zone=ZONE  the cluster, which costs money
 #
 # The image contains this project's committed files. A preempted or failed command is restarted, up
-# to --retries=10 times; it must keep its state in a --workdir on a mounted bucket.
+# to --retries=10 times, but not one that exits with 2 (an error that its log explains); it must keep
+# its state in a --workdir in a bucket (gs://...).
+#
+# --xpk-flags="--reservation=NAME --env-file=FILE" are further flags of xpk's cluster create or
+# workload create, split at spaces; --env-file is how secrets reach a workload.
 #
 # All subcommands: --project=PROJECT, --dry-run (prints the commands, runs nothing), --help. cluster
 # and run: --tpu-type=v5litepod-16, --num-slices=1. run: --base-docker-image=python:3.11 and
@@ -19,9 +23,10 @@ source "$(dirname "$0")/common.sh"
 cluster() {
   local flags=(--tpu-type "$tpu_type" --num-slices "$slices")
   if [[ -n ${option[spot]:-} ]]; then flags+=(--spot); fi
-  run xpk cluster create --cluster "$cluster" "${flags[@]}" "${where[@]}"
+  run xpk cluster create --cluster "$cluster" "${flags[@]}" "${where[@]}" "${xpk_flags[@]}"
 }
 
+# xpk starts a workload again after status 42 and 127 to 255; 1 is an error that is not explained.
 # `exec` lets the signals that xpk passes on reach the command.
 run_workload() {
   local files="${TMPDIR:-/tmp}/mend_jax-$name"
@@ -33,7 +38,8 @@ run_workload() {
   run tar -xf "$files.tar" -C "$files"
   run xpk workload create --workload "$name" --cluster "$cluster" --tpu-type "$tpu_type" \
     --num-slices "$slices" --base-docker-image "$image" --script-dir "$files" \
-    --max-restarts "$retries" --termination-grace-period-seconds "$grace" "${where[@]}" \
+    --max-restarts "$retries" --restart-on-exit-codes 1 \
+    --termination-grace-period-seconds "$grace" "${where[@]}" "${xpk_flags[@]}" \
     --command "exec bash launch/run_tpu.sh $(quoted "$@")"
   run rm -rf "$files" "$files.tar"
 }
@@ -58,6 +64,7 @@ delete() {
 }
 
 valued='cluster|zone|project|tpu-type|num-slices|base-docker-image|worker|lines|retries|grace'
+valued+='|xpk-flags'
 switches='spot|follow|with-cluster'
 subcommand=${1:-}
 case "$subcommand" in
@@ -94,6 +101,7 @@ if [[ -n ${option[project]:-} ]]; then project=(--project="${option[project]}");
 where=(--zone="${option[zone]}" "${project[@]}")
 tpu_type=${option[tpu-type]:-v5litepod-16}
 image=${option[base-docker-image]:-python:3.11}
+read -r -a xpk_flags <<<"${option[xpk-flags]:-}"
 slices=$(number_option num-slices 1)
 lines=$(number_option lines 100)
 retries=$(number_option retries 10)

@@ -11,14 +11,16 @@
 #   run_tpu.sh --help
 #
 # The first call creates the environment ~/mend_jax_env (MEND_ENV_DIR); later calls reuse it until
-# requirements.txt changes. A background run outlives the connection. Its log, process id and exit
+# the requirements change. A background run outlives the connection. Its log, process id and exit
 # status are in ~/mend_jax_run (MEND_RUN_DIR). A command that is running is not started again.
-# --dry-run prints the commands, for the root of the checkout, and runs nothing.
+# Variables in ~/mend_jax_env_file (MEND_ENV_FILE; tpu_pod.sh --env-file writes it) are set for each
+# run: lines NAME=VALUE in the syntax of bash. --dry-run prints the commands, for the root of the checkout, and runs nothing.
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"
 
 env_dir="${MEND_ENV_DIR:-$HOME/mend_jax_env}"
 run_dir="${MEND_RUN_DIR:-$HOME/mend_jax_run}"
+env_file="${MEND_ENV_FILE:-$HOME/mend_jax_env_file}"
 
 is_new_enough() {
   command -v "$1" >/dev/null && "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))'
@@ -43,15 +45,25 @@ export MEND_DISTRIBUTED="${MEND_DISTRIBUTED:-auto}"
 
 # .ready is a copy of the installed requirements.
 set_up() {
-  if cmp --quiet requirements.txt "$env_dir/.ready"; then return; fi
+  if cat requirements.txt requirements-tpu.txt | cmp --quiet - "$env_dir/.ready"; then return; fi
   [[ -x "$env_dir/bin/pip" ]] || make_environment
-  run "$env_dir/bin/pip" install --quiet -r requirements.txt "jax[tpu]"
-  run cp requirements.txt "$env_dir/.ready"
+  run "$env_dir/bin/pip" install --quiet -r requirements-tpu.txt
+  if ((dry_run)); then
+    echo "cat requirements.txt requirements-tpu.txt >$(quoted "$env_dir/.ready")"
+  else
+    cat requirements.txt requirements-tpu.txt >"$env_dir/.ready"
+  fi
 }
 
 run_here() {
   set_up
   PATH="$env_dir/bin:$PATH"
+  if [[ -e $env_file ]]; then
+    set -a
+    # shellcheck source=/dev/null
+    source "$env_file"
+    set +a
+  fi
   if ((dry_run)); then run "$@"; else exec "$@"; fi
 }
 

@@ -12,9 +12,15 @@
 #   tpu_pod.sh train NAME --zone=ZONE [--spot] [--retries=10] [--delete] COMMAND ...
 #
 # `train` is create, wait, push and run, and then watches the run. If the TPU is preempted or fails,
-# `train` deletes it and starts again, at most --retries times. The command must keep its state in a
-# --workdir on a mounted bucket, and must not exit with 0 after a signal. Called again, `train`
-# continues with the existing TPU and run. --delete deletes the TPU after the command succeeds.
+# `train` deletes it and starts again; if the command ends with another status than 0, 2 (an error
+# that the log explains) or 143 (stopped), it starts the command again on the same TPU; at most
+# --retries times in all. The command must keep its state in a --workdir in a bucket (gs://...), and
+# must not exit with 0 after a signal. Called again, `train` continues with the existing TPU and
+# run. --delete deletes the TPU after the command succeeds.
+#
+# --create-flags="--reserved --network=NAME" are further flags of gcloud's queued-resources create,
+# split at spaces. --env-file=FILE (push, train): lines NAME=VALUE in the syntax of bash, such as
+# HF_TOKEN=..., copied to the workers and set for each run; no value is on a command line or in a log.
 #
 # All subcommands: --project=PROJECT, --node-id=NODE (default: NAME), --dry-run (prints commands,
 # runs nothing), --help. create, train: --accelerator-type=v5litepod-16, --runtime-version=VERSION
@@ -46,7 +52,7 @@ create() {
   local flags=(--node-id="$node" --accelerator-type="$accelerator_type")
   flags+=(--runtime-version="$runtime")
   if [[ -n ${option[spot]:-} ]]; then flags+=(--spot); fi
-  tpus queued-resources create "$name" "${flags[@]}"
+  tpus queued-resources create "$name" "${flags[@]}" "${create_flags[@]}"
 }
 
 delete() { tpus queued-resources delete "$name" --force --quiet; }
@@ -93,7 +99,11 @@ push() {
   run git -C "$root" archive --format=tar.gz --output="$archive" HEAD &&
     tpus tpu-vm scp "$archive" "$node:mend_jax.tar.gz" --worker=all --quiet &&
     on_workers all "mkdir -p mend_jax && tar -xzf mend_jax.tar.gz -C mend_jax" &&
-    run rm -f "$archive"
+    run rm -f "$archive" || return
+  if [[ -n $env_file ]]; then
+    on_workers all "install -m 600 /dev/null mend_jax_env_file" &&
+      tpus tpu-vm scp "$env_file" "$node:mend_jax_env_file" --worker=all --quiet
+  fi
 }
 
 # Starts the command on all workers, followed by `after_start`.
@@ -131,8 +141,8 @@ is_lost() {
   return 1
 }
 
-# Returns 0 if the command succeeded on all workers, 1 if the TPU is lost. A failed command ends this
-# script.
+# Returns 0 if the command succeeded on all workers, 1 if the TPU is lost, 3 if the command is to be
+# started again. A command that failed for good, or was stopped, ends this script.
 watch_run() {
   local report failure
   if ((dry_run)); then
@@ -154,7 +164,13 @@ watch_run() {
     elif failure=$(grep -m1 -xE 'run: (exit [1-9][0-9]*|lost|none)' <<<"$report"); then
       note "a worker of '$name' reports '$failure'; checking whether the TPU is being lost"
       if is_lost; then return 1; fi
-      end_failed "$failure"
+      case "$failure" in
+        'run: exit 2' | 'run: exit 143') end_failed "$failure" ;;
+        *)
+          failed=$failure
+          return 3
+          ;;
+      esac
     elif ! grep --quiet -x 'run: running' <<<"$report"; then
       return 0
     fi
@@ -162,9 +178,9 @@ watch_run() {
 }
 
 end_failed() {
-  local status=1
-  if [[ $1 =~ exit\ ([0-9]+) ]]; then status=${BASH_REMATCH[1]}; fi
-  note "the command failed on a worker of '$name' ($1); read: $script logs $name ${where[*]}"
+  local status=${1##* } what="failed"
+  if [[ $status == 143 ]]; then what="was stopped, and train continues it"; fi
+  note "the command $what on a worker of '$name' ($1); read: $script logs $name ${where[*]}"
   die "'$name' is $state and costs money until: $script delete $name ${where[*]}" "$status"
 }
 
@@ -209,8 +225,22 @@ train() {
   local tries=0
   trap 'die "no longer watching; the TPU and its run continue. Call train again to watch again; \
 to end it: $script stop $name ${where[*]}, $script delete $name ${where[*]}" 130' INT TERM
-  until try_once "$@"; do
+  local status=0
+  while true; do
+    status=0
+    try_once "$@" || status=$?
+    if ((status == 0)); then break; fi
     tries=$((tries + 1))
+    if ((status == 3)); then
+      ((tries <= retries)) ||
+        die "the command ended $tries time(s) on '$name', the last with '$failed'; gave up after \
+--retries=$retries; read: $script logs $name ${where[*]}. It costs money until: \
+$script delete $name ${where[*]}" 1
+      note "the command ended with '$failed'; retry $tries of $retries on the same TPU"
+      on_workers all "$worker_script --stop --grace=$grace" ||
+        note "not all workers of '$name' could be stopped"
+      continue
+    fi
     ((tries <= retries)) ||
       die "'$name' was preempted or failed $tries time(s), now $state; gave up after \
 --retries=$retries. The run's state is in its --workdir: call train again, perhaps in another \
@@ -226,6 +256,7 @@ zone or without --spot" 1
 }
 
 valued='zone|project|node-id|accelerator-type|runtime-version|worker|lines|grace|poll|retries'
+valued+='|create-flags|env-file'
 switches='spot|attach|follow|delete'
 subcommand=${1:-}
 case "$subcommand" in
@@ -256,6 +287,10 @@ lines=$(number_option lines 100)
 grace=$(number_option grace 120)
 poll=$(number_option poll 30)
 retries=$(number_option retries 10)
+read -r -a create_flags <<<"${option[create-flags]:-}"
+env_file=${option[env-file]:-}
+[[ -z $env_file || -r $env_file ]] || die "--env-file=$env_file cannot be read"
+failed=""
 errors=$(mktemp)
 trap 'rm -f "$errors"' EXIT
 

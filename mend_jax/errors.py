@@ -1,4 +1,12 @@
-"""Named errors: each message says what was wrong, where, and how to fix it."""
+"""Named errors: each message says what was wrong, where, and how to fix it.
+
+The exit status of a command says what a launcher may do about its end (launch/README.md):
+
+    0    finished
+    2    an error that the message explains; starting again gives the same error
+    143  stopped by a signal, with the state saved; the same command continues
+    else something outside the command, such as a lost machine: starting again may help
+"""
 
 import difflib
 import sys
@@ -53,6 +61,8 @@ class TrainingError(MendError):
 
 class PeerError(MendError):
     """Another process of the run failed in a step that all must complete."""
+
+    exit_status = 1
 
 
 class Preempted(MendError):

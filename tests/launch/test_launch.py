@@ -110,7 +110,7 @@ def test_other_requirements_are_installed_into_the_same_environment(machine):
     pip.write_text('#!/usr/bin/env bash\necho "pip $*"\n')
     pip.chmod(0o755)
     assert machine.launch("run_tpu.sh", "echo", "ran").stdout == (
-        "pip install --quiet -r requirements.txt jax[tpu]\nran\n"
+        "pip install --quiet -r requirements-tpu.txt\nran\n"
     )
     assert machine.launch("run_tpu.sh", "echo", "ran").stdout == "ran\n"
 

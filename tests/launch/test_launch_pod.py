@@ -209,12 +209,59 @@ def test_train_gives_up_after_its_retries(machine):
     assert machine.steps().count("create") == 3
 
 
-def test_a_failed_command_is_not_tried_again(machine):
+@pytest.mark.parametrize(
+    "status, message",
+    [
+        (2, "the command failed on a worker of 'pod' (run: exit 2)"),
+        (143, "the command was stopped, and train continues it on a worker of 'pod'"),
+    ],
+)
+def test_an_error_of_the_user_and_a_stop_end_train(machine, status, message):
     machine.states("MISSING", "ACTIVE")
-    done = pod(machine, "train", "bash", "-c", "exit 3")
-    assert done.returncode == 3
-    assert "the command failed on a worker of 'pod' (run: exit 3)" in done.stderr
+    done = pod(machine, "train", "bash", "-c", f"exit {status}")
+    assert done.returncode == status and message in done.stderr
     assert machine.steps().count("create") == 1 and "delete" not in machine.steps()
+
+
+@pytest.mark.parametrize("status", [1, 137, 139])
+def test_any_other_end_is_tried_again_on_the_same_tpu(machine, tmp_path, status):
+    machine.states("MISSING", "ACTIVE")
+    # Each worker ends so the first time, and well the second.
+    ends = f"[[ -e ~/seen ]] && exit 0; touch ~/seen; [[ $PWD != *worker0* ]] || exit {status}"
+    done = pod(machine, "train", "bash", "-c", ends)
+    assert done.returncode == 0, done.stderr
+    assert f"the command ended with 'run: exit {status}'; retry 1 of 10 on the same" in done.stderr
+    assert machine.steps().count("create") == 1 and "delete" not in machine.steps()
+
+
+def test_a_command_that_always_fails_ends_after_the_retries(machine):
+    machine.states("MISSING", "ACTIVE")
+    done = pod(machine, "train", "--retries=2", "bash", "-c", "exit 1")
+    assert done.returncode == 1
+    assert "the command ended 3 time(s) on 'pod', the last with 'run: exit 1'" in done.stderr
+    assert machine.steps().count("create") == 1
+
+
+def test_further_flags_reach_gcloud_and_xpk(machine):
+    assert pod(machine, "create", "--create-flags=--reserved --network=mine").returncode == 0
+    assert {"--reserved", "--network=mine"} < set(machine.calls()[0])
+    assert gke(machine, "run", "job", "--xpk-flags=--env-file=f --x", "true").returncode == 0
+    call = machine.calls()[-1]
+    assert call[call.index("--command") - 2 : call.index("--command")] == ["--env-file=f", "--x"]
+
+
+def test_secrets_reach_the_workers_by_a_file_alone(machine, tmp_path):
+    (tmp_path / "secrets").write_text("HF_TOKEN='two words'\n")
+    machine.states("MISSING", "ACTIVE")
+    told = ["bash", "-c", 'echo "token $HF_TOKEN"']
+    done = pod(machine, "train", f"--env-file={tmp_path}/secrets", *told)
+    assert done.returncode == 0, done.stderr
+    assert worker_log(machine) == "token two words\n"
+    copied = machine.cloud / "worker1/mend_jax_env_file"
+    assert copied.stat().st_mode & 0o077 == 0
+    assert "two words" not in (machine.cloud / "calls").read_text() + done.stdout + done.stderr
+    missing = pod(machine, "push", "--env-file=none")
+    assert missing.returncode == 2 and "--env-file=none cannot be read" in missing.stderr
 
 
 @pytest.mark.parametrize("word, message", [("create", "cannot create"), ("scp", "cannot start")])

@@ -57,7 +57,9 @@ def delete():
 def copy(arguments):
     source, target = [a for a in arguments if not a.startswith("--")][:2]
     for home in homes(arguments):
-        shutil.copy(source, home / target.partition(":")[2])
+        shutil.copyfile(
+            source, home / target.partition(":")[2]
+        )  # as scp, into the file that is there
 
 
 def ssh(arguments):

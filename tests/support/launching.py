@@ -32,6 +32,7 @@ class Machine:
             directory.mkdir()
         shutil.copytree(ROOT / "launch", self.repo / "launch")
         (self.repo / "requirements.txt").write_text("jax\n")
+        (self.repo / "requirements-tpu.txt").write_text("gcsfs\n")
         git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(self.repo)]
         for line in ("init --quiet", "add .", "commit --quiet -m launch"):
             subprocess.run([*git, *line.split()], check=True)
@@ -58,7 +59,8 @@ class Machine:
         """Create the environment that run_tpu.sh leaves, without installing anything."""
         env = Path(self.env["MEND_ENV_DIR"])
         (env / "bin").mkdir(parents=True)
-        shutil.copy(self.repo / "requirements.txt", env / ".ready")
+        files = ("requirements.txt", "requirements-tpu.txt")
+        (env / ".ready").write_text("".join((self.repo / name).read_text() for name in files))
         return self
 
     def arguments(self, script, *arguments):
