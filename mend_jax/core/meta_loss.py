@@ -28,6 +28,7 @@ EDIT_SETS = ("edit", "rephrase")
 LOCALITY_SETS = ("near", "far")
 AFTER = "after"
 CHAT = "chat"
+HOPS = "hops"
 
 Metrics = dict[str, Array]
 
@@ -143,32 +144,35 @@ def meta_loss(
     c_loc: float = 1.0,
     c_after: float = 0.0,
     c_chat: float = 0.0,
+    c_hops: float = 0.0,
     near_share: float = 0.5,
     edit_from_paraphrase: bool = False,
     train: bool = True,
 ) -> tuple[Float[Array, ""], tuple[Metrics, EditorState, Edit]]:
     """Return the loss of some edits, of which an editor learns:
 
-      c_edit (NLL(rephrase; edited) + c_chat NLL(chat; edited))
+      c_edit (NLL(rephrase; edited) + c_chat NLL(chat; edited) + c_hops NLL(hops; edited))
         + c_loc KL(base || edited; locality) + c_after KL(base || edited; after)
 
     `after` texts are the edited fact itself and what follows it, scored from the last token of the
     answer on: there the edited model should go on as the base does. That token has half of the
     weight, for it decides whether the answer is repeated. `chat` texts are the paraphrase as a
     user's message with the target as the answer: without them an edit of a plain text does nothing
-    in a chat, although its scope finds the fact there. An editor may add a `penalty`. The terms
-    are means over scored tokens, then over the E independent edits. Only `params` have a gradient:
-    the base and the factors are constants.
+    in a chat, although its scope finds the fact there. `hops` are questions that follow from the
+    edit, several an edit, with their answers: of an edit that propagates (PropMEND, Liu et al.
+    2025, arXiv:2506.08920, section 3: the inner loss on the fact's text, the outer one on all its
+    questions). An editor may add a `penalty`. The terms are means over scored tokens, then over the
+    E independent edits. Only `params` have a gradient: the base and the factors are constants.
 
     Source: MEND, Eq. 4. Deviations: `near_share` of the KL is that of near texts; the paper has far
-    texts only. The paper has no terms `c_after`, without which an editor repeats the answer, and
-    `c_chat`.
+    texts only. The paper has no terms `c_after`, without which an editor repeats the answer,
+    `c_chat` and `c_hops`.
 
     Args:
       params, state: the editor's.
       base: nested base parameters.
-      batch: `edit`, `rephrase`, the locality sets, `after` and `chat` (without them their terms are
-        left out), `TokenBatch` with leading axes [E, n].
+      batch: `edit`, `rephrase`, the locality sets, `after`, `chat` and `hops` (without them their
+        terms are left out), `TokenBatch` with leading axes [E, n].
       edit_from_paraphrase: also edit from each paraphrase and score the prompt: 2 E edits from one
         trunk pass over E rows. `edit` and `rephrase` must have the same shape. `near` texts score
         all of them, the others half: alternately, by row, the prompt's and the paraphrase's edit.
@@ -178,8 +182,9 @@ def meta_loss(
     """
     locality = locality_weights(locality_set_names(batch), near_share)
     after = [AFTER] if c_after and AFTER in batch else []
-    chat = [CHAT] if c_chat and CHAT in batch else []
-    texts = with_trunk_states(model, base, batch, [*EDIT_SETS, *locality, *after, *chat])
+    more = {CHAT: c_chat, HOPS: c_hops}  # further answers of edit success
+    more = {name: weight for name, weight in more.items() if weight and name in batch}
+    texts = with_trunk_states(model, base, batch, [*EDIT_SETS, *locality, *after, *more])
     if edit_from_paraphrase:
         texts |= {
             "edit": _concatenate(texts["edit"], texts["rephrase"]),
@@ -212,11 +217,11 @@ def meta_loss(
     kls = {name: kl_of_set(name, edit) for name in locality}
     kl = weighted_sum(kls, locality)
     metrics, loss = {"nll_rephrase": nll}, c_edit * nll + c_loc * kl
-    for name in chat:
+    for name, weight in more.items():
         keep = jnp.asarray(texts[name][0].score_mask)
-        nll_chat = edited_nll(model, base, texts[name], half(edit, keep.shape[0]))
-        metrics["nll_chat"] = _mean(nll_chat, keep)
-        loss = loss + c_edit * c_chat * metrics["nll_chat"]
+        nll_more = edited_nll(model, base, texts[name], half(edit, keep.shape[0]))
+        metrics[f"nll_{name}"] = _mean(nll_more, keep)
+        loss = loss + c_edit * weight * metrics[f"nll_{name}"]
     if editor.penalty is not None:
         metrics["penalty"] = editor.penalty(params, edit, locality_kl)
         loss = loss + metrics["penalty"]

@@ -103,18 +103,18 @@ def encode_rows(
     Args:
       more: also encode the `EVALUATION_SETS`; of these, only the texts that do not fit are dropped.
       with_names: also keep the hashes of the subjects' names, for scoped edits.
-      also: further `TRAINING_SETS`: `after`, of rows with near texts for a causal model, and
-        `chat`, of a chat model.
+      also: further sets for training: `after`, of rows with near texts for a causal model, `chat`,
+        of a chat model, and `hops`.
 
     Raises:
-      DataError: no row fits, or only some rows have a near (or far) text.
+      DataError: no row fits, only some rows have a near (or far) text, or `hops` are needed and no
+        row has any.
     """
     encoder = _RowEncoder(tokenizer, lengths, form)
     names = (*_training_sets(rows), *(EVALUATION_SETS if more else ()))
     if "after" in also and form is CAUSAL and "near" in names:
         names = (*names, "after")
-    if "chat" in also and "chat" not in names:
-        names = (*names, "chat")
+    names = (*names, *(name for name in ("chat", "hops") if name in also and name not in names))
     kept: list[tuple[int, Row, dict[str, _Encoded]]] = []
     dropped: collections.Counter[str] = collections.Counter()
     example = ""
@@ -134,6 +134,11 @@ def encode_rows(
         )
     stacked = {name: _stack([texts[name] for _, _, texts in kept]) for name in names}
     texts = {name: batch for name, batch in stacked.items() if batch is not None}
+    if "hops" in also and "hops" not in texts:
+        raise DataError(
+            "no row has a question that follows from its edit and fits the lengths: set "
+            "train.c_hops to 0, choose another data.name, or raise data.max_len"
+        )
     kept_rows = [row for _, row, _ in kept]
     if form is CAUSAL:
         fields = {"edit": "prompt", "rephrase": "rephrase"}

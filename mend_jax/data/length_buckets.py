@@ -19,6 +19,8 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.data.encoded_rows import AFTER_TOKENS, EncodedRows
 from mend_jax.errors import DataError
 
+_OWN_LENGTH = ("far", "after", "chat", "hops")  # sets that do not decide the part of their row
+
 
 def split_by_length(rows: EncodedRows, limits: Sequence[int], least: int) -> list[EncodedRows]:
     """Return the rows in parts: those whose texts fit the first limit, the second, ..., the rest.
@@ -37,7 +39,7 @@ def split_by_length(rows: EncodedRows, limits: Sequence[int], least: int) -> lis
         )
     if not limits or rows.texts["edit"].source is not None:
         return [rows]
-    whole = [t for name, t in rows.texts.items() if name not in ("far", "after", "chat")]
+    whole = [t for name, t in rows.texts.items() if name not in _OWN_LENGTH]
     longest = np.max([np.asarray(t.mask).sum(-1) for t in whole], axis=0)
     parts, left = [], np.ones(len(rows), bool)
     for limit in limits:
@@ -62,7 +64,7 @@ def _part(rows: EncodedRows, pick: Int[np.ndarray, " n"], limit: int | None) -> 
     texts = {
         name: _trim(
             jax.tree.map(lambda a: a[pick], t),
-            None if limit is None else limit + longer.get(name, 0),
+            None if limit is None or name == "hops" else limit + longer.get(name, 0),
         )
         for name, t in rows.texts.items()
     }

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from mend_jax import data
 from mend_jax.core.editor_protocol import EditTransform, Weights, with_strength
 from mend_jax.core.gated_bank import check_site
-from mend_jax.core.meta_loss import AFTER, CHAT
+from mend_jax.core.meta_loss import AFTER, CHAT, HOPS
 from mend_jax.core.scope import reading
 from mend_jax.core.scope_file import LearnedScope
 from mend_jax.data.batches import iterate_batches
@@ -103,7 +103,7 @@ def build_train_step(
     c = config.train
     return make_train_step(
         editor, tx, model=model.module, weights=model.weights, c_loc=c.c_loc,
-        c_after=c.c_after, c_chat=c.c_chat, near_share=c.near_share,
+        c_after=c.c_after, c_chat=c.c_chat, c_hops=c.c_hops, near_share=c.near_share,
         edit_from_paraphrase=c.edit_from_paraphrase, max_non_finite_steps=c.max_non_finite_steps,
         c_edit=success_weight(c.c_edit_start, c.c_edit, c.steps), shardings=shardings,
     )  # fmt: skip
@@ -306,7 +306,11 @@ def scores_after(config: ConfigDict) -> bool:
 
 def more_training_sets(config: ConfigDict) -> tuple[str, ...]:
     """Return the sets of texts that training scores besides those of every run."""
-    sets = {AFTER: scores_after(config), CHAT: bool(config.train.c_chat)}
+    sets = {
+        AFTER: scores_after(config),
+        CHAT: bool(config.train.c_chat),
+        HOPS: bool(config.train.c_hops),
+    }
     return tuple(name for name, is_scored in sets.items() if is_scored)
 
 

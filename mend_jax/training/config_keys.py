@@ -178,6 +178,10 @@ KEYS = (
         "weight, within that of edit success, of the target as the answer to the paraphrase in a "
         "chat; of a chat model alone",
         least=0.0, absent=0.0),
+    Key("train.c_hops", 0.0,
+        "weight, within that of edit success, of the answers to questions that follow from the "
+        "edit (PropMEND); of data with such questions",
+        least=0.0, absent=0.0),
     Key("train.near_share", 0.5, "share of the near texts in the locality KL; far texts: the rest",
         least=0.0, most=1.0),
     Key("train.calibration_texts", 512,

@@ -84,6 +84,7 @@ class StepSettings:
     c_loc: float
     c_after: float
     c_chat: float
+    c_hops: float
     near_share: float
     edit_from_paraphrase: bool
     max_non_finite_steps: int
@@ -106,6 +107,7 @@ class StepSettings:
             meta_loss,
             c_after=self.c_after,
             c_chat=self.c_chat,
+            c_hops=self.c_hops,
             edit_from_paraphrase=self.edit_from_paraphrase,
             **fixed,
         )
@@ -132,6 +134,7 @@ def make_train_step(
     c_loc: float,
     c_after: float = 0.0,
     c_chat: float = 0.0,
+    c_hops: float = 0.0,
     near_share: float = 0.5,
     edit_from_paraphrase: bool = False,
     max_non_finite_steps: int = 1,
@@ -151,7 +154,7 @@ def make_train_step(
     """
     leaves, tree = jax.tree.flatten(shardings)
     return _compiled_step(StepSettings(
-        editor, tx, model, weights, c_edit, c_loc, c_after, c_chat, near_share,
+        editor, tx, model, weights, c_edit, c_loc, c_after, c_chat, c_hops, near_share,
         edit_from_paraphrase, max_non_finite_steps, tuple(leaves), tree,
     ))  # fmt: skip
 

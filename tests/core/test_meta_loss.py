@@ -86,31 +86,37 @@ def test_what_follows_the_answer_has_a_weight(edit_from_paraphrase):
 
 
 @pytest.mark.parametrize("edit_from_paraphrase", in_tiers([True], [False, True]))
-def test_answers_in_a_chat_have_a_weight(edit_from_paraphrase):
-    """One edit of each row is scored in its chat: of the prompt, of the paraphrase, in turn."""
+@pytest.mark.parametrize("name", ["chat", "hops"])
+def test_further_answers_have_a_weight(edit_from_paraphrase, name):
+    """One edit of each row is scored: of the prompt, of the paraphrase, in turn."""
     module, base, weights = tiny("gpt2", n_top=1)
     editor = make_editor("mend", dict(rank=4, step_size=1e-2))
     params, state = editor.init(jax.random.key(0), weights)
     batch, other = random_batch(0), random_batch(3)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def loss(c_chat, batch):
+    def loss(weight, batch):
         total, (metrics, _, edit) = meta_loss(
             params, state, base, batch, editor=editor, model=module, weights=weights,
-            c_edit=0.7, c_chat=c_chat, edit_from_paraphrase=edit_from_paraphrase,
+            c_edit=0.7, **{f"c_{name}": weight}, edit_from_paraphrase=edit_from_paraphrase,
         )  # fmt: skip
         return total, metrics, edit
 
-    chat = batch | {"chat": other["edit"]}
+    more = other["edit"]
+    if name == "hops":  # several an edit
+        both = (other["edit"], other["rephrase"])
+        more = jax.tree.map(lambda x, y: np.concatenate([x, y], axis=1), *both)
+    more = batch | {name: more}
     without, metrics, edit = loss(0.5, batch)
-    assert "nll_chat" not in metrics and "nll_chat" not in loss(0.0, chat)[1]
-    total, metrics, _ = loss(0.5, chat)
-    assert float(total) == pytest.approx(float(without + 0.35 * metrics["nll_chat"]), rel=1e-5)
-    (texts,) = with_trunk_states(module, base, chat, ["chat"]).values()
+    key = f"nll_{name}"
+    assert key not in metrics and key not in loss(0.0, more)[1]
+    total, metrics, _ = loss(0.5, more)
+    assert float(total) == pytest.approx(float(without + 0.35 * metrics[key]), rel=1e-5)
+    (texts,) = with_trunk_states(module, base, more, [name]).values()
     E = texts[0].batch_shape[0]
     use = np.where(np.arange(E) % 2 == 0, np.arange(E), np.arange(E) + E)
     one = jax.tree.map(lambda x: x[use if edit_from_paraphrase else np.arange(E)], edit)
     nll = np.asarray(edited_nll(module, base, texts, one))
     keep = np.asarray(texts[0].score_mask)
     wanted = np.mean((nll * keep).sum((1, 2)) / keep.sum((1, 2)))
-    assert float(metrics["nll_chat"]) == pytest.approx(wanted, rel=1e-4)
+    assert float(metrics[key]) == pytest.approx(wanted, rel=1e-4)

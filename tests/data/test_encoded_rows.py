@@ -119,6 +119,20 @@ def test_the_true_answers_follow_prompt_and_paraphrase():
     assert "true_answers" not in encode_rows(rows[1:3], TOKENIZER, LENGTHS, more=True).texts
 
 
+def test_what_follows_is_encoded_for_training_where_it_is_needed():
+    rows = [question(0, hop_prompts=["H?", "I?"], hop_answers=["h", "i"]), question(1)]
+    assert "hops" not in encode_rows(rows, TOKENIZER, LENGTHS).texts
+    encoded = encode_rows(rows, TOKENIZER, LENGTHS, also=("hops",))
+    assert encoded.texts["hops"].score_mask.any(-1).tolist() == [[True, True], [False, False]]
+    short, *_ = split_by_length(encoded, (20,), 1)
+    assert short.texts["edit"].tokens.shape[-1] == 20
+    assert short.texts["hops"].tokens.shape[1:] == (2, 24)  # whole in every part
+    batch = next(iterate_batches(encoded, edits_per_step=1, edits_per_batch=2, shuffle=False))
+    assert batch["hops"].tokens.shape[:2] == (1, 4)
+    with pytest.raises(DataError, match="no row has a question that follows.*train.c_hops"):
+        encode_rows(rows[1:], TOKENIZER, LENGTHS, also=("hops",))
+
+
 def test_a_neighbour_without_an_answer_is_scored_at_its_last_token():
     encoded = encode_rows([question(0) | {"near_answer": ""}], TOKENIZER, LENGTHS)
     near = at(encoded.texts["near"], 0)

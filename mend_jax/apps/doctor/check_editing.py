@@ -201,7 +201,8 @@ def train_on_one_batch(
 def objective(metrics: Mapping[str, float], train_config: ConfigDict) -> float:
     """Return a step's meta-loss with the weights of the first step; training changes them."""
     chat = train_config.c_chat * metrics.get("nll_chat", 0.0)
-    success = train_config.c_edit_start * (metrics["nll_rephrase"] + chat)
+    hops = train_config.c_hops * metrics.get("nll_hops", 0.0)
+    success = train_config.c_edit_start * (metrics["nll_rephrase"] + chat + hops)
     after = train_config.c_after * metrics.get("kl_after", 0.0)
     return success + train_config.c_loc * metrics["kl"] + after + metrics.get("penalty", 0.0)
 
