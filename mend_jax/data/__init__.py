@@ -26,6 +26,7 @@ DATA_SETS: Registry[RecipeFunction] = Registry(
     group="mend_jax.data_sets",
     entries={
         "counterfact": f"{_SOURCES}.counterfact:recipe",
+        "ctrl_ripple": f"{_SOURCES}.ctrl_ripple:recipe",
         "facts": f"{_SOURCES}.own_facts:recipe",
         "fever": f"{_SOURCES}.fever:recipe",
         "knowedit": f"{_SOURCES}.knowedit:recipe",

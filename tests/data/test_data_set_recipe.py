@@ -19,6 +19,7 @@ FILES = (
     *(f"counterfact/counterfact-{name}.json" for name in ("train", "val", "edit")),
     *("knowedit/wiki_counterfact_train.jsonl", "knowedit/wiki_counterfact_test.jsonl"),
     *("mquake/MQuAKE-CF-3k.json", "qaedit/QAEdit.json"),
+    *(f"ctrl_ripple/{name}.json" for name in ("train_4K", "eval_4K", "test_id")),
     *("fever/train.jsonl", "fever/eval.jsonl", "facts/mine.jsonl", "web/a.txt"),
     *("nq_open/NQ-open.train.jsonl", "nq_open/NQ-open.dev.jsonl"),
     *("nq_open/NQ-open.efficientqa.dev.1.1.jsonl", "zsre/levy_positive.jsonl"),
@@ -33,6 +34,7 @@ BASE = SimpleNamespace(
 # Some modules that decide the rows of each data set besides its own.
 DECIDES = {
     "counterfact": {"name_matching", "raw_files", "rows"},
+    "ctrl_ripple": {"name_matching", "raw_files", "rows"},
     "facts": {"facts", "keyed_random", "rows"},
     "fever": {f"sources.fever.{name}" for name in ("paraphrases", "grammar", "vocabulary")},
     "knowedit": {"name_matching", "neighbours", "raw_files", "rows"},
