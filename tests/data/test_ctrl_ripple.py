@@ -11,7 +11,7 @@ from mend_jax.errors import DataError
 TRAIN, VALIDATION, TEST = (f"ctrl_ripple/{n}.jsonl" for n in ("train_4k", "eval_500", "test_id"))
 
 
-def trained(i, **fields):
+def of_training(i, **fields):
     return {
         "text": f"Ann Lee{i} was born in Rome. It is old.", "loc": f"nq question: who is {i}",
         "loc_ans": f"he{i}", "questions": [f"Land of Lee{i}'s birth?", f"Sea near {i}?", "x?"],
@@ -19,7 +19,7 @@ def trained(i, **fields):
     } | fields  # fmt: skip
 
 
-def tested(i, **fields):
+def of_test(i, **fields):
     return {
         "subject": f"Bo Ray{i}", "text": f"Bo Ray{i} lives in Lima.",
         "questions": [
@@ -34,8 +34,8 @@ def tested(i, **fields):
 
 
 RECORDS = {
-    TRAIN: [trained(i) for i in range(6)], VALIDATION: [trained(i) for i in range(6, 9)],
-    TEST: [tested(i) for i in range(4)],
+    TRAIN: [of_training(i) for i in range(6)], VALIDATION: [of_training(i) for i in range(6, 9)],
+    TEST: [of_test(i) for i in range(4)],
 }  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_each_config_has_its_test_file(tmp_path):
             continue
         with pytest.raises(DataError, match=f"test_{config}"):
             load(tmp_path, config)
-    write(tmp_path / "raw/ctrl_ripple/test_ood_both.jsonl", [tested(9)])
+    write(tmp_path / "raw/ctrl_ripple/test_ood_both.jsonl", [of_test(9)])
     assert [row["subject"] for row in load(tmp_path, "ood_both").split("test")] == ["Bo Ray9"]
 
 
