@@ -49,6 +49,7 @@ COMMANDS = {
     "config-keys": Command(
         "mend_jax.training.config_keys", "list every config key: default, range, meaning"
     ),
+    "data": Command("mend_jax.data.__main__", "get the published raw files of a data set"),
     "prepare-wikitext": Command(
         "mend_jax.data.sources.wikitext_gen.__main__",
         "write a base's own continuations of Wikipedia passages",
