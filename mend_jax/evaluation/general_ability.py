@@ -1,4 +1,4 @@
-"""What an edit does to a model's general ability: perplexity of text, and recall of other facts.
+"""What an edit does to a model's general ability: perplexity, recall of facts, right choices.
 
 The texts and facts are the same for all edits, so they run through the trunk once; each edit then
 costs a pass of the edited top and the head. Shape letters: E edits, n texts, c texts of a chunk, S
@@ -26,7 +26,9 @@ from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.losses import all_tokens_correct, token_nll
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit, variables
+from mend_jax.data import choices
 from mend_jax.data.keyed_random import key_hash
+from mend_jax.data.raw_files import find_file
 from mend_jax.data.sources import pararel
 from mend_jax.errors import DataError
 from mend_jax.evaluation.statistics import mean_interval
@@ -50,10 +52,16 @@ class AbilityTexts:
     Attributes:
       texts: passages [n, ...], every token scored that the model writes.
       facts: beginnings of statements [n, ...], the tokens of the answer scored.
+      choices: the options of questions after their query, [q * k, ...]; None: there are none.
+      option_lengths: characters of each option; 0 where a question has fewer than k.
+      gold: which option is right.
     """
 
     texts: TokenBatch
     facts: TokenBatch
+    choices: TokenBatch | None = None
+    option_lengths: Float[Array, "q k"] | None = None
+    gold: Int[Array, " q"] | None = None
 
 
 @flax.struct.dataclass
@@ -65,6 +73,7 @@ class BaseAbility:
       nll: the sum over all scored tokens of the texts; `n_tokens` is their number.
       best: the most likely token at each scored position of the texts.
       recalled: whether every token of a fact's answer is the most likely one.
+      choices, right: trunk states of the options, and whether the right one is chosen.
     """
 
     texts: TrunkStates
@@ -73,6 +82,8 @@ class BaseAbility:
     n_tokens: Int[Array, ""]
     best: Int[Array, "n S"]
     recalled: Bool[Array, " n"]
+    choices: TrunkStates | None = None
+    right: Bool[Array, " q"] | None = None
 
 
 def load_ability_texts(
@@ -85,16 +96,21 @@ def load_ability_texts(
     n_facts: int = 128,
     fact_len: int = 32,
     answer_len: int = 4,
+    n_choices: int = 0,
+    choice_len: int = 64,
+    option_len: int = 24,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
 ) -> AbilityTexts:
-    """Load passages of Wikitext's test split, and facts of all relations of ParaRel.
+    """Load passages of Wikitext's test split, facts of all relations of ParaRel, and questions.
 
     Args:
       root, folder: as those of `data.load`.
       tokenizer, module: the base's.
       n_texts, text_len: how many passages, and the tokens of each; longer ones are cut.
       n_facts, fact_len, answer_len: how many facts, and the most tokens of one and of its answer.
+      n_choices, choice_len, option_len: how many questions of each of `choices.CHOICE_SETS` whose
+        file is there, and the most tokens of one with an option, and of an option.
       seed: chooses them.
 
     Raises:
@@ -112,7 +128,12 @@ def load_ability_texts(
     facts = _facts(form, tokenizer, root, n_facts, fact_len, answer_len, seed)
     limits = f"at most {fact_len} tokens, {answer_len} of the answer"
     _require("facts", len(facts), n_facts, limits)
-    return AbilityTexts(text_encoding.stack_batches(texts), text_encoding.stack_batches(facts))
+    found = AbilityTexts(text_encoding.stack_batches(texts), text_encoding.stack_batches(facts))
+    if not n_choices:
+        return found
+    return dataclasses.replace(
+        found, **_choices(form, tokenizer, root, n_choices, choice_len, option_len, seed)
+    )
 
 
 def _passages(
@@ -144,11 +165,54 @@ def _facts(
     return facts
 
 
-def _require(what: str, found: int, wanted: int, limits: str) -> None:
+def _choices(
+    form: InputFormat, tokenizer: text_encoding.TokenizerLike, root: Any,
+    n_choices: int, choice_len: int, option_len: int, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    questions: list[tuple[choices.ChoiceQuestion, list[TokenBatch]]] = []
+    folder = data.data_root(root)
+    present = [name for name, file in choices.CHOICE_SETS.items() if find_file(folder, file)]
+    for name in present:
+        kept = 0
+        for one in choices.choice_questions(folder, name, seed):
+            if kept == n_choices:
+                break
+            try:
+                texts = [
+                    form.fact(tokenizer, one.query, option, choice_len, option_len, False)
+                    for option in one.options
+                ]
+            except DataError:
+                continue  # longer than the limits
+            questions.append((one, texts))
+            kept += 1
+        limits = f"{name} with at most {choice_len} tokens, {option_len} of an option,"
+        _require(f"questions of {limits}", kept, n_choices, "these lengths", "eval.ability_choices")
+    if not questions:
+        files = ", ".join(choices.CHOICE_SETS.values())
+        raise DataError(
+            f"eval.ability_choices is {n_choices}, and none of its files is there ({files}): set "
+            "it to 0, or see docs/data.md"
+        )
+    k = max(len(one.options) for one, _ in questions)
+    lengths = np.zeros((len(questions), k), np.float32)
+    every = []
+    for row, (one, texts) in enumerate(questions):
+        lengths[row, : len(texts)] = [len(option) for option in one.options]
+        every += [*texts, *[texts[0]] * (k - len(texts))]
+    return {
+        "choices": text_encoding.stack_batches(every), "option_lengths": lengths,
+        "gold": np.asarray([one.gold for one, _ in questions], np.int32),
+    }  # fmt: skip
+
+
+def _require(
+    what: str, found: int, wanted: int, limits: str,
+    keys: str = "eval.ability_texts or eval.ability_pool",
+) -> None:  # fmt: skip
     if not 0 < wanted <= found:
         raise DataError(
-            f"{wanted} {what} of {limits} are required, and there are {found}: lower "
-            "eval.ability_texts or eval.ability_pool"
+            f"{wanted} {what} of {limits} are required, and there are {found}: lower {keys}"
         )
 
 
@@ -161,6 +225,11 @@ def base_ability(
     _, answers = _score_texts(base, None, facts, inputs.facts, model, chunk)
     keep = jnp.asarray(inputs.texts.score_mask)
     correct = answers[0] == jnp.asarray(inputs.facts.target)
+    options, right = None, None
+    if inputs.choices is not None:
+        options = trunk_states(model, base, inputs.choices)
+        option_nll, _ = _score_texts(base, None, options, inputs.choices, model, chunk)
+        right = _chosen_right(option_nll, inputs)[0]
     return BaseAbility(
         texts,
         facts,
@@ -168,7 +237,18 @@ def base_ability(
         n_tokens=jnp.asarray(keep.sum(), jnp.int32),
         best=best[0],
         recalled=all_tokens_correct(correct, jnp.asarray(inputs.facts.score_mask)),
+        choices=options,
+        right=right,
     )
+
+
+def _chosen_right(nll: Float[Array, "E q*k S"], inputs: AbilityTexts) -> Bool[Array, "E q"]:
+    """Return whether the right option has the least nll a character of all."""
+    assert inputs.choices is not None
+    mask, lengths = jnp.asarray(inputs.choices.score_mask), jnp.asarray(inputs.option_lengths)
+    total = jnp.where(mask[None], nll, 0.0).sum(-1).reshape(len(nll), *lengths.shape)
+    score = jnp.where(lengths[None] > 0, total / jnp.maximum(lengths[None], 1.0), jnp.inf)
+    return jnp.argmin(score, axis=-1) == jnp.asarray(inputs.gold)[None]
 
 
 def prefer_recalled_facts(
@@ -205,8 +285,9 @@ def score_ability(
 
     Returns:
       `nll` (sum over the scored tokens of the texts), `agree` (how many of those keep the most
-      likely token), `recalled` (facts that the edited model recalls) and `kept` (those of them that
-      the base recalls too).
+      likely token), `recalled` (facts that the edited model recalls), `kept` (those of them that
+      the base recalls too) and, where there are choices, `right` (questions whose right option is
+      the most likely one a character).
     """
     return _scores(lambda h, seqs: _score_texts(params, edit, h, seqs, model, chunk), inputs, base)
 
@@ -244,12 +325,21 @@ def _scores(
     correct = answers == _repeat(inputs.facts.target, n_edits)
     recalled = all_tokens_correct(correct, _repeat(inputs.facts.score_mask, n_edits))
     same = (best == _repeat(base.best, n_edits)) & keep
-    return {
+    found = {} if inputs.choices is None else {"right": _right(score, inputs, base)}
+    return found | {
         "nll": jnp.where(keep, nll, 0.0).sum((1, 2)),
         "agree": same.sum((1, 2)).astype(jnp.float32),
         "recalled": recalled.sum(-1).astype(jnp.float32),
         "kept": (recalled & _repeat(base.recalled, n_edits)).sum(-1).astype(jnp.float32),
     }
+
+
+def _right(
+    score: Callable[[TrunkStates, TokenBatch], TokenScores], inputs: AbilityTexts, base: BaseAbility
+) -> Float[Array, " E"]:
+    assert inputs.choices is not None and base.choices is not None
+    nll, _ = score(base.choices, inputs.choices)
+    return _chosen_right(nll, inputs).sum(-1).astype(jnp.float32)
 
 
 def _repeat(x: Any, n_edits: int) -> Array:
@@ -330,6 +420,12 @@ def summarise_ability(
         "recall": np.asarray(scores["recalled"], np.float64) / n_facts,
         "recall_kept": np.asarray(scores["kept"], np.float64) / (n_recalled or np.nan),
     }
+    before, counts = {}, {}
+    if base.right is not None:
+        n_questions = len(base.right)
+        each["choices"] = np.asarray(scores["right"], np.float64) / n_questions
+        before["choices"] = float(np.asarray(base.right).mean())
+        counts["n_choices"] = n_questions
     found = {name: [float(v.mean()), *mean_interval(v)] for name, v in each.items()}
     with np.errstate(over="ignore"):  # a ruined model has an infinite perplexity
         found["perplexity"] = np.exp(found["perplexity"]).tolist()
@@ -337,11 +433,13 @@ def summarise_ability(
         "before": {
             "perplexity": float(np.exp(float(base.nll) / n_tokens)),
             "recall": n_recalled / n_facts,
+            **before,
         },
         **{name: values[0] for name, values in found.items()},
         "ci95": {name: values[1:] for name, values in found.items()},
         "n_edits": len(scores["nll"]),
         "n_texts": len(inputs.texts.tokens),
         "n_facts": n_facts,
+        **counts,
         "n_recalled_before": int(n_recalled),
     }

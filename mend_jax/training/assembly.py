@@ -361,7 +361,7 @@ def _ability_texts(config: ConfigDict, model: LanguageModel) -> AbilityTexts | N
         return None
     return load_ability_texts(
         config.data.dir or None, model.tokenizer, model.module,
-        n_texts=c.ability_texts, n_facts=c.ability_pool,
+        n_texts=c.ability_texts, n_facts=c.ability_pool, n_choices=c.ability_choices,
     )  # fmt: skip
 
 

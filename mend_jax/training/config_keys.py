@@ -252,6 +252,10 @@ KEYS = (
         absent=False),
     Key("eval.ability_texts", 32, "passages for perplexity", least=1),
     Key("eval.ability_facts", 64, "facts for recall, first those that the base recalls", least=1),
+    Key("eval.ability_choices", 0,
+        "questions with several options of each set that is there (ARC, OpenBookQA, PIQA, "
+        "HellaSwag), for general ability; 0: none",
+        least=0, absent=0),
     Key("eval.ability_pool", 1024, "facts among which those are chosen", least=1),
     Key("mesh.data", 0, "devices along the data axis; -1: all that are left; 0: chosen for the "
         "machine", least=-1),

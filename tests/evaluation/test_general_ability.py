@@ -20,6 +20,8 @@ from mend_jax.evaluation import general_ability
 from mend_jax.hub.tokenizer import Tokenizer
 
 E = 3
+OPTION_LENGTHS = np.float32([[4, 90, 5], [3, 2, 0]])  # the second question has two options
+GOLD = np.int32([1, 0])
 
 
 @functools.cache
@@ -46,7 +48,9 @@ def ability_inputs(kind):
     logits = runner(kind)({"params": params}, facts.inputs)
     answered = np.asarray(jnp.argmax(logits, -1))[np.arange(7)[:, None], facts.score_pos]
     target = np.where(np.arange(7)[:, None] < 4, answered, facts.target).astype(np.int32)
-    return general_ability.AbilityTexts(texts, facts.replace(target=target))
+    return general_ability.AbilityTexts(
+        texts, facts.replace(target=target), flat(2, 6, kind, S=3), OPTION_LENGTHS, GOLD
+    )
 
 
 def edits_of(kind, size, n=E):
@@ -77,21 +81,27 @@ def measured(kind, size, *how):
 
 
 def plainly(kind, params):
-    """Run one text at a time through the whole model: (nll, best tokens, recalled)."""
+    """Run one text at a time through the whole model: (nll, best tokens, recalled, right)."""
     run, inputs, nll, best, recalled = runner(kind), ability_inputs(kind), 0.0, [], []
-    for name in ("texts", "facts"):
+    options = []
+    for name in ("texts", "facts", "choices"):
         seqs = getattr(inputs, name)
         for i in range(len(seqs.tokens)):
             one = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], seqs)
             logits = np.asarray(run({"params": params}, one.inputs))[0, one.score_pos[0]]
             keep, target = one.score_mask[0], one.target[0]
             log_p = np.asarray(jax.nn.log_softmax(logits.astype(np.float64)))
-            if name == "texts":
-                nll -= log_p[np.arange(len(target)), target][keep].sum()
+            own = -log_p[np.arange(len(target)), target][keep].sum()
+            if name == "choices":
+                options.append(own)
+            elif name == "texts":
+                nll += own
                 best.append(log_p.argmax(-1)[keep].tolist())
             else:
                 recalled.append(bool((log_p.argmax(-1) == target)[keep].all()))
-    return nll, sum(best, []), recalled
+    first, second = np.divide(options[:3], [4, 90, 5]), np.divide(options[3:5], [3, 2])
+    right = int(first.argmin() == 1) + int(second.argmin() == 0)
+    return nll, sum(best, []), recalled, right
 
 
 @pytest.mark.parametrize("case", in_tiers([], [("llama", 2), ("t5", 100)], [("llama", 2)]), ids=str)
@@ -100,13 +110,15 @@ def test_scores_equal_a_plain_computation(case):
     kind, chunk = case
     _, params, _ = base(kind)
     known, scores = measured(kind, 0.25, chunk)
-    nll, best, recalled = plainly(kind, params)
+    nll, best, recalled, right = plainly(kind, params)
+    assert np.asarray(known.right).sum() == right and bool(known.right[0])
     np.testing.assert_allclose(known.nll, nll, atol=1e-3)
     assert int(known.n_tokens) == len(best) > 15
     assert np.asarray(known.recalled).tolist() == recalled and 4 <= sum(recalled) < 7
     for i in range(E):
         edit = jax.tree.map(lambda leaf, i=i: leaf[i], edits_of(kind, 0.25))
-        nll_i, best_i, recalled_i = plainly(kind, merge(params, edit))
+        nll_i, best_i, recalled_i, right_i = plainly(kind, merge(params, edit))
+        assert scores["right"][i] == right_i
         np.testing.assert_allclose(scores["nll"][i], nll_i, atol=1e-3)
         assert scores["agree"][i] == sum(a == b for a, b in zip(best, best_i, strict=True))
         assert scores["recalled"][i] == sum(recalled_i)
@@ -125,6 +137,8 @@ def test_no_edit_changes_nothing():
     assert found["perplexity"] == pytest.approx(found["before"]["perplexity"], rel=1e-5)
     assert found["recall"] == found["before"]["recall"] and found["recall_kept"] == 1
     assert found["argmax_agreement"] == 1 and found["ci95"]["argmax_agreement"] == [1, 1]
+    assert found["choices"] == found["before"]["choices"] == np.asarray(known.right).mean()
+    assert found["n_choices"] == 2
 
 
 def test_a_predictor_that_applies_the_edits_scores_as_they_do(monkeypatch):
@@ -251,6 +265,24 @@ def test_ability_texts_are_loaded_from_files(tmp_path):
     assert len(answered) == 2  # " U", and no end of text
     other = load(base("t5")[0], n_texts=1, text_len=100, n_facts=2)
     assert other.texts.score_mask.sum() == 50 and other.facts.source.shape == (2, 32)
+    with pytest.raises(DataError, match="none of its files is there.*general/arc_easy.jsonl"):
+        load(module, n_texts=1, text_len=150, n_facts=2, n_choices=1)
+    (tmp_path / "root/general").mkdir()
+    lines = [
+        {"query": "Question: a?", "choices": ["b", "cc", "ddd"], "gold": 2},
+        {"query": "Question: a?", "choices": ["b", "c" * 99], "gold": 0},  # too long
+    ]
+    path = tmp_path / "root/general/arc_easy.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    (path.parent / "piqa.jsonl").write_text('{"query": "x", "choices": ["y", "z"], "gold": 1}')
+    found = load(module, n_texts=1, text_len=150, n_facts=2, n_choices=1)
+    assert found.option_lengths.tolist() == [[1, 2, 3], [1, 1, 0]]
+    assert found.gold.tolist() == [2, 1] and found.choices.tokens.shape == (6, 64)
+    text = Tokenizer.tiny().decode(found.choices.tokens[2][found.choices.mask[2]].tolist())
+    assert text.endswith("Question: a?\nAnswer: ddd")
+    assert found.choices.score_mask.sum(-1).tolist() == [2, 3, 4, 2, 2, 2]
+    with pytest.raises(DataError, match="2 questions of arc_easy .*lower eval.ability_choices"):
+        load(module, n_texts=1, text_len=150, n_facts=2, n_choices=2)
     with pytest.raises(DataError, match="9 passages of 150 tokens are required, and there are"):
         load(module, n_texts=9, text_len=150)
     with pytest.raises(DataError, match="7 facts of at most 32 tokens, 4 .* and there are 6"):

@@ -57,6 +57,7 @@ _ABILITY = (
     Score("percent", "facts recalled", "recall", "preferably facts that the base recalls", True),
     Score("percent", "of them kept", "recall_kept", "of those recalled before the edit", True),
     Score("percent", "arg max kept", "argmax_agreement", "tokens of prose", True),
+    Score("percent", "right choices", "choices", "ARC, OpenBookQA, PIQA, HellaSwag", True),
 )
 _COSTS = (
     Score("percent", "success", "success", "mean of the edit and its paraphrases", True),
