@@ -26,7 +26,7 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit, utc_timestamp
 from mend_jax.data.facts import Fact, facts_from_pairs
 from mend_jax.data.subject_guess import guess_subject
-from mend_jax.data.subject_positions import add_subject_positions
+from mend_jax.data.subject_positions import add_subject_positions, subject_token_index
 from mend_jax.editors.scoped import ScopeGate, make_scoped_edits
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.hub.input_formats import CAUSAL, input_format
@@ -189,7 +189,7 @@ class Editor:
         """
         learned = self._learned_scope()
         checked = self._checked(facts)
-        pairs, subjects = _pairs(checked), [f.subject or guess_subject(f.prompt) for f in checked]
+        pairs, subjects = _pairs(checked), [fact.subject for fact in checked]
         names = [
             tuple(n for n in (s, *f.aliases) if n) for s, f in zip(subjects, checked, strict=True)
         ]
@@ -239,7 +239,8 @@ class Editor:
     def _edit_together(self, facts: Sequence[Fact]) -> Edit:
         """Return one edit of checked facts, all in one pass forward and back."""
         pairs = _pairs(facts)
-        texts = stack_batches([self._encode(pairs, [fact.subject for fact in facts])])
+        subjects = [fact.subject if self.transform.at_subject else "" for fact in facts]
+        texts = stack_batches([self._encode(pairs, subjects)])
         with use_mesh(mesh_of_arrays(self.model.params)):
             edit = _make_plain_edits(
                 self.transform, self.model.module, self.model.weights, self.params, self.state,
@@ -251,7 +252,10 @@ class Editor:
         )  # fmt: skip
 
     def _checked(self, facts: Sequence[Fact | tuple[str, str]]) -> list[Fact]:
-        """Return the facts without surrounding spaces; refuse what cannot be edited."""
+        """Return the facts without surrounding spaces and with their subjects, where known.
+
+        Refuses what cannot be edited.
+        """
         if self.transform.predictor is not None:
             raise ConfigError(
                 "this editor answers from the facts beside the base and has no weight edit to give"
@@ -262,12 +266,28 @@ class Editor:
         )
         if not checked:
             raise DataError("no facts to edit: give at least one (prompt, target) pair")
-        return [
+        checked = [
             dataclasses.replace(given, prompt=fact.prompt, target=fact.target)
             if isinstance(given, Fact)
             else fact
             for given, fact in zip(facts, checked, strict=True)
         ]
+        checked = [
+            dataclasses.replace(f, subject=f.subject or guess_subject(f.prompt)) for f in checked
+        ]
+        if self.transform.at_subject:
+            self._require_subjects(checked)
+        return checked
+
+    def _require_subjects(self, facts: Sequence[Fact]) -> None:
+        for number, fact in enumerate(facts, start=1):
+            if subject_token_index(self.model.tokenizer, fact.prompt, fact.subject) is None:
+                why = f"no subject {fact.subject!r}" if fact.subject else "not exactly one name"
+                raise DataError(
+                    f"{self.name} edits at the last token of a fact's subject, and the prompt of "
+                    f"fact {number}, {fact.prompt!r}, has {why}: give the subject as it stands in "
+                    'the prompt, Fact(..., subject="France") or "subject" in a JSON line'
+                )
 
     def _encode(self, pairs: Sequence[tuple[str, str]], subjects: Sequence[str]) -> TokenBatch:
         """Return the tokens of facts [n, T], padded to a multiple of `BUCKET`."""

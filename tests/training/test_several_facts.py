@@ -76,8 +76,8 @@ def test_an_editor_of_more_facts_inserts_so_many_together(editor, caplog):
     assert (editor.most_facts, three.most_facts) == (1, 3)
     together = three.edit(FACTS)
     assert not caplog.text and together.facts == tuple(FACTS)
-    for delta in together.deltas.values():  # a row for each scored place of the texts
-        assert delta.a.shape[0] == 3 * 8
+    for delta in together.deltas.values():  # the scored places of the last block, all of others
+        assert delta.a.shape[0] in (3 * 8, 3 * 32)
 
 
 def test_an_editor_without_training_takes_any_number(model):
