@@ -147,10 +147,14 @@ def combine_edits(edits: Sequence[Edit], ridge: float = 0.01) -> Edit:
 
 
 def _host_rows(edit: Edit, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the keys of an edit of one weight, and its changes there, in float64."""
+    """Return the keys of an edit of one weight, and its changes there, in float64.
+
+    Rows of padding are left out: the mean |k|^2 that the ridge is measured in is of real keys.
+    """
     assert edit.keys is not None
     delta = jax.tree.map(lambda x: np.asarray(jax.device_get(x), np.float64), edit.deltas[name])
     keys = np.asarray(jax.device_get(edit.keys[name]), np.float64)
+    keys = keys[keys.any(-1)]
     if isinstance(delta, LowRank):
         return keys, (keys @ delta.a.T) @ delta.b
     return keys, keys @ delta.w
@@ -159,7 +163,7 @@ def _host_rows(edit: Edit, name: str) -> tuple[np.ndarray, np.ndarray]:
 def _dual_solution(keys: np.ndarray, changes: np.ndarray, ridge: float) -> Delta:
     """Return dW = K^T (K K^T + lambda I)^-1 R as the pair a = L^-1 K, b = L^-1 R."""
     gram = keys @ keys.T
-    mean_square = max(np.trace(gram) / len(keys), np.finfo(np.float64).tiny)
+    mean_square = max(np.trace(gram) / max(len(keys), 1), np.finfo(np.float64).tiny)
     lower = np.linalg.cholesky(gram + ridge * mean_square * np.eye(len(keys)))
     a, b = (scipy.linalg.solve_triangular(lower, x, lower=True) for x in (keys, changes))
     return LowRank(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))

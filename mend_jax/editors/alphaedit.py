@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from mend_jax.core.editor_protocol import EditTransform
+from mend_jax.editors.key_value_memory import usual_top
 from mend_jax.editors.memory_over_turns import TurnSolve, memory_over_turns
 from mend_jax.editors.untrained import usable_untrained
 from mend_jax.editors.value_search import ValueSearch
 
 
-@usable_untrained("as memit, in the null space of ordinary keys")
+@usable_untrained("as memit, in the null space of ordinary keys", edited_top=usual_top)
 def alphaedit(
     *,
     blocks: tuple[int, ...] = (),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from mend_jax.core.editor_protocol import EditTransform
+from mend_jax.editors.key_value_memory import usual_top
 from mend_jax.editors.memory_over_turns import TurnSolve, memory_over_turns
 from mend_jax.editors.untrained import usable_untrained
 from mend_jax.editors.value_search import ValueSearch
 
 
-@usable_untrained("as rlsedit; a search stops when its answer has been the likeliest four times")
+@usable_untrained(
+    "as rlsedit; a search stops when its answer has been the likeliest four times",
+    edited_top=usual_top,
+)
 def encore(
     *,
     blocks: tuple[int, ...] = (),

@@ -18,6 +18,7 @@ from mend_jax.editors.key_value_memory import (
     memory_weights,
     require_causal,
     subject_keys,
+    usual_top,
     with_prefixes,
     write_pairs,
     zero_padding_facts,
@@ -32,7 +33,7 @@ Write = Callable[[WeightSpec, Keys, Float[Array, "E N O"]], Delta]
 """(a weight, keys K, changes R of its values at them) -> its delta."""
 
 
-@usable_untrained("as rome, over several blocks")
+@usable_untrained("as rome, over several blocks", edited_top=usual_top)
 def memit(
     *,
     blocks: tuple[int, ...] = (),
@@ -58,7 +59,8 @@ def memit(
     Deviations: as in `ValueSearch` and `subject_keys`.
 
     Args:
-      blocks: whose `mlp/down` are edited, each before the last; () means all that may be edited.
+      blocks: whose `mlp/down` are edited, each before the last; () means those at most 2 blocks
+        from 0.4 of the depth that may be edited (`model.last_n_blocks`); none is refused.
       preserve: lambda / d_in. The mean of k^T C^-1 k over ordinary keys is d_in; the original has
         lambda = 15,000 for GPT-J, whose d_in is 16,384.
       steps, lr, c_kl, decay, clamp: see `ValueSearch`; here the searched value is the state.
@@ -79,7 +81,7 @@ def memit(
         layers = memory_weights(problem.weights, blocks)
         return spread_over_blocks(state, problem, search, layers, write)[0]
 
-    return parameter_free_editor(edit, init_state, add_texts, sharding=SHARDING)
+    return parameter_free_editor(edit, init_state, add_texts, sharding=SHARDING, at_subject=True)
 
 
 def spread_over_blocks(

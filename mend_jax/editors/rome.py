@@ -12,8 +12,10 @@ from mend_jax.editors.key_value_memory import (
     add_texts,
     empty_statistics,
     memory_weights,
+    middle_memory,
     require_causal,
     subject_keys,
+    usual_top,
     with_prefixes,
     write_pairs,
     zero_padding_facts,
@@ -23,7 +25,9 @@ from mend_jax.editors.value_search import ValueSearch, subject_outputs
 from mend_jax.models import WeightSpec
 
 
-@usable_untrained("one value of one MLP, found by search (decoder-only models)")
+@usable_untrained(
+    "one value of one MLP, found by search (decoder-only models)", edited_top=usual_top
+)
 def rome(
     *,
     block: int | None = None,
@@ -44,8 +48,9 @@ def rome(
     solved together, each with its own pair (`write_pairs`).
 
     Args:
-      block: whose `mlp/down` is edited, one before the last; None: the first that may be edited,
-        so `model.last_n_blocks` selects it (the paper edits a middle block).
+      block: whose `mlp/down` is edited, one before the last; None: the one of those that may be
+        edited (`model.last_n_blocks`) nearest to 0.4 of the depth, and at most 2 from it, else it
+        is refused. The paper edits block 17 of 48.
       steps, lr, c_kl, decay, clamp: see `ValueSearch`.
       n_prefixes: the key and the loss of a correction are averaged over the correction alone and
         after this many texts. The duration of a search grows in proportion.
@@ -55,7 +60,7 @@ def rome(
         raise ValueError(f"n_prefixes {n_prefixes} must be at least 0")
 
     def memory(weights: Weights) -> WeightSpec:
-        return memory_weights(weights, () if block is None else (block,))[0]
+        return middle_memory(weights) if block is None else memory_weights(weights, (block,))[0]
 
     def init_state(key: jax.Array, weights: Weights) -> EditorState:
         del key
@@ -69,4 +74,4 @@ def rome(
         d = zero_padding_facts(problem, d)
         return Edit({w.name: write_pairs(state, w, subject_keys(problem, prefixed, w), d, 0.0)})
 
-    return parameter_free_editor(edit, init_state, add_texts, sharding=SHARDING)
+    return parameter_free_editor(edit, init_state, add_texts, sharding=SHARDING, at_subject=True)

@@ -21,23 +21,29 @@ class UntrainedEditor(NamedTuple):
       name: the name under which commands offer it; "" for the editor's own name.
       options: its options that differ from the editor's defaults.
       description: a few words.
+      edited_top: number of blocks -> how many of the last ones must be editable for the editor's
+        default; None: any number.
     """
 
     name: str
     options: Mapping[str, Any]
     description: str
+    edited_top: Callable[[int], int] | None = None
 
 
 _DECLARED: dict[Any, UntrainedEditor] = {}
 
 
 def usable_untrained(
-    description: str, name: str = "", **options: Any
+    description: str,
+    name: str = "",
+    edited_top: Callable[[int], int] | None = None,
+    **options: Any,
 ) -> Callable[[Factory], Factory]:
     """Declare that the decorated editor works without training; see `UntrainedEditor`."""
 
     def declare(factory: Factory) -> Factory:
-        _DECLARED[factory] = UntrainedEditor(name, options, description)
+        _DECLARED[factory] = UntrainedEditor(name, options, description, edited_top)
         return factory
 
     return declare

@@ -160,7 +160,7 @@ def evaluate(
     """Return the `eval` entry of results.json and examples, over one pass of `batches`.
 
     Free generation is greedy, from the prompt alone, up to the end-of-text token or `max_new`
-    tokens; `examples.answer_matches` defines when it counts as a success. A natural stop is not
+    tokens; `answer_match` defines when it counts as a success. A natural stop is not
     required: without the end-of-text token in its targets (data.append_eos) an editor does not
     change where a model stops.
 

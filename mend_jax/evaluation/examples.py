@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mend_jax.core.meta_loss import EDIT_SETS
+from mend_jax.evaluation.answer_match import answer_matches, begins_with_answer
 from mend_jax.evaluation.metric_registry import EvaluatedEdits, Scores
 from mend_jax.evaluation.metrics import result_name
 
@@ -20,17 +21,6 @@ LOCALITY_KL_LIMIT = 0.1
 EXAMPLES_PER_FAULT = 3
 FAULTS = ("edit", "paraphrase", "leak", "near", "far")
 _ROW_FIELDS = ("relation", "prompt", "target", "truth", "rephrase", "near_prompt", "near_answer")
-
-
-def answer_matches(text: str, answer: str) -> bool:
-    """Return whether a generated text gives exactly this answer before it goes on or stops.
-
-    It must begin with the answer, and the answer must end there: " Niger, a country" gives Niger,
-    " Nigeria" and " Niger-Congo" do not. Text after a line end or a full stop does not matter.
-    """
-    text, answer = text.strip(), answer.strip()
-    follows = text[len(answer) : len(answer) + 1]
-    return text.startswith(answer) and not (follows.isalnum() or follows in ("-", "'", "\u2019"))
 
 
 def generated_scores(
@@ -73,7 +63,7 @@ def generated_leaks(
             leaks = np.zeros_like(leaks)
             for i, (own, row) in enumerate(zip(answers, rows, strict=True)):
                 texts = own.get(f"hard_near{suffix}", ())
-                leaks[i, : len(texts)] = [answer_matches(text, row["target"]) for text in texts]
+                leaks[i, : len(texts)] = [begins_with_answer(text, row["target"]) for text in texts]
         found["hard_target", f"generated{suffix}"] = leaks
     return found
 

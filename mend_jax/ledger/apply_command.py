@@ -25,7 +25,7 @@ def apply(args: argparse.Namespace) -> int:
     """
     facts = collect_facts(args.fact, args.facts)
     prompts = [make_prompts(fact) for fact in facts]
-    model, ledger = open_base(args.ledger, args.model, args.dtype, args.last_n_blocks)
+    model, ledger = open_base(args.ledger, args.model, args.dtype, args.last_n_blocks, args.editor)
     require_text_model(model)
     editor = choose_editor(model, args.editor, args.strength, dict(args.option), report_progress)
     if editor.is_scoped and args.together and not args.plain:

@@ -128,8 +128,9 @@ def _add_base_flags(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--dtype", default="float32", help="of a new ledger's base model")
     command.add_argument(
-        "--last_n_blocks", type=int, default=3, metavar="N",
-        help="for a new ledger: how many of the last blocks edits may change",
+        "--last_n_blocks", type=int, metavar="N",
+        help="for a new ledger: how many of the last blocks edits may change; by default 3, or as "
+        "many as the editor needs (rome and memit edit the middle)",
     )  # fmt: skip
 
 

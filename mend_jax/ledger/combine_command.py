@@ -55,10 +55,16 @@ def combine(args: argparse.Namespace) -> int:
             raise
         report_progress(f"leaving out `together`: {e}")
     else:
-        report_progress(f"making one edit of {len(prompts)} facts with {editor.name}")
-        ways["together"] = editor.plain_edit(
-            [Fact(p.prompt, p.target, subject=p.subject) for p in prompts]
-        )
+        if editor.most_facts is None or len(prompts) <= editor.most_facts:
+            report_progress(f"making one edit of {len(prompts)} facts with {editor.name}")
+            ways["together"] = editor.plain_edit(
+                [Fact(p.prompt, p.target, subject=p.subject) for p in prompts]
+            )
+        else:
+            report_progress(
+                f"leaving out `together`: {editor.name} was trained for {editor.most_facts} "
+                f"fact(s) an edit, and there are {len(prompts)}; `combined` is of edits of so many"
+            )
     measured = {}
     for name, edit in ways.items():
         report_progress(f"measuring {name}")

@@ -18,9 +18,11 @@ from mend_jax.data.sources.world_facts.facts import true_facts
 from mend_jax.data.sources.world_facts.templates import TEMPLATES, fill_template
 from mend_jax.editors import EditTransform, make_editor, untrained_editors
 from mend_jax.errors import ConfigError, did_you_mean
+from mend_jax.hub import read_model_config, resolve
 from mend_jax.hub.input_formats import input_format
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import stack_batches
+from mend_jax.models.family import find_family, parse_config
 from mend_jax.models.params import Params
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 from mend_jax.training import pretrained, pretrained_scopes
@@ -28,6 +30,8 @@ from mend_jax.training.restored_editor import Editor
 
 ReportProgress = Callable[[str], None]
 
+BLOCKS = 3
+"""How many of the last blocks may be edited, where neither user nor editor asks for more."""
 _CALIBRATION_TEXTS = 256
 _BATCH_SIZE = 16
 _TEXT_TOKENS = 32
@@ -72,6 +76,22 @@ def choose_editor(
         transform=with_strength(editor.transform, strength),
         scope=editor.scope or pretrained_scopes.find(model),
     )
+
+
+def blocks_to_edit(spec: str, name: str) -> int:
+    """Return how many of a base's last blocks must be editable for an editor: `BLOCKS`, or more.
+
+    Args:
+      spec: of the base, see `load_model`.
+      name: of the editor, as for `choose_editor`.
+    """
+    _, declared = untrained_editors().get(name, (name, None))
+    if declared is None or declared.edited_top is None:
+        return BLOCKS
+    config = read_model_config(resolve(spec))
+    family = find_family(config)
+    sizes = family.model_class.stack_sizes(parse_config(family, config))
+    return declared.edited_top(min(sizes.values()))
 
 
 def describe_untrained() -> str:

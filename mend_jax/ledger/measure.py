@@ -13,7 +13,7 @@ from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.recompress import recompress
 from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.errors import ConfigError, DataError
-from mend_jax.evaluation.examples import answer_matches
+from mend_jax.evaluation.answer_match import answer_matches, begins_with_answer
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.files import replace_non_finite
 from mend_jax.ledger.compare import compare_answers, compare_texts, generate_both
@@ -171,11 +171,12 @@ def _fact(
     for line in lines:
         before, after = outputs[line["prompt"]]
         score = scores[_scored_pair(prompts, line)]
+        says = answer_matches if line["kind"] in EDIT_KINDS else begins_with_answer
         line = line | {
             "before": before,
             "after": after,
-            "says_before": answer_matches(before, prompts.target),
-            "says": answer_matches(after, prompts.target),
+            "says_before": says(before, prompts.target),
+            "says": says(after, prompts.target),
         }
         if line["kind"] in EDIT_KINDS:
             edit_lines.append(line | {key: score[key] for key in ("nll_before", "nll")})

@@ -23,7 +23,7 @@ class _Line(TypedDict):
     prompt: str  # the text
     before: str  # its greedy continuation by the base,
     after: str  # and by the edited model
-    says_before: bool  # whether that is the target
+    says_before: bool  # whether that is the target, see `evaluation.answer_match`
     says: bool
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mend_jax.evaluation.answer_match import answer_fault
 from mend_jax.evaluation.examples import LOCALITY_KL_LIMIT
 
 MeasuredFact = Mapping[str, Any]
@@ -16,7 +17,8 @@ EDIT_KINDS = ("prompt", "paraphrase")
 OTHER_KINDS = ("neighbour", "unrelated")
 """The kinds of text whose answer should not change."""
 THRESHOLDS = (
-    "success: the target follows the prompt and at least half of the paraphrases",
+    "success: the target follows the prompt and at least half of the paraphrases, as a whole "
+    "answer, and the text neither denies it nor repeats itself",
     f"good locality: KL(base || edited) of at most {LOCALITY_KL_LIMIT} nats on unrelated prompts "
     "and on plain text, no answer to an unrelated prompt or to a neighbour changed",
 )
@@ -76,7 +78,7 @@ def _failure(fact: MeasuredFact) -> str:
     if not prompt["says"]:
         return (
             f"failed: after {_quote(fact['prompt'])} the edited model writes "
-            f"{_quote(prompt['after'])}, not {_quote(fact['target'])}"
+            f"{_quote(prompt['after'])}, {answer_fault(prompt['after'], fact['target'])}"
         )
     return (
         f"failed: {_quote(fact['target'])} follows the prompt itself, but only "

@@ -30,6 +30,7 @@ DTYPES = ("int8", "bfloat16", "float32")
 _SCALE = "/int8_scale"
 _PARTS = ("params", "state")
 _TEXTS = ("base", "command", "dtype", "name", "spec", "tokenizer")
+_TRAINED_FACTS = 1  # an edit, where a file does not say it
 _VALUES = ("append_eos", "config", "numbers", "seed", "weights")  # JSON texts in the old format
 
 
@@ -43,9 +44,9 @@ def describe(name: str) -> dict[str, Any]:
 
     Returns:
       `name`, `base` and `tokenizer` (fingerprints), `spec` (of the base), `weights` (the edited
-      ones), `config` (the run's editor section), `append_eos`, `command` and `seed` (of the
-      training), `numbers` (the run's results, measured in float32), `dtype` (of its matrices),
-      `sha256` (of tensors and metadata).
+      ones), `config` (the run's editor section), `append_eos`, `trained_facts` (of one edit),
+      `command` and `seed` (of the training), `numbers` (the run's results, measured in float32),
+      `dtype` (of its matrices), `sha256` (of tensors and metadata).
 
     Raises:
       ConfigError: there is none of that name.
@@ -113,7 +114,7 @@ def read(path: str | Path, model: Any) -> Any:
     params, state = place(mesh_of_arrays(model.params), tree, transform.sharding_rules).values()
     return Editor(
         model, transform, params, state, meta["append_eos"], meta["config"]["name"],
-        pretrained_scopes.find(model),
+        pretrained_scopes.find(model), meta["trained_facts"],
     )  # fmt: skip
 
 
@@ -165,6 +166,7 @@ def write(workdir: str | Path, path: str | Path, dtype: str = "int8") -> dict[st
         "dtype": dtype,
         "config": config["editor"],
         "append_eos": editor.append_eos,
+        "trained_facts": editor.trained_facts,
         "command": f"python -m mend_jax.main --config={results['config_name']}",
         "seed": config["seed"],
         "numbers": replace_non_finite(_numbers(results)),
@@ -231,11 +233,18 @@ def _read(path: str | Path, verify: bool = True) -> tuple[dict[str, Any], dict[s
     try:
         values = {k: parse_json(file.metadata[k]) if old else file.metadata[k] for k in _VALUES}
         meta = {k: file.metadata[k] for k in _TEXTS} | values | {"sha256": file.sha256}
+        meta["trained_facts"] = _positive(file.metadata.get("trained_facts", _TRAINED_FACTS))
     except (KeyError, ValueError) as e:
         raise CheckpointError(f"{path}: its metadata is damaged ({e!r}); get it again") from e
     if verify and old and _old_digest(file.arrays, meta["config"]) != file.sha256:
         raise CheckpointError(f"{path}: its tensors are not those that were written; get it again")
     return meta, file.arrays
+
+
+def _positive(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} facts an edit")
+    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from mend_jax import hub
 from mend_jax.core import scope_file
 from mend_jax.core.bank import empty_bank
 from mend_jax.core.chunking import round_up
-from mend_jax.core.combined_edits import fact_keys
+from mend_jax.core.combined_edits import combine_edits, fact_keys
 from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.gated_bank import GatedBank, gate_bank
@@ -24,7 +26,7 @@ from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit, utc_timestamp
 from mend_jax.data.facts import Fact, facts_from_pairs
 from mend_jax.data.subject_guess import guess_subject
-from mend_jax.data.subject_positions import add_subject_positions
+from mend_jax.data.subject_positions import add_subject_positions, subject_token_index
 from mend_jax.editors.scoped import ScopeGate, make_scoped_edits
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.hub.input_formats import CAUSAL, input_format
@@ -39,6 +41,7 @@ from mend_jax.training import assembly, checkpoints
 from mend_jax.training.checkpoints import recovery
 from mend_jax.training.run_folder import SCOPE_FILE, read_run_config
 
+_LOG = logging.getLogger(__name__)
 _EDITS_AT_ONCE = 16
 BUCKET = 8  # texts are padded to a multiple of this many tokens, so that few shapes are compiled
 
@@ -55,6 +58,7 @@ class Editor:
       name: the name of the transform in `make_editor`.
       scope: the learned scope of the base, with which edits are scoped by default; None: it has
         none.
+      trained_facts: how many facts one edit had in training (`data.edits_per_batch`).
     """
 
     model: LanguageModel
@@ -64,6 +68,7 @@ class Editor:
     append_eos: bool = False
     name: str = "editor"
     scope: LearnedScope | None = None
+    trained_facts: int = 1
 
     @staticmethod
     def restore(workdir: str | Path, model: LanguageModel | None = None) -> Editor:
@@ -99,6 +104,7 @@ class Editor:
         return Editor(
             model, transform, state.params, state.editor_state, config.data.append_eos,
             config.editor.name, scope_file.load(scope) if scope.exists() else None,
+            config.data.edits_per_batch,
         )  # fmt: skip
 
     @functools.cached_property
@@ -112,6 +118,15 @@ class Editor:
             return self.name
         flat = {jax.tree_util.keystr(path): jax.device_get(leaf) for path, leaf in leaves}
         return f"{self.name}@{hub.fingerprint(flat)[:8]}"
+
+    @property
+    def most_facts(self) -> int | None:
+        """The most facts that one plain edit can insert together; None: any number.
+
+        A trained editor has learned to step for `trained_facts` of them and oversteps for more; one
+        without training solves or searches for all that it is given.
+        """
+        return self.trained_facts if self.transform.trainable else None
 
     @property
     def is_scoped(self) -> bool:
@@ -174,7 +189,7 @@ class Editor:
         """
         learned = self._learned_scope()
         checked = self._checked(facts)
-        pairs, subjects = _pairs(checked), [f.subject or guess_subject(f.prompt) for f in checked]
+        pairs, subjects = _pairs(checked), [fact.subject for fact in checked]
         names = [
             tuple(n for n in (s, *f.aliases) if n) for s, f in zip(subjects, checked, strict=True)
         ]
@@ -200,17 +215,32 @@ class Editor:
         ]  # fmt: skip
 
     def plain_edit(self, facts: Sequence[Fact | tuple[str, str]]) -> Edit:
-        """Return one edit that inserts all the facts together: one pass forward and back.
+        """Return one edit that inserts all the facts, and changes the weights for all texts.
 
-        It changes the weights for all texts. `mend_jax.combine_edits` makes one of several, as a
-        ledger does; a sum of more than two or three destroys them.
+        Up to `most_facts` are inserted together, by one pass forward and back. More are edited in
+        groups of so many, and the edits combined by least squares (`combine_edits`), as a ledger
+        does; the log says so.
 
         Raises:
           DataError, ConfigError: as `edit`.
         """
         checked = self._checked(facts)
-        pairs = _pairs(checked)
-        texts = stack_batches([self._encode(pairs, [fact.subject for fact in checked])])
+        most = self.most_facts or len(checked)
+        groups = [checked[start : start + most] for start in range(0, len(checked), most)]
+        edits = [self._edit_together(group) for group in groups]
+        if len(edits) == 1:
+            return edits[0]
+        _LOG.warning(
+            "%s was trained for %d fact(s) an edit: %d facts are edited in %d groups, and the "
+            "edits combined by least squares", self.name, most, len(checked), len(edits),
+        )  # fmt: skip
+        return _combined(edits)
+
+    def _edit_together(self, facts: Sequence[Fact]) -> Edit:
+        """Return one edit of checked facts, all in one pass forward and back."""
+        pairs = _pairs(facts)
+        subjects = [fact.subject if self.transform.at_subject else "" for fact in facts]
+        texts = stack_batches([self._encode(pairs, subjects)])
         with use_mesh(mesh_of_arrays(self.model.params)):
             edit = _make_plain_edits(
                 self.transform, self.model.module, self.model.weights, self.params, self.state,
@@ -222,7 +252,10 @@ class Editor:
         )  # fmt: skip
 
     def _checked(self, facts: Sequence[Fact | tuple[str, str]]) -> list[Fact]:
-        """Return the facts without surrounding spaces; refuse what cannot be edited."""
+        """Return the facts without surrounding spaces and with their subjects, where known.
+
+        Refuses what cannot be edited.
+        """
         if self.transform.predictor is not None:
             raise ConfigError(
                 "this editor answers from the facts beside the base and has no weight edit to give"
@@ -233,12 +266,28 @@ class Editor:
         )
         if not checked:
             raise DataError("no facts to edit: give at least one (prompt, target) pair")
-        return [
+        checked = [
             dataclasses.replace(given, prompt=fact.prompt, target=fact.target)
             if isinstance(given, Fact)
             else fact
             for given, fact in zip(facts, checked, strict=True)
         ]
+        checked = [
+            dataclasses.replace(f, subject=f.subject or guess_subject(f.prompt)) for f in checked
+        ]
+        if self.transform.at_subject:
+            self._require_subjects(checked)
+        return checked
+
+    def _require_subjects(self, facts: Sequence[Fact]) -> None:
+        for number, fact in enumerate(facts, start=1):
+            if subject_token_index(self.model.tokenizer, fact.prompt, fact.subject) is None:
+                why = f"no subject {fact.subject!r}" if fact.subject else "not exactly one name"
+                raise DataError(
+                    f"{self.name} edits at the last token of a fact's subject, and the prompt of "
+                    f"fact {number}, {fact.prompt!r}, has {why}: give the subject as it stands in "
+                    'the prompt, Fact(..., subject="France") or "subject" in a JSON line'
+                )
 
     def _encode(self, pairs: Sequence[tuple[str, str]], subjects: Sequence[str]) -> TokenBatch:
         """Return the tokens of facts [n, T], padded to a multiple of `BUCKET`."""
@@ -275,6 +324,15 @@ def _make_plain_edits(
     edit, _ = editor.edit(params, state, problem, False)
     keys = fact_keys(problem)
     return dataclasses.replace(edit, keys={name: keys[name] for name in edit.deltas})
+
+
+def _combined(edits: Sequence[Edit]) -> Edit:
+    """Return the combined edits with the keys of all, so that it can be combined with others."""
+    keys: dict[str, jax.Array] = {}
+    for edit in edits:
+        for name, own in (edit.keys or {}).items():
+            keys[name] = jnp.concatenate([keys[name], own]) if name in keys else own
+    return dataclasses.replace(combine_edits(edits), keys=keys)
 
 
 def _pairs(facts: Sequence[Fact]) -> list[tuple[str, str]]:

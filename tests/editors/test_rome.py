@@ -34,6 +34,8 @@ from mend_jax.editors import make_editor
 from mend_jax.editors.key_value_memory import (
     PREFIX,
     subject_keys,
+    usual_blocks,
+    usual_top,
     with_prefixes,
     write_pairs,
 )
@@ -246,3 +248,37 @@ def test_models_that_only_the_problem_identifies_are_refused(kind, name, message
 
     with pytest.raises(ConfigError, match=message):
         jax.eval_shape(edit, base)
+
+
+def weights_of(n_blocks, n_top):
+    """The MLPs' second matrices of the last blocks of a model."""
+    return tuple(WeightSpec(f"block_{i}/mlp/down", 4, 3) for i in range(n_blocks - n_top, n_blocks))
+
+
+@pytest.mark.parametrize(
+    "n_blocks, wanted", [(30, range(10, 15)), (48, range(17, 22)), (12, range(2, 7)), (4, range(3))]
+)
+def test_the_middle_of_a_model_is_edited_by_default(n_blocks, wanted):
+    """Two blocks on both sides of 0.4 of the depth, never the last block."""
+    assert usual_blocks(n_blocks) == wanted and usual_top(n_blocks) == n_blocks - wanted[0]
+    weights = weights_of(n_blocks, usual_top(n_blocks))
+    states = [make_editor(name, {}).init(None, weights)[1] for name in ("rome", "memit")]
+    found = [[int(n[6:-9]) for n in state["second_moment"]] for state in states]
+    assert found == [[int(0.4 * n_blocks)], [*wanted]]
+
+
+def test_as_much_of_the_middle_as_may_be_edited_is():
+    weights = weights_of(30, 17)
+    found = [[*make_editor(n, {}).init(None, weights)[1]["second_moment"]]
+             for n in ("rome", "memit")]  # fmt: skip
+    assert found == [["block_13/mlp/down"], ["block_13/mlp/down", "block_14/mlp/down"]]
+
+
+@pytest.mark.parametrize("name", ["rome", "memit", "alphaedit"])
+def test_the_last_blocks_are_not_edited_unless_they_are_named(name):
+    message = r"blocks 10 to 14 of 30, .* only \[27, 28\] can be .*: load it with last_n_blocks=20"
+    with pytest.raises(ConfigError, match=message):
+        make_editor(name, {}).init(None, weights_of(30, 3))
+    named = dict(block=27) if name == "rome" else dict(blocks=(27,))
+    state = make_editor(name, named).init(None, weights_of(30, 3))[1]
+    assert [*state["second_moment"]] == ["block_27/mlp/down"]

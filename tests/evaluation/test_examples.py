@@ -1,14 +1,9 @@
-"""Examples of edits: their faults, which are chosen, and matching answers."""
+"""Examples of edits: their faults, and which are chosen."""
 
 import numpy as np
 
 from mend_jax.evaluation import examples
-from mend_jax.evaluation.examples import (
-    answer_matches,
-    choose_examples,
-    fault_shares,
-    make_examples,
-)
+from mend_jax.evaluation.examples import choose_examples, fault_shares, make_examples
 from mend_jax.evaluation.metric_registry import EvaluatedEdits
 
 
@@ -70,10 +65,3 @@ def test_the_worst_examples_of_each_fault_are_chosen(monkeypatch):
 def test_examples_alternate_between_relations():
     held = [{"relation": r, "n": i} for i, r in enumerate("aaab")]
     assert [c["n"] for c in examples.alternate_relations(held, 3)] == [0, 3, 1]
-
-
-def test_which_generated_texts_match_the_answer():
-    for text in (" Niger", " Niger.", "Niger, a country", " Niger\nQ: What", " Niger ("):
-        assert answer_matches(text, "Niger"), text
-    for text in (" Nigeria", " Niger-Congo", " the Niger", "", " niger", "\n Nige"):
-        assert not answer_matches(text, "Niger"), text

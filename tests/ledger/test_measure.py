@@ -326,6 +326,29 @@ def test_a_repeated_answer_gives_a_warning(text, count):
     assert not any("repeated" in w for w in make_verdict([one], FINE)[1])
 
 
+@pytest.mark.parametrize(
+    "text, says, why",
+    [
+        ("Lyon", True, ""), ("Rome", False, "not 'Lyon'"), ("Lyon Lyon Lyon", False, "goes on"),
+        ("Lyon, Lyon, Lyon, Lyon", False, "repeats itself"), ("Lyon is not it", False, "denies it"),
+    ],
+)  # fmt: skip
+def test_only_a_whole_answer_makes_an_edit_succeed(monkeypatch, model, edit, text, says, why):
+    """Texts that a model might write; a neighbour that takes the target in a loop leaks too."""
+    writes = {PROMPTS.prompt: text, PROMPTS.paraphrases[0]: text, "Oslo lies in": text}
+    monkeypatch.setattr(
+        measure, "generate_both",
+        lambda model, edit, texts, max_new: [("Paris", writes.get(t, "Paris")) for t in texts],
+    )  # fmt: skip
+    found = measure_edit(model, edit, [PROMPTS])
+    assert [line["says"] for line in found["facts"][0]["asked"]] == [says, says]
+    assert found["verdict"]["took"] == says
+    failures = [w for w in found["warnings"] if w.startswith("failed")]
+    assert [why in w for w in failures] == [True] * (not says)
+    neighbour = found["facts"][0]["still"][0]
+    assert neighbour["says"] == (text != "Rome") and not found["verdict"]["local"]
+
+
 def test_a_fact_that_the_base_knows_gives_a_warning():
     known = fact()
     known["asked"][0]["says_before"] = True
