@@ -46,6 +46,7 @@ def write_tokenizer(source: Path, folder: Path, config: Mapping[str, Any]) -> No
     else:
         _write_by_transformers(source, folder, held)
     made = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    _check_ids(source, made)
     largest = max(made.get_vocab(with_added_tokens=True).values(), default=-1)
     size = config.get("vocab_size")
     if isinstance(size, int) and largest >= size:
@@ -56,6 +57,32 @@ def write_tokenizer(source: Path, folder: Path, config: Mapping[str, Any]) -> No
         )
 
 
+def _check_ids(source: Path, made: tokenizers.Tokenizer) -> None:
+    """Check that every token has the id of its file.
+
+    transformers makes a tokenizer without a vocabulary where a file has not the name that it
+    expects, and gives other ids to added tokens that leave gaps.
+    """
+    listed: dict[str, Any] = {}
+    for name in ("vocab.json", "added_tokens.json"):
+        if (source / name).is_file():
+            tokens = read_json(source / name)
+            listed |= tokens if isinstance(tokens, dict) else {}
+    if (words := source / "vocab.txt").is_file() and not (source / "vocab.json").is_file():
+        lines = words.read_bytes().decode("utf-8").rstrip("\n").split("\n")
+        listed = {token.rstrip("\r"): i for i, token in enumerate(lines)} | listed
+    ids = made.get_vocab(with_added_tokens=True)
+    wrong = [token for token, i in listed.items() if ids.get(token) != i]
+    if wrong:
+        first = wrong[0]
+        raise WeightsError(
+            f"the tokenizer of {source} cannot be converted: {len(wrong)} of {len(listed)} tokens "
+            f"got another id than in their file, such as {first!r:.80} ({ids.get(first)} instead "
+            f"of {listed[first]!r:.20}). Check that config.json belongs to these files; or copy a "
+            "tokenizer.json of the model into this folder."
+        )
+
+
 def _write_by_transformers(source: Path, folder: Path, held: list[str]) -> None:
     has_only_pieces = not {"vocab.json", "vocab.txt"} & {*held}
     if has_only_pieces and importlib.util.find_spec("sentencepiece") is None:
@@ -63,6 +90,11 @@ def _write_by_transformers(source: Path, folder: Path, held: list[str]) -> None:
             f"the tokenizer of {source} is {held[0]}, which the package sentencepiece reads: "
             "install it (pip install sentencepiece) and convert again; or copy a tokenizer.json "
             "of the model into this folder."
+        )
+    if "vocab.json" in held and not (source / "merges.txt").is_file():
+        raise WeightsError(
+            f"{source} has vocab.json without merges.txt: copy merges.txt from the model into this "
+            "folder, and convert it again."
         )
     import transformers  # an import of seconds
 

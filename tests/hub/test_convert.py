@@ -31,6 +31,13 @@ from mend_jax.hub.tokenizer import load_tokenizer
 from mend_jax.hub.torch_files import list_torch_file
 
 TEXT = "abab is a b"
+AUTO_MODELS = {
+    "gptj": transformers.AutoModelForCausalLM,
+    "gpt2": transformers.AutoModelForCausalLM,
+    "t5": transformers.AutoModelForSeq2SeqLM,
+    "t5_v1_1": transformers.AutoModelForSeq2SeqLM,
+    "bert": transformers.AutoModelForSequenceClassification,
+}
 
 
 def torch_model(kind, dtype=torch.float32, **sizes):
@@ -38,14 +45,7 @@ def torch_model(kind, dtype=torch.float32, **sizes):
     torch.manual_seed(0)
     special = dict(eos_token_id=1, bos_token_id=1, pad_token_id=0, decoder_start_token_id=0)
     config = transformers.AutoConfig.for_model(**(HF[kind] | special | sizes))
-    auto = {
-        "gptj": transformers.AutoModelForCausalLM,
-        "gpt2": transformers.AutoModelForCausalLM,
-        "t5": transformers.AutoModelForSeq2SeqLM,
-        "t5_v1_1": transformers.AutoModelForSeq2SeqLM,
-        "bert": transformers.AutoModelForSequenceClassification,
-    }[kind]
-    model = auto.from_config(config).eval()
+    model = AUTO_MODELS[kind].from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -427,15 +427,31 @@ def test_vocabularies_that_cannot_be_converted_are_named(tmp_path, monkeypatch):
     (source / "tokenizer.model").unlink()
     refused("no tokenizer.json and none of vocab.json")
     save_merges(source)
+    refused("259 of 259 tokens got another id.*Check that config.json belongs")  # it is T5's
+
+
+def test_merges_that_cannot_be_converted_are_named(tmp_path):
+    source = save_published(tmp_path / "published", torch_model("gptj", n_layer=1))
+
+    def refused(message):
+        with pytest.raises(WeightsError, match=message):
+            convert(source, tmp_path / "made")
+
+    (source / "added_tokens.json").write_text(json.dumps({"<|extratoken_1|>": 270}))
+    refused(r"1 of 259 tokens got another id .*extratoken_1\|>' \(258 instead of 270\)")
+    (source / "added_tokens.json").unlink()
     (source / "vocab.json").write_text("{")
-    refused("cannot make a tokenizer.json from vocab.json")
+    refused(r"cannot make a tokenizer\.json from vocab\.json")
+    (source / "merges.txt").unlink()
+    refused("has vocab.json without merges.txt")
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
     model = torch_model("gptj", n_layer=1)
     source = save_published(tmp_path / "published", model)
-    (source / "added_tokens.json").write_text(json.dumps({"<more>": 300}))
-    with pytest.raises(WeightsError, match="vocab_size 300: these files belong to different"):
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"vocab_size": 258}))
+    with pytest.raises(WeightsError, match="id 258 .*vocab_size 258: these files belong to diff"):
         convert(source, tmp_path / "made")
 
 
@@ -557,7 +573,7 @@ def test_the_loader_names_the_command_and_the_command_works(tmp_path, capsys):
     made = tmp_path / "my model-converted"
     (made / "tokenizer.json").unlink()
     with pytest.raises(WeightsError, match=r"no tokenizer\.json.*convert '.*-converted-converted'"):
-        load_model(str(made))
+        load_model(str(made), last_n_blocks=1)
 
 
 def test_a_repository_of_the_hub_without_safetensors_is_converted_from_there(tmp_path, monkeypatch):
