@@ -54,6 +54,9 @@ COMMANDS = {
         "mend_jax.data.sources.wikitext_gen.__main__",
         "write a base's own continuations of Wikipedia passages",
     ),
+    "hub": Command(
+        "mend_jax.hub.__main__", "convert a published model to safetensors: hub convert SRC DST"
+    ),
     "export-editor": Command("mend_jax.training.pretrained", "write a run's editor as one file"),
     "scaling": Command("mend_jax.tpu.scaling", "estimate a training step on any slice"),
     "shardings": Command("mend_jax.tpu.sharding_report", "report how arrays are split"),

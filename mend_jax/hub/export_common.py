@@ -21,6 +21,21 @@ AUTO_CLASSES = {
 }
 """Kind of model -> its class in transformers."""
 
+COPIED_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tokenizer.model",
+    "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+"""Files of a base's folder that do not depend on its weights."""
+
+ONE_LABEL = {
+    "architectures": ["BertForSequenceClassification"],
+    "num_labels": 1,
+    "id2label": {"0": "true"},
+    "label2id": {"true": 0},
+}
+"""The keys of config.json for a classifier of one logit."""
+
 
 def check_single_edit(edit: Edit, model: LanguageModel) -> None:
     """Check that this is one edit, for this base; its blocks need not be unrolled.

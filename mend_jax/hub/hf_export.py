@@ -44,7 +44,7 @@ def save_hf(
     directory.mkdir(parents=True, exist_ok=True)
     shards = list(_shards(flat, specs, max_shard_bytes))
     sizes = [sum(_n_bytes(flat[s.path]) for s in shard) for shard in shards]
-    names = _shard_names(len(shards))
+    names = shard_names(len(shards))
     for name, shard in zip(names, shards, strict=True):
         tensors = {spec.hf: _to_file(flat[spec.path], spec) for spec in shard}
         temporary = directory / f".{name}.{os.getpid()}.tmp"
@@ -97,7 +97,8 @@ def _shards(
     yield run
 
 
-def _shard_names(count: int) -> list[str]:
+def shard_names(count: int) -> list[str]:
+    """Return the usual names of `count` safetensors files of one model."""
     if count == 1:
         return [SINGLE]
     return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]

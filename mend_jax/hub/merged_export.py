@@ -11,7 +11,13 @@ import numpy as np
 
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import CheckpointError, WeightsError
-from mend_jax.hub.export_common import AUTO_CLASSES, check_single_edit, readme
+from mend_jax.hub.export_common import (
+    AUTO_CLASSES,
+    COPIED_FILES,
+    ONE_LABEL,
+    check_single_edit,
+    readme,
+)
 from mend_jax.hub.hf_config import read_model_config
 from mend_jax.hub.hf_export import save_hf
 from mend_jax.hub.weights_source import Source, resolve
@@ -20,13 +26,6 @@ from mend_jax.models.params import Params, nest, unstack_trunk
 
 if TYPE_CHECKING:
     from mend_jax.hub.language_model import LanguageModel
-
-_COPIED = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tokenizer.model",
-    "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
-"""Files of the base's folder that an edit does not change."""
 
 _LOADING = """\
 import transformers
@@ -95,18 +94,13 @@ def _config(model: LanguageModel, source: Source, flat: dict[str, np.ndarray]) -
     config = {key: value for key, value in read_model_config(source).items() if key not in stale}
     config["dtype"] = str(next(iter(flat.values())).dtype)
     if model.is_classifier:
-        config |= {
-            "architectures": ["BertForSequenceClassification"],
-            "num_labels": 1,
-            "id2label": {"0": "true"},
-            "label2id": {"true": 0},
-        }
+        config |= ONE_LABEL
     return config
 
 
 def _save_tokenizer(directory: Path, model: LanguageModel, source: Source) -> None:
     """Copy the base's own files if it has them; otherwise write an equivalent tokenizer."""
     model.tokenizer.save(directory)
-    for name in _COPIED:
+    for name in COPIED_FILES:
         if source.kind != "gguf" and (source.path / name).is_file():
             shutil.copyfile(source.path / name, directory / name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def list_safetensors(folder: Path) -> dict[str, StoredTensor]:
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if len(indices) == 1 or (folder / INDEX).is_file():
         index = folder / INDEX if (folder / INDEX).is_file() else indices[0]
-        return _list_shards(index)
+        return list_shards(index, _list_file)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1 and not indices:
         return _list_file(files[0])
@@ -47,7 +47,19 @@ def list_safetensors(folder: Path) -> dict[str, StoredTensor]:
     )
 
 
-def _list_shards(index: Path) -> dict[str, StoredTensor]:
+def list_shards(
+    index: Path, list_file: Callable[[Path], dict[str, StoredTensor]]
+) -> dict[str, StoredTensor]:
+    """Return every tensor of the shards that an index names, by its name.
+
+    Args:
+      index: JSON with "weight_map" from tensor names to files beside it.
+      list_file: lists one of these files.
+
+    Raises:
+      WeightsError: one error for every file that is missing or damaged and every tensor that is
+        not where the index says.
+    """
     weight_map = _read_index(index)
     shards = sorted(set(weight_map.values()))
     if outside := [s for s in shards if Path(s).name != s]:
@@ -63,7 +75,7 @@ def _list_shards(index: Path) -> dict[str, StoredTensor]:
             missing.append(shard)
         else:
             try:
-                in_file = _list_file(index.parent / shard)
+                in_file = list_file(index.parent / shard)
             except WeightsError as error:
                 damages[shard] = str(error)
         for name, tensor in in_file.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ class StoredTensor:
       has_slices: whether `read_slice` reads the bytes of the box alone (safetensors), or decodes
         the whole tensor (GGUF).
       listed: False if the index of its shard does not name it.
+      memory: equal for tensors that are the same numbers of one file; None if that is not known.
     """
 
     name: str
@@ -43,6 +44,7 @@ class StoredTensor:
     read_slice: Callable[[Box], np.ndarray]
     has_slices: bool = True
     listed: bool = True
+    memory: Hashable = None
 
     def describe(self) -> str:
         """Return `name F32[4, 12] in model.safetensors`, for error messages."""

@@ -22,7 +22,7 @@ from mend_jax.core.mentions import TokenTexts, token_texts
 from mend_jax.errors import ConfigError, DataError, WeightsError
 from mend_jax.hub.gguf_files import GgufFile, open_gguf
 from mend_jax.hub.hf_config import read_json
-from mend_jax.hub.weights_source import Source
+from mend_jax.hub.weights_source import Source, how_to_convert
 from mend_jax.io.files import write_text
 
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
@@ -282,15 +282,15 @@ def load_tokenizer(source: Source) -> Tokenizer:
     """
     if source.kind == "gguf":
         return _from_gguf(open_gguf(source.path))
-    return _from_folder(source.path)
+    return _from_folder(source.path, source.spec)
 
 
-def _from_folder(folder: Path) -> Tokenizer:
+def _from_folder(folder: Path, spec: str) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise WeightsError(
-            f"{folder} has no tokenizer.json: copy it from the model, or write it with "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(folder) in transformers."
+            f"{folder} has no tokenizer.json: copy it from the model; or, if the model has older "
+            f"files of a vocabulary (such as vocab.json or spiece.model), {how_to_convert(spec)}."
         )
     inner = _open(path)
     names = _read_object(folder / "tokenizer_config.json")

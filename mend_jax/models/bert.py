@@ -56,7 +56,10 @@ def config_from_hf(hf: HFConfig) -> BertConfig:
     if hf.get("position_embedding_type", "absolute") != "absolute":
         raise ValueError(f"position_embedding_type {hf['position_embedding_type']!r}: not absolute")
     if (n_labels := _count_labels(hf)) != 1:
-        raise ValueError(f"{n_labels} labels; a classifier must have one: set num_labels to 1")
+        raise ValueError(
+            f"{n_labels} labels; a classifier must have one (num_labels 1). A head of two labels "
+            "becomes one by `python -m mend_jax.hub convert SRC DST --true_label=NAME`"
+        )
     activation(hf.get("hidden_act", "gelu"))
     return BertConfig(
         vocab_size=hf["vocab_size"],
