@@ -148,6 +148,7 @@ class EditTransform(NamedTuple):
       predictor: how a baseline that changes no weight (its Edit has no deltas) predicts texts;
         None: the base model under the Edit does.
       tuning: how options are chosen on validation rows before editing; None: nothing to choose.
+      at_subject: whether it edits at the last token of a fact's subject, and so needs one.
       sharding, step_sizes: as of `Link`, for the whole editor.
     """
 
@@ -166,6 +167,7 @@ class EditTransform(NamedTuple):
     sequential_training: SequentialTraining | None = None
     predictor: Predictor | None = None
     tuning: ThresholdTuning | None = None
+    at_subject: bool = False
     sharding: tuple[Rule, ...] = ()
     step_sizes: tuple[StepSizes, ...] = ()
 

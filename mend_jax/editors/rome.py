@@ -69,4 +69,6 @@ def rome(
         d = zero_padding_facts(problem, d)
         return Edit({w.name: write_pairs(state, w, subject_keys(problem, prefixed, w), d, 0.0)})
 
-    return parameter_free_editor(edit, init_state, add_texts, sharding=SHARDING)
+    return parameter_free_editor(
+        edit, init_state, add_texts, at_subject=True, sharding=SHARDING
+    )  # fmt: skip

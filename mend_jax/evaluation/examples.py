@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mend_jax.core.meta_loss import EDIT_SETS
+from mend_jax.core.word_boundary import in_one_word
 from mend_jax.evaluation.metric_registry import EvaluatedEdits, Scores
 from mend_jax.evaluation.metrics import result_name
 
@@ -30,7 +31,8 @@ def answer_matches(text: str, answer: str) -> bool:
     """
     text, answer = text.strip(), answer.strip()
     follows = text[len(answer) : len(answer) + 1]
-    return text.startswith(answer) and not (follows.isalnum() or follows in ("-", "'", "\u2019"))
+    goes_on = in_one_word(answer[-1:], follows) or follows in tuple("-'\u2019")
+    return text.startswith(answer) and not goes_on
 
 
 def generated_scores(
