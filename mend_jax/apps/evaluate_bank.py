@@ -33,7 +33,7 @@ from mend_jax.core.losses import token_kl
 from mend_jax.core.scope import reading
 from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.data.facts import Fact
+from mend_jax.data.facts import fact_of_row
 from mend_jax.data.hard_texts import HardTextMaker
 from mend_jax.data.rows import Row
 from mend_jax.errors import ConfigError, DataError, MendError, report_error
@@ -103,8 +103,7 @@ def _scoped_edits(editor: Editor, rows: Sequence[Row]) -> list[ScopedEdit]:
     progress, found = Progress("scoped edits", len(rows)), []
     for start in range(0, len(rows), _BATCH):
         some = rows[start : start + _BATCH]
-        facts = [Fact(r["prompt"], r["target"], subject=r["subject"]) for r in some]
-        found += editor.scoped_edits(facts)
+        found += editor.scoped_edits([fact_of_row(row) for row in some])
         progress.update(len(found), force=len(found) == len(rows))
     return found
 

@@ -17,8 +17,8 @@ from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform
 from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.data.facts import Fact
-from mend_jax.data.rows import Row, fingerprint_rows
+from mend_jax.data.facts import fact_of_row
+from mend_jax.data.rows import fingerprint_rows
 from mend_jax.editors import make_editor
 from mend_jax.editors.lifelong import with_lifelong_statistics
 from mend_jax.evaluation.edit_costs import time_edits
@@ -218,12 +218,10 @@ class RunEvaluation:
         )  # fmt: skip
         rows = [e.sequential_rows.rows[int(i)] for i in e.sequential_rows.encoded.index]
 
-        def as_fact(row: Row) -> Fact:
-            prompt = e.config.data.template.replace("{}", row["prompt"])
-            return Fact(prompt, row["target"], subject=row["subject"])
+        template = e.config.data.template
 
         def scoped_edits(numbers: Sequence[int]) -> list[ScopedEdit]:
-            return maker.scoped_edits([as_fact(rows[i]) for i in numbers])
+            return maker.scoped_edits([fact_of_row(rows[i], template) for i in numbers])
 
         return Banked(maker.empty_bank(len(rows)), scoped_edits)
 

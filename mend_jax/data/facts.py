@@ -1,14 +1,22 @@
-"""Facts to edit, from a JSONL file or from pairs."""
+"""Facts to edit, from a JSONL file or from pairs.
+
+A prompt may be a template, "The capital of {} is": the subject takes the place of its mark. Blanks
+around a prompt and a target are dropped.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mend_jax.core.word_boundary import find_words
 from mend_jax.data import raw_files
+from mend_jax.data.rows import Row
 from mend_jax.errors import DataError, did_you_mean
 
 
@@ -41,6 +49,8 @@ _REQUIRED = ("prompt", "target")
 _LISTS = ("paraphrases", "neighbours", "aliases")
 _OLD_FIELDS = {"rephrases": "paraphrases", "locality": "neighbours"}
 """Names of fields in files of earlier versions -> today's."""
+_MARK = re.compile(r"\{(?:0|subject)?\}|\[X\]")
+"""Where templates of data sets have their subject."""
 _EXAMPLE = '{"prompt": "The capital of France is", "target": "Lyon"}'
 
 
@@ -69,8 +79,12 @@ def facts_from_pairs(pairs: Iterable[tuple[str, str]]) -> list[Fact]:
     Raises:
       DataError: a pair that is not two texts, or an empty text; names the pair's number.
     """
+    return _numbered(pairs, 1)
+
+
+def _numbered(pairs: Iterable[tuple[str, str]], first: int) -> list[Fact]:
     facts = []
-    for number, pair in enumerate(pairs, start=1):
+    for number, pair in enumerate(pairs, start=first):
         where = f"pair {number}"
         if isinstance(pair, str) or not isinstance(pair, Iterable):
             raise DataError(f"{where}: {pair!r} is not a pair; give (prompt, target)")
@@ -81,11 +95,37 @@ def facts_from_pairs(pairs: Iterable[tuple[str, str]]) -> list[Fact]:
     return facts
 
 
+def checked_facts(facts: Iterable[Fact | tuple[str, str]]) -> list[Fact]:
+    """Return facts and pairs as facts, as `fact_from_record` would read them.
+
+    Raises:
+      DataError: as `facts_from_pairs`, or a field that is not usable; names the fact's number.
+    """
+    checked = []
+    for number, fact in enumerate(facts, start=1):
+        if not isinstance(fact, Fact):
+            checked += _numbered([fact], number)
+            continue
+        record = {
+            name: list(value) if name in _LISTS else value
+            for name, value in vars(fact).items()
+            if value
+        }
+        checked.append(fact_from_record(record, f"fact {number}"))
+    return checked
+
+
+def prompt_key(prompt: str) -> str:
+    """Return what two prompts have in common that differ in white space or in code points only."""
+    return " ".join(unicodedata.normalize("NFC", prompt).split())
+
+
 def fact_from_record(record: dict[str, Any], where: str) -> Fact:
     """Return the fact of a JSON object.
 
     Raises:
-      DataError: the object is not a fact; the message begins with `where`.
+      DataError: the object is not a fact, or a template without a subject; the message begins with
+        `where`.
     """
     for old, name in _OLD_FIELDS.items():
         if old in record and name in record:
@@ -104,4 +144,47 @@ def fact_from_record(record: dict[str, Any], where: str) -> Fact:
     for name, value in record.items():
         check = raw_files.check_texts if name in _LISTS else raw_files.check_text
         values[name] = check(value, name, where)
-    return Fact(**values)
+    values |= {name: _trimmed(values[name]) for name in _REQUIRED}
+    return _filled(Fact(**values), where)
+
+
+def _trimmed(text: str) -> str:
+    """Return a text without white space around it; a line end after it is a part of a prompt."""
+    start = text.lstrip()
+    kept = start.rstrip()
+    return kept + "\n" * start[len(kept) :].count("\n")
+
+
+def _filled(fact: Fact, where: str) -> Fact:
+    """Return the fact with its subject in the place of the marks of a template.
+
+    Raises:
+      DataError: there is a mark and no subject, or a mark where another subject belongs.
+    """
+    texts = {name: (getattr(fact, name),) for name in ("prompt", "target", "subject")}
+    texts |= {name: getattr(fact, name) for name in _LISTS}
+    marks = {name: m[0] for name, ts in texts.items() for t in ts if (m := _MARK.search(t))}
+    for name, mark in marks.items():
+        if name not in ("prompt", "paraphrases"):
+            raise DataError(
+                f"{where}: field {name!r} has the mark {mark} of a template: write the text in full"
+            )
+        if not fact.subject:
+            raise DataError(
+                f"{where}: field {name!r} is a template, with the mark {mark}: add the field "
+                f"'subject', which takes its place, or write the text in full"
+            )
+
+    def fill(text: str) -> str:
+        return _MARK.sub(lambda _: fact.subject, text)
+
+    return dataclasses.replace(
+        fact, prompt=fill(fact.prompt), paraphrases=tuple(map(fill, fact.paraphrases))
+    )
+
+
+def fact_of_row(row: Row, template: str = "{}") -> Fact:
+    """Return the edit of a row as a fact; with its subject where that stands in the prompt."""
+    prompt = template.replace("{}", row["prompt"])
+    subject = row["subject"] if find_words(prompt, row["subject"]) else ""
+    return Fact(prompt, row["target"], subject=subject)

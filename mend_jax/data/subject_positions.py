@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from mend_jax.core.token_batch import TokenBatch
+from mend_jax.core.word_boundary import find_words
 from mend_jax.hub import text_encoding
 
 
@@ -28,9 +28,8 @@ def subject_token_index(tokenizer: TokenizerWithOffsets, prompt: str, subject: s
     since a sentence may begin with the subject. None if the prompt does not hold the subject as
     whole words.
     """
-    prompt, subject = prompt.rstrip(" "), subject.strip()
-    pattern = rf"(?<!\w){re.escape(subject)}(?!\w)"
-    matches = list(re.finditer(pattern, prompt, re.IGNORECASE)) if subject else []
+    prompt = prompt.rstrip(" ")
+    matches = find_words(prompt, subject)
     if not matches:
         return None
     last = matches[-1].end() - 1

@@ -8,16 +8,19 @@
 4. The text does not loop: no one to four words come three times in a row.
 
 The rule reads letters alone: "Lyon, not Paris" gives Lyon, and so does "Lyon is far from Paris".
-Ordinary words may follow without punctuation ("5 people", "Lyon in France").
+Ordinary words may follow without punctuation ("5 people", "Lyon in France"). In scripts without
+blanks between words nothing shows where a word ends: it may end anywhere.
 """
 
 from __future__ import annotations
 
 import re
 
+from mend_jax.core.word_boundary import in_one_word
+
 _LOOP_WORDS, _LOOP_TIMES = 4, 3
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
-_WORD_GOES_ON = re.compile(r"[\w\-'’/&@]")
+_NAME_SIGNS = tuple("-'’/&@_")  # with which a word goes on
 _NUMBER_GOES_ON = re.compile(
     r"[.,:/]\d|\s?%|\s\d|\s(?:hundred|thousand|[mb]illion|trillion|dozen|percent)\b", re.IGNORECASE
 )
@@ -45,7 +48,7 @@ def begins_with_answer(text: str, answer: str) -> bool:
     text leaks an answer that it should not give.
     """
     rest = _after(text, answer)
-    return rest is not None and not _WORD_GOES_ON.match(rest)
+    return rest is not None and not _word_goes_on(answer.strip(), rest)
 
 
 def answer_matches(text: str, answer: str) -> bool:
@@ -83,8 +86,12 @@ def _after(text: str, answer: str) -> str | None:
     return text[len(answer) :] if text.startswith(answer) else None
 
 
+def _word_goes_on(answer: str, rest: str) -> bool:
+    return in_one_word(answer[-1:], rest[:1]) or rest.startswith(_NAME_SIGNS)
+
+
 def _goes_on(answer: str, rest: str) -> bool:
-    if _WORD_GOES_ON.match(rest):
+    if _word_goes_on(answer, rest):
         return True
     if answer[-1:].isdigit():
         return bool(_NUMBER_GOES_ON.match(rest))

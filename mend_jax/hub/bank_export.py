@@ -15,7 +15,7 @@ from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.mentions import NO_NAME
 from mend_jax.core.scope import HEADS
 from mend_jax.errors import CheckpointError
-from mend_jax.hub.export_common import AUTO_CLASSES, readme
+from mend_jax.hub.export_common import AUTO_CLASSES, TITLES, readme, require_own_folder
 from mend_jax.io.files import write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ def save_torch(directory: str | Path, gated: GatedBank, model: LanguageModel) ->
     Raises:
       CheckpointError: a bank of another base or without facts, or a model that does not continue
         texts: an encoder-decoder or a classifier.
+      ConfigError: `directory` holds other files, or is no folder.
     """
+    directory = require_own_folder(directory, "torch", model.spec)
     if model.module.kind != "causal":
         raise CheckpointError(
             f"{model.spec} is a {model.module.kind} model, and the torch file hooks models that "
@@ -86,13 +88,12 @@ def save_torch(directory: str | Path, gated: GatedBank, model: LanguageModel) ->
         "modules": sorted(modules.values()),
         "facts": [[list(pair) for pair in fact.facts] for fact in order],
     }
+    loading = _LOADING.format(auto=AUTO_CLASSES[model.module.kind])
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    directory = Path(directory)
+    write_text(directory / "README.md", readme(TITLES["torch"], model, gated, loading))
     write_bytes(directory / BANK, serialise(contiguous, {"metadata": json.dumps(metadata)}))
     code = (Path(__file__).parent / "torch_bank.py").read_text(encoding="utf-8")
     write_text(directory / CODE, code)
-    loading = _LOADING.format(auto=AUTO_CLASSES[model.module.kind])
-    write_text(directory / "README.md", readme("Scoped edits for PyTorch", model, gated, loading))
 
 
 def _for_torch(array: Any) -> np.ndarray:

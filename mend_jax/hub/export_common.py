@@ -1,15 +1,16 @@
-"""Shared by the exports of edits: the check of an edit, and a README that describes the folder."""
+"""Shared by the exports of edits: the checks of an edit and of a folder, and its README."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 
 from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.weight_edit import Edit
-from mend_jax.errors import CheckpointError
+from mend_jax.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from mend_jax.hub.language_model import LanguageModel
@@ -47,6 +48,49 @@ def check_single_edit(edit: Edit, model: LanguageModel) -> None:
     for name, delta in edit.deltas.items():
         if any(leaf.ndim != 2 for leaf in jax.tree.leaves(delta)):
             raise CheckpointError(f"{name} holds several edits: export them one by one, edit.at(i)")
+
+
+TITLES = {
+    "torch": "Scoped edits for PyTorch",
+    "peft": "A LoRA adapter",
+    "merged": "A base model",
+}
+"""Form of an export -> how its README.md begins."""
+
+
+def require_own_folder(directory: str | Path, form: str, spec: str) -> Path:
+    """Return the path of a folder to export to: a new or an empty one, or an export of this form.
+
+    Programs read every file of a folder, so an export is never mixed with other files.
+
+    Args:
+      spec: of the base, which may be an export itself.
+
+    Raises:
+      ConfigError: it is the base's, holds other files, or is no folder.
+    """
+    folder = Path(directory)
+    if folder.resolve() == Path(spec).expanduser().resolve():
+        raise ConfigError(
+            f"{folder} is the folder of the base itself: name a new or an empty folder"
+        )
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise ConfigError(
+                f"{part} is a file: name a new or an empty folder to export to, not {folder}"
+            )
+    there = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    if there and not _begins_with(folder / "README.md", f"# {TITLES[form]}"):
+        some = ", ".join(there[:3]) + (", ..." if len(there) > 3 else "")
+        raise ConfigError(
+            f"{folder} holds {some}, which is no export as {form} of this program: name a new or "
+            "an empty folder"
+        )
+    return folder
+
+
+def _begins_with(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes().startswith(text.encode())
 
 
 def readme(title: str, model: LanguageModel, edit: Edit | GatedBank | None, loading: str) -> str:

@@ -150,9 +150,10 @@ def claim_and_label(prompt: str, target: str) -> tuple[str, int]:
 def _classify(tokenizer: TokenizerLike, text: str, label: int, max_len: int) -> TokenBatch:
     ids = _with_boundaries(tokenizer, text)
     if len(ids) > max_len:
-        raise DataError(
+        raise text_encoding.TooLongError(
             f"prompt and target longer than the maximum: {text[:60]!r} has {len(ids)} tokens, "
-            f"the maximum is {max_len}; raise data.max_len or shorten it"
+            f"the maximum is {max_len}",
+            "data.max_len",
         )
     return text_encoding.pad(tokenizer, ids, 0, [label], max_len, 1)
 

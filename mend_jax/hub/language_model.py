@@ -228,6 +228,31 @@ class LanguageModel:
         start = np.asarray([self.module.config.decoder_prompt] * len(many), np.int32)
         return make_inputs(start, np.ones(start.shape, bool), tokens, mask)
 
+    def check_prompt(self, prompt: str | Messages, max_new_tokens: int) -> None:
+        """Check that a prompt and that many new tokens fit the model's context.
+
+        Raises:
+          DataError: they do not, or the prompt has no tokens.
+        """
+        self._prompt_ids(prompt, max_new_tokens)
+
+    def _prompt_ids(self, prompt: str | Messages, max_new: int) -> list[int]:
+        """Return the token ids of a prompt, without the blanks after it, as edits read it."""
+        if isinstance(prompt, str):
+            before, after = self.tokenizer.boundary_tokens
+            ids = self.tokenizer.encode(prompt.rstrip(" "))
+            row = [*before, *ids, *([] if self.module.kind == "causal" else after)]
+        else:  # the chat template has its own boundary tokens
+            ids = row = self.tokenizer.encode_chat(prompt)
+        if not ids:
+            raise DataError(f"prompt {prompt!r} has no tokens: give some text to continue")
+        if positions_needed(self.module, len(row), max_new) > self.config.n_positions:
+            raise DataError(
+                f"a prompt of {len(row)} tokens and {max_new} new ones do not fit the model's "
+                f"context of {self.config.n_positions}: shorten {str(prompt)[:60]!r}..."
+            )
+        return row
+
     def _require_generator(self) -> None:
         if self.is_classifier:
             raise ConfigError(
@@ -238,22 +263,7 @@ class LanguageModel:
         self, prompts: Sequence[str | Messages], max_new: int
     ) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
         """Return padded token ids and the mask of the real ones."""
-        is_causal = self.module.kind == "causal"
-        before, after = self.tokenizer.boundary_tokens
-        tokenizer = self.tokenizer
-        plain = [tokenizer.encode(p) if isinstance(p, str) else [] for p in prompts]
-        rows = [[*before, *row, *([] if is_causal else after)] for row in plain]
-        for i, prompt in enumerate(prompts):
-            if not isinstance(prompt, str):  # the chat template has its own boundary tokens
-                plain[i] = rows[i] = tokenizer.encode_chat(prompt)
-        for prompt, text, row in zip(prompts, plain, rows, strict=True):
-            if not text:
-                raise DataError(f"prompt {prompt!r} has no tokens: give some text to continue")
-            if positions_needed(self.module, len(row), max_new) > self.config.n_positions:
-                raise DataError(
-                    f"a prompt of {len(row)} tokens and {max_new} new ones do not fit the model's "
-                    f"context of {self.config.n_positions}: shorten {str(prompt)[:60]!r}..."
-                )
+        rows = [self._prompt_ids(prompt, max_new) for prompt in prompts]
         width = round_up(max(map(len, rows)), _BUCKET)
         padded = [pad_ids(row, width, self.tokenizer.pad_id) for row in rows]
         return np.stack([ids for ids, _ in padded]), np.stack([mask for _, mask in padded])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -17,7 +16,13 @@ from safetensors.numpy import save as serialise
 from mend_jax.core.recompress import recompress
 from mend_jax.core.weight_edit import Delta, Edit, LowRank
 from mend_jax.errors import CheckpointError
-from mend_jax.hub.export_common import AUTO_CLASSES, check_single_edit, readme
+from mend_jax.hub.export_common import (
+    AUTO_CLASSES,
+    TITLES,
+    check_single_edit,
+    readme,
+    require_own_folder,
+)
 from mend_jax.io.files import write_bytes, write_json, write_text
 from mend_jax.models.params import flatten
 from mend_jax.models.tensor_spec import TensorSpec
@@ -54,10 +59,12 @@ class Adapter(NamedTuple):
 def save_peft(directory: str | Path, edit: Edit, model: LanguageModel) -> Adapter:
     """Write adapter_model.safetensors, adapter_config.json and README.md.
 
-    Each delta W' = W + a^T b becomes lora_A = a and lora_B = b^T at its numerical rank, in float32
-    and with a scale of exactly 1; a dense delta is decomposed. A delta of a part of a fused weight
-    (the queries of GPT-2's c_attn) is zero elsewhere, and so is its pair. Only matmuls of blocks
-    can be edited, and none of them is tied to another tensor, so every edit has an adapter.
+    Each delta W' = W + a^T b becomes lora_A = a and lora_B = b^T in float32 and with a scale of
+    exactly 1; a dense delta is decomposed. All pairs have the largest numerical rank, filled up
+    with zeros: vLLM and llama.cpp know one rank and one alpha for all pairs. A delta of a part of a
+    fused weight (the queries of GPT-2's c_attn) is zero elsewhere, and so is its pair. Only matmuls
+    of blocks can be edited, and none of them is tied to another tensor, so every edit has an
+    adapter.
 
     Args:
       directory: created if it is missing; an older adapter in it is replaced.
@@ -66,7 +73,9 @@ def save_peft(directory: str | Path, edit: Edit, model: LanguageModel) -> Adapte
 
     Raises:
       CheckpointError: an edit of another base, of no weight, or several edits.
+      ConfigError: `directory` holds other files, or is no folder.
     """
+    directory = require_own_folder(directory, "peft", model.spec)
     check_single_edit(edit, model)
     if not edit.deltas:
         raise CheckpointError("the edit changes no weight: an adapter needs at least one")
@@ -81,9 +90,11 @@ def save_peft(directory: str | Path, edit: Edit, model: LanguageModel) -> Adapte
         for spec in model.family.tensor_specs(model.config)
         if (name := spec.path.removesuffix("/kernel")) in pairs
     }
+    ranks = {name: len(pairs[name][0]) for name in kernels}
+    rank = max(ranks.values())
     tensors = _head(model) if model.is_classifier else {}
     for name, spec in kernels.items():
-        a, b = pairs[name]
+        a, b = _fill_up(*pairs[name], rank)
         module = _module(spec)
         tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
     metadata = {
@@ -93,13 +104,11 @@ def save_peft(directory: str | Path, edit: Edit, model: LanguageModel) -> Adapte
         "editor": edit.editor,
         "made": edit.created,
     }
-    ranks = {name: len(pairs[name][0]) for name in kernels}
     loading = _LOADING.format(auto=AUTO_CLASSES[model.module.kind])
-    directory = Path(directory)
     data = serialise({f"base_model.model.{n}": t for n, t in tensors.items()}, metadata)
+    write_text(directory / "README.md", readme(TITLES["peft"], model, edit, loading))
     write_bytes(directory / "adapter_model.safetensors", data)
-    write_text(directory / "README.md", readme("A LoRA adapter", model, edit, loading))
-    write_json(directory / "adapter_config.json", _config(model, kernels, ranks))
+    write_json(directory / "adapter_config.json", _config(model, kernels, rank))
     return Adapter(ranks, errors, _notes(kernels, ranks))
 
 
@@ -112,6 +121,14 @@ def _pair(
     if not len(a):
         a, b = (np.zeros((1, x.shape[1]), np.float32) for x in (a, b))
     return np.ascontiguousarray(a), np.ascontiguousarray(b.T)
+
+
+def _fill_up(
+    a: Float[np.ndarray, "r d_in"], b: Float[np.ndarray, "d_out r"], rank: int
+) -> tuple[Float[np.ndarray, "R d_in"], Float[np.ndarray, "d_out R"]]:
+    """Return a pair with rows and columns of zeros up to a rank."""
+    missing = rank - len(a)
+    return np.pad(a, ((0, missing), (0, 0))), np.pad(b, ((0, 0), (0, missing)))
 
 
 def _module(spec: TensorSpec) -> str:
@@ -129,21 +146,17 @@ def _head(model: LanguageModel) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _config(
-    model: LanguageModel, kernels: Mapping[str, TensorSpec], ranks: Mapping[str, int]
-) -> dict[str, Any]:
-    """Return adapter_config.json: the most common rank, others by module; alpha = rank: scale 1."""
-    usual = collections.Counter(ranks.values()).most_common(1)[0][0]
-    others = {_module(kernels[name]): r for name, r in ranks.items() if r != usual}
+def _config(model: LanguageModel, kernels: Mapping[str, TensorSpec], rank: int) -> dict[str, Any]:
+    """Return adapter_config.json; alpha = rank: a scale of 1."""
     return {
         "peft_type": "LORA",
         "task_type": _TASKS[model.module.kind],
         **_base(model.spec),
         "target_modules": [_module(spec) for spec in kernels.values()],
-        "r": usual,
-        "lora_alpha": usual,
-        "rank_pattern": others,
-        "alpha_pattern": others,
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": {},
+        "alpha_pattern": {},
         "use_rslora": False,
         "fan_in_fan_out": not any(spec.transpose for spec in kernels.values()),
         "modules_to_save": [_HEAD] if model.is_classifier else None,

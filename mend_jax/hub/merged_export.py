@@ -10,13 +10,15 @@ import jax
 import numpy as np
 
 from mend_jax.core.weight_edit import Edit
-from mend_jax.errors import CheckpointError, WeightsError
+from mend_jax.errors import CheckpointError
 from mend_jax.hub.export_common import (
     AUTO_CLASSES,
     COPIED_FILES,
     ONE_LABEL,
+    TITLES,
     check_single_edit,
     readme,
+    require_own_folder,
 )
 from mend_jax.hub.hf_config import read_model_config
 from mend_jax.hub.hf_export import save_hf
@@ -54,8 +56,9 @@ def save_merged(
 
     Raises:
       CheckpointError: an edit of another base, several edits, or a bank.
-      WeightsError: `directory` is that of the base.
+      ConfigError: `directory` holds other files, or is no folder.
     """
+    directory = require_own_folder(directory, "merged", model.spec)
     if edit is None and model.edit is not None:
         if not isinstance(model.edit, Edit):
             raise CheckpointError(
@@ -65,16 +68,13 @@ def save_merged(
         edit = model.edit
     if edit is not None:
         check_single_edit(edit, model)
-    directory = Path(directory)
-    if directory.resolve() == resolve(model.spec).path.resolve():
-        raise WeightsError(f"{directory} is the folder of the base itself: give another one")
     params = nest(unstack_trunk(jax.device_get(model.params)))
+    loading = _LOADING.format(auto=AUTO_CLASSES[model.module.kind])
+    title = TITLES["merged"] + (" with an edit merged into its weights" if edit else "")
+    write_text(directory / "README.md", readme(title, model, edit, loading))
     save_parameters(
         directory, model, params if edit is None else edit.merge(params), max_shard_bytes
     )
-    loading = _LOADING.format(auto=AUTO_CLASSES[model.module.kind])
-    title = "A base model" if edit is None else "A base model with an edit merged into its weights"
-    write_text(directory / "README.md", readme(title, model, edit, loading))
 
 
 def save_parameters(

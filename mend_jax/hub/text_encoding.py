@@ -14,6 +14,18 @@ from mend_jax.core.token_batch import NO_TARGET, TokenBatch
 from mend_jax.errors import DataError
 
 
+class TooLongError(DataError):
+    """A text with more tokens than a config key allows.
+
+    Attributes:
+      problem: the message without the key, for callers that have no config.
+    """
+
+    def __init__(self, problem: str, key: str) -> None:
+        super().__init__(f"{problem}; raise {key} or shorten it")
+        self.problem = problem
+
+
 class TokenizerLike(Protocol):
     """The part of a tokenizer that encoding uses."""
 
@@ -52,7 +64,7 @@ def encode_fact(
 
     Args:
       prompt: the text before the target; trailing spaces are dropped.
-      target: follows the prompt after one space.
+      target: follows the prompt after one space, or after a line end.
       max_len: T, the number of tokens of the result.
       max_target: S, the most scored tokens, including the end of text.
       append_eos: whether the end-of-text token follows the target and is scored.
@@ -154,7 +166,7 @@ def encode_after(
     pair = [*before, *answer]
     check_lengths(prompt, target, scored=0, total=len(pair), max_len=max_len, max_target=0)
     boundary = tokenizer.boundary_tokens[0]
-    whole = [*boundary, *tokenizer.encode(f"{prompt.rstrip(' ')} {target.strip()}{following}")]
+    whole = [*boundary, *tokenizer.encode(join(prompt, target) + following)]
     # A tokenizer may write the end of the target otherwise where the text goes on.
     rest = whole[len(pair) :] if whole[: len(pair)] == pair else tokenizer.encode(following)
     rest = list(rest[:count])
@@ -199,14 +211,20 @@ def check_pair(prompt: str, target: str) -> None:
             raise DataError(f"empty {name}: give the edit some text to work with")
 
 
+def join(prompt: str, target: str) -> str:
+    """Return a prompt and its target with one space between them, or none after a line end."""
+    prompt = prompt.rstrip(" ")
+    return f"{prompt}{'' if prompt.endswith(chr(10)) else ' '}{target.strip()}"
+
+
 def _encode_pair(tokenizer: TokenizerLike, prompt: str, target: str) -> tuple[list[int], list[int]]:
     prompt, target = prompt.rstrip(" "), target.strip()
     check_pair(prompt, target)
-    before, whole = tokenizer.encode(prompt), tokenizer.encode(f"{prompt} {target}")
+    before, whole = tokenizer.encode(prompt), tokenizer.encode(join(prompt, target))
     if whole[: len(before)] == before:  # a tokenizer may begin every text with a space
         after = whole[len(before) :]
     else:
-        after = tokenizer.encode(" " + target)
+        after = tokenizer.encode(join(prompt, target)[len(prompt) :])
     if not before or not after:
         raise DataError(f"no tokens in {_quote(prompt)} or {_quote(target)}: use plain text")
     return [*tokenizer.boundary_tokens[0], *before], list(after)
@@ -217,14 +235,16 @@ def check_lengths(
 ) -> None:
     """Raise DataError if a pair has too many scored tokens, or too many tokens in all."""
     if scored > max_target:
-        raise DataError(
+        raise TooLongError(
             f"target longer than the maximum: {_quote(target)} has {scored} scored tokens, "
-            f"the maximum is {max_target}; raise data.max_target or shorten it"
+            f"the maximum is {max_target}",
+            "data.max_target",
         )
     if total > max_len:
-        raise DataError(
+        raise TooLongError(
             f"prompt and target longer than the maximum: {_quote(prompt)} with {_quote(target)} "
-            f"has {total} tokens, the maximum is {max_len}; raise data.max_len or shorten it"
+            f"has {total} tokens, the maximum is {max_len}",
+            "data.max_len",
         )
 
 

@@ -28,6 +28,7 @@ from mend_jax.io.files import write_text
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 _MAX_GAPS = 1000  # ids without a token, beyond one per token: the library iterates over them
 _CHAT_TEMPLATE = "chat_template.jinja"
+_MESSAGE = "\u2603"  # a message that no template writes
 
 
 def _byte_level() -> pre_tokenizers.PreTokenizer:
@@ -100,22 +101,62 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text` alone, without special tokens.
 
-        The characters `<|endoftext|>` in a text are text here, never a control token. Bytes that
-        the vocabulary lacks (for SmolLM2 a few control characters) are dropped.
+        The characters `<|endoftext|>` in a text are text here, never a control token, unless the
+        text is a chat as the chat template writes it (`is_chat`). Bytes that the vocabulary lacks
+        (for SmolLM2 a few control characters) are dropped.
 
         Raises:
           DataError: `text` is not Unicode text.
         """
-        return self._encoding(text).ids
+        return self._encoding(text).ids[self._boundary_length(text) :]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Return the characters [first, end) of each token of `encode(text)`."""
-        return self._encoding(text).offsets
+        return self._encoding(text).offsets[self._boundary_length(text) :]
+
+    def is_chat(self, text: str) -> bool:
+        """Return whether a text is a chat up to an answer, as the chat template writes it.
+
+        It begins with a control token, and what the template writes between the user's message and
+        the answer is in it.
+        """
+        if self.chat_template is None or not text.startswith(self._control_tokens):
+            return False
+        before_answer = self._before_answer
+        return bool(before_answer) and before_answer in text
+
+    def find_control_tokens(self, text: str) -> list[str]:
+        """Return the names of control tokens in a text, such as `<|im_end|>`."""
+        return [name for name in self._control_tokens if name in text]
+
+    @functools.cached_property
+    def _control_tokens(self) -> tuple[str, ...]:
+        added = self.inner.get_added_tokens_decoder().values()
+        return tuple(token.content for token in added if token.special and token.content)
+
+    @functools.cached_property
+    def _before_answer(self) -> str:
+        """What the chat template writes after a user's message, without white space around it."""
+        try:
+            chat = self.apply_chat_template([{"role": "user", "content": _MESSAGE}])
+        except DataError:  # it wants other messages
+            return ""
+        return chat.rpartition(_MESSAGE)[2].strip()
+
+    def _boundary_length(self, text: str) -> int:
+        """Return how many tokens at the start of a chat are those that callers put before texts."""
+        if not self.is_chat(text):
+            return 0
+        before, ids = self.boundary_tokens[0], self._encoding(text).ids
+        return len(before) if before and ids[: len(before)] == before else 0
 
     def _encoding(self, text: str) -> tokenizers.Encoding:
+        inner = self.inner
         try:
-            return self.inner.encode(text, add_special_tokens=False)
-        except (TypeError, UnicodeError) as error:
+            if self.is_chat(text):
+                inner = self._with_control_tokens
+            return inner.encode(text, add_special_tokens=False)
+        except (TypeError, AttributeError, UnicodeError) as error:
             raise DataError(
                 f"cannot tokenize {text!r:.80}: expected Unicode text without lone surrogates."
             ) from error

@@ -84,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--picture", metavar="FILE", help="with --prompt: also draw what is written, as a PNG"
     )
+    _add_place_flag(show)
     form = show.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--html", metavar="FILE", help="write an HTML page")
@@ -96,11 +97,13 @@ def parser() -> argparse.ArgumentParser:
 
     text = "combine the active edits in several ways, measure each, and compare them"
     combine = command("combine", text, "stack")  # its old name
+    _add_place_flag(combine)
     _add_editor_flags(combine)
     combine.add_argument("--json", action="store_true", help="print JSON")
 
     export = command("export", "export one edit, or all active edits, for other programs")
     export.add_argument("which", metavar="N|all")
+    _add_place_flag(export)
     export.add_argument("--to", required=True, metavar="DIR", help="the folder to write")
     export.add_argument(
         "--as", dest="form", required=True, choices=("torch", "peft", "merged"),
@@ -122,11 +125,18 @@ def parser() -> argparse.ArgumentParser:
 _PLAIN = "change the weights for all texts, also where the base has a learned scope"
 
 
+def _add_place_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", default="", metavar="SPEC", help="the base model, if it was moved"
+    )
+
+
 def _add_base_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--model", default="", metavar="SPEC", help="the base model; needed for a new ledger"
-    )
-    command.add_argument("--dtype", default="float32", help="of a new ledger's base model")
+        "--model", default="", metavar="SPEC",
+        help="the base model; needed for a new ledger, and where the base was moved",
+    )  # fmt: skip
+    command.add_argument("--dtype", help="of a new ledger's base model; float32 by default")
     command.add_argument(
         "--last_n_blocks", type=int, metavar="N",
         help="for a new ledger: how many of the last blocks edits may change; by default 3, or as "

@@ -19,7 +19,7 @@ from mend_jax.evaluation.reports.formatting import DASH, printable
 from mend_jax.ledger import text_view
 from mend_jax.ledger.edit_ledger import Entry
 from mend_jax.ledger.editor_choice import choose_editor
-from mend_jax.ledger.evaluation_prompts import EvaluationPrompts, make_prompts, recorded_prompts
+from mend_jax.ledger.evaluation_prompts import entry_prompts
 from mend_jax.ledger.measure import measure_edit
 from mend_jax.ledger.open_ledger import open_base, report_progress
 
@@ -34,14 +34,14 @@ WAYS = {
 
 def combine(args: argparse.Namespace) -> int:
     """Run the command."""
-    model, ledger = open_base(args.ledger)
+    model, ledger = open_base(args.ledger, args.model)
     entries = ledger.active()
     if len(entries) < 2:
         raise LedgerError(
             f"{args.ledger} has {len(entries)} active edits: `apply` at least two to combine"
         )
     edits = [_plain(ledger.edit(entry.number)) for entry in entries]
-    prompts = [p for entry in entries for p in _evaluation_prompts(entry)]
+    prompts = [p for entry in entries for p in entry_prompts(entry)]
     ways = {
         "combined": combine_edits(edits), "stacked": sum_edits(edits),
         "renormalised": renormalised_sum(edits),
@@ -90,13 +90,6 @@ def _plain(edit: Edit | GatedBank) -> Edit:
         "the active edits are scoped: each applies to its own tokens, and there is nothing to "
         "combine; `show --prompt` says which of them a text matches"
     )
-
-
-def _evaluation_prompts(entry: Entry) -> list[EvaluationPrompts]:
-    """Return the prompts that the entry was measured on, or new ones if it was not measured."""
-    if "facts" in entry.measured:
-        return [recorded_prompts(fact) for fact in entry.measured["facts"]]
-    return [make_prompts(Fact(prompt, target)) for prompt, target in entry.facts]
 
 
 def _interference(edits: Sequence[Edit]) -> dict[str, Any]:

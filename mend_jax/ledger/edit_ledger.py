@@ -131,7 +131,7 @@ class Ledger:
                     )
                 (folder / _LOG).touch()
                 journal.sync(folder)
-                write_json(folder / _BASE, {"format": FORMAT, **dataclasses.asdict(base)})
+                _write_base(folder, base)
                 journal.sync(folder)
                 journal.sync(folder.parent)
         return Ledger.open(folder)
@@ -163,7 +163,7 @@ class Ledger:
             with contextlib.suppress(_AlreadyExists):
                 return Ledger.create(folder, base)
         ledger = Ledger.open(folder)
-        ledger._refuse_other_base(base.fingerprint, f"the model ({base.spec})")
+        ledger.refuse_other_base(base.fingerprint, f"the model ({base.spec})")
         return ledger
 
     def entries(self) -> list[Entry]:
@@ -223,7 +223,7 @@ class Ledger:
             another scope than the ledger's, or of another kind than the ledger's edits.
           LedgerError: it could not be recorded, for example on a full disk. Earlier edits are kept.
         """
-        self._refuse_other_base(edit.base, "the edit")
+        self.refuse_other_base(edit.base, "the edit")
         if isinstance(edit, GatedBank):
             data, suffix = bank_file.to_bytes(edit.bank), _BANK_SUFFIX
         else:
@@ -357,10 +357,16 @@ class Ledger:
             edit = gate_bank(bank_file.load(file), scope.scope)
         else:
             edit = edit_file.load(file)
-        self._refuse_other_base(edit.base, str(file))
+        self.refuse_other_base(edit.base, str(file))
         return edit
 
-    def _refuse_other_base(self, fingerprint: str, what: str) -> None:
+    def move_base(self, spec: str) -> None:
+        """Record another place of the same base."""
+        with self._writing("the place of the base"):
+            _write_base(self.path, dataclasses.replace(_read_base(self.path / _BASE), spec=spec))
+
+    def refuse_other_base(self, fingerprint: str, what: str) -> None:
+        """Raise a CheckpointError unless this is the fingerprint of the ledger's base."""
         if fingerprint != self.base.fingerprint:
             raise CheckpointError(
                 f"{what} is for base {fingerprint or 'unknown'}, but the ledger {self.path} is for "
@@ -407,6 +413,10 @@ def _entry(record: dict[str, Any]) -> Entry:
     facts = tuple((prompt, target) for prompt, target in record["facts"])
     fields = {name: record[name] for name in ("number", "file", "sha256", "editor", "measured")}
     return Entry(**fields, facts=facts, created=record["made"])
+
+
+def _write_base(folder: Path, base: Base) -> None:
+    write_json(folder / _BASE, {"format": FORMAT, **dataclasses.asdict(base)})
 
 
 def _read_base(path: Path) -> Base:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -27,6 +27,7 @@ from mend_jax.models.params import Params
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 from mend_jax.training import pretrained, pretrained_scopes
 from mend_jax.training.restored_editor import Editor
+from mend_jax.training.run_folder import read_run_config
 
 ReportProgress = Callable[[str], None]
 
@@ -78,20 +79,37 @@ def choose_editor(
     )
 
 
-def blocks_to_edit(spec: str, name: str) -> int:
-    """Return how many of a base's last blocks must be editable for an editor: `BLOCKS`, or more.
+class BaseSettings(NamedTuple):
+    """How a base is loaded so that an editor can edit it; see `load_model`."""
+
+    dtype: str = "float32"
+    last_n_blocks: int = BLOCKS
+    edit_roles: tuple[str, ...] = ()
+
+
+def settings_for(spec: str, name: str) -> BaseSettings:
+    """Return how a base is to be loaded for an editor.
+
+    A run's editor needs the dtype and the edited weights of its run; an editor without training
+    needs the blocks that it edits.
 
     Args:
       spec: of the base, see `load_model`.
       name: of the editor, as for `choose_editor`.
+
+    Raises:
+      CheckpointError: a folder that holds no run.
     """
+    if name and name not in untrained_editors() and (run := Path(name).expanduser()).is_dir():
+        c = read_run_config(run).model
+        return BaseSettings(c.dtype, c.last_n_blocks, tuple(c.edit_roles))
     _, declared = untrained_editors().get(name, (name, None))
     if declared is None or declared.edited_top is None:
-        return BLOCKS
+        return BaseSettings()
     config = read_model_config(resolve(spec))
     family = find_family(config)
     sizes = family.model_class.stack_sizes(parse_config(family, config))
-    return declared.edited_top(min(sizes.values()))
+    return BaseSettings(last_n_blocks=declared.edited_top(min(sizes.values())))
 
 
 def describe_untrained() -> str:

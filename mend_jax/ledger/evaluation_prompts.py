@@ -11,12 +11,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mend_jax.core.word_boundary import find_words
 from mend_jax.data.facts import Fact
 from mend_jax.data.name_matching import is_plain_name, normalise_name
 from mend_jax.data.sources.world_facts.geography import read_cities, read_countries, state_names
+from mend_jax.ledger.edit_ledger import Entry
 
 PARAPHRASES = 2
 NEIGHBOURS = 2
@@ -76,14 +78,18 @@ class EvaluationPrompts:
     generated: tuple[str, ...]
 
 
-def make_prompts(fact: Fact) -> EvaluationPrompts:
-    """Return the fact's own paraphrases and neighbours, or generated ones where it has none."""
+def make_prompts(fact: Fact, is_chat: bool = False) -> EvaluationPrompts:
+    """Return the fact's own paraphrases and neighbours, or generated ones where it has none.
+
+    Args:
+      is_chat: the prompt is a chat with its marks, of which no rule makes paraphrases.
+    """
     given = {"paraphrases": fact.paraphrases, "neighbours": fact.neighbours, "unrelated": ()}
     return EvaluationPrompts(
         fact.prompt,
         fact.target,
         fact.subject,
-        fact.paraphrases or make_paraphrases(fact.prompt),
+        fact.paraphrases or (() if is_chat else make_paraphrases(fact.prompt)),
         fact.neighbours or make_neighbours(fact),
         choose_unrelated(fact),
         tuple(sorted(name for name, texts in given.items() if not texts)),
@@ -101,6 +107,13 @@ def recorded_prompts(measured: Mapping[str, Any]) -> EvaluationPrompts:
         measured["prompt"], measured["target"], measured["subject"],
         texts("paraphrase"), texts("neighbour"), texts("unrelated"), tuple(measured["made"]),
     )  # fmt: skip
+
+
+def entry_prompts(entry: Entry) -> list[EvaluationPrompts]:
+    """Return the test prompts that an edit was measured on, or new ones if it was not measured."""
+    if "facts" in entry.measured:
+        return [recorded_prompts(fact) for fact in entry.measured["facts"]]
+    return [make_prompts(Fact(prompt, target)) for prompt, target in entry.facts]
 
 
 def make_paraphrases(prompt: str) -> tuple[str, ...]:
@@ -162,10 +175,26 @@ def make_neighbours(fact: Fact) -> tuple[str, ...]:
     others = [p for p in known.values() if p.kind == place.kind and p.name != name]
     others = [p for p in others if f" {normalise_name(p.name)} " not in in_fact]
     others.sort(key=lambda p: (p.home != place.home, -p.size))
-    names = [p.in_sentence for p in others[:NEIGHBOURS]]
-    if start == 0:
-        names = [_capital(name) for name in names]
-    return tuple(fact.prompt[:start] + name + fact.prompt[end:] for name in names)
+    mentions = find_words(fact.prompt, fact.prompt[start:end])
+    if len(mentions) < len(find_words(fact.prompt, name)) or (
+        place.in_sentence != name and len({_after_article(fact.prompt, m) for m in mentions}) > 1
+    ):
+        return ()  # one mention would stay
+    return tuple(
+        _with_name(fact.prompt, mentions, place.in_sentence) for place in others[:NEIGHBOURS]
+    )
+
+
+def _after_article(prompt: str, mention: re.Match[str]) -> bool:
+    return prompt[: mention.start()].lower().endswith("the ")
+
+
+def _with_name(prompt: str, mentions: Sequence[re.Match[str]], name: str) -> str:
+    """Return the prompt with every mention of its subject replaced by a name."""
+    for mention in reversed(mentions):
+        here = name if mention.start() else _capital(name)
+        prompt = prompt[: mention.start()] + here + prompt[mention.end() :]
+    return prompt
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import argparse
 from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.weight_edit import Edit
 from mend_jax.errors import ConfigError, LedgerError
+from mend_jax.hub.export_common import require_own_folder
 from mend_jax.ledger.edit_ledger import Ledger
 from mend_jax.ledger.open_ledger import open_base, report_progress
 from mend_jax.ledger.text_view import format_range
@@ -20,8 +21,10 @@ ALL = "all"
 
 def export(args: argparse.Namespace) -> int:
     """Run the command."""
-    edit = _in_form(_chosen_edit(Ledger.open(args.ledger), args.which), args.form, args.plain)
-    model, _ = open_base(args.ledger)
+    ledger = Ledger.open(args.ledger)
+    require_own_folder(args.to, args.form, args.model or ledger.base.spec)
+    edit = _in_form(_chosen_edit(ledger, args.which), args.form, args.plain)
+    model, _ = open_base(args.ledger, args.model)
     report_progress(f"writing {args.to}")
     if isinstance(edit, GatedBank):
         from mend_jax.hub.bank_export import save_torch

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mend_jax.data import raw_files
-from mend_jax.data.facts import Fact, fact_from_record
+from mend_jax.data.facts import Fact, fact_from_record, prompt_key
 from mend_jax.errors import DataError
 
 ARROW = "=>"
@@ -67,7 +67,8 @@ def collect_facts(texts: Sequence[str], files: Sequence[str]) -> list[Fact]:
     """Return the facts of --fact and --facts, in that order.
 
     Raises:
-      DataError: as `parse_fact` and `read_facts_or_stdin`; no facts; or two facts of one prompt.
+      DataError: as `parse_fact` and `read_facts_or_stdin`; no facts; or two facts of one
+        prompt, whatever its white space.
     """
     facts = [parse_fact(text, f"--fact {i}") for i, text in enumerate(texts, start=1)]
     for path in files:
@@ -78,7 +79,7 @@ def collect_facts(texts: Sequence[str], files: Sequence[str]) -> list[Fact]:
         )
     first: dict[str, tuple[int, str]] = {}
     for i, fact in enumerate(facts, start=1):
-        number, target = first.setdefault(fact.prompt, (i, fact.target))
+        number, target = first.setdefault(prompt_key(fact.prompt), (i, fact.target))
         if number != i:
             same = target == fact.target
             targets = "the same target" if same else f"targets {target!r} and {fact.target!r}"

@@ -62,8 +62,7 @@ def measure_edit(
         raise DataError("nothing to measure: give the test prompts of at least one fact")
     _require_finite(edit.as_plain())
     model = model.with_edit(None)
-    longest = max(len(model.tokenizer.encode(f" {p.target}")) for p in prompts)
-    max_new = round_up(max(MIN_NEW_TOKENS, longest + 4), 4)
+    max_new = _new_tokens(model, prompts)
     lines = [_lines(p) for p in prompts]
     pairs = {
         _scored_pair(p, line): None for p, own in zip(prompts, lines, strict=True) for line in own
@@ -92,6 +91,30 @@ def measure_edit(
             "warnings": warnings,
         }
     )
+
+
+def check_prompts(model: LanguageModel, prompts: Sequence[EvaluationPrompts]) -> None:
+    """Check that every test prompt fits the model's context with what is generated after it.
+
+    Raises:
+      DataError: the first one that does not; the message names its fact.
+    """
+    for number, fact in enumerate(prompts, start=1):
+        max_new = _new_tokens(model, [fact])
+        for line in _lines(fact):
+            try:
+                model.check_prompt(line["prompt"], max_new)
+            except DataError as e:
+                raise DataError(
+                    f"fact {number}, {fact.prompt[:60]!r}: its {line['kind']} cannot be measured: "
+                    f"{e}"
+                ) from e
+
+
+def _new_tokens(model: LanguageModel, prompts: Sequence[EvaluationPrompts]) -> int:
+    """Return how many tokens are generated after each test prompt."""
+    longest = max(len(model.tokenizer.encode(f" {p.target}")) for p in prompts)
+    return round_up(max(MIN_NEW_TOKENS, longest + 4), 4)
 
 
 def describe_edit(edit: Edit | GatedBank, model: LanguageModel | None = None) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 
 from mend_jax.core.gated_bank import GatedBank
 from mend_jax.core.weight_edit import Edit
-from mend_jax.data.facts import Fact
+from mend_jax.data.facts import Fact, prompt_key
 from mend_jax.errors import LedgerError
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.ledger.compare import generate_both
 from mend_jax.ledger.edit_ledger import Entry, Ledger
 from mend_jax.ledger.evaluation_prompts import EvaluationPrompts, make_prompts
-from mend_jax.ledger.measure import measure_edit
+from mend_jax.ledger.measure import check_prompts, measure_edit
 from mend_jax.training.restored_editor import Editor
 
 MAX_RECHECKED = 8
@@ -70,7 +70,10 @@ class Session:
         Raises:
           DataError: the fact cannot be edited in, or does not fit the model's context.
         """
-        edit, prompts = self.editor.edit([fact], plain=self.plain), make_prompts(fact)
+        (fact,) = self.editor.check([fact], plain=self.plain)
+        prompts = make_prompts(fact, self.model.tokenizer.is_chat(fact.prompt))
+        check_prompts(self.model, [prompts])
+        edit = self.editor.edit([fact], plain=self.plain)
         measured = measure_edit(self.model, edit, [prompts], self.strength)
         entries, active, together = self.ledger.active(), self.active_edit(), None
         if active is not None:
@@ -78,7 +81,7 @@ class Session:
             rechecked = [_prompt_only(*pair) for pair in pairs]
             everything = self._with_proposal(active, edit)
             together = measure_edit(self.model, everything, [prompts, *rechecked], self.strength)
-        clashes = tuple(e.number for e in entries if fact.prompt in [p for p, _ in e.facts])
+        clashes = tuple(e.number for e in entries if _holds(e, fact.prompt))
         self._n_proposed += 1
         self.proposal = Proposal(self._n_proposed, edit, measured, together, clashes)
         return self.proposal
@@ -160,6 +163,10 @@ class Session:
                 "another; propose the fact again"
             )
         return self.proposal
+
+
+def _holds(entry: Entry, prompt: str) -> bool:
+    return prompt_key(prompt) in [prompt_key(own) for own, _ in entry.facts]
 
 
 def _prompt_only(prompt: str, target: str) -> EvaluationPrompts:

@@ -54,7 +54,7 @@ def _show_matches(args: argparse.Namespace) -> int:
             f"{ledger.path} has no active scoped edit: --prompt shows what a text matches; plain "
             "edits apply to all texts"
         )
-    model, _ = open_base(args.ledger)
+    model, _ = open_base(args.ledger, args.model)
     views = match_prompts(model, edit, args.prompt)
     if args.json:
         print(json.dumps(views, indent=2))

@@ -55,6 +55,10 @@ def print_ledger(view: Mapping[str, Any], file: IO[str] | None = None) -> None:
         console.print()
         for part in _entry_parts(entry):
             console.print(part)
+    if together := view.get("together"):
+        console.print()
+        for part in _together_parts(together):
+            console.print(part)
 
 
 def print_matches(views: Sequence[Mapping[str, Any]], file: IO[str] | None = None) -> None:
@@ -145,6 +149,14 @@ def _entry_parts(entry: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield _indented(Text(f"verdict: {measured['verdict']['line']}", "bold"))
     for threshold in measured["verdict"]["thresholds"]:
         yield _indented(f"({threshold})")
+    for warning in measured["warnings"]:
+        yield _indented(Text(f"WARNING: {warning}", _BAD))
+
+
+def _together_parts(measured: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield the verdict on all active edits at once."""
+    yield "all active edits together:"
+    yield _indented(Text(f"verdict: {measured['verdict']['line']}", "bold"))
     for warning in measured["warnings"]:
         yield _indented(Text(f"WARNING: {warning}", _BAD))
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mend_jax.core.word_boundary import find_words
 from mend_jax.evaluation.answer_match import answer_fault
 from mend_jax.evaluation.examples import LOCALITY_KL_LIMIT
 
@@ -135,8 +136,7 @@ def _repetitions(facts: Sequence[MeasuredFact]) -> Iterator[str]:
 
 def count_words(text: str, words: str) -> int:
     """Return how often some words stand in a text as whole words, in any case."""
-    pattern = rf"(?<!\w){re.escape(words.strip())}(?!\w)" if words.strip() else r"(?!)"
-    return len(re.findall(pattern, text, re.IGNORECASE))
+    return len(find_words(text, words))
 
 
 def _lines(facts: Sequence[MeasuredFact], kind: str) -> list[Line]:

@@ -24,14 +24,15 @@ from mend_jax.core.scope_file import LearnedScope
 from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.token_batch import TokenBatch
 from mend_jax.core.weight_edit import Edit, utc_timestamp
-from mend_jax.data.facts import Fact, facts_from_pairs
+from mend_jax.core.word_boundary import find_words
+from mend_jax.data.facts import Fact, checked_facts
 from mend_jax.data.subject_guess import guess_subject
 from mend_jax.data.subject_positions import add_subject_positions, subject_token_index
 from mend_jax.editors.scoped import ScopeGate, make_scoped_edits
 from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.hub.input_formats import CAUSAL, input_format
 from mend_jax.hub.language_model import LanguageModel
-from mend_jax.hub.text_encoding import stack_batches
+from mend_jax.hub.text_encoding import TooLongError, stack_batches
 from mend_jax.io.files import as_path
 from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params
@@ -188,8 +189,8 @@ class Editor:
           DataError: as `edit`.
         """
         learned = self._learned_scope()
-        checked = self._checked(facts)
-        pairs, subjects = _pairs(checked), [fact.subject for fact in checked]
+        checked = self._checked(facts, scoped=True)
+        pairs, subjects = _pairs(checked), [f.subject or guess_subject(f.prompt) for f in checked]
         names = [
             tuple(n for n in (s, *f.aliases) if n) for s, f in zip(subjects, checked, strict=True)
         ]
@@ -251,43 +252,69 @@ class Editor:
             created=utc_timestamp(),
         )  # fmt: skip
 
-    def _checked(self, facts: Sequence[Fact | tuple[str, str]]) -> list[Fact]:
-        """Return the facts without surrounding spaces and with their subjects, where known.
-
-        Refuses what cannot be edited.
-        """
+    def _checked(self, facts: Sequence[Fact | tuple[str, str]], scoped: bool = False) -> list[Fact]:
+        """Return the facts without surrounding spaces; refuse what cannot be edited."""
         if self.transform.predictor is not None:
             raise ConfigError(
                 "this editor answers from the facts beside the base and has no weight edit to give"
             )
-        facts = list(facts)
-        checked = facts_from_pairs(
-            (f.prompt, f.target) if isinstance(f, Fact) else f for f in facts
-        )
+        checked = checked_facts(facts)
         if not checked:
             raise DataError("no facts to edit: give at least one (prompt, target) pair")
-        checked = [
-            dataclasses.replace(given, prompt=fact.prompt, target=fact.target)
-            if isinstance(given, Fact)
-            else fact
-            for given, fact in zip(facts, checked, strict=True)
-        ]
-        checked = [
-            dataclasses.replace(f, subject=f.subject or guess_subject(f.prompt)) for f in checked
-        ]
+        for fact in checked:
+            self._refuse_control_tokens(fact)
+            if scoped:
+                _require_mention(fact)
         if self.transform.at_subject:
-            self._require_subjects(checked)
+            return [self._with_subject(fact) for fact in checked]
         return checked
 
-    def _require_subjects(self, facts: Sequence[Fact]) -> None:
-        for number, fact in enumerate(facts, start=1):
-            if subject_token_index(self.model.tokenizer, fact.prompt, fact.subject) is None:
-                why = f"no subject {fact.subject!r}" if fact.subject else "not exactly one name"
+    def _refuse_control_tokens(self, fact: Fact) -> None:
+        """Refuse marks of a chat that would be read as letters.
+
+        Raises:
+          DataError: a text has the name of a control token and is not in the base's chat format.
+        """
+        tokenizer = self.model.tokenizer
+        for field, text in (("prompt", fact.prompt), ("target", fact.target)):
+            found = tokenizer.find_control_tokens(text)
+            if found and not tokenizer.is_chat(text):
                 raise DataError(
-                    f"{self.name} edits at the last token of a fact's subject, and the prompt of "
-                    f"fact {number}, {fact.prompt!r}, has {why}: give the subject as it stands in "
-                    'the prompt, Fact(..., subject="France") or "subject" in a JSON line'
+                    f"the {field} {text[:60]!r} holds {found[0]!r}, the name of a control token, "
+                    "and is not in the chat format of the base: write the whole chat up to where "
+                    "the answer begins, as the chat template does, or leave the name out"
                 )
+
+    def _with_subject(self, fact: Fact) -> Fact:
+        """Return the fact with a subject that its prompt holds, guessed where none is given.
+
+        Raises:
+          DataError: there is none; the message says why one is needed.
+        """
+        subject = fact.subject or guess_subject(fact.prompt)
+        if subject_token_index(self.model.tokenizer, fact.prompt, subject) is not None:
+            return dataclasses.replace(fact, subject=subject)
+        problem = (
+            f"the subject {subject!r} does not stand in the prompt {fact.prompt!r}"
+            if subject
+            else f"the fact has no subject, and no single name is in the prompt {fact.prompt!r}"
+        )
+        raise DataError(
+            f"{problem}: {self.name} edits at the last token of the subject; give a `subject` as "
+            "it stands in the prompt, or use another editor"
+        )
+
+    def check(
+        self, facts: Sequence[Fact | tuple[str, str]], plain: bool = False
+    ) -> list[Fact]:  # fmt: skip
+        """Return the facts as `edit` reads them; computes nothing.
+
+        Raises:
+          DataError, ConfigError: as `edit`, for whichever of the facts.
+        """
+        checked = self._checked(facts, scoped=self.is_scoped and not plain)
+        self._encode(_pairs(checked), [fact.subject for fact in checked])
+        return checked
 
     def _encode(self, pairs: Sequence[tuple[str, str]], subjects: Sequence[str]) -> TokenBatch:
         """Return the tokens of facts [n, T], padded to a multiple of `BUCKET`."""
@@ -302,8 +329,10 @@ class Editor:
 
         try:
             unpadded = encode(limit, limit)
-        except DataError as e:
-            raise DataError(f"a fact does not fit the model's context of {limit}: {e}") from e
+        except TooLongError as e:
+            raise DataError(
+                f"a fact does not fit the model's context of {limit}: {e.problem}; shorten it"
+            ) from e
         masks = [s.mask if s.source_mask is None else s.source_mask for s in unpadded]
         length = round_up(max(int(mask.sum()) for mask in masks), BUCKET)
         scored = round_up(max(int(s.score_mask.sum()) for s in unpadded), BUCKET)
@@ -333,6 +362,21 @@ def _combined(edits: Sequence[Edit]) -> Edit:
         for name, own in (edit.keys or {}).items():
             keys[name] = jnp.concatenate([keys[name], own]) if name in keys else own
     return dataclasses.replace(combine_edits(edits), keys=keys)
+
+
+def _require_mention(fact: Fact) -> None:
+    """Refuse a fact whose subject is not named in its prompt: its scope would never match.
+
+    Raises:
+      DataError: neither the subject nor an alias stands there.
+    """
+    names = (fact.subject, *fact.aliases)
+    if fact.subject and not any(find_words(fact.prompt, name) for name in names):
+        raise DataError(
+            f"the subject {fact.subject!r} does not stand in the prompt {fact.prompt!r}: a scoped "
+            "edit applies to texts that name it; write it there, add the name that does stand "
+            "there to `aliases`, or leave `subject` out"
+        )
 
 
 def _pairs(facts: Sequence[Fact]) -> list[tuple[str, str]]:
