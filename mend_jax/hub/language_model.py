@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
@@ -310,7 +311,7 @@ def _apply(module: EditableModel, params: Params, edit: AppliedEdit | None, inpu
 
 
 def load_model(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
     last_n_blocks: int = 3,
     edit_roles: Sequence[str] = (),
@@ -345,6 +346,7 @@ def load_model(
     Raises:
       WeightsError: names every tensor that is unknown, missing or misshapen.
     """
+    spec = os.fspath(spec)
     source = hub.resolve(spec)
     abstract = abstract_model(
         hub.read_model_config(source),

@@ -416,7 +416,8 @@ def _entry(record: dict[str, Any]) -> Entry:
 
 
 def _write_base(folder: Path, base: Base) -> None:
-    write_json(folder / _BASE, {"format": FORMAT, **dataclasses.asdict(base)})
+    fields = dataclasses.asdict(base) | {"spec": os.fspath(base.spec)}
+    write_json(folder / _BASE, {"format": FORMAT, **fields})
 
 
 def _read_base(path: Path) -> Base:

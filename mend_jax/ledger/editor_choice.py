@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ _TEXT_TOKENS = 32
 
 def choose_editor(
     model: LanguageModel,
-    name: str = "",
+    name: str | os.PathLike[str] = "",
     strength: float = 1.0,
     options: Mapping[str, Any] | None = None,
     report_progress: ReportProgress = lambda text: None,
@@ -56,6 +57,7 @@ def choose_editor(
         name or option, or a negative strength.
       CheckpointError: a run or a file that is damaged or for another base.
     """
+    name = os.fspath(name)
     if not 0 <= strength < float("inf"):
         raise ConfigError(f"strength {strength}: give a number of 0 or more, such as 0.8")
     if name in untrained_editors():

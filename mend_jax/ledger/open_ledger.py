@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,10 @@ def report_progress(text: str) -> None:
 
 
 def open_base(
-    path: str, spec: str = "", dtype: str | None = None, last_n_blocks: int | None = None
+    path: str | os.PathLike[str],
+    spec: str | os.PathLike[str] = "",
+    dtype: str | None = None,
+    last_n_blocks: int | None = None,
 ) -> tuple[LanguageModel, Ledger]:
     """Load the base model and open its ledger, which is created if it does not exist.
 
@@ -32,7 +36,10 @@ def open_base(
 
 
 def load_base(
-    path: str, spec: str = "", dtype: str | None = None, last_n_blocks: int | None = None
+    path: str | os.PathLike[str],
+    spec: str | os.PathLike[str] = "",
+    dtype: str | None = None,
+    last_n_blocks: int | None = None,
 ) -> tuple[LanguageModel, Base]:
     """Load the base model of a ledger, or for a new one.
 
@@ -51,6 +58,7 @@ def load_base(
       WeightsError: the base is not where the ledger says; the message says how to give its place.
       LedgerError: the ledger is damaged.
     """
+    spec = os.fspath(spec)
     local = Path(spec).expanduser()
     # An absolute path, so that later commands find it from other folders.
     spec = str(local.resolve()) if spec and local.exists() else spec

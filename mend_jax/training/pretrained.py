@@ -18,6 +18,7 @@ from typing import Any
 
 from mend_jax.errors import CheckpointError, ConfigError, MendError, report_error
 from mend_jax.io import array_files
+from mend_jax.io.command import command
 from mend_jax.io.files import as_path, replace_non_finite, write_bytes
 from mend_jax.io.json_values import parse_json
 
@@ -238,6 +239,7 @@ def _read(path: str | Path, verify: bool = True) -> tuple[dict[str, Any], dict[s
     return meta, file.arrays
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when the file is written, 2 for an error with a message."""
     parser = argparse.ArgumentParser(
