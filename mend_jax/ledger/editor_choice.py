@@ -86,9 +86,11 @@ def _trained(model: LanguageModel, name: str) -> Editor:
     if not name:
         if model.fingerprint in pretrained.names():
             return pretrained.load(model)
+        hint = model.dtype_hint([*pretrained.names()])
+        hint = f"; {hint}; or" if hint else ":"
         raise ConfigError(
-            f"no trained editor is shipped for {model.spec} ({model.fingerprint}): name one that "
-            f"needs no training with --editor NAME, of: {describe_untrained()}; or give the folder "
+            f"no trained editor is shipped for {model.spec} ({model.fingerprint}){hint} name one "
+            f"that needs no training with --editor NAME, of: {describe_untrained()}; or give the folder "
             "of a run of `python -m mend_jax.main`"
         )
     path = Path(name).expanduser()

@@ -69,9 +69,12 @@ def load(model: Any) -> Any:
     known = names()
     if model.fingerprint not in known:
         specs = [describe(name)["spec"] for name in known.values()] or "none"
+        advice = model.dtype_hint([*known]) or (
+            "train one with `python -m mend_jax.main`, or use one without training"
+        )
         raise ConfigError(
-            f"no editor is shipped for {model.spec} ({model.fingerprint}), only for: {specs}. "
-            "Train one with `python -m mend_jax.main`, or use one without training"
+            f"no editor is shipped for {model.spec} ({model.fingerprint}), only for: {specs}; "
+            f"{advice}"
         )
     return read(FOLDER / f"{known[model.fingerprint]}.safetensors", model)
 

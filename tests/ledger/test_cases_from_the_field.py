@@ -8,12 +8,14 @@ import io
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import huggingface_hub
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 from support.fake_ledger import fake_measurement
 from support.small_edits import FINGERPRINT, small_edit
@@ -21,12 +23,12 @@ from support.tiny import save_tiny
 from tokenizers import AddedToken
 
 import mend_jax
-from mend_jax import hub
+from mend_jax import data, hub
 from mend_jax.apps import run_command
 from mend_jax.apps.doctor import command as doctor_command
 from mend_jax.data.facts import Fact
 from mend_jax.editors import make_editor
-from mend_jax.errors import ConfigError, DataError, WeightsError
+from mend_jax.errors import CheckpointError, ConfigError, DataError, WeightsError
 from mend_jax.hub import weights_source
 from mend_jax.hub.merged_export import save_merged
 from mend_jax.hub.text_encoding import encode_fact
@@ -36,6 +38,9 @@ from mend_jax.ledger.cli import main
 from mend_jax.ledger.edit_ledger import Base, Ledger
 from mend_jax.ledger.editor_choice import choose_editor
 from mend_jax.ledger.evaluation_prompts import make_neighbours, make_prompts
+from mend_jax.parallel import distributed
+from mend_jax.training import config as configs
+from mend_jax.training import pretrained, restored_editor
 
 RIDGE = ("--editor", "ridge")
 OSLO = {"prompt": "Oslo lies in", "target": "Peru"}
@@ -450,3 +455,93 @@ def test_an_end_token_outside_of_tokenizer_json_is_found(place, tmp_path):
     tokenizer = load_tokenizer(hub.resolve(folder))
     assert tokenizer.eos_id == (256 if place == "special_tokens_map" else 257)
     assert tokenizer.decode([tokenizer.eos_id]) == ""
+
+
+# 14: another dtype
+
+
+@pytest.fixture(scope="module")
+def half(base):
+    return mend_jax.load_model(base, last_n_blocks=2, dtype="bfloat16")
+
+
+def test_an_edit_of_the_same_base_in_another_dtype_is_named_so(half, model, tmp_path):
+    edit = dataclasses.replace(small_edit(names=()), base=model.fingerprint)
+    with pytest.raises(CheckpointError, match="loaded in bfloat16, and must be in float32"):
+        half.with_edit(edit)
+    base = Base(model.spec, model.fingerprint, "float32", 2, ())
+    ledger = Ledger.create(tmp_path / "L", base)
+    other = dataclasses.replace(base, fingerprint=half.fingerprint, dtype="bfloat16")
+    with pytest.raises(CheckpointError, match="loaded in bfloat16.*in float32"):
+        Ledger.open_or_create(ledger.path, other)
+
+
+def test_a_shipped_editor_of_the_same_base_in_another_dtype_is_named_so(half, model, monkeypatch):
+    monkeypatch.setattr(pretrained, "names", lambda: {model.fingerprint: "smollm2_135m"})
+    for choose in (choose_editor, pretrained.load):
+        with pytest.raises(ConfigError, match="loaded in bfloat16, and must be in float32"):
+            choose(half)
+
+
+# 34: a trained editor, used from another folder
+
+
+def test_a_run_records_the_whole_path_of_its_base(base, monkeypatch):
+    config = ConfigDict({"model": {"spec": Path(base).name}})
+    monkeypatch.chdir(Path(base).parent)
+    assert configs.with_absolute_spec(config).model.spec == base
+    assert config.model.spec == Path(base).name
+    elsewhere = ConfigDict({"model": {"spec": "org/name"}})
+    assert configs.with_absolute_spec(elsewhere).model.spec == "org/name"
+
+
+def test_a_run_whose_base_is_gone_says_how_to_give_it(tmp_path):
+    config = configs.load_config("quickstart.py")
+    config.model.spec = "models/gone/x"
+    with pytest.raises(WeightsError, match=r"Editor.restore\('run', model=load_model\("):
+        restored_editor.load_base(config, Path("run"))
+
+
+# 39: few facts
+
+
+@pytest.mark.parametrize(
+    "count, subjects, why",
+    [(5, 5, "it has 5 facts of 5 subjects, fewer than 30"), (40, 1, "40 facts of 1 subject, and")],
+)
+def test_too_few_facts_to_train_on_are_explained(count, subjects, why, tmp_path):
+    path = facts(
+        tmp_path,
+        *({"prompt": f"Thing {i} is", "target": "red", "subject": f"thing {i % subjects}"}
+          for i in range(count)),
+    )  # fmt: skip
+    dataset = data.load(f"facts/{path}")
+    with pytest.raises(DataError, match=f"no split 'train': .*{why}.*60 subjects"):
+        dataset.split("train")
+
+
+# 32: processes
+
+
+def test_a_pod_that_is_not_there_is_named(monkeypatch):
+    def fails(*args, **kwargs):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setenv("MEND_DISTRIBUTED", "auto")
+    monkeypatch.setattr(jax.distributed, "initialize", fails)
+    with pytest.raises(ConfigError, match="MEND_DISTRIBUTED=auto.*coordinator_address.*unset"):
+        distributed.initialize()
+
+
+def test_a_process_says_for_whom_it_waits(monkeypatch, capsys):
+    for name, value in (
+        ("COORDINATOR", "localhost:1"),
+        ("NUM_PROCESSES", "2"),
+        ("PROCESS_ID", "0"),
+    ):
+        monkeypatch.setenv(f"MEND_{name}", value)
+    monkeypatch.setattr(distributed, "WAIT_NOTICE_SECONDS", 0.01)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: time.sleep(0.2))
+    distributed.initialize()
+    assert "process 0 waits for 1 of 2 processes" in capsys.readouterr().err
