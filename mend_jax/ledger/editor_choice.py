@@ -90,8 +90,8 @@ def _trained(model: LanguageModel, name: str) -> Editor:
         hint = f"; {hint}; or" if hint else ":"
         raise ConfigError(
             f"no trained editor is shipped for {model.spec} ({model.fingerprint}){hint} name one "
-            f"that needs no training with --editor NAME, of: {describe_untrained()}; or give the folder "
-            "of a run of `python -m mend_jax.main`"
+            f"that needs no training with --editor NAME, of: {describe_untrained()}; or give the "
+            "folder of a run of `python -m mend_jax.main`"
         )
     path = Path(name).expanduser()
     if path.is_dir():
