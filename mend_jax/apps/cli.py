@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import mend_jax
 from mend_jax.errors import ConfigError, MendError, did_you_mean, report_error
+from mend_jax.io.command import command
 
 
 class Command(NamedTuple):
@@ -81,6 +82,7 @@ def usage() -> str:
     )
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status, or 2 for an error that the message explains."""
     argv = list(sys.argv[1:] if argv is None else argv)

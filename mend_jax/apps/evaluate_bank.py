@@ -40,6 +40,7 @@ from mend_jax.errors import ConfigError, DataError, MendError, report_error
 from mend_jax.evaluation.hard_case import mean_by_edit
 from mend_jax.evaluation.statistics import wilson_interval
 from mend_jax.hub.language_model import LanguageModel
+from mend_jax.io.command import command
 from mend_jax.io.files import write_json
 from mend_jax.io.progress import Progress
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
@@ -242,6 +243,7 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 for an error that the message explains."""
     from mend_jax.parallel.mesh import make_mesh

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from mend_jax.apps.run_command import parse
 from mend_jax.errors import ConfigError, MendError, report_error
+from mend_jax.io.command import command
 from mend_jax.io.files import write_json
 from mend_jax.training import config as configs
 
@@ -84,6 +85,7 @@ def evaluate_shipped(
     return results
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 for an error that the message explains."""
     from mend_jax.evaluation.reports.text_tables import run_table

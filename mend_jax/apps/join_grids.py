@@ -17,6 +17,7 @@ from mend_jax.errors import DataError, MendError, report_error
 from mend_jax.evaluation.reports import grid_markdown, grid_report
 from mend_jax.evaluation.reports.grid_rows import GridRow
 from mend_jax.evaluation.results_migration import migrate_grid
+from mend_jax.io.command import command
 from mend_jax.io.files import as_path, write_json, write_text
 from mend_jax.io.json_values import matches_type, parse_json
 
@@ -82,6 +83,7 @@ def write(folder: str | Path, grid: Grid) -> Any:
     return grid_report.write(path, grid)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 for an error that the message explains."""
     parser = argparse.ArgumentParser(

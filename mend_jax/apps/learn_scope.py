@@ -19,6 +19,7 @@ from mend_jax.apps.run_command import parse
 from mend_jax.core.scope_file import LearnedScope
 from mend_jax.errors import ConfigError, MendError, report_error
 from mend_jax.hub.language_model import LanguageModel
+from mend_jax.io.command import command
 from mend_jax.training.run_folder import SCOPE_FILE
 
 _PLAIN_TEXTS = 500
@@ -114,6 +115,7 @@ def _print(learned: LearnedScope) -> None:
     )
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 for an error that the message explains."""
     argv = list(sys.argv[1:] if argv is None else argv)

@@ -23,6 +23,7 @@ from mend_jax.apps.run_processes import (
 from mend_jax.errors import ConfigError, MendError, report_error
 from mend_jax.evaluation.reports.text_tables import seeds_table
 from mend_jax.evaluation.statistics import summarise_runs
+from mend_jax.io.command import command
 from mend_jax.io.files import as_path, write_json
 
 HEADLINE = (
@@ -70,6 +71,7 @@ def parse(argv: Sequence[str]) -> tuple[list[int], list[str]]:
     return seeds, rest
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit status is that of `mend_jax.main`."""
     argv = sys.argv[1:] if argv is None else argv

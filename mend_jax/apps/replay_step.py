@@ -21,6 +21,7 @@ import numpy as np
 from mend_jax.core.meta_loss import token_batches
 from mend_jax.errors import CheckpointError, MendError, report_error
 from mend_jax.hub.language_model import LanguageModel
+from mend_jax.io.command import command
 from mend_jax.io.files import as_path
 from mend_jax.models.params import Params
 from mend_jax.training import assembly, batch_files, checkpoints
@@ -110,6 +111,7 @@ def _list_values(values: Mapping[str, Sequence[str]]) -> str:
     return f"not finite: terms {terms}; gradient of {parts}"
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 for an error that the message explains."""
     parser = argparse.ArgumentParser(

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from mend_jax.errors import ConfigError, MendError, did_you_mean, report_error
+from mend_jax.io.command import command
 from mend_jax.training import config as configs
 
 JOBS = {
@@ -88,6 +89,7 @@ def parse(argv: Sequence[str]) -> RunArguments:
     return RunArguments(config, args.workdir or f"runs/{stem}", args.config)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 for a finished run, 2 for an error that the message explains.
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from mend_jax import data
 from mend_jax.data import published_files
-from mend_jax.errors import ConfigError, DataError, MendError, report_error
+from mend_jax.errors import ConfigError, DataError
+from mend_jax.io.command import command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str]) -> int:
     """Run the command; return 0, or 2 for an error that the message explains."""
     parser = argparse.ArgumentParser(
         prog="python -m mend_jax.data", description="Get the published raw files of a data set."
@@ -28,10 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("name", help=", ".join(published_files.HOMES))
     one.add_argument("--to", default="", help="the folder of raw data (default MEND_DATA_DIR)")
     args = parser.parse_args(argv)
-    try:
-        return _list() if args.command == "list" else _fetch(args.name, args.to)
-    except MendError as error:
-        return report_error(error)
+    return _list() if args.command == "list" else _fetch(args.name, args.to)
 
 
 def _list() -> int:

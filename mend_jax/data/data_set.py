@@ -21,7 +21,8 @@ class DataSet:
       fingerprint: a hash of all rows.
       splits: random access sources of rows, by the name of the split.
       task: `qa`, `fc` or `gen`.
-      notes: how the rows were made: files and their hashes, dropped rows.
+      notes: how the rows were made: files and their hashes, dropped rows; `no_SPLIT` is why there
+        is no split of that name.
     """
 
     name: str
@@ -40,5 +41,6 @@ class DataSet:
         """
         if name not in self.splits:
             known = ", ".join(self.splits)
-            raise DataError(f"data set {self.name} has no split {name!r}: use one of {known}")
+            why = self.notes.get(f"no_{name}", f"use one of {known}")
+            raise DataError(f"data set {self.name} has no split {name!r}: {why}")
         return self.splits[name]

@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 
 from mend_jax.data import raw_files
-from mend_jax.errors import ConfigError, DataError, MendError, report_error
+from mend_jax.errors import ConfigError, DataError
 from mend_jax.evaluation.metric_registry import Estimate
 from mend_jax.evaluation.text_entropy import LONG_TEXT
+from mend_jax.io.command import command
 from mend_jax.io.progress import Progress
 
 Judge = Callable[[str, str, str], bool]
@@ -116,19 +117,17 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in raw_files.iter_records(path, fields)]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str]) -> int:
     """Run the command; return 0, or 2 for an error that the message explains."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[-1])
     parser.add_argument("--records", required=True, help="records.jsonl of an evaluation")
     parser.add_argument("--endpoint", required=True, help="such as http://localhost:8000/v1")
     parser.add_argument("--model", required=True, help="its name at the endpoint")
     args = parser.parse_args(argv)
-    try:
-        records = _read(Path(args.records))
-        judge = endpoint_judge(args.endpoint, args.model, os.environ.get(KEY, ""))
-        found = judge_records(records, judge)
-    except MendError as e:
-        return report_error(e)
+    records = _read(Path(args.records))
+    judge = endpoint_judge(args.endpoint, args.model, os.environ.get(KEY, ""))
+    found = judge_records(records, judge)
     low, high = found.ci95
     print(
         f"right, by {args.model}: {found.value:.3f} [{low:.3f}, {high:.3f}] of {len(records)} "

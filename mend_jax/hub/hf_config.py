@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mend_jax.errors import WeightsError
 from mend_jax.hub.gguf_files import GgufFile, open_gguf
+from mend_jax.hub.safetensors_folder import QUANTISED, list_safetensors
 from mend_jax.hub.weights_source import Source
 from mend_jax.io.json_values import parse_json
 
@@ -29,7 +31,33 @@ def read_model_config(source: Source) -> dict[str, Any]:
             f"{path} has no model_type: expected the config.json of a Hugging Face model. "
             'Add the family it belongs to, such as "model_type": "llama".'
         )
+    _refuse_quantised(config, path)
     return config
+
+
+def _refuse_quantised(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse weights that are stored as integers with scales, of which transformers knows many."""
+    quantised = config.get("quantization_config")
+    if not quantised:
+        return
+    method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
+    if method is None and isinstance(quantised, Mapping):
+        method = next((k for k in ("load_in_4bit", "load_in_8bit") if quantised.get(k)), None)
+    raise WeightsError(
+        f"{path}: the model is quantised with {method or 'an unnamed method'} "
+        f"(quantization_config), {_quantised_tensors(path.parent)}which cannot be edited: load the "
+        "model that it was made from, in float32, float16 or bfloat16, or a GGUF file of it"
+    )
+
+
+def _quantised_tensors(folder: Path) -> str:
+    """Return which tensors of a folder are quantised, as a part of a sentence."""
+    try:
+        stored = list_safetensors(folder)
+    except WeightsError:
+        return ""
+    names = [n for n, t in stored.items() if not t.is_float or QUANTISED.search(n)]
+    return f"with {len(names)} tensors such as {names[0]}, " if names else ""
 
 
 def read_json(path: Path) -> Any:

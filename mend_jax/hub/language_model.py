@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
@@ -16,7 +17,7 @@ from mend_jax.core.chunking import round_up
 from mend_jax.core.gated_bank import GatedBank, check_site
 from mend_jax.core.scope import reading
 from mend_jax.core.weight_edit import AppliedEdit, Edit, variables
-from mend_jax.errors import CheckpointError, ConfigError, DataError
+from mend_jax.errors import CheckpointError, ConfigError, DataError, WeightsError
 from mend_jax.hub.input_formats import LABELS, positions_needed
 from mend_jax.hub.text_encoding import pad_ids
 from mend_jax.hub.tokenizer import Tokenizer, load_tokenizer
@@ -99,6 +100,28 @@ class LanguageModel:
             module = module.clone(question=None)
         return dataclasses.replace(self, edit=edit, module=module)
 
+    @property
+    def dtype(self) -> str:
+        """The dtype that the base was loaded in."""
+        return jax.tree.leaves(self.params)[0].dtype.name
+
+    def dtype_hint(self, fingerprints: Sequence[str]) -> str:
+        """Return in which other dtype this base has one of the fingerprints; "" if in none.
+
+        It reads all files of the base again, and is meant for errors.
+        """
+        specs, family = self.family.tensor_specs(self.config), self.family
+        for name in sorted(set(DTYPES) - {self.dtype}):
+            try:
+                found = hub.fingerprint_files(
+                    hub.resolve(self.spec), specs, DTYPES[name], family.tied, family.ignore
+                )
+            except WeightsError:  # the files were moved
+                continue
+            if found in fingerprints:
+                return f"it was loaded in {self.dtype}, and must be in {name}: dtype={name!r}"
+        return ""
+
     def check_edit(self, edit: Edit | GatedBank) -> None:
         """Check that the edit is for this base.
 
@@ -108,7 +131,7 @@ class LanguageModel:
         if edit.base and edit.base != self.fingerprint:
             raise CheckpointError(
                 f"the edit is for base {edit.base}, this model ({self.spec}) is "
-                f"{self.fingerprint}: load the base of the edit"
+                f"{self.fingerprint}: {self.dtype_hint([edit.base]) or 'load the base of the edit'}"
             )
         known = editable_weights(self.family.tensor_specs(self.config))
         shapes = edit.weight_shapes()
@@ -310,7 +333,7 @@ def _apply(module: EditableModel, params: Params, edit: AppliedEdit | None, inpu
 
 
 def load_model(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
     last_n_blocks: int = 3,
     edit_roles: Sequence[str] = (),
@@ -345,6 +368,7 @@ def load_model(
     Raises:
       WeightsError: names every tensor that is unknown, missing or misshapen.
     """
+    spec = os.fspath(spec)
     source = hub.resolve(spec)
     abstract = abstract_model(
         hub.read_model_config(source),

@@ -23,6 +23,7 @@ from mend_jax.hub.export_common import (
     readme,
     require_own_folder,
 )
+from mend_jax.hub.weights_source import parse_hub_id
 from mend_jax.io.files import write_bytes, write_json, write_text
 from mend_jax.models.params import flatten
 from mend_jax.models.tensor_spec import TensorSpec
@@ -172,8 +173,8 @@ def _base(spec: str) -> dict[str, str | None]:
         return {"base_model_name_or_path": None}
     if Path(spec).expanduser().exists():
         return {"base_model_name_or_path": spec}
-    name, _, revision = spec.partition("@")
-    return {"base_model_name_or_path": name, "revision": revision or None}
+    name, revision = parse_hub_id(spec) or (spec, None)
+    return {"base_model_name_or_path": name, "revision": revision}
 
 
 def _notes(kernels: Mapping[str, TensorSpec], ranks: Mapping[str, int]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from mend_jax.io.json_values import parse_json
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_FILES = 20  # that one error describes
+QUANTISED = re.compile(
+    r"(qweight|qzeros|g_idx|scales|absmax|quant_map|quant_state\.\w+|nested_absmax|SCB"
+    r"|weight_scale(_inv)?|weight_scale_2|weight_packed|input_scale|weight_zero_point)$"
+)
+"""How the names of tensors end that quantised checkpoints have beside, or instead of, weights."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 

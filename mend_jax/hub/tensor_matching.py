@@ -12,7 +12,7 @@ import numpy as np
 
 from mend_jax.errors import WeightsError
 from mend_jax.hub.gguf_files import open_gguf, unpermute
-from mend_jax.hub.safetensors_folder import list_safetensors
+from mend_jax.hub.safetensors_folder import QUANTISED, list_safetensors
 from mend_jax.hub.stored_tensor import StoredTensor, full_box, initial_tensor, split_box
 from mend_jax.hub.weights_source import Source
 from mend_jax.models.tensor_spec import TensorSpec
@@ -57,12 +57,31 @@ def match_tensors(
         stored = list_safetensors(source.path)
         names = {spec.hf: spec for spec in specs}
         matches = _match_names(stored, names, tied or {}, ignore, len(specs))
+    if not is_gguf:
+        _refuse_quantised(source, matches.problems, stored)
     problems = matches.problems + [p for pair in matches.equal for p in _compare_tied(*pair)]
     if problems:
         raise WeightsError(_report(source, problems))
     if not is_gguf:
         return matches.pairs
     return [(spec, _in_hf_order(tensor, spec.gguf_rope_heads)) for spec, tensor in matches.pairs]
+
+
+def _refuse_quantised(
+    source: Source, problems: Sequence[_Mismatch], stored: Mapping[str, StoredTensor]
+) -> None:
+    """Name quantised weights as such, which differ in every tensor.
+
+    Raises:
+      WeightsError: some names are those of quantised checkpoints.
+    """
+    names = [name for name in stored if QUANTISED.search(name)]
+    if problems and names:
+        raise WeightsError(
+            f"the tensors in {source.path} are quantised ({len(names)} tensors such as {names[0]}),"
+            " which cannot be edited: load the model that it was made from, in float32, float16 or "
+            "bfloat16, or a GGUF file of it"
+        )
 
 
 def _in_hf_order(tensor: StoredTensor, rope_heads: int) -> StoredTensor:

@@ -315,7 +315,8 @@ def _byte_characters() -> dict[int, str]:
 def load_tokenizer(source: Source) -> Tokenizer:
     """Return the tokenizer that comes with the weights of `source`.
 
-    It is read from tokenizer.json (special tokens from tokenizer_config.json, else config.json), or
+    It is read from tokenizer.json (special tokens from tokenizer_config.json, else from
+    special_tokens_map.json, else from config.json, and added where tokenizer.json lacks them), or
     built from the tokens and merges of a GGUF file.
 
     Raises:
@@ -334,8 +335,11 @@ def _from_folder(folder: Path, spec: str) -> Tokenizer:
             f"files of a vocabulary (such as vocab.json or spiece.model), {how_to_convert(spec)}."
         )
     inner = _open(path)
-    names = _read_object(folder / "tokenizer_config.json")
+    names = _read_object(folder / "special_tokens_map.json")
+    names |= _read_object(folder / "tokenizer_config.json")
     config = _read_object(folder / "config.json")
+    _add_listed_tokens(inner, names, folder)
+    _add_named_tokens(inner, names, config)
 
     def special_id(*roles: str) -> int | None:
         for role in roles:
@@ -361,6 +365,67 @@ def _from_folder(folder: Path, spec: str) -> Tokenizer:
         )
     bos, pad = special_id("bos", "cls"), special_id("pad")
     return Tokenizer(inner, eos, bos, pad, _folder_template(folder, names))
+
+
+def _add_listed_tokens(inner: tokenizers.Tokenizer, names: Mapping[str, Any], folder: Path) -> None:
+    """Add the tokens of `added_tokens_decoder` that tokenizer.json lacks, by their ids.
+
+    Raises:
+      WeightsError: a token whose id would not be the one that is recorded.
+    """
+    listed = names.get("added_tokens_decoder")
+    entries = listed.items() if isinstance(listed, Mapping) else ()
+    added = sorted((int(i), entry) for i, entry in entries if str(i).isdecimal())
+    for number, entry in added:
+        token = _added_token(entry)
+        if token is None or _token_id(token.content, inner) is not None:
+            continue
+        (inner.add_special_tokens if token.special else inner.add_tokens)([token])
+        if inner.token_to_id(token.content) != number:
+            raise WeightsError(
+                f"{folder / 'tokenizer_config.json'} gives {token.content!r} the id {number}, and "
+                f"after the tokens of tokenizer.json it is {inner.token_to_id(token.content)}: "
+                "fetch both again."
+            )
+
+
+def _add_named_tokens(
+    inner: tokenizers.Tokenizer, names: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+    """Add special tokens that have only a name, where the embedding has a row for them.
+
+    transformers adds them after all others, also where that is beyond the embedding.
+    """
+    rows = config.get("vocab_size")
+    for key in sorted(name for name in names if name.endswith("_token")):
+        token = _added_token(names[key])
+        number = inner.get_vocab_size(with_added_tokens=True)
+        fits = isinstance(rows, int) and number < rows and config.get(f"{key}_id", number) == number
+        if token is not None and fits and _token_id(token.content, inner) is None:
+            inner.add_special_tokens([token])
+
+
+def _added_token(entry: Any) -> AddedToken | None:
+    """Return the token of an entry: a text, or an object with its `content`."""
+    fields = {"content": entry, "special": True} if isinstance(entry, str) else entry
+    if not isinstance(fields, Mapping):
+        return None
+    content = fields.get("content")
+    if not isinstance(content, str) or not content or not _is_unicode(content):
+        return None
+    flags = {k: bool(fields[k]) for k in ("single_word", "lstrip", "rstrip") if k in fields}
+    return AddedToken(
+        content, special=bool(fields.get("special", True)),
+        normalized=bool(fields.get("normalized", False)), **flags,
+    )  # fmt: skip
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
 
 
 def _folder_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:

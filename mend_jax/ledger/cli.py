@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from mend_jax.errors import ConfigError, MendError, report_error
+from mend_jax.io.command import command
 
 # The module that implements each command, in a function of the command's name. It is imported only
 # when the command runs: importing jax takes seconds.
@@ -170,6 +171,7 @@ def _option(text: str) -> tuple[str, Any]:
         return name, value
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

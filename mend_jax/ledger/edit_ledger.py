@@ -163,7 +163,8 @@ class Ledger:
             with contextlib.suppress(_AlreadyExists):
                 return Ledger.create(folder, base)
         ledger = Ledger.open(folder)
-        ledger.refuse_other_base(base.fingerprint, f"the model ({base.spec})")
+        dtype = "" if base.dtype == ledger.base.dtype else f", loaded in {base.dtype}"
+        ledger.refuse_other_base(base.fingerprint, f"the model ({base.spec}{dtype})")
         return ledger
 
     def entries(self) -> list[Entry]:
@@ -370,7 +371,8 @@ class Ledger:
         if fingerprint != self.base.fingerprint:
             raise CheckpointError(
                 f"{what} is for base {fingerprint or 'unknown'}, but the ledger {self.path} is for "
-                f"{self.base.fingerprint} ({self.base.spec}): use one ledger per base"
+                f"{self.base.fingerprint} ({self.base.spec}, in {self.base.dtype}): use one ledger "
+                "per base and dtype"
             )
 
     @contextlib.contextmanager
@@ -416,7 +418,8 @@ def _entry(record: dict[str, Any]) -> Entry:
 
 
 def _write_base(folder: Path, base: Base) -> None:
-    write_json(folder / _BASE, {"format": FORMAT, **dataclasses.asdict(base)})
+    fields = dataclasses.asdict(base) | {"spec": os.fspath(base.spec)}
+    write_json(folder / _BASE, {"format": FORMAT, **fields})
 
 
 def _read_base(path: Path) -> Base:

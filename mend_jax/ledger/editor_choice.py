@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ _TEXT_TOKENS = 32
 
 def choose_editor(
     model: LanguageModel,
-    name: str = "",
+    name: str | os.PathLike[str] = "",
     strength: float = 1.0,
     options: Mapping[str, Any] | None = None,
     report_progress: ReportProgress = lambda text: None,
@@ -61,6 +62,7 @@ def choose_editor(
         name or option, or a negative strength.
       CheckpointError: a run or a file that is damaged or for another base.
     """
+    name = os.fspath(name)
     if not 0 <= strength < float("inf"):
         raise ConfigError(f"strength {strength}: give a number of 0 or more, such as 0.8")
     if name in untrained_editors():
@@ -122,10 +124,12 @@ def _trained(model: LanguageModel, name: str) -> Editor:
     if not name:
         if model.fingerprint in pretrained.names():
             return pretrained.load(model)
+        hint = model.dtype_hint([*pretrained.names()])
+        hint = f"; {hint}; or" if hint else ":"
         raise ConfigError(
-            f"no trained editor is shipped for {model.spec} ({model.fingerprint}): name one that "
-            f"needs no training with --editor NAME, of: {describe_untrained()}; or give the folder "
-            "of a run of `python -m mend_jax.main`"
+            f"no trained editor is shipped for {model.spec} ({model.fingerprint}){hint} name one "
+            f"that needs no training with --editor NAME, of: {describe_untrained()}; or give the "
+            "folder of a run of `python -m mend_jax.main`"
         )
     path = Path(name).expanduser()
     if path.is_dir():

@@ -116,7 +116,7 @@ def _read(path: Path, seed: str) -> _Content:
             same, checksum = _line(checksum, record)
         except (ValueError, TypeError, KeyError):
             same = None
-        if line != same:
+        if line.removesuffix(b"\r") != same:  # git may have written \r\n
             is_last = number == len(lines)
             raise LedgerError(
                 f"{path}: line {number} of {len(lines)} is damaged or does not follow the line "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +23,8 @@ def report_progress(text: str) -> None:
 
 
 def open_base(
-    path: str,
-    spec: str = "",
+    path: str | os.PathLike[str],
+    spec: str | os.PathLike[str] = "",
     dtype: str | None = None,
     last_n_blocks: int | None = None,
     editor: str = "",
@@ -37,8 +38,8 @@ def open_base(
 
 
 def load_base(
-    path: str,
-    spec: str = "",
+    path: str | os.PathLike[str],
+    spec: str | os.PathLike[str] = "",
     dtype: str | None = None,
     last_n_blocks: int | None = None,
     editor: str = "",
@@ -61,6 +62,7 @@ def load_base(
       WeightsError: the base is not where the ledger says; the message says how to give its place.
       LedgerError: the ledger is damaged.
     """
+    spec = os.fspath(spec)
     local = Path(spec).expanduser()
     # An absolute path, so that later commands find it from other folders.
     spec = str(local.resolve()) if spec and local.exists() else spec

@@ -11,6 +11,8 @@ import hashlib
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +27,8 @@ from mend_jax.errors import ConfigError, MendError, PeerError, Preempted, Traini
 AUTO = "MEND_DISTRIBUTED"
 COORDINATOR, COUNT, INDEX = "MEND_COORDINATOR", "MEND_NUM_PROCESSES", "MEND_PROCESS_ID"
 LOST_AFTER = "MEND_LOST_AFTER"
+WAIT_NOTICE_SECONDS = 5.0
+"""Between two lines that say for whom this process waits."""
 
 E = TypeVar("E", bound=BaseException)
 
@@ -41,7 +45,8 @@ def initialize() -> None:
     and the others end. Usually they end sooner, when a collective misses it.
 
     Raises:
-      ConfigError: some of the three are missing or not numbers, or process 0 cannot be reached.
+      ConfigError: some of the three are missing or not numbers, process 0 cannot be reached, or
+        there is no pod slice to find.
     """
     if jax.distributed.is_initialized():
         return
@@ -62,9 +67,10 @@ def initialize() -> None:
             raise ConfigError(f"{INDEX} is {index}: give 0 to {count - 1}")
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         try:
-            jax.distributed.initialize(
-                settings[COORDINATOR], count, index, heartbeat_timeout_seconds=timeout
-            )
+            with _waiting_notices(index, count, settings[COORDINATOR]):
+                jax.distributed.initialize(
+                    settings[COORDINATOR], count, index, heartbeat_timeout_seconds=timeout
+                )
         except RuntimeError as e:
             raise ConfigError(
                 f"process {index} of {count} cannot join at {settings[COORDINATOR]}: "
@@ -72,7 +78,38 @@ def initialize() -> None:
                 f"process 0 in {COORDINATOR}"
             ) from e
     elif os.environ.get(AUTO) == "auto" or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize(heartbeat_timeout_seconds=timeout)
+        try:
+            jax.distributed.initialize(heartbeat_timeout_seconds=timeout)
+        except (RuntimeError, ValueError) as e:
+            asked = os.environ.get(AUTO)
+            why = f"{AUTO}={asked}" if asked else "TPU_WORKER_HOSTNAMES names several hosts"
+            raise ConfigError(
+                f"{why}, but JAX finds no pod slice to join: {_first_line(e)}. On one host unset "
+                f"it; elsewhere set {COORDINATOR}, {COUNT} and {INDEX}"
+            ) from e
+
+
+@contextlib.contextmanager
+def _waiting_notices(index: int, count: int, coordinator: str) -> Iterator[None]:
+    """Print every few seconds that this process waits for the others, until the block ends."""
+    done, started = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not done.wait(WAIT_NOTICE_SECONDS):
+            waited = time.monotonic() - started
+            whom = f"{count - 1} of {count} processes" if index == 0 else "process 0"
+            print(
+                f"process {index} waits for {whom} at {coordinator} ({waited:.0f} s)",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def is_writer() -> bool:

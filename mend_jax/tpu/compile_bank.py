@@ -22,6 +22,7 @@ from mend_jax.core.mentions import TokenTexts
 from mend_jax.core.scope import Scope, first_site, init_projection, reading
 from mend_jax.core.weight_edit import variables
 from mend_jax.errors import MendError
+from mend_jax.io.command import command
 from mend_jax.models.abstract_model import AbstractModel
 from mend_jax.models.editable_model import Inputs
 from mend_jax.models.generation import generate
@@ -111,6 +112,7 @@ def _generation(run: AbstractRun, mesh: Mesh, bank: GatedBank | None, texts: int
     return lambda: program.trace(base, bank, tokens, mask)
 
 
+@command
 def main(argv: list[str]) -> int:
     """Run the command; return 0 if both programs fit, 1 if not, 2 if the input is wrong."""
     parser = argparse.ArgumentParser(

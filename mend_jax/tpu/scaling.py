@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from mend_jax.io.command import command
 from mend_jax.tpu.abstract_run import abstract_run
 from mend_jax.tpu.flops import matmul_flops
 from mend_jax.tpu.mesh_plan import MeshPlan, choose_plan, mesh_text, step_needs
@@ -87,7 +88,8 @@ def table(found: Iterator[ScalingRow]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
+@command
+def main(argv: Sequence[str]) -> None:
     """Run the command: print both tables."""
     parser = argparse.ArgumentParser(
         prog="python -m mend_jax.tpu.scaling", description=__doc__,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import jax
 import ml_collections
 
 from mend_jax.errors import ConfigError
+from mend_jax.io.command import command
 from mend_jax.io.files import write_json
 from mend_jax.parallel.mesh import AXES
 from mend_jax.parallel.sharding import key_path_name, partition_spec
@@ -86,7 +87,8 @@ def configs_without_mesh() -> list[str]:
     return [name for name, config in found.items() if 0 in config.get("mesh", {}).values()]
 
 
-def main(argv: list[str]) -> None:
+@command
+def main(argv: Sequence[str]) -> None:
     """Run the command: write the reports, or print the chosen meshes."""
     parser = argparse.ArgumentParser(
         prog="python -m mend_jax.tpu.sharding_report", description=__doc__,

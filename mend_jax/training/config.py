@@ -196,6 +196,19 @@ def as_overrides(values: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in values.items())
 
 
+def with_absolute_spec(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Return the config with the whole path of a base that is a local folder or file.
+
+    So a run's folder is readable from another working folder.
+    """
+    local = Path(config.model.spec).expanduser()
+    if not local.exists():
+        return config
+    resolved = ml_collections.ConfigDict(config.to_dict())
+    resolved.model.spec = str(local.resolve())
+    return resolved
+
+
 def to_json(config: ml_collections.ConfigDict) -> str:
     """Return the config as JSON text with sorted keys."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list)

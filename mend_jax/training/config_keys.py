@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mend_jax.io.command import command
 from mend_jax.parallel.processor import PRODUCTS
 
 TRUNK_CACHES = ("", "device", "host", "disk")
@@ -382,6 +383,7 @@ def _by_group() -> Iterator[tuple[str, list[Key]]]:
         yield group, [key for key in KEYS if (key.name.rpartition(".")[0] or "general") == group]
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print docs/config.md."""
     argparse.ArgumentParser(description="Print every config key as Markdown.").parse_args(argv)

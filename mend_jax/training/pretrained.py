@@ -18,6 +18,7 @@ from typing import Any
 
 from mend_jax.errors import CheckpointError, ConfigError, MendError, report_error
 from mend_jax.io import array_files
+from mend_jax.io.command import command
 from mend_jax.io.files import as_path, replace_non_finite, write_bytes
 from mend_jax.io.json_values import parse_json
 
@@ -69,9 +70,12 @@ def load(model: Any) -> Any:
     known = names()
     if model.fingerprint not in known:
         specs = [describe(name)["spec"] for name in known.values()] or "none"
+        advice = model.dtype_hint([*known]) or (
+            "train one with `python -m mend_jax.main`, or use one without training"
+        )
         raise ConfigError(
-            f"no editor is shipped for {model.spec} ({model.fingerprint}), only for: {specs}. "
-            "Train one with `python -m mend_jax.main`, or use one without training"
+            f"no editor is shipped for {model.spec} ({model.fingerprint}), only for: {specs}; "
+            f"{advice}"
         )
     return read(FOLDER / f"{known[model.fingerprint]}.safetensors", model)
 
@@ -247,6 +251,7 @@ def _positive(value: Any) -> int:
     return value
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when the file is written, 2 for an error with a message."""
     parser = argparse.ArgumentParser(

@@ -16,6 +16,7 @@ from mend_jax.core import scope_file
 from mend_jax.core.scope import first_site
 from mend_jax.core.scope_file import LearnedScope
 from mend_jax.errors import MendError, report_error
+from mend_jax.io.command import command
 from mend_jax.parallel.distributed import print_once
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def load(name: str, model: LanguageModel) -> LearnedScope | None:
     return learned
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when the file is written, 2 for an error with a message."""
     parser = argparse.ArgumentParser(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from mend_jax import hub
 from mend_jax.core import scope_file
@@ -29,7 +30,7 @@ from mend_jax.data.facts import Fact, checked_facts
 from mend_jax.data.subject_guess import guess_subject
 from mend_jax.data.subject_positions import add_subject_positions, subject_token_index
 from mend_jax.editors.scoped import ScopeGate, make_scoped_edits
-from mend_jax.errors import CheckpointError, ConfigError, DataError
+from mend_jax.errors import CheckpointError, ConfigError, DataError, WeightsError
 from mend_jax.hub.input_formats import CAUSAL, input_format
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import TooLongError, stack_batches
@@ -90,7 +91,12 @@ class Editor:
         manager = checkpoints.open_manager(folder / "checkpoints", read_only=True)
         if manager.latest_step() is None:
             raise CheckpointError(f"{folder}/checkpoints has no step: resume the run's training")
-        model = model or assembly.build_model(config)
+        if model is not None and model.dtype != config.model.dtype:
+            raise CheckpointError(
+                f"{folder}: the editor was trained for its base in {config.model.dtype}, and the "
+                f"model was loaded in {model.dtype}: load it with dtype={config.model.dtype!r}"
+            )
+        model = model or load_base(config, folder)
         tx = assembly.build_optimizer(config)
         like = assembly.abstract_state(config, transform, tx, model.weights)
         shardings = make_shardings(mesh_of_arrays(model.params), like, transform.sharding_rules)
@@ -362,6 +368,24 @@ def _combined(edits: Sequence[Edit]) -> Edit:
         for name, own in (edit.keys or {}).items():
             keys[name] = jnp.concatenate([keys[name], own]) if name in keys else own
     return dataclasses.replace(combine_edits(edits), keys=keys)
+
+
+def load_base(config: ConfigDict, folder: Path) -> LanguageModel:
+    """Load the base of a run from the place that it had in training.
+
+    Raises:
+      WeightsError: it is not there; the message says how to give the base.
+    """
+    try:
+        return assembly.build_model(config)
+    except WeightsError as e:
+        raise WeightsError(
+            f"the base of the run {folder} is not where it was, model.spec = "
+            f"{config.model.spec!r}: {e} If it was moved, or that place is relative to another "
+            f"folder, load it yourself: Editor.restore({str(folder)!r}, "
+            "model=load_model(ITS_PLACE, ...)) with the last_n_blocks, edit_roles and dtype of the "
+            "run"
+        ) from e
 
 
 def _require_mention(fact: Fact) -> None:

@@ -57,7 +57,8 @@ def train_editor(
     state, run_state = resume(manager, experiment.fresh_state(), batches, identity)
     done = int(state.step)
     if is_writer():
-        write_text(workdir / "config.json", configs.to_json(experiment.config) + "\n")
+        text = configs.to_json(configs.with_absolute_spec(experiment.config))
+        write_text(workdir / "config.json", text + "\n")
         log.rewind(done)
     if manager.latest_step() is None:
         state = initial_state(experiment, state)

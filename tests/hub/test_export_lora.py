@@ -50,7 +50,7 @@ def test_peft_gives_the_edited_logits_and_restores_the_base(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
-def test_ranks_differ_by_module_and_every_scale_is_one(kind, tmp_path):
+def test_all_pairs_have_one_rank_and_every_scale_is_one(kind, tmp_path):
     model = base_of(kind)
     edit, ranks = edit_of(model)
     save_peft(tmp_path, edit, model)
@@ -59,8 +59,8 @@ def test_ranks_differ_by_module_and_every_scale_is_one(kind, tmp_path):
         for name, module in load(kind, tmp_path).named_modules()
         if isinstance(module, pytest.importorskip("peft").tuners.lora.LoraLayer)
     }
-    assert sorted(layer.r["default"] for layer in layers.values()) == sorted(ranks.values())
     assert len(set(ranks.values())) > 2
+    assert {layer.r["default"] for layer in layers.values()} == {max(ranks.values())}
     assert {layer.scaling["default"] for layer in layers.values()} == {1.0}
     assert {layer.fan_in_fan_out for layer in layers.values()} == {kind == "gpt2"}
 
@@ -132,8 +132,9 @@ def test_an_adapter_names_its_base_facts_and_editor(tmp_path):
 def test_the_base_is_named_if_transformers_can_open_it(spec, name, revision, tmp_path):
     model = base_of("llama")
     spec, name = (s and s.format(here=tmp_path) for s in (spec, name))
-    save_peft(tmp_path, edit_of(model)[0], dataclasses.replace(model, spec=spec))
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    adapter = tmp_path / "adapter"
+    save_peft(adapter, edit_of(model)[0], dataclasses.replace(model, spec=spec))
+    config = json.loads((adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == name
     assert config.get("revision") == revision
 

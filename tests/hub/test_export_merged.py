@@ -14,7 +14,7 @@ from support.tiny import HF, save_tiny
 import mend_jax
 from mend_jax import hub
 from mend_jax.core.weight_edit import Edit, LowRank
-from mend_jax.errors import CheckpointError, WeightsError
+from mend_jax.errors import CheckpointError, ConfigError
 from mend_jax.hub.export_common import AUTO_CLASSES
 from mend_jax.hub.merged_export import save_merged
 from mend_jax.models.params import unstack_trunk
@@ -158,12 +158,12 @@ def test_edits_that_cannot_be_merged_are_refused(tmp_path):
     for where, wrong, error, message in (
         ("out", edit.replace(base="0" * 16), CheckpointError, "for base 0000000000000000"),
         ("out", several, CheckpointError, "several edits"),
-        ("base", edit, WeightsError, "folder of the base itself: give another"),
+        ("base", edit, ConfigError, "folder of the base itself: name a new"),
     ):
         with pytest.raises(error, match=message):
             save_merged(tmp_path / where, model, wrong)
     assert not (tmp_path / "out").exists()
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
     relative = dataclasses.replace(model, spec=str(folder / ".." / "base"))
-    with pytest.raises(WeightsError, match="folder of the base itself"):
+    with pytest.raises(ConfigError, match="folder of the base itself"):
         save_merged(folder, relative)

@@ -55,7 +55,7 @@ def test_files_that_are_not_weights(tmp_path):
         hub.resolve(tmp_path / "notes.txt")
 
 
-@pytest.mark.parametrize("spec", ["gpt2", "/no/such/folder", "a/b/c", "no/such.gguf", "", "a/b@"])
+@pytest.mark.parametrize("spec", ["gpt 2", "/no/such/folder", "a/b/c", "no/such.gguf", "", "a/b@"])
 def test_specs_that_name_nothing(spec, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     monkeypatch.chdir(model_folder(tmp_path / "inner", ()))

@@ -3,24 +3,44 @@
 Every case goes through the command or the function that a user would call.
 """
 
+import dataclasses
+import io
 import json
 import shutil
+import sys
+import time
+from pathlib import Path
 
+import huggingface_hub
+import jax
+import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
+from support.fake_ledger import fake_measurement
+from support.small_edits import FINGERPRINT, small_edit
 from support.tiny import save_tiny
 from tokenizers import AddedToken
 
 import mend_jax
+from mend_jax import data, hub
+from mend_jax.apps import run_command
+from mend_jax.apps.doctor import command as doctor_command
 from mend_jax.data.facts import Fact
 from mend_jax.editors import make_editor
-from mend_jax.errors import DataError
+from mend_jax.errors import CheckpointError, ConfigError, DataError, WeightsError
+from mend_jax.hub import weights_source
+from mend_jax.hub.merged_export import save_merged
 from mend_jax.hub.text_encoding import encode_fact
-from mend_jax.hub.tokenizer import Tokenizer
-from mend_jax.ledger import apply_command
+from mend_jax.hub.tokenizer import Tokenizer, load_tokenizer
+from mend_jax.ledger import apply_command, cli
 from mend_jax.ledger.cli import main
-from mend_jax.ledger.edit_ledger import Ledger
+from mend_jax.ledger.edit_ledger import Base, Ledger
 from mend_jax.ledger.editor_choice import choose_editor
 from mend_jax.ledger.evaluation_prompts import make_neighbours, make_prompts
+from mend_jax.parallel import distributed
+from mend_jax.training import config as configs
+from mend_jax.training import pretrained, restored_editor
 
 RIDGE = ("--editor", "ridge")
 OSLO = {"prompt": "Oslo lies in", "target": "Peru"}
@@ -261,3 +281,267 @@ def test_an_export_may_be_written_again(filled, tmp_path):
         assert run("export", 1, "--ledger", filled, "--to", tmp_path / "x", "--as", "peft") == 0
     config = json.loads((tmp_path / "x" / "adapter_config.json").read_text())
     assert not config["rank_pattern"] and config["r"] == config["lora_alpha"]
+
+
+# 17 and 16: terminals and backends
+
+
+@pytest.fixture(scope="module")
+def accents(tmp_path_factory):
+    """Return a ledger of a base that is not there, with an edit whose fact has accents."""
+    base = Base("nowhere", FINGERPRINT, "float32", 2, ())
+    ledger = Ledger.create(tmp_path_factory.mktemp("accents") / "L", base)
+    edit = dataclasses.replace(small_edit(), facts=(("Suède 瑞典 lies in", "Malmö"),))
+    ledger.append(edit, fake_measurement(("Suède 瑞典 lies in", "Malmö")))
+    return ledger.path
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("command", ["show", "log"])
+def test_signs_that_a_terminal_lacks_are_replaced(command, encoding, accents, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert run(command, "--ledger", accents) == 0
+    out.flush()
+    assert "lies in" in out.buffer.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("main", [cli.main, run_command.main, doctor_command.main])
+def test_a_backend_that_is_not_there_is_named(main, base, monkeypatch, capsys, tmp_path):
+    def fails(*args, **kwargs):
+        raise RuntimeError("Unable to initialize backend 'tpu': no TPU (set JAX_PLATFORMS='')")
+
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
+    monkeypatch.setattr(jax, "devices", fails)
+    monkeypatch.setattr(jax, "device_put", fails)
+    monkeypatch.setattr(jax, "local_devices", fails)
+    argv = ["--config=quickstart.py", f"--workdir={tmp_path / 'run'}"]
+    if main is cli.main:
+        argv = ["apply", *new(base, tmp_path), *RIDGE, "--fact", "Oslo lies in => Peru"]
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert "JAX_PLATFORMS='tpu,cpu'" in err and "no TPU" in err and "(set" not in err
+
+
+# 29 and 12: flags that do not count; a base that was moved
+
+
+@pytest.mark.parametrize("flag, value", [("--dtype", "bfloat16"), ("--last_n_blocks", "3")])
+def test_flags_that_an_existing_ledger_would_ignore_are_refused(flag, value, filled, capsys):
+    fact = ["--fact", "Bonn lies in => Togo"]
+    message = refused(capsys, "apply", "--ledger", filled, flag, value, *RIDGE, *fact)
+    assert f"{flag} {value}" in message and "was created with" in message
+
+
+def test_a_moved_base_is_named_once(filled, base, tmp_path, capsys):
+    moved, ledger = tmp_path / "moved", tmp_path / "L"
+    shutil.copytree(base, moved)
+    shutil.copytree(filled, ledger)
+    Ledger.open(ledger).move_base(str(tmp_path / "gone"))
+    export = ["export", 1, "--ledger", ledger, "--as", "peft"]
+    assert "--model SPEC" in refused(capsys, *export, "--to", tmp_path / "a")
+    assert run(*export, "--to", tmp_path / "a", "--model", moved) == 0
+    assert run(*export, "--to", tmp_path / "b") == 0
+    assert Ledger.open(ledger).base.spec == str(moved)
+
+
+# 28: line ends
+
+
+def test_a_log_with_line_ends_of_windows_is_read_and_continued(filled, tmp_path):
+    ledger = tmp_path / "L"
+    shutil.copytree(filled, ledger)
+    for name in ("log.jsonl", "base.json"):
+        path = ledger / name
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert run("revert", 1, "--ledger", ledger) == 0
+    assert [e.number for e in Ledger.open(ledger).active()] == [2]
+
+
+# 27: paths
+
+
+def test_a_path_is_taken_wherever_a_text_is(base, tmp_path):
+    model = mend_jax.load_model(Path(base), last_n_blocks=2)
+    ledger = Ledger.create(
+        tmp_path / "L", Base(Path(base), model.fingerprint, "float32", 2, ())
+    )  # fmt: skip
+    assert ledger.base.spec == base and model.spec == base
+    with pytest.raises(ConfigError, match="neither a run's folder"):
+        choose_editor(model, Path("no/run"))
+    edit = dataclasses.replace(small_edit(names=()), base=model.fingerprint)
+    save_merged(tmp_path / "merged", model, edit)
+    assert mend_jax.load_model(tmp_path / "merged").fingerprint == model.fingerprint
+
+
+# 09: quantised checkpoints
+
+
+@pytest.mark.parametrize(
+    "settings, name",
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "weight.absmax"),
+        ({"quant_method": "fp8"}, "weight_scale_inv"),
+        ({"quant_method": "gptq", "bits": 4}, "qweight"),
+        (None, "qweight"),
+    ],
+)
+def test_a_quantised_checkpoint_is_named_in_one_line(settings, name, tmp_path):
+    folder = save_tiny(tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    if settings:
+        config["quantization_config"] = settings
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {f"model.layers.0.mlp.up_proj.{name}": np.zeros((2, 2), np.int32)}
+    save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors")
+    with pytest.raises(WeightsError) as e:
+        mend_jax.load_model(folder)
+    message = str(e.value)
+    assert message.count("\n") == 0 and name in message
+    assert (settings or {"quant_method": "quantised"})["quant_method"] in message
+
+
+# 11: names of bases
+
+
+@pytest.mark.parametrize(
+    "spec, repo, revision",
+    [
+        ("gpt2", "gpt2", None),
+        ("org/name@v1", "org/name", "v1"),
+        ("https://huggingface.co/org/name", "org/name", None),
+        ("huggingface.co/org/name/", "org/name", None),
+        ("https://huggingface.co/org/name/tree/main", "org/name", "main"),
+        ("https://huggingface.co/org/name/blob/main/config.json?download=1", "org/name", "main"),
+        ("hf://org/name@refs/pr/1", "org/name", "refs/pr/1"),
+    ],
+)
+def test_names_of_the_hub_are_read_as_people_copy_them(spec, repo, revision, base, monkeypatch):
+    asked = []
+
+    def download(repo, *, revision, **patterns):
+        asked.append((repo, revision))
+        return base
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(weights_source, "check_snapshot", lambda folder: None)
+    hub.resolve(spec)
+    assert asked == [(repo, revision)]
+
+
+def test_a_mistyped_path_gets_a_hint(tmp_path):
+    save_tiny(tmp_path / "my_model")
+    with pytest.raises(WeightsError, match="did you mean 'my_model'"):
+        hub.resolve(f"{tmp_path}/my_modle")
+
+
+# 06: end tokens outside of tokenizer.json
+
+
+@pytest.mark.parametrize("place", ["added_tokens_decoder", "special_tokens_map", "name only"])
+def test_an_end_token_outside_of_tokenizer_json_is_found(place, tmp_path):
+    folder = save_tiny(tmp_path / "base")
+    end = "<|eos|>" if place == "special_tokens_map" else "<|im_end|>"
+    names = {"eos_token": end}
+    if place == "added_tokens_decoder":
+        names["added_tokens_decoder"] = {"257": {"content": end, "special": True}}
+    file = "special_tokens_map" if place == "special_tokens_map" else "tokenizer_config"
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / f"{file}.json").write_text(json.dumps(names))
+    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": 257}
+    if place == "special_tokens_map":
+        config["eos_token_id"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(hub.resolve(folder))
+    assert tokenizer.eos_id == (256 if place == "special_tokens_map" else 257)
+    assert tokenizer.decode([tokenizer.eos_id]) == ""
+
+
+# 14: another dtype
+
+
+@pytest.fixture(scope="module")
+def half(base):
+    return mend_jax.load_model(base, last_n_blocks=2, dtype="bfloat16")
+
+
+def test_an_edit_of_the_same_base_in_another_dtype_is_named_so(half, model, tmp_path):
+    edit = dataclasses.replace(small_edit(names=()), base=model.fingerprint)
+    with pytest.raises(CheckpointError, match="loaded in bfloat16, and must be in float32"):
+        half.with_edit(edit)
+    base = Base(model.spec, model.fingerprint, "float32", 2, ())
+    ledger = Ledger.create(tmp_path / "L", base)
+    other = dataclasses.replace(base, fingerprint=half.fingerprint, dtype="bfloat16")
+    with pytest.raises(CheckpointError, match="loaded in bfloat16.*in float32"):
+        Ledger.open_or_create(ledger.path, other)
+
+
+def test_a_shipped_editor_of_the_same_base_in_another_dtype_is_named_so(half, model, monkeypatch):
+    monkeypatch.setattr(pretrained, "names", lambda: {model.fingerprint: "smollm2_135m"})
+    for choose in (choose_editor, pretrained.load):
+        with pytest.raises(ConfigError, match="loaded in bfloat16, and must be in float32"):
+            choose(half)
+
+
+# 34: a trained editor, used from another folder
+
+
+def test_a_run_records_the_whole_path_of_its_base(base, monkeypatch):
+    config = ConfigDict({"model": {"spec": Path(base).name}})
+    monkeypatch.chdir(Path(base).parent)
+    assert configs.with_absolute_spec(config).model.spec == base
+    assert config.model.spec == Path(base).name
+    elsewhere = ConfigDict({"model": {"spec": "org/name"}})
+    assert configs.with_absolute_spec(elsewhere).model.spec == "org/name"
+
+
+def test_a_run_whose_base_is_gone_says_how_to_give_it(tmp_path):
+    config = configs.load_config("quickstart.py")
+    config.model.spec = "models/gone/x"
+    with pytest.raises(WeightsError, match=r"Editor.restore\('run', model=load_model\("):
+        restored_editor.load_base(config, Path("run"))
+
+
+# 39: few facts
+
+
+@pytest.mark.parametrize(
+    "count, subjects, why",
+    [(5, 5, "it has 5 facts of 5 subjects, fewer than 30"), (40, 1, "40 facts of 1 subject, and")],
+)
+def test_too_few_facts_to_train_on_are_explained(count, subjects, why, tmp_path):
+    path = facts(
+        tmp_path,
+        *({"prompt": f"Thing {i} is", "target": "red", "subject": f"thing {i % subjects}"}
+          for i in range(count)),
+    )  # fmt: skip
+    dataset = data.load(f"facts/{path}")
+    with pytest.raises(DataError, match=f"no split 'train': .*{why}.*60 subjects"):
+        dataset.split("train")
+
+
+# 32: processes
+
+
+def test_a_pod_that_is_not_there_is_named(monkeypatch):
+    def fails(*args, **kwargs):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setenv("MEND_DISTRIBUTED", "auto")
+    monkeypatch.setattr(jax.distributed, "initialize", fails)
+    with pytest.raises(ConfigError, match="MEND_DISTRIBUTED=auto.*coordinator_address.*unset"):
+        distributed.initialize()
+
+
+def test_a_process_says_for_whom_it_waits(monkeypatch, capsys):
+    for name, value in (
+        ("COORDINATOR", "localhost:1"),
+        ("NUM_PROCESSES", "2"),
+        ("PROCESS_ID", "0"),
+    ):
+        monkeypatch.setenv(f"MEND_{name}", value)
+    monkeypatch.setattr(distributed, "WAIT_NOTICE_SECONDS", 0.01)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: time.sleep(0.2))
+    distributed.initialize()
+    assert "process 0 waits for 1 of 2 processes" in capsys.readouterr().err

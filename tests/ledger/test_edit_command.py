@@ -127,6 +127,9 @@ def test_failures_are_warned_of_and_strict_sets_the_exit_status(base, tmp_path, 
     assert "verdict: failed" in text and "WARNING: failed" in text
     assert "locality good" in text and "strength 0" in text
     assert main(["apply", *flags, *nothing]) == 0
+    assert "edit 1 holds 'The capital of France is' => 'Lyon' already" in capsys.readouterr().err
+    flags[flags.index(FACT)] = FACT.replace("Lyon", "Nice")
+    assert main(["apply", *flags, *nothing]) == 0
     assert (
         "WARNING: edit 1 has the same prompt, 'The capital of France is'" in capsys.readouterr().err
     )

@@ -18,10 +18,12 @@ from collections.abc import Iterator, Sequence
 
 from mend_jax.apps import run_command
 from mend_jax.errors import ConfigError, MendError, did_you_mean, report_error
+from mend_jax.io.command import command
 
 JSON = "--json"
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 if all is well, 2 if a check failed or could not be made."""
     argv = list(sys.argv[1:] if argv is None else argv)

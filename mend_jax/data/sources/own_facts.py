@@ -23,6 +23,7 @@ from mend_jax.errors import DataError
 
 VERSION = "1.1.0"
 FEWEST = 30  # facts that are split; fewer are all for testing
+ENOUGH = 60  # subjects: a split of a tenth of them is empty once in 500 files
 LICENSE = "the user's own"
 DESCRIPTION = (
     "Facts of the user's own. Split by subject (by prompt if there is none) into about 80% "
@@ -55,11 +56,34 @@ class _NumberedFact:
 def split(facts: Sequence[Fact]) -> dict[str, list[_NumberedFact]]:
     """Return the facts by split; see `DESCRIPTION`."""
     numbered = [_NumberedFact(number, fact) for number, fact in enumerate(facts, start=1)]
-    named = [{"key": f.name, "subject": f.name, "fact": f} for f in numbered]
-    parts = rows.split_by_name(named, _SHARES)
+    parts = _by_subject(numbered)
     if len(facts) < FEWEST or not all(parts.values()):
         return {"train": [], "validation": [], "test": numbered}
+    return parts
+
+
+def _by_subject(facts: Sequence[_NumberedFact]) -> dict[str, list[_NumberedFact]]:
+    """Return the facts by the split of their subject; a split may be empty."""
+    named = [{"key": f.name, "subject": f.name, "fact": f} for f in facts]
+    parts = rows.split_by_name(named, _SHARES)
     return {name: [row["fact"] for row in parts[name]] for name in rows.SPLITS}
+
+
+def _too_few(facts: Sequence[_NumberedFact]) -> str:
+    """Return why facts are all for testing, and how many would do."""
+    subjects = len({fact.name for fact in facts})
+    parts = _by_subject(facts)
+    had = f"it has {len(facts)} facts of {subjects} subject{'s' if subjects != 1 else ''}"
+    if len(facts) < FEWEST:
+        had += f", fewer than {FEWEST} facts"
+    else:
+        empty = " and for ".join(name for name, part in parts.items() if not part)
+        had += f", and by the hashes of their names none is for {empty}"
+    return (
+        f"{had}, so all are for testing and none is left to train on. A subject is in one split "
+        f"only: {ENOUGH} subjects are nearly always enough for three. To edit these facts, use an "
+        "editor that is trained already or needs no training: `mend-jax edit apply --facts FILE`"
+    )
 
 
 def make_rows(part: Sequence[_NumberedFact], every: Sequence[_NumberedFact]) -> list[rows.Row]:
@@ -116,6 +140,8 @@ def build_splits(path: Path) -> BuiltSplits:
         without_locality=sum(not f.neighbours for f in facts),
     )
     notes: dict[str, object] = {"counts": dict(counts)}
+    if not parts["train"]:
+        notes["no_train"] = _too_few(parts["test"])
     if counts["without_rephrase"]:
         notes["rephrase"] = (
             f"{counts['without_rephrase']} facts have no paraphrase: their prompt is scored "

@@ -13,10 +13,12 @@ from mend_jax.data.sources import wikitext_gen
 from mend_jax.data.sources.wikitext_gen import SIZES, recipe
 from mend_jax.errors import MendError, report_error
 from mend_jax.hub.language_model import load_model
+from mend_jax.io.command import command
 from mend_jax.io.files import write_text
 from mend_jax.models.abstract_model import DTYPES
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when the rows are prepared, 2 after an error message."""
     parser = argparse.ArgumentParser(
