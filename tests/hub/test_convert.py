@@ -483,6 +483,14 @@ def test_destinations_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "link", "published"]
 
 
+def test_special_tokens_that_the_vocabulary_lacks_are_named_in_the_source(tmp_path):
+    source = save_tiny(tmp_path / "published", "gpt2")
+    (source / "tokenizer_config.json").write_text("{}")
+    (source / "config.json").write_text(json.dumps(HF["gpt2"] | {"eos_token_id": 50256}))
+    with pytest.raises(WeightsError, match=f"eos_token_id of {source / 'config.json'} is 50256"):
+        convert(source, tmp_path / "made")
+
+
 def test_models_of_other_families_are_refused_before_work(tmp_path):
     source = save_published(tmp_path / "published", torch_model("gpt2", n_layer=1))
     (source / "config.json").write_text('{"model_type": "xlnet"}')
