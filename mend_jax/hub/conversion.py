@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,10 +81,10 @@ def convert(
     family = find_family(config)
     row = _true_row(family, config, true_label)
     changed = config if row is None else one_label_config(config)
-    parse_config(family, changed)
+    own_names = {spec.hf for spec in family.tensor_specs(parse_config(family, changed))}
     stored = _list_tensors(source)
     tensors = stored if row is None else one_label_head(stored, row)
-    dropped = _tied_copies(family, tensors)
+    dropped = _tied_copies(family, own_names, tensors)
     kept = [tensor for name, tensor in tensors.items() if name not in dropped]
     total = sum(map(n_bytes, kept))
     with _renamed_at_the_end(destination, total) as folder:
@@ -92,7 +92,7 @@ def convert(
             write_tokenizer(source, folder, config)
         _copy_files(source, folder)
         write_json(folder / "config.json", changed)
-        load_tokenizer(Source("safetensors", folder, str(spec)))
+        _check_tokenizer(source, folder)
         progress = Progress("convert (MiB)", max(total // _MIB, 1))
         write_safetensors(
             folder, kept, max_shard_bytes, lambda done, name: progress.update(done // _MIB, name)
@@ -107,6 +107,13 @@ def _copy_files(source: Path, folder: Path) -> None:
         if (source / name).is_file():
             with named_os_errors(folder / name):
                 shutil.copyfile(source / name, folder / name)
+
+
+def _check_tokenizer(source: Path, folder: Path) -> None:
+    try:
+        load_tokenizer(Source("safetensors", folder, str(source)))
+    except WeightsError as error:  # the files of `folder` are those of `source`
+        raise WeightsError(str(error).replace(str(folder), str(source))) from error
 
 
 def _check_destination(destination: Path, source: Path) -> None:
@@ -149,13 +156,19 @@ def _list_tensors(source: Path) -> dict[str, StoredTensor]:
     return stored
 
 
-def _tied_copies(family: Family, tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """Return the tied copies that are the same memory as their original, which is there too."""
+def _tied_copies(
+    family: Family, own_names: Collection[str], tensors: Mapping[str, StoredTensor]
+) -> dict[str, str]:
+    """Return the tied copies that are the same memory as their original, which is there too.
+
+    A model that names such a tensor as its own, as an untied T5 does with lm_head, keeps it.
+    """
     return {
         copy: original
         for copy, original in family.tied.items()
         if copy in tensors
         and original in tensors
+        and copy not in own_names
         and tensors[copy].memory is not None
         and tensors[copy].memory == tensors[original].memory
     }

@@ -105,7 +105,8 @@ def _write_by_transformers(source: Path, folder: Path, held: list[str]) -> None:
                 source, local_files_only=True, trust_remote_code=False
             )
             made.save_pretrained(folder)
-    except Exception as error:  # transformers and tokenizers raise errors of many kinds
+    except BaseException as error:  # transformers and tokenizers raise errors of many kinds
+        _raise_others(error)
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise WeightsError(
             f"cannot make a tokenizer.json from {', '.join(held)} in {source} "
@@ -148,8 +149,15 @@ def _convert_sentencepiece(path: Path, n_sentinels: int) -> tokenizers.Tokenizer
         if missing := sorted({*_T5_SPECIAL.values()} - ids.keys()):
             raise ValueError(f"it has {len(ids)} pieces, without {missing}")
         return T5Converter(slow).converted()
-    except Exception as error:  # protobuf and tokenizers raise errors of many kinds
+    except BaseException as error:  # protobuf and tokenizers raise errors of many kinds
+        _raise_others(error)
         raise WeightsError(
             f"{path} is not a SentencePiece model of T5 ({type(error).__name__}: {error}): fetch "
             "it again."
         ) from error
+
+
+def _raise_others(error: BaseException) -> None:
+    """Raise what is no error of a library; the PanicException of tokenizers is no Exception."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error

@@ -20,12 +20,13 @@ import numpy as np
 from safetensors.numpy import save as serialise
 from support.tiny import HF
 from support.tiny_gguf import begin_gguf
+from support.torch_pickles import pickled_dict, pickled_tensor, stream_file, zip_file
 
 from fuzzing.mutations import damage_bytes, damage_head, damage_safetensors
 from fuzzing.reader import Reader, put
 from mend_jax import hub, models
 from mend_jax.errors import WeightsError
-from mend_jax.hub import gguf_files, safetensors_folder
+from mend_jax.hub import gguf_files, safetensors_folder, torch_files
 from mend_jax.hub import hf_config as hub_config
 from mend_jax.hub.tokenizer import Tokenizer, load_tokenizer
 from mend_jax.hub.weights_source import Source
@@ -64,6 +65,28 @@ def _read_folder(folder: Path) -> None:
 def _read_safetensors(folder: Path, data: bytes) -> None:
     put(folder / "model.safetensors", data)
     _read_folder(folder)
+
+
+def _torch_seeds() -> list[bytes]:
+    """Return both layouts of torch.save; two tensors share a storage."""
+    program = pickled_dict(
+        {
+            "a.weight": pickled_tensor("0", 24, 0, (4, 6), (6, 1)),
+            "b.weight": pickled_tensor("0", 24, 2, (6,), (4,)),
+            "c": pickled_tensor("1", 1, 0, (), ()),
+        }
+    )
+    storages = {"0": _tensors()["a.weight"].tobytes(), "1": bytes(4)}
+    return [zip_file(program, storages), stream_file(program, storages)]
+
+
+def _read_torch(folder: Path, data: bytes) -> None:
+    path = put(folder / "pytorch_model.bin", data)
+    for stored in torch_files.list_torch_file(path).values():
+        stored.describe()
+        assert math.prod(stored.shape) <= len(data)
+        array = stored.read()
+        assert array.shape == stored.shape and array.tobytes() == stored.read().tobytes()
 
 
 def _index_seeds() -> list[bytes]:
@@ -231,6 +254,7 @@ def _read_wheel(folder: Path, data: bytes) -> None:
 
 READERS = {
     "safetensors": Reader(_safetensors_seeds, _read_safetensors, damage_safetensors, 2),
+    "torch.save": Reader(_torch_seeds, _read_torch, damage_bytes, 2),
     "sharded index": Reader(_index_seeds, _read_index),
     "config.json": Reader(_hf_seeds, _read_hf, share=2),
     "GGUF": Reader(_gguf_seeds, _read_gguf, damage_head(1000, 0.9), 3),

@@ -1,14 +1,11 @@
 """Published models, pickles of torch and older vocabularies, become what the loader reads."""
 
-import io
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
 import weakref
-import zipfile
 
 import huggingface_hub
 import numpy as np
@@ -17,6 +14,7 @@ import safetensors.torch
 import torch
 import transformers
 from support.tiny import HF, save_tiny
+from support.torch_pickles import pickled_dict, pickled_tensor, stream_file, zip_file
 from tokenizers import pre_tokenizers
 from transformers.convert_slow_tokenizer import import_protobuf
 
@@ -31,12 +29,12 @@ from mend_jax.hub.tokenizer import load_tokenizer
 from mend_jax.hub.torch_files import list_torch_file
 
 TEXT = "abab is a b"
-AUTO_MODELS = {
-    "gptj": transformers.AutoModelForCausalLM,
-    "gpt2": transformers.AutoModelForCausalLM,
-    "t5": transformers.AutoModelForSeq2SeqLM,
-    "t5_v1_1": transformers.AutoModelForSeq2SeqLM,
-    "bert": transformers.AutoModelForSequenceClassification,
+MODELS = {
+    "gptj": transformers.GPTJForCausalLM,
+    "gpt2": transformers.GPT2LMHeadModel,
+    "t5": transformers.T5ForConditionalGeneration,
+    "t5_v1_1": transformers.T5ForConditionalGeneration,
+    "bert": transformers.BertForSequenceClassification,
 }
 
 
@@ -45,7 +43,7 @@ def torch_model(kind, dtype=torch.float32, **sizes):
     torch.manual_seed(0)
     special = dict(eos_token_id=1, bos_token_id=1, pad_token_id=0, decoder_start_token_id=0)
     config = transformers.AutoConfig.for_model(**(HF[kind] | special | sizes))
-    model = AUTO_MODELS[kind].from_config(config).eval()
+    model = MODELS[kind](config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -130,7 +128,7 @@ def check_converted(model, folder):
 
 
 # (kind, how the weights were saved)
-MODELS = [
+CASES = [
     ("gptj", save_shards),
     ("gpt2", save_zip),
     ("t5", save_stream),
@@ -140,7 +138,7 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize("kind,save", MODELS)
+@pytest.mark.parametrize("kind,save", CASES)
 def test_a_converted_model_predicts_what_the_published_one_does(kind, save, tmp_path):
     model = torch_model(kind)
     source = save_published(tmp_path / "published", model, save)
@@ -276,31 +274,9 @@ def test_code_in_a_pickle_is_refused_and_not_run(is_zip, tmp_path):
     ],
 )
 def test_pickles_that_are_no_state_dict_are_named(program, message, tmp_path):
-    with zipfile.ZipFile(tmp_path / "m.bin", "w") as file:
-        file.writestr("archive/data.pkl", program)
+    (tmp_path / "m.bin").write_bytes(zip_file(program, {}))
     with pytest.raises(WeightsError, match=message):
         list_torch_file(tmp_path / "m.bin")
-
-
-def rebuilt(size, offset, shape, strides):
-    """Return the bytes of a file with one tensor of these numbers, over `size` zeros."""
-
-    class Tensor:
-        def __reduce__(self):
-            return torch._utils._rebuild_tensor_v2, (Saved(), offset, shape, strides, False, {})
-
-    class Saved:
-        pass
-
-    class Pickler(pickle._Pickler):
-        def persistent_id(self, value):
-            if isinstance(value, Saved):
-                return "storage", torch.FloatStorage, "0", "cpu", size
-            return None
-
-    out = io.BytesIO()
-    Pickler(out, 2).dump({"a": Tensor()})
-    return out.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -317,10 +293,10 @@ def rebuilt(size, offset, shape, strides):
         ((5, 0, (5,), (1,)), "needs storage 0 of 20 bytes; it is 16 bytes"),
     ],
 )
-def test_tensors_outside_of_their_storage_are_refused(numbers, message, tmp_path):
-    with zipfile.ZipFile(tmp_path / "m.bin", "w") as file:
-        file.writestr("archive/data.pkl", rebuilt(*numbers))
-        file.writestr("archive/data/0", bytes(16))
+@pytest.mark.parametrize("layout", [zip_file, stream_file])
+def test_tensors_outside_of_their_storage_are_refused(layout, numbers, message, tmp_path):
+    program = pickled_dict({"a": pickled_tensor("0", *numbers)})
+    (tmp_path / "m.bin").write_bytes(layout(program, {"0": bytes(16)}))
     if message is None:
         assert list_torch_file(tmp_path / "m.bin")["a"].read().tolist() == [[0, 0], [0, 0]]
     else:
@@ -505,6 +481,14 @@ def test_destinations_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="has 1 free: make room"):
         convert(source, tmp_path / "made")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "link", "published"]
+
+
+def test_special_tokens_that_the_vocabulary_lacks_are_named_in_the_source(tmp_path):
+    source = save_tiny(tmp_path / "published", "gpt2")
+    (source / "tokenizer_config.json").write_text("{}")
+    (source / "config.json").write_text(json.dumps(HF["gpt2"] | {"eos_token_id": 50256}))
+    with pytest.raises(WeightsError, match=f"eos_token_id of {source / 'config.json'} is 50256"):
+        convert(source, tmp_path / "made")
 
 
 def test_models_of_other_families_are_refused_before_work(tmp_path):

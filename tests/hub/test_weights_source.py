@@ -30,7 +30,10 @@ def test_local_folder(tmp_path):
 @pytest.mark.parametrize(
     "files,message",
     [
-        (["config.json", "pytorch_model.bin"], "pytorch_model.bin.*convert the model to "),
+        (
+            ["config.json", "pytorch_model.bin"],
+            "pytorch_model.bin.*python -m mend_jax.hub convert ",
+        ),
         (["model.safetensors"], "no config.json"),
         (["config.json"], r"no \*.safetensors"),
         (["config.json", "m.Q4_1.gguf"], "holds GGUF files: give one of them.*m.Q4_1.gguf"),

@@ -37,6 +37,7 @@ def blocks(page):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guides")
     save_tiny(folder / "tiny")
+    save_tiny(folder / "gpt-j-published", "gptj")
     (folder / "launch").symlink_to(ROOT / "launch")
     return folder
 
