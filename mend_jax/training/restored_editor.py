@@ -189,7 +189,7 @@ class Editor:
         """
         learned = self._learned_scope()
         checked = self._checked(facts)
-        pairs, subjects = _pairs(checked), [fact.subject for fact in checked]
+        pairs, subjects = _pairs(checked), [f.subject or guess_subject(f.prompt) for f in checked]
         names = [
             tuple(n for n in (s, *f.aliases) if n) for s, f in zip(subjects, checked, strict=True)
         ]
@@ -239,8 +239,7 @@ class Editor:
     def _edit_together(self, facts: Sequence[Fact]) -> Edit:
         """Return one edit of checked facts, all in one pass forward and back."""
         pairs = _pairs(facts)
-        subjects = [fact.subject if self.transform.at_subject else "" for fact in facts]
-        texts = stack_batches([self._encode(pairs, subjects)])
+        texts = stack_batches([self._encode(pairs, [fact.subject for fact in facts])])
         with use_mesh(mesh_of_arrays(self.model.params)):
             edit = _make_plain_edits(
                 self.transform, self.model.module, self.model.weights, self.params, self.state,
@@ -252,10 +251,7 @@ class Editor:
         )  # fmt: skip
 
     def _checked(self, facts: Sequence[Fact | tuple[str, str]]) -> list[Fact]:
-        """Return the facts without surrounding spaces and with their subjects, where known.
-
-        Refuses what cannot be edited.
-        """
+        """Return the facts without surrounding spaces; refuse what cannot be edited."""
         if self.transform.predictor is not None:
             raise ConfigError(
                 "this editor answers from the facts beside the base and has no weight edit to give"
@@ -272,22 +268,28 @@ class Editor:
             else fact
             for given, fact in zip(facts, checked, strict=True)
         ]
-        checked = [
-            dataclasses.replace(f, subject=f.subject or guess_subject(f.prompt)) for f in checked
-        ]
         if self.transform.at_subject:
-            self._require_subjects(checked)
+            return [self._with_subject(fact) for fact in checked]
         return checked
 
-    def _require_subjects(self, facts: Sequence[Fact]) -> None:
-        for number, fact in enumerate(facts, start=1):
-            if subject_token_index(self.model.tokenizer, fact.prompt, fact.subject) is None:
-                why = f"no subject {fact.subject!r}" if fact.subject else "not exactly one name"
-                raise DataError(
-                    f"{self.name} edits at the last token of a fact's subject, and the prompt of "
-                    f"fact {number}, {fact.prompt!r}, has {why}: give the subject as it stands in "
-                    'the prompt, Fact(..., subject="France") or "subject" in a JSON line'
-                )
+    def _with_subject(self, fact: Fact) -> Fact:
+        """Return the fact with a subject that its prompt holds, guessed where none is given.
+
+        Raises:
+          DataError: there is none; the message says why one is needed.
+        """
+        subject = fact.subject or guess_subject(fact.prompt)
+        if subject_token_index(self.model.tokenizer, fact.prompt, subject) is not None:
+            return dataclasses.replace(fact, subject=subject)
+        problem = (
+            f"the subject {subject!r} does not stand in the prompt {fact.prompt!r}"
+            if subject
+            else f"the fact has no subject, and no single name is in the prompt {fact.prompt!r}"
+        )
+        raise DataError(
+            f"{problem}: {self.name} edits at the last token of the subject; give a `subject` as "
+            "it stands in the prompt, or use another editor"
+        )
 
     def _encode(self, pairs: Sequence[tuple[str, str]], subjects: Sequence[str]) -> TokenBatch:
         """Return the tokens of facts [n, T], padded to a multiple of `BUCKET`."""

@@ -48,11 +48,17 @@ def test_the_only_name_in_a_prompt_is_its_subject(model, name, monkeypatch):
 @pytest.mark.parametrize(
     "fact, message",
     [
-        (("Oslo is north of Rome, in", "it"), "'Oslo is north of Rome, in', has not exactly one"),
-        (("the sky is", "green"), "not exactly one name: give the subject as it stands"),
-        (Fact("Oslo lies in", "Peru", subject="Rome"), "has no subject 'Rome'"),
+        (
+            ("Oslo is north of Rome, in", "it"),
+            "no single name is in the prompt 'Oslo is north of Rome, in'",
+        ),
+        (("the sky is", "green"), "no single name .*: rome edits at the last token of the subject"),
+        (
+            Fact("Oslo lies in", "Peru", subject="Rome"),
+            "'Rome' does not stand in the prompt 'Oslo lies in': rome edits at",
+        ),
     ],
 )
 def test_a_fact_without_its_subject_is_refused_by_name(model, fact, message):
-    with pytest.raises(DataError, match=f"rome edits at .* fact 2, .*{message}"):
+    with pytest.raises(DataError, match=message):
         editor_of(model, "rome").edit([("The capital of France is", "Lyon"), fact])
