@@ -287,10 +287,13 @@ def variables(params: Params, edit: AppliedEdit | None = None) -> dict[str, Any]
     return {"params": params} if edit is None else {"params": params, **edit.collections()}
 
 
-def merge(params: Params, edit: Edit) -> dict[str, Any]:
-    """Return nested parameters with every edited kernel W replaced by W + delta, in W's dtype.
+def merge(params: Params, edit: Edit, dtype: Any = None) -> dict[str, Any]:
+    """Return nested parameters with every edited kernel W replaced by W + delta.
 
-    The sum is computed in float32 and rounded once.
+    The sum is computed in float32 and rounded once; `merge_rounding` says what that loses.
+
+    Args:
+      dtype: of the edited kernels; None: W's.
 
     Raises:
       CheckpointError: the parameters lack an edited weight, or it is stacked in the trunk.
@@ -306,7 +309,7 @@ def merge(params: Params, edit: Edit) -> dict[str, Any]:
             return {**node, parts[0]: replace(node[parts[0]], parts[1:], delta, name)}
         kernel = node[parts[0]]
         total = kernel.astype(jnp.float32) + delta.dense().astype(jnp.float32)
-        return {**node, parts[0]: total.astype(kernel.dtype)}
+        return {**node, parts[0]: total.astype(dtype or kernel.dtype)}
 
     for name, delta in edit.deltas.items():
         params = replace(params, [*name.split("/"), "kernel"], delta, name)

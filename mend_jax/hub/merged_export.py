@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from mend_jax.core.weight_edit import Edit
+from mend_jax.core.weight_edit import Edit, merge
 from mend_jax.errors import CheckpointError, WeightsError
 from mend_jax.hub.export_common import AUTO_CLASSES, check_single_edit, readme
 from mend_jax.hub.hf_config import read_model_config
@@ -41,6 +41,7 @@ def save_merged(
     model: LanguageModel,
     edit: Edit | None = None,
     max_shard_bytes: int = 5_000_000_000,
+    float32_edits: bool = False,
 ) -> None:
     """Write config.json, tokenizer, *.safetensors (shards if necessary) and README.md.
 
@@ -52,6 +53,8 @@ def save_merged(
       model: the base; its blocks need not be unrolled.
       edit: one edit, without a leading axis; None: the active edit of `model`, if any.
       max_shard_bytes: the largest size of a shard, unless it is a single tensor.
+      float32_edits: write the edited tensors in float32, whatever the type of the others; opened
+        as float32, as config.json says, the model loses nothing of the edit.
 
     Raises:
       CheckpointError: an edit of another base, several edits, or a bank.
@@ -70,9 +73,9 @@ def save_merged(
     if directory.resolve() == resolve(model.spec).path.resolve():
         raise WeightsError(f"{directory} is the folder of the base itself: give another one")
     params = nest(unstack_trunk(jax.device_get(model.params)))
-    save_parameters(
-        directory, model, params if edit is None else edit.merge(params), max_shard_bytes
-    )
+    if edit is not None:
+        params = merge(params, edit, np.float32 if float32_edits else None)
+    save_parameters(directory, model, params, max_shard_bytes)
     loading = _LOADING.format(auto=AUTO_CLASSES[model.module.kind])
     title = "A base model" if edit is None else "A base model with an edit merged into its weights"
     write_text(directory / "README.md", readme(title, model, edit, loading))
@@ -93,7 +96,7 @@ def _config(model: LanguageModel, source: Source, flat: dict[str, np.ndarray]) -
     """Return the base's config, with the dtype and head that the weights now have."""
     stale = ("_name_or_path", "torch_dtype", "dtype", "transformers_version")
     config = {key: value for key, value in read_model_config(source).items() if key not in stale}
-    config["dtype"] = str(next(iter(flat.values())).dtype)
+    config["dtype"] = str(max((a.dtype for a in flat.values()), key=lambda t: t.itemsize))
     if model.is_classifier:
         config |= {
             "architectures": ["BertForSequenceClassification"],
