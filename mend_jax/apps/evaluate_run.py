@@ -152,6 +152,7 @@ class RunEvaluation:
             log=ScoredBatches(self._file("edits", name, ".jsonl"), mark),
         )  # fmt: skip
         evaluation["facts_per_edit"] = e.config.data.edits_per_batch
+        evaluation["n_left_out"] = split.encoded.n_dropped
         if transform.predictor is None:  # a predictor makes no edit
             first = next(e.eval_batches(split, per_step))
             evaluation["seconds_per_edit"] = time_edits(transform, params, state, e.model, first)
