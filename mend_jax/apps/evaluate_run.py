@@ -153,6 +153,7 @@ class RunEvaluation:
             records=self._file("records", name, ".jsonl"),
         )  # fmt: skip
         evaluation["facts_per_edit"] = e.config.data.edits_per_batch
+        evaluation["n_left_out"] = split.encoded.n_dropped
         if transform.predictor is None:  # a predictor makes no edit
             first = next(e.eval_batches(split, per_step))
             evaluation["seconds_per_edit"] = time_edits(transform, params, state, e.model, first)

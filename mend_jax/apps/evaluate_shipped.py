@@ -74,7 +74,8 @@ def evaluate_shipped(
         "code": code_fingerprint(),
         "hardware": hardware(),
         "versions": versions(),
-        "eval": scores | {"facts_per_edit": config.data.edits_per_batch},
+        "eval": scores
+        | {"facts_per_edit": config.data.edits_per_batch, "n_left_out": split.encoded.n_dropped},
         "extra_data_sets": {},
         "baselines": {},
         "seconds_total": time.monotonic() - started,

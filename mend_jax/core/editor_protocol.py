@@ -148,7 +148,7 @@ class EditTransform(NamedTuple):
       predictor: how a baseline that changes no weight (its Edit has no deltas) predicts texts;
         None: the base model under the Edit does.
       tuning: how options are chosen on validation rows before editing; None: nothing to choose.
-      at_subject: whether it edits at the last token of a fact's subject, which must be known.
+      at_subject: whether it edits at the last token of a fact's subject, and so needs one.
       sharding, step_sizes: as of `Link`, for the whole editor.
     """
 

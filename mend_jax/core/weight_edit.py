@@ -22,6 +22,7 @@ from mend_jax.core.token_batch import AnyArray
 from mend_jax.errors import CheckpointError
 from mend_jax.models.layers import EDITS
 from mend_jax.models.params import Params, nest, weight_at
+from mend_jax.parallel.processor import multiplies_float32_exactly
 
 MIXED = (
     "a plain edit and scoped edits cannot be composed: a plain one changes the weights for all "
@@ -38,10 +39,10 @@ class LowRank:
 
     def __call__(self, x: Float[Array, "... d_in"], kernel: Float[Array, "d_in d_out"]) -> Array:
         """Return x W', factored or dense, whichever needs fewer multiplications."""
-        a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
         if self.forms_dense(math.prod(x.shape[:-1])):
-            return _with_dense(x, kernel, a.T @ b)
-        return x @ kernel + (x @ a.T) @ b
+            return _with_dense(x, kernel, self.dense())
+        a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
+        return _product(x, kernel) + _product(_product(x, a.T), b)
 
     def forms_dense(self, n_tokens: int) -> bool:
         """Return whether a pass over `n_tokens` tokens forms a^T b."""
@@ -75,7 +76,7 @@ class Dense:
 
     def __call__(self, x: Float[Array, "... d_in"], kernel: Float[Array, "d_in d_out"]) -> Array:
         """Return x W'."""
-        return _with_dense(x, kernel, self.w.astype(x.dtype))
+        return _with_dense(x, kernel, self.w)
 
     def dense(self) -> Float[Array, "*batch d_in d_out"]:
         """Return the delta as a matrix."""
@@ -108,10 +109,19 @@ Applied = TypeVar("Applied", bound="AppliedEdit")
 
 
 def _with_dense(x: Array, kernel: Array, delta: Array) -> Array:
-    """Return x (W + delta); in 16 bits the sum would round small deltas away and is not formed."""
-    if x.dtype.itemsize < 4:
-        return x @ kernel + x @ delta
-    return x @ (kernel + delta)
+    """Return x (W + delta).
+
+    The sum is formed only where the product reads all of it: rounded to 16 bits, as W is or as the
+    operands of a product are on a TPU, it would lose small deltas.
+    """
+    if x.dtype.itemsize >= 4 and multiplies_float32_exactly():
+        return _product(x, kernel + delta.astype(x.dtype))
+    return _product(x, kernel) + _product(x, delta.astype(x.dtype))
+
+
+def _product(x: Array, w: Array) -> Array:
+    """Return x w at the processor's default precision."""
+    return x @ w
 
 
 def dense_is_cheaper(n_tokens: int, d_in: int, d_out: int) -> bool:
@@ -287,10 +297,13 @@ def variables(params: Params, edit: AppliedEdit | None = None) -> dict[str, Any]
     return {"params": params} if edit is None else {"params": params, **edit.collections()}
 
 
-def merge(params: Params, edit: Edit) -> dict[str, Any]:
-    """Return nested parameters with every edited kernel W replaced by W + delta, in W's dtype.
+def merge(params: Params, edit: Edit, dtype: Any = None) -> dict[str, Any]:
+    """Return nested parameters with every edited kernel W replaced by W + delta.
 
-    The sum is computed in float32 and rounded once.
+    The sum is computed in float32 and rounded once; `merge_rounding` says what that loses.
+
+    Args:
+      dtype: of the edited kernels; None: W's.
 
     Raises:
       CheckpointError: the parameters lack an edited weight, or it is stacked in the trunk.
@@ -306,7 +319,7 @@ def merge(params: Params, edit: Edit) -> dict[str, Any]:
             return {**node, parts[0]: replace(node[parts[0]], parts[1:], delta, name)}
         kernel = node[parts[0]]
         total = kernel.astype(jnp.float32) + delta.dense().astype(jnp.float32)
-        return {**node, parts[0]: total.astype(kernel.dtype)}
+        return {**node, parts[0]: total.astype(dtype or kernel.dtype)}
 
     for name, delta in edit.deltas.items():
         params = replace(params, [*name.split("/"), "kernel"], delta, name)

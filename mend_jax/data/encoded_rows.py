@@ -88,6 +88,11 @@ class EncodedRows:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def n_dropped(self) -> int:
+        """How many rows were dropped, for any reason."""
+        return sum(self.dropped.values())
+
 
 def encode_rows(
     rows: Sequence[Row],
@@ -130,7 +135,7 @@ def encode_rows(
     if dropped:
         _LOG.warning(
             "dropped %d of %d rows: %s; the first: %s",
-            *(sum(dropped.values()), len(rows), dict(dropped), example),
+            *(dropped.total(), len(rows), dict(dropped), example),
         )
     stacked = {name: _stack([texts[name] for _, _, texts in kept]) for name in names}
     texts = {name: batch for name, batch in stacked.items() if batch is not None}

@@ -81,7 +81,9 @@ def memit(
         layers = memory_weights(problem.weights, blocks)
         return spread_over_blocks(state, problem, search, layers, write)[0]
 
-    return parameter_free_editor(edit, init_state, add_texts, sharding=SHARDING, at_subject=True)
+    return parameter_free_editor(
+        edit, init_state, add_texts, at_subject=True, sharding=SHARDING
+    )  # fmt: skip
 
 
 def spread_over_blocks(

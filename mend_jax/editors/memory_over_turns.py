@@ -127,7 +127,7 @@ def memory_over_turns(
         return _with_projections(state, solve) if solve.null_share else state
 
     rules = (*SHARDING, Rule("(written|projection)/.*", ("fsdp", "tensor")))
-    editor = parameter_free_editor(edit, init_state, _add_texts, sharding=rules, at_subject=True)
+    editor = parameter_free_editor(edit, init_state, _add_texts, at_subject=True, sharding=rules)
     return editor._replace(lifelong_edit=lifelong_edit, finish_calibration=finish)
 
 

@@ -74,4 +74,6 @@ def rome(
         d = zero_padding_facts(problem, d)
         return Edit({w.name: write_pairs(state, w, subject_keys(problem, prefixed, w), d, 0.0)})
 
-    return parameter_free_editor(edit, init_state, add_texts, sharding=SHARDING, at_subject=True)
+    return parameter_free_editor(
+        edit, init_state, add_texts, at_subject=True, sharding=SHARDING
+    )  # fmt: skip

@@ -56,7 +56,7 @@ def _scorer(editor: EditTransform, module: EditableModel, weights: Weights) -> C
 
 @functools.lru_cache(maxsize=8)
 def _generator(
-    module: EditableModel, max_new: int, eos: int, given: bool = False
+    module: EditableModel, max_new: int, eos: tuple[int, ...], given: bool = False
 ) -> Callable[..., Any]:
     return jax.jit(
         functools.partial(generate_answers, module, max_new=max_new, eos_id=eos, given=given)
@@ -274,7 +274,8 @@ class _Writer:
         It is what an edited model would write that is the base again after its answer.
         """
         eos = self.model.tokenizer.eos_id
-        write = _generator(self.model.module, self.continuation, eos, True)
+        ends = self.model.tokenizer.end_ids
+        write = _generator(self.model.module, self.continuation, ends, True)
         batch: Any = (write(self.model.params, [texts], None)[0], texts.target, texts.score_mask)
         ids, target, real = (np.asarray(a)[valid] for a in gather(batch))
         rows = []
@@ -297,11 +298,13 @@ class _Writer:
     ) -> list[np.ndarray]:
         """Return int32 [E, n, length] for each named set."""
         prompts = [texts[name] for name in names]
-        lengths, module = (length, self.model.tokenizer.eos_id), self.model.module
+        module, tokenizer = self.model.module, self.model.tokenizer
         if edit is None or self.editor.predictor is None:
-            ids = _generator(module, *lengths)(self.model.params, prompts, edit)
+            ids = _generator(module, length, tokenizer.end_ids)(self.model.params, prompts, edit)
         else:
-            write = _predictor_generator(self.editor, module, self.model.weights, *lengths)
+            write = _predictor_generator(
+                self.editor, module, self.model.weights, length, tokenizer.eos_id
+            )
             ids = write(self.params, self.model.params, texts["edit"], prompts)
         return [np.asarray(one) for one in gather(ids)]
 

@@ -197,7 +197,7 @@ def generate_answers(
     edit: Edit | None,
     *,
     max_new: int,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     given: bool = False,
 ) -> list[Int[Array, "E n max_new"]]:
     """Return free greedy continuations of the prompts of several sets of texts.
@@ -211,7 +211,8 @@ def generate_answers(
         h = [trunk_states(model, base, s) for s in texts]
         logits = [scored_logits(model, base, h, s, edit) for h, s in zip(h, texts, strict=True)]
         return [jnp.argmax(one, axis=-1).astype(jnp.int32) for one in logits]
-    prompts = [(s.given_targets(eos_id) if given else s.prompts()).inputs for s in texts]
+    eos = eos_id if isinstance(eos_id, int) else eos_id[0]
+    prompts = [(s.given_targets(eos) if given else s.prompts()).inputs for s in texts]
     together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *prompts)
     if edit is not None:
         edit = densify_once(edit, together.tokens, model.text_chunk)

@@ -163,7 +163,7 @@ class LanguageModel:
         self, prompts: str | Messages | Sequence[str] | Sequence[Messages],
         max_new_tokens: int = 16, temperature: float = 0.0, seed: int = 0,
     ) -> str | list[str]:  # fmt: skip
-        """Return continuations up to the end-of-text token or `max_new_tokens`.
+        """Return continuations up to an end-of-text token or `max_new_tokens`.
 
         A prompt is a text or, for a chat model, a conversation: a list of messages such as
         `{"role": "user", "content": "Where is Oslo?"}`. Greedy, or with a `temperature` sampled:
@@ -188,7 +188,7 @@ class LanguageModel:
         with use_mesh(mesh_of_arrays(self.params)):
             out = _generate(
                 self.module, self.params, _deltas_only(self.edit), inputs, max_new_tokens,
-                self.tokenizer.eos_id, *draws,
+                self.tokenizer.end_ids, *draws,
             )  # fmt: skip
         texts = [self.decode_output(row) for row in np.asarray(out)]
         return texts[0] if alone else texts
@@ -308,11 +308,11 @@ def _deltas_only(edit: Edit | GatedBank | None) -> Edit | GatedBank | None:
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def _generate(
     module: EditableModel, params: Params, edit: AppliedEdit | None, prompts: Inputs, max_new: int,
-    eos_id: int, keys: Any = None, temperature: Any = None,
+    end_ids: tuple[int, ...], keys: Any = None, temperature: Any = None,
 ) -> jax.Array:  # fmt: skip
     choose = greedy if keys is None else sampler(keys, temperature)
     bound = variables(params, edit)
-    return generate(module, bound, prompts, max_new=max_new, eos_id=eos_id, choose=choose)
+    return generate(module, bound, prompts, max_new=max_new, eos_id=end_ids, choose=choose)
 
 
 @functools.partial(jax.jit, static_argnums=0)

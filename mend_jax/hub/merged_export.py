@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from mend_jax.core.weight_edit import Edit
+from mend_jax.core.weight_edit import Edit, merge
 from mend_jax.errors import CheckpointError
 from mend_jax.hub.export_common import (
     AUTO_CLASSES,
@@ -42,6 +42,7 @@ def save_merged(
     model: LanguageModel,
     edit: Edit | None = None,
     max_shard_bytes: int = 5_000_000_000,
+    float32_edits: bool = False,
 ) -> None:
     """Write config.json, tokenizer, *.safetensors (shards if necessary) and README.md.
 
@@ -53,6 +54,8 @@ def save_merged(
       model: the base; its blocks need not be unrolled.
       edit: one edit, without a leading axis; None: the active edit of `model`, if any.
       max_shard_bytes: the largest size of a shard, unless it is a single tensor.
+      float32_edits: write the edited tensors in float32, whatever the type of the others; opened
+        as float32, as config.json says, the model loses nothing of the edit.
 
     Raises:
       CheckpointError: an edit of another base, several edits, or a bank.
@@ -69,12 +72,12 @@ def save_merged(
     if edit is not None:
         check_single_edit(edit, model)
     params = nest(unstack_trunk(jax.device_get(model.params)))
+    if edit is not None:
+        params = merge(params, edit, np.float32 if float32_edits else None)
     loading = _LOADING.format(auto=AUTO_CLASSES[model.module.kind])
     title = TITLES["merged"] + (" with an edit merged into its weights" if edit else "")
     write_text(directory / "README.md", readme(title, model, edit, loading))
-    save_parameters(
-        directory, model, params if edit is None else edit.merge(params), max_shard_bytes
-    )
+    save_parameters(directory, model, params, max_shard_bytes)
 
 
 def save_parameters(
@@ -92,7 +95,7 @@ def _config(model: LanguageModel, source: Source, flat: dict[str, np.ndarray]) -
     """Return the base's config, with the dtype and head that the weights now have."""
     stale = ("_name_or_path", "torch_dtype", "dtype", "transformers_version")
     config = {key: value for key, value in read_model_config(source).items() if key not in stale}
-    config["dtype"] = str(next(iter(flat.values())).dtype)
+    config["dtype"] = str(max((a.dtype for a in flat.values()), key=lambda t: t.itemsize))
     if model.is_classifier:
         config |= ONE_LABEL
     return config

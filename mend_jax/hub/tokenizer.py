@@ -29,6 +29,7 @@ _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 _MAX_GAPS = 1000  # ids without a token, beyond one per token: the library iterates over them
 _CHAT_TEMPLATE = "chat_template.jinja"
 _MESSAGE = "\u2603"  # a message that no template writes
+_GENERATION_CONFIG = "generation_config.json"
 
 
 def _byte_level() -> pre_tokenizers.PreTokenizer:
@@ -51,6 +52,7 @@ class Tokenizer:
     Attributes:
       inner: the `tokenizers.Tokenizer`.
       eos_id: the token that ends a text.
+      end_ids: all tokens that end one where the model writes them, `eos_id` first.
       bos_id: the token that starts a text, or None.
       pad_id: the token that fills a batch; by default `eos_id`.
       chat_template: the Jinja template of a chat model, or None.
@@ -63,12 +65,14 @@ class Tokenizer:
         bos_id: int | None = None,
         pad_id: int | None = None,
         chat_template: str | None = None,
+        more_end_ids: Sequence[int] = (),
     ) -> None:
         inner.no_padding()
         inner.no_truncation()
         inner.encode_special_tokens = True
         self.inner = inner
         self.eos_id = eos_id
+        self.end_ids = tuple(dict.fromkeys((eos_id, *more_end_ids)))
         self.bos_id = bos_id
         self.pad_id = eos_id if pad_id is None else pad_id
         self.chat_template = chat_template
@@ -221,6 +225,9 @@ class Tokenizer:
         self.inner.save(str(directory / "tokenizer.json"))
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         write_text(directory / "tokenizer_config.json", text)
+        if len(self.end_ids) > 1:
+            text = json.dumps({"eos_token_id": list(self.end_ids)}, indent=2) + "\n"
+            write_text(directory / _GENERATION_CONFIG, text)
         if self.chat_template is not None:
             write_text(directory / _CHAT_TEMPLATE, self.chat_template)
 
@@ -364,7 +371,21 @@ def _from_folder(folder: Path, spec: str) -> Tokenizer:
             'add "eos_token" to tokenizer_config.json.'
         )
     bos, pad = special_id("bos", "cls"), special_id("pad")
-    return Tokenizer(inner, eos, bos, pad, _folder_template(folder, names))
+    ends = _end_ids(folder, config, inner)
+    return Tokenizer(inner, eos, bos, pad, _folder_template(folder, names), ends)
+
+
+def _end_ids(folder: Path, config: Mapping[str, Any], inner: tokenizers.Tokenizer) -> list[int]:
+    """Return the ends of text of generation_config.json, else those that config.json lists.
+
+    Llama 3's chat models end a message with one token and a text with another.
+    """
+    where = folder / _GENERATION_CONFIG
+    found = _read_object(where).get("eos_token_id")
+    if found is None and isinstance(config.get("eos_token_id"), list):
+        found, where = config["eos_token_id"], folder / "config.json"
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    return [_check_id(one, inner, f"eos_token_id of {where}") for one in ids]
 
 
 def _add_listed_tokens(inner: tokenizers.Tokenizer, names: Mapping[str, Any], folder: Path) -> None:

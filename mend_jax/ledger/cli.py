@@ -115,6 +115,12 @@ def parser() -> argparse.ArgumentParser:
         help="export scoped edits as peft or merged, without their scope",
     )  # fmt: skip
 
+    export.add_argument(
+        "--float32", action="store_true",
+        help="with --as merged: write the edited tensors in float32, so that rounding to the type "
+        "of the base loses nothing of a small edit",
+    )  # fmt: skip
+
     serve = command("serve", "serve a local page to try, keep and revert edits")
     _add_base_flags(serve)
     _add_editor_flags(serve)

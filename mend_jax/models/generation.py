@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mend_jax.models.attention import Cache, Context, token_positions
@@ -44,7 +45,7 @@ def generate(
     prompts: Inputs,
     *,
     max_new: int,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     choose: Choose = greedy,
 ) -> Int[Array, "B max_new"]:
     """Return a continuation of each prompt; a pure function, to be jitted and vmapped.
@@ -55,16 +56,19 @@ def generate(
       prompts: [B, T], padded on either side; every row has a real token. For an encoder-decoder
         `tokens` are the decoder's first tokens, and the prompt is in `source`.
       max_new: the most tokens to generate (static).
-      eos_id: a row stops at this token; the rest of its output is `eos_id`.
+      eos_id: a row stops at this token; the rest of its output is `eos_id`. Of several tokens each
+        stops a row, and the first stands for all in the output (static).
       choose: `greedy`, or `sampler(keys, temperature)`.
     """
     slots = _lay_out(prompts.mask, max_new)
+    eos_id, ends = _end_tokens(eos_id)
 
     def step(tokens: jax.Array, context: Context, cache: Cache) -> tuple[jax.Array, Cache]:
         return cast(Any, model.apply(variables, tokens, context, cache, method="extend"))
 
     def next_token(h_BxD: jax.Array, n_generated: int | jax.Array) -> jax.Array:
-        return choose(cast(Any, model.apply(variables, h_BxD, method="head")), n_generated)
+        token_B = choose(cast(Any, model.apply(variables, h_BxD, method="head")), n_generated)
+        return jnp.where(jnp.isin(token_B, ends), eos_id, token_B).astype(jnp.int32)
 
     B, T = prompts.tokens.shape
     cache = cast(Any, model.apply(variables, prompts, T + max_new, method="open_cache"))
@@ -90,6 +94,12 @@ def generate(
     out_BxN = jnp.full((B, max_new), eos_id, jnp.int32).at[:, 0].set(first_B)
     start = (jnp.ones((), jnp.int32), first_B, first_B == eos_id, out_BxN, cache)
     return jax.lax.while_loop(unfinished, decode, start)[3]
+
+
+def _end_tokens(ids: int | Sequence[int]) -> tuple[int, Int[np.ndarray, " n"]]:
+    """Return the token that is written at the end of a text, and all that end one."""
+    all_ids = (ids,) if isinstance(ids, int) else tuple(ids)
+    return all_ids[0], np.asarray(all_ids, np.int32)
 
 
 class _CacheSlots(NamedTuple):

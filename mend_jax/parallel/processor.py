@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -27,6 +28,19 @@ def multiplies_bfloat16() -> bool:
     they are slower.
     """
     return _BFLOAT16_UNITS in _cpuinfo("flags").split()
+
+
+def multiplies_float32_exactly() -> bool:
+    """Whether products of float32 matrices, where a trace is now, read all 24 bits of them.
+
+    By default a TPU rounds the operands to bfloat16 and a GPU to TensorFloat32, of 8 and 11 bits.
+    The processor is that of the active mesh, which may be of a slice that is only compiled for.
+    """
+    config: Any = jax.config
+    if config.jax_default_matmul_precision in ("float32", "highest"):
+        return True
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.default_backend() if device is None else device.platform) == "cpu"
 
 
 def trunk_products(setting: str) -> str:

@@ -246,8 +246,7 @@ class Editor:
     def _edit_together(self, facts: Sequence[Fact]) -> Edit:
         """Return one edit of checked facts, all in one pass forward and back."""
         pairs = _pairs(facts)
-        subjects = [fact.subject if self.transform.at_subject else "" for fact in facts]
-        texts = stack_batches([self._encode(pairs, subjects)])
+        texts = stack_batches([self._encode(pairs, [fact.subject for fact in facts])])
         with use_mesh(mesh_of_arrays(self.model.params)):
             edit = _make_plain_edits(
                 self.transform, self.model.module, self.model.weights, self.params, self.state,

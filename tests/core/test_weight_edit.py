@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import random_sequences, tiny
 
+from mend_jax.core import weight_edit
 from mend_jax.core.forward import top_logits, trunk_states
 from mend_jax.core.weight_edit import Dense, Edit, LowRank, dense_is_cheaper, merge
 from mend_jax.errors import CheckpointError
+from mend_jax.parallel import processor
 
 
 def low_rank(seed, d_in, d_out, n=3, lead=()):
@@ -59,6 +61,59 @@ def test_small_edits_survive_sixteen_bits_on_both_sides_of_the_rule():
                 for k in (kernel * 1e-2,)
             ][0]
             assert np.abs(moved.astype(jnp.float32)).mean() > 0.3 * np.abs(exact).mean()
+
+
+@pytest.mark.parametrize("size", [0.04, 0.0008])
+@pytest.mark.parametrize("tokens", [2, 200])
+def test_small_edits_survive_products_that_round_their_operands(monkeypatch, size, tokens):
+    """As on a TPU: float32 operands are rounded to bfloat16, and their products are not.
+
+    Against x dW in float64. Three roundings of 2^-9 are below 1%; of a rounded sum W + dW the error
+    is 2^-9 |W| / |dW|, 5% and 200%.
+    """
+
+    def rounded(x, w):
+        x, w = (jnp.asarray(y, jnp.bfloat16).astype(jnp.float32) for y in (x, w))
+        return jnp.matmul(x, w, precision=jax.lax.Precision.HIGHEST)
+
+    rng = np.random.default_rng(1)
+    x, kernel = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((tokens, 64), (64, 48)))
+    delta = low_rank(0, 64, 48, 4)
+    delta = delta.scale(size * float(np.linalg.norm(kernel) / np.linalg.norm(delta.dense())))
+    a, b = (np.asarray(y, np.float64) for y in (delta.a, delta.b))
+    exact = np.asarray(x, np.float64) @ a.T @ b
+    monkeypatch.setattr(weight_edit, "_product", rounded)
+
+    def error_of(d):
+        effect = np.asarray(d(x, kernel), np.float64) - np.asarray(rounded(x, kernel), np.float64)
+        return np.linalg.norm(effect - exact) / np.linalg.norm(exact)
+
+    summed = error_of(Dense(delta.dense()))  # this processor is one whose products are exact
+    assert summed > 0.5 * 2**-9 / size
+    monkeypatch.setattr(weight_edit, "multiplies_float32_exactly", lambda: False)
+    for one in (delta, Dense(delta.dense())):
+        assert error_of(one) < 0.01
+    assert not delta.forms_dense(2) and delta.forms_dense(200)
+
+
+def test_a_dense_delta_is_formed_at_full_precision():
+    """A TPU would round the factors to bfloat16, unless the product is asked for all bits."""
+    delta = low_rank(0, 4, 3)
+    text = str(jax.make_jaxpr(delta)(jnp.ones((50, 4)), jnp.ones((4, 3))))
+    products = [line for line in text.splitlines() if "dot_general" in line or "precision" in line]
+    assert delta.forms_dense(50) and "HIGHEST" in "".join(products)
+
+
+def test_which_processors_multiply_float32_exactly():
+    assert processor.multiplies_float32_exactly()  # a CPU
+    tpu = jax.sharding.AbstractMesh(
+        (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,),
+        abstract_device=jax.sharding.AbstractDevice("TPU v5", None, "tpu"),
+    )  # fmt: skip
+    with jax.sharding.use_abstract_mesh(tpu):
+        assert not processor.multiplies_float32_exactly()
+        with jax.default_matmul_precision("highest"):
+            assert processor.multiplies_float32_exactly()
 
 
 def test_the_cost_rule_counts_multiplications():

@@ -392,3 +392,15 @@ def test_unreadable_results_are_an_error_that_names_the_file(tmp_path, content):
     with pytest.raises(DataError, match=r"results\.json"):
         write(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_report_says_how_many_rows_of_a_split_were_left_out():
+    results = fake_results()
+    results["data"] |= {
+        "train": 100, "test": 568,
+        "left_out": {"train": {}, "test": {"target too long": 30, "empty prompt": 2}},
+    }  # fmt: skip
+    described = dict(report.facts(results))
+    assert described["Left out"] == ("32 of 600 test rows (30 target too long; 2 empty prompt)")
+    results["data"]["left_out"] = {"train": {}, "test": {}}
+    assert "Left out" not in dict(report.facts(results))

@@ -24,6 +24,14 @@ def test_a_run_has_a_line_for_each_method_and_extra_data_set():
     assert "–" in lines[1].split() and len({len(line) for line in lines}) == 1
 
 
+def test_rows_that_were_left_out_are_counted_beside_n():
+    results = fake_results() | {"extra_data_sets": {}}
+    results["eval"] |= {"n": 568, "n_left_out": 32}
+    head, mend, fine_tune = text_tables.run_table(results).splitlines()
+    assert head.split("  ")[-1].strip() == "left out" and mend.split()[-2:] == ["568", "32"]
+    assert fine_tune.split()[-1] == "–"
+
+
 def test_a_grid_has_a_line_for_each_cell():
     rows = [fake_row("MEND"), fake_row("FT", 5)]
     rows[0] |= added(0.125)

@@ -106,6 +106,31 @@ def test_special_ids_of_a_folder(tmp_path, files, eos, bos, pad):
     assert (loaded.eos_id, loaded.bos_id, loaded.pad_id) == (eos, bos, pad)
 
 
+@pytest.mark.parametrize(
+    "files, ends",
+    [
+        ({"tokenizer_config": {"eos_token": "<|eos|>"}}, (256,)),
+        ({"tokenizer_config": {"eos_token": "<|eos|>"}, "config": {"eos_token_id": [7, 256, 8]}},
+         (256, 7, 8)),
+        ({"config": {"eos_token_id": [7, 8]}, "generation_config": {"eos_token_id": [8, 9]}},
+         (7, 8, 9)),
+        ({"config": {"eos_token_id": 7}, "generation_config": {"eos_token_id": 9}}, (7, 9)),
+    ],
+)  # fmt: skip
+def test_every_end_of_text_of_a_folder_is_kept(tmp_path, files, ends):
+    """The tokenizer's comes first; then those of generation_config.json, else of config.json."""
+    loaded = load_tokenizer(folder_with(tmp_path, **files))
+    assert loaded.end_ids == ends and loaded.eos_id == ends[0]
+    loaded.save(tmp_path / "saved")
+    assert load_tokenizer(hub.Source("safetensors", tmp_path / "saved", "")).end_ids == ends
+
+
+def test_an_end_of_text_that_is_no_token_is_refused(tmp_path):
+    files = {"config": {"eos_token_id": 7}, "generation_config": {"eos_token_id": [7, 999]}}
+    with pytest.raises(WeightsError, match=r"eos_token_id of .*generation_config.json is 999"):
+        load_tokenizer(folder_with(tmp_path, **files))
+
+
 def test_padding_truncation_and_added_tokens_of_a_file_are_disabled(tmp_path):
     inner = tokenizers.Tokenizer.from_str(TINY.inner.to_str())
     inner.enable_padding(length=8)

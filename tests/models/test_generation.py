@@ -137,3 +137,17 @@ def test_a_chat_model_answers_messages(tmp_path, monkeypatch):
     assert model.generate(tokenizer.apply_chat_template(talk), 8) != one
     monkeypatch.setattr(Tokenizer, "encode", lambda self, text: ids)
     assert model.generate("in these tokens", 8) == one
+
+
+def test_each_of_several_ends_stops_a_text():
+    """What one end writes, cut at the first of three tokens and filled up with the first."""
+    module, params = base("llama")
+    prompts = prompts_of("llama")
+    whole = writer("llama")(prompts, keys_of(4))
+    ends = (0, int(whole[0, 2]), int(whole[1, 1]))
+    run = jax.jit(lambda p: generate(module, {"params": params}, p, max_new=6, eos_id=ends))
+    found = np.asarray(run(prompts))
+    for row, text in zip(found, whole.tolist(), strict=True):
+        length = next((i for i, token in enumerate(text) if token in ends), 6)
+        assert row.tolist() == text[:length] + [0] * (6 - length)
+    assert (found[0, 2:] == 0).all() and (found != whole).any()

@@ -195,7 +195,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("Base model", _with_fingerprint(results, "base", "spec")),
         ("Data", _with_fingerprint(results, "data", "name")),
         ("Facts", ", ".join(splits)),
-        ("Left out", _pairs(at("data.left_out"))),
+        ("Left out", _left_out(results)),
         ("Seed", at("config.train.seed") if seed is None else seed),
         ("Steps", f"{steps}, of which step {kept} was kept" if kept != DASH else steps),
         ("Stopped early", at("training.stopped")),
@@ -286,6 +286,22 @@ def _with_fingerprint(results: Results, group: str, name: str) -> str:
     value = value_at(results, f"{group}.{name}") or ""
     fingerprint = value_at(results, f"{group}.fingerprint")
     return f"{value} ({fingerprint})" if fingerprint else value
+
+
+def _left_out(results: Results) -> str:
+    """Return how many of the rows of each split were left out, and why; "" if none were.
+
+    Results of earlier versions have the reasons of all splits together.
+    """
+    found, by_split = [], value_at(results, "data.left_out") or {}
+    if not all(isinstance(reasons, Mapping) for reasons in by_split.values()):
+        return _pairs(by_split)
+    for split, reasons in by_split.items():
+        if count := sum(reasons.values()):
+            kept = value_at(results, f"data.{split}") or 0
+            why = "; ".join(f"{number} {reason}" for reason, number in reasons.items())
+            found.append(f"{count} of {count + kept} {split} rows ({why})")
+    return ", ".join(found)
 
 
 def _pairs(value: Any) -> str:

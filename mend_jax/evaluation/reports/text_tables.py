@@ -30,6 +30,7 @@ _RUN_COLUMNS = (  # (heading, path, decimals)
     ("locality KL", "locality.kl", 4),
     ("arg max kept", "locality.argmax_agreement", 3),
 )
+_COUNT_HEADS = {"n": "n", "n_left_out": "left out"}  # rows that do not fit data.max_len and others
 _GRID_COLUMNS = (
     Score("percent", "success", "success"),
     Score("percent", "leak", "leak"),
@@ -68,15 +69,21 @@ def run_table(results: Mapping[str, Any]) -> str:
         if any(number_at(scores, column[1]) is not None for scores in evaluations.values())
     ]
 
+    counted = [c for c in ("n", "n_left_out") if any(c in s for s in evaluations.values())]
+    heads = [*(head for head, *_ in columns), *(_COUNT_HEADS[c] for c in counted)]
+
     def cell(scores: Any, path: str, decimals: int) -> str:
         value = number_at(scores, path)
         return DASH if value is None else f"{value:.{decimals}f}"
 
     rows = [
-        [name, *(cell(scores, path, decimals) for _, path, decimals in columns), str(scores["n"])]
+        [
+            name, *(cell(scores, path, decimals) for _, path, decimals in columns),
+            *(str(scores.get(c, DASH)) for c in counted),
+        ]
         for name, scores in evaluations.items()
-    ]
-    return text_table(["", *(head for head, *_ in columns), "n"], rows)
+    ]  # fmt: skip
+    return text_table(["", *heads], rows)
 
 
 def grid_table(grid: Mapping[str, Any]) -> str:
