@@ -1,11 +1,13 @@
 """Published models, pickles of torch and older vocabularies, become what the loader reads."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import weakref
+import zipfile
 
 import huggingface_hub
 import numpy as np
@@ -164,6 +166,9 @@ def test_tied_copies_are_left_out_and_equal_tensors_are_not(tmp_path):
     copied = {name: tensor.clone() for name, tensor in state.items()}
     save_zip(copied, source)
     assert convert(source, tmp_path / "copied").dropped == {}
+    (source / "pytorch_model.bin").unlink()
+    safetensors.torch.save_file(copied, source / "model.safetensors")
+    assert convert(source, tmp_path / "again").dropped == {}
 
 
 def test_bfloat16_weights_keep_every_bit(tmp_path):
@@ -317,6 +322,43 @@ def test_truncated_files_are_refused_wherever_they_end(is_zip, tmp_path):
     assert list_torch_file(whole).keys() == state.keys()
 
 
+ONE = pickled_dict({"a": pickled_tensor("0", 4, 0, (4,), (1,))})
+VIEW = ONE.replace(b"tQ", b"X\x01\x00\x00\x00vK\x00K\x04\x87tQ", 1)  # ("v", 0, 4): of version 0.1
+
+
+def compressed_file():
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", ONE)
+        archive.writestr("archive/data/0", bytes(16))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data,message",
+    [
+        (compressed_file(), r"data\.pkl is compressed"),
+        (zip_file(VIEW, {"0": bytes(16)}), "a storage that is a view of another one"),
+        (stream_file(ONE, {"0": bytes(16)}).replace(b"\x04" + bytes(7), b"\xff" * 8), "storage 0 "),
+        (stream_file(ONE, {"0": bytes(16)})[:-1], "storage 0 needs 16 bytes"),
+        (stream_file(ONE, {"1": bytes(16)}), "list of storages does not belong"),
+        (stream_file(ONE, {}), "needs storage 0 of 16 bytes; it is not there"),
+    ],
+)
+def test_layouts_that_torch_does_not_write_are_named(data, message, tmp_path):
+    (tmp_path / "m.bin").write_bytes(data)
+    with pytest.raises(WeightsError, match=message):
+        list_torch_file(tmp_path / "m.bin")
+
+
+def test_big_endian_files_are_refused(tmp_path):
+    torch.save({"a": torch.ones(3)}, tmp_path / "m.bin")
+    data = (tmp_path / "m.bin").read_bytes()
+    (tmp_path / "m.bin").write_bytes(data.replace(b"little", b"bigend"))
+    with pytest.raises(WeightsError, match="byte order is b'bigend'"):
+        list_torch_file(tmp_path / "m.bin")
+
+
 def test_damaged_numbers_are_noticed_by_their_checksum(tmp_path):
     torch.save({"a": torch.ones(40, 3)}, tmp_path / "m.bin")
     data = bytearray((tmp_path / "m.bin").read_bytes())
@@ -382,6 +424,7 @@ def test_sentence_pieces_become_the_tokenizer_of_t5(tmp_path):
         assert ours.encode_with_boundaries(text) == theirs(text)["input_ids"]
     assert (ours.eos_id, ours.pad_id, ours.boundary_tokens) == (1, 0, ([], [1]))
     assert ours.token_id("<extra_id_0>") == len(PIECES) + 99
+    assert ours.decode([*ours.encode("is"), len(PIECES) + 99, 1]) == "is"  # they are special
 
 
 def test_vocabularies_that_cannot_be_converted_are_named(tmp_path, monkeypatch):
