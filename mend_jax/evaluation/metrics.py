@@ -70,10 +70,12 @@ def locality_summary(
 
     `kl` is in nats a scored token; `argmax_agreement` the share of scored tokens whose arg max is
     kept; `accuracy_drawdown` the loss of accuracy over the `n_answers` tokens that have a target;
-    `perplexity_drawdown` the rise of perplexity, of `far` texts alone and of no classifier. The
-    drawdowns are against the unedited base, and negative where the edit happens to help. NaN where
-    no token was scored. The last scored position of near texts is after their answer and has no
-    target: it counts for KL and agreement alone.
+    `answer_drawdown` the same over the `n_whole` answers, each of them right only as a whole: the
+    original program counts these, and its numbers are larger; `accuracy_before` and
+    `answer_accuracy_before` are the base's own; `perplexity_drawdown` is the rise of perplexity, of
+    `far` texts alone and of no classifier. The drawdowns are against the unedited base, and
+    negative where the edit happens to help. NaN where no token was scored. The last scored position
+    of near texts is after their answer and has no target: it counts for KL and agreement alone.
     """
     kept = slice(None) if where is None else where
     total = {
@@ -81,15 +83,22 @@ def locality_summary(
         for (name, score), values in scores.items()
         if name == texts
     }
-    counts = {"kl": "n_tokens", "agree": "n_tokens"}
+    counts = {"kl": "n_tokens", "agree": "n_tokens", "whole": "n_whole", "whole_before": "n_whole"}
     mean = {k: _ratio(value, total[counts.get(k, "n_answers")]) for k, value in total.items()}
     found = {
         "kl": mean["kl"],
         "argmax_agreement": mean["agree"],
         "accuracy_drawdown": mean["right_before"] - mean["right"],
+        "accuracy_before": mean["right_before"],
         "n_tokens": int(total["n_tokens"]),
         "n_answers": int(total["n_answers"]),
     }
+    if "whole" in mean:
+        found |= {
+            "answer_drawdown": mean["whole_before"] - mean["whole"],
+            "answer_accuracy_before": mean["whole_before"],
+            "n_whole": int(total["n_whole"]),
+        }
     if texts == "far" and "nll" in mean:
         with np.errstate(over="ignore"):  # a ruined model has an infinite perplexity
             after, before = (float(np.exp(mean[k])) for k in ("nll", "nll_before"))

@@ -152,7 +152,8 @@ def locality_scores(
     """Return sums over scored tokens of what an edit changes in texts that should stay.
 
     `right` and `nll` are over the `n_answers` tokens that have a target; a classifier has no `nll`,
-    since it has no perplexity.
+    since it has no perplexity. `whole` is 1 for a text all of whose such tokens are right, and
+    `n_whole` for one that has any.
     """
     keep, target = jnp.asarray(seqs.score_mask), jnp.asarray(seqs.target)
     answered = keep & (target != NO_TARGET)
@@ -167,11 +168,22 @@ def locality_scores(
         "agree": total(jnp.argmax(before, -1) == jnp.argmax(after, -1)),
         "right": total(correct_tokens(after, target)),
         "right_before": total(correct_tokens(before, target)),
+        "n_whole": answered.any(-1).astype(jnp.float32),
+        "whole": _whole_answers(after, target, answered),
+        "whole_before": _whole_answers(before, target, answered),
     }
     if not is_classifier:
         scores["nll"] = total(token_nll(after, target), answered)
         scores["nll_before"] = total(token_nll(before, target), answered)
     return scores
+
+
+def _whole_answers(
+    logits: Float[Array, "E n S V"], target: Array, answered: Array
+) -> Float[Array, "E n"]:
+    """Return 1 for each text that has an answer and of it every token as its arg max."""
+    right = all_tokens_correct(correct_tokens(logits, target), answered)
+    return (right & answered.any(-1)).astype(jnp.float32)
 
 
 def first_correct(logits: Float[Array, "E n S V"], seqs: TokenBatch) -> TextScores:

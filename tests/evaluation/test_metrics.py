@@ -37,6 +37,7 @@ def test_locality_is_per_scored_token():
     assert found == {
         "kl": pytest.approx(1.6 / 4), "argmax_agreement": 3 / 4, "n_tokens": 4,
         "accuracy_drawdown": 2 / 4, "n_answers": 4,  # 3 right before, 1 after
+        "accuracy_before": 3 / 4,
         "perplexity_drawdown": pytest.approx(math.exp(10 / 4) - math.exp(4 / 4)),
         "perplexity_before": pytest.approx(math.exp(1)),
     }  # fmt: skip
@@ -55,6 +56,24 @@ def test_accuracy_counts_only_tokens_with_a_target():
     assert pooled["n_answers"] == 6 and pooled["n_tokens"] == 12
 
 
+def test_whole_answers_are_lost_more_often_than_their_tokens():
+    """Three answers: two right before, of which one stays; one was never right."""
+    near = locality(
+        n_tokens=array(3, 2, 4), n_answers=array(2, 1, 3), kl=array(0, 0, 0), agree=array(0, 0, 0),
+        right=array(1, 1, 0), right_before=array(2, 1, 1), nll=array(0, 0, 0),
+        nll_before=array(0, 0, 0),
+        n_whole=array(1, 1, 1), whole=array(0, 1, 0), whole_before=array(1, 1, 0),
+    )  # fmt: skip
+    found = metrics.locality_summary(named(near=near), "near")
+    assert found["accuracy_drawdown"] == pytest.approx(2 / 6)
+    assert found["accuracy_before"] == pytest.approx(4 / 6)
+    assert found["answer_drawdown"] == pytest.approx(1 / 3) and found["n_whole"] == 3
+    assert found["answer_accuracy_before"] == pytest.approx(2 / 3)
+    pooled = metrics.pool_texts(named(more_near={k: v[None] for k, v in near.items()}), "more_near")
+    more = metrics.locality_summary(pooled, "more_near")
+    assert more["answer_drawdown"] == pytest.approx(1 / 3) and more["n_whole"] == 3
+
+
 def test_an_edit_that_helps_has_a_drawdown_below_zero():
     helped = locality(right=array(3, 1), nll=array(1, 0))
     found = metrics.locality_summary(named(far=helped), "far")
@@ -66,7 +85,7 @@ def test_a_classifier_has_no_perplexity():
     classified = {k: v for k, v in locality().items() if "nll" not in k}
     far = metrics.locality_summary(named(far=classified), "far")
     assert set(far) == {
-        "kl", "argmax_agreement", "accuracy_drawdown", "n_tokens", "n_answers",
+        "kl", "argmax_agreement", "accuracy_drawdown", "accuracy_before", "n_tokens", "n_answers",
     }  # fmt: skip
     assert "perplexity_drawdown" not in metrics.pooled_locality({"far": far})
 

@@ -42,3 +42,18 @@ def test_locality_is_agreement_with_the_base_and_answers_are_scored_apart():
 def test_a_classifier_has_no_perplexity():
     scores = locality_scores(logits(BEFORE), logits(AFTER), text(), is_classifier=True)
     assert "nll" not in scores and float(scores["agree"][0, 0]) == 2
+
+
+def test_a_whole_answer_is_right_if_all_its_tokens_are():
+    """Targets are at the first two positions: one of two is right after the edit, none before."""
+
+    def whole(before, after):
+        scores = locality_scores(logits(before), logits(after), text())
+        return [float(scores[k][0, 0]) for k in ("n_whole", "whole_before", "whole")]
+
+    assert whole(BEFORE, AFTER) == [1, 0, 0]
+    right = (1, 2, 0, 1)  # neither the place without a target nor the unscored one counts
+    assert whole(right, AFTER) == [1, 1, 0] and whole(BEFORE, right) == [1, 0, 1]
+    unanswered = text().replace(target=np.full((1, 1, 4), NO_TARGET, np.int32))
+    scores = locality_scores(logits(right), logits(right), unanswered)
+    assert [float(scores[k][0, 0]) for k in ("n_whole", "whole")] == [0, 0]

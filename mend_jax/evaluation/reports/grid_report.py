@@ -25,6 +25,7 @@ COLUMNS = (
     Score("percent", "arg max kept, far", "argmax_agreement_far", higher_is_better=True),
     Score("plain", "KL, near facts", "kl_near", higher_is_better=False),
     Score("points", "accuracy lost", "accuracy_drawdown", higher_is_better=False),
+    Score("points", "answers lost", "answer_drawdown", higher_is_better=False),
     Score("plain", "perplexity added", "perplexity_added", higher_is_better=False),
     Score("time", "an edit", "seconds_per_edit", higher_is_better=False),
     Score("bytes", "peak memory", "peak_memory_bytes", higher_is_better=False),

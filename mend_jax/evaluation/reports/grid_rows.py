@@ -27,7 +27,8 @@ SCORES = {
     "kl_far": "eval.locality.far.kl",
     "argmax_agreement": "eval.locality.argmax_agreement",
     "argmax_agreement_far": "eval.locality.far.argmax_agreement",
-    "accuracy_drawdown": "eval.locality.far_answers.accuracy_drawdown",  # the paper's
+    "accuracy_drawdown": "eval.locality.far_answers.accuracy_drawdown",  # of tokens
+    "answer_drawdown": "eval.locality.far_answers.answer_drawdown",  # of whole ones: the paper's
     "accuracy_drawdown_far": "eval.locality.far.accuracy_drawdown",  # without far answers
     "edit_before": "eval.edit.before.success_exact",
     "perplexity_added": "eval.locality.perplexity_drawdown",

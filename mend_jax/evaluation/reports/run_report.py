@@ -28,7 +28,9 @@ _ANSWERS = (
 _CHANGES = (
     Score("plain", "KL", "kl", "how far predictions moved, nats a token; 0: not at all", False),
     Score("percent", "arg max kept", "argmax_agreement", "tokens whose first choice stayed", True),
-    Score("points", "accuracy lost", "accuracy_drawdown", "before minus after, in %", False),
+    Score("points", "accuracy lost", "accuracy_drawdown", "of tokens, before minus after", False),
+    Score("points", "answers lost", "answer_drawdown", "whole ones, before minus after", False),
+    Score("percent", "answers before", "answer_accuracy_before", "whole ones of the base", True),
     Score("plain", "perplexity added", "perplexity_drawdown", "after minus before", False),
 )
 _LEAKS = (
