@@ -253,7 +253,7 @@ def exit_if_alone(error: BaseException) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _broadcast_text(text: str) -> str:

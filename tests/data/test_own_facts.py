@@ -37,7 +37,7 @@ def test_a_few_facts_are_all_for_testing(tmp_path):
     del plain["subject"]
     found = load(tmp_path, [full, plain])
     assert list(found.splits) == ["test"] and found.name == "facts/mine.jsonl"
-    with pytest.raises(DataError, match="no split 'train': use one of test"):
+    with pytest.raises(DataError, match="no split 'train': it has 2 facts"):
         found.split("train")
     one, two = found.split("test")
     assert (one["prompt"], one["target"], one["subject"]) == ("Hero 0 lives in", "Town 0", "Hero 0")
