@@ -83,6 +83,16 @@ def merge_moments(x: Moments, y: Moments) -> Moments:
 
 
 def normalise(moments: Moments, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
-    """Return (x - mean) / (std + 1e-7) per dimension, with the constant of the original code."""
+    """Return (x - mean) / (std + 1e-7) per dimension, with the constant of the original code.
+
+    Deviation: 0 in a dimension that has not varied over two rows or more, up to rounding of its
+    mean. Nothing is known of its scale, and 1e-7 in its place would make z-scores of 1e5.
+    """
     lead = (1,) * (x.ndim - 1)
-    return (x - moments.mean.reshape(*lead, -1)) / (moments.std().reshape(*lead, -1) + 1e-7)
+    z = (x - moments.mean.reshape(*lead, -1)) / (moments.std().reshape(*lead, -1) + 1e-7)
+    return jnp.where(varies(moments.std(), moments.mean).reshape(*lead, -1), z, 0.0)
+
+
+def varies(std: Float[Array, " d"], mean: Float[Array, " d"]) -> Bool[Array, " d"]:
+    """Return which dimensions vary by more than the rounding of float32 sums about their mean."""
+    return std > 8 * jnp.finfo(jnp.float32).eps * jnp.abs(mean)

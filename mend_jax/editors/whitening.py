@@ -17,7 +17,7 @@ from mend_jax.core.editor_protocol import (
     Weights,
     group_weights,
 )
-from mend_jax.core.factors import Factors
+from mend_jax.core.factors import Factors, varies
 from mend_jax.editors.chain_links import Signal
 from mend_jax.parallel.sharding import Rule
 
@@ -58,8 +58,8 @@ def whiten(x: Scatter, rows: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]
     """Return Sigma^-1/2 (x - mean), with Sigma = M2 / (n - d - 1); else z-scores.
 
     Sigma is used once there are more than d + 1 rows; before, each dimension is divided by its own
-    deviation. Eigenvalues are at least 1e-6 of their mean. (The original clamps at 1e-6; gradients
-    here have other scales.)
+    deviation, and is 0 where it has not varied (`factors.varies`). Eigenvalues are at least 1e-6 of
+    their mean. (The original clamps at 1e-6; gradients here have other scales.)
     """
     d = rows.shape[-1]
     centred = rows - x.mean.reshape((1,) * (rows.ndim - 1) + (d,))
@@ -68,8 +68,11 @@ def whiten(x: Scatter, rows: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]
     values = jnp.maximum(values, _SMALLEST * jnp.maximum(values.mean(), 1e-30))
     root = jnp.einsum("ik,k,jk->ij", vectors, values**-0.5, vectors, precision=_HIGHEST)
     whole = jnp.matmul(centred, root, precision=_HIGHEST)
-    std = jnp.sqrt(jnp.diagonal(x.m2) / jnp.maximum(x.count - 1.0, 1.0)) + 1e-7
-    return jnp.where(x.count > d + 1, whole, centred / std.reshape((1,) * (rows.ndim - 1) + (d,)))
+    std = jnp.sqrt(jnp.diagonal(x.m2) / jnp.maximum(x.count - 1.0, 1.0))
+    lead = (1,) * (rows.ndim - 1)
+    z = centred / (std + 1e-7).reshape(*lead, d)
+    z = jnp.where(varies(std, x.mean).reshape(*lead, d), z, 0.0)
+    return jnp.where(x.count > d + 1, whole, z)
 
 
 def whiten_delta(shared: bool = True) -> Link:

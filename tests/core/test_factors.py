@@ -111,3 +111,16 @@ def test_moments_of_blocks_merge_to_the_moments_of_all_rows(seed, n_blocks, shif
 def test_normalising_with_no_statistics_is_the_identity():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
     np.testing.assert_allclose(normalise(zero_moments(3), x), x, rtol=1e-6)
+
+
+def test_dimensions_that_never_varied_have_no_z_score():
+    """The second is constant up to rounding, the third 0: of a new value nothing can be said."""
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.normal(2.0, 1e-5, 40), np.full(40, 0.1), np.zeros(40)], -1)
+    moments = zero_moments(3)
+    for part in np.split(x.astype(np.float32), 4):
+        moments = merge_moments(moments, moments_of_rows(part, np.ones(10, bool)))
+    found = np.asarray(normalise(moments, jnp.asarray([[2.0 + 2e-5, 0.2, 0.01]], jnp.float32)))
+    wanted = (2.0 + 2e-5 - x[:, 0].mean()) / x[:, 0].std(ddof=1)
+    # Of numbers about 2 float32 has 2.4e-7: two percent of this deviation.
+    np.testing.assert_allclose(found[0], [wanted, 0.0, 0.0], rtol=0.1)

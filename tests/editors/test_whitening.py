@@ -49,3 +49,14 @@ def test_few_rows_are_z_scored():
     found = np.asarray(whiten(scatter_of(x), x))
     wanted = (np.asarray(x) - np.asarray(x).mean(0)) / (np.asarray(x).std(0, ddof=1) + 1e-7)
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_dimension_that_never_varied_is_not_z_scored():
+    x = np.asarray(rows(D + 1, 2)).copy()
+    x[:, 0] = 0.1
+    new = x[:1].copy()
+    new[:, 0] = 0.2
+    found = np.asarray(whiten(scatter_of(jnp.asarray(x)), jnp.asarray(new)))
+    assert found[0, 0] == 0.0
+    wanted = (new - x.mean(0)) / x.std(0, ddof=1).clip(1e-9)
+    np.testing.assert_allclose(found[0, 1:], wanted[0, 1:], rtol=1e-3, atol=1e-4)
