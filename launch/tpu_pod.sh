@@ -161,7 +161,8 @@ watch_run() {
     if ! report=$(on_workers all "$worker_script --status" 2>"$errors"); then
       if is_lost; then return 1; fi
       note "the workers of '$name' do not answer; trying again. $(tail -n 1 "$errors")"
-    elif failure=$(grep -m1 -xE 'run: (exit [1-9][0-9]*|lost|none)' <<<"$report"); then
+    elif failure=$(grep -m1 -x 'run: exit 2' <<<"$report" ||
+      grep -m1 -xE 'run: (exit [1-9][0-9]*|lost|none)' <<<"$report"); then
       note "a worker of '$name' reports '$failure'; checking whether the TPU is being lost"
       if is_lost; then return 1; fi
       case "$failure" in

@@ -62,8 +62,6 @@ class TrainingError(MendError):
 class PeerError(MendError):
     """Another process of the run failed in a step that all must complete."""
 
-    exit_status = 1
-
 
 class Preempted(MendError):
     """A run received a stop request and saved its state; the same command continues it."""

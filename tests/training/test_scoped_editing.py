@@ -49,6 +49,13 @@ def test_edits_are_scoped_where_the_base_has_a_scope(editor, model):
     )
 
 
+def strength_of(scoped, plain):
+    """Return the one of the strengths by which a scoped delta is larger than the plain one."""
+    factor = float((scoped * plain).sum() / (plain * plain).sum())
+    (found,) = [s for s in STRENGTHS if abs(s - factor) < 1e-3]
+    return found
+
+
 @pytest.mark.slow
 def test_a_scoped_edit_is_the_plain_one_in_its_scope(editor, model):
     prompt, _ = fact = FACTS[0]
@@ -56,7 +63,10 @@ def test_a_scoped_edit_is_the_plain_one_in_its_scope(editor, model):
     assert isinstance(plain, Edit) and plain.facts == (fact,)
     held = gated.as_plain()
     for name, delta in plain.deltas.items():
-        np.testing.assert_allclose(held.deltas[name].dense(), delta.dense(), atol=1e-5)
+        own = held.deltas[name].dense()
+        factor = strength_of(own, delta.dense())
+        np.testing.assert_allclose(own, factor * delta.dense(), atol=1e-5)
+    plain = plain.scale(factor)
     everywhere = scoped_editor(model, threshold=-2.0).edit([fact])
     everywhere = everywhere.replace(is_plain=jnp.asarray(True))  # later tokens see it too
     np.testing.assert_allclose(
@@ -140,6 +150,4 @@ def test_fine_tuning_is_scoped_too(model):
     )
     name = next(iter(plain.deltas))
     scoped, whole = gated.as_plain().deltas[name].dense(), plain.deltas[name].dense()
-    factor = float((scoped * whole).sum() / (whole * whole).sum())  # the best of three strengths
-    assert min(abs(factor - s) for s in STRENGTHS) < 1e-3
-    np.testing.assert_allclose(scoped, factor * whole, atol=1e-4)
+    np.testing.assert_allclose(scoped, strength_of(scoped, whole) * whole, atol=1e-4)
