@@ -221,9 +221,9 @@ def test_a_process_that_cannot_load_ends_all(place, tmp_path):
     """The base is a relative path, which does not exist in the folder of process 1."""
     with started(place, place / "lacks", 2, folders=[place, tmp_path]) as processes:
         assert wait_for_ends(place, processes, 120) == [2, 2], output(place, 0) + output(place, 1)
-    assert "WeightsError: cannot find the weights 'base'" in output(place, 1)
+    assert "WeightsError: cannot get 'base': there is no local folder" in output(place, 1)
     log = output(place, 0)
-    assert "PeerError" in log and "process 1: WeightsError: cannot find the weights" in log
+    assert "PeerError" in log and "process 1: WeightsError: cannot get 'base'" in log
 
 
 @pytest.mark.slow
