@@ -6,13 +6,14 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 from mend_jax.errors import ConfigError, MendError, report_error
 
-Main = Callable[..., int | None]
+Main = TypeVar("Main", bound=Callable[..., int | None])
 
 
-def command(main: Main) -> Callable[[Sequence[str] | None], int]:
+def command(main: Main) -> Main:
     """Return the `main(argv)` of a command, which returns its exit status.
 
     Signs that the terminal lacks are replaced: an edit that is recorded is not followed by a
@@ -33,7 +34,7 @@ def command(main: Main) -> Callable[[Sequence[str] | None], int]:
                 raise
             return report_error(ConfigError(problem))
 
-    return run
+    return cast(Main, run)
 
 
 def replace_unknown_signs() -> None:
