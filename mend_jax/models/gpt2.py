@@ -83,6 +83,8 @@ def config_from_hf(hf: HFConfig) -> GPT2Config:
     for flag in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"):
         if hf.get(flag, False):
             raise ValueError(f"{flag} is not supported")
+    if not hf.get("scale_attn_weights", True):
+        raise ValueError("scale_attn_weights false is not supported")
     tied = hf.get("tie_word_embeddings", True)
     return common_config(hf, GPT2Config, NAMES, tie_embeddings=tied)
 

@@ -63,6 +63,8 @@ class T5Config:
 def config_from_hf(hf: HFConfig) -> T5Config:
     """Return our config; raise KeyError or ValueError on a missing or unsupported field."""
     act, gated = parse_feed_forward(hf.get("feed_forward_proj", "relu"))
+    if hf.get("dense_act_fn", act) != act:
+        raise ValueError(f"dense_act_fn {hf['dense_act_fn']!r} is not {act!r}, feed_forward_proj's")
     start = hf.get("decoder_start_token_id")
     # transformers 5 always writes tie_word_embeddings true; the scaling holds the original value.
     tied = hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings") is not False)
