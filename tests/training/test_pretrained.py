@@ -206,6 +206,7 @@ def test_files_of_the_first_format_are_read(run, model, folder):
     arrays = array_files.read(path, pretrained.FORMAT, kind="editor file").arrays
     texts = {k: json.dumps(v) if k in pretrained._VALUES else v for k, v in description.items()}
     old = {"format": "mend_jax_shipped_editor/1"} | texts
+    del old["trained_facts"]  # of an edit: one, in the first format
     right = pretrained._old_digest(arrays, description["config"])
     new_editor = pretrained.load(model)
     save_file(arrays, path, old | {"sha256": right})
@@ -219,6 +220,20 @@ def test_files_of_the_first_format_are_read(run, model, folder):
         save_file(arrays, path, old | {"sha256": right} | change)
         with pytest.raises(CheckpointError, match=says):
             pretrained.load(model)
+
+
+@pytest.mark.parametrize("facts", [3, 0, "1", True])
+def test_a_file_says_how_many_facts_an_edit_had_in_training(run, model, folder, facts):
+    path = folder / "tiny.safetensors"
+    assert pretrained.write(run, path)["trained_facts"] == 1 == pretrained.load(model).trained_facts
+    file = array_files.read(path, pretrained.FORMAT, kind="editor file")
+    changed = file.metadata | {"trained_facts": facts}
+    path.write_bytes(array_files.encode(pretrained.FORMAT, file.arrays, changed))
+    if facts == 3:
+        assert pretrained.load(model).most_facts == 3
+        return
+    with pytest.raises(CheckpointError, match=f"metadata is damaged.*{facts!r} facts an edit"):
+        pretrained.load(model)
 
 
 def test_shipped_files_are_intact_and_small():
