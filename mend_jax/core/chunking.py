@@ -61,6 +61,14 @@ def power_of_two(n: int, least: int = 1) -> int:
     return max(least, 1 << max(n - 1, 0).bit_length())
 
 
+def few_sizes(n: int) -> int:
+    """Return the smallest of 1, 2, 4, 8, 16, 24, 32, ... that is at least n.
+
+    Arrays that are filled up to these sizes need few compiled programs.
+    """
+    return power_of_two(n) if n <= 8 else round_up(n, 8)
+
+
 def split_into_chunks(size: int, tree: Tree, axis: int) -> Any:
     """Return the tree in chunks of `size` places along `axis`, on a new first axis.
 

@@ -34,11 +34,14 @@ import scipy.linalg
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from mend_jax.core.chunking import round_up
 from mend_jax.core.compose import sum_edits
 from mend_jax.core.edit_problem import Problem, Rows
 from mend_jax.core.weight_edit import Delta, Dense, Edit, LowRank
 from mend_jax.models import WeightSpec
 from mend_jax.parallel.sharding import Rule, place
+
+_ROWS = 32  # combined edits have a multiple of this many, so that few shapes are compiled
 
 
 @flax.struct.dataclass
@@ -161,11 +164,16 @@ def _host_rows(edit: Edit, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _dual_solution(keys: np.ndarray, changes: np.ndarray, ridge: float) -> Delta:
-    """Return dW = K^T (K K^T + lambda I)^-1 R as the pair a = L^-1 K, b = L^-1 R."""
+    """Return dW = K^T (K K^T + lambda I)^-1 R as the pair a = L^-1 K, b = L^-1 R.
+
+    Rows of zeros follow, up to a multiple of `_ROWS`.
+    """
     gram = keys @ keys.T
     mean_square = max(np.trace(gram) / max(len(keys), 1), np.finfo(np.float64).tiny)
     lower = np.linalg.cholesky(gram + ridge * mean_square * np.eye(len(keys)))
     a, b = (scipy.linalg.solve_triangular(lower, x, lower=True) for x in (keys, changes))
+    more = round_up(len(keys), _ROWS) - len(keys)
+    a, b = (np.pad(x, ((0, more), (0, 0))) for x in (a, b))
     return LowRank(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
 
 

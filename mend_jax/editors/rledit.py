@@ -34,7 +34,9 @@ def rledit(
     Deviations: the original makes one step of Adam after the whole sequence; here a step has
     `train.edits_per_step` edits and training is many such sequences. Its locality weight, 0.6, is
     `train.c_loc`. Locality is relative to the original base model, not to the model before the
-    edit. In evaluation, statistics accumulate only over sequential edits.
+    edit. In evaluation, statistics accumulate only over sequential edits. The reward's third part,
+    `reg` |dW|^2, is differentiated here, as in the paper; the original's code adds it to the loss
+    when dW is detached from the network already, so that there it changes nothing.
 
     Args:
       rank, n_hidden, shared, init, v_init, film: see `low_rank_mlp`; the original's four blocks are

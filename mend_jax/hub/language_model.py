@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from mend_jax import hub
-from mend_jax.core.chunking import round_up
+from mend_jax.core.chunking import few_sizes, round_up
 from mend_jax.core.gated_bank import GatedBank, check_site
 from mend_jax.core.scope import reading
 from mend_jax.core.weight_edit import AppliedEdit, Edit, variables
@@ -181,16 +181,18 @@ class LanguageModel:
             )
         if not temperature >= 0:
             raise DataError(f"temperature {temperature} is negative: give 0 (greedy) or more")
-        inputs = self._prompts(many, max_new_tokens)
+        inputs = self._prompts(_filled_up(many), max_new_tokens)
         draws: tuple[Any, ...] = ()
         if temperature:
-            draws = (jax.random.split(jax.random.key(seed), len(many)), np.float32(temperature))
+            keys = jax.random.split(jax.random.key(seed), len(many))
+            keys = keys[np.arange(few_sizes(len(many))) % len(many)]
+            draws = (keys, np.float32(temperature))
         with use_mesh(mesh_of_arrays(self.params)):
             out = _generate(
                 self.module, self.params, _deltas_only(self.edit), inputs, max_new_tokens,
                 self.tokenizer.end_ids, *draws,
             )  # fmt: skip
-        texts = [self.decode_output(row) for row in np.asarray(out)]
+        texts = [self.decode_output(row) for row in np.asarray(out)[: len(many)]]
         return texts[0] if alone else texts
 
     def next_token_log_probs(self, prompts: str | Sequence[str]) -> np.ndarray:
@@ -206,11 +208,11 @@ class LanguageModel:
         many = _as_list(prompts)
         if not many:
             raise DataError("no prompts: give at least one")
-        inputs = self._prompts(many, 1)
+        inputs = self._prompts(_filled_up(many), 1)
         with use_mesh(mesh_of_arrays(self.params)):
             deltas = _deltas_only(self.edit)
             log_probs = np.asarray(_next_log_probs(self.module, self.params, deltas, inputs))
-        return log_probs[0] if isinstance(prompts, str) else log_probs
+        return log_probs[0] if isinstance(prompts, str) else log_probs[: len(many)]
 
     @overload
     def score_claims(self, claims: str) -> float: ...  # type: ignore[overload-overlap]
@@ -298,6 +300,11 @@ def _as_list(texts: Any) -> list[Any]:
         return [texts]
     many = list(texts)
     return [texts] if many and isinstance(many[0], Mapping) else many
+
+
+def _filled_up(texts: Sequence[Any]) -> list[Any]:
+    """Return the texts and copies of the first ones, as many as one of `few_sizes`."""
+    return [texts[i % len(texts)] for i in range(few_sizes(len(texts)))]
 
 
 def _deltas_only(edit: Edit | GatedBank | None) -> Edit | GatedBank | None:

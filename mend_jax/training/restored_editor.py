@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mend_jax import hub
 from mend_jax.core import scope_file
 from mend_jax.core.bank import empty_bank
-from mend_jax.core.chunking import round_up
+from mend_jax.core.chunking import few_sizes, round_up
 from mend_jax.core.combined_edits import combine_edits, fact_keys
 from mend_jax.core.edit_problem import make_problem
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
@@ -204,13 +204,14 @@ class Editor:
         module = reading(self.model.module, learned.scope.site)
         with use_mesh(mesh_of_arrays(self.model.params)):
             for start in range(0, len(pairs), _EDITS_AT_ONCE):
-                some = slice(start, start + _EDITS_AT_ONCE)
-                texts = self._encode(pairs[some], subjects[some])
+                some = range(start, min(start + _EDITS_AT_ONCE, len(pairs)))
+                filled = [some[i % len(some)] for i in range(few_sizes(len(some)))]
+                texts = self._encode([pairs[i] for i in filled], [subjects[i] for i in filled])
                 made = make_scoped_edits(
                     self.transform, module, self.model.weights, gate, self.params,
                     self.state, self.model.params, texts.reshape(-1, 1),
                 )  # fmt: skip
-                found += [made.at(i) for i in range(len(pairs[some]))]
+                found += [made.at(i) for i in range(len(some))]
         common = dict(base=self.model.fingerprint, editor=self.id, created=utc_timestamp())
         fingerprint = learned.scope.fingerprint()
         return [

@@ -9,7 +9,7 @@ import pytest
 from support.tiers import in_tiers
 from support.tiny import random_batch, random_sequences, tiny
 
-from mend_jax.core.chunking import map_text_chunks
+from mend_jax.core.chunking import few_sizes, map_text_chunks
 from mend_jax.core.meta_loss import meta_loss
 from mend_jax.editors import make_editor
 from mend_jax.evaluation.scoring import edit_and_score, generate_answers
@@ -141,3 +141,8 @@ def test_scoring_and_generation_in_chunks_make_an_edit_dense_once():
         return matmul_flops(jax.make_jaxpr(run)(*given))
 
     assert operations(8) == pytest.approx(operations(0), rel=0.05)
+
+
+def test_few_sizes_hold_any_number():
+    assert [few_sizes(n) for n in (1, 2, 3, 5, 8, 9, 16, 17, 30)] == [1, 2, 4, 8, 8, 16, 16, 24, 32]
+    assert len({few_sizes(n) for n in range(1, 65)}) == 11

@@ -11,6 +11,7 @@ from support.tiers import in_tiers
 from support.tiny import random_sequences, save_tiny, tiny
 
 from mend_jax.errors import ConfigError, DataError
+from mend_jax.hub import language_model
 from mend_jax.hub.language_model import load_model
 from mend_jax.hub.tokenizer import Tokenizer
 from mend_jax.models.editable_model import Inputs
@@ -151,3 +152,16 @@ def test_each_of_several_ends_stops_a_text():
         length = next((i for i, token in enumerate(text) if token in ends), 6)
         assert row.tolist() == text[:length] + [0] * (6 - length)
     assert (found[0, 2:] == 0).all() and (found != whole).any()
+
+
+def test_numbers_of_prompts_of_one_bucket_share_a_program(tmp_path):
+    """Three and four prompts: what is filled up is left out again, also of sampled texts."""
+    model = load_model(str(save_tiny(tmp_path, std=0.3)), last_n_blocks=1)
+    prompts = ["ab", "b c", "c", "da"]
+    four = model.generate(prompts, 3)
+    n_programs = language_model._generate._cache_size()
+    assert model.generate(prompts[:3], 3) == four[:3]
+    assert language_model._generate._cache_size() == n_programs
+    assert model.next_token_log_probs(prompts[:3]).shape[0] == 3
+    sampled = [model.generate(prompts[:n], 3, temperature=5.0, seed=1) for n in (4, 3)]
+    assert sampled[0][:3] == sampled[1] != four[:3]
