@@ -144,7 +144,8 @@ METHODS = {
 }  # fmt: skip
 
 SCOPED = ("mend", "malmen", "fine_tune_lora")
-_UNDER_THE_SCOPE = {"scope.file": "shipped", "scope.plain_in_training": False}
+UNDER_THE_SCOPE = {"scope.file": "shipped", "scope.plain_in_training": False}
+"""Settings of cells whose edits apply where the scope that comes with the package finds them."""
 TRAINED = ("mend", "enn", "malmen")
 BATCHED = ("mend", "enn", "fine_tune", "malmen", "ultraedit", "memit")
 MEMORIES = ("rlsedit", "encore", "alphaedit", "betaedit")
@@ -194,11 +195,12 @@ for one fact, KL would hold many facts back."""
 
 def method_cells(
     variant: str = "", editors: Iterable[str] = (), more: Mapping[str, Any] | None = None,
-    start: str = "", options: Mapping[str, Any] | None = None,
+    start: str = "", options: Mapping[str, Any] | None = None, config: str = "",
 ) -> dict[str, ConfigDict]:  # fmt: skip
     """Return the cells of these editors (default: all), with 0 steps if they need no training.
 
     Args:
+      config: of their runs; default: the variant's of `BASES`.
       more: settings that override the cells' own.
       start: a cell whose editor they begin with.
       options: editor options that override the cells' own.
@@ -211,7 +213,8 @@ def method_cells(
                 values = cell_settings(variant, editor, all_options, settings) | dict(more or {})
                 values |= _training_settings(editor, all_options, values, bool(start))
                 seeds = SEEDS if editor == "mend" and not variant else (0,)
-                cells[name] = cell(BASES[variant], METHODS.get(name, name), values, seeds, start)
+                base = config or BASES[variant]
+                cells[name] = cell(base, METHODS.get(name, name), values, seeds, start)
     return cells
 
 
@@ -255,7 +258,7 @@ def scoped_cells(
 ) -> dict[str, ConfigDict]:
     """Return cells of editors that are trained and evaluated under the shipped scope."""
     cells = {}
-    settings = _UNDER_THE_SCOPE | dict(more or {})
+    settings = UNDER_THE_SCOPE | dict(more or {})
     for name, found in method_cells(variant, editors, settings).items():
         found.method, found.seeds = f"{found.method}, scoped", (0,)
         cells[f"{name}_scoped"] = found

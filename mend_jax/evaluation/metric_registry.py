@@ -98,6 +98,7 @@ METRICS: Registry[Metric | MetricFunction] = Registry(
     "metric",
     group="mend_jax.metrics",
     entries={
+        "protocol": "mend_jax.evaluation.protocol_scores:METRIC",
         "rome": "mend_jax.evaluation.rome_scores:METRIC",
         "text_entropy": "mend_jax.evaluation.text_entropy:METRIC",
     },

@@ -122,7 +122,9 @@ KEYS = (
     Key("data.length_buckets", (), "shorter lengths for which the training step is also compiled",
         old_names=("data.pack",)),
     Key("editor.name", "mend", "editor, see docs/editors.md"),
-    Key("editor.init_from", "", "folder of a run whose trained editor is the starting point",
+    Key("editor.init_from", "",
+        "folder of a run whose trained editor is the starting point; `shipped` is the editor that "
+        "comes with the package",
         absent="", old_names=("editor.start",)),
     Key("editor.init_step_size_scale", 1.0,
         "factor on the step sizes learned there, for edits of more facts", above=0.0, absent=1.0,

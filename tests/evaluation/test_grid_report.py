@@ -9,6 +9,7 @@ from test_run_report import fake_eval, fake_sequential, words
 from mend_jax.apps.run_processes import RunProcess
 from mend_jax.evaluation.reports import grid_markdown, grid_plots, grid_report
 from mend_jax.evaluation.reports.grid_rows import make_grid_row
+from mend_jax.evaluation.reports.protocol_ranks import protocol_ranks
 
 
 def fake_row(method, n=1, seed=0, turns=0.0, **cell):
@@ -223,3 +224,41 @@ def test_sequential_edits_have_rows_by_number_of_edits():
         ["| MEND", edits] for edits in ("1", "10", "100", "1\u202f000")
     ]
     assert len(lines[0].split(" | ")) == len(rule.split(" | ")) == len(head.split(" | "))
+
+
+def with_protocols(row, paper, field, free_text):
+    values = {"paper": paper, "field": field, "free_text": free_text}
+    row["scores"] |= {f"protocol_{name}": {"mean": value} for name, value in values.items()}
+    return row
+
+
+def test_methods_are_ranked_under_each_protocol(tmp_path):
+    rows = [
+        with_protocols(fake_row("FT"), 0.9, 0.9, 0.3),
+        with_protocols(fake_row("MEND"), 0.8, 0.9, 0.7),
+        fake_row("KE"),  # of an older run, without these scores
+    ]
+    found = protocol_ranks(rows)
+    assert [(r["name"], r["cells"]) for r in found["rows"]] == [
+        ("MEND", ["80.0% (2)", "90.0% (1)", "70.0% (1)"]),
+        ("FT", ["90.0% (1)", "90.0% (1)", "30.0% (2)"]),
+    ]
+    assert "| MEND | 80.0% (2) | 90.0% (1) | 70.0% (1) |" in grid_markdown.table(fake_grid(rows))
+    grid_report.write(tmp_path, fake_grid(rows))
+    assert "30.0% (2)" in words(tmp_path / "report.html")
+    assert protocol_ranks(rows[1:])["rows"] == []  # one method has no rank
+    rows[0]["facts_per_edit"] = 5
+    assert protocol_ranks(rows)["rows"] == []
+
+
+def test_scores_of_protocols_come_from_the_results_and_have_no_column_of_their_own():
+    found = fake_eval(random.Random(0), 0.9, 0.8, 0.1)
+    entry = {"value": 0.5, "ci95": [0.4, 0.6], "unit": "percent", "label": "protocol, paper"}
+    found["metrics"] = {"protocol_paper": entry, "mine": {"value": 1.0, "label": "mine"}}
+    done = {"eval": found, "config": {}, "training": {}}
+    cell = {"method": "FT", "seeds": (0,)}
+    row = make_grid_row("ft", cell, [(RunProcess("ft", (), "w"), done)])
+    assert row["scores"]["protocol_paper"]["mean"] == 0.5
+    assert row["scores"]["protocol_paper"]["ci95"] == [0.4, 0.6]
+    assert [c.name for c in grid_report.columns([row])][-1] == "mine"
+    assert not any("protocol" in c.name for c in grid_report.columns([row]))

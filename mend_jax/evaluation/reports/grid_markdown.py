@@ -8,6 +8,7 @@ from typing import Any
 
 from mend_jax.evaluation.reports import grid_report
 from mend_jax.evaluation.reports.formatting import DASH, printable
+from mend_jax.evaluation.reports.protocol_ranks import protocol_ranks
 
 SOFT_HYPHEN = "\u00ad"
 
@@ -16,7 +17,8 @@ def table(grid: Mapping[str, Any]) -> str:
     """Return what grid.json holds as text: a table for each number of facts an edit.
 
     The columns are those of the page without empty ones; the best of each is bold. Intervals are
-    given for success alone. A table of sequential edits and the unfinished cells follow.
+    given for success alone. A table of protocols, one of sequential edits and the unfinished cells
+    follow.
     """
     grid = printable(grid)
     rows = grid["rows"]
@@ -25,6 +27,9 @@ def table(grid: Mapping[str, Any]) -> str:
     names = [column.name.replace(SOFT_HYPHEN, "") for column in grid_report.columns(rows)]
     for group in grid_report.tables_by_size(rows):
         lines += ["", f"## {group['name']}", "", *_scores_table(names, group["rows"])]
+    protocols = protocol_ranks(rows)
+    if protocols["rows"]:
+        lines += ["", "## Three protocols (rank)", "", *_protocols_table(protocols)]
     sequential = grid_report.sequential_table(rows)
     if sequential["groups"]:
         lines += ["", "## Sequential edits", "", *_sequential_table(sequential)]
@@ -40,6 +45,11 @@ def _scores_table(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> li
         cells = [_cell(r["cells"][i], interval=i == 0) for i in kept]
         lines.append([r["name"], *cells, re.sub(r"^[^;]*; ", "", r["about"])])
     return _markdown(["method", *(names[i] for i in kept), "n, seeds"], lines)
+
+
+def _protocols_table(protocols: Mapping[str, Any]) -> list[str]:
+    lines = [[r["name"], *r["cells"]] for r in protocols["rows"]]
+    return _markdown(["method", *protocols["columns"]], lines)
 
 
 def _sequential_table(sequential: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from mend_jax.evaluation.reports import grid_plots, sequential_report
 from mend_jax.evaluation.reports.formatting import display_name, format_value, printable
 from mend_jax.evaluation.reports.html_pages import render, write_report
+from mend_jax.evaluation.reports.protocol_ranks import protocol_ranks
 from mend_jax.evaluation.reports.tables import Score, added_metrics, best_of, format_cell
 from mend_jax.evaluation.reports.values import number_at, value_at
 
@@ -68,6 +69,7 @@ def page(grid: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         "context": run_context(rows),
         "columns": [c.name for c in columns(rows)],
         "groups": tables_by_size(rows),
+        "protocols": protocol_ranks(rows),
         "thresholds": threshold_tables(rows),
         "sequential": sequential_table(rows),
         "failed": grid["failed"],

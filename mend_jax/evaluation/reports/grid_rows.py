@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypedDict
 
+from mend_jax.evaluation.reports.protocol_ranks import PROTOCOLS
 from mend_jax.evaluation.reports.tables import added_metrics
 from mend_jax.evaluation.reports.values import interval_ends, number_at, value_at
 from mend_jax.evaluation.statistics import summarise_runs
@@ -32,6 +33,7 @@ SCORES = {
     "accuracy_drawdown_far": "eval.locality.far.accuracy_drawdown",  # without far answers
     "edit_before": "eval.edit.before.success_exact",
     "perplexity_added": "eval.locality.perplexity_drawdown",
+    **{name: f"eval.metrics.{name}.value" for name in PROTOCOLS},
     "seconds_per_edit": "eval.seconds_per_edit",
     "peak_memory_bytes": "eval.peak_memory_bytes",
     "training_seconds": "training.seconds",
@@ -49,6 +51,7 @@ _OVER_FACTS = {
     "kept_hard": "eval.hard_near.ci95.kept",
     "kl_hard": "eval.hard_near.ci95.kl",
     "answer_repeated": "eval.after_answer.edit.ci95.repeated_twice",
+    **{name: f"eval.metrics.{name}.ci95" for name in PROTOCOLS},
 }
 _TRAINING_SCORES = ("training_seconds", "editor_parameters")
 

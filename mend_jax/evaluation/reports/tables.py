@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mend_jax.evaluation.reports.formatting import format_value
+from mend_jax.evaluation.reports.protocol_ranks import PROTOCOLS
 from mend_jax.evaluation.reports.values import finite_number, interval_ends, value_at
 
 
@@ -48,12 +49,15 @@ def best_of(values: Iterable[float | None], higher_is_better: bool | None) -> fl
 
 
 def added_metrics(evaluations: Iterable[Any]) -> dict[str, Score]:
-    """Return the scores by name that `metric_registry` added to these evaluations."""
+    """Return the scores by name that `metric_registry` added to these evaluations.
+
+    Those of protocols have a table of their own.
+    """
     found: dict[str, Score] = {}
     for scores in evaluations:
         entries = value_at(scores, "metrics")
         for name, entry in entries.items() if isinstance(entries, Mapping) else ():
-            if isinstance(entry, Mapping) and name not in found:
+            if isinstance(entry, Mapping) and name not in (*found, *PROTOCOLS):
                 found[name] = _added_metric(name, entry)
     return found
 
