@@ -3,7 +3,7 @@
 import pytest
 
 from mend_jax import hub
-from mend_jax.apps import grid, paper_tables
+from mend_jax.apps import collapse_causes, grid, paper_tables
 from mend_jax.apps.run_command import parse
 from mend_jax.editors import EDITORS, make_editor
 from mend_jax.errors import ConfigError
@@ -14,7 +14,8 @@ from mend_jax.training.config_keys import key_value
 
 @pytest.mark.parametrize("number", [4, 5, 6, 9, 11])
 def test_the_tables_of_the_paper_are_grids(number):
-    for variant in ("", "smoke", "sequential", "smoke_sequential")[: 4 if number == 5 else 2]:
+    variants = ("", "smoke", "sequential", "smoke_sequential", "causes", "smoke_causes")
+    for variant in variants[: 6 if number == 5 else 2]:
         config = configs.load_config(f"paper_table{number}.py:{variant}".rstrip(":"))
         grid.check_grid_config(config)
         assert config.only and set(config.only) == set(config.cells)
@@ -81,6 +82,28 @@ def test_table_five_trains_and_evaluates_whole_edits():
             assert {k: key_value(c, k) for k in settings} == settings
     assert run_config(turns, "mend_scoped").scope.file == "shipped"
     assert run_config(turns, "alphaedit_hundred").data.edits_per_batch == 100
+
+
+def test_the_causes_of_collapse_are_changed_one_at_a_time():
+    config = configs.load_config("paper_table5.py:causes")
+    made = {name: run_config(config, name) for name in config.only}
+    for c in made.values():
+        (turns,) = c.eval.sequential
+        assert turns * c.data.edits_per_batch == collapse_causes.FACTS
+    one, ten = made["ultraedit_turns_1"], made["ultraedit_turns_10"]
+    assert (one.eval.sequential, ten.eval.sequential) == ((100,), (10,))
+    for name, key in {
+        "ultraedit_step_tenth": "editor.options.lr", "ultraedit_true": "data.true_targets",
+        "ultraedit_empty": "editor.options.warm_up",
+    }.items():  # fmt: skip
+        theirs, ours = (dict(flat_values(c)) for c in (ten, made[name]))
+        assert {k for k, v in ours.items() if v != theirs.get(k)} == {key}
+    assert config.cells.malmen_turns_10.start == "malmen_turns_1"
+    assert made["malmen_lifelong"].eval.lifelong_rows > 0 == made["malmen_turns_1"].eval.lifelong_rows
+
+
+def flat_values(config):
+    return [(key, key_value(config, key)) for key in configs.flat_keys(config)]
 
 
 def test_table_six_leaves_out_one_part_at_a_time():

@@ -238,6 +238,16 @@ def test_a_run_starts_from_the_editor_of_another(base, finished, tmp_path):
     assert 0 < counts[0] < counts[1]
 
 
+@pytest.mark.slow
+def test_a_run_starts_from_the_shipped_editor(base, finished, tmp_path, monkeypatch):
+    load = functools.partial(mend_jax.Editor.restore, finished)
+    monkeypatch.setattr(pretrained, "load", load)  # none is shipped for a tiny base
+    run(base, tmp_path, **{"editor.init_from": "shipped", "train.steps": 0})
+    mine, theirs = (mend_jax.Editor.restore(d) for d in (tmp_path, finished))
+    for new, old in zip(*map(jax.tree.leaves, (mine.params, theirs.params)), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
 @pytest.mark.full
 def test_statistics_restart_if_the_number_of_facts_changes(base, finished, tmp_path):
     more = {"editor.init_from": finished, "train.steps": 1, "train.val_every": 1}

@@ -40,7 +40,7 @@ COLUMNS: tuple[Column, ...] = (
     ("arg max kept", "percent", "locality.argmax_agreement"),
     ("|dW| / |W|", "plain", "relative_norm"),
 )
-SHORT_COLUMNS = tuple(c for c in COLUMNS if c[0] not in ("KL near", "KL far"))
+SHORT_COLUMNS = tuple(c for c in COLUMNS if c[0] != "KL near")
 _WINDOWS = (
     ("first.success", "the first edits", EDITOR),
     ("middle.success", "the middle edits", PARAPHRASE),
