@@ -45,9 +45,7 @@ def protocol_scores(edits: EvaluatedEdits) -> Mapping[str, Estimate]:
     return found
 
 
-def _mean_of_parts(
-    edits: EvaluatedEdits, parts: Mapping[str, Part], suffix: str
-) -> Shares | None:
+def _mean_of_parts(edits: EvaluatedEdits, parts: Mapping[str, Part], suffix: str) -> Shares | None:
     columns = [part(edits, suffix) for part in parts.values()]
     known = [column for column in columns if column is not None]
     return None if len(known) < len(columns) else np.stack(known).mean(0)

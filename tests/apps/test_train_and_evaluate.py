@@ -3,6 +3,7 @@
 That a run which was killed ends as one that was not is in test_preemption_soak.py.
 """
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ from mend_jax.apps.run_command import parse
 from mend_jax.core.factors import Moments
 from mend_jax.errors import CheckpointError, ConfigError, DataError, Preempted, TrainingError
 from mend_jax.parallel.mesh import make_mesh
-from mend_jax.training import checkpoints
+from mend_jax.training import checkpoints, pretrained
 from mend_jax.training import config as configs
 
 SETTINGS = {
