@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -45,3 +46,28 @@ def test_the_users_own_setting_stays(name, monkeypatch, tmp_path):
     before = jax.config.jax_compilation_cache_dir
     compile_cache.keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == before
+
+
+def write(folder, name, age, suffixes=("-cache", "-atime")):
+    for suffix in suffixes:
+        file = folder / f"{name}{suffix}"
+        file.write_bytes(bytes(8))
+        os.utime(file, (time.time() - age,) * 2)
+
+
+def test_only_old_halves_of_programs_are_removed(tmp_path):
+    write(tmp_path, "whole", age=1000)
+    write(tmp_path, "half", age=1000, suffixes=("-cache",))
+    write(tmp_path, "being_written", age=0, suffixes=("-cache",))
+    compile_cache.remove_half_written(tmp_path)
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {"whole-cache", "whole-atime", "being_written-cache"}
+    compile_cache.remove_half_written(tmp_path / "missing")  # there is no cache yet
+
+
+def test_programs_are_kept_after_another_process_was_killed_while_it_wrote(tmp_path):
+    """JAX alone could then add no program any more."""
+    (tmp_path / "compiled").mkdir()
+    write(tmp_path / "compiled", "jit_killed", age=1000, suffixes=("-cache",))
+    first, second = (run(MEND_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert first[0] == second[0] and first[1] == 0 < second[1]
