@@ -121,9 +121,11 @@ def _run(arguments: RunArguments, target_slice: str) -> int:
             raise ConfigError(f"--compile_for: only editing runs are compiled, not job {job!r}")
         return 0 if write_compile_report(config, arguments.workdir, target_slice) else 1
     if job not in MULTI_RUN_JOBS:
+        from mend_jax.io.compile_cache import keep_compiled_programs
         from mend_jax.parallel import distributed  # imports jax, which takes seconds
 
         distributed.initialize()
+        keep_compiled_programs()
     module, function = JOBS[job]
     getattr(importlib.import_module(module), function)(*arguments)
     return 0

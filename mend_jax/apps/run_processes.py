@@ -24,7 +24,6 @@ import jax
 from mend_jax.apps import run_command
 from mend_jax.errors import ConfigError, MendError, Preempted
 from mend_jax.io.files import is_remote
-from mend_jax.io.package_cache import cache_dir
 from mend_jax.io.progress import format_duration
 from mend_jax.parallel import distributed
 from mend_jax.training.run_folder import read_finished_results
@@ -142,9 +141,7 @@ def _run_process(run: RunProcess, stop: distributed.StopRequest) -> int:
         if log is not None:
             log.write(f"$ {shlex.join(command)}\n")
             log.flush()
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT if log else None, env=_environment()
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT if log else None)
         stop_sent = False
         try:
             while process.poll() is None:
@@ -158,11 +155,6 @@ def _run_process(run: RunProcess, stop: distributed.StopRequest) -> int:
                 process.terminate()
                 process.wait()
         return process.returncode
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment of a run; runs share compiled programs in the cache folder."""
-    return {"JAX_COMPILATION_CACHE_DIR": str(cache_dir() / "compiled")} | dict(os.environ)
 
 
 @contextlib.contextmanager

@@ -14,12 +14,10 @@ class FakeProcess:
     """
 
     started = []
-    environments = []
 
-    def __init__(self, make_results, line, stdout, stderr, env):
+    def __init__(self, make_results, line, stdout, stderr):
         config, workdir, _ = parse(line[3:])
         FakeProcess.started.append(workdir)
-        FakeProcess.environments.append(env)
         if stdout is not None:
             stdout.write(f"output of {workdir}\n")
         results = make_results(config, workdir)
@@ -34,7 +32,7 @@ class FakeProcess:
 
 def start_fake_runs(monkeypatch, make_results):
     """Replace run processes by `make_results`; return the list of folders of runs that started."""
-    FakeProcess.started, FakeProcess.environments = [], []
+    FakeProcess.started = []
     monkeypatch.setattr(
         run_processes.subprocess, "Popen", lambda line, **k: FakeProcess(make_results, line, **k)
     )
