@@ -73,7 +73,8 @@ def _make_edits(
             count = f" {number} of {len(groups)}" if len(groups) > 1 else ""
             report_progress(f"making edit{count} with {editor.name} and measuring it")
             edit = editor.edit(group, plain=args.plain)
-            measured = measure_edit(model, edit, _prompts(model, group), args.strength)
+            earlier = [entry.measured for entry in ledger.entries]
+            measured = measure_edit(model, edit, _prompts(model, group), args.strength, earlier)
             made.append(ledger.append(edit, measured, editor.scope))
     return made
 
@@ -152,7 +153,8 @@ def _measure_active(model: LanguageModel, ledger: Ledger) -> dict[str, Any] | No
     edit = ledger.composed()
     assert edit is not None  # there are entries
     try:
-        return measure_edit(model, edit, prompts[-MAX_MEASURED:])
+        earlier = [entry.measured for entry in entries]
+        return measure_edit(model, edit, prompts[-MAX_MEASURED:], earlier=earlier)
     except DataError as e:  # a text of one fact with the room for another's answer
         report_progress(f"WARNING: the active edits could not be measured together: {e}")
         return None

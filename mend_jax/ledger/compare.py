@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -38,16 +38,24 @@ _Item = TypeVar("_Item")
 
 
 def generate_both(
-    model: LanguageModel, edit: Edit | GatedBank, prompts: Sequence[str], max_new: int
-) -> list[tuple[str, str]]:
-    """Return each prompt's greedy continuations (before, after) the edit."""
-    edit = pad_ranks(edit)
-    before_and_after = []
-    for applied in (edit.scale(0.0), edit):
+    model: LanguageModel, edit: Edit | GatedBank, prompts: Sequence[str], max_new: int,
+    known: Mapping[str, str] | None = None,
+) -> list[tuple[str, str]]:  # fmt: skip
+    """Return each prompt's greedy continuations (before, after) the edit.
+
+    Args:
+      known: the base's continuations of some prompts, which are not written again.
+    """
+    edit, known = pad_ranks(edit), dict(known or {})
+
+    def write(applied: Edit | GatedBank, prompts: Sequence[str]) -> list[str]:
         edited = model.with_edit(applied)
         texts = [text for part in _parts(prompts) for text in edited.generate(part, max_new)]
-        before_and_after.append(texts[: len(prompts)])
-    return list(zip(*before_and_after, strict=True))
+        return texts[: len(prompts)]
+
+    new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+    known |= zip(new, write(edit.scale(0.0), new), strict=True)
+    return list(zip((known[p] for p in prompts), write(edit, prompts), strict=True))
 
 
 def compare_answers(

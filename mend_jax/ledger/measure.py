@@ -44,6 +44,7 @@ def measure_edit(
     edit: Edit | GatedBank,
     prompts: Sequence[EvaluationPrompts],
     strength: float = 1.0,
+    earlier: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Measure one edit on the unedited base; `measurement_schema` describes the result.
 
@@ -52,6 +53,7 @@ def measure_edit(
       edit: of one or several facts.
       prompts: the test prompts of each fact.
       strength: the scale of the edit, which is recorded.
+      earlier: measurements on this base, whose texts before the edit are not written again.
 
     Raises:
       ConfigError: a classifier, which writes no text, or an edit that is not finite.
@@ -68,7 +70,8 @@ def measure_edit(
         _scored_pair(p, line): None for p, own in zip(prompts, lines, strict=True) for line in own
     }
     texts = list(dict.fromkeys(text for text, _ in pairs))
-    outputs = dict(zip(texts, generate_both(model, edit, texts, max_new), strict=True))
+    known = _written_before(earlier, max_new)
+    outputs = dict(zip(texts, generate_both(model, edit, texts, max_new, known), strict=True))
     scores = dict(zip(pairs, compare_answers(model, edit, [*pairs]), strict=True))
     text = compare_texts(model, edit, TEXTS, min(TEXT_LENGTH, model.config.n_positions))
     facts = [_fact(p, own, outputs, scores) for p, own in zip(prompts, lines, strict=True)]
@@ -91,6 +94,18 @@ def measure_edit(
             "warnings": warnings,
         }
     )
+
+
+def _written_before(earlier: Sequence[Mapping[str, Any]], max_new: int) -> dict[str, str]:
+    """Return the base's continuations of this length in measurements, by their prompts."""
+    return {
+        line["prompt"]: line["before"]
+        for measured in earlier
+        if measured.get("max_new_tokens") == max_new
+        for fact in measured.get("facts", ())
+        for line in (*fact.get("asked", ()), *fact.get("still", ()))
+        if isinstance(line.get("before"), str)
+    }
 
 
 def check_prompts(model: LanguageModel, prompts: Sequence[EvaluationPrompts]) -> None:

@@ -80,7 +80,10 @@ class Session:
             pairs = [pair for entry in entries for pair in entry.facts][-MAX_RECHECKED:]
             rechecked = [_prompt_only(*pair) for pair in pairs]
             everything = self._with_proposal(active, edit)
-            together = measure_edit(self.model, everything, [prompts, *rechecked], self.strength)
+            earlier = [measured, *(entry.measured for entry in entries)]
+            together = measure_edit(
+                self.model, everything, [prompts, *rechecked], self.strength, earlier
+            )
         clashes = tuple(e.number for e in entries if _holds(e, fact.prompt))
         self._n_proposed += 1
         self.proposal = Proposal(self._n_proposed, edit, measured, together, clashes)

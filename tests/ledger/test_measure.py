@@ -11,6 +11,7 @@ from support.tiny import save_tiny
 import mend_jax
 from mend_jax.core.weight_edit import Dense, Edit, LowRank, variables
 from mend_jax.errors import CheckpointError, ConfigError, DataError
+from mend_jax.hub.language_model import LanguageModel
 from mend_jax.ledger import compare, evaluation_prompts, measure
 from mend_jax.ledger.measure import describe_edit, measure_edit
 from mend_jax.ledger.verdict import count_words, make_verdict, short_answer, succeeded
@@ -128,6 +129,25 @@ def test_an_edit_of_size_zero_changes_nothing(model, edit):
 def test_an_edit_that_the_model_carries_is_ignored(model, edit, measured):
     again = measure_edit(model.with_edit(edit), edit, [PROMPTS], strength=0.5)
     assert again == measured
+
+
+def test_texts_before_an_edit_are_not_written_again(model, edit, measured, monkeypatch):
+    written, generate = [], LanguageModel.generate
+
+    def counted(self, prompts, *args):
+        written.extend(prompts)
+        return generate(self, prompts, *args)
+
+    monkeypatch.setattr(LanguageModel, "generate", counted)
+    again = measure_edit(model, edit, [PROMPTS], 0.5, earlier=[measured])
+    assert again == measured
+    n_texts = 1 + sum(map(len, (PROMPTS.paraphrases, PROMPTS.neighbours, PROMPTS.unrelated)))
+    assert len(dict.fromkeys(written)) == n_texts
+    assert len(written) <= compare._MAX_TEXTS  # once, under the edit
+    longer = measured | {"max_new_tokens": measured["max_new_tokens"] + 4}
+    written.clear()
+    measure_edit(model, edit, [PROMPTS], 0.5, earlier=[longer])  # of another length: written again
+    assert [written.count(text) >= 2 for text in dict.fromkeys(written)] == [True] * n_texts
 
 
 @pytest.mark.full
@@ -338,7 +358,7 @@ def test_only_a_whole_answer_makes_an_edit_succeed(monkeypatch, model, edit, tex
     writes = {PROMPTS.prompt: text, PROMPTS.paraphrases[0]: text, "Oslo lies in": text}
     monkeypatch.setattr(
         measure, "generate_both",
-        lambda model, edit, texts, max_new: [("Paris", writes.get(t, "Paris")) for t in texts],
+        lambda model, edit, texts, max_new, known: [("Paris", writes.get(t, "Paris")) for t in texts],
     )  # fmt: skip
     found = measure_edit(model, edit, [PROMPTS])
     assert [line["says"] for line in found["facts"][0]["asked"]] == [says, says]
