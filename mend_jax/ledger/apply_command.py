@@ -73,7 +73,7 @@ def _make_edits(
             count = f" {number} of {len(groups)}" if len(groups) > 1 else ""
             report_progress(f"making edit{count} with {editor.name} and measuring it")
             edit = editor.edit(group, plain=args.plain)
-            earlier = [entry.measured for entry in ledger.entries]
+            earlier = [entry.measured for entry in ledger.entries()]
             measured = measure_edit(model, edit, _prompts(model, group), args.strength, earlier)
             made.append(ledger.append(edit, measured, editor.scope))
     return made

@@ -358,7 +358,9 @@ def test_only_a_whole_answer_makes_an_edit_succeed(monkeypatch, model, edit, tex
     writes = {PROMPTS.prompt: text, PROMPTS.paraphrases[0]: text, "Oslo lies in": text}
     monkeypatch.setattr(
         measure, "generate_both",
-        lambda model, edit, texts, max_new, known: [("Paris", writes.get(t, "Paris")) for t in texts],
+        lambda model, edit, texts, max_new, known: [
+            ("Paris", writes.get(text, "Paris")) for text in texts
+        ],
     )  # fmt: skip
     found = measure_edit(model, edit, [PROMPTS])
     assert [line["says"] for line in found["facts"][0]["asked"]] == [says, says]
