@@ -8,7 +8,6 @@ undone, vmapped and sharded like any other pytree. Leading axes `*batch` (E edit
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
@@ -255,11 +254,6 @@ def _add(x: Delta, y: Delta | None = None) -> Delta:
             a=jnp.concatenate([x.a, y.a], axis=-2), b=jnp.concatenate([x.b, y.b], axis=-2)
         )
     return Dense(x.dense() + y.dense())
-
-
-def utc_timestamp() -> str:
-    """Return the value of `Edit.created` for an edit made now, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 class AppliedEdit(Protocol):

@@ -9,6 +9,7 @@ import numpy as np
 
 from mend_jax.core.meta_loss import EDIT_SETS
 from mend_jax.evaluation.answer_match import answer_matches, begins_with_answer
+from mend_jax.evaluation.locality_limit import LOCALITY_KL_LIMIT
 from mend_jax.evaluation.metric_registry import EvaluatedEdits, Scores
 from mend_jax.evaluation.metrics import result_name
 
@@ -16,8 +17,6 @@ Card = dict[str, Any]
 
 GENERATED_SETS = (*EDIT_SETS, "near")
 """The sets of texts whose answers are generated freely."""
-LOCALITY_KL_LIMIT = 0.1
-"""Nats a token; a larger KL is a change of a text that should stay as it is."""
 EXAMPLES_PER_FAULT = 3
 FAULTS = ("edit", "paraphrase", "leak", "near", "far")
 _ROW_FIELDS = ("relation", "prompt", "target", "truth", "rephrase", "near_prompt", "near_answer")

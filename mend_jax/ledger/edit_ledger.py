@@ -23,23 +23,23 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_type_hints
 
-from mend_jax.core import bank_file, edit_file, scope_file
-from mend_jax.core.bank import scoped_edits_of
-from mend_jax.core.combined_edits import combine_edits
-from mend_jax.core.gated_bank import GatedBank, gate_bank
-from mend_jax.core.scope_file import LearnedScope
-from mend_jax.core.weight_edit import MIXED, Edit, utc_timestamp
 from mend_jax.errors import CheckpointError, LedgerError
 from mend_jax.io.file_locks import locked
 from mend_jax.io.files import as_path, is_remote, write_bytes, write_json
 from mend_jax.io.json_values import matches_type, parse_json
+from mend_jax.io.timestamps import utc_timestamp
 from mend_jax.ledger import journal
+
+if TYPE_CHECKING:  # jax takes a second to import, and a log of edits needs none of it
+    from mend_jax.core.gated_bank import GatedBank
+    from mend_jax.core.scope_file import LearnedScope
+    from mend_jax.core.weight_edit import Edit
 
 FORMAT = "mend_jax_ledger/1"
 _BASE, _LOG, _EDITS, _LOCK = "base.json", "log.jsonl", "edits", "lock"
-_SCOPE, _BANK_SUFFIX = "scope.safetensors", ".bank.safetensors"
+_SCOPE = "scope.safetensors"
 _EDIT_FILE = re.compile(_EDITS + r"/\w[^/\\]*\.safetensors")  # allows no other folder
 
 
@@ -195,17 +195,10 @@ class Ledger:
         Args:
           more: a plain edit that is not in the ledger, combined with its edits.
         """
+        from mend_jax.ledger import edit_files
+
         edits = [self._load(entry) for entry in self.active()]
-        edits += [] if more is None else [more]
-        plain = [edit for edit in edits if isinstance(edit, Edit)]
-        scoped = [edit for edit in edits if isinstance(edit, GatedBank)]
-        if plain and scoped:  # `append` lets no such ledger arise
-            raise LedgerError(f"{self.path}: {MIXED}")
-        if plain:
-            return combine_edits(plain)
-        if not scoped:
-            return None
-        return scoped[0].insert([s for e in scoped[1:] for s in scoped_edits_of(e.bank)])[0]
+        return edit_files.combine([*edits, *([] if more is None else [more])])
 
     def append(
         self,
@@ -224,15 +217,14 @@ class Ledger:
             another scope than the ledger's, or of another kind than the ledger's edits.
           LedgerError: it could not be recorded, for example on a full disk. Earlier edits are kept.
         """
+        from mend_jax.ledger import edit_files
+
         self.refuse_other_base(edit.base, "the edit")
-        if isinstance(edit, GatedBank):
-            data, suffix = bank_file.to_bytes(edit.bank), _BANK_SUFFIX
-        else:
-            data, suffix = edit_file.to_bytes(edit), ".safetensors"
+        data, suffix = edit_files.encode(edit)
         digest = hashlib.sha256(data).hexdigest()
         with self._writing("the edit"):
-            self._refuse_other_kind(scoped=isinstance(edit, GatedBank))
-            if isinstance(edit, GatedBank):
+            self._refuse_other_kind(scoped=edit_files.is_scoped(edit))
+            if edit_files.is_scoped(edit):
                 self._keep_scope(edit, scope)
             number = len(self._entries()) + 1
             file = f"{_EDITS}/{number:04d}-{digest[:8]}{suffix}"
@@ -303,12 +295,16 @@ class Ledger:
         Raises:
           CheckpointError: its file is damaged.
         """
+        from mend_jax.ledger import edit_files
+
         path = self.path / _SCOPE
-        return scope_file.load(path) if path.exists() else None
+        return edit_files.load_scope(path) if path.exists() else None
 
     def _refuse_other_kind(self, scoped: bool) -> None:
+        from mend_jax.ledger import edit_files
+
         active = [e for e in self._entries() if not e.reverted]
-        other = [e.number for e in active if e.file.endswith(_BANK_SUFFIX) != scoped]
+        other = [e.number for e in active if e.file.endswith(edit_files.BANK_SUFFIX) != scoped]
         if other:
             ours, theirs = ("scoped", "plain") if scoped else ("plain", "scoped")
             raise CheckpointError(
@@ -316,24 +312,20 @@ class Ledger:
                 f"use another ledger{'' if scoped else ', leave out --plain'}, or revert those"
             )
 
-    def _keep_scope(self, edit: GatedBank, scope: LearnedScope | None) -> None:
+    def _keep_scope(self, edit: Edit | GatedBank, scope: LearnedScope | None) -> None:
         """Write the scope of the first scoped edit; refuse another one."""
-        kept, fingerprint = self.learned_scope(), edit.scope.fingerprint()
+        from mend_jax.ledger import edit_files
+
+        kept = self.learned_scope()
         if kept is None:
-            if scope is None or scope.scope.fingerprint() != fingerprint:
-                raise CheckpointError(
-                    f"{self.path} has no scope yet: give the learned scope of the edit, "
-                    f"{fingerprint}"
-                )
-            scope_file.save(self.path / _SCOPE, scope)
+            edit_files.save_scope(self.path / _SCOPE, scope, edit)
             journal.sync(self.path)
-        elif kept.scope.fingerprint() != fingerprint:
-            raise CheckpointError(
-                f"the edit is of scope {fingerprint}, the ledger {self.path} of "
-                f"{kept.scope.fingerprint()}: use one ledger for each learned scope"
-            )
+        else:
+            edit_files.refuse_other_scope(self.path, kept, edit)
 
     def _load(self, entry: Entry) -> Edit | GatedBank:
+        from mend_jax.ledger import edit_files
+
         file = self.path / entry.file
         try:
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -347,17 +339,13 @@ class Ledger:
                 f"{file}: not the file written as edit {entry.number} (sha256 is {digest}, "
                 f"the recorded one {entry.sha256}): restore it, or revert {entry.number}"
             )
-        edit: Edit | GatedBank
-        if entry.file.endswith(_BANK_SUFFIX):
-            scope = self.learned_scope()
-            if scope is None:
-                raise LedgerError(
-                    f"{self.path / _SCOPE} is missing, and edit {entry.number} is scoped: restore "
-                    "it from a copy"
-                )
-            edit = gate_bank(bank_file.load(file), scope.scope)
-        else:
-            edit = edit_file.load(file)
+        scope = self.learned_scope()
+        if scope is None and entry.file.endswith(edit_files.BANK_SUFFIX):
+            raise LedgerError(
+                f"{self.path / _SCOPE} is missing, and edit {entry.number} is scoped: restore "
+                "it from a copy"
+            )
+        edit = edit_files.load(file, scope)
         self.refuse_other_base(edit.base, str(file))
         return edit
 

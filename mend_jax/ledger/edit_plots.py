@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from mend_jax.evaluation.examples import LOCALITY_KL_LIMIT
+from mend_jax.evaluation.locality_limit import LOCALITY_KL_LIMIT
 from mend_jax.evaluation.reports.plot_style import (
     EDITOR,
     FAR,

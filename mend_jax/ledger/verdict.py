@@ -8,7 +8,7 @@ from typing import Any
 
 from mend_jax.core.word_boundary import find_words
 from mend_jax.evaluation.answer_match import answer_fault
-from mend_jax.evaluation.examples import LOCALITY_KL_LIMIT
+from mend_jax.evaluation.locality_limit import LOCALITY_KL_LIMIT
 
 MeasuredFact = Mapping[str, Any]
 Line = Mapping[str, Any]

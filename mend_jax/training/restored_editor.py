@@ -24,7 +24,7 @@ from mend_jax.core.scope import reading
 from mend_jax.core.scope_file import LearnedScope
 from mend_jax.core.scoped_edit import ScopedEdit
 from mend_jax.core.token_batch import TokenBatch
-from mend_jax.core.weight_edit import Edit, utc_timestamp
+from mend_jax.core.weight_edit import Edit
 from mend_jax.core.word_boundary import find_words
 from mend_jax.data.facts import Fact, checked_facts
 from mend_jax.data.subject_guess import guess_subject
@@ -35,6 +35,7 @@ from mend_jax.hub.input_formats import CAUSAL, input_format
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.hub.text_encoding import TooLongError, stack_batches
 from mend_jax.io.files import as_path
+from mend_jax.io.timestamps import utc_timestamp
 from mend_jax.models.editable_model import EditableModel
 from mend_jax.models.params import Params
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh

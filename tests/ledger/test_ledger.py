@@ -452,3 +452,21 @@ def test_edits_of_different_weights_compose_in_order(ledger):
     ledger.append(small_edit(1, names=(UP,)))
     ledger.append(small_edit(2, names=(DOWN,)))
     assert list(ledger.composed().deltas) == [UP, DOWN]
+
+
+COMMANDS = """
+import sys
+from mend_jax.ledger.cli import main
+for argv in (["log"], ["show"], ["show", "--json"], ["revert", "1"], ["log", "--json"]):
+    assert main([*argv, "--ledger", sys.argv[1]]) == 0, argv
+heavy = {"jax", "numpy", "scipy", "transformers", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_what_needs_no_arrays_imports_no_jax(ledger):
+    """`log`, `show` and `revert` take a fraction of a second."""
+    ledger.append(small_edit(1))
+    argv = [sys.executable, "-c", COMMANDS, str(ledger.path)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
