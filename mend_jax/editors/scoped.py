@@ -110,13 +110,18 @@ def at_best_strength(edit: Edit, gate: ScopeGate, problem: Problem) -> Edit:
     """
     if gate.strengths == (1.0,):
         return edit
-    losses_SxE = jnp.stack(
-        [problem.loss(gated_edits(edit.scale(s), gate, problem)) for s in gate.strengths]
+    strengths = jnp.asarray(gate.strengths)
+    losses_SxE = jax.lax.map(  # traced and compiled once
+        lambda s: problem.loss(gated_edits(_scaled(edit, s), gate, problem)), strengths
     )
     losses_SxE = jnp.where(jnp.isnan(losses_SxE), jnp.inf, losses_SxE)
-    factor_Ex1x1 = jnp.asarray(gate.strengths)[jnp.argmin(losses_SxE, axis=0)][:, None, None]
+    return _scaled(edit, strengths[jnp.argmin(losses_SxE, axis=0)][:, None, None])
+
+
+def _scaled(edit: Edit, factor: Float[Array, "..."]) -> Edit:
+    """Return the edit times a factor, in its own dtype."""
     deltas = {
-        name: delta.scale(factor_Ex1x1.astype(jax.tree.leaves(delta)[0].dtype))
+        name: delta.scale(factor.astype(jax.tree.leaves(delta)[0].dtype))
         for name, delta in edit.deltas.items()
     }
     return dataclasses.replace(edit, deltas=deltas)
