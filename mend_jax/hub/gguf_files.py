@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import mmap
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ _SCALARS = {
     12: "<d",
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_PARTS, _PART, _PART_TENSORS = "split.count", "split.no", "split.tensors.count"
+_PART_NAME = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +102,47 @@ def damaged(path: Path, what: str) -> WeightsError:
 def open_gguf(path: Path) -> GgufFile:
     """Read the header of a GGUF file (version 2 or 3, little-endian) and list its tensors.
 
+    Of a file in parts any part may be named; the metadata is that of the first.
+
     Raises:
-      WeightsError: the file is truncated, damaged or of an unknown version.
+      WeightsError: the file is truncated, damaged or of an unknown version; a part is missing.
     """
+    one = _open_part(path)
+    count = one.metadata.get(_PARTS, 1)
+    return one if count == 1 else _joined(path, count)
+
+
+def _joined(path: Path, count: Any) -> GgufFile:
+    """Return the file whose parts are beside `path`, as llama.cpp's gguf-split names them."""
+    named = _PART_NAME.fullmatch(path.name)
+    if type(count) is not int or named is None or int(named["count"]) != count:
+        raise WeightsError(
+            f"{path} is a part of {count}, and its name is not such as model-00001-of-00002.gguf: "
+            "give the parts the names that they were published under."
+        )
+    places = [
+        path.with_name(f"{named['stem']}-{number:05d}-of-{count:05d}.gguf")
+        for number in range(1, count + 1)
+    ]
+    if missing := [place.name for place in places if not place.is_file()]:
+        raise WeightsError(
+            f"{path} is a part of {count}, and {missing} are not in its folder: fetch all parts."
+        )
+    parts = [_open_part(place) for place in places]
+    tensors: dict[str, StoredTensor] = {}
+    for number, part in enumerate(parts):
+        if (part.metadata.get(_PARTS), part.metadata.get(_PART)) != (count, number):
+            raise damaged(part.path, f"it does not say that it is part {number + 1} of {count}")
+        if again := sorted(set(tensors) & set(part.tensors)):
+            raise damaged(part.path, f"the tensor {again[0]} is in another part too")
+        tensors |= part.tensors
+    wanted = parts[0].metadata.get(_PART_TENSORS, len(tensors))
+    if len(tensors) != wanted:
+        raise damaged(path, f"its parts have {len(tensors)} tensors, and should have {wanted}")
+    return GgufFile(path, parts[0].metadata, tensors)
+
+
+def _open_part(path: Path) -> GgufFile:
     try:
         with path.open("rb") as file:
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -400,7 +400,7 @@ def load_model(
         module=module,
         params=params,
         weights=weights,
-        tokenizer=load_tokenizer(source),
+        tokenizer=load_tokenizer(source, config.vocab_size),
         fingerprint=fingerprint,
     )
 

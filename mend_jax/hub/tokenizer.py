@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,7 @@ class Tokenizer:
       bos_id: the token that starts a text, or None.
       pad_id: the token that fills a batch; by default `eos_id`.
       chat_template: the Jinja template of a chat model, or None.
+      rows: of the model's embedding, which has none of larger ids; None if that is not known.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Tokenizer:
         pad_id: int | None = None,
         chat_template: str | None = None,
         more_end_ids: Sequence[int] = (),
+        rows: int | None = None,
     ) -> None:
         inner.no_padding()
         inner.no_truncation()
@@ -76,6 +79,7 @@ class Tokenizer:
         self.bos_id = bos_id
         self.pad_id = eos_id if pad_id is None else pad_id
         self.chat_template = chat_template
+        self.rows = rows
 
     @classmethod
     def tiny(cls) -> Tokenizer:
@@ -110,9 +114,20 @@ class Tokenizer:
         (for SmolLM2 a few control characters) are dropped.
 
         Raises:
-          DataError: `text` is not Unicode text.
+          DataError: `text` is not Unicode text, or the model has no embedding of one of its tokens.
         """
-        return self._encoding(text).ids[self._boundary_length(text) :]
+        return self._with_rows(self._encoding(text).ids[self._boundary_length(text) :])
+
+    def _with_rows(self, ids: list[int]) -> list[int]:
+        """Return the ids; raise a DataError if the embedding has no row for one."""
+        if self.rows is not None and ids and max(ids) >= self.rows:
+            lost = dict.fromkeys(repr(self.inner.id_to_token(i)) for i in ids if i >= self.rows)
+            raise DataError(
+                f"the model has no embedding of the tokens {', '.join(lost)}: its table has "
+                f"{self.rows} rows, and its tokenizer {self.vocab_size} tokens; leave them out, or "
+                "use the tokenizer that belongs to these weights"
+            )
+        return ids
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Return the characters [first, end) of each token of `encode(text)`."""
@@ -278,7 +293,8 @@ class Tokenizer:
         Names of control tokens become control tokens here, also inside a message.
         """
         text = self.apply_chat_template(messages, add_generation_prompt)
-        return self._with_control_tokens.encode(text, add_special_tokens=False).ids
+        ids = self._with_control_tokens.encode(text, add_special_tokens=False).ids
+        return self._with_rows(ids)
 
     @functools.cached_property
     def _with_control_tokens(self) -> tokenizers.Tokenizer:
@@ -319,8 +335,11 @@ def _byte_characters() -> dict[int, str]:
     return {b: chr(b) for b in printed} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
-def load_tokenizer(source: Source) -> Tokenizer:
+def load_tokenizer(source: Source, rows: int | None = None) -> Tokenizer:
     """Return the tokenizer that comes with the weights of `source`.
+
+    Args:
+      rows: of the model's embedding. Tokens without a row are warned of, and refused in texts.
 
     It is read from tokenizer.json (special tokens from tokenizer_config.json, else from
     special_tokens_map.json, else from config.json, and added where tokenizer.json lacks them), or
@@ -330,8 +349,17 @@ def load_tokenizer(source: Source) -> Tokenizer:
       WeightsError: there is none, or it is damaged or unsupported.
     """
     if source.kind == "gguf":
-        return _from_gguf(open_gguf(source.path))
-    return _from_folder(source.path, source.spec)
+        tokenizer = _from_gguf(open_gguf(source.path))
+    else:
+        tokenizer = _from_folder(source.path, source.spec)
+    tokenizer.rows = rows
+    if rows is not None and tokenizer.vocab_size > rows:
+        logging.getLogger(__name__).warning(
+            "%s: the tokenizer has %d tokens and the embedding %d rows: texts with the others, "
+            "such as %r, are refused",
+            source.spec, tokenizer.vocab_size, rows, tokenizer.inner.id_to_token(rows),
+        )  # fmt: skip
+    return tokenizer
 
 
 def _from_folder(folder: Path, spec: str) -> Tokenizer:

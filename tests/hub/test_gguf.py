@@ -253,3 +253,44 @@ def test_a_damaged_header_never_raises_anything_else(tmp_path_factory, at, value
         use(source)
     except WeightsError:
         pass
+
+
+def in_parts(folder, flat, count=2, **metadata):
+    """Write a small model in parts, as llama.cpp's gguf-split names them; return the files."""
+    names = [s.gguf for s in SPECS]
+    files = []
+    for part in range(count):
+        own = names[part::count]
+        path = folder / f"m-{part + 1:05d}-of-{count:05d}.gguf"
+        about = {"split.no": part, "split.count": count, "split.tensors.count": len(names)}
+        others = [name for name in names if name not in own]
+        tiny_gguf(path, flat, metadata=about | metadata, leave_out=others)
+        files.append(path)
+    return files
+
+
+def test_a_file_in_parts_is_read_whole_from_any_part(tmp_path):
+    flat = random_flat()
+    for path in in_parts(tmp_path, flat):
+        read = hub.read_tensors(hub.resolve(path), SPECS)
+        for name, array in flat.items():
+            np.testing.assert_array_equal(read[name], array)
+
+
+def test_a_part_without_the_others_is_refused(tmp_path):
+    first, second = in_parts(tmp_path, random_flat())
+    second.rename(tmp_path / "other.gguf")
+    with pytest.raises(WeightsError, match=r"part of 2, and \['m-00002-of-00002.gguf'\] are not"):
+        gguf_files.open_gguf(first)
+    with pytest.raises(WeightsError, match="its name is not such as model-00001-of-00002.gguf"):
+        gguf_files.open_gguf(tmp_path / "other.gguf")
+
+
+def test_parts_that_do_not_belong_together_are_refused(tmp_path):
+    first, second = in_parts(tmp_path, random_flat())
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(WeightsError, match="does not say that it is part 2 of 2"):
+        gguf_files.open_gguf(first)
+    in_parts(tmp_path, random_flat(), **{"split.tensors.count": 9})
+    with pytest.raises(WeightsError, match="5 tensors, and should have 9"):
+        gguf_files.open_gguf(first)

@@ -154,6 +154,19 @@ def test_tied_copy_that_differs_is_an_error(tmp_path):
         hub.read_tensors(write(tmp_path, tensors), LLAMA, tied=LLAMA_TIED)
 
 
+@pytest.mark.parametrize("stored", [ml_dtypes.bfloat16, np.float16, np.float64])
+def test_a_tied_copy_of_another_dtype_is_tied(tmp_path, stored):
+    """One is the other, rounded; the model has the original's numbers."""
+    flat, tensors = as_files(LLAMA)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].astype(stored)
+    assert_same(hub.read_tensors(write(tmp_path, tensors), LLAMA, tied=LLAMA_TIED), flat)
+    wrong = tensors["lm_head.weight"].copy()
+    wrong[-1, -1] += 1
+    tensors["lm_head.weight"] = wrong
+    with pytest.raises(WeightsError, match="untied: lm_head.weight"):
+        hub.read_tensors(write(tmp_path, tensors), LLAMA, tied=LLAMA_TIED)
+
+
 def test_a_tied_copy_replaces_a_missing_original(tmp_path):
     flat, tensors = as_files(LLAMA)
     tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")

@@ -263,3 +263,16 @@ def test_chat_templates_that_fail_or_leave_the_sandbox_are_named(template, messa
 def test_a_tokenizer_without_a_chat_template_says_so():
     with pytest.raises(ConfigError, match="no chat template"):
         TINY.apply_chat_template(MESSAGES)
+
+
+def test_tokens_without_a_row_of_the_embedding_are_warned_of_and_refused(tmp_path, caplog):
+    """The row that JAX takes instead is of another token, or none."""
+    source = folder_with(tmp_path, tokenizer_config={"eos_token": "<|eos|>"})
+    whole = load_tokenizer(source, rows=300)
+    (last,) = whole.encode("~")
+    assert not caplog.records
+    cut = load_tokenizer(source, rows=last)
+    assert f"the embedding {last} rows" in caplog.text
+    assert cut.encode("A") == whole.encode("A")
+    with pytest.raises(DataError, match=f"no embedding of the tokens '~': its table has {last}"):
+        cut.encode("A~")
