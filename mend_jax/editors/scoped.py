@@ -118,7 +118,7 @@ def at_best_strength(edit: Edit, gate: ScopeGate, problem: Problem) -> Edit:
     return _scaled(edit, strengths[jnp.argmin(losses_SxE, axis=0)][:, None, None])
 
 
-def _scaled(edit: Edit, factor: Float[Array, "..."]) -> Edit:
+def _scaled(edit: Edit, factor: Float[Array, "*factor"]) -> Edit:
     """Return the edit times a factor, in its own dtype."""
     deltas = {
         name: delta.scale(factor.astype(jax.tree.leaves(delta)[0].dtype))
