@@ -17,6 +17,7 @@ from mend_jax.data.rows import fingerprint_rows
 from mend_jax.data.sources import world_facts
 from mend_jax.data.sources.world_facts import counterfactuals
 from mend_jax.data.sources.world_facts import facts as world_facts_facts
+from mend_jax.data.sources.world_facts.new_answers import NEW_ANSWERS
 from mend_jax.data.sources.world_facts.templates import (
     FURTHER_TEMPLATES,
     TEMPLATES,
@@ -295,6 +296,25 @@ def test_the_config_wordings_has_more_wordings_of_the_same_facts(rows, tmp_path)
         assert held_out not in known and len(known) == len(training) + 10
         used = templates["train", relation]
         assert len(used) >= 14 and without_subject(held_out.replace("{s}", "X"), "X") not in used
+
+
+@pytest.mark.slow
+def test_new_answers_are_in_no_data_set_that_editors_train_on(tmp_path):
+    new = data.load("world_facts/new_answers", folder=tmp_path)
+    wordings = data.load("world_facts/wordings", folder=tmp_path)
+    assert list(new.split("train")) == list(wordings.split("train"))
+    used = {row["target"] for row in new.split("test")}
+    assert used <= set(NEW_ANSWERS) and len(used) > 100
+    known = {
+        normalise_name(row[key])
+        for one in (wordings, data.load("named_things", folder=tmp_path))
+        for split in one.splits
+        for row in one.split(split)
+        for key in ("target", "truth")
+    }
+    assert not known & {normalise_name(name) for name in NEW_ANSWERS}
+    for mine, theirs in zip(new.split("test"), wordings.split("test"), strict=True):
+        assert (mine["key"], mine["subject"]) == (theirs["key"], theirs["subject"])
 
 
 def test_further_wordings_have_one_subject_and_no_answer():

@@ -52,6 +52,7 @@ def make_rows(
     every: Sequence[TrueFact],
     passages: Sequence[str],
     further: bool = False,
+    new_answers: Sequence[str] = (),
 ) -> list[Row]:
     """Return the rows of one split.
 
@@ -60,8 +61,10 @@ def make_rows(
       every: the true facts of all splits, from whose answers targets are drawn.
       passages: the far texts of the split.
       further: whether `FURTHER_TEMPLATES` are used too.
+      new_answers: from which targets are drawn instead, where they are given.
     """
-    maker = _RowMaker(split, facts, _Answers(every), passages, further)
+    answers = _NewAnswers(new_answers) if new_answers else _Answers(every)
+    maker = _RowMaker(split, facts, answers, passages, further)
     return [maker.row(number, fact) for number, fact in enumerate(facts)]
 
 
@@ -90,12 +93,24 @@ class _Answers:
         return target
 
 
+class _NewAnswers:
+    """Answers that are wrong for every fact."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def draw_false(self, fact: TrueFact, rng: np.random.Generator) -> str:
+        """Draw one."""
+        del fact
+        return self.names[int(rng.integers(len(self.names)))]
+
+
 class _RowMaker:
     def __init__(
         self,
         split: str,
         facts: Sequence[TrueFact],
-        answers: _Answers,
+        answers: _Answers | _NewAnswers,
         passages: Sequence[str],
         further: bool,
     ) -> None:
