@@ -6,11 +6,12 @@ Hardware and time: two cores; see docs/results/propagation.md, also for the numb
 
 The edit is a text of three sentences about an invented person or company; the inner loss is that of
 all its tokens. The outer loss is that of the answers to questions that follow from the text and
-from what the base knows (train.c_hops), and KL on other texts. Variant "mend" is plain MEND: its
-outer loss is the text itself.
+from what the base knows (train.c_hops), of the text itself, and KL on other texts. Variant "mend"
+is plain MEND: without the questions.
 
-Deviations from the paper: SmolLM2-135M-Instruct as it is, where the paper fine-tunes its 1B bases on
-questions first; the MLPs of the last ten of 30 blocks, where it edits 12 of 16; rank 512 for 1,920.
+Deviations from the paper: SmolLM2-135M-Instruct as it is, where the paper first fine-tunes its 1B
+bases on questions; the MLPs of the last ten of 30 blocks, where it edits 12 of 16; rank 512 for
+1,920; the text itself has a fifth of the weight of edit success, where the paper leaves it out.
 """
 
 from mend_jax.training.config import load_config

@@ -139,6 +139,8 @@ def encode_rows(
         )
     stacked = {name: _stack([texts[name] for _, _, texts in kept]) for name in names}
     texts = {name: batch for name, batch in stacked.items() if batch is not None}
+    if "hops" in texts:  # short questions, also where an edit is a long text
+        texts["hops"] = text_encoding.trim_padding(texts["hops"])
     if "hops" in also and "hops" not in texts:
         raise DataError(
             "no row has a question that follows from its edit and fits the lengths: set "

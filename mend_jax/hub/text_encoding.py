@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
+from mend_jax.core.chunking import round_up
 from mend_jax.core.token_batch import NO_TARGET, TokenBatch
 from mend_jax.errors import DataError
 
@@ -190,6 +191,25 @@ def limit_scored_positions(sequences: TokenBatch, keep: int) -> TokenBatch:
     fields = ("score_pos", "target", "score_mask")
     kept = {f: np.take_along_axis(getattr(sequences, f), index, axis=1) for f in fields}
     return dataclasses.replace(sequences, **kept)
+
+
+def trim_padding(sequences: TokenBatch, multiple: int = 8) -> TokenBatch:
+    """Return sequences without the tokens and scored positions that are padding in all of them.
+
+    Lengths are rounded up to `multiple` tokens. An encoder's input stays as it is.
+    """
+    places = np.arange(1, sequences.tokens.shape[-1] + 1)
+    longest = int((np.asarray(sequences.mask) * places).max(initial=1))
+    length = min(round_up(longest, multiple), len(places))
+    scored = max(int(np.asarray(sequences.score_mask).sum(-1).max(initial=1)), 1)
+    return dataclasses.replace(
+        sequences,
+        tokens=sequences.tokens[..., :length],
+        mask=sequences.mask[..., :length],
+        score_pos=np.minimum(sequences.score_pos[..., :scored], length - 1),
+        target=sequences.target[..., :scored],
+        score_mask=sequences.score_mask[..., :scored],
+    )
 
 
 def stack_batches(items: Sequence[TokenBatch]) -> TokenBatch:

@@ -1,5 +1,6 @@
 """Encoding of texts: shapes, scored positions, limits."""
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -16,6 +17,7 @@ from mend_jax.hub.text_encoding import (
     limit_scored_positions,
     stack_batches,
     take_rows,
+    trim_padding,
 )
 from mend_jax.hub.tokenizer import Tokenizer
 
@@ -215,3 +217,17 @@ def test_what_follows_is_encoded_alone_where_it_changes_the_tokens_before():
 
     s = encode_after(Merging(), "ab", "cd", ". E", max_len=8, count=3)
     assert read(s) == b"ab cd. E"
+
+
+def test_padding_of_all_texts_is_trimmed():
+    texts = stack_batches(
+        [encode_fact(TOKENIZER, "ab", "cd", 40, 9), encode_fact(TOKENIZER, "abcdefgh", "i", 40, 9)]
+    )
+    trimmed = trim_padding(texts)
+    assert trimmed.tokens.shape == (2, 16)  # the longest has 11
+    assert trimmed.target.shape == (2, 4)  # " cd" and the end of text
+    for before, after in zip(jax.tree.leaves(texts), jax.tree.leaves(trimmed), strict=True):
+        np.testing.assert_array_equal(before[..., : after.shape[-1]], after)
+    assert texts.mask.sum() == trimmed.mask.sum()
+    assert texts.score_mask.sum() == trimmed.score_mask.sum()
+    assert trim_padding(trimmed).tokens.shape == trimmed.tokens.shape
