@@ -150,7 +150,7 @@ def write_compile_report(config: ConfigDict, workdir: str, target_slice: str) ->
     from mend_jax.tpu import compile_steps
 
     report = compile_steps.compile_for(config, chips, print_once)
-    path = Path(workdir) / f"compile_{chips.topology}.json"
+    path = Path(workdir) / f"compile_{chips.shape_name}.json"
     write_json(path, report)
     print_once(f"report: {path}")
     return all(report[name]["fits"] for name in compile_steps.STEPS)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
@@ -44,8 +45,37 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
             f"mesh {sizes} uses {total} of {n_devices} devices, which leaves some of the "
             f"{jax.process_count()} processes without a device: use all of them"
         )
-    devices = np.asarray(jax.devices()[:total]).reshape(*sizes.values())
-    return mesh_over(devices)
+    devices = jax.devices()[:total]
+    if (slices := slice_count(devices)) > 1:
+        if sizes["data"] % slices:
+            raise ConfigError(
+                f"mesh.data is {sizes['data']}, not a multiple of the {slices} slices, which only "
+                "`data` may span: change it, or set all three axes to 0"
+            )
+        return mesh_over(arrange_devices(devices, sizes))
+    return mesh_over(np.asarray(devices).reshape(*sizes.values()))
+
+
+def slice_count(devices: Sequence[Any]) -> int:
+    """Return how many TPU slices devices are in; other devices are in one."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def arrange_devices(devices: Sequence[Any], sizes: Mapping[str, int]) -> np.ndarray:
+    """Return TPU devices [data, fsdp, tensor]: neighbours on the torus, and slices along `data`.
+
+    Args:
+      sizes: of the axes; `data` is a multiple of the number of slices.
+    """
+    data, fsdp, tensor = (sizes[axis] for axis in AXES)
+    slices = slice_count(devices)
+    if slices == 1:
+        return mesh_utils.create_device_mesh(
+            (data, fsdp, tensor), devices, allow_split_physical_axes=True
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def mesh_over(devices: np.ndarray) -> Mesh:

@@ -17,14 +17,20 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from jax.experimental import mesh_utils, topologies
+from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation.scoring import edit_and_score, make_edit
 from mend_jax.models.params import flatten
-from mend_jax.parallel.mesh import batch_sharding, mesh_over, round_up_edits, use_mesh
+from mend_jax.parallel.mesh import (
+    arrange_devices,
+    batch_sharding,
+    mesh_over,
+    round_up_edits,
+    use_mesh,
+)
 from mend_jax.parallel.sharding import abstract_arrays, make_shardings
 from mend_jax.tpu import hlo
 from mend_jax.tpu.abstract_run import AbstractRun, abstract_run
@@ -54,7 +60,8 @@ def compile_for(
     evaluation. `bytes_per_chip` is the sum of arguments, temporaries, outputs that are not
     donated, and the program. `flops` counts matmuls, divided evenly over the chips (the compiler's
     own count takes the body of a loop once). Collectives in a loop of unknown length count once;
-    `loops_of_unknown_length` says how many such loops there are. The mesh is the config's, or,
+    `loops_of_unknown_length` says how many such loops there are. `between_slices` is what one
+    device sends over the network between slices. The mesh is the config's, or,
     where that leaves axes open (0), the one that `mesh_plan.choose_plan` recommends.
 
     Args:
@@ -68,7 +75,8 @@ def compile_for(
     say(plan.why)
     mesh = topology_mesh(where, plan)
     report: Report = {
-        "slice": where.name, "topology": where.topology, "chips": where.n_chips,
+        "slice": where.name, "topology": where.topology, "slices": where.n_slices,
+        "chips": where.n_chips, "devices": where.n_devices,
         "model": config.model.spec, "mesh": dict(plan.sizes), "advice": plan.why,
         "edits_per_step": config.train.edits_per_step,
     }  # fmt: skip
@@ -91,13 +99,18 @@ def plan_of_run(run: AbstractRun, where: Slice) -> MeshPlan:
     needs, sizes = step_needs(run), dict(run.config.mesh)
     what = f"{run.config.model.spec} on {where.name}"
     if min(sizes.values()) == 0 or math.prod(sizes.values()) == 1:
-        return choose_plan(needs, where.n_chips, where.chip.hbm_bytes, what)
+        return choose_plan(needs, where.n_devices, where.chip.hbm_bytes, what, where.n_slices)
     if sizes["data"] == -1:
-        sizes["data"] = where.n_chips // (sizes["fsdp"] * sizes["tensor"])
-    if math.prod(sizes.values()) != where.n_chips:
+        sizes["data"] = where.n_devices // (sizes["fsdp"] * sizes["tensor"])
+    if math.prod(sizes.values()) != where.n_devices:
         raise ConfigError(
-            f"mesh {sizes} does not have the {where.n_chips} chips of {where.name}: give sizes "
-            f"with the product {where.n_chips}, or set them to 0 to have them chosen"
+            f"mesh {sizes} does not have the {where.n_devices} devices of {where.name}: give sizes "
+            f"with the product {where.n_devices}, or set them to 0 to have them chosen"
+        )
+    if sizes["data"] % where.n_slices:
+        raise ConfigError(
+            f"mesh.data is {sizes['data']}, not a multiple of the {where.n_slices} slices of "
+            f"{where.name}, which only `data` may span"
         )
     ways = sizes["data"] * sizes["fsdp"]
     if run.config.train.edits_per_step % ways:
@@ -117,10 +130,12 @@ def topology_mesh(where: Slice, plan: MeshPlan) -> Mesh:
     for name, value in _NO_TPU.items():
         os.environ.setdefault(name, value)
     one_host = {"chips_per_host_bounds": (1, 1, 1)} if where.n_chips == 1 else {}
-    mega = {"chip_config_name": "megacore"} if where.chip.cores == 2 else {}
+    joined = where.chip.cores > where.chip.devices  # two cores are one device
+    mega = {"chip_config_name": "megacore"} if joined else {}
+    several = {"num_slices": where.n_slices} if where.n_slices > 1 else {}
     try:
         topology = topologies.get_topology_desc(
-            topology_name=where.topology, platform="tpu", **one_host, **mega
+            topology_name=where.topology, platform="tpu", **one_host, **mega, **several
         )
     except Exception as e:  # jax and libtpu raise several types
         first = str(e).strip().splitlines()[:1]
@@ -129,10 +144,7 @@ def topology_mesh(where: Slice, plan: MeshPlan) -> Mesh:
             "needs the package libtpu (`pip install libtpu`, Linux on x86-64) and a topology that "
             "it knows"
         ) from e
-    devices = mesh_utils.create_device_mesh(
-        tuple(plan.sizes.values()), topology.devices, allow_split_physical_axes=True
-    )
-    return mesh_over(devices)
+    return mesh_over(arrange_devices(topology.devices, plan.sizes))
 
 
 def step_tracers(run: AbstractRun, mesh: Mesh) -> dict[str, Traced]:
@@ -176,7 +188,7 @@ def compile_step(trace: Traced, run: AbstractRun, where: Slice) -> Report:
     hbm = where.chip.hbm_bytes
     began = time.monotonic()
     traced = trace()
-    entry: Report = {"hbm_bytes": hbm, "flops": matmul_flops(traced.jaxpr) // where.n_chips}
+    entry: Report = {"hbm_bytes": hbm, "flops": matmul_flops(traced.jaxpr) // where.n_devices}
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as e:
@@ -196,6 +208,7 @@ def compile_step(trace: Traced, run: AbstractRun, where: Slice) -> Report:
         "bytes": parts,
         "fits": total <= hbm,
         "collectives": hlo.by_kind(found),
+        "between_slices": hlo.by_kind(hlo.sent_between_slices(text)),
         "gathered_weights": gathered_weights(found, run.base),
         "loops_of_unknown_length": hlo.loops(text).count(None),
         "compile_seconds": round(time.monotonic() - began, 1),

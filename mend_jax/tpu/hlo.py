@@ -22,6 +22,9 @@ _CONDITION = re.compile(r"\bcondition=%?([\w.-]+)")
 _LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _OP = re.compile(rf"= (\(?.*?\)?) ({'|'.join(KINDS)})(-start)?\(")
 
+_SEND = re.compile(r"= (\(.*?\)) send\(")
+_PART_OF = re.compile(r'_xla_host_transfer_rendezvous="([a-z-]+)')
+
 
 class Collective(NamedTuple):
     """One collective instruction.
@@ -54,6 +57,23 @@ def collectives(text: str) -> list[Collective]:
                 if match[3]:  # a start lists its operands before its results
                     shapes = _results_of_start(match[2], shapes)
                 found.append(Collective(match[2], shapes, runs[name], sum(map(_size, shapes))))
+    return found
+
+
+def sent_between_slices(text: str) -> list[Collective]:
+    """Return what one device sends over the network between slices.
+
+    The compiler turns a collective over several slices into collectives within each, and a transfer
+    between them, whose name says what it was part of.
+    """
+    bodies = _computations(text)
+    runs = _runs(text, bodies)
+    found = []
+    for name, lines in bodies.items():
+        for line in lines:
+            if runs[name] and (match := _SEND.search(line)) and (part_of := _PART_OF.search(line)):
+                shapes = tuple(_shapes(match[1]))[:1]  # then a context and a token
+                found.append(Collective(part_of[1], shapes, runs[name], sum(map(_size, shapes))))
     return found
 
 

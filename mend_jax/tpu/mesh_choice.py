@@ -9,6 +9,7 @@ import jax
 import ml_collections
 
 from mend_jax.parallel import distributed
+from mend_jax.parallel.mesh import slice_count
 from mend_jax.tpu.abstract_run import abstract_run
 from mend_jax.tpu.mesh_plan import choose_plan, step_needs
 from mend_jax.tpu.slices import hbm_bytes_of
@@ -34,6 +35,7 @@ def mesh_sizes(config: ml_collections.ConfigDict) -> Mapping[str, int]:
     plan = choose_plan(
         step_needs(abstract_run(config)), jax.device_count(),
         known.get("bytes_limit") or hbm_bytes_of(device.device_kind), what,
+        slice_count(jax.devices()),
     )  # fmt: skip
     if distributed.is_writer():
         print(f"mesh: {plan.why}", file=sys.stderr, flush=True)

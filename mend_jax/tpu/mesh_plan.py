@@ -29,7 +29,8 @@ class StepNeeds(NamedTuple):
 
     Attributes:
       base, state: trees of ShapeDtypeStructs.
-      heads: number of attention heads; `tensor` must divide it.
+      heads: number of attention heads, or of those of keys and values where there are fewer;
+        `tensor` must divide it.
       edits: number of independent edits in a step; `data` x `fsdp` must divide it.
       tokens: number of tokens in the texts of one edit.
       scored: number of scored positions in the texts of one edit.
@@ -90,7 +91,7 @@ def step_needs(run: AbstractRun) -> StepNeeds:
     stacks = run.model.module.stacks
     vocab = 2 if run.model.module.kind == "classifier" else model.vocab_size
     return StepNeeds(
-        run.base, run.state, model.n_heads,
+        run.base, run.state, getattr(model, "n_kv_heads", model.n_heads),
         c.train.edits_per_step * (2 if c.train.edit_from_paraphrase else 1),
         sum(sizes), scored, model.d_model,
         max(max(w.d_in, w.d_out) for w in run.model.weights), vocab,
@@ -136,37 +137,48 @@ def cost(needs: StepNeeds, sizes: Mapping[str, int]) -> MeshPlan:
     return MeshPlan(dict(sizes), base, editor, work, moved, "")
 
 
-def possible_plans(needs: StepNeeds, n_chips: int) -> list[MeshPlan]:
-    """Return every mesh of `n_chips` chips over which edits and heads can be split."""
+def possible_plans(needs: StepNeeds, n_chips: int, slices: int = 1) -> list[MeshPlan]:
+    """Return every mesh of `n_chips` devices over which edits and heads can be split.
+
+    Args:
+      slices: how many slices the devices are in; only `data` spans several.
+    """
     found = []
     for tensor in _divisors(n_chips):
         for fsdp in _divisors(n_chips // tensor):
             data = n_chips // tensor // fsdp
-            if needs.heads % tensor == 0 and needs.edits % (data * fsdp) == 0:
+            fits = needs.heads % tensor == 0 and needs.edits % (data * fsdp) == 0
+            if fits and data % slices == 0:
                 found.append(cost(needs, dict(data=data, fsdp=fsdp, tensor=tensor)))
     return found
 
 
-def choose_plan(needs: StepNeeds, n_chips: int, hbm_bytes: int | None, what: str = "") -> MeshPlan:
+def choose_plan(
+    needs: StepNeeds, n_chips: int, hbm_bytes: int | None, what: str = "", slices: int = 1
+) -> MeshPlan:
     """Return the plan that fits and moves the fewest bytes; among equals, the smallest.
 
     Args:
       n_chips: number of chips; the mesh uses all of them.
       hbm_bytes: memory of a chip; None if unknown (then everything fits).
       what: the model and the slice, for the explanation.
+      slices: how many slices the chips are in. What `data` moves is the editor's gradients; the
+        network between slices is too slow for the rest.
 
     Raises:
       ConfigError: no mesh splits the step over these chips, or none fits; says what to change.
     """
-    possible = possible_plans(needs, n_chips)
+    possible = possible_plans(needs, n_chips, slices)
     if not possible:
         step = next(
             e for e in range(needs.edits, needs.edits + n_chips + 1)
-            if possible_plans(needs._replace(edits=e), n_chips)
+            if possible_plans(needs._replace(edits=e), n_chips, slices)
         )  # fmt: skip
+        between = f" in {slices} slices" if slices > 1 else ""
         raise ConfigError(
-            f"{what}: a step of {needs.edits} edits cannot be split over {n_chips} chips (the "
-            f"model's {needs.heads} heads go over `tensor`, the edits over `data` x `fsdp`): set "
+            f"{what}: a step of {needs.edits} edits cannot be split over {n_chips} chips{between} "
+            f"(the model's {needs.heads} heads go over `tensor`, the edits over `data` x `fsdp`, "
+            f"slices over `data` alone): set "
             f"train.edits_per_step to {step}, and train.accumulate accordingly"
         )
     room = math.inf if hbm_bytes is None else USABLE * hbm_bytes

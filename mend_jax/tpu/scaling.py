@@ -23,8 +23,8 @@ from mend_jax.tpu.slices import CHIPS, GIB, slices_of_generation
 from mend_jax.training.assembly import build_train_step
 from mend_jax.training.config import load_config
 
-LINK_BYTES = {"v4": 300e9, "v5e": 200e9, "v5p": 600e9, "v6e": 448e9}
-"""Bytes per second between a chip and its neighbours, over all links (published by Google)."""
+LINK_BYTES = {"v4": 300e9, "v5e": 200e9, "v5p": 600e9, "v6e": 448e9, "tpu7x": 600e9}
+"""Bytes per second between a device and its neighbours, over all links (published by Google)."""
 
 
 class ScalingRow(NamedTuple):
@@ -58,16 +58,16 @@ def scaling_rows(
     """
     each = flops_per_edit(name)
     for where in slices_of_generation(generation):
-        if where.n_chips < least:
+        if where.n_devices < least:
             continue
         config = load_config(name)
-        config.train.edits_per_step, config.train.accumulate = edits or where.n_chips, 1
+        config.train.edits_per_step, config.train.accumulate = edits or where.n_devices, 1
         plan = choose_plan(
-            step_needs(abstract_run(config)), where.n_chips, where.chip.hbm_bytes, name
+            step_needs(abstract_run(config)), where.n_devices, where.chip.hbm_bytes, name
         )
-        flops = each * (edits or where.n_chips) / where.n_chips
+        flops = each * (edits or where.n_devices) / where.n_devices
         yield ScalingRow(
-            where.n_chips, edits or where.n_chips, plan, flops, flops / where.chip.peak_flops,
+            where.n_devices, edits or where.n_devices, plan, flops, flops / where.chip.peak_flops,
             plan.moved / LINK_BYTES[generation],
         )  # fmt: skip
 

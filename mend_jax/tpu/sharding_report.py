@@ -38,7 +38,7 @@ def sharding_report(config: ml_collections.ConfigDict, where: Slice) -> dict[str
     run = abstract_run(config)
     name = config.model.spec
     plan = choose_plan(
-        step_needs(run), where.n_chips, where.chip.hbm_bytes, f"{name} on {where.name}"
+        step_needs(run), where.n_devices, where.chip.hbm_bytes, f"{name} on {where.name}"
     )
     return {
         "mesh": dict(plan.sizes),
@@ -65,7 +65,7 @@ def with_one_edit_per_chip(
 ) -> ml_collections.ConfigDict:
     """Return the config with one edit a chip in each step, and no accumulation."""
     config = config.copy_and_resolve_references()
-    config.train.edits_per_step, config.train.accumulate = where.n_chips, 1
+    config.train.edits_per_step, config.train.accumulate = where.n_devices, 1
     return config
 
 

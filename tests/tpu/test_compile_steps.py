@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from support.tiny import save_tiny
 
@@ -31,14 +32,18 @@ def command(workdir, *flags):
     )  # fmt: skip
 
 
-OTHER_SLICES = ("v5e-8", "v5e-64", "v4-8", "v4-64", "v5p-8", "v5p-64", "v6e-8", "v6e-64")
+OTHER_SLICES = (
+    "v5e-8", "v5e-64", "v4-8", "v4-64", "v5p-8", "v5p-64", "v6e-8", "v6e-64", "tpu7x:2x2x1",
+    "2xv5e-8",
+)  # fmt: skip
 
 
 @needs_libtpu
 @pytest.mark.full
 @pytest.mark.parametrize("name", OTHER_SLICES)
 def test_a_tiny_model_is_compiled_for_slices_of_every_generation(tmp_path, name):
-    chips = parse_slice(name).n_chips
+    where = parse_slice(name)
+    chips = where.n_devices
     done = command(
         tmp_path, "--config=gptj.py", f"--compile_for={name}", "--config.data.far_len=28",
         f"--config.model.spec={save_tiny(tmp_path / 'base', 'gptj')}",
@@ -48,7 +53,8 @@ def test_a_tiny_model_is_compiled_for_slices_of_every_generation(tmp_path, name)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(next(tmp_path.glob("compile_*.json")).read_text())
-    assert report["chips"] == chips and all(report[s]["fits"] for s in ("train", "edit", "eval"))
+    assert report["devices"] == chips and report["chips"] == where.n_chips
+    assert all(report[s]["fits"] for s in ("train", "edit", "eval"))
     assert report["train"]["gathered_weights"] == []
 
 
@@ -79,6 +85,30 @@ def test_a_tiny_model_is_compiled_for_a_slice(tmp_path):
     assert "eval.edits_per_step" in done.stderr and "train: 0." in done.stderr
 
 
+@needs_libtpu
+@pytest.mark.slow
+def test_two_slices_send_each_other_the_gradients_and_nothing_else(tmp_path):
+    base = save_tiny(tmp_path / "base", "gptj")
+    done = command(
+        tmp_path, "--config=gptj.py", f"--config.model.spec={base}", "--compile_for=2xv5e-4",
+        "--config.model.last_n_blocks=1", "--config.editor.options.rank=16",
+        "--config.train.edits_per_step=4", "--config.eval.edits_per_step=4",
+        "--config.data.max_len=20", "--config.data.max_target=9", "--config.data.far_len=28",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "compile_2xv5e:2x2.json").read_text())
+    assert (report["slices"], report["chips"]) == (2, 8) and report["mesh"]["data"] % 2 == 0
+    config = load_config("gptj.py")
+    config.model.spec, config.model.last_n_blocks = str(base), 1
+    config.editor.options.rank = 16
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_run(config).state.params))
+    sent = report["train"]["between_slices"]
+    assert set(sent) == {"all-reduce"}
+    assert parameters * 4 / report["mesh"]["tensor"] / 4 < sent["all-reduce"]["bytes"]
+    assert sent["all-reduce"]["bytes"] < 1.5 * parameters * 4  # in pieces of whole tiles
+    assert report["edit"]["between_slices"] == {}
+
+
 def test_an_unknown_slice_is_refused_before_anything_is_loaded(tmp_path):
     done = command(tmp_path, "--config=gptj.py", "--compile_for=v5e-5")
     assert done.returncode == 2 and "is not a size of a slice" in done.stderr
@@ -88,12 +118,16 @@ def test_an_unknown_slice_is_refused_before_anything_is_loaded(tmp_path):
 def test_the_mesh_of_the_config_must_fit_the_slice():
     config = load_config("gptj.py")
     config.mesh.update(dict(data=2, fsdp=1, tensor=2))
-    with pytest.raises(ConfigError, match="does not have the 8 chips of v5e-8"):
+    with pytest.raises(ConfigError, match="does not have the 8 devices of v5e-8"):
         plan_of_run(abstract_run(config), parse_slice("v5e-8"))
     config.mesh.update(dict(data=-1, fsdp=1, tensor=2))
     with pytest.raises(ConfigError, match="edits_per_step is 1, not a multiple of the 4 ways"):
         plan_of_run(abstract_run(config), parse_slice("v5e-8"))
     config.train.edits_per_step = 4
+    config.mesh.update(dict(data=1, fsdp=1, tensor=16))
+    with pytest.raises(ConfigError, match="mesh.data is 1, not a multiple of the 2 slices"):
+        plan_of_run(abstract_run(config), parse_slice("2xv5e-8"))
+    config.mesh.update(dict(data=-1, fsdp=1, tensor=2))
     plan = plan_of_run(abstract_run(config), parse_slice("v5e-8"))
     assert plan.sizes == dict(data=4, fsdp=1, tensor=2) and "of the config" in plan.why
 

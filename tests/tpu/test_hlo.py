@@ -29,6 +29,22 @@ def test_a_row_split_matmul_is_one_all_reduce():
     assert found[0].shapes == (("f32", (16, 32)),)
 
 
+TWO_SLICES = """
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %a = f32[4,8,128]{2,1,0:T(8,128)} all-reduce(%p), replica_groups={{0,1},{2,3}}
+  %send = (f32[4,8,128]{2,1,0}, u32[], token[]) send(%a, %t), channel_id=4, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.333_0",_xla_megascale_x="SUM"}
+  %other = (f32[9]{0}, u32[], token[]) send(%a, %t), channel_id=5, is_host_transfer=false
+}
+"""
+
+
+def test_what_goes_between_slices_is_what_the_compiler_sends_there():
+    """The text of the compiler of a program for two slices, cut."""
+    found = hlo.sent_between_slices(TWO_SLICES)
+    assert hlo.by_kind(found) == {"all-reduce": {"count": 1, "bytes": 4 * 8 * 128 * 4}}
+
+
 def test_collectives_of_a_loop_count_as_often_as_it_runs():
     columns = NamedSharding(make_mesh(dict(tensor=8)), P(None, "tensor"))
 

@@ -1,5 +1,6 @@
 """Slices by name, and the mesh that a model gets on one."""
 
+import collections
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from support.tiny import sharding_rules, tiny
 
 from mend_jax.editors import make_editor
 from mend_jax.errors import ConfigError
-from mend_jax.parallel.mesh import make_mesh
+from mend_jax.parallel.mesh import make_mesh, slice_count
 from mend_jax.parallel.sharding import bytes_per_device, place
 from mend_jax.tpu.abstract_run import abstract_run
 from mend_jax.tpu.mesh_choice import mesh_sizes
@@ -38,6 +39,10 @@ def needs(name, **train):
         ("v5p-8", "v5p:2x2x1", 4, "v5p-8"),
         ("V6E-256", "v6e:16x16", 256, "v6e-256"),
         ("v4:4x4x8", "v4:4x4x8", 128, "v4-256"),
+        ("tpu7x:2x2x1", "tpu7x:2x2x1", 4, "tpu7x-8"),
+        ("v7x-8", "tpu7x:2x2x1", 4, "tpu7x-8"),
+        ("2xv5e-8", "v5e:2x4", 16, "2xv5e-8"),
+        ("4xv5p:2x2x2", "v5p:2x2x2", 32, "4xv5p-16"),
     ],
 )
 def test_slices_by_shape_and_by_size(text, topology, chips, name):
@@ -48,7 +53,8 @@ def test_slices_by_shape_and_by_size(text, topology, chips, name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("v7:2x2", "TPU 'v7' is not known.*known: v4, v5e, v5p, v6e"),
+        ("v7:2x2", "TPU 'v7' is not known.*known: v4, v5e, v5p, v6e, tpu7x"),
+        ("0xv5e-8", "names no TPU slice: .*; 2xv5e-16 are two of them"),
         ("v5e", "names no TPU slice: give a shape, such as v5e:4x4"),
         ("v5e:2x2x2", "a v5e slice has 2 axes, e.g. v5e:2x4"),
         ("v5e-12", "is not a size of a slice: give one of v5e-1, v5e-4, v5e-8"),
@@ -58,6 +64,34 @@ def test_slices_by_shape_and_by_size(text, topology, chips, name):
 def test_names_that_are_not_slices_are_refused(text, message):
     with pytest.raises(ConfigError, match=message):
         parse_slice(text)
+
+
+def test_a_chip_of_tpu7x_is_two_devices():
+    where = parse_slice("2xtpu7x:2x2x1")
+    assert (where.n_chips, where.n_devices, where.shape_name) == (8, 16, "2xtpu7x:2x2x1")
+    assert where.chip.hbm_bytes * where.chip.devices == 192 * GIB
+    assert parse_slice("v5p-8").n_devices == 4  # its two cores work as one
+
+
+def test_only_data_spans_slices():
+    many = needs("gptj.py", edits_per_step=16, accumulate=1)
+    plans = possible_plans(many, 16, slices=2)
+    assert plans and all(plan.sizes["data"] % 2 == 0 for plan in plans)
+    assert any(plan.sizes["data"] == 1 for plan in possible_plans(many, 16))
+    with pytest.raises(ConfigError, match="16 chips in 2 slices .*slices over `data` alone.* to 2"):
+        choose_plan(needs("gptj.py"), 16, 16 * GIB, "GPT-J", slices=2)
+
+
+def test_heads_of_keys_bound_tensor():
+    """A head of keys that is split over devices would be gathered in every block."""
+    many = needs("llama3_8b.py", edits_per_step=64, accumulate=1)
+    assert max(plan.sizes["tensor"] for plan in possible_plans(many, 64)) == 8  # of 32 and 8
+
+
+def test_devices_of_several_slices_are_told_apart():
+    device = collections.namedtuple("Device", "slice_index")
+    assert slice_count([device(0), device(1), device(0)]) == 2
+    assert slice_count(jax.devices()) == 1
 
 
 def test_a_device_is_known_by_its_kind():
