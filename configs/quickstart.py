@@ -3,9 +3,9 @@
 Command: python -m mend_jax.main --config=quickstart.py
 Hardware and time: two cores, 3.6 GB; 13 minutes measured on cores of 190 GFLOP/s (2048^3 float32
 matmul).
-Expected: edits under the scope that comes with the package, as in docs/scoped_edits.md. Plain edits
-(--config.scope.file= --config.train.c_after=0; measured here, seed 0, n = 203 edits of held-out
-subjects): success 0.921 (edit 0.980, paraphrase 0.862), freely generated 0.956 / 0.842, locality KL
+Expected: edits under the scope that comes with the package, as in docs/results/scoped_edits.md.
+Plain edits (--config.scope.file= --config.train.c_after=0; measured here, seed 0, n = 203 edits of
+held-out subjects): success 0.921 (edit 0.980, paraphrase 0.862), freely generated 0.956 / 0.842, locality KL
 0.036 and arg max kept 0.924 per scored token.
 """
 

@@ -3,7 +3,7 @@
 Command: MEND_DATA_DIR=DATA python -m mend_jax.main --config=shipped_smollm2.py
 then python -m mend_jax.training.pretrained and pretrained_scopes write the files of the package.
 Hardware and time: two cores; 20 minutes for the scope and 22 for the editor.
-Expected: the numbers of docs/scoped_edits.md.
+Expected: the numbers of docs/results/scoped_edits.md.
 
 The scope is learned first, on facts of four data sets (two of them are raw data, see docs/data.md);
 then the editor is trained under its gate, on world_facts, named_things and zsRE. Half of its edits

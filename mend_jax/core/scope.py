@@ -95,7 +95,7 @@ def first_site(model: EditableModel) -> GateSite:
     """Return where the trunk of a model ends, and where in it the question is read.
 
     The question is read at two thirds of the depth. Of SmolLM2-135M's 30 blocks, the states at
-    block 20 separate questions about one subject best (docs/scoped_edits.md).
+    block 20 separate questions about one subject best (docs/results/scoped_edits.md).
 
     Of an encoder-decoder with editable encoder blocks it is the encoder's: below the decoder's
     blocks there is no state that an edit of the encoder does not change. Its match, one for a
