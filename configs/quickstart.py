@@ -5,8 +5,8 @@ Hardware and time: two cores, 3.6 GB; 13 minutes measured on cores of 190 GFLOP/
 matmul).
 Expected: edits under the scope that comes with the package, as in docs/results/scoped_edits.md.
 Plain edits (--config.scope.file= --config.train.c_after=0; measured here, seed 0, n = 203 edits of
-held-out subjects): success 0.921 (edit 0.980, paraphrase 0.862), freely generated 0.956 / 0.842, locality KL
-0.036 and arg max kept 0.924 per scored token.
+held-out subjects): success 0.921 (edit 0.980, paraphrase 0.862), freely generated 0.956 / 0.842,
+locality KL 0.036 and arg max kept 0.924 per scored token.
 """
 
 from mend_jax.training.config_keys import default_config
