@@ -24,7 +24,8 @@ from mend_jax.editors import EDITORS, make_editor
 BASES = {"": "qa_smollm2.py", "smoke": "qa_smollm2.py:smoke"}
 BUDGET = {
     "train.steps": 240, "train.val_every": 240, "train.checkpoint_every": 60,
-    "train.val_edits": 20, "train.trunk_cache": "disk", "eval.edits": 200,
+    "train.val_edits": 20, "train.trunk_cache": "disk", "train.trunk_cache_gib": 8.0,
+    "eval.edits": 200,
     "eval.edits_per_step": 10, "eval.examples": 0, "eval.extra_data_sets": (), "eval.baselines": {},
     "train.doctor": False,
 }  # fmt: skip
