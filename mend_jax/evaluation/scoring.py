@@ -1,6 +1,6 @@
 """Scores of edits, before and after: on the edit, on its paraphrase, and on other texts.
 
-Shape letters: E independent edits, n texts of each, S scored positions, V vocabulary.
+Shape letters: E independent edits, n texts of each, S scored positions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ from mend_jax.core.chunking import map_text_chunks
 from mend_jax.core.edit_problem import Problem, make_problem
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
 from mend_jax.core.forward import TextsWithStates, TrunkStates, scored_logits, trunk_states
-from mend_jax.core.losses import all_tokens_correct, correct_tokens, token_kl, token_nll
+from mend_jax.core.losses import all_tokens_correct
 from mend_jax.core.meta_loss import EDIT_SETS, with_trunk_states
 from mend_jax.core.token_batch import NO_TARGET, TokenBatch
 from mend_jax.core.weight_edit import Edit, densify_once, variables
 from mend_jax.data.encoded_rows import HARD_SETS
+from mend_jax.evaluation.position_scores import (
+    PositionScores,
+    Predictions,
+    compare_logits,
+    compare_models,
+)
 from mend_jax.models.editable_model import EditableModel, Inputs
 from mend_jax.models.generation import generate
 from mend_jax.models.params import Params
@@ -71,28 +77,31 @@ def edit_and_score(
     problem = Problem(model, base, weights, *texts["edit"])
     edit, _ = editor.edit(params, state, problem, False)
 
-    def logits(edit: Edit, seqs: TokenBatch, h: TrunkStates) -> tuple[Array, Array]:
-        before = scored_logits(model, base, h, seqs)
+    def compare(edit: Edit, seqs: TokenBatch, h: TrunkStates) -> PositionScores:
         if editor.predictor is None:
-            return before, scored_logits(model, base, h, seqs, edit)
-        return before, editor.predictor.logits(params, problem, seqs, h)
+            return compare_models(model, base, h, seqs, edit)
+        after = editor.predictor.logits(params, problem, seqs, h)
+        return compare_logits(scored_logits(model, base, h, seqs), after, seqs.target)
 
     def score(name: str, edit: Edit, pair: TextsWithStates) -> TextScores:
         seqs, h = pair
-        before, after = logits(edit, seqs, h)
+        scores = compare(edit, seqs, h)
         if name not in ANSWER_SETS:
-            return locality_scores(before, after, seqs, model.kind == "classifier")
-        earlier = {f"{k}_before": v for k, v in answer_scores(before, seqs).items()}
-        return answer_scores(after, seqs) | earlier
+            return locality_scores(scores, seqs, model.kind == "classifier")
+        earlier = {f"{k}_before": v for k, v in answer_scores(scores.before, seqs).items()}
+        return answer_scores(scores.after, seqs) | earlier
 
     def score_hard(edit: Edit, pair: TextsWithStates) -> dict[str, TextScores]:
         seqs, h = pair
-        before, after = logits(edit, seqs, h)
-        answers = [answer_scores(x, seqs) | first_correct(x, seqs) for x in (after, before)]
-        changes = locality_scores(before, after, seqs, model.kind == "classifier")
+        scores = compare(edit, seqs, h)
+        after, before = (
+            answer_scores(x, seqs) | {"first": x.right[..., 0].astype(jnp.float32)}
+            for x in (scores.after, scores.before)
+        )
+        changes = locality_scores(scores, seqs, model.kind == "classifier")
         return {
-            "answers": answers[0] | {f"{k}_before": v for k, v in answers[1].items()},
-            "changes": changes | first_change(before, after),
+            "answers": after | {f"{k}_before": v for k, v in before.items()},
+            "changes": changes | first_change(scores),
         }
 
     def in_chunks(score: Callable[..., Any], size: int, pair: TextsWithStates) -> Any:
@@ -124,32 +133,27 @@ def _groups_of_one_shape(texts: Mapping[str, TextsWithStates]) -> list[list[str]
     return list(groups.values())
 
 
-def answer_scores(logits: Float[Array, "E n S V"], seqs: TokenBatch) -> TextScores:
-    """Return `n_tokens` and the scores of answers.
+def answer_scores(found: Predictions, seqs: TokenBatch) -> TextScores:
+    """Return `n_tokens` and the scores of answers from how each position [E, n, S] is predicted.
 
     `exact`: 1 where every token of the answer is the arg max; `token`: the share of its tokens that
     are; `nll`: the mean over its tokens.
     """
-    keep, target = jnp.asarray(seqs.score_mask), jnp.asarray(seqs.target)
+    keep = jnp.asarray(seqs.score_mask)
     scored = keep.sum(-1).astype(jnp.float32)
     n_tokens = jnp.maximum(scored, 1.0)
-    correct = correct_tokens(logits, target)
-    nll = token_nll(logits, target)
     return {
         "n_tokens": scored,
-        "exact": all_tokens_correct(correct, keep).astype(jnp.float32),
-        "token": (correct & keep).sum(-1).astype(jnp.float32) / n_tokens,
-        "nll": jnp.where(keep, nll, 0.0).sum(-1) / n_tokens,
+        "exact": all_tokens_correct(found.right, keep).astype(jnp.float32),
+        "token": (found.right & keep).sum(-1).astype(jnp.float32) / n_tokens,
+        "nll": jnp.where(keep, found.nll, 0.0).sum(-1) / n_tokens,
     }
 
 
 def locality_scores(
-    before: Float[Array, "E n S V"],
-    after: Float[Array, "E n S V"],
-    seqs: TokenBatch,
-    is_classifier: bool = False,
+    scores: PositionScores, seqs: TokenBatch, is_classifier: bool = False
 ) -> TextScores:
-    """Return sums over scored tokens of what an edit changes in texts that should stay.
+    """Return sums over scored tokens of what an edit changes in texts [E, n] that should stay.
 
     `right` and `nll` are over the `n_answers` tokens that have a target; a classifier has no `nll`,
     since it has no perplexity. `whole` is 1 for a text all of whose such tokens are right, and
@@ -157,49 +161,39 @@ def locality_scores(
     """
     keep, target = jnp.asarray(seqs.score_mask), jnp.asarray(seqs.target)
     answered = keep & (target != NO_TARGET)
+    before, after = scores.before, scores.after
 
     def total(values: Array, keep: Array = keep) -> Float[Array, "E n"]:
         return jnp.where(keep, values.astype(jnp.float32), 0.0).sum(-1)
 
-    scores = {
+    def whole(found: Predictions) -> Float[Array, "E n"]:
+        right = all_tokens_correct(found.right, answered)
+        return (right & answered.any(-1)).astype(jnp.float32)
+
+    totals = {
         "n_tokens": total(jnp.ones(answered.shape)),
         "n_answers": total(answered),
-        "kl": total(token_kl(before, after)),
-        "agree": total(jnp.argmax(before, -1) == jnp.argmax(after, -1)),
-        "right": total(correct_tokens(after, target)),
-        "right_before": total(correct_tokens(before, target)),
+        "kl": total(scores.kl),
+        "agree": total(scores.agree),
+        "right": total(after.right),
+        "right_before": total(before.right),
         "n_whole": answered.any(-1).astype(jnp.float32),
-        "whole": _whole_answers(after, target, answered),
-        "whole_before": _whole_answers(before, target, answered),
+        "whole": whole(after),
+        "whole_before": whole(before),
     }
     if not is_classifier:
-        scores["nll"] = total(token_nll(after, target), answered)
-        scores["nll_before"] = total(token_nll(before, target), answered)
-    return scores
+        totals["nll"] = total(after.nll, answered)
+        totals["nll_before"] = total(before.nll, answered)
+    return totals
 
 
-def _whole_answers(
-    logits: Float[Array, "E n S V"], target: Array, answered: Array
-) -> Float[Array, "E n"]:
-    """Return 1 for each text that has an answer and of it every token as its arg max."""
-    right = all_tokens_correct(correct_tokens(logits, target), answered)
-    return (right & answered.any(-1)).astype(jnp.float32)
-
-
-def first_correct(logits: Float[Array, "E n S V"], seqs: TokenBatch) -> TextScores:
-    """Return `first`: 1 where the first token of the answer is the arg max."""
-    target = jnp.asarray(seqs.target)[..., :1]
-    return {"first": correct_tokens(logits[..., :1, :], target)[..., 0].astype(jnp.float32)}
-
-
-def first_change(before: Float[Array, "E n S V"], after: Float[Array, "E n S V"]) -> TextScores:
+def first_change(scores: PositionScores) -> TextScores:
     """Return the change at the first scored position of each text, in near texts the prompt's last.
 
     `kl_first`: KL(base || edited) in nats; `agree_first`: 1 where the arg max is kept.
     """
-    before, after = before[..., 0, :], after[..., 0, :]
-    agree = jnp.argmax(before, -1) == jnp.argmax(after, -1)
-    return {"kl_first": token_kl(before, after), "agree_first": agree.astype(jnp.float32)}
+    agree = scores.agree[..., 0].astype(jnp.float32)
+    return {"kl_first": scores.kl[..., 0], "agree_first": agree}
 
 
 def generate_answers(

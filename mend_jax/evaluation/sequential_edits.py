@@ -48,6 +48,12 @@ from mend_jax.evaluation.general_ability import (
     summarise_ability,
 )
 from mend_jax.evaluation.hard_case import hard_case_summary
+from mend_jax.evaluation.position_scores import (
+    compare_logits,
+    compare_models,
+    predict,
+    predictions,
+)
 from mend_jax.evaluation.scored_batches import ScoredBatches
 from mend_jax.evaluation.scoring import TextScores, answer_scores, first_change, locality_scores
 from mend_jax.evaluation.sequential_state import SequentialState
@@ -219,22 +225,30 @@ def score_texts(
     texts = with_trunk_states(model, base, batch, list(batch))
     found = {}
     for name, (seqs, h) in texts.items():
-        if editor.predictor is None or facts is None:
-            after = scored_logits(model, base, h, seqs, applied)
-        else:
+        logits = None
+        if editor.predictor is not None and facts is not None:
             problem = Problem(model, base, weights, *facts)
-            after = editor.predictor.logits(params, problem, seqs, h)
+            logits = editor.predictor.logits(params, problem, seqs, h)
         if name in EDIT_SETS:
+            after = (
+                predict(model, base, h, seqs, applied)
+                if logits is None
+                else predictions(logits, seqs.target)
+            )
             found[name] = answer_scores(after, seqs)
             continue
-        before = scored_logits(model, base, h, seqs)
+        scores = (
+            compare_models(model, base, h, seqs, applied)
+            if logits is None
+            else compare_logits(scored_logits(model, base, h, seqs), logits, seqs.target)
+        )
         if name == "hard_target":
-            exact = answer_scores(before, seqs)["exact"]
-            found[name] = answer_scores(after, seqs) | {"exact_before": exact}
+            exact = answer_scores(scores.before, seqs)["exact"]
+            found[name] = answer_scores(scores.after, seqs) | {"exact_before": exact}
             continue
-        found[name] = locality_scores(before, after, seqs, model.kind == "classifier")
+        found[name] = locality_scores(scores, seqs, model.kind == "classifier")
         if name == "hard_near":
-            found[name] |= first_change(before, after)
+            found[name] |= first_change(scores)
     return found
 
 

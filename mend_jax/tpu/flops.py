@@ -17,7 +17,7 @@ def matmul_flops(jaxpr: Any) -> int:
         if eqn.primitive.name == "dot_general":
             total += _dot(eqn)
             continue
-        inner = [matmul_flops(j) for p in eqn.params.values() for j in _jaxprs(p)]
+        inner = [matmul_flops(j) for p in eqn.params.values() for j in inner_jaxprs(p)]
         if eqn.primitive.name == "cond":
             total += max(inner, default=0)
         else:
@@ -31,10 +31,10 @@ def _dot(eqn: Any) -> int:
     return 2 * depth * math.prod(eqn.outvars[0].aval.shape)
 
 
-def _jaxprs(param: Any) -> list[Any]:
+def inner_jaxprs(param: Any) -> list[Any]:
     """Return the jaxprs in a parameter of an equation."""
     if hasattr(param, "eqns") or hasattr(param, "jaxpr"):
         return [param]
     if isinstance(param, (tuple, list)):
-        return [j for one in param for j in _jaxprs(one)]
+        return [j for one in param for j in inner_jaxprs(one)]
     return []

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from test_run_report import fake_results
 
-from mend_jax.core.token_batch import NO_TARGET, TokenBatch
+from mend_jax.core.token_batch import NO_TARGET
 from mend_jax.evaluation import hard_case, scoring
 from mend_jax.evaluation.evaluate_split import hard_batch_numbers
 from mend_jax.evaluation.examples import fault_shares, generated_leaks, make_examples
 from mend_jax.evaluation.metric_registry import EvaluatedEdits
+from mend_jax.evaluation.position_scores import compare_logits
 from mend_jax.evaluation.reports import run_plots, run_report, text_tables
 from mend_jax.evaluation.results_migration import migrate_results
 from mend_jax.evaluation.statistics import wilson_interval
@@ -129,16 +130,16 @@ def test_the_first_position_is_the_last_token_of_the_prompt():
     """Logits [1, 2, 2, 3] of two texts with two scored positions, edited and not."""
     before = jnp.asarray([[[[2.0, 0, 0], [0, 2, 0]], [[0, 0, 2], [2, 0, 0]]]])
     after = before.at[0, 0, 0].set(jnp.asarray([0.0, 2, 0]))
-    change = scoring.first_change(before, after)
+    target = jnp.asarray([[[1, 1], [2, NO_TARGET]]])
+    scores = compare_logits(before, after, target)
+    change = scoring.first_change(scores)
     assert change["agree_first"].tolist() == [[0, 1]]
     p, q = (np.asarray(jax.nn.softmax(x[0, 0, 0])) for x in (before, after))
     assert change["kl_first"][0].tolist() == pytest.approx(
         [float((p * np.log(p / q)).sum()), 0], abs=1e-6
     )
-    seqs = TokenBatch(*[jnp.zeros((1, 2, 3), int)] * 3, jnp.asarray([[[1, 1], [2, NO_TARGET]]]),
-                      jnp.ones((1, 2, 2), bool))  # fmt: skip
-    assert scoring.first_correct(after, seqs)["first"].tolist() == [[1, 1]]
-    assert scoring.first_correct(before, seqs)["first"].tolist() == [[0, 1]]
+    assert scores.after.right[..., 0].tolist() == [[1, 1]]
+    assert scores.before.right[..., 0].tolist() == [[0, 1]]
 
 
 ROWS = [
