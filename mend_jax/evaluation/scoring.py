@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from mend_jax.core.chunking import map_text_chunks
 from mend_jax.core.edit_problem import Problem, make_problem
 from mend_jax.core.editor_protocol import EditorParams, EditorState, EditTransform, Weights
-from mend_jax.core.forward import TextsWithStates, TrunkStates, scored_logits, trunk_states
+from mend_jax.core.forward import TextsWithStates, scored_logits, trunk_states
 from mend_jax.core.losses import all_tokens_correct
 from mend_jax.core.meta_loss import EDIT_SETS, with_trunk_states
 from mend_jax.core.token_batch import NO_TARGET, TokenBatch
@@ -37,8 +37,9 @@ from mend_jax.parallel.layout import vmap_edits
 TextScores = dict[str, Float[Array, "E n"]]
 ANSWER_SETS = (*EDIT_SETS, "chat", "more_rephrases", "hops", "true_answers", "hard_target")
 """The sets of texts that are scored by a target; the others should stay as they are."""
-HARD_TEXT_CHUNK = 8
-"""Hard texts of an edit that are scored at once; they are many, and all their logits too large."""
+TEXT_CHUNK = 8
+"""Texts of an edit that are scored at once, or as many as one set has, where `model.text_chunk` is
+0: the hard case has many texts, and all their logits would be too large."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -63,7 +64,8 @@ def edit_and_score(
 ) -> tuple[Edit, dict[str, TextScores]]:
     """Make the E edits of a batch, and score each text before and after its edit.
 
-    An editor with a `predictor` predicts the texts itself.
+    An editor with a `predictor` predicts the texts itself. Sets of texts of one shape are scored
+    together, so that few passes are compiled.
 
     Args:
       params, state: the editor's.
@@ -77,52 +79,49 @@ def edit_and_score(
     problem = Problem(model, base, weights, *texts["edit"])
     edit, _ = editor.edit(params, state, problem, False)
 
-    def compare(edit: Edit, seqs: TokenBatch, h: TrunkStates) -> PositionScores:
+    def compare_chunk(edit: Edit, pair: TextsWithStates) -> PositionScores:
+        seqs, h = pair
         if editor.predictor is None:
             return compare_models(model, base, h, seqs, edit)
         after = editor.predictor.logits(params, problem, seqs, h)
         return compare_logits(scored_logits(model, base, h, seqs), after, seqs.target)
 
-    def score(name: str, edit: Edit, pair: TextsWithStates) -> TextScores:
-        seqs, h = pair
-        scores = compare(edit, seqs, h)
-        if name not in ANSWER_SETS:
-            return locality_scores(scores, seqs, model.kind == "classifier")
-        earlier = {f"{k}_before": v for k, v in answer_scores(scores.before, seqs).items()}
-        return answer_scores(scores.after, seqs) | earlier
-
-    def score_hard(edit: Edit, pair: TextsWithStates) -> dict[str, TextScores]:
-        seqs, h = pair
-        scores = compare(edit, seqs, h)
-        after, before = (
-            answer_scores(x, seqs) | {"first": x.right[..., 0].astype(jnp.float32)}
-            for x in (scores.after, scores.before)
-        )
-        changes = locality_scores(scores, seqs, model.kind == "classifier")
-        return {
-            "answers": after | {f"{k}_before": v for k, v in before.items()},
-            "changes": changes | first_change(scores),
-        }
-
-    def in_chunks(score: Callable[..., Any], size: int, pair: TextsWithStates) -> Any:
-        dense = densify_once(edit, jnp.asarray(pair[0].tokens), size)
-        return map_text_chunks(functools.partial(score, dense), size, pair)
-
-    scores: dict[str, TextScores] = {
-        name: in_chunks(functools.partial(score, name), model.text_chunk, pair)
-        for name, pair in texts.items()
-        if name not in HARD_SETS
-    }
-    hard = [name for name in HARD_SETS if name in texts]
-    for names in _groups_of_one_shape({name: texts[name] for name in hard}):
+    scores: dict[str, TextScores] = {}
+    for names in _groups_of_one_shape(texts):
         pair = jax.tree.map(lambda *x: jnp.concatenate(x, 1), *[texts[name] for name in names])
-        found = in_chunks(score_hard, model.text_chunk or HARD_TEXT_CHUNK, pair)
-        ends = list(itertools.accumulate(texts[name][0].batch_shape[1] for name in names))
-        for name, end in zip(names, ends, strict=True):
-            own = found["answers" if name in ANSWER_SETS else "changes"]
-            at = slice(end - texts[name][0].batch_shape[1], end)
-            scores[name] = {key: values[:, at] for key, values in own.items()}
+        tokens = jnp.asarray(pair[0].tokens)
+        n_texts = [texts[name][0].batch_shape[1] for name in names]
+        size = model.text_chunk or _even_chunk(sum(n_texts), max(TEXT_CHUNK, *n_texts))
+        compare = functools.partial(compare_chunk, densify_once(edit, tokens, size))
+        found: PositionScores = map_text_chunks(compare, size, pair)
+        ends = list(itertools.accumulate(n_texts))
+        for name, n, end in zip(names, n_texts, ends, strict=True):
+            own = jax.tree.map(lambda x, at=slice(end - n, end): x[:, at], found)
+            scores[name] = _scores_of_set(name, own, texts[name][0], model.kind == "classifier")
     return edit, scores
+
+
+def _even_chunk(n: int, most: int) -> int:
+    """Return the size of the fewest equal chunks, of at most `most`, that n texts are split into.
+
+    Their last one then has little padding.
+    """
+    return -(-n // -(-n // most))
+
+
+def _scores_of_set(
+    name: str, scores: PositionScores, seqs: TokenBatch, is_classifier: bool
+) -> TextScores:
+    """Return the scores of one set of texts [E, n] from those of its positions."""
+    if name not in ANSWER_SETS:
+        changes = locality_scores(scores, seqs, is_classifier)
+        return changes | (first_change(scores) if name in HARD_SETS else {})
+    after, before = answer_scores(scores.after, seqs), answer_scores(scores.before, seqs)
+    if name in HARD_SETS:
+        after["first"], before["first"] = (
+            found.right[..., 0].astype(jnp.float32) for found in (scores.after, scores.before)
+        )
+    return after | {f"{key}_before": values for key, values in before.items()}
 
 
 def _groups_of_one_shape(texts: Mapping[str, TextsWithStates]) -> list[list[str]]:
