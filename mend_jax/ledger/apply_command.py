@@ -14,19 +14,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mend_jax.data.facts import Fact, prompt_key
-from mend_jax.errors import ConfigError, DataError
+from mend_jax.errors import ConfigError
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.ledger import text_view
+from mend_jax.ledger.active_edits import measure_active
 from mend_jax.ledger.edit_ledger import Entry, Ledger
 from mend_jax.ledger.editor_choice import choose_editor
-from mend_jax.ledger.evaluation_prompts import EvaluationPrompts, entry_prompts, make_prompts
+from mend_jax.ledger.evaluation_prompts import EvaluationPrompts, make_prompts
 from mend_jax.ledger.fact_arguments import collect_facts
 from mend_jax.ledger.measure import check_prompts, measure_edit, require_text_model
 from mend_jax.ledger.open_ledger import load_base, report_progress
 from mend_jax.training.restored_editor import Editor
-
-MAX_MEASURED = 64
-"""The number of facts of active edits, the latest ones, that are measured together."""
 
 
 def apply(args: argparse.Namespace) -> int:
@@ -52,7 +50,7 @@ def apply(args: argparse.Namespace) -> int:
     groups = [facts] if args.together and facts else [[fact] for fact in facts]
     made = _make_edits(model, editor, ledger, groups, args)
     entries = sorted([*held, *made], key=lambda entry: entry.number)
-    together = _measure_active(model, ledger)
+    together = measure_active(model, ledger) if len(ledger.active()) > 1 else None
     view = text_view.describe_ledger(ledger, entries) | {"together": together}
     if args.json:
         print(json.dumps(view, indent=2))
@@ -140,21 +138,3 @@ def _already_held(ledger: Ledger, facts: Sequence[Fact]) -> tuple[list[Entry], l
                 f"and stays active: `revert {entry.number}` removes it"
             )
     return [*held.values()], new
-
-
-def _measure_active(model: LanguageModel, ledger: Ledger) -> dict[str, Any] | None:
-    """Return the measurement of all active edits at once; None where there are fewer than two."""
-    entries = ledger.active()
-    if len(entries) < 2:
-        return None
-    prompts = [p for entry in entries for p in entry_prompts(entry)]
-    some = "" if len(prompts) <= MAX_MEASURED else f", on the latest {MAX_MEASURED} facts"
-    report_progress(f"measuring the {len(entries)} active edits together{some}")
-    edit = ledger.composed()
-    assert edit is not None  # there are entries
-    try:
-        earlier = [entry.measured for entry in entries]
-        return measure_edit(model, edit, prompts[-MAX_MEASURED:], earlier=earlier)
-    except DataError as e:  # a text of one fact with the room for another's answer
-        report_progress(f"WARNING: the active edits could not be measured together: {e}")
-        return None

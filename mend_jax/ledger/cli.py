@@ -85,6 +85,10 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--picture", metavar="FILE", help="with --prompt: also draw what is written, as a PNG"
     )
+    show.add_argument(
+        "--measure", action="store_true",
+        help="load the model and measure all active edits together, as after a revert",
+    )  # fmt: skip
     _add_place_flag(show)
     form = show.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")

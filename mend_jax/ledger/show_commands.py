@@ -1,10 +1,14 @@
-"""The commands `show`, `log` and `revert`; they need no model, except for `show --prompt`."""
+"""The commands `show`, `log` and `revert`.
+
+They need no model, except for `show --prompt` and `show --measure`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from mend_jax.errors import ConfigError
 from mend_jax.evaluation.reports.formatting import printable
@@ -19,9 +23,15 @@ def show(args: argparse.Namespace) -> int:
         return _show_matches(args)
     if args.picture:
         raise ConfigError("--picture draws what is written after prompts: give --prompt TEXT")
+    if args.measure and args.entry is not None:
+        raise ConfigError("--measure is of all active edits together: leave out --entry")
+    if args.measure and args.html:
+        raise ConfigError("a page has edits as `apply` measured them: --measure prints, or --json")
     ledger = Ledger.open(args.ledger)
     entries = ledger.active() if args.entry is None else [ledger.entry(args.entry)]
     view = text_view.describe_ledger(ledger, entries)
+    if args.measure:
+        view["together"] = _measured_now(args)
     if args.html:
         from mend_jax.ledger import html_view
 
@@ -39,6 +49,14 @@ def show(args: argparse.Namespace) -> int:
         if not entries:
             print("no edit is active; `log` lists all edits, `show --entry N` shows one")
     return 0
+
+
+def _measured_now(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the measurement of the active edits, made with the model now."""
+    from mend_jax.ledger.active_edits import measure_active
+    from mend_jax.ledger.open_ledger import open_base
+
+    return measure_active(*open_base(args.ledger, args.model))
 
 
 def _show_matches(args: argparse.Namespace) -> int:
@@ -93,4 +111,6 @@ def revert(args: argparse.Namespace) -> int:
     numbers = ", ".join(str(entry.number) for entry in ledger.active()) or "none"
     facts = printable("; ".join(f"{prompt} => {target}" for prompt, target in entry.facts))
     print(f"reverted edit {entry.number} ({facts}); active edits: {numbers}")
+    if numbers != "none":
+        print("`show --measure` measures what they do together now")
     return 0

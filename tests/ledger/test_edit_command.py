@@ -119,6 +119,29 @@ def test_log_and_revert_load_no_model(filled, no_model, tmp_path, capsys):
     assert "reverted already" in capsys.readouterr().err
 
 
+def test_what_is_active_after_a_revert_can_be_measured(filled, tmp_path, capsys):
+    ledger = copy_of(filled, tmp_path)
+
+    def measured():
+        return json.loads(out_of(capsys, "show", "--ledger", ledger, "--measure", "--json"))
+
+    both = measured()["together"]
+    assert len(both["facts"]) == 2 and both["verdict"]["line"]
+    assert "show --measure" in out_of(capsys, "revert", "1", "--ledger", ledger)
+    (left,) = Ledger.open(ledger).active()
+    found = measured()["together"]
+    assert [f["prompt"] for f in found["facts"]] == [left.facts[0][0]]
+    after = [line["after"] for line in found["facts"][0]["asked"]]
+    assert after == [line["after"] for line in left.measured["facts"][0]["asked"]]  # as alone
+    assert "show --measure" not in out_of(capsys, "revert", "2", "--ledger", ledger)
+    assert main(["show", "--ledger", ledger, "--measure"]) == 0
+    assert "no edit is active: nothing is measured" in capsys.readouterr().err
+    assert main(["show", "--ledger", ledger, "--measure", "--entry", "1"]) == 2
+    assert "leave out --entry" in capsys.readouterr().err
+    assert main(["show", "--ledger", ledger, "--measure", "--html", str(tmp_path / "p.html")]) == 2
+    assert "--measure prints" in capsys.readouterr().err
+
+
 def test_failures_are_warned_of_and_strict_sets_the_exit_status(base, tmp_path, capsys):
     ledger = str(tmp_path / "L")
     flags = ["--model", base, "--last_n_blocks", "2", "--fact", FACT, "--ledger", ledger]
