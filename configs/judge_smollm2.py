@@ -12,5 +12,5 @@ from mend_jax.apps import judged_editors
 
 
 def get_config(variant=""):
-    """Variants: "" and "smoke" (eight facts and three cells, in under two minutes)."""
+    """Variants: "" and "smoke" (eight facts and two cells; most of it is compiling)."""
     return judged_editors.judged_editors({"": "", "smoke": "smoke"}[variant])

@@ -48,10 +48,9 @@ def judged_editors(variant: str = "") -> ConfigDict:
     """
     base, judged = _BASES[variant], _SMOKE if variant else _JUDGED
     shipped = judged | {"editor.init_from": SHIPPED}
-    cells = {
-        "shipped_scoped": cell(base, "shipped editor, scoped", shipped | UNDER_THE_SCOPE),
-        "shipped_plain": cell(base, "shipped editor, plain", shipped),
-    }
+    cells = {"shipped_scoped": cell(base, "shipped editor, scoped", shipped | UNDER_THE_SCOPE)}
+    if not variant:
+        cells["shipped_plain"] = cell(base, "shipped editor, plain", shipped)
 
     def rivals(names: Iterable[str], more: Mapping[str, Any]) -> dict[str, ConfigDict]:
         found = method_cells(variant, RIVALS_BY_EDITOR, judged | dict(more), config=base)
