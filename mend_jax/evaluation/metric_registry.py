@@ -99,6 +99,7 @@ METRICS: Registry[Metric | MetricFunction] = Registry(
     group="mend_jax.metrics",
     entries={
         "protocol": "mend_jax.evaluation.protocol_scores:METRIC",
+        "reference_consistency": "mend_jax.evaluation.reference_consistency:METRIC",
         "rome": "mend_jax.evaluation.rome_scores:METRIC",
         "text_entropy": "mend_jax.evaluation.text_entropy:METRIC",
     },

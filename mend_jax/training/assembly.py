@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,12 +31,13 @@ from mend_jax.data.far_texts import add_far_texts
 from mend_jax.data.hard_texts import HardTextMaker
 from mend_jax.data.length_buckets import split_by_length
 from mend_jax.data.more_training_rows import more_training_rows
+from mend_jax.data.reference_texts import ReferenceTexts
 from mend_jax.data.rows import Row, unseen_rows
 from mend_jax.data.sequential_rows import choose_sequential_rows
 from mend_jax.data.true_answers import with_true_answers
 from mend_jax.editors import make_editor
 from mend_jax.editors.scoped import ScopeGate, with_scope
-from mend_jax.errors import CheckpointError, ConfigError
+from mend_jax.errors import CheckpointError, ConfigError, DataError
 from mend_jax.evaluation.general_ability import AbilityTexts, load_ability_texts
 from mend_jax.hub.input_formats import input_format, positions_needed
 from mend_jax.hub.language_model import LanguageModel, load_model
@@ -427,6 +429,7 @@ class _Splits:
         chosen = choose(rows, taken)
         if for_evaluation:
             chosen = self._add_hard_texts(chosen, rows, dataset)
+            chosen = self._add_references(chosen, dataset)
         return self._encode(chosen, name, for_evaluation, also)
 
     def _encode(
@@ -446,6 +449,20 @@ class _Splits:
         one_to_one = dataset.notes.get("one_to_one", ())
         maker = HardTextMaker(list(split), [*itertools.chain(*every)], count, one_to_one)
         return maker.add_to(rows)
+
+    def _add_references(self, rows: list[Row], dataset: data.DataSet) -> list[Row]:
+        """Return rows with the texts of which their new answers are true, if there is a file."""
+        file = self.config.eval.references
+        if not file:
+            return rows
+        found = ReferenceTexts.read(Path(file)).add_to(rows)
+        if dataset is self.dataset and not any(row["references"] for row in found):
+            raise DataError(
+                f"eval.references: {file} has no text for any new answer of {dataset.name}, such "
+                f"as {rows[0]['target']!r} of relation {rows[0]['relation']!r}: give a file of "
+                "this data set, or leave it empty"
+            )
+        return found
 
     def _add_far_texts(self, rows: Sequence[Row], name: str) -> Sequence[Row]:
         return rows if self.far is None else add_far_texts(rows, list(self.far.split(name)))

@@ -247,6 +247,9 @@ KEYS = (
     Key("eval.continuation_tokens", 24,
         "tokens after a prompt in which repetition and natural stops are counted; 0: not counted",
         least=0, absent=0, may_differ=True),
+    Key("eval.references", "",
+        "a file of texts of which new answers are true (docs/data.md), for the metric of reference "
+        "consistency", absent="", may_differ=True),
     Key("eval.examples", 10, "examples in the report", least=0),
     Key("eval.ability_edits", 0,
         "edits under which general ability is measured (needs raw data); 0: not measured", least=0),

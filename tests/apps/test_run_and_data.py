@@ -133,6 +133,21 @@ def test_test_edits_have_hard_texts_unless_they_are_switched_off(base, tmp_path)
     assert identities[0] == identities[1]
 
 
+def test_test_edits_have_the_references_of_their_answers(base, tmp_path):
+    write_facts(tmp_path / "data/facts/towns.jsonl", 200)
+    file = tmp_path / "references.jsonl"
+    file.write_text('{"target": "land 3", "texts": ["Ys lies in land 3."]}\n')
+    given = settings(tmp_path / "data", **{"eval.references": str(file), "eval.edits": 30})
+    experiment = open_experiment(parse(arguments(base, tmp_path, **given))[0])
+    wanted = {True: ["Ys lies in land 3."], False: []}
+    rows = experiment.test.rows
+    assert all(row["references"] == wanted[row["target"] == "land 3"] for row in rows)
+    assert any(row["references"] for row in rows)
+    file.write_text('{"target": "land 9", "texts": ["Is lies in land 9."]}\n')
+    with pytest.raises(DataError, match="has no text for any new answer of facts/towns"):
+        open_experiment(parse(arguments(base, tmp_path, **given))[0])
+
+
 def test_training_rows_of_more_data_sets_are_added(base, tmp_path):
     towns = write_facts(tmp_path / "data/facts/towns.jsonl", 30)
     rivers = towns.read_text().replace("Town", "River").replace("town", "river")
