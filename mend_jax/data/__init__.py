@@ -32,6 +32,8 @@ DATA_SETS: Registry[RecipeFunction] = Registry(
         "knowedit": f"{_SOURCES}.knowedit:recipe",
         "mquake": f"{_SOURCES}.mquake:recipe",
         "qaedit": f"{_SOURCES}.qaedit:recipe",
+        "ripple_edits": f"{_SOURCES}.ripple_edits:recipe",
+        "wiki_big_edit": f"{_SOURCES}.wiki_big_edit:recipe",
         "wikitext_gen": f"{_SOURCES}.wikitext_gen:recipe",
         "named_things": f"{_SOURCES}.named_things:recipe",
         "world_facts": f"{_SOURCES}.world_facts:recipe",

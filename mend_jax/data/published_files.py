@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+from mend_jax.data.sources.wiki_big_edit import INTERVALS, file_name
 from mend_jax.errors import DataError, did_you_mean
 from mend_jax.io.progress import Progress
 
@@ -25,6 +26,10 @@ _MQUAKE = "https://raw.githubusercontent.com/princeton-nlp/MQuAKE/main/datasets"
 _QAEDIT = "https://raw.githubusercontent.com/WanliYoung/Revisit-Editing-Evaluation/main/data"
 _KNOWEDIT = "https://huggingface.co/datasets/zjunlp/KnowEdit/resolve/main/benchmark"
 _EDITING = "https://huggingface.co/datasets/zjunlp/EasyEdit/resolve/main/counterfact"
+_RIPPLE_EDITS = (
+    "https://media.githubusercontent.com/media/edenbiran/RippleEdits/main/data/benchmark"
+)
+_WIKI_BIG_EDIT = "https://huggingface.co/datasets/lukasthede/WikiBigEdit/resolve/main"
 _RIPPLE_TRAIN = "https://raw.githubusercontent.com/leo-liuzy/RLEdit/main/data/raw/ctrlRE"
 _RIPPLE = "https://raw.githubusercontent.com/leo-liuzy/mend/main/ctrl_RE_4K/meta-aug"
 
@@ -62,6 +67,14 @@ HOMES: Mapping[str, Mapping[str, str]] = {
         for name in ("train", "dev", "efficientqa.dev.1.1")
     },
     "qaedit": {"qaedit/QAEdit_inter_1k.json": f"{_QAEDIT}/QAEdit_inter_1k.json"},
+    "ripple_edits": {
+        f"ripple_edits/{part}.json": f"{_RIPPLE_EDITS}/{part}.json"
+        for part in ("popular", "random")
+    },
+    "wiki_big_edit": {
+        file_name(interval): f"{_WIKI_BIG_EDIT}/{Path(file_name(interval)).name}"
+        for interval in INTERVALS
+    },
     "wikitext": {
         f"wikitext-2/{name}.txt": f"{_WIKITEXT}/wikitext-2/{name}.txt"
         for name in ("train", "valid", "test")
