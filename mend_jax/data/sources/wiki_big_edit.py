@@ -24,7 +24,6 @@ from typing import Any
 from mend_jax.data import raw_files, rows
 from mend_jax.data.data_set_recipe import BuiltSplits, Recipe, check_recipe_config
 from mend_jax.data.name_matching import canonical_name, scope_name
-from mend_jax.errors import DataError
 
 VERSION = "1.0.0"
 LICENSE = "facts of Wikidata: CC0; for the questions see the authors' page"
