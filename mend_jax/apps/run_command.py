@@ -5,6 +5,9 @@ Trains an editor and evaluates it; an unfinished run resumes, a finished one is 
 and checkpoints/. A config whose `job` is "finetune" makes a base, in DIR/model. One whose `job` is
 "grid" runs every cell of a table in DIR/CELL, and writes grid.json and report.html.
 
+--profile=START:STOP writes a profile of these training steps to DIR/profile, for TensorBoard's or
+XProf's viewer.
+
 --compile_for=SLICE runs nothing: it compiles the steps for a TPU slice, on any machine, and writes
 the memory, operations and collectives of a chip to DIR/compile_<topology>.json.
 """
@@ -62,12 +65,15 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         metavar="SLICE",
         help="run nothing: compile the steps for a TPU slice, such as v5e:4x4 or v4-8",
     )
+    parser.add_argument(
+        "--profile", default="", metavar="START:STOP", help="write a profile of these steps"
+    )
     try:
         args, unknown = parser.parse_known_args([a for a in argv if not a.startswith("--config.")])
     except argparse.ArgumentError as e:
         raise ConfigError(str(e)) from e
     if unknown:
-        known = ["--config", "--workdir", "--compile_for", "--config.KEY"]
+        known = ["--config", "--workdir", "--compile_for", "--profile", "--config.KEY"]
         raise ConfigError(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0], known)}")
     if not args.config:
         raise ConfigError("no config given: pass --config=NAME.py, such as --config=quickstart.py")
@@ -84,9 +90,29 @@ def parse(argv: Sequence[str]) -> RunArguments:
     config = configs.load_config(args.config)
     overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     configs.apply_overrides(config, overrides)
+    if args.profile:
+        if config.get("job", "edit") != "edit":
+            raise ConfigError(f"--profile: only editing runs have it, not job {config.job!r}")
+        config.train.profile_steps = parse_profile(args.profile)
     name, _, variant = args.config.partition(":")
     stem = Path(name).stem + (f"-{variant}" if variant else "")
     return RunArguments(config, args.workdir or f"runs/{stem}", args.config)
+
+
+def parse_profile(text: str) -> tuple[int, int]:
+    """Return the (START, STOP) of "START:STOP".
+
+    Raises:
+      ConfigError: it is something else, or START is not from 1 to STOP.
+    """
+    parts = text.split(":")
+    if len(parts) == 2 and all(part.isdecimal() for part in parts):
+        start, stop = map(int, parts)
+        if 1 <= start <= stop:
+            return start, stop
+    raise ConfigError(
+        f"--profile={text}: give the first and the last step, such as --profile=20:25"
+    )
 
 
 @command

@@ -35,7 +35,18 @@ def check_editing_config(config: ConfigDict) -> None:
         )
     if config.data.template.count("{}") != 1:
         problems.append(f"data.template is {config.data.template!r}: it needs one {{}}")
-    raise_problems(problems + _check_sequences(config))
+    raise_problems(problems + _check_profile(config) + _check_sequences(config))
+
+
+def _check_profile(config: ConfigDict) -> list[str]:
+    steps = config.train.profile_steps
+    whole = len(steps) == 2 and all(type(step) is int for step in steps)
+    if not steps or (whole and 1 <= steps[0] <= steps[1] <= config.train.steps):
+        return []
+    return [
+        f"train.profile_steps is {tuple(steps)}: give the first and the last step, of "
+        f"{config.train.steps}"
+    ]
 
 
 def longest_sequence(config: ConfigDict) -> int:

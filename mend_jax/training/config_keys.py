@@ -190,7 +190,10 @@ KEYS = (
     Key("train.calibration_texts", 512,
         "texts for editors that gather statistics of ordinary texts first", least=1,
         old_names=("train.survey_texts",)),
-    Key("train.log_every", 100, "steps between lines of metrics.jsonl", least=1),
+    Key("train.log_every", 100, "steps between lines of metrics.jsonl and speed.jsonl", least=1),
+    Key("train.profile_steps", (),
+        "first and last step of a profile, which goes to profile/ in the run's folder; the flag "
+        "--profile=START:STOP sets it", absent=(), may_differ=True),
     Key("train.val_every", 5000, "steps between validations", least=1),
     Key("train.val_edits", 500, "edits of a validation", least=1),
     Key("train.checkpoint_every", 5000, "steps between checkpoints", least=1),

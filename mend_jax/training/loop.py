@@ -23,6 +23,7 @@ from mend_jax.parallel.distributed import StopRequest, is_writer, print_once
 from mend_jax.training import batch_files, checkpoints, guards
 from mend_jax.training.run_state import LoopSettings, RunState
 from mend_jax.training.step import Batch, BatchIterator, Metrics, TrainState, TrainStep
+from mend_jax.training.step_watch import StepProfile, StepSpeed
 
 
 class DispatchedStep(NamedTuple):
@@ -33,12 +34,14 @@ class DispatchedStep(NamedTuple):
       batch: this process's part of its batch.
       position: the data position before it.
       metrics: on the devices.
+      input_seconds: spent on loading its batch and moving it to the devices.
     """
 
     number: int
     batch: Batch
     position: dict[str, Any]
     metrics: Metrics
+    input_seconds: float
 
 
 class StepMetrics(NamedTuple):
@@ -64,6 +67,7 @@ class TrainLoop:
       validate: state -> scores, `loss` among them. It may raise Preempted; the state is then saved,
         and a resume begins with that validation.
       step_sizes: state -> the editor's learned step sizes by name.
+      speed, profile: watch the steps.
       manager, meta: where checkpoints go, and what their meta holds beside position and run state.
       run_state: the progress so far; updated.
     """
@@ -80,6 +84,8 @@ class TrainLoop:
     log: JsonLines
     stop: StopRequest
     step_sizes: Callable[[TrainState], Mapping[str, float]] = lambda state: {}
+    speed: StepSpeed | None = None
+    profile: StepProfile | None = None
 
     state: TrainState = dataclasses.field(init=False)
     _dispatched: DispatchedStep | None = dataclasses.field(init=False, default=None)
@@ -121,6 +127,9 @@ class TrainLoop:
             with contextlib.suppress(CheckpointError):
                 checkpoints.finish(self.manager)
             raise
+        finally:
+            if self.profile is not None:
+                self.profile.close()
         checkpoints.finish(self.manager)
         return self.state
 
@@ -130,18 +139,28 @@ class TrainLoop:
         started = time.monotonic()
         batch = next(self.batches)
         texts = self.place(batch)
-        self.run_state.input_seconds += time.monotonic() - started
+        input_seconds = time.monotonic() - started
+        self.run_state.input_seconds += input_seconds
+        if self.profile is not None:
+            self.profile.before_step(number)
         self.state, metrics = self.train_step(self.state, self.base, texts, np.int32(number))
+        if self.profile is not None:
+            self.profile.after_step(number, metrics)
         self._fetch_metrics()
-        self._dispatched = DispatchedStep(number, batch, position, metrics)
+        self._dispatched = DispatchedStep(number, batch, position, metrics, input_seconds)
 
     def _validate_or_save(self, number: int) -> None:
-        if number % self.settings.val_every == 0 or number == self.settings.steps:
-            self._fetch_metrics()
+        validates = number % self.settings.val_every == 0 or number == self.settings.steps
+        if not (validates or number % self.settings.checkpoint_every == 0):
+            return
+        self._fetch_metrics()
+        go_on = self.speed.pause() if self.speed is not None else None
+        if validates:
             self._validate(number)
-        elif number % self.settings.checkpoint_every == 0:
-            self._fetch_metrics()
+        else:
             self._save(number, None)
+        if go_on is not None:
+            go_on()
 
     def _stop_after(self, number: int) -> None:
         self._fetch_metrics()
@@ -155,6 +174,8 @@ class TrainLoop:
             return
         step, self._dispatched = self._dispatched, None
         metrics = _to_host(step.metrics)
+        if self.speed is not None:
+            self.speed.after_step(step.number, step.batch, step.input_seconds)
         if not metrics.finite:
             self._report_skipped(step, metrics)
             return

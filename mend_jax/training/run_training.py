@@ -33,6 +33,7 @@ from mend_jax.training.run_folder import require_disk_space
 from mend_jax.training.run_state import LoopSettings, RunState, resume
 from mend_jax.training.step import TrainState, TrainStep
 from mend_jax.training.step_sizes import step_sizes
+from mend_jax.training.step_watch import StepProfile, StepSpeed
 from mend_jax.training.trunk_cache import TrunkCache
 
 
@@ -53,6 +54,7 @@ def train_editor(
     """
     settings = LoopSettings.from_config(experiment.config.train)
     log = JsonLines(workdir / "metrics.jsonl", is_writer())
+    speed_log = JsonLines(workdir / "speed.jsonl", is_writer())
     batches, identity = experiment.train_batches(), experiment.identity()
     state, run_state = resume(manager, experiment.fresh_state(), batches, identity)
     done = int(state.step)
@@ -60,6 +62,7 @@ def train_editor(
         text = configs.to_json(configs.with_absolute_spec(experiment.config))
         write_text(workdir / "config.json", text + "\n")
         log.rewind(done)
+        speed_log.rewind(done)
     if manager.latest_step() is None:
         state = initial_state(experiment, state)
         if check is not None:
@@ -79,6 +82,8 @@ def train_editor(
                 settings, _train_step(experiment, shardings), experiment.model.params, batches,
                 place, _validation(experiment, stop), manager, identity, run_state, log, stop,
                 lambda state: step_sizes(state.params, experiment.editor.step_sizes),
+                StepSpeed(speed_log, settings.log_every),
+                StepProfile(tuple(experiment.config.train.profile_steps), workdir / "profile"),
             )  # fmt: skip
             state = loop.run(state)
     return _kept_state(experiment, manager, state, run_state), run_state
