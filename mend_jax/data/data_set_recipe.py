@@ -46,6 +46,8 @@ class Recipe:
       code: further modules whose source decides the rows, outside the package of the data set.
       published: sha256 of a file as its authors publish it, by its path below `raw_dir`.
       task: `qa`, `fc` or `gen`; see `data.TASKS`.
+      built_together: whether the processes of a run compute `build` together, so that none may skip
+        it while another builds.
       full_name: the name as the user writes it, if it is not `name` or `name/config`.
     """
 
@@ -61,6 +63,7 @@ class Recipe:
     code: tuple[str, ...] = ()
     published: Mapping[str, str] = dataclasses.field(default_factory=dict)
     task: str = "qa"
+    built_together: bool = False
     full_name: str = ""
 
     @property

@@ -19,6 +19,7 @@ from mend_jax.data.data_set_recipe import Recipe
 from mend_jax.data.tfds_files import TfdsRows, make_builder, quiet_tfds
 from mend_jax.errors import DataError
 from mend_jax.io.package_cache import cache_dir
+from mend_jax.parallel.distributed import holds_everywhere
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,9 +57,13 @@ def prepare(recipe: Recipe, folder: str | os.PathLike[str] | None = None) -> Pat
     top = Path(folder) if folder is not None else cache_dir() / "datasets"
     root = top / recipe.stamp
     final = root / recipe.name / recipe.config / recipe.version
-    if final.is_dir():
-        if not (damage := sealed_folder.describe_damage(final)):
-            return root
+    damage = sealed_folder.describe_damage(final) if final.is_dir() else ""
+    ready = final.is_dir() and not damage
+    if recipe.built_together:
+        ready = holds_everywhere(ready)
+    if ready:
+        return root
+    if damage:
         _LOG.warning("%s is prepared again: %s", final, damage)
     for name, record in recipe.file_records().items():
         if record["published"] is False:

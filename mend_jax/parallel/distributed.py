@@ -136,6 +136,11 @@ def gather(tree: Any) -> Any:
     )  # fmt: skip
 
 
+def holds_everywhere(condition: bool) -> bool:
+    """Return whether a condition holds in every process; all of them must ask."""
+    return bool(gather(np.asarray([condition])).all())
+
+
 def require_agreement(what: str, lines: list[str]) -> None:
     """Stop all processes if the lines of one differ from those of process 0.
 

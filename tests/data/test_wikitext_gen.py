@@ -2,8 +2,12 @@
 
 import functools
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -11,6 +15,7 @@ from support.tiny import HF, save_tiny
 from test_wikitext import article
 
 from mend_jax import data, hub, models
+from mend_jax.data import prepared_files
 from mend_jax.data.sources import wikitext
 from mend_jax.data.sources import wikitext_gen as gen
 from mend_jax.data.sources.wikitext_gen import continuations
@@ -21,6 +26,7 @@ from mend_jax.hub.language_model import load_model
 from mend_jax.hub.tokenizer import Tokenizer
 from mend_jax.models.params import random_params
 
+ROOT = Path(__file__).parents[2]
 WORDS = ("ash", "elm", "oak", "fir", "yew", "larch", "Pine")
 SIZES = {
     "default": dict(train=24, validation=4, test=4),
@@ -233,18 +239,54 @@ def test_passages_are_cut_by_the_tokens_of_the_base(base):
         assert continuations.cut_passage(row, base.tokenizer) is None
 
 
-def test_several_processes_get_an_error_that_names_the_command(base, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(
-        DataError, match=r"python -m mend_jax.data.sources.wikitext_gen --model=.*small`"
-    ):
-        data.load("wikitext_gen/small", root, tmp_path, base)
-    monkeypatch.undo()
-    monkeypatch.setattr(gen, "SIZES", SIZES)
+def test_rows_are_sampled_again_where_another_process_lacks_them(base, root, tmp_path, monkeypatch):
     first = data.load("wikitext_gen/small", root, tmp_path, base)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    calls = []
+    monkeypatch.setattr(prepared_files, "holds_everywhere", lambda ready: calls.append(ready))
     again = data.load("wikitext_gen/small", root, tmp_path, base)
-    assert again.fingerprint == first.fingerprint
+    assert calls == [True] and again.fingerprint == first.fingerprint
+    data.load("wikitext", root, tmp_path)  # which no model makes
+    assert calls == [True]
+
+
+TOGETHER = """
+import sys
+from mend_jax import data
+from mend_jax.data.sources import wikitext_gen
+from mend_jax.hub.language_model import load_model
+from mend_jax.parallel import distributed
+from mend_jax.parallel.mesh import make_mesh
+
+base, root, folder, out = sys.argv[1:]
+wikitext_gen.SIZES["small"] = dict(train=5, validation=2, test=2)
+distributed.initialize()
+model = load_model(base, mesh=make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
+found = data.load("wikitext_gen/small", root, folder, model)
+print(found.fingerprint, file=open(out, "w"))
+"""
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_run_sample_together(root, tmp_path, base):
+    """Each keeps the rows in its own folder; one has them already, and none waits for it."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    alone = data.load("wikitext_gen/small", root, tmp_path / "folder1", base)
+    folder = save_base(tmp_path / "base")
+    started = []
+    for i in range(2):
+        env = os.environ | {
+            "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4",
+            "MEND_COORDINATOR": f"127.0.0.1:{port}", "MEND_NUM_PROCESSES": "2",
+            "MEND_PROCESS_ID": str(i),
+        }  # fmt: skip
+        command = [sys.executable, "-c", TOGETHER, folder, str(root)]
+        command += [str(tmp_path / f"folder{i}"), str(tmp_path / f"out{i}")]
+        started.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    for process in started:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-2000:]
+    assert [(tmp_path / f"out{i}").read_text().strip() for i in range(2)] == [alone.fingerprint] * 2
 
 
 def test_bases_that_cannot_sample_are_refused(base, root, tmp_path):

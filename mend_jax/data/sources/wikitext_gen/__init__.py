@@ -11,7 +11,8 @@ Rows have no `far` text: use passages of `wikitext`.
 
     python -m mend_jax.data.sources.wikitext_gen --model=SPEC [--config=default] [--out=FILE.jsonl]
 
-prepares the rows of a base model ahead of a run; --out also writes them to a file.
+prepares the rows of a base model ahead of a run; --out also writes them to a file. The processes of
+a run sample together, on all of their devices, and each keeps the same rows.
 """
 
 from __future__ import annotations
@@ -20,9 +21,6 @@ import collections
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-
-import jax
-import numpy as np
 
 from mend_jax.core.chunking import round_up
 from mend_jax.data import rows
@@ -34,6 +32,7 @@ from mend_jax.data.sources.wikitext_gen.continuations import BATCH, MOST, NEW, T
 from mend_jax.errors import DataError
 from mend_jax.hub.language_model import LanguageModel
 from mend_jax.io.progress import Progress
+from mend_jax.parallel.distributed import is_writer
 
 VERSION = "1.1.0"
 SIZES = {
@@ -75,7 +74,7 @@ def sample_rows(
     """Return the first `count` rows with usable samples, and counts of all and unusable samples."""
     found: list[rows.Row] = []
     counts: collections.Counter[str] = collections.Counter()
-    progress = Progress(f"sample {what}", count)
+    progress = Progress(f"sample {what}", count, writer=is_writer())
     waiting = continuations.cut_passages(passages, model.tokenizer)
     while len(found) < count:
         wanted = min((count - len(found)) * 4 // 3, 16 * size)  # about a quarter is unusable
@@ -106,16 +105,8 @@ def build_splits(
     """Sample all rows and return them by split.
 
     Raises:
-      DataError: this is one of several processes, or no sample of a split can be used.
+      DataError: no sample of a split can be used.
     """
-    if jax.process_count() > 1:
-        dtype = np.dtype(model.module.dtype).name
-        raise DataError(
-            f"wikitext_gen/{config} is not prepared for {model.spec}, and sampling it needs one "
-            "process. On one host run `python -m mend_jax.data.sources.wikitext_gen "
-            f"--model={model.spec} --dtype={dtype} --config={config}`, with MEND_CACHE_DIR set to "
-            "a folder that all hosts share, then start again"
-        )
     splits, notes = {}, {}
     texts = source.build().splits
     for name, count in SIZES[config].items():
@@ -166,4 +157,5 @@ def recipe(config: str, root: Path | None, model: LanguageModel) -> Recipe:
         code=_CODE,
         published=source.published,
         task="gen",
+        built_together=True,
     )

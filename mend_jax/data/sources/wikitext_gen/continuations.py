@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int, UInt32
 
 from mend_jax.core.chunking import round_up
+from mend_jax.core.token_batch import AnyArray
 from mend_jax.data import rows
 from mend_jax.data.keyed_random import key_hash, key_rng
 from mend_jax.errors import DataError
@@ -22,6 +23,7 @@ from mend_jax.hub.tokenizer import Tokenizer
 from mend_jax.models.editable_model import EditableModel, Inputs
 from mend_jax.models.generation import generate, sampler
 from mend_jax.models.params import Params
+from mend_jax.parallel.distributed import gather
 from mend_jax.parallel.mesh import mesh_of_arrays, use_mesh
 
 LEAST, MOST = 20, 48  # tokens of a prompt
@@ -78,15 +80,18 @@ def cut_passages(passages: Sequence[rows.Row], tokenizer: Tokenizer) -> Iterator
 @functools.partial(jax.jit, static_argnames=("module", "max_new", "eos_id"))
 def _sample(
     params: Params,
-    inputs: Inputs,
-    keys: jax.Array,
-    temperature: jax.Array,
+    tokens: Int[AnyArray, "n T"],
+    mask: Bool[AnyArray, "n T"],
+    key_halves: UInt32[AnyArray, "n 2"],
+    temperature: np.float32,
     *,
     module: EditableModel,
     max_new: int,
     eos_id: int,
 ) -> jax.Array:
-    choose, variables = sampler(keys, temperature), {"params": params}
+    keys = jax.random.wrap_key_data(jnp.asarray(key_halves), impl="threefry2x32")
+    choose, variables = sampler(keys, jnp.asarray(temperature)), {"params": params}
+    inputs = Inputs(jnp.asarray(tokens), jnp.asarray(mask))
     return generate(module, variables, inputs, max_new=max_new, eos_id=eos_id, choose=choose)
 
 
@@ -109,14 +114,14 @@ def sample(
         tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
     hashes = [key_hash("sample", SEED, start.key) for start in padded]
     halves = np.asarray([(h >> 32, h & 0xFFFFFFFF) for h in hashes], np.uint32)
-    keys = jax.random.wrap_key_data(jnp.asarray(halves), impl="threefry2x32")
     with use_mesh(mesh_of_arrays(model.params)):
+        # The same numpy arrays in every process of a run, which computes them together.
         out = _sample(
-            model.params, Inputs(jnp.asarray(tokens), jnp.asarray(mask)), keys,
-            jnp.float32(TEMPERATURE),
+            model.params, tokens, mask, halves, np.float32(TEMPERATURE),
             module=model.module, max_new=NEW, eos_id=model.tokenizer.eos_id,
         )  # fmt: skip
-    return np.asarray(out)[: len(batch)]
+    drawn: Int[np.ndarray, "n new"] = gather(out)
+    return drawn[: len(batch)]
 
 
 def usable_target(tokenizer: Tokenizer, start: Start, ids: Sequence[int]) -> tuple[str, str]:
