@@ -36,7 +36,7 @@ def apply(args: argparse.Namespace) -> int:
     """
     given = collect_facts(args.fact, args.facts)
     model, base = load_base(
-        args.ledger, args.model, args.dtype, args.last_n_blocks, args.editor
+        args.ledger, args.model, args.dtype, args.last_n_blocks, args.editor, args.mesh
     )  # fmt: skip
     require_text_model(model)
     editor = choose_editor(model, args.editor, args.strength, dict(args.option), report_progress)

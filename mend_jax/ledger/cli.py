@@ -140,6 +140,15 @@ def _add_place_flag(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", default="", metavar="SPEC", help="the base model, if it was moved"
     )
+    _add_mesh_flag(command)
+
+
+def _add_mesh_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--mesh", default="", metavar="DATA,FSDP,TENSOR",
+        help="devices along each axis on which the base is placed; by default one device, of "
+        "several accelerators all along fsdp",
+    )  # fmt: skip
 
 
 def _add_base_flags(command: argparse.ArgumentParser) -> None:
@@ -153,6 +162,7 @@ def _add_base_flags(command: argparse.ArgumentParser) -> None:
         help="for a new ledger: how many of the last blocks edits may change; by default 3, or as "
         "many as the editor needs (rome and memit edit the middle)",
     )  # fmt: skip
+    _add_mesh_flag(command)
 
 
 def _add_editor_flags(command: argparse.ArgumentParser) -> None:

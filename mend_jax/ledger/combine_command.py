@@ -34,7 +34,7 @@ WAYS = {
 
 def combine(args: argparse.Namespace) -> int:
     """Run the command."""
-    model, ledger = open_base(args.ledger, args.model)
+    model, ledger = open_base(args.ledger, args.model, mesh=args.mesh)
     entries = ledger.active()
     if len(entries) < 2:
         raise LedgerError(

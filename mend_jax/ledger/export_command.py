@@ -36,7 +36,7 @@ def export(args: argparse.Namespace) -> int:
     ledger = Ledger.open(args.ledger)
     require_own_folder(args.to, args.form, args.model or ledger.base.spec)
     edit = _in_form(_chosen_edit(ledger, args.which), args.form, args.plain)
-    model, _ = open_base(args.ledger, args.model)
+    model, _ = open_base(args.ledger, args.model, mesh=args.mesh)
     report_progress(f"writing {args.to}")
     if isinstance(edit, GatedBank):
         from mend_jax.hub.bank_export import save_torch

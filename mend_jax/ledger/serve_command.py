@@ -13,7 +13,9 @@ from mend_jax.ledger.session import Session
 
 def serve(args: argparse.Namespace) -> int:
     """Run the command until Ctrl-C."""
-    model, ledger = open_base(args.ledger, args.model, args.dtype, args.last_n_blocks, args.editor)
+    model, ledger = open_base(
+        args.ledger, args.model, args.dtype, args.last_n_blocks, args.editor, args.mesh
+    )
     require_text_model(model)
     editor = choose_editor(model, args.editor, args.strength, dict(args.option), report_progress)
     session = Session(model, editor, ledger, args.strength, plain=args.plain)

@@ -56,7 +56,7 @@ def _measured_now(args: argparse.Namespace) -> dict[str, Any] | None:
     from mend_jax.ledger.active_edits import measure_active
     from mend_jax.ledger.open_ledger import open_base
 
-    return measure_active(*open_base(args.ledger, args.model))
+    return measure_active(*open_base(args.ledger, args.model, mesh=args.mesh))
 
 
 def _show_matches(args: argparse.Namespace) -> int:
@@ -72,7 +72,7 @@ def _show_matches(args: argparse.Namespace) -> int:
             f"{ledger.path} has no active scoped edit: --prompt shows what a text matches; plain "
             "edits apply to all texts"
         )
-    model, _ = open_base(args.ledger, args.model)
+    model, _ = open_base(args.ledger, args.model, mesh=args.mesh)
     views = match_prompts(model, edit, args.prompt)
     if args.json:
         print(json.dumps(views, indent=2))

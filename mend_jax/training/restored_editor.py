@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mend_jax import hub
@@ -74,13 +75,16 @@ class Editor:
     trained_facts: int = 1
 
     @staticmethod
-    def restore(workdir: str | Path, model: LanguageModel | None = None) -> Editor:
+    def restore(
+        workdir: str | Path, model: LanguageModel | None = None, mesh: Mesh | None = None
+    ) -> Editor:
         """Load a run folder's editor with its base, at the step that `train.keep_checkpoint` names.
 
         Args:
           workdir: the `--workdir` of `python -m mend_jax.main`, a folder or an address.
-          model: the base if it is loaded already, else the run's own is loaded. The editor is
-            placed on the mesh of its base.
+          model: the base if it is loaded already, else the run's own is loaded, in its dtype. The
+            editor is placed on the mesh of its base.
+          mesh: the devices to place the run's own base on; None: one device.
 
         Raises:
           CheckpointError: no finished checkpoint, a damaged one, or another base than it was
@@ -97,7 +101,7 @@ class Editor:
                 f"{folder}: the editor was trained for its base in {config.model.dtype}, and the "
                 f"model was loaded in {model.dtype}: load it with dtype={config.model.dtype!r}"
             )
-        model = model or load_base(config, folder)
+        model = model or load_base(config, folder, mesh)
         tx = assembly.build_optimizer(config)
         like = assembly.abstract_state(config, transform, tx, model.weights)
         shardings = make_shardings(mesh_of_arrays(model.params), like, transform.sharding_rules)
@@ -371,14 +375,14 @@ def _combined(edits: Sequence[Edit]) -> Edit:
     return dataclasses.replace(combine_edits(edits), keys=keys)
 
 
-def load_base(config: ConfigDict, folder: Path) -> LanguageModel:
-    """Load the base of a run from the place that it had in training.
+def load_base(config: ConfigDict, folder: Path, mesh: Mesh | None = None) -> LanguageModel:
+    """Load the base of a run from the place that it had in training, onto a mesh if one is given.
 
     Raises:
       WeightsError: it is not there; the message says how to give the base.
     """
     try:
-        return assembly.build_model(config)
+        return assembly.build_model(config, mesh)
     except WeightsError as e:
         raise WeightsError(
             f"the base of the run {folder} is not where it was, model.spec = "

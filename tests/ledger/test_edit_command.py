@@ -119,6 +119,43 @@ def test_log_and_revert_load_no_model(filled, no_model, tmp_path, capsys):
     assert "reverted already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_base_on_several_devices_gets_the_same_edits(filled, base, tmp_path, capsys):
+    ledger = str(tmp_path / "L")
+    flags = ["--model", base, "--last_n_blocks", "2", "--fact", FACT, "--mesh", "1,2,2"]
+    assert main(["apply", *flags, *FINE_TUNE, "--ledger", ledger]) == 0
+    alone, spread = (Ledger.open(folder).edit(1) for folder in (filled, ledger))
+    assert alone.deltas.keys() == spread.deltas.keys()
+    for name, delta in alone.deltas.items():
+        np.testing.assert_allclose(
+            np.asarray(spread.deltas[name].dense()), np.asarray(delta.dense()), atol=1e-4
+        )
+    before, after = (
+        [line["after"] for line in Ledger.open(folder).entry(1).measured["facts"][0]["asked"]]
+        for folder in (filled, ledger)
+    )
+    assert before == after
+    again = out_of(capsys, "show", "--ledger", ledger, "--measure", "--mesh", "1,4,1", "--json")
+    (fact,) = json.loads(again)["together"]["facts"]
+    assert [line["after"] for line in fact["asked"]] == before
+
+
+@pytest.mark.parametrize(
+    "mesh, message",
+    [
+        ("4", "give the devices along data, fsdp and tensor"),
+        ("1,x,2", "give the devices along data, fsdp and tensor"),
+        ("1,64,2", "needs 128 devices; there are 8"),
+        ("0,2,2", "every axis must be at least 1"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(mesh, message, base, tmp_path, capsys):
+    flags = ["--model", base, "--fact", FACT, *FINE_TUNE, "--mesh", mesh]
+    assert main(["apply", *flags, "--ledger", str(tmp_path / "L")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "L").exists()
+
+
 def test_what_is_active_after_a_revert_can_be_measured(filled, tmp_path, capsys):
     ledger = copy_of(filled, tmp_path)
 
