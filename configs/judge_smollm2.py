@@ -2,8 +2,8 @@
 
 Command: python -m mend_jax.main --config=judge_smollm2.py
 Hardware and time: two cores; an hour (ROME and MEMIT need 12 minutes each), smoke three minutes.
-Nothing is trained; the table resumes cell by cell. Selected cells:
---config.only=shipped_scoped,rome. Other facts: --config.settings="('data.name=counterfact','data.dir=DATA')".
+Nothing is trained; the table resumes cell by cell. --config.only=shipped_scoped,rome selects cells,
+--config.settings="('data.name=counterfact','data.dir=DATA')" other facts.
 Expected: the table "Three protocols" ranks the editors in another order under each; see
 docs/results/judged.md.
 """
