@@ -33,7 +33,7 @@ from mend_jax.hub import weights_source
 from mend_jax.hub.merged_export import save_merged
 from mend_jax.hub.text_encoding import encode_fact
 from mend_jax.hub.tokenizer import Tokenizer, load_tokenizer
-from mend_jax.ledger import apply_command, cli
+from mend_jax.ledger import active_edits, apply_command, cli
 from mend_jax.ledger.cli import main
 from mend_jax.ledger.edit_ledger import Base, Ledger
 from mend_jax.ledger.editor_choice import choose_editor
@@ -247,7 +247,8 @@ def test_the_active_edits_are_judged_together(filled, base, tmp_path, capsys, mo
             "warnings": [] if good else ["failed: together"],
         }
 
-    monkeypatch.setattr(apply_command, "measure_edit", passes_alone)
+    for module in (apply_command, active_edits):
+        monkeypatch.setattr(module, "measure_edit", passes_alone)
     fact = ["--fact", "Bonn lies in => Togo"]
     command = ["apply", "--ledger", ledger, *RIDGE, *fact, "--strict"]
     assert run(*command) == 1
