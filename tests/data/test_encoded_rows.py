@@ -126,7 +126,7 @@ def test_what_follows_is_encoded_for_training_where_it_is_needed():
     assert encoded.texts["hops"].score_mask.any(-1).tolist() == [[True, True], [False, False]]
     short, *_ = split_by_length(encoded, (20,), 1)
     assert short.texts["edit"].tokens.shape[-1] == 20
-    assert short.texts["hops"].tokens.shape[1:] == (2, 8)  # trimmed to the longest, whole in every part
+    assert short.texts["hops"].tokens.shape[1:] == (2, 8)  # trimmed, and whole in every part
     batch = next(iterate_batches(encoded, edits_per_step=1, edits_per_batch=2, shuffle=False))
     assert batch["hops"].tokens.shape[:2] == (1, 4)
     with pytest.raises(DataError, match="no row has a question that follows.*train.c_hops"):

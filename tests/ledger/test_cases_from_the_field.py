@@ -240,7 +240,7 @@ def test_the_active_edits_are_judged_together(filled, base, tmp_path, capsys, mo
     shutil.copytree(filled, ledger)
     measure = apply_command.measure_edit
 
-    def passes_alone(model, edit, prompts, *strength):
+    def passes_alone(model, edit, prompts, *strength, **earlier):
         good = len(prompts) == 1
         return measure(model, edit, prompts) | {
             "verdict": {"took": good, "local": True, "line": "x", "thresholds": []},
